@@ -1,0 +1,231 @@
+//! Everything that can be wrong with a file, each with its own variant and one sentence.
+
+use std::path::{Path, PathBuf};
+
+/// What an operation on a file failed with.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done, as an infinitive.
+        action: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file breaks the format.
+    #[error("{}: {defect}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        defect: Defect,
+    },
+    /// The writer was asked for something the format cannot hold.
+    #[error("{}: {defect}", path.display())]
+    Write {
+        /// The target.
+        path: PathBuf,
+        /// What cannot be written.
+        defect: Defect,
+    },
+    /// The target exists and overwriting was not asked for.
+    #[error("{} exists already; choose another name or pass --force to replace it", .0.display())]
+    Exists(PathBuf),
+    /// The path names something that is not a regular file.
+    #[error("{} is {kind}, not a regular file", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+        /// What it is instead.
+        kind: &'static str,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Error::Io {
+            path,
+            action,
+            source,
+        }
+    }
+
+    pub(crate) fn format(path: &Path) -> impl FnOnce(Defect) -> Self {
+        let path = path.to_path_buf();
+        move |defect| Error::Format { path, defect }
+    }
+
+    /// The defect, where the file itself is at fault.
+    pub fn defect(&self) -> Option<&Defect> {
+        match self {
+            Error::Format { defect, .. } | Error::Write { defect, .. } => Some(defect),
+            _ => None,
+        }
+    }
+}
+
+/// A way in which bytes are not a valid .smq file (`spec/format.md` names the rule behind each).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // each message says what its fields are
+pub enum Defect {
+    #[error("file is {actual_bytes} bytes, shorter than the 256-byte header")]
+    ShorterThanHeader { actual_bytes: u64 },
+    #[error("not an .smq file: the first 8 bytes are {found}, expected 89 53 4d 51 0d 0a 1a 0a")]
+    Magic { found: String },
+    #[error(
+        "the header was damaged by a text-mode transfer (line endings were changed); copy the file again in binary mode"
+    )]
+    TextMode,
+    #[error("header checksum does not match: the header is damaged")]
+    HeaderChecksum,
+    #[error(
+        "format version {major}.{minor} is newer than 1.x, which this reader knows; update smq"
+    )]
+    Version { major: u16, minor: u16 },
+    #[error("header has a non-zero reserved byte at offset {offset}")]
+    Reserved { offset: usize },
+    #[error(
+        "incompatible feature bits {bits:#x} are set that this reader does not know; update smq"
+    )]
+    IncompatibleFeature { bits: u64 },
+    #[error("header gives a length of {expected_bytes} bytes but the file has {actual_bytes}: {}", if .actual_bytes < .expected_bytes { "it is truncated, copy it again" } else { "something was appended" })]
+    FileLength {
+        expected_bytes: u64,
+        actual_bytes: u64,
+    },
+    #[error("{section} needs {length} bytes at offset {offset}, but the file ends at {file_bytes}")]
+    SectionBounds {
+        section: &'static str,
+        offset: u64,
+        length: u64,
+        file_bytes: u64,
+    },
+    #[error("{section} is {length} bytes, over the limit of {limit}")]
+    SectionTooLarge {
+        section: &'static str,
+        length: u64,
+        limit: u64,
+    },
+    #[error("{section} starts at offset {offset}, expected {expected}")]
+    SectionOffset {
+        section: &'static str,
+        offset: u64,
+        expected: u64,
+    },
+    #[error("{section} is absent (length 0), yet its offset or hash is not zero")]
+    AbsentSection { section: &'static str },
+    #[error("file ends at {actual}, but its last section ends at {expected}")]
+    TrailingBytes { expected: u64, actual: u64 },
+    #[error("{section} hash does not match: the section is damaged")]
+    SectionHash { section: &'static str },
+    #[error("index is not valid JSON of the expected form: {reason}")]
+    IndexJson { reason: String },
+    #[error(
+        "index is not canonical JSON (keys sorted, no white space, no unknown or duplicate keys): first difference at byte {offset}"
+    )]
+    IndexNotCanonical { offset: usize },
+    #[error("{what} name {name:?} is not allowed: {rule}")]
+    Name {
+        what: &'static str,
+        name: String,
+        rule: &'static str,
+    },
+    #[error("{what} {name:?} appears twice")]
+    Duplicate { what: &'static str, name: String },
+    #[error("tensor {tensor:?}: shape has {dims} dimensions, over the limit of {limit}")]
+    Dimensions {
+        tensor: String,
+        dims: usize,
+        limit: usize,
+    },
+    #[error("tensor {tensor:?}: the number of elements overflows")]
+    ElementOverflow { tensor: String },
+    #[error("tensor {tensor:?}: scheme {scheme:?} is unknown; this reader knows {known}")]
+    UnknownScheme {
+        tensor: String,
+        scheme: String,
+        known: &'static str,
+    },
+    #[error(
+        "tensor {tensor:?}: scheme {scheme} needs a 2-dimensional shape, found {dims} dimensions"
+    )]
+    NotMatrix {
+        tensor: String,
+        scheme: &'static str,
+        dims: usize,
+    },
+    #[error("tensor {tensor:?}: parameter {parameter} is {actual}, allowed {allowed}")]
+    Parameter {
+        tensor: String,
+        parameter: &'static str,
+        actual: i64,
+        allowed: String,
+    },
+    #[error("tensor {tensor:?}: {problem} {parameter:?} for scheme {scheme}")]
+    ParameterSet {
+        tensor: String,
+        scheme: &'static str,
+        problem: &'static str,
+        parameter: &'static str,
+    },
+    #[error("tensor {tensor:?}: blobs are {found}, scheme {scheme} has {expected}")]
+    BlobRoles {
+        tensor: String,
+        scheme: &'static str,
+        found: String,
+        expected: String,
+    },
+    #[error("{owner}: length {actual} bytes, expected {expected}")]
+    BlobLength {
+        owner: String,
+        actual: u64,
+        expected: u64,
+    },
+    #[error(
+        "{owner}: offset {actual}, expected {expected} (blobs are in index order, 256-byte aligned, without gaps)"
+    )]
+    BlobOffset {
+        owner: String,
+        actual: u64,
+        expected: u64,
+    },
+    #[error("{owner}: needs {length} bytes at offset {offset}, but the blobs end at {limit}")]
+    BlobBounds {
+        owner: String,
+        offset: u64,
+        length: u64,
+        limit: u64,
+    },
+    #[error("padding byte at offset {offset} is not zero")]
+    Padding { offset: u64 },
+    #[error("{owner}: {digest:?} is not a BLAKE3 hash (64 lower-case hex digits)")]
+    Digest { owner: String, digest: String },
+    #[error("{owner}: hash does not match: the blob is damaged")]
+    BlobHash { owner: String },
+    #[error("tensor {tensor:?}: scale {group} has the invalid code {code:#x}")]
+    ScaleCode {
+        tensor: String,
+        group: u64,
+        code: u32,
+    },
+    #[error("tensor {tensor:?}: scale {group} is not finite")]
+    ScaleNotFinite { tensor: String, group: u64 },
+    #[error("tensor {tensor:?}: the unused bits at the end of its scales are not zero")]
+    ScalePadding { tensor: String },
+    #[error("tensor {tensor:?}: the unused nibble at the end of row {row} is not zero")]
+    NibblePadding { tensor: String, row: u64 },
+    #[error("statistics cannot be decoded: {reason}")]
+    Statistics { reason: String },
+    #[error("{count} {what}, over the limit of {limit}")]
+    TooMany {
+        what: &'static str,
+        count: usize,
+        limit: usize,
+    },
+    #[error("embedded files must be written before the first tensor")]
+    FileAfterTensor,
+}

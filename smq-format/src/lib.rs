@@ -1,0 +1,57 @@
+//! The .smq container: an LLM checkpoint quantized once, hashed throughout, memory-mapped.
+//!
+//! ```text
+//!   header | embedded files | tensors: nibbles, scales ... | index (JSON) | error statistics
+//! ```
+//!
+//! This crate holds what every program needs that reads or writes one: the scale codec
+//! ([`scale`], [`bits`], [`int4`]), the container ([`header`], [`index`], [`statistics`]), and
+//! [`SmqFile`] and [`SmqWriter`]. How weights are quantized is `smq-convert`'s business, how they run is
+//! `smq-run`'s. The bytes are specified in `spec/format.md`, the arithmetic in `spec/method.md`.
+//!
+//! ```
+//! use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, bits};
+//! use smq_format::scale::{MiniFloat, ScaleFormat};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let dir = tempfile::tempdir()?;
+//! let path = dir.path().join("tiny.smq");
+//!
+//! // One row of four weights, one group: codes 1, -2, 7, -8 times a scale of 0.5, stored as E5M5.
+//! let format = MiniFloat::for_largest(5, 5, 0.5).ok_or("widths out of range")?;
+//! let scheme = Scheme::Int4 { group: 128, scales: ScaleFormat::Mini(format) };
+//! let scales = bits::pack([format.encode(0.5).code], format.width_bits());
+//!
+//! let mut writer = SmqWriter::create(&path, false)?;
+//! writer.add_file("config.json", b"{}")?;
+//! writer.add_tensor("w", &[1, 4], Dtype::Bf16, scheme, &[&[0xe1, 0x87], &scales])?;
+//! writer.finish(Provenance::default(), None)?;
+//!
+//! let file = SmqFile::open(&path)?;
+//! assert!(file.verify(|_| ()).is_empty());
+//! let w = file.tensor("w").ok_or("no such tensor")?;
+//! assert_eq!(w.dequantize()?, [0.5, -1.0, 3.5, -4.0]);
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod bits;
+pub mod error;
+pub mod header;
+pub mod index;
+pub mod int4;
+mod json;
+mod reader;
+pub mod scale;
+pub mod scheme;
+pub mod statistics;
+mod view;
+mod writer;
+
+pub use error::{Defect, Error};
+pub use index::{Index, Provenance, SourceFile, TensorEntry};
+pub use reader::{SmqFile, hash, map_file};
+pub use scheme::{Dtype, Role, Scheme};
+pub use statistics::Statistics;
+pub use view::{Scales, TensorData, TensorView, widen};
+pub use writer::{PARTIAL_SUFFIX, SmqWriter, Written, leftovers, remove_statistics};

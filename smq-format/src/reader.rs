@@ -1,0 +1,281 @@
+//! Opens a file: maps it, checks everything but the blobs' contents once, then hands out views.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use rayon::prelude::*;
+
+use crate::error::{Defect, Error};
+use crate::header::{HEADER_BYTES, Header, Section};
+use crate::index::{Index, MAX_INDEX_BYTES, align};
+use crate::statistics::{MAX_STATISTICS_BYTES, Statistics};
+use crate::view::TensorView;
+
+/// An open, memory-mapped .smq file.
+///
+/// The map is only as stable as the file: see `spec/format.md`, "Files that change". The writer never
+/// changes a file in place, so replacing one leaves open maps on the old bytes.
+#[derive(Debug)]
+pub struct SmqFile {
+    path: PathBuf,
+    map: Mmap,
+    header: Header,
+    index: Index,
+    by_name: HashMap<String, usize>,
+}
+
+impl SmqFile {
+    /// Maps `path` and checks the header, the index and its hash, the layout and the padding.
+    ///
+    /// Reads no blob: those are checked by [`SmqFile::verify`], and scale codes whenever decoded.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NotAFile`], or [`Error::Format`] with the first [`Defect`].
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let map = map_file(path)?;
+        let (header, index) = parse(&map).map_err(Error::format(path))?;
+        let names = index.tensors.iter().enumerate();
+        let by_name = names.map(|(i, t)| (t.name.clone(), i)).collect();
+        Ok(SmqFile {
+            path: path.to_path_buf(),
+            map,
+            header,
+            index,
+            by_name,
+        })
+    }
+
+    /// The path given to [`SmqFile::open`].
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The index.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The whole file's bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// A tensor by name.
+    pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
+        self.by_name.get(name).map(|&i| self.view(i))
+    }
+
+    /// Every tensor, in index order.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorView<'_>> {
+        (0..self.index.tensors.len()).map(|i| self.view(i))
+    }
+
+    /// Contents of an embedded file.
+    pub fn embedded(&self, name: &str) -> Option<&[u8]> {
+        let file = self.index.files.iter().find(|f| f.name == name)?;
+        Some(self.range(file.offset, file.length))
+    }
+
+    /// The error statistics; `None` where the file carries none.
+    ///
+    /// # Errors
+    /// A damaged section. The weights are not affected.
+    pub fn statistics(&self) -> Result<Option<Statistics>, Error> {
+        let section = &self.header.statistics;
+        if section.length == 0 {
+            return Ok(None);
+        }
+        let bytes = self.range(section.offset, section.length);
+        check_hash("statistics", bytes, section)
+            .and_then(|()| Statistics::decode(bytes))
+            .map(Some)
+            .map_err(Error::format(&self.path))
+    }
+
+    /// Recomputes every hash and checks every scale code; `progress` gets bytes as they are done.
+    ///
+    /// Returns all that is wrong, in file order; an empty list means the file is what was written.
+    pub fn verify(&self, progress: impl Fn(u64) + Sync) -> Vec<Defect> {
+        let files = self.index.files.iter().map(|f| {
+            let owner = format!("file {:?}", f.name);
+            (owner, f.offset, f.length, f.blake3)
+        });
+        let blobs = self.index.tensors.iter().flat_map(|t| {
+            t.blobs.iter().map(|b| {
+                let owner = format!("tensor {:?} {}", t.name, b.role.name());
+                (owner, b.offset, b.length, b.blake3)
+            })
+        });
+        let mut defects = Vec::new();
+        for (owner, offset, length, expected) in files.chain(blobs) {
+            if hash(self.range(offset, length)) != expected {
+                defects.push(Defect::BlobHash { owner });
+            }
+            progress(length);
+        }
+        let codes: Vec<_> = (0..self.index.tensors.len())
+            .into_par_iter()
+            .filter_map(|i| self.view(i).check().err())
+            .collect();
+        defects.extend(codes);
+        if let Err(Error::Format { defect, .. }) = self.statistics() {
+            defects.push(defect);
+        }
+        defects
+    }
+
+    fn view(&self, i: usize) -> TensorView<'_> {
+        let entry = &self.index.tensors[i];
+        let blobs: Vec<_> = entry
+            .blobs
+            .iter()
+            .map(|b| self.range(b.offset, b.length))
+            .collect();
+        TensorView::new(entry, &blobs)
+    }
+
+    /// Bytes of a blob or section, whose bounds were checked at open.
+    fn range(&self, offset: u64, length: u64) -> &[u8] {
+        &self.map[offset as usize..(offset + length) as usize]
+    }
+}
+
+/// Maps a regular file for reading.
+///
+/// # Errors
+/// [`Error::NotAFile`] for a directory, FIFO or device; [`Error::Io`].
+pub fn map_file(path: &Path) -> Result<Mmap, Error> {
+    // Opening a FIFO would block, so look before opening.
+    let metadata = std::fs::metadata(path).map_err(Error::io(path, "open it"))?;
+    if let Some(kind) = not_a_file(metadata.file_type()) {
+        return Err(Error::NotAFile {
+            path: path.to_path_buf(),
+            kind,
+        });
+    }
+    let file = File::open(path).map_err(Error::io(path, "open it"))?;
+    // SAFETY: the map is read-only and private to this process's view; another process that truncates
+    // or writes the file while it is mapped can fault or change what we read, which no reader of a map
+    // can rule out. All bounds come from the map's own length, never from a second look at the file,
+    // and no value read through the map is used to index memory without a check against that length.
+    unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map it"))
+}
+
+/// What a path is, where it is not a regular file.
+pub(crate) fn not_a_file(file_type: std::fs::FileType) -> Option<&'static str> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if file_type.is_fifo() {
+            return Some("a FIFO");
+        }
+        if file_type.is_block_device() || file_type.is_char_device() {
+            return Some("a device");
+        }
+        if file_type.is_socket() {
+            return Some("a socket");
+        }
+    }
+    match file_type {
+        t if t.is_dir() => Some("a directory"),
+        t if t.is_file() => None,
+        _ => Some("a special file"),
+    }
+}
+
+/// BLAKE3 of bytes, on all threads where that pays.
+pub fn hash(bytes: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    if bytes.len() >= 256 << 10 {
+        hasher.update_rayon(bytes);
+    } else {
+        hasher.update(bytes);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+fn parse(bytes: &[u8]) -> Result<(Header, Index), Defect> {
+    let file_bytes = bytes.len() as u64;
+    let header = Header::decode(bytes, file_bytes)?;
+    let index_bytes = section(bytes, "index", &header.index, MAX_INDEX_BYTES)?;
+    check_hash("index", index_bytes, &header.index)?;
+    let index = Index::decode(index_bytes)?;
+    let mut padding = index.check_layout(header.index.offset)?;
+
+    let mut end = header.index.offset + header.index.length;
+    let statistics = &header.statistics;
+    if statistics.length > 0 {
+        section(bytes, "statistics", statistics, MAX_STATISTICS_BYTES)?;
+        if statistics.offset != align(end) {
+            return Err(Defect::SectionOffset {
+                section: "statistics",
+                offset: statistics.offset,
+                expected: align(end),
+            });
+        }
+        padding.push(end..statistics.offset);
+        end = statistics.offset + statistics.length;
+    } else if *statistics != Section::default() {
+        return Err(Defect::AbsentSection {
+            section: "statistics",
+        });
+    }
+    if end != file_bytes {
+        return Err(Defect::TrailingBytes {
+            expected: end,
+            actual: file_bytes,
+        });
+    }
+    for range in padding {
+        let run = &bytes[range.start as usize..range.end as usize];
+        if let Some(i) = run.iter().position(|&b| b != 0) {
+            return Err(Defect::Padding {
+                offset: range.start + i as u64,
+            });
+        }
+    }
+    Ok((header, index))
+}
+
+fn section<'a>(
+    bytes: &'a [u8],
+    name: &'static str,
+    section: &Section,
+    limit: u64,
+) -> Result<&'a [u8], Defect> {
+    let (offset, length) = (section.offset, section.length);
+    let file_bytes = bytes.len() as u64;
+    if length > limit {
+        return Err(Defect::SectionTooLarge {
+            section: name,
+            length,
+            limit,
+        });
+    }
+    match offset.checked_add(length) {
+        Some(end) if end <= file_bytes && offset >= HEADER_BYTES as u64 => {
+            Ok(&bytes[offset as usize..end as usize])
+        }
+        _ => Err(Defect::SectionBounds {
+            section: name,
+            offset,
+            length,
+            file_bytes,
+        }),
+    }
+}
+
+fn check_hash(name: &'static str, bytes: &[u8], section: &Section) -> Result<(), Defect> {
+    if hash(bytes) == section.hash {
+        Ok(())
+    } else {
+        Err(Defect::SectionHash { section: name })
+    }
+}

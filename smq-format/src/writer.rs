@@ -1,0 +1,311 @@
+//! Writes a file: a temporary one beside the target, fsync, rename. The header goes in last.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tempfile::NamedTempFile;
+
+use crate::error::{Defect, Error};
+use crate::header::{HEADER_BYTES, Header, Section, VERSION};
+use crate::index::{ALIGN_BYTES, Blob, FileEntry, Index, Provenance, TensorEntry, align};
+use crate::reader::{SmqFile, hash, not_a_file};
+use crate::scheme::{Dtype, Scheme};
+use crate::statistics::Statistics;
+
+/// How the names of unfinished files end; each begins with a dot and the target's name.
+pub const PARTIAL_SUFFIX: &str = ".smq-partial";
+
+/// Writes one .smq file. Dropped before [`SmqWriter::finish`], it leaves nothing behind.
+#[derive(Debug)]
+pub struct SmqWriter {
+    target: PathBuf,
+    overwrite: bool,
+    temp: NamedTempFile,
+    end: u64,
+    index: Index,
+}
+
+/// What [`SmqWriter::finish`] wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Length of the file.
+    pub file_bytes: u64,
+    /// Time spent in fsync, which measures the disk and not the writer.
+    pub fsync: Duration,
+}
+
+impl SmqWriter {
+    /// Starts a file that will be called `target`. A symbolic link is followed.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] unless `overwrite`; [`Error::NotAFile`]; [`Error::Io`] where the directory
+    /// cannot be written.
+    pub fn create(target: &Path, overwrite: bool) -> Result<Self, Error> {
+        let target = match std::fs::metadata(target) {
+            Ok(metadata) => {
+                if let Some(kind) = not_a_file(metadata.file_type()) {
+                    return Err(Error::NotAFile {
+                        path: target.to_path_buf(),
+                        kind,
+                    });
+                }
+                if !overwrite {
+                    return Err(Error::Exists(target.to_path_buf()));
+                }
+                target
+                    .canonicalize()
+                    .map_err(Error::io(target, "resolve it"))?
+            }
+            Err(_) => target.to_path_buf(),
+        };
+        let name = target.file_name().unwrap_or_default();
+        let mut prefix = std::ffi::OsString::from(".");
+        prefix.push(name);
+        prefix.push(".");
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(PARTIAL_SUFFIX);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // As any new file: the umask decides, not tempfile's private default.
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let temp = builder
+            .tempfile_in(directory(&target))
+            .map_err(Error::io(&target, "create a temporary file beside it"))?;
+        let mut writer = SmqWriter {
+            target,
+            overwrite,
+            temp,
+            end: 0,
+            index: Index::default(),
+        };
+        writer.put(&[0; HEADER_BYTES])?;
+        Ok(writer)
+    }
+
+    /// Embeds a file; every file comes before the first tensor.
+    ///
+    /// # Errors
+    /// [`Error::Write`] for a name the format refuses; [`Error::Io`].
+    pub fn add_file(&mut self, name: &str, contents: &[u8]) -> Result<(), Error> {
+        if !self.index.tensors.is_empty() {
+            return Err(self.refuse(Defect::FileAfterTensor));
+        }
+        let offset = self.put_aligned(contents)?;
+        self.index.files.push(FileEntry {
+            blake3: hash(contents),
+            length: contents.len() as u64,
+            name: name.to_owned(),
+            offset,
+        });
+        self.index.check().map_err(|d| self.refuse(d))
+    }
+
+    /// Appends a tensor; `blobs` are in the order of [`Scheme::blob_lengths`].
+    ///
+    /// # Errors
+    /// [`Error::Write`] where shape, scheme and blobs disagree; [`Error::Io`].
+    pub fn add_tensor(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        source_dtype: Dtype,
+        scheme: Scheme,
+        blobs: &[&[u8]],
+    ) -> Result<(), Error> {
+        let lengths = scheme
+            .blob_lengths(name, shape)
+            .map_err(|d| self.refuse(d))?;
+        let fits = |((role, expected), bytes): (&(_, u64), &&[u8])| {
+            let actual = bytes.len() as u64;
+            let role: crate::scheme::Role = *role;
+            (actual != *expected).then(|| Defect::BlobLength {
+                owner: format!("tensor {name:?} {}", role.name()),
+                actual,
+                expected: *expected,
+            })
+        };
+        if let Some(defect) = lengths.iter().zip(blobs).find_map(fits) {
+            return Err(self.refuse(defect));
+        }
+        if lengths.len() != blobs.len() {
+            return Err(self.refuse(Defect::BlobRoles {
+                tensor: name.to_owned(),
+                scheme: scheme.name(),
+                found: format!("{} blobs", blobs.len()),
+                expected: format!("{} blobs", lengths.len()),
+            }));
+        }
+        let mut entry = TensorEntry {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            source_dtype,
+            scheme,
+            blobs: Vec::new(),
+        };
+        for ((role, _), bytes) in lengths.into_iter().zip(blobs) {
+            entry.blobs.push(Blob {
+                blake3: hash(bytes),
+                length: bytes.len() as u64,
+                offset: self.put_aligned(bytes)?,
+                role,
+            });
+        }
+        self.index.tensors.push(entry);
+        Ok(())
+    }
+
+    /// Writes index, statistics and header, syncs, and renames the file to its target.
+    ///
+    /// # Errors
+    /// [`Error::Write`] for names the format refuses; [`Error::Exists`] where the target appeared
+    /// meanwhile; [`Error::Io`]. In every case the target is as it was.
+    pub fn finish(
+        mut self,
+        provenance: Provenance,
+        statistics: Option<&Statistics>,
+    ) -> Result<Written, Error> {
+        self.index.provenance = provenance;
+        self.index.check().map_err(|d| self.refuse(d))?;
+        let index_bytes = self.index.encode().map_err(|d| self.refuse(d))?;
+        let index = self.put_section(&index_bytes)?;
+        let statistics = match statistics {
+            Some(s) => {
+                let bytes = s.encode().map_err(|d| self.refuse(d))?;
+                self.put_section(&bytes)?
+            }
+            None => Section::default(),
+        };
+        let header = Header {
+            version: VERSION,
+            file_bytes: self.end,
+            index,
+            statistics,
+            incompatible: 0,
+            compatible: 0,
+        };
+        write_header(self.temp.as_file_mut(), &header)
+            .map_err(Error::io(&self.target, "write the header"))?;
+
+        let started = Instant::now();
+        let SmqWriter {
+            target,
+            overwrite,
+            temp,
+            end,
+            ..
+        } = self;
+        temp.as_file()
+            .sync_all()
+            .map_err(Error::io(&target, "flush it to disk"))?;
+        let persisted = if overwrite {
+            temp.persist(&target)
+        } else {
+            temp.persist_noclobber(&target)
+        };
+        persisted.map_err(|e| match e.error.kind() {
+            std::io::ErrorKind::AlreadyExists => Error::Exists(target.clone()),
+            _ => Error::io(&target, "rename the finished file to it")(e.error),
+        })?;
+        sync_directory(&target).map_err(Error::io(&target, "flush its directory"))?;
+        Ok(Written {
+            file_bytes: end,
+            fsync: started.elapsed(),
+        })
+    }
+
+    fn put_section(&mut self, bytes: &[u8]) -> Result<Section, Error> {
+        Ok(Section {
+            offset: self.put_aligned(bytes)?,
+            length: bytes.len() as u64,
+            hash: hash(bytes),
+        })
+    }
+
+    fn put_aligned(&mut self, bytes: &[u8]) -> Result<u64, Error> {
+        let offset = align(self.end);
+        self.put(&[0; ALIGN_BYTES as usize][..(offset - self.end) as usize])?;
+        self.put(bytes)?;
+        Ok(offset)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.temp
+            .as_file_mut()
+            .write_all(bytes)
+            .map_err(Error::io(&self.target, "write it"))?;
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn refuse(&self, defect: Defect) -> Error {
+        Error::Write {
+            path: self.target.clone(),
+            defect,
+        }
+    }
+}
+
+/// Removes the statistics in place: rewrites the header, then truncates. Weights and index stay as they
+/// are. Does nothing where there are none.
+///
+/// # Errors
+/// Whatever [`SmqFile::open`] refuses; [`Error::Io`].
+pub fn remove_statistics(path: &Path) -> Result<(), Error> {
+    let mut header = *SmqFile::open(path)?.header();
+    if header.statistics == Section::default() {
+        return Ok(());
+    }
+    header.statistics = Section::default();
+    header.file_bytes = header.index.offset + header.index.length;
+    let action = "remove its statistics";
+    let mut file = OpenOptions::new()
+        .write(true)
+        .open(path)
+        .map_err(Error::io(path, action))?;
+    write_header(&mut file, &header)
+        .and_then(|()| file.set_len(header.file_bytes))
+        .and_then(|()| file.sync_all())
+        .map_err(Error::io(path, action))
+}
+
+/// Unfinished files that a killed run left beside `target`.
+pub fn leftovers(target: &Path) -> Vec<PathBuf> {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = format!(".{name}.");
+    let Ok(entries) = std::fs::read_dir(directory(target)) else {
+        return Vec::new();
+    };
+    let mut found: Vec<_> = entries
+        .filter_map(|e| Some(e.ok()?.path()))
+        .filter(|path| {
+            let file = path.file_name().unwrap_or_default().to_string_lossy();
+            file.starts_with(&prefix) && file.ends_with(PARTIAL_SUFFIX)
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+fn write_header(file: &mut File, header: &Header) -> std::io::Result<()> {
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(&header.encode())
+}
+
+fn directory(target: &Path) -> &Path {
+    match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes the rename itself durable, where directories can be synced.
+fn sync_directory(target: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    File::open(directory(target))?.sync_all()?;
+    let _ = target;
+    Ok(())
+}
