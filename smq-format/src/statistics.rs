@@ -10,6 +10,8 @@ use crate::error::Defect;
 pub const MAX_STATISTICS_BYTES: u64 = 64 << 20;
 /// Version of the section's layout.
 pub const STATISTICS_VERSION: u32 = 1;
+/// Length of [`TensorStatistics::exponent_counts`]: one more than E5Mx's window.
+pub const EXPONENT_BUCKETS: usize = 32;
 /// Row blocks of [`TensorStatistics::row_blocks`]: at most this many.
 pub const MAX_ROW_BLOCKS: usize = 64;
 
@@ -41,7 +43,8 @@ pub struct TensorStatistics {
     pub exact: ErrorSummary,
     /// Exponent (floor of log2 of the magnitude) that `exponent_counts[0]` counts.
     pub first_exponent: i16,
-    /// Non-zero stored scales by exponent, ascending from `first_exponent`; empty where all are zero.
+    /// Non-zero stored scales by exponent: [`EXPONENT_BUCKETS`] counts that ascend from `first_exponent`
+    /// to the largest exponent present; the first also counts every smaller one.
     pub exponent_counts: Vec<u64>,
     /// Rows a block; the last block may have fewer.
     pub block_rows: u64,

@@ -1,0 +1,7 @@
+//! `smq-convert`: a safetensors checkpoint in, a .smq file out.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    smq_convert::cli::exit(smq_convert::cli::convert::run())
+}

@@ -1,0 +1,326 @@
+//! The command line of `smq-convert`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::DecimalBytes;
+
+use super::progress_bar;
+use crate::{
+    Checkpoint, ConvertOptions, Plan, QuantizeOptions, ScaleChoice, ScaleRule, Summary, Target,
+    convert, dry_run, synth,
+};
+
+/// Quantize a safetensors checkpoint once into a .smq file
+#[derive(Parser)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  smq-convert --mbits 5 phi35/ phi35-e5m5.smq\n  smq-convert --mbits -1 --target all phi35/ phi35-f32.smq\n  smq-convert synth --like config.json synthetic/"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    convert: ConvertArgs,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write a synthetic checkpoint of any size, to measure speed, memory and energy with
+    Synth(SynthArgs),
+}
+
+#[derive(Args)]
+struct ConvertArgs {
+    /// A Hugging Face checkpoint directory, or one .safetensors file
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: Option<PathBuf>,
+    /// The file to write
+    #[arg(value_name = "OUT.smq")]
+    out: Option<PathBuf>,
+    /// Mantissa bits of the E5Mx scales, 0 to 10; -1 keeps exact f32 scales
+    #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-1..=10))]
+    mbits: i8,
+    /// Scale format instead of --mbits: f32, f16, or eXmY such as e5m5, e4m3, e8m0
+    #[arg(long, value_name = "FORMAT", conflicts_with = "mbits", value_parser = parse_scales)]
+    scales: Option<ScaleChoice>,
+    /// Consecutive elements of a row that share a scale
+    #[arg(long, value_name = "ELEMS", default_value_t = 128)]
+    group_size: usize,
+    /// How a group's scale is chosen
+    #[arg(long, value_enum, default_value_t = ScaleRule::Reference)]
+    scale_rule: ScaleRule,
+    /// What to quantize: mlp, all (attention too; embeddings and lm_head never), or a regex over names
+    #[arg(long, default_value = "mlp")]
+    target: Target,
+    /// Threads; 0 takes every core (the bytes do not depend on it)
+    #[arg(long, default_value_t = 0)]
+    jobs: usize,
+    /// Replace OUT.smq if it exists
+    #[arg(long)]
+    force: bool,
+    /// Show what would be written, without reading the weights
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Args)]
+struct SynthArgs {
+    /// config.json that gives architecture and sizes
+    #[arg(long, value_name = "CONFIG")]
+    like: PathBuf,
+    /// The directory to write
+    #[arg(value_name = "OUT_DIR")]
+    out_dir: PathBuf,
+    /// Directory whose tokenizer files are copied
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// The weights are a function of this
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Layers, in place of the config's
+    #[arg(long)]
+    layers: Option<u64>,
+    /// Largest size of a shard
+    #[arg(long, value_name = "BYTES", default_value_t = synth::DEFAULT_SHARD_BYTES)]
+    shard_bytes: u64,
+    /// Write into a directory that is not empty
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs the program.
+///
+/// # Errors
+/// What the user should read.
+pub fn run() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    match (cli.command, cli.convert.checkpoint.clone()) {
+        (Some(Command::Synth(args)), _) => run_synth(args),
+        (None, Some(checkpoint)) => run_convert(checkpoint, cli.convert),
+        (None, None) => Ok(Cli::command().print_help()?),
+    }
+}
+
+fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
+    let options = ConvertOptions {
+        quantize: QuantizeOptions {
+            group: args.group_size,
+            scales: args.scales.unwrap_or(scales_of(args.mbits)),
+            rule: args.scale_rule,
+        },
+        target: args.target,
+        overwrite: args.force,
+        jobs: args.jobs,
+    };
+    let checkpoint = Checkpoint::open(&path)?;
+    if args.dry_run {
+        return print_plan(&checkpoint, &dry_run(&checkpoint, &options)?);
+    }
+    let out = args
+        .out
+        .context("no output file given; name it after the checkpoint, or pass --dry-run")?;
+    for leftover in smq_format::leftovers(&out) {
+        eprintln!(
+            "note: {} was left by a run that was killed; delete it",
+            leftover.display()
+        );
+    }
+    let interrupted = interrupts();
+    let tensor_bytes = checkpoint.tensors().iter().map(|t| t.range.len() as u64);
+    let bar = progress_bar(tensor_bytes.sum(), "converting");
+    let summary = convert(&checkpoint, &out, &options, &|done_bytes| {
+        bar.set_position(done_bytes);
+        !interrupted.load(Ordering::Relaxed)
+    });
+    bar.finish_and_clear();
+    print_summary(&out, &checkpoint, &summary?)
+}
+
+fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
+    let options = synth::SynthOptions {
+        tokenizer: args.tokenizer,
+        seed: args.seed,
+        shard_bytes: args.shard_bytes,
+        layers: args.layers,
+        force: args.force,
+        ..synth::SynthOptions::new(args.like, args.out_dir.clone())
+    };
+    let bar = progress_bar(0, "generating");
+    let summary = synth::synth(&options, &|done_bytes, total_bytes| {
+        bar.set_length(total_bytes);
+        bar.set_position(done_bytes);
+    });
+    bar.finish_and_clear();
+    let summary = summary?;
+    println!(
+        "{}: {}, {} tensors, {} in {} shards, {:.1} s and {:.1} s of fsync; the weights are synthetic: speed, memory and energy carry over to real ones, quality does not",
+        args.out_dir.display(),
+        summary.architecture,
+        summary.tensors,
+        DecimalBytes(summary.total_size_bytes),
+        summary.shards.len(),
+        summary.write_time.as_secs_f64(),
+        summary.sync_time.as_secs_f64(),
+    );
+    Ok(())
+}
+
+/// A flag that Ctrl-C sets, so that the unfinished file is removed on the way out.
+fn interrupts() -> &'static AtomicBool {
+    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+    // Where no handler can be set, Ctrl-C ends the process and the next run reports the leftover.
+    let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
+    &INTERRUPTED
+}
+
+fn scales_of(mbits: i8) -> ScaleChoice {
+    match u32::try_from(mbits) {
+        Ok(mantissa_bits) => ScaleChoice::Mini {
+            exponent_bits: 5,
+            mantissa_bits,
+        },
+        Err(_) => ScaleChoice::F32,
+    }
+}
+
+fn parse_scales(s: &str) -> Result<ScaleChoice, String> {
+    let lower = s.to_ascii_lowercase();
+    match lower.as_str() {
+        "f32" => return Ok(ScaleChoice::F32),
+        "f16" => return Ok(ScaleChoice::F16),
+        _ => {}
+    }
+    let widths = lower
+        .strip_prefix('e')
+        .and_then(|rest| rest.split_once('m'));
+    let parsed = widths.and_then(|(e, m)| Some((e.parse().ok()?, m.parse().ok()?)));
+    match parsed {
+        Some((exponent_bits @ 2..=8, mantissa_bits @ 0..=10)) => Ok(ScaleChoice::Mini {
+            exponent_bits,
+            mantissa_bits,
+        }),
+        _ => Err("expected f32, f16, or eXmY with X 2 to 8 and Y 0 to 10".to_owned()),
+    }
+}
+
+/// A borderless table whose columns after the first are right-aligned.
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn bits_per_weight(stored_bytes: u64, elems: u64) -> f64 {
+    stored_bytes as f64 * 8.0 / elems as f64
+}
+
+fn print_plan(checkpoint: &Checkpoint, plan: &Plan) -> anyhow::Result<()> {
+    let mut rows = table(&[
+        "tensor",
+        "shape",
+        "source",
+        "becomes",
+        "bytes",
+        "bits/weight",
+    ]);
+    let (mut elems, mut quantized_bytes) = (0, 0);
+    for (tensor, planned) in checkpoint.tensors().iter().zip(&plan.tensors) {
+        let becomes = if planned.quantized {
+            "int4"
+        } else {
+            "as it is"
+        };
+        if planned.quantized {
+            elems += tensor.elems() as u64;
+            quantized_bytes += planned.stored_bytes;
+        }
+        rows.add_row([
+            tensor.name.clone(),
+            format!("{:?}", tensor.shape),
+            tensor.dtype.to_string(),
+            becomes.to_owned(),
+            planned.stored_bytes.to_string(),
+            format!(
+                "{:.3}",
+                bits_per_weight(planned.stored_bytes, tensor.elems().max(1) as u64)
+            ),
+        ]);
+    }
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{rows}")?;
+    writeln!(
+        out,
+        "\n{} bytes would be written for {} of input ({:.1} %); quantized weights take {:.4} bits each",
+        plan.file_bytes,
+        checkpoint.total_bytes(),
+        100.0 * plan.file_bytes as f64 / checkpoint.total_bytes() as f64,
+        bits_per_weight(quantized_bytes, elems),
+    )?;
+    Ok(())
+}
+
+fn print_summary(
+    path: &std::path::Path,
+    checkpoint: &Checkpoint,
+    summary: &Summary,
+) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let seconds = summary.elapsed.as_secs_f64();
+    writeln!(
+        out,
+        "{}: {} -> {} ({:.1} %), {:.2} s ({}/s of input) and {:.2} s of fsync",
+        path.display(),
+        DecimalBytes(summary.source_bytes),
+        DecimalBytes(summary.written.file_bytes),
+        100.0 * summary.written.file_bytes as f64 / summary.source_bytes as f64,
+        seconds,
+        DecimalBytes((summary.source_bytes as f64 / seconds) as u64),
+        summary.written.fsync.as_secs_f64(),
+    )?;
+    writeln!(
+        out,
+        "scales: {}, {} f16 scales would take ({:+.1} %)",
+        DecimalBytes(summary.scale_bytes),
+        DecimalBytes(summary.f16_scale_bytes),
+        100.0 * (summary.scale_bytes as f64 / summary.f16_scale_bytes as f64 - 1.0),
+    )?;
+    let mut worst: Vec<_> = summary.statistics.iter().collect();
+    worst.sort_by(|a, b| b.stored.mean_rel_mse.total_cmp(&a.stored.mean_rel_mse));
+    let mut rows = table(&[
+        "worst tensors",
+        "rel. MSE",
+        "exact scales",
+        "SQNR dB",
+        "clipped",
+    ]);
+    for t in worst.into_iter().take(3) {
+        rows.add_row([
+            t.name.clone(),
+            format!("{:.6}", t.stored.mean_rel_mse),
+            format!("{:.6}", t.exact.mean_rel_mse),
+            format!("{:.2}", t.stored.sqnr_db()),
+            t.clipped.to_string(),
+        ]);
+    }
+    writeln!(out, "{rows}")?;
+    if checkpoint
+        .embedded_files()?
+        .iter()
+        .all(|f| f.0 != "config.json")
+    {
+        writeln!(
+            out,
+            "note: there is no config.json beside the weights, so smq-run cannot run this file"
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! Source -> plan -> quantize -> writer, one tensor ahead of the disk.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use smq_format::statistics::{STATISTICS_VERSION, TensorStatistics};
+use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
+
+use crate::error::ConvertError;
+use crate::known::check_against_config;
+use crate::plan::{Plan, Target, plan, sources};
+use crate::quantize::{QuantizeError, QuantizeOptions, Quantized, quantize};
+use crate::source::{Checkpoint, SourceTensor};
+use crate::source_hash::SourceHasher;
+
+/// What to make of a checkpoint.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    /// Which tensors are quantized.
+    pub target: Target,
+    /// How.
+    pub quantize: QuantizeOptions,
+    /// Replace an existing file.
+    pub overwrite: bool,
+    /// Threads; 0 takes every core. Never changes the bytes.
+    pub jobs: usize,
+}
+
+/// What a conversion did.
+#[derive(Debug, Clone)]
+pub struct Summary {
+    /// Length of the safetensors files.
+    pub source_bytes: u64,
+    /// The finished file.
+    pub written: Written,
+    /// Wall time without fsync.
+    pub elapsed: Duration,
+    /// Statistics of the quantized tensors, in file order.
+    pub statistics: Vec<TensorStatistics>,
+    /// Bytes of all scale blobs.
+    pub scale_bytes: u64,
+    /// Bytes that f16 scales would take, in the same blobs.
+    pub f16_scale_bytes: u64,
+}
+
+/// Called with source bytes done so far; returns whether to go on.
+pub type Progress<'a> = &'a (dyn Fn(u64) -> bool + Sync);
+
+/// Plans the conversion that [`convert`] would do: everything but reading the weights.
+///
+/// # Errors
+/// As [`convert`], for all that can be known from headers.
+pub fn dry_run(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Plan, ConvertError> {
+    check_options(&options.quantize)?;
+    check_against_config(checkpoint)?;
+    let files = checkpoint.embedded_files()?;
+    let provenance = provenance(checkpoint, options);
+    plan(
+        checkpoint,
+        &files,
+        &options.target,
+        &options.quantize,
+        provenance,
+    )
+}
+
+/// Converts `checkpoint` into the file `target`, which appears whole or not at all.
+///
+/// The same checkpoint and options give the same bytes, at any number of threads.
+///
+/// # Errors
+/// Bad options, a checkpoint that disagrees with its config.json, weights that are not finite, a target
+/// that cannot be written, or `progress` returning false.
+pub fn convert(
+    checkpoint: &Checkpoint,
+    target: &Path,
+    options: &ConvertOptions,
+    progress: Progress,
+) -> Result<Summary, ConvertError> {
+    let started = Instant::now();
+    let plan = dry_run(checkpoint, options)?;
+    let mut writer = SmqWriter::create(target, options.overwrite)?;
+    for (name, contents) in checkpoint.embedded_files()? {
+        writer.add_file(name, &contents)?;
+    }
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.jobs)
+        .build()
+        .map_err(|e| ConvertError::Threads {
+            jobs: options.jobs,
+            reason: e.to_string(),
+        })?;
+    let mut hasher = SourceHasher::new(checkpoint);
+    let (statistics, scale_bytes) = pool.install(|| {
+        let written = write_tensors(
+            checkpoint,
+            &plan,
+            options,
+            &mut writer,
+            &mut hasher,
+            progress,
+        );
+        hasher.finish_all();
+        written
+    })?;
+    let mut provenance = provenance(checkpoint, options);
+    for (source, hash) in provenance.sources.iter_mut().zip(hasher.hashes()) {
+        source.blake3 = hash;
+    }
+    let record = Statistics {
+        version: STATISTICS_VERSION,
+        tensors: statistics,
+    };
+    let written = writer.finish(provenance, Some(&record))?;
+    let groups: u64 = record.tensors.iter().map(|t| t.groups).sum();
+    Ok(Summary {
+        source_bytes: checkpoint.total_bytes(),
+        written,
+        elapsed: started.elapsed().saturating_sub(written.fsync),
+        scale_bytes,
+        f16_scale_bytes: 2 * groups + 8 * record.tensors.len() as u64,
+        statistics: record.tensors,
+    })
+}
+
+/// A tensor ready to be written.
+enum Ready<'a> {
+    Raw(&'a [u8]),
+    Int4(Quantized),
+}
+
+/// Quantizes each tensor while the one before it is hashed and written, so that at most two are held.
+fn write_tensors(
+    checkpoint: &Checkpoint,
+    plan: &Plan,
+    options: &ConvertOptions,
+    writer: &mut SmqWriter,
+    hasher: &mut SourceHasher,
+    progress: Progress,
+) -> Result<(Vec<TensorStatistics>, u64), ConvertError> {
+    let mut statistics = Vec::new();
+    let mut scale_bytes = 0;
+    let mut done_bytes = 0;
+    let mut previous: Option<(&SourceTensor, Ready)> = None;
+    for (tensor, planned) in checkpoint.tensors().iter().zip(&plan.tensors) {
+        let write = || match previous.take() {
+            Some((tensor, ready)) => write_tensor(writer, tensor, ready, &mut statistics),
+            None => Ok(0),
+        };
+        let ((written, ()), ready) = rayon::join(
+            || rayon::join(write, || hasher.advance(tensor)),
+            || prepare(checkpoint, tensor, planned.quantized, &options.quantize),
+        );
+        scale_bytes += written?;
+        previous = Some((tensor, ready?));
+        done_bytes += tensor.range.len() as u64;
+        if !progress(done_bytes) {
+            return Err(ConvertError::Interrupted);
+        }
+    }
+    if let Some((tensor, ready)) = previous.take() {
+        scale_bytes += write_tensor(writer, tensor, ready, &mut statistics)?;
+    }
+    Ok((statistics, scale_bytes))
+}
+
+fn prepare<'a>(
+    checkpoint: &'a Checkpoint,
+    tensor: &SourceTensor,
+    quantized: bool,
+    options: &QuantizeOptions,
+) -> Result<Ready<'a>, ConvertError> {
+    let bytes = checkpoint.bytes(tensor);
+    let columns = tensor.shape.last().copied().unwrap_or(1);
+    let located = |error| not_quantized(checkpoint, tensor, error);
+    if !quantized {
+        check_finite(bytes, tensor.dtype, columns).map_err(located)?;
+        return Ok(Ready::Raw(bytes));
+    }
+    let shape = (tensor.shape[0], columns);
+    let result = quantize(&tensor.name, bytes, tensor.dtype, shape, options).map_err(located)?;
+    Ok(Ready::Int4(result))
+}
+
+/// Writes a tensor and returns the bytes of its scales.
+fn write_tensor(
+    writer: &mut SmqWriter,
+    tensor: &SourceTensor,
+    ready: Ready,
+    statistics: &mut Vec<TensorStatistics>,
+) -> Result<u64, ConvertError> {
+    let mut add = |scheme: Scheme, blobs: &[&[u8]]| {
+        writer.add_tensor(&tensor.name, &tensor.shape, tensor.dtype, scheme, blobs)
+    };
+    match ready {
+        Ready::Raw(bytes) => {
+            add(Scheme::Raw(tensor.dtype), &[bytes])?;
+            Ok(0)
+        }
+        Ready::Int4(q) => {
+            add(q.scheme, &[&q.nibbles, &q.scales])?;
+            statistics.push(q.statistics);
+            Ok(q.scales.len() as u64)
+        }
+    }
+}
+
+/// Refuses a NaN or infinity, by its all-ones exponent.
+fn check_finite(bytes: &[u8], dtype: Dtype, columns: usize) -> Result<(), QuantizeError> {
+    use rayon::prelude::*;
+    const BLOCK_BYTES: usize = 1 << 20;
+    let elem = dtype.bytes();
+    let bad_block = |block: &[u8]| match dtype {
+        Dtype::Bf16 => any_all_ones(block, 0x7f80),
+        Dtype::F16 => any_all_ones(block, 0x7c00),
+        Dtype::F32 => block.as_chunks::<4>().0.iter().fold(false, |bad, b| {
+            bad | (u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000)
+        }),
+    };
+    let Some(block) = bytes.par_chunks(BLOCK_BYTES).position_first(bad_block) else {
+        return Ok(());
+    };
+    let first = block * BLOCK_BYTES / elem;
+    let block = &bytes[block * BLOCK_BYTES..bytes.len().min((block + 1) * BLOCK_BYTES)];
+    let mut values = vec![0.0; block.len() / elem];
+    smq_format::widen(dtype, block, &mut values);
+    let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+    Err(QuantizeError::NotFinite {
+        row: (first + at) / columns.max(1),
+        column: (first + at) % columns.max(1),
+        value: values[at],
+    })
+}
+
+/// Whether any u16 has all bits of `mask`; without an early exit, so that it vectorises.
+fn any_all_ones(block: &[u8], mask: u16) -> bool {
+    let words = block.as_chunks::<2>().0.iter();
+    words.fold(false, |bad, b| {
+        bad | (u16::from_le_bytes(*b) & mask == mask)
+    })
+}
+
+fn not_quantized(
+    checkpoint: &Checkpoint,
+    tensor: &SourceTensor,
+    error: QuantizeError,
+) -> ConvertError {
+    let path = checkpoint.file_of(tensor).to_path_buf();
+    let tensor = tensor.name.clone();
+    match error {
+        QuantizeError::NotFinite { row, column, value } => ConvertError::NotFinite {
+            path,
+            tensor,
+            row,
+            column,
+            value,
+        },
+        QuantizeError::ScaleOverflow(scale) => ConvertError::ScaleOverflow {
+            path,
+            tensor,
+            scale,
+        },
+    }
+}
+
+/// Everything that decides the bytes; hashes of the sources are filled in later.
+fn provenance(checkpoint: &Checkpoint, options: &ConvertOptions) -> Provenance {
+    let quantize = &options.quantize;
+    let rule = clap::ValueEnum::to_possible_value(&quantize.rule);
+    let parameters = BTreeMap::from([
+        ("group_size".to_owned(), quantize.group.to_string()),
+        (
+            "scale_rule".to_owned(),
+            rule.map(|r| r.get_name().to_owned()).unwrap_or_default(),
+        ),
+        ("scales".to_owned(), quantize.scales.name()),
+        ("target".to_owned(), options.target.name().to_owned()),
+    ]);
+    Provenance {
+        parameters,
+        producer: concat!("smq-convert ", env!("CARGO_PKG_VERSION")).to_owned(),
+        sources: sources(checkpoint),
+    }
+}
+
+fn check_options(options: &QuantizeOptions) -> Result<(), ConvertError> {
+    let range = smq_format::scheme::GROUP_RANGE;
+    if range.contains(&options.group) {
+        return Ok(());
+    }
+    Err(ConvertError::Option {
+        option: "--group-size",
+        value: options.group.to_string(),
+        rule: format!("must be {} to {}", range.start(), range.end()),
+    })
+}

@@ -1,0 +1,172 @@
+//! What a conversion fails with.
+
+use std::path::{Path, PathBuf};
+
+use smq_format::{Defect, Dtype};
+
+/// Why a checkpoint was not converted. No output file is left in any case.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// A source or target file.
+    #[error(transparent)]
+    Format(#[from] smq_format::Error),
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done, as an infinitive.
+        action: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A directory without weights.
+    #[error(
+        "{}: no model.safetensors.index.json, no model.safetensors and no single other .safetensors file in it",
+        .0.display()
+    )]
+    NoWeights(PathBuf),
+    /// The shard index lists a file that is not there.
+    #[error(
+        "{}: shard {shard} is missing, though model.safetensors.index.json lists it; download it again",
+        dir.display()
+    )]
+    MissingShard {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// The file.
+        shard: String,
+    },
+    /// The shard index and the shards disagree.
+    #[error("{}: {problem}", path.display())]
+    ShardIndex {
+        /// The shard index.
+        path: PathBuf,
+        /// What disagrees.
+        problem: String,
+    },
+    /// A file that is not safetensors, or a damaged one.
+    #[error("{}: not a complete safetensors file: {reason}; download it again", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found.
+        reason: String,
+    },
+    /// A tensor whose elements .smq does not hold.
+    #[error(
+        "{}: tensor {tensor:?} has dtype {dtype}; smq-convert reads bf16, f16 and f32",
+        path.display()
+    )]
+    UnsupportedDtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its element type.
+        dtype: String,
+    },
+    /// A weight that is NaN or infinite.
+    #[error(
+        "{}: tensor {tensor:?} has {value} at row {row}, column {column}; the checkpoint is damaged or was saved after training diverged",
+        path.display()
+    )]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Row, from 0.
+        row: usize,
+        /// Column, from 0.
+        column: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A scale that the chosen format cannot hold.
+    #[error(
+        "{}: tensor {tensor:?} needs a scale of {scale:e}, over f16's largest, 65504; use --mbits or f32 scales",
+        path.display()
+    )]
+    ScaleOverflow {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The scale.
+        scale: f32,
+    },
+    /// config.json and the tensors disagree.
+    #[error("{}: {problem}", path.display())]
+    Config {
+        /// config.json.
+        path: PathBuf,
+        /// What disagrees.
+        problem: String,
+    },
+    /// config.json itself.
+    #[error(transparent)]
+    Synth(#[from] crate::synth::SynthError),
+    /// `--target` selects nothing.
+    #[error("--target {target} matches no 2-dimensional tensor of {}; its tensors are {examples}", path.display())]
+    NothingToQuantize {
+        /// The pattern.
+        target: String,
+        /// The checkpoint.
+        path: PathBuf,
+        /// A few names.
+        examples: String,
+    },
+    /// An option's value.
+    #[error("{option} {value}: {rule}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// What is allowed.
+        rule: String,
+    },
+    /// The thread pool could not start.
+    #[error("cannot start {jobs} threads: {reason}")]
+    Threads {
+        /// How many.
+        jobs: usize,
+        /// Why.
+        reason: String,
+    },
+    /// Interrupted by the user.
+    #[error("interrupted; no file was written")]
+    Interrupted,
+}
+
+impl ConvertError {
+    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| ConvertError::Io {
+            path,
+            action,
+            source,
+        }
+    }
+
+    /// A defect the format library would report while writing; used where lengths are planned.
+    pub(crate) fn plan(path: &Path) -> impl Fn(Defect) -> Self + '_ {
+        move |defect| {
+            ConvertError::Format(smq_format::Error::Write {
+                path: path.to_path_buf(),
+                defect,
+            })
+        }
+    }
+}
+
+/// The safetensors dtype as ours.
+pub(crate) fn dtype(dtype: safetensors::Dtype) -> Option<Dtype> {
+    match dtype {
+        safetensors::Dtype::BF16 => Some(Dtype::Bf16),
+        safetensors::Dtype::F16 => Some(Dtype::F16),
+        safetensors::Dtype::F32 => Some(Dtype::F32),
+        _ => None,
+    }
+}

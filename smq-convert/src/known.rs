@@ -1,0 +1,45 @@
+//! Checks a checkpoint against its config.json, for the architectures that smq-run knows.
+
+use crate::error::ConvertError;
+use crate::source::Checkpoint;
+use crate::synth::{SynthError, expected_tensors};
+
+/// Every tensor that the config implies is there, with its shape. A checkpoint without config.json or of
+/// another architecture passes: it can be converted, though not run.
+///
+/// # Errors
+/// The first tensor that is missing or has another shape; a config that contradicts itself.
+pub(crate) fn check_against_config(checkpoint: &Checkpoint) -> Result<(), ConvertError> {
+    let path = checkpoint.config_path();
+    if !path.exists() {
+        return Ok(());
+    }
+    let problem = |problem: String| ConvertError::Config {
+        path: path.clone(),
+        problem,
+    };
+    let expected = match expected_tensors(&path) {
+        Ok(expected) => expected,
+        Err(SynthError::UnknownArchitecture { .. }) => return Ok(()),
+        Err(other) => return Err(ConvertError::Synth(other)),
+    };
+    for (name, shape) in expected {
+        match checkpoint.tensor(&name) {
+            None => {
+                return Err(problem(format!(
+                    "implies a tensor {name:?} {shape:?} that {} does not have; the checkpoint is incomplete or the config is another model's",
+                    checkpoint.path().display()
+                )));
+            }
+            Some(tensor) if tensor.shape != shape => {
+                return Err(problem(format!(
+                    "implies shape {shape:?} for tensor {name:?}, but {} has {:?}; the config is another model's",
+                    checkpoint.file_of(tensor).display(),
+                    tensor.shape
+                )));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! Turns a safetensors checkpoint into a .smq file, and reports on .smq files.
+//!
+//! ```text
+//!   source -> plan -> quantize -> smq_format::SmqWriter
+//! ```
+//!
+//! [`source`] maps a Hugging Face checkpoint, [`mod@plan`] decides what becomes of each tensor and how large
+//! the file will be, [`mod@quantize`] does the arithmetic of `spec/method.md`, and [`mod@convert`] runs them.
+//! [`inspect`] is behind `smq-inspect`; [`mod@synth`] makes full-size checkpoints without trained weights.
+
+pub mod cli;
+pub mod convert;
+pub mod error;
+mod known;
+pub mod plan;
+pub mod quantize;
+pub mod source;
+mod source_hash;
+pub mod synth;
+
+pub use convert::{ConvertOptions, Summary, convert, dry_run};
+pub use error::ConvertError;
+pub use plan::{Plan, Target};
+pub use quantize::{QuantizeOptions, ScaleChoice, ScaleRule};
+pub use source::Checkpoint;

@@ -1,0 +1,243 @@
+//! What will become of each tensor, and how large the file will be, before any weight is read.
+
+use regex::Regex;
+use smq_format::index::{Blob, FileEntry, align};
+use smq_format::scale::{MiniFloat, ScaleFormat};
+use smq_format::statistics::{
+    EXPONENT_BUCKETS, ErrorSummary, MAX_ROW_BLOCKS, STATISTICS_VERSION, TensorStatistics,
+};
+use smq_format::{Index, Provenance, Scheme, SourceFile, Statistics, TensorEntry};
+
+use crate::error::ConvertError;
+use crate::quantize::{QuantizeOptions, ScaleChoice};
+use crate::source::{Checkpoint, SourceTensor};
+
+/// Which tensors are quantized. Only matrices ever are.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// The MLP's projections, as the study fixes it.
+    Mlp,
+    /// Every projection of attention and MLP; embeddings and lm_head stay as they are.
+    All,
+    /// Every matrix whose name matches.
+    Pattern(Regex),
+}
+
+impl Target {
+    /// As given on the command line.
+    pub fn name(&self) -> &str {
+        match self {
+            Target::Mlp => "mlp",
+            Target::All => "all",
+            Target::Pattern(regex) => regex.as_str(),
+        }
+    }
+
+    /// Whether the tensor `name` of `dims` dimensions is selected.
+    pub fn selects(&self, name: &str, dims: usize) -> bool {
+        let projection = |block: &str| name.contains(block) && name.ends_with("_proj.weight");
+        dims == 2
+            && match self {
+                Target::Mlp => projection(".mlp."),
+                Target::All => projection(".mlp.") || projection("attn."),
+                Target::Pattern(regex) => regex.is_match(name),
+            }
+    }
+}
+
+impl std::str::FromStr for Target {
+    type Err = regex::Error;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        Ok(match s {
+            "mlp" => Target::Mlp,
+            "all" => Target::All,
+            pattern => Target::Pattern(Regex::new(pattern)?),
+        })
+    }
+}
+
+/// What will become of one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Planned {
+    /// Whether it is quantized; otherwise it is stored as it is.
+    pub quantized: bool,
+    /// Bytes of its blobs.
+    pub stored_bytes: u64,
+}
+
+/// The whole conversion, weights unread.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// One a tensor, in the checkpoint's order.
+    pub tensors: Vec<Planned>,
+    /// Length of the file: exact unless a quantized tensor is all zero or its largest scale is outside
+    /// 2^-68..2^22, where its bias has not two digits and the index differs by a byte a tensor.
+    pub file_bytes: u64,
+}
+
+/// Plans a conversion of `checkpoint` with `files` embedded.
+///
+/// # Errors
+/// A target that selects nothing; a tensor the format cannot hold.
+pub fn plan(
+    checkpoint: &Checkpoint,
+    files: &[(&str, Vec<u8>)],
+    target: &Target,
+    options: &QuantizeOptions,
+    provenance: Provenance,
+) -> Result<Plan, ConvertError> {
+    let mut index = Index {
+        files: Vec::new(),
+        provenance,
+        tensors: Vec::new(),
+    };
+    let mut statistics = Statistics {
+        version: STATISTICS_VERSION,
+        tensors: Vec::new(),
+    };
+    let mut planned = Vec::new();
+    let mut end = smq_format::header::HEADER_BYTES as u64;
+    let mut place = |length: u64| {
+        let offset = align(end);
+        end = offset + length;
+        offset
+    };
+    for (name, contents) in files {
+        index.files.push(FileEntry {
+            blake3: [0; 32],
+            length: contents.len() as u64,
+            name: (*name).to_owned(),
+            offset: place(contents.len() as u64),
+        });
+    }
+    for tensor in checkpoint.tensors() {
+        let quantized = target.selects(&tensor.name, tensor.shape.len()) && tensor.elems() > 0;
+        let scheme = if quantized {
+            statistics.tensors.push(record_of(tensor, options));
+            two_digit_scheme(options)
+        } else {
+            Scheme::Raw(tensor.dtype)
+        };
+        let lengths = scheme
+            .blob_lengths(&tensor.name, &tensor.shape)
+            .map_err(ConvertError::plan(checkpoint.path()))?;
+        planned.push(Planned {
+            quantized,
+            stored_bytes: lengths.iter().map(|l| l.1).sum(),
+        });
+        let blobs = lengths.into_iter().map(|(role, length)| Blob {
+            blake3: [0; 32],
+            length,
+            offset: place(length),
+            role,
+        });
+        index.tensors.push(TensorEntry {
+            name: tensor.name.clone(),
+            shape: tensor.shape.clone(),
+            source_dtype: tensor.dtype,
+            scheme,
+            blobs: blobs.collect(),
+        });
+    }
+    if statistics.tensors.is_empty() {
+        return Err(nothing_to_quantize(checkpoint, target));
+    }
+    let defect = ConvertError::plan(checkpoint.path());
+    let index_bytes = index.encode().map_err(&defect)?;
+    place(index_bytes.len() as u64);
+    let statistics_bytes = statistics.encode().map_err(&defect)?;
+    place(statistics_bytes.len() as u64);
+    Ok(Plan {
+        tensors: planned,
+        file_bytes: end,
+    })
+}
+
+/// A provenance with hashes still to come.
+pub fn sources(checkpoint: &Checkpoint) -> Vec<SourceFile> {
+    let source = |shard: &crate::source::Shard| SourceFile {
+        blake3: [0; 32],
+        length: shard.bytes().len() as u64,
+        name: shard.name.clone(),
+    };
+    checkpoint.shards().iter().map(source).collect()
+}
+
+/// A scheme whose bias, unknown until the weights are read, has two digits as nearly all have.
+fn two_digit_scheme(options: &QuantizeOptions) -> Scheme {
+    let scales = match options.scales {
+        ScaleChoice::F32 => ScaleFormat::F32,
+        ScaleChoice::F16 => ScaleFormat::F16,
+        ScaleChoice::Mini {
+            exponent_bits,
+            mantissa_bits,
+        } => match MiniFloat::new(exponent_bits, mantissa_bits, 40) {
+            Some(format) => ScaleFormat::Mini(format),
+            None => match MiniFloat::for_largest(exponent_bits, mantissa_bits, 2f32.powi(-8)) {
+                Some(format) => ScaleFormat::Mini(format),
+                None => ScaleFormat::F32,
+            },
+        },
+    };
+    Scheme::Int4 {
+        group: options.group,
+        scales,
+    }
+}
+
+/// A record of the right length.
+fn record_of(tensor: &SourceTensor, _options: &QuantizeOptions) -> TensorStatistics {
+    let rows = tensor.shape[0];
+    let block_rows = rows.div_ceil(MAX_ROW_BLOCKS).max(1);
+    TensorStatistics {
+        name: tensor.name.clone(),
+        groups: 0,
+        zero_groups: 0,
+        under_window: 0,
+        clipped: 0,
+        stored: ErrorSummary::default(),
+        exact: ErrorSummary::default(),
+        first_exponent: 0,
+        exponent_counts: vec![0; EXPONENT_BUCKETS],
+        block_rows: block_rows as u64,
+        row_blocks: vec![0.0; rows.div_ceil(block_rows)],
+    }
+}
+
+fn nothing_to_quantize(checkpoint: &Checkpoint, target: &Target) -> ConvertError {
+    let matrices = checkpoint.tensors().iter().filter(|t| t.shape.len() == 2);
+    let examples: Vec<_> = matrices.take(4).map(|t| t.name.as_str()).collect();
+    ConvertError::NothingToQuantize {
+        target: target.name().to_owned(),
+        path: checkpoint.path().to_path_buf(),
+        examples: match examples.as_slice() {
+            [] => "none".to_owned(),
+            names => format!("{}, ...", names.join(", ")),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets() {
+        let names = [
+            "model.layers.0.mlp.gate_up_proj.weight",
+            "model.layers.0.self_attn.qkv_proj.weight",
+            "model.embed_tokens.weight",
+            "lm_head.weight",
+            "model.layers.0.mlp.gate_up_proj.bias",
+        ];
+        let selected = |target: &str| {
+            let target: Target = target.parse().unwrap();
+            names.map(|n| target.selects(n, if n.ends_with("bias") { 1 } else { 2 }))
+        };
+        assert_eq!(selected("mlp"), [true, false, false, false, false]);
+        assert_eq!(selected("all"), [true, true, false, false, false]);
+        assert_eq!(selected("^lm_head"), [false, false, false, true, false]);
+        assert!("(".parse::<Target>().is_err());
+    }
+}

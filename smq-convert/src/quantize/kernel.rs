@@ -1,0 +1,249 @@
+//! The inner loops over one group, compiled for several instruction sets from one source.
+//!
+//! Sums run over [`LANES`] independent lanes that are added up in a fixed tree at the end, and nothing is
+//! contracted into fused multiply-adds, so every instruction set gives the same bits. The plain-Rust
+//! instance is the twin of the wide ones.
+
+/// Independent partial sums a group.
+const LANES: usize = 16;
+/// Adding and subtracting this rounds an f32 of magnitude below 2^22 to an integer, half to even.
+const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+
+/// Error figures of one group, in f32 as the published reference has them.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct GroupError {
+    /// Sum of `(w - w')^2`.
+    pub squared_error: f32,
+    /// Sum of `w^2`.
+    pub squared_weight: f32,
+    /// Sum of `w'^2`.
+    pub squared_stored: f32,
+    /// Sum of `w w'`.
+    pub product: f32,
+    /// Weights whose rounded quotient was outside -8..=7.
+    pub clipped: u32,
+}
+
+impl GroupError {
+    /// `mean((w - w')^2) / max(mean(w^2), 1e-12)`.
+    pub fn rel_mse(&self, elems: usize) -> f32 {
+        let n = elems as f32;
+        (self.squared_error / n) / (self.squared_weight / n).max(1e-12)
+    }
+
+    /// `sum(w w') / (max(|w|, 1e-12) max(|w'|, 1e-12))` with Euclidean norms.
+    pub fn cosine(&self) -> f32 {
+        let norms = self.squared_weight.sqrt().max(1e-12) * self.squared_stored.sqrt().max(1e-12);
+        self.product / norms
+    }
+}
+
+/// The loops for the processor at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// What the target guarantees.
+    Portable,
+    /// 8 lanes an instruction.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// 16 lanes an instruction.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// Defines a method of [`Kernel`] that runs `$body` compiled for each instruction set.
+macro_rules! for_each_isa {
+    ($(#[$doc:meta])* $name:ident, $body:ident, ($($arg:ident: $ty:ty),*) -> $ret:ty) => {
+        $(#[$doc])*
+        pub fn $name(&self, $($arg: $ty),*) -> $ret {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            fn avx2($($arg: $ty),*) -> $ret {
+                $body($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+            fn avx512($($arg: $ty),*) -> $ret {
+                $body($($arg),*)
+            }
+            match self {
+                Kernel::Portable => $body($($arg),*),
+                // SAFETY: `available` names this variant only where the processor has the features.
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Avx512 => unsafe { avx512($($arg),*) },
+            }
+        }
+    };
+}
+
+impl Kernel {
+    /// The widest instance this processor runs.
+    pub fn detect() -> Self {
+        Self::available().pop().unwrap_or(Kernel::Portable)
+    }
+
+    /// Every instance this processor runs, narrowest first.
+    pub fn available() -> Vec<Self> {
+        #[allow(unused_mut)]
+        let mut kernels = vec![Kernel::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                kernels.push(Kernel::Avx2);
+            }
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+            {
+                kernels.push(Kernel::Avx512);
+            }
+        }
+        kernels
+    }
+
+    for_each_isa! {
+        /// `max|w|` of a group; `None` where an element is NaN or infinite.
+        max_abs, max_abs, (w: &[f32]) -> Option<f32>
+    }
+
+    for_each_isa! {
+        /// Codes `q = clamp(round_half_even(w / s), -8, 7)` into `q`, and their errors; all 0 where
+        /// `s` is.
+        quantize, quantize, (w: &[f32], s: f32, q: &mut [i8]) -> GroupError
+    }
+
+    for_each_isa! {
+        /// The errors that [`Kernel::quantize`] would have.
+        errors, errors, (w: &[f32], s: f32) -> GroupError
+    }
+}
+
+#[inline(always)]
+fn max_abs(w: &[f32]) -> Option<f32> {
+    // Magnitudes order as their bits do, and every NaN lies above infinity.
+    let mut lanes = [0u32; LANES];
+    let (chunks, tail) = w.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, v) in lanes.iter_mut().zip(chunk) {
+            *lane = (*lane).max(v.to_bits() & 0x7fff_ffff);
+        }
+    }
+    let tail = tail.iter().map(|v| v.to_bits() & 0x7fff_ffff);
+    let max = lanes.into_iter().chain(tail).fold(0, u32::max);
+    (max < 0x7f80_0000).then(|| f32::from_bits(max))
+}
+
+#[inline(always)]
+fn quantize(w: &[f32], s: f32, q: &mut [i8]) -> GroupError {
+    let mut sums = Sums::default();
+    let (w_chunks, w_tail) = w.as_chunks::<LANES>();
+    let (q_chunks, q_tail) = q.as_chunks_mut::<LANES>();
+    for (w, q) in w_chunks.iter().zip(q_chunks) {
+        *q = sums.add(w, s);
+    }
+    if !w_tail.is_empty() {
+        let codes = sums.add(&padded(w_tail), s);
+        q_tail.copy_from_slice(&codes[..q_tail.len()]);
+    }
+    sums.total()
+}
+
+#[inline(always)]
+fn errors(w: &[f32], s: f32) -> GroupError {
+    let mut sums = Sums::default();
+    let (chunks, tail) = w.as_chunks::<LANES>();
+    for w in chunks {
+        sums.add(w, s);
+    }
+    if !tail.is_empty() {
+        sums.add(&padded(tail), s);
+    }
+    sums.total()
+}
+
+/// Errors of given weights `v` against `w`, in the same order of summation.
+pub(super) fn compare(w: &[f32], v: &[f32]) -> GroupError {
+    let mut sums = Sums::default();
+    for (w, v) in w.chunks(LANES).zip(v.chunks(LANES)) {
+        sums.accumulate(&padded(w), &padded(v));
+    }
+    sums.total()
+}
+
+/// Zeros add nothing to any sum.
+#[inline(always)]
+fn padded(tail: &[f32]) -> [f32; LANES] {
+    let mut chunk = [0.0; LANES];
+    chunk[..tail.len()].copy_from_slice(tail);
+    chunk
+}
+
+#[derive(Default)]
+struct Sums {
+    squared_error: [f32; LANES],
+    squared_weight: [f32; LANES],
+    squared_stored: [f32; LANES],
+    product: [f32; LANES],
+    clipped: [u32; LANES],
+}
+
+impl Sums {
+    #[inline(always)]
+    fn add(&mut self, w: &[f32; LANES], s: f32) -> [i8; LANES] {
+        let mut codes = [0i8; LANES];
+        if s == 0.0 {
+            self.accumulate(w, &[0.0; LANES]);
+            return codes;
+        }
+        let mut stored = [0.0; LANES];
+        for l in 0..LANES {
+            let rounded = (w[l] / s + ROUND) - ROUND;
+            let code = rounded.clamp(-8.0, 7.0);
+            self.clipped[l] += u32::from(rounded != code);
+            stored[l] = code * s;
+            // SAFETY: `code` is within -8..=7; a plain `as` would add a saturation check a lane.
+            codes[l] = unsafe { code.to_int_unchecked::<i32>() } as i8;
+        }
+        self.accumulate(w, &stored);
+        codes
+    }
+
+    #[inline(always)]
+    fn accumulate(&mut self, w: &[f32; LANES], v: &[f32; LANES]) {
+        for l in 0..LANES {
+            let e = w[l] - v[l];
+            self.squared_error[l] += e * e;
+            self.squared_weight[l] += w[l] * w[l];
+            self.squared_stored[l] += v[l] * v[l];
+            self.product[l] += w[l] * v[l];
+        }
+    }
+
+    #[inline(always)]
+    fn total(&self) -> GroupError {
+        GroupError {
+            squared_error: tree(self.squared_error),
+            squared_weight: tree(self.squared_weight),
+            squared_stored: tree(self.squared_stored),
+            product: tree(self.product),
+            clipped: self.clipped.iter().sum(),
+        }
+    }
+}
+
+/// Adds the halves until one is left.
+#[inline(always)]
+fn tree(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] += lanes[l + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}

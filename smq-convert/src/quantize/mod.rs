@@ -1,0 +1,343 @@
+//! Quantizes one tensor: int4 codes, scales and error figures in a single pass over its weights.
+//!
+//! The arithmetic is `spec/method.md`. Every sum has a fixed order (16 lanes within a group, then groups,
+//! then rows), so the result does not depend on the number of threads or on the processor.
+
+mod kernel;
+mod statistics;
+
+use rayon::prelude::*;
+use smq_format::scale::{MiniFloat, ScaleFormat, Zero, round_mantissa};
+use smq_format::statistics::TensorStatistics;
+use smq_format::{Dtype, Scheme, bits, int4};
+
+pub use kernel::{GroupError, Kernel};
+use statistics::RowSums;
+
+/// The published reference's floor under `max|w|`.
+const MAX_ABS_FLOOR: f32 = 1e-8;
+
+/// What the scales become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleChoice {
+    /// Exact f32 (`--mbits -1`, config C3).
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// `sign | exponent | mantissa` of these widths; E5Mx has 5 exponent bits.
+    Mini {
+        /// 2 to 8.
+        exponent_bits: u32,
+        /// 0 to 10.
+        mantissa_bits: u32,
+    },
+}
+
+impl ScaleChoice {
+    /// `E5M5`, `f16`, `f32`.
+    pub fn name(self) -> String {
+        match self {
+            ScaleChoice::F32 => "f32".to_owned(),
+            ScaleChoice::F16 => "f16".to_owned(),
+            ScaleChoice::Mini {
+                exponent_bits,
+                mantissa_bits,
+            } => format!("e{exponent_bits}m{mantissa_bits}"),
+        }
+    }
+}
+
+/// How a group's scale is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ScaleRule {
+    /// The published reference: `max|w| / 7`, mantissa rounded half to even, truncated where x = 0.
+    Reference,
+    /// As `reference`, but x = 0 rounds too.
+    Nearest,
+    /// Of the nearest scale and its two neighbours, the one with the least squared error of the group.
+    Search,
+    /// The element of largest magnitude maps to -8, through the scale's sign bit.
+    Signed,
+}
+
+/// How a tensor is quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuantizeOptions {
+    /// Elements a group.
+    pub group: usize,
+    /// What the scales become.
+    pub scales: ScaleChoice,
+    /// How they are chosen.
+    pub rule: ScaleRule,
+}
+
+/// A quantized tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quantized {
+    /// How it is stored, with the tensor's bias.
+    pub scheme: Scheme,
+    /// `[out, ceil(in / 2)]` bytes.
+    pub nibbles: Vec<u8>,
+    /// The scale stream, zero tail included.
+    pub scales: Vec<u8>,
+    /// What was lost.
+    pub statistics: TensorStatistics,
+}
+
+/// Why a tensor cannot be quantized.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum QuantizeError {
+    /// A NaN or infinity.
+    NotFinite {
+        /// Row, from 0.
+        row: usize,
+        /// Column, from 0.
+        column: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A scale over f16's range.
+    ScaleOverflow(f32),
+}
+
+/// A group's results before the tensor's bias is known.
+#[derive(Debug, Clone, Copy, Default)]
+struct Group {
+    /// The exact scale, `max|w| / 7` (signed: `-w / 8`); 0 for an all-zero group.
+    exact: f32,
+    /// The scale in use.
+    stored: f32,
+    /// `stored` is not what the rounding gave: it was under the window.
+    under_window: bool,
+    errors: GroupError,
+    exact_errors: GroupError,
+}
+
+/// Quantizes `[rows, columns]` elements of `dtype`, little-endian, at any alignment.
+///
+/// # Errors
+/// The first weight that is not finite, or a scale over f16's range.
+pub fn quantize(
+    name: &str,
+    bytes: &[u8],
+    dtype: Dtype,
+    (rows, columns): (usize, usize),
+    options: &QuantizeOptions,
+) -> Result<Quantized, QuantizeError> {
+    let kernel = Kernel::detect();
+    let groups_a_row = columns.div_ceil(options.group);
+    let row_bytes = int4::row_bytes(columns);
+    let source_row_bytes = columns * dtype.bytes();
+    let mut nibbles = vec![0u8; rows * row_bytes];
+    let mut groups = vec![Group::default(); rows * groups_a_row];
+
+    let quantize_row = |row: usize, nibbles: &mut [u8], groups: &mut [Group]| {
+        let source = &bytes[row * source_row_bytes..(row + 1) * source_row_bytes];
+        let mut buffer = RowBuffer::new(columns);
+        buffer.load(dtype, source);
+        for (g, group) in groups.iter_mut().enumerate() {
+            let range = g * options.group..columns.min((g + 1) * options.group);
+            *group = quantize_group(&kernel, options, &mut buffer, range.clone())
+                .ok_or_else(|| first_not_finite(&buffer.weights[range], row, g * options.group))?;
+        }
+        int4::pack_row(&buffer.codes[..columns], nibbles);
+        Ok(())
+    };
+    nibbles
+        .par_chunks_mut(row_bytes)
+        .zip(groups.par_chunks_mut(groups_a_row))
+        .enumerate()
+        .with_min_len(8)
+        .try_for_each(|(row, (nibbles, groups))| quantize_row(row, nibbles, groups))?;
+
+    let format = scale_format(options.scales, &groups)?;
+    let codes: Vec<u32> = {
+        let mut codes = vec![0; groups.len()];
+        codes
+            .par_chunks_mut(groups_a_row)
+            .zip(groups.par_chunks_mut(groups_a_row))
+            .zip(nibbles.par_chunks_mut(row_bytes))
+            .enumerate()
+            .with_min_len(64)
+            .for_each(|(row, ((codes, groups), nibbles))| {
+                let mut stale = Vec::new();
+                for (g, (code, group)) in codes.iter_mut().zip(groups.iter_mut()).enumerate() {
+                    let encoded = format.encode(group.stored);
+                    *code = encoded.code;
+                    if encoded.under_window {
+                        group.stored = format.decode(encoded.code).unwrap_or(0.0);
+                        group.under_window = true;
+                        stale.push(g);
+                    }
+                }
+                if stale.is_empty() {
+                    return;
+                }
+                // Only now is the window known: redo the groups whose scale fell under it.
+                let source = &bytes[row * source_row_bytes..(row + 1) * source_row_bytes];
+                let mut buffer = RowBuffer::new(columns);
+                buffer.load(dtype, source);
+                for (column, code) in buffer.codes[..columns].iter_mut().enumerate() {
+                    let (low, high) = int4::unpack(nibbles[column / 2]);
+                    *code = if column % 2 == 0 { low } else { high };
+                }
+                for g in stale {
+                    let range = g * options.group..columns.min((g + 1) * options.group);
+                    let (w, q) = (&buffer.weights[range.clone()], &mut buffer.codes[range]);
+                    groups[g].errors = kernel.quantize(w, groups[g].stored, q);
+                }
+                int4::pack_row(&buffer.codes[..columns], nibbles);
+            });
+        codes
+    };
+    let statistics = statistics::summarise(name, &groups, &codes, format, options, columns);
+    Ok(Quantized {
+        scheme: Scheme::Int4 {
+            group: options.group,
+            scales: format,
+        },
+        nibbles,
+        scales: bits::pack(codes, format.width_bits()),
+        statistics,
+    })
+}
+
+/// The format with the tensor's bias.
+fn scale_format(choice: ScaleChoice, groups: &[Group]) -> Result<ScaleFormat, QuantizeError> {
+    let largest = groups.iter().map(|g| g.stored.abs()).fold(0.0, f32::max);
+    Ok(match choice {
+        ScaleChoice::F32 => ScaleFormat::F32,
+        ScaleChoice::F16 if largest > 65504.0 => return Err(QuantizeError::ScaleOverflow(largest)),
+        ScaleChoice::F16 => ScaleFormat::F16,
+        ScaleChoice::Mini {
+            exponent_bits,
+            mantissa_bits,
+        } => match MiniFloat::for_largest(exponent_bits, mantissa_bits, largest) {
+            Some(format) => ScaleFormat::Mini(format),
+            None => return Err(QuantizeError::ScaleOverflow(largest)),
+        },
+    })
+}
+
+/// Quantizes the weights of `range`; `None` where one is not finite.
+fn quantize_group(
+    kernel: &Kernel,
+    options: &QuantizeOptions,
+    buffer: &mut RowBuffer,
+    range: std::ops::Range<usize>,
+) -> Option<Group> {
+    let w = &buffer.weights[range.clone()];
+    let q = &mut buffer.codes[range];
+    let max_abs = kernel.max_abs(w)?;
+    if max_abs == 0.0 {
+        q.fill(0);
+        return Some(Group::default());
+    }
+    let exact = match options.rule {
+        ScaleRule::Signed => signed_scale(w, max_abs),
+        _ => max_abs.max(MAX_ABS_FLOOR) / 7.0,
+    };
+    let round = |s: f32| match options.scales {
+        ScaleChoice::F32 => s,
+        ScaleChoice::F16 => half::f16::from_f32(s).to_f32(),
+        ScaleChoice::Mini { mantissa_bits, .. } => {
+            let zero = match options.rule {
+                ScaleRule::Reference => Zero::Truncate,
+                _ => Zero::Nearest,
+            };
+            round_mantissa(s, mantissa_bits, zero)
+        }
+    };
+    let mut stored = round(exact);
+    let mut errors = kernel.quantize(w, stored, q);
+    let exact_errors = if stored == exact {
+        errors
+    } else {
+        kernel.errors(w, exact)
+    };
+    if let (ScaleRule::Search, ScaleChoice::Mini { mantissa_bits, .. }) =
+        (options.rule, options.scales)
+    {
+        let step = 1 << (23 - mantissa_bits);
+        for bits in [stored.to_bits() - step, stored.to_bits() + step] {
+            let candidate = f32::from_bits(bits);
+            let found = kernel.errors(w, candidate);
+            if candidate.is_normal() && found.squared_error < errors.squared_error {
+                (stored, errors) = (candidate, found);
+            }
+        }
+        errors = kernel.quantize(w, stored, q);
+    }
+    Some(Group {
+        exact,
+        stored,
+        under_window: options.scales == ScaleChoice::F16
+            && stored.abs() < half::f16::MIN_POSITIVE.to_f32(),
+        errors,
+        exact_errors,
+    })
+}
+
+/// `-w / 8` of the first element of largest magnitude, with the reference's floor.
+fn signed_scale(w: &[f32], max_abs: f32) -> f32 {
+    let extreme = w
+        .iter()
+        .find(|v| v.abs() == max_abs)
+        .copied()
+        .unwrap_or(max_abs);
+    -(max_abs.max(MAX_ABS_FLOOR) / 8.0).copysign(extreme)
+}
+
+fn first_not_finite(w: &[f32], row: usize, first_column: usize) -> QuantizeError {
+    let at = w.iter().position(|v| !v.is_finite()).unwrap_or(0);
+    QuantizeError::NotFinite {
+        row,
+        column: first_column + at,
+        value: w[at],
+    }
+}
+
+/// One row in f32 and its codes.
+struct RowBuffer {
+    weights: Vec<f32>,
+    codes: Vec<i8>,
+}
+
+impl RowBuffer {
+    fn new(columns: usize) -> Self {
+        RowBuffer {
+            weights: vec![0.0; columns],
+            codes: vec![0; columns],
+        }
+    }
+
+    fn load(&mut self, dtype: Dtype, source: &[u8]) {
+        smq_format::widen(dtype, source, &mut self.weights);
+    }
+}
+
+/// Statistics of weights `w'` that are already stored, against their source `w`: what
+/// `smq-inspect --recheck` compares with the file. Rows arrive in order.
+pub fn remeasure(
+    source: &[f32],
+    stored: &[f32],
+    columns: usize,
+    group: usize,
+) -> smq_format::statistics::ErrorSummary {
+    let rows: Vec<(RowSums, Vec<f32>)> = source
+        .par_chunks(columns)
+        .zip(stored.par_chunks(columns))
+        .map(|(w, v)| {
+            let errors: Vec<_> = w
+                .chunks(group)
+                .zip(v.chunks(group))
+                .map(|(w, v)| (w.len(), kernel::compare(w, v)))
+                .collect();
+            RowSums::of(errors.into_iter())
+        })
+        .collect();
+    statistics::summary(rows)
+}
+
+#[cfg(test)]
+mod tests;

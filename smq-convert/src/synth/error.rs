@@ -1,0 +1,161 @@
+//! What can go wrong while a synthetic checkpoint is made.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why no checkpoint was written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SynthError {
+    /// The config is not a JSON object.
+    #[error("{}: not a JSON object: {reason}", .path.display())]
+    NotJson {
+        /// The config file.
+        path: PathBuf,
+        /// What the parser said.
+        reason: String,
+    },
+    /// `architectures` names nothing that this generator knows.
+    #[error("{}: architectures is {found}, but only Phi3ForCausalLM and LlamaForCausalLM can be generated", .path.display())]
+    UnknownArchitecture {
+        /// The config file.
+        path: PathBuf,
+        /// The value found, as JSON, or "missing".
+        found: String,
+    },
+    /// A key that the shapes depend on is absent.
+    #[error("{}: missing key {key}, which {architecture} needs", .path.display())]
+    MissingKey {
+        /// The config file.
+        path: PathBuf,
+        /// The absent key.
+        key: &'static str,
+        /// The architecture that needs it.
+        architecture: &'static str,
+    },
+    /// A key has a value of the wrong type or out of range.
+    #[error("{}: {key} is {found}, expected {expected}", .path.display())]
+    BadValue {
+        /// The config file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// The value found, as JSON.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
+    /// Two sizes of the config do not fit together.
+    #[error("{}: {dividend} is not a multiple of {divisor}", .path.display())]
+    NotDivisible {
+        /// The config file.
+        path: PathBuf,
+        /// Key and value that should be divisible, such as `hidden_size 3072`.
+        dividend: String,
+        /// Key and value that should divide it.
+        divisor: String,
+    },
+    /// A tensor or the whole model is larger than any real one.
+    #[error("{}: {what} has {actual}, over the limit of {limit}; check the config's sizes", .path.display())]
+    TooLarge {
+        /// The config file.
+        path: PathBuf,
+        /// The tensor or dimension.
+        what: String,
+        /// Its size.
+        actual: String,
+        /// The largest size accepted.
+        limit: String,
+    },
+    /// The shard limit is zero.
+    #[error("shard size is 0 bytes, expected at least 1")]
+    ZeroShardBytes,
+    /// The tokenizer directory holds no tokenizer.
+    #[error("{}: no tokenizer.json in this directory", .path.display())]
+    NoTokenizer {
+        /// The tokenizer directory.
+        path: PathBuf,
+    },
+    /// The output path exists and is not a directory.
+    #[error("{}: exists and is not a directory", .path.display())]
+    NotADirectory {
+        /// The output path.
+        path: PathBuf,
+    },
+    /// The output directory holds something and overwriting was not asked for.
+    #[error("{}: directory is not empty, it holds {found}; choose another, or force to replace the checkpoint in it", .path.display())]
+    NotEmpty {
+        /// The output directory.
+        path: PathBuf,
+        /// One of the names in it.
+        found: String,
+    },
+    /// The output directory is where the config or the tokenizer is read from.
+    #[error("{}: output directory holds the input {}; synthetic weights would replace the real ones, so choose another", .path.display(), .input.display())]
+    OutputIsInput {
+        /// The output directory.
+        path: PathBuf,
+        /// The input that lies in it.
+        input: PathBuf,
+    },
+    /// The disk or quota ran out.
+    #[error("{}: no space left on the disk; the checkpoint needs {needed_bytes} bytes, so free some or choose another directory", .path.display())]
+    DiskFull {
+        /// The file being written.
+        path: PathBuf,
+        /// Bytes of tensor data in the whole checkpoint.
+        needed_bytes: u64,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// A safetensors header could not be made.
+    #[error("{}: cannot make the safetensors header", .path.display())]
+    Header {
+        /// The shard.
+        path: PathBuf,
+        /// The library's error.
+        #[source]
+        source: safetensors::SafeTensorError,
+    },
+    /// Any other I/O error.
+    #[error("{}: cannot {action}", .path.display())]
+    Io {
+        /// What was tried, such as "read" or "create directory".
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl SynthError {
+    /// A function for `map_err` that adds what was tried on which path.
+    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// As [`SynthError::io`] for writes, where a full disk is told apart.
+    pub(super) fn write(path: &Path, needed_bytes: u64) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {
+                path,
+                needed_bytes,
+                source,
+            },
+            _ => Self::Io {
+                action: "write",
+                path,
+                source,
+            },
+        }
+    }
+}
