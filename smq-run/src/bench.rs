@@ -1,0 +1,205 @@
+//! Timed generation on synthetic prompts, over the same path as `generate`.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::generate::{GenerateOptions, Timing, generate};
+use crate::measure::{Machine, Memory, Summary};
+use crate::sample::SamplingOptions;
+use crate::source::Source;
+
+/// What to time.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct BenchOptions {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated after it; end-of-sequence tokens do not stop them.
+    pub output_tokens: usize,
+    /// Runs that are not counted.
+    pub warmup: usize,
+    /// Runs that are.
+    pub repeats: usize,
+}
+
+impl Default for BenchOptions {
+    fn default() -> Self {
+        Self {
+            prompt_tokens: 128,
+            output_tokens: 64,
+            warmup: 1,
+            repeats: 3,
+        }
+    }
+}
+
+/// A model as it was timed.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelInfo {
+    /// As given.
+    pub path: String,
+    /// Size of the file, or of all shards, bytes.
+    pub file_bytes: u64,
+    /// Weight bytes read for each decoded token.
+    pub bytes_per_token: usize,
+    /// Schemes of its tensors and how many have each.
+    pub schemes: String,
+}
+
+/// One timed run.
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchRun {
+    /// Prompt submitted to first token, milliseconds.
+    pub ttft_ms: f64,
+    /// Each token after the first, milliseconds, LongRoPE's switch left out.
+    pub token_ms: Vec<f64>,
+    /// The token at which LongRoPE's factors switched, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_switch_ms: Option<f64>,
+    /// Output tokens over the whole run's time.
+    pub output_tokens_per_s: f64,
+    /// Prompt and output tokens over the whole run's time.
+    pub total_tokens_per_s: f64,
+}
+
+/// Figures over all repeats.
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchReport {
+    /// This program's version.
+    pub version: &'static str,
+    /// The model.
+    pub model: ModelInfo,
+    /// `cpu` or `cuda`.
+    pub device: &'static str,
+    /// The machine.
+    pub machine: Machine,
+    /// What was timed.
+    pub options: BenchOptions,
+    /// How prompts are made.
+    pub prompt: &'static str,
+    /// Opening the file and building the model, milliseconds; pages are read as they are first used.
+    pub load_ms: f64,
+    /// Time to first token over repeats, milliseconds.
+    pub ttft_ms: Summary,
+    /// Time per output token after the first, over all tokens of all repeats, milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpot_ms: Option<Summary>,
+    /// 1000 / mean TPOT.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decode_tokens_per_s: Option<f64>,
+    /// Weight bytes over mean TPOT, 10^9 bytes a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decode_gb_per_s: Option<f64>,
+    /// Mean over repeats.
+    pub output_tokens_per_s: f64,
+    /// Mean over repeats.
+    pub total_tokens_per_s: f64,
+    /// Memory after the last run.
+    #[serde(flatten)]
+    pub memory: Memory,
+    /// Every repeat.
+    pub runs: Vec<BenchRun>,
+}
+
+/// Times `engine`, which took `load` to load from `source`.
+///
+/// # Errors
+/// [`Error::Input`] if the options ask for nothing, or for more than the model's context.
+pub fn bench(
+    engine: &mut dyn Engine,
+    source: &Source,
+    load: Duration,
+    options: &BenchOptions,
+) -> Result<BenchReport> {
+    let BenchOptions {
+        prompt_tokens,
+        output_tokens,
+        warmup,
+        repeats,
+    } = *options;
+    if prompt_tokens == 0 || output_tokens == 0 || repeats == 0 {
+        return Err(Error::Input(
+            "prompt tokens, output tokens and repeats must be at least 1".into(),
+        ));
+    }
+    let limit = engine.config().max_positions;
+    if prompt_tokens.saturating_add(output_tokens) > limit {
+        return Err(Error::Input(format!(
+            "{prompt_tokens} prompt and {output_tokens} output tokens exceed the model's longest context of {limit}"
+        )));
+    }
+    let prompt = synthetic_prompt(prompt_tokens, engine.config().vocab);
+    let generation = GenerateOptions {
+        max_new_tokens: output_tokens,
+        stop_ids: &[],
+        sampling: SamplingOptions::default(),
+    };
+    let mut runs = Vec::with_capacity(repeats);
+    for i in 0..warmup + repeats {
+        let timing = generate(engine, &prompt, &generation, |_| Ok(()))?.timing;
+        if i >= warmup {
+            runs.push(BenchRun::new(&timing, options));
+        }
+    }
+    let mean = |f: fn(&BenchRun) -> f64| runs.iter().map(f).sum::<f64>() / repeats as f64;
+    let ttfts: Vec<f64> = runs.iter().map(|r| r.ttft_ms).collect();
+    let tokens: Vec<f64> = runs
+        .iter()
+        .flat_map(|r| r.token_ms.iter().copied())
+        .collect();
+    let ttft_ms = Summary::of(&ttfts).ok_or_else(|| Error::Input("nothing was timed".into()))?;
+    let tpot_ms = Summary::of(&tokens);
+    Ok(BenchReport {
+        version: env!("CARGO_PKG_VERSION"),
+        model: ModelInfo {
+            path: source.path().display().to_string(),
+            file_bytes: source.file_bytes(),
+            bytes_per_token: engine.bytes_per_token(),
+            schemes: source.schemes(),
+        },
+        device: engine.device(),
+        machine: Machine::this(),
+        options: *options,
+        prompt: "pseudo-random token ids, the same in every run; greedy decoding, end-of-sequence ignored",
+        load_ms: ms(load),
+        ttft_ms,
+        tpot_ms,
+        decode_tokens_per_s: tpot_ms.map(|t| 1000.0 / t.mean),
+        decode_gb_per_s: tpot_ms.map(|t| engine.bytes_per_token() as f64 / t.mean / 1e6),
+        output_tokens_per_s: mean(|r| r.output_tokens_per_s),
+        total_tokens_per_s: mean(|r| r.total_tokens_per_s),
+        memory: Memory::now(),
+        runs,
+    })
+}
+
+impl BenchRun {
+    fn new(timing: &Timing, options: &BenchOptions) -> Self {
+        let seconds = timing.total().as_secs_f64();
+        Self {
+            ttft_ms: ms(timing.ttft),
+            token_ms: timing.decode.iter().copied().map(ms).collect(),
+            rope_switch_ms: timing.rope_switch.map(ms),
+            output_tokens_per_s: options.output_tokens as f64 / seconds,
+            total_tokens_per_s: (options.prompt_tokens + options.output_tokens) as f64 / seconds,
+        }
+    }
+}
+
+/// Ids from a linear congruential generator: speed does not depend on which.
+fn synthetic_prompt(tokens: usize, vocab: usize) -> Vec<u32> {
+    let mut state = 42u64;
+    let next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocab as u64) as u32
+    };
+    std::iter::repeat_with(next).take(tokens).collect()
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

@@ -1,0 +1,3 @@
+//! Quality measured on texts.
+
+pub mod ppl;

@@ -1,0 +1,104 @@
+//! Perplexity over non-overlapping windows.
+
+use serde::Serialize;
+
+use crate::engine::Engine;
+use crate::error::{Error, Result};
+use crate::tokenizer::Tokenizer;
+
+/// How a text is cut and scored.
+#[derive(Debug, Clone, Copy)]
+pub struct PplOptions {
+    /// Tokens a window.
+    pub window: usize,
+    /// Only this many leading tokens of the text; windows that do not fit are dropped.
+    pub max_tokens: Option<usize>,
+}
+
+impl Default for PplOptions {
+    fn default() -> Self {
+        Self {
+            window: 512,
+            max_tokens: None,
+        }
+    }
+}
+
+/// A perplexity and how it was taken.
+#[derive(Debug, Clone, Serialize)]
+pub struct PplReport {
+    /// `exp` of the loss.
+    pub perplexity: f64,
+    /// Mean negative log-likelihood of a scored token, nats.
+    pub loss_nats_per_token: f64,
+    /// Tokens that count.
+    pub tokens_scored: usize,
+    /// Tokens of the text (after `max_tokens`).
+    pub tokens: usize,
+    /// Windows scored.
+    pub windows: usize,
+    /// Tokens a window.
+    pub window: usize,
+    /// The rules, in words.
+    pub protocol: String,
+    /// Mean negative log-likelihood of each window, nats.
+    pub window_nll: Vec<f64>,
+}
+
+/// Scores `text`; `progress` gets windows done and windows in all.
+///
+/// # Errors
+/// [`Error::Input`] if the text is shorter than one window, or a window does not fit the model.
+pub fn perplexity(
+    engine: &mut dyn Engine,
+    tokenizer: &Tokenizer,
+    text: &str,
+    options: &PplOptions,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<PplReport> {
+    let PplOptions { window, max_tokens } = *options;
+    let limit = engine.config().max_positions;
+    if window < 2 || window > limit {
+        return Err(Error::Input(format!(
+            "window is {window} tokens, expected 2 to the model's context of {limit}"
+        )));
+    }
+    let mut ids = tokenizer.encode(text, false)?;
+    ids.truncate(max_tokens.unwrap_or(usize::MAX));
+    let windows = ids.len() / window;
+    if windows == 0 {
+        let n = ids.len();
+        return Err(Error::Input(format!(
+            "the text has {n} tokens, fewer than one window of {window}"
+        )));
+    }
+    let mut window_nll = Vec::with_capacity(windows);
+    progress(0, windows);
+    for tokens in ids.chunks_exact(window) {
+        let log_probs = engine.log_probs(tokens)?;
+        let nll = -log_probs.iter().sum::<f64>() / log_probs.len() as f64;
+        if !nll.is_finite() {
+            return Err(Error::Input(
+                "the model produced a logit that is not finite: its weights are damaged".into(),
+            ));
+        }
+        window_nll.push(nll);
+        progress(window_nll.len(), windows);
+    }
+    // Windows have equally many scored tokens, so this is the mean over tokens.
+    let loss = window_nll.iter().sum::<f64>() / windows as f64;
+    Ok(PplReport {
+        perplexity: loss.exp(),
+        loss_nats_per_token: loss,
+        tokens_scored: windows * (window - 1),
+        tokens: ids.len(),
+        windows,
+        window,
+        protocol: format!(
+            "text tokenized as one string without special tokens; non-overlapping windows of {window} tokens from \
+             the start, each scored alone; the first token of a window is not scored; an incomplete last window is \
+             dropped; mean over all scored tokens; f32 arithmetic"
+        ),
+        window_nll,
+    })
+}

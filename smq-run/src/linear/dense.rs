@@ -1,0 +1,164 @@
+//! Dense (bf16, f16, f32) x f32 product over weight rows, widening in registers.
+
+use smq_format::Dtype;
+
+use super::lanes::{Isa, Lanes, dispatch};
+
+/// `out[row, i] = sum over columns of w[row, column] * x[i, column]`; `w` is `[rows, cols]`,
+/// `x` `[m, cols]`, `out` `[rows, m]`.
+pub(crate) fn product(isa: Isa, dtype: Dtype, w: &[u8], x: &[f32], m: usize, out: &mut [f32]) {
+    let (rows, cols) = (out.len() / m, x.len() / m);
+    // These are what the kernels' pointer arithmetic relies on.
+    assert!(
+        out.len() == rows * m && x.len() == cols * m,
+        "x is [m, cols], output [rows, m]"
+    );
+    assert_eq!(
+        w.len(),
+        rows * cols * dtype.bytes(),
+        "weights are [rows, cols]"
+    );
+    match dtype {
+        Dtype::Bf16 => run_bf16(isa, w, x, m, out),
+        Dtype::F16 => run_f16(isa, w, x, m, out),
+        Dtype::F32 => run_f32(isa, w, x, m, out),
+    }
+}
+
+/// [`product`] with f32 weights in memory.
+pub(crate) fn product_f32(isa: Isa, w: &[f32], x: &[f32], m: usize, out: &mut [f32]) {
+    product(isa, Dtype::F32, bytemuck::cast_slice(w), x, m, out);
+}
+
+dispatch! { fn run_bf16 => bf16(w: &[u8], x: &[f32], m: usize, out: &mut [f32]) }
+dispatch! { fn run_f16 => f16(w: &[u8], x: &[f32], m: usize, out: &mut [f32]) }
+dispatch! { fn run_f32 => f32_(w: &[u8], x: &[f32], m: usize, out: &mut [f32]) }
+
+/// A stored element type: how a register and a single element are read.
+trait Stored {
+    const BYTES: usize;
+    unsafe fn load<L: Lanes>(p: *const u8) -> L::V;
+    unsafe fn one(p: *const u8) -> f32;
+}
+
+macro_rules! stored {
+    ($name:ident, $load:ident, $bytes:literal, $one:expr, $kernel:ident) => {
+        struct $name;
+        impl Stored for $name {
+            const BYTES: usize = $bytes;
+            #[inline(always)]
+            unsafe fn load<L: Lanes>(p: *const u8) -> L::V {
+                // SAFETY: the caller vouches for COUNT elements and the instruction set.
+                unsafe { L::$load(p) }
+            }
+            #[inline(always)]
+            unsafe fn one(p: *const u8) -> f32 {
+                // SAFETY: the caller vouches for one element.
+                let bytes = unsafe { p.cast::<[u8; $bytes]>().read() };
+                $one(bytes)
+            }
+        }
+        #[inline(always)]
+        unsafe fn $kernel<L: Lanes>(w: &[u8], x: &[f32], m: usize, out: &mut [f32]) {
+            // SAFETY: `product` checked every length; L's instruction set is there.
+            unsafe { kernel::<L, $name>(w, x, m, out) }
+        }
+    };
+}
+stored!(
+    StoredBf16,
+    load_bf16,
+    2,
+    |b| half::bf16::from_le_bytes(b).to_f32(),
+    bf16
+);
+stored!(
+    StoredF16,
+    load_f16,
+    2,
+    |b| half::f16::from_le_bytes(b).to_f32(),
+    f16
+);
+stored!(StoredF32, load_f32, 4, f32::from_le_bytes, f32_);
+
+#[inline(always)]
+unsafe fn kernel<L: Lanes, S: Stored>(w: &[u8], x: &[f32], m: usize, out: &mut [f32]) {
+    // SAFETY: as `tile` demands, see `columns`.
+    unsafe {
+        let mut i = 0;
+        while i < m {
+            i += match m - i {
+                1 => columns::<L, S, 4, 1>(w, x, m, i, out),
+                2 => columns::<L, S, 2, 2>(w, x, m, i, out),
+                3 => columns::<L, S, 2, 3>(w, x, m, i, out),
+                _ => columns::<L, S, 4, 4>(w, x, m, i, out),
+            }
+        }
+    }
+}
+
+/// Activation rows `i .. i + M` against every weight row, `R` weight rows at a time.
+#[inline(always)]
+unsafe fn columns<L: Lanes, S: Stored, const R: usize, const M: usize>(
+    w: &[u8],
+    x: &[f32],
+    m: usize,
+    i: usize,
+    out: &mut [f32],
+) -> usize {
+    let rows = out.len() / m;
+    let mut row = 0;
+    // SAFETY: rows row .. row + R (or + 1) are below `rows`, as `tile` demands.
+    unsafe {
+        while row + R <= rows {
+            tile::<L, S, R, M>(w, x, m, row, i, out);
+            row += R;
+        }
+        while row < rows {
+            tile::<L, S, 1, M>(w, x, m, row, i, out);
+            row += 1;
+        }
+    }
+    M
+}
+
+/// An `[R, M]` tile of the output.
+#[inline(always)]
+unsafe fn tile<L: Lanes, S: Stored, const R: usize, const M: usize>(
+    w: &[u8],
+    x: &[f32],
+    m: usize,
+    row: usize,
+    i: usize,
+    out: &mut [f32],
+) {
+    let cols = x.len() / m;
+    // SAFETY: row + R <= rows and i + M <= m, and each row has `cols` elements.
+    unsafe {
+        let ws: [*const u8; R] =
+            std::array::from_fn(|r| w.as_ptr().add((row + r) * cols * S::BYTES));
+        let xs: [*const f32; M] = std::array::from_fn(|j| x.as_ptr().add((i + j) * cols));
+        let mut total = [[L::splat(0.0); M]; R];
+        let whole = cols / L::COUNT * L::COUNT;
+        let mut c = 0;
+        while c < whole {
+            let v: [_; R] = std::array::from_fn(|r| S::load::<L>(ws[r].add(c * S::BYTES)));
+            for j in 0..M {
+                let xv = L::load(xs[j].add(c));
+                for r in 0..R {
+                    total[r][j] = L::fma(v[r], xv, total[r][j]);
+                }
+            }
+            c += L::COUNT;
+        }
+        for r in 0..R {
+            for j in 0..M {
+                let mut sum = L::sum(total[r][j]);
+                for c in whole..cols {
+                    sum += S::one(ws[r].add(c * S::BYTES)) * *xs[j].add(c);
+                }
+                out[(row + r) * m + i + j] = sum;
+            }
+        }
+    }
+}

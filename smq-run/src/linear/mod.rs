@@ -1,0 +1,342 @@
+//! Matrix products with mapped weights: `y = x * W^T`.
+//!
+//! Few activation rows (decode): fused kernels read each weight once, straight from the map.
+//! Many rows (prefill): tiles of weight rows become f32 and go through candle's gemm. Either way
+//! each output is summed by one thread in an order that does not depend on how rows are shared
+//! out, so results are the same at any thread count.
+
+mod dense;
+mod int4;
+pub(crate) mod lanes;
+#[cfg(test)]
+mod naive;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use smq_format::Dtype;
+
+use crate::error::Result;
+pub(crate) use dense::product_f32 as dense_product_f32;
+use int4::{Int4Rows, PackedX};
+pub(crate) use lanes::Isa;
+
+/// From this many activation rows on, widening a tile and gemm beats the fused kernels.
+const GEMM_MIN_ROWS: usize = 12;
+/// Weight rows of one gemm tile.
+const TILE_ROWS: usize = 256;
+/// Products that read fewer weight bytes stay on the calling thread.
+const SERIAL_MAX_BYTES: usize = 96 << 10;
+/// Weight bytes of one parallel job, at most.
+const JOB_BYTES: usize = 256 << 10;
+
+/// A weight matrix `[rows, cols]` (out, in) whose bytes stay in the map.
+#[derive(Debug)]
+pub struct Matrix<'a> {
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// The bytes.
+    pub data: Weights<'a>,
+}
+
+/// How a matrix is stored.
+#[derive(Debug)]
+pub enum Weights<'a> {
+    /// Little-endian elements, row-major.
+    Dense {
+        /// Element type.
+        dtype: Dtype,
+        /// `[rows, cols]` elements.
+        bytes: &'a [u8],
+    },
+    /// Two's-complement nibbles and one f32 scale a group.
+    Int4 {
+        /// `[rows, ceil(cols / 2)]`, low nibble = even column.
+        nibbles: &'a [u8],
+        /// Decoded, `[rows, ceil(cols / group)]`.
+        scales: Vec<f32>,
+        /// Columns a scale.
+        group: usize,
+    },
+}
+
+impl Matrix<'_> {
+    /// Bytes that one pass over the weights reads.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        match &self.data {
+            Weights::Dense { bytes, .. } => bytes.len(),
+            Weights::Int4 {
+                nibbles, scales, ..
+            } => nibbles.len() + 4 * scales.len(),
+        }
+    }
+
+    /// Writes `rows` as f32 into `out`, `[rows, cols]`.
+    pub fn dequantize(&self, rows: Range<usize>, out: &mut [f32]) {
+        match &self.data {
+            Weights::Dense { dtype, bytes } => {
+                let row_bytes = self.cols * dtype.bytes();
+                smq_format::widen(
+                    *dtype,
+                    &bytes[rows.start * row_bytes..rows.end * row_bytes],
+                    out,
+                );
+            }
+            Weights::Int4 { group, .. } => {
+                let (nibbles, scales) = self.int4_rows(rows);
+                let (row_bytes, groups) = (self.cols.div_ceil(2), self.cols.div_ceil(*group));
+                let rows = nibbles
+                    .chunks_exact(row_bytes)
+                    .zip(scales.chunks_exact(groups));
+                for ((nibbles, scales), out) in rows.zip(out.chunks_exact_mut(self.cols)) {
+                    smq_format::int4::dequantize_row(nibbles, scales, *group, out);
+                }
+            }
+        }
+    }
+
+    fn int4_rows(&self, rows: Range<usize>) -> (&[u8], &[f32]) {
+        match &self.data {
+            Weights::Dense { .. } => (&[], &[]),
+            Weights::Int4 {
+                nibbles,
+                scales,
+                group,
+            } => {
+                let (row_bytes, groups) = (self.cols.div_ceil(2), self.cols.div_ceil(*group));
+                (
+                    &nibbles[rows.start * row_bytes..rows.end * row_bytes],
+                    &scales[rows.start * groups..rows.end * groups],
+                )
+            }
+        }
+    }
+
+    /// The group length where the fused kernel needs packed activations.
+    fn packed_group(&self) -> Option<usize> {
+        match &self.data {
+            // A group over the whole row is one group of any even length.
+            Weights::Int4 { group, .. } if *group >= self.cols => {
+                Some(self.cols.next_multiple_of(2))
+            }
+            Weights::Int4 { group, .. } if group.is_multiple_of(2) => Some(*group),
+            _ => None,
+        }
+    }
+}
+
+/// One product of a set that shares its activations.
+pub struct Product<'m, 'w, 'o> {
+    /// `[rows, cols]`.
+    pub matrix: &'m Matrix<'w>,
+    /// `[m, rows]`, overwritten.
+    pub out: &'o mut [f32],
+}
+
+/// Multiplies `x`, `[m, cols]`, with each matrix: `out[i, row] = sum x[i, c] * W[row, c]`.
+///
+/// # Errors
+/// Only from candle's gemm, for want of memory.
+///
+/// # Panics
+/// If a length does not fit its matrix.
+pub fn products(x: &[f32], m: usize, set: &mut [Product<'_, '_, '_>]) -> Result<()> {
+    for p in set.iter() {
+        assert_eq!(x.len(), m * p.matrix.cols, "x is [m, cols]");
+        assert_eq!(p.out.len(), m * p.matrix.rows, "out is [m, rows]");
+    }
+    if m < GEMM_MIN_ROWS {
+        few_rows(Isa::best(), x, m, set);
+        Ok(())
+    } else {
+        set.iter_mut()
+            .try_for_each(|p| many_rows(x, m, p.matrix, p.out))
+    }
+}
+
+/// A single product, see [`products`].
+///
+/// # Errors
+/// As [`products`].
+pub fn product(x: &[f32], m: usize, matrix: &Matrix<'_>, out: &mut [f32]) -> Result<()> {
+    products(x, m, &mut [Product { matrix, out }])
+}
+
+/// The product with matrices stacked into one of `sum of rows` rows: `[m, sum of rows]`.
+///
+/// # Errors
+/// As [`products`].
+pub fn stacked(x: &[f32], m: usize, matrices: &[Matrix<'_>]) -> Result<Vec<f32>> {
+    let total: usize = matrices.iter().map(|matrix| matrix.rows).sum();
+    let mut out = vec![0.0; m * total];
+    if let (1, _) | (_, [_]) = (m, matrices) {
+        let mut rest = out.as_mut_slice();
+        let mut set = Vec::with_capacity(matrices.len());
+        for matrix in matrices {
+            let (own, others) = std::mem::take(&mut rest).split_at_mut(m * matrix.rows);
+            set.push(Product { matrix, out: own });
+            rest = others;
+        }
+        products(x, m, &mut set)?;
+        return Ok(out);
+    }
+    let mut parts: Vec<Vec<f32>> = matrices
+        .iter()
+        .map(|matrix| vec![0.0; m * matrix.rows])
+        .collect();
+    let mut set: Vec<_> = matrices
+        .iter()
+        .zip(&mut parts)
+        .map(|(matrix, out)| Product { matrix, out })
+        .collect();
+    products(x, m, &mut set)?;
+    for (i, row) in out.chunks_exact_mut(total).enumerate() {
+        let mut at = 0;
+        for (matrix, part) in matrices.iter().zip(&parts) {
+            row[at..at + matrix.rows].copy_from_slice(&part[i * matrix.rows..][..matrix.rows]);
+            at += matrix.rows;
+        }
+    }
+    Ok(out)
+}
+
+/// Weight rows for one thread, and where their outputs go, `[rows, m]`.
+struct Job<'m, 'w, 'o> {
+    matrix: &'m Matrix<'w>,
+    rows: Range<usize>,
+    packed: Option<&'m PackedX>,
+    out: &'o mut [f32],
+}
+
+fn few_rows(isa: Isa, x: &[f32], m: usize, set: &mut [Product<'_, '_, '_>]) {
+    let mut packed: Vec<(usize, PackedX)> = Vec::new();
+    for p in set.iter() {
+        let absent = |g: &usize| packed.iter().all(|(have, _)| have != g);
+        if let Some(group) = p.matrix.packed_group().filter(absent) {
+            packed.push((group, PackedX::new(isa, x, m, p.matrix.cols, group)));
+        }
+    }
+    if m == 1 {
+        let outs = set.iter_mut().map(|p| (p.matrix, &mut *p.out)).collect();
+        return run_jobs(isa, x, m, &packed, outs);
+    }
+    let mut staged: Vec<Vec<f32>> = set.iter().map(|p| vec![0.0; p.out.len()]).collect();
+    let outs = set
+        .iter()
+        .map(|p| p.matrix)
+        .zip(staged.iter_mut().map(Vec::as_mut_slice))
+        .collect();
+    run_jobs(isa, x, m, &packed, outs);
+    for (from, p) in staged.iter().zip(set) {
+        for (row, values) in from.chunks_exact(m).enumerate() {
+            for (i, value) in values.iter().enumerate() {
+                p.out[i * p.matrix.rows + row] = *value;
+            }
+        }
+    }
+}
+
+/// Shares the rows of all matrices out; each `out` is `[rows, m]`.
+fn run_jobs(
+    isa: Isa,
+    x: &[f32],
+    m: usize,
+    packed: &[(usize, PackedX)],
+    outs: Vec<(&Matrix<'_>, &mut [f32])>,
+) {
+    let total_bytes: usize = outs.iter().map(|(matrix, _)| matrix.weight_bytes()).sum();
+    let serial = total_bytes <= SERIAL_MAX_BYTES;
+    // Some jobs a thread even out their ends; small ones keep all threads on a small product.
+    let job_bytes = (total_bytes / (rayon::current_num_threads() * 4)).clamp(16 << 10, JOB_BYTES);
+    let mut jobs = Vec::new();
+    for (matrix, out) in outs {
+        let packed = matrix
+            .packed_group()
+            .and_then(|g| packed.iter().find(|(have, _)| *have == g));
+        let row_bytes = (matrix.weight_bytes() / matrix.rows.max(1)).max(1);
+        // Kernels take four rows at a time.
+        let rows_a_job = if serial {
+            matrix.rows
+        } else {
+            (job_bytes / row_bytes).next_multiple_of(4).max(4)
+        };
+        for (i, out) in out.chunks_mut(rows_a_job * m).enumerate() {
+            let start = i * rows_a_job;
+            jobs.push(Job {
+                matrix,
+                rows: start..start + out.len() / m,
+                packed: packed.map(|p| &p.1),
+                out,
+            });
+        }
+    }
+    if serial {
+        jobs.into_iter().for_each(|job| run_job(isa, x, m, job));
+    } else {
+        jobs.into_par_iter().for_each(|job| run_job(isa, x, m, job));
+    }
+}
+
+fn run_job(isa: Isa, x: &[f32], m: usize, job: Job<'_, '_, '_>) {
+    let cols = job.matrix.cols;
+    match (&job.matrix.data, job.packed) {
+        (Weights::Dense { dtype, bytes }, _) => {
+            let row_bytes = cols * dtype.bytes();
+            let bytes = &bytes[job.rows.start * row_bytes..job.rows.end * row_bytes];
+            dense::product(isa, *dtype, bytes, x, m, job.out);
+        }
+        (Weights::Int4 { .. }, Some(packed)) => {
+            let (nibbles, scales) = job.matrix.int4_rows(job.rows);
+            let group = packed.group();
+            int4::product(
+                Int4Rows {
+                    nibbles,
+                    scales,
+                    group,
+                    cols,
+                },
+                packed,
+                job.out,
+            );
+        }
+        // Odd groups start inside a byte: no model has them, so widen row by row.
+        (Weights::Int4 { .. }, None) => {
+            let mut row = vec![0.0; cols];
+            for (r, out) in job.rows.zip(job.out.chunks_exact_mut(m)) {
+                job.matrix.dequantize(r..r + 1, &mut row);
+                dense_product_f32(isa, &row, x, m, out);
+            }
+        }
+    }
+}
+
+/// `out`, `[m, rows]`, by tiles of weight rows widened to f32 and multiplied by candle's gemm.
+fn many_rows(x: &[f32], m: usize, matrix: &Matrix<'_>, out: &mut [f32]) -> Result<()> {
+    let cols = matrix.cols;
+    let x = Tensor::from_slice(x, (m, cols), &Device::Cpu)?;
+    let starts: Vec<usize> = (0..matrix.rows).step_by(TILE_ROWS).collect();
+    let tiles: Vec<Vec<f32>> = starts
+        .par_iter()
+        .map(|&start| {
+            let rows = TILE_ROWS.min(matrix.rows - start);
+            let mut tile = vec![0.0; rows * cols];
+            matrix.dequantize(start..start + rows, &mut tile);
+            let tile = Tensor::from_vec(tile, (rows, cols), &Device::Cpu)?;
+            x.matmul(&tile.t()?)?.flatten_all()?.to_vec1()
+        })
+        .collect::<candle_core::Result<_>>()?;
+    out.par_chunks_exact_mut(matrix.rows)
+        .enumerate()
+        .for_each(|(i, out)| {
+            for (tile, out) in tiles.iter().zip(out.chunks_mut(TILE_ROWS)) {
+                out.copy_from_slice(&tile[i * out.len()..][..out.len()]);
+            }
+        });
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! Memory, machine and order statistics.
+
+use serde::Serialize;
+
+/// This process's resident memory, where the system tells (`/proc/self/status`).
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Memory {
+    /// Largest resident set so far, mapped weights included, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_rss_bytes: Option<u64>,
+    /// Resident memory that is not mapped from files, now, bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rss_anon_bytes: Option<u64>,
+}
+
+impl Memory {
+    /// Reads it now.
+    #[must_use]
+    pub fn now() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|l| l.strip_prefix(name))?;
+            line.trim_start_matches(':')
+                .trim()
+                .trim_end_matches("kB")
+                .trim()
+                .parse::<u64>()
+                .ok()
+                .map(|kb| kb * 1024)
+        };
+        Self {
+            peak_rss_bytes: field("VmHWM"),
+            rss_anon_bytes: field("RssAnon"),
+        }
+    }
+}
+
+/// The machine a figure was measured on.
+#[derive(Debug, Clone, Serialize)]
+pub struct Machine {
+    /// CPU model; `unknown` where the system does not tell.
+    pub cpu: String,
+    /// Logical CPUs.
+    pub cores: usize,
+    /// Worker threads used.
+    pub threads: usize,
+    /// Operating system and architecture.
+    pub platform: String,
+}
+
+impl Machine {
+    /// Describes this one.
+    #[must_use]
+    pub fn this() -> Self {
+        let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = info
+            .lines()
+            .find(|l| l.starts_with("model name"))
+            .and_then(|l| l.split_once(':'));
+        Self {
+            cpu: model.map_or("unknown", |(_, name)| name.trim()).to_owned(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: rayon::current_num_threads(),
+            platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
+        }
+    }
+}
+
+/// Mean and percentiles of a sample.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Summary {
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: f64,
+    /// 95th percentile.
+    pub p95: f64,
+}
+
+impl Summary {
+    /// Of `values`; `None` if there are none. Percentiles interpolate linearly between ranks.
+    #[must_use]
+    pub fn of(values: &[f64]) -> Option<Self> {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let last = sorted.len().checked_sub(1)?;
+        let percentile = |p: f64| {
+            let rank = p * last as f64;
+            let (below, above) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);
+            below + (above - below) * rank.fract()
+        };
+        let mean = sorted.iter().sum::<f64>() / sorted.len() as f64;
+        Some(Self {
+            mean,
+            p50: percentile(0.5),
+            p95: percentile(0.95),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_of_known_values() {
+        let values: Vec<f64> = (1..=21).rev().map(f64::from).collect();
+        let s = Summary::of(&values).unwrap();
+        assert_eq!((s.mean, s.p50, s.p95), (11.0, 11.0, 20.0));
+        let one = Summary::of(&[2.0]).unwrap();
+        assert_eq!((one.mean, one.p50, one.p95), (2.0, 2.0, 2.0));
+        assert!(Summary::of(&[]).is_none());
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn memory_is_plausible() {
+        let m = Memory::now();
+        let (peak, anon) = (m.peak_rss_bytes.unwrap(), m.rss_anon_bytes.unwrap());
+        assert!(peak > 1 << 20 && anon > 1 << 16 && anon <= peak);
+    }
+}

@@ -1,0 +1,279 @@
+//! The CPU reference decoder: Phi-3 and Llama families in f32 arithmetic.
+
+mod attention;
+mod mlp;
+mod norm;
+pub mod rope;
+
+use crate::config::{Architecture, ModelConfig};
+use crate::error::{Error, Result};
+use crate::linear::{self, Matrix};
+use crate::source::Source;
+use attention::KvCache;
+use norm::rms_norm;
+use rope::RopeTable;
+
+/// Positions that go through the layers together; bounds the activations' memory.
+const CHUNK: usize = 512;
+
+/// A decoder whose weights stay mapped in its [`Source`].
+#[derive(Debug)]
+pub struct Decoder<'a> {
+    config: ModelConfig,
+    embedding: Matrix<'a>,
+    layers: Vec<Layer<'a>>,
+    norm: Vec<f32>,
+    /// `None`: the embedding is the head.
+    head: Option<Matrix<'a>>,
+}
+
+/// Projections that a family fuses are one matrix, separate ones several to be stacked.
+#[derive(Debug)]
+struct Layer<'a> {
+    input_norm: Vec<f32>,
+    qkv: Vec<Matrix<'a>>,
+    o: Matrix<'a>,
+    post_attention_norm: Vec<f32>,
+    gate_up: Vec<Matrix<'a>>,
+    down: Matrix<'a>,
+}
+
+/// A growing sequence: its position, its cached keys and values, its rotary table.
+#[derive(Debug)]
+pub struct Sequence {
+    len: usize,
+    caches: Vec<KvCache>,
+    rope: RopeTable,
+}
+
+impl Sequence {
+    /// An empty sequence with room for `capacity` positions (it grows if need be); `long` picks
+    /// LongRoPE's long factors.
+    #[must_use]
+    pub fn new(config: &ModelConfig, capacity: usize, long: bool) -> Self {
+        let caches = (0..config.layers)
+            .map(|_| KvCache::new(config, capacity))
+            .collect();
+        Self {
+            len: 0,
+            caches,
+            rope: RopeTable::new(&config.rope, long),
+        }
+    }
+
+    /// Tokens in the cache.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token is in the cache.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether it uses LongRoPE's long factors.
+    #[must_use]
+    pub fn is_long(&self) -> bool {
+        self.rope.is_long()
+    }
+
+    fn reserve(&mut self, len: usize) {
+        for cache in &mut self.caches {
+            if cache.capacity() < len {
+                cache.grow(len.max(2 * cache.capacity()), self.len);
+            }
+        }
+        self.rope.extend_to(len);
+    }
+}
+
+impl<'a> Decoder<'a> {
+    /// Finds every tensor and checks its shape against config.json.
+    ///
+    /// # Errors
+    /// [`Error::Config`], [`Error::Tensor`] or [`Error::Model`].
+    pub fn load(source: &'a Source) -> Result<Self> {
+        let config = ModelConfig::from_json(source.require("config.json")?)?;
+        let c = &config;
+        let embedding = source.matrix("model.embed_tokens.weight", c.vocab, c.hidden)?;
+        let head = match c.tied_head {
+            true => None,
+            false => Some(source.matrix("lm_head.weight", c.vocab, c.hidden)?),
+        };
+        let layers = (0..c.layers)
+            .map(|i| Layer::load(source, c, i))
+            .collect::<Result<_>>()?;
+        let norm = source.vector("model.norm.weight", c.hidden)?;
+        Ok(Self {
+            embedding,
+            layers,
+            norm,
+            head,
+            config,
+        })
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Weight bytes that one decoded token reads (scales as f32, as the kernels hold them).
+    #[must_use]
+    pub fn bytes_per_token(&self) -> usize {
+        let layers = self
+            .layers
+            .iter()
+            .flat_map(|l| l.qkv.iter().chain(&l.gate_up).chain([&l.o, &l.down]));
+        layers.chain([self.head()]).map(Matrix::weight_bytes).sum()
+    }
+
+    /// Appends `tokens` to the sequence and returns the last `keep` positions after the final
+    /// norm, `[keep, hidden]`.
+    ///
+    /// # Errors
+    /// [`Error::Input`] for a token outside the vocabulary.
+    pub fn extend(&self, sequence: &mut Sequence, tokens: &[u32], keep: usize) -> Result<Vec<f32>> {
+        sequence.reserve(sequence.len + tokens.len());
+        let mut kept = Vec::new();
+        let mut done = 0;
+        for chunk in tokens.chunks(CHUNK) {
+            let x = self.layers_forward(sequence, chunk)?;
+            done += chunk.len();
+            let wanted = (done + keep).saturating_sub(tokens.len()).min(chunk.len());
+            kept.extend(rms_norm(
+                &x[(chunk.len() - wanted) * self.config.hidden..],
+                &self.norm,
+                self.config.rms_norm_eps,
+            ));
+        }
+        Ok(kept)
+    }
+
+    /// Logits of `x`, `[m, hidden]` after the final norm: `[m, vocab]`.
+    ///
+    /// # Errors
+    /// As [`linear::products`].
+    pub fn logits(&self, x: &[f32]) -> Result<Vec<f32>> {
+        let m = x.len() / self.config.hidden;
+        let mut out = vec![0.0; m * self.config.vocab];
+        linear::product(x, m, self.head(), &mut out)?;
+        Ok(out)
+    }
+
+    fn head(&self) -> &Matrix<'a> {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    fn layers_forward(&self, sequence: &mut Sequence, tokens: &[u32]) -> Result<Vec<f32>> {
+        let mut x = self.embed(tokens)?;
+        for (layer, cache) in self.layers.iter().zip(&mut sequence.caches) {
+            layer.forward(&self.config, &mut x, cache, &sequence.rope, sequence.len)?;
+        }
+        sequence.len += tokens.len();
+        Ok(x)
+    }
+
+    fn embed(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let hidden = self.config.hidden;
+        let mut x = vec![0.0; tokens.len() * hidden];
+        for (&token, row) in tokens.iter().zip(x.chunks_exact_mut(hidden)) {
+            let id = token as usize;
+            if id >= self.config.vocab {
+                let message = format!(
+                    "token id {id} is outside the model's vocabulary of {}",
+                    self.config.vocab
+                );
+                return Err(Error::Input(message));
+            }
+            self.embedding.dequantize(id..id + 1, row);
+        }
+        Ok(x)
+    }
+}
+
+impl<'a> Layer<'a> {
+    fn load(source: &'a Source, c: &ModelConfig, index: usize) -> Result<Self> {
+        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
+        let (q_rows, kv_rows) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let matrix = |part: &str, rows, cols| source.matrix(&name(part), rows, cols);
+        let (qkv, gate_up) = match c.architecture {
+            Architecture::Phi3 => (
+                vec![matrix(
+                    "self_attn.qkv_proj",
+                    q_rows + 2 * kv_rows,
+                    c.hidden,
+                )?],
+                vec![matrix("mlp.gate_up_proj", 2 * c.intermediate, c.hidden)?],
+            ),
+            Architecture::Llama => (
+                vec![
+                    matrix("self_attn.q_proj", q_rows, c.hidden)?,
+                    matrix("self_attn.k_proj", kv_rows, c.hidden)?,
+                    matrix("self_attn.v_proj", kv_rows, c.hidden)?,
+                ],
+                vec![
+                    matrix("mlp.gate_proj", c.intermediate, c.hidden)?,
+                    matrix("mlp.up_proj", c.intermediate, c.hidden)?,
+                ],
+            ),
+        };
+        Ok(Self {
+            input_norm: source.vector(&name("input_layernorm"), c.hidden)?,
+            qkv,
+            o: matrix("self_attn.o_proj", c.hidden, q_rows)?,
+            post_attention_norm: source.vector(&name("post_attention_layernorm"), c.hidden)?,
+            gate_up,
+            down: matrix("mlp.down_proj", c.hidden, c.intermediate)?,
+        })
+    }
+
+    /// One pre-norm block: attention and MLP, each added to `x`, `[m, hidden]`.
+    fn forward(
+        &self,
+        c: &ModelConfig,
+        x: &mut [f32],
+        cache: &mut KvCache,
+        rope: &RopeTable,
+        past: usize,
+    ) -> Result<()> {
+        let m = x.len() / c.hidden;
+        let h = rms_norm(x, &self.input_norm, c.rms_norm_eps);
+        let mut qkv = linear::stacked(&h, m, &self.qkv)?;
+        let (q_len, kv_len) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        for (i, row) in qkv.chunks_exact_mut(q_len + 2 * kv_len).enumerate() {
+            // Queries and keys lie side by side, so all their heads are rotated in one go.
+            for head in row[..q_len + kv_len].chunks_exact_mut(c.head_dim) {
+                rope.rotate(&mut head[..c.rope.rotary_dim], past + i);
+            }
+            cache.store(
+                past + i,
+                &row[q_len..q_len + kv_len],
+                &row[q_len + kv_len..],
+            );
+        }
+        let attended = attention::attend(c, &qkv, q_len + 2 * kv_len, cache, past);
+        add(
+            x,
+            &linear::stacked(&attended, m, std::slice::from_ref(&self.o))?,
+        );
+
+        let h = rms_norm(x, &self.post_attention_norm, c.rms_norm_eps);
+        let gate_up = linear::stacked(&h, m, &self.gate_up)?;
+        let activated = mlp::swiglu(&gate_up, c.intermediate);
+        add(
+            x,
+            &linear::stacked(&activated, m, std::slice::from_ref(&self.down))?,
+        );
+        Ok(())
+    }
+}
+
+fn add(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}

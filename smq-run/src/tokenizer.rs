@@ -1,0 +1,169 @@
+//! Text to token ids and back, by the model's own tokenizer.json.
+
+use std::str::FromStr;
+
+use serde_json::Value;
+
+use crate::chat::{ChatTemplate, Message};
+use crate::config::eos_ids;
+use crate::error::{Error, Result};
+use crate::source::Source;
+
+/// A model's tokenizer, chat template and stop ids.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    chat: Option<ChatTemplate>,
+    stop_ids: Vec<u32>,
+}
+
+impl Tokenizer {
+    /// Reads tokenizer.json, and tokenizer_config.json, generation_config.json and config.json
+    /// for the template and the end-of-sequence ids.
+    ///
+    /// # Errors
+    /// [`Error::Model`] if tokenizer.json is absent, [`Error::Tokenizer`], [`Error::Template`] or
+    /// [`Error::Config`] if a file cannot be used.
+    pub fn load(source: &Source) -> Result<Self> {
+        let json = std::str::from_utf8(source.require("tokenizer.json")?)
+            .map_err(|e| Error::Tokenizer(format!("tokenizer.json is not UTF-8: {e}")))?;
+        let inner = tokenizers::Tokenizer::from_str(json)
+            .map_err(|e| Error::Tokenizer(format!("tokenizer.json cannot be read: {e}")))?;
+        let config: Value = match source.file("tokenizer_config.json") {
+            Some(json) => serde_json::from_slice(json).map_err(|e| {
+                Error::Tokenizer(format!("tokenizer_config.json is not valid JSON: {e}"))
+            })?,
+            None => Value::Null,
+        };
+        let chat = ChatTemplate::new(&config, source.file("chat_template.jinja"))?;
+        let mut stop_ids = Vec::new();
+        for name in ["generation_config.json", "config.json"] {
+            stop_ids.extend(
+                source
+                    .file(name)
+                    .map(eos_ids)
+                    .transpose()?
+                    .unwrap_or_default(),
+            );
+        }
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
+        Ok(Self {
+            inner,
+            chat,
+            stop_ids,
+        })
+    }
+
+    /// The ids that end a text: all of generation_config.json's and config.json's.
+    #[must_use]
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    /// The chat template, if the model has one.
+    #[must_use]
+    pub fn chat(&self) -> Option<&ChatTemplate> {
+        self.chat.as_ref()
+    }
+
+    /// Ids of a text; `special` adds what the tokenizer puts around one (a BOS token, say).
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = self
+            .inner
+            .encode(text, special)
+            .map_err(|e| Error::Tokenizer(e.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Ids of a conversation that the assistant is to continue.
+    ///
+    /// # Errors
+    /// [`Error::Template`] if there is no template or it refuses the messages.
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let absent = || {
+            Error::Template(
+                "the model has none; use --raw to continue the prompt as plain text".into(),
+            )
+        };
+        // The template writes its own special tokens.
+        self.encode(
+            &self
+                .chat
+                .as_ref()
+                .ok_or_else(absent)?
+                .render(messages, true)?,
+            false,
+        )
+    }
+
+    /// Text of ids, special tokens left out.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner
+            .decode(ids, true)
+            .map_err(|e| Error::Tokenizer(e.to_string()))
+    }
+
+    /// A decoder of ids that arrive one at a time.
+    #[must_use]
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream {
+            tokenizer: self,
+            stream: self.inner.decode_stream(true),
+            ids: Vec::new(),
+            shown: String::new(),
+        }
+    }
+}
+
+type InnerStream<'t> = tokenizers::DecodeStream<
+    't,
+    tokenizers::ModelWrapper,
+    tokenizers::NormalizerWrapper,
+    tokenizers::PreTokenizerWrapper,
+    tokenizers::PostProcessorWrapper,
+    tokenizers::DecoderWrapper,
+>;
+
+/// Text that grows with each id, held back while a character is incomplete.
+pub struct TextStream<'t> {
+    tokenizer: &'t Tokenizer,
+    stream: InnerStream<'t>,
+    ids: Vec<u32>,
+    shown: String,
+}
+
+impl TextStream<'_> {
+    /// The text that `id` completes, often empty.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.ids.push(id);
+        let text = self
+            .stream
+            .step(id)
+            .map_err(|e| Error::Tokenizer(e.to_string()))?
+            .unwrap_or_default();
+        self.shown.push_str(&text);
+        Ok(text)
+    }
+
+    /// What was held back, and the whole text.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`].
+    pub fn finish(self) -> Result<(String, String)> {
+        let whole = self.tokenizer.decode(&self.ids)?;
+        let rest = whole
+            .strip_prefix(&self.shown)
+            .unwrap_or_default()
+            .to_owned();
+        Ok((rest, whole))
+    }
+}
