@@ -203,7 +203,8 @@ impl Sums {
         for l in 0..LANES {
             let rounded = (w[l] / s + ROUND) - ROUND;
             let code = rounded.clamp(-8.0, 7.0);
-            self.clipped[l] += u32::from(rounded != code);
+            // Wrapping: an overflow check a lane would keep the loop scalar, and a group has 2^20 at most.
+            self.clipped[l] = self.clipped[l].wrapping_add(u32::from(rounded != code));
             stored[l] = code * s;
             // SAFETY: `code` is within -8..=7; a plain `as` would add a saturation check a lane.
             codes[l] = unsafe { code.to_int_unchecked::<i32>() } as i8;

@@ -1,0 +1,210 @@
+//! `smq-inspect`: what a .smq file holds, and what quantization did to it.
+
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use smq_convert::inspect::{self, InspectError, Report, Sort, StatisticsState, TensorReport};
+use smq_format::{SmqFile, remove_statistics};
+
+/// Rows of the error table without `--top`.
+const DEFAULT_TOP: usize = 20;
+
+/// Shows what a .smq file holds: header, provenance, sizes, and the quantization error of every tensor.
+///
+/// Exits with 1 where the file, its statistics or what was asked of it is not in order.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// The .smq file
+    file: PathBuf,
+
+    /// Tensors in the error table; 0 shows all [default: 20]
+    #[arg(long, value_name = "N", conflicts_with_all = ["tensor", "json", "csv", "html", "verify", "recheck", "strip_statistics"])]
+    top: Option<usize>,
+
+    /// Order of the table, worst first [default: rel-mse; --csv: the file's order]
+    #[arg(long, value_enum, value_name = "BY", conflicts_with_all = ["tensor", "json", "html", "verify", "recheck", "strip_statistics"])]
+    sort: Option<Sort>,
+
+    /// One tensor in full; part of its name will do where only one has it
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["html", "verify", "recheck", "strip_statistics"])]
+    tensor: Option<String>,
+
+    /// Everything as JSON (with --tensor: that tensor)
+    #[arg(long, group = "action")]
+    json: bool,
+
+    /// One CSV row a tensor
+    #[arg(long, group = "action")]
+    csv: bool,
+
+    /// Write one self-contained HTML page with plots
+    #[arg(long, value_name = "FILE", group = "action")]
+    html: Option<PathBuf>,
+
+    /// Recompute every hash and check every scale code
+    #[arg(long, group = "action")]
+    verify: bool,
+
+    /// Recompute the statistics from the checkpoint that the file was made from
+    #[arg(long, value_name = "CHECKPOINT_DIR", group = "action")]
+    recheck: Option<PathBuf>,
+
+    /// Remove the error statistics from the file; the weights stay as they are
+    #[arg(long, group = "action")]
+    strip_statistics: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(code) => code,
+        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.strip_statistics {
+        return strip_statistics(&args.file);
+    }
+    let file = SmqFile::open(&args.file)?;
+    if args.verify {
+        return verify(&file);
+    }
+    if let Some(checkpoint) = &args.recheck {
+        return recheck(&file, checkpoint);
+    }
+
+    let report = Report::of(&file);
+    let tensor = match &args.tensor {
+        Some(name) => Some(find(&report, &args.file, name)?),
+        None => None,
+    };
+    if let Some(target) = &args.html {
+        let bytes = inspect::write_page(&report, target)?;
+        print(format!("wrote {}, {bytes} bytes\n", target.display()).as_bytes())?;
+    } else if args.json {
+        print(&json(&report, tensor)?)?;
+    } else if args.csv {
+        print(&inspect::csv(&csv_rows(&report, tensor, args.sort))?)?;
+    } else if let Some(tensor) = tensor {
+        print(inspect::tensor_detail(tensor).as_bytes())?;
+    } else {
+        let top = args.top.unwrap_or(DEFAULT_TOP);
+        let table = inspect::error_table(&report, top, args.sort.unwrap_or_default());
+        let gap = if table.is_empty() { "" } else { "\n" };
+        print(format!("{}{gap}{table}", inspect::overview(&report)).as_bytes())?;
+    }
+    if let StatisticsState::Damaged { reason } = &report.statistics {
+        eprintln!("error: {reason} (the rest of the file was shown without them)");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn strip_statistics(path: &Path) -> anyhow::Result<ExitCode> {
+    let bytes = SmqFile::open(path)?.header().statistics.length;
+    if bytes == 0 {
+        print(format!("{} has no statistics\n", path.display()).as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    remove_statistics(path)?;
+    print(
+        format!(
+            "removed {bytes} bytes of statistics from {}\n",
+            path.display()
+        )
+        .as_bytes(),
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verify(file: &SmqFile) -> anyhow::Result<ExitCode> {
+    let verified = inspect::verify(file);
+    if verified.defects.is_empty() {
+        print(format!("ok: {} blobs, {} bytes\n", verified.blobs, verified.bytes).as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let path = file.path().display();
+    let lines = verified.defects.iter().map(|d| format!("{path}: {d}\n"));
+    print(lines.collect::<String>().as_bytes())?;
+    Ok(ExitCode::FAILURE)
+}
+
+fn recheck(file: &SmqFile, checkpoint: &Path) -> anyhow::Result<ExitCode> {
+    let report = inspect::recheck(file, checkpoint, &|_| ())?;
+    if report.differences.is_empty() {
+        let n = report.tensors;
+        print(format!("ok: the statistics of {n} tensors hold\n").as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let lines = report
+        .differences
+        .iter()
+        .map(|d| format!("{}: {d}\n", file.path().display()));
+    print(lines.collect::<String>().as_bytes())?;
+    Ok(ExitCode::FAILURE)
+}
+
+/// The tensor called `name`, or the only one whose name contains it.
+fn find<'a>(report: &'a Report, path: &Path, name: &str) -> Result<&'a TensorReport, InspectError> {
+    if let Some(exact) = report.tensors.iter().find(|t| t.name == name) {
+        return Ok(exact);
+    }
+    let containing: Vec<_> = report
+        .tensors
+        .iter()
+        .filter(|t| t.name.contains(name))
+        .collect();
+    match containing[..] {
+        [one] => Ok(one),
+        _ => Err(InspectError::NoSuchTensor {
+            path: path.to_path_buf(),
+            name: name.to_owned(),
+            candidates: containing.iter().map(|t| t.name.clone()).collect(),
+        }),
+    }
+}
+
+fn json(report: &Report, tensor: Option<&TensorReport>) -> anyhow::Result<Vec<u8>> {
+    let mut out = match tensor {
+        Some(t) => serde_json::to_vec_pretty(t),
+        None => serde_json::to_vec_pretty(report),
+    }
+    .context("cannot write JSON")?;
+    out.push(b'\n');
+    Ok(out)
+}
+
+fn csv_rows<'a>(
+    report: &'a Report,
+    tensor: Option<&'a TensorReport>,
+    sort: Option<Sort>,
+) -> Vec<&'a TensorReport> {
+    match (tensor, sort) {
+        (Some(t), _) => vec![t],
+        (None, Some(sort)) => inspect::sorted(&report.tensors, sort),
+        (None, None) => report.tensors.iter().collect(),
+    }
+}
+
+fn print(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .context("cannot write to standard output")
+}
+
+/// Whoever reads our output has seen enough.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error
+        .chain()
+        .find_map(|e| e.downcast_ref::<std::io::Error>());
+    io.is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,312 @@
+//! Everything `smq-inspect` reports, as one structure. Its serde form is what `--json` prints.
+//!
+//! Units are in the field names: `_bytes`, `_elems`, `_percent`, `_db`; `*_rel_mse` is the relative mean squared error of
+//! groups, `sum((w - w')^2) / sum(w^2)`, without unit; hashes are BLAKE3 in hex. A value that does not exist (a raw
+//! tensor's errors, the SQNR in dB of a tensor without error) is `null`. A field may be added in the same
+//! `report_version`; a field that changes meaning or goes raises it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// Version of the JSON form.
+pub const REPORT_VERSION: u32 = 1;
+
+/// A whole file.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// [`REPORT_VERSION`].
+    pub report_version: u32,
+    /// The file, as it was named.
+    pub path: String,
+    /// Its header.
+    pub header: HeaderReport,
+    /// Who made it, how, and from what.
+    pub provenance: ProvenanceReport,
+    /// Files inside it.
+    pub embedded_files: Vec<EmbeddedFileReport>,
+    /// Where its bytes go.
+    pub sizes: SizeReport,
+    /// How many tensors are stored how, most bytes first.
+    pub schemes: Vec<SchemeCount>,
+    /// Whether there are error statistics.
+    pub statistics: StatisticsState,
+    /// Figures over all tensors with statistics; `null` without any.
+    pub totals: Option<Totals>,
+    /// Every tensor, in file order.
+    pub tensors: Vec<TensorReport>,
+}
+
+/// The header.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HeaderReport {
+    /// Format version, such as `1.0`.
+    pub version: String,
+    /// Length of the file.
+    pub file_bytes: u64,
+    /// The index.
+    pub index: SectionReport,
+    /// The error statistics; `null` where there are none.
+    pub statistics: Option<SectionReport>,
+    /// Feature bits a reader must know, in hex (`0x0`).
+    pub incompatible_feature_bits: String,
+    /// Feature bits a reader may ignore, in hex.
+    pub compatible_feature_bits: String,
+}
+
+/// A section of the file.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SectionReport {
+    /// Bytes from the start of the file.
+    pub offset_bytes: u64,
+    /// Length.
+    pub length_bytes: u64,
+    /// BLAKE3, 64 hex digits.
+    pub blake3: String,
+}
+
+/// Who made the file, how, and from what.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ProvenanceReport {
+    /// Program and version.
+    pub producer: String,
+    /// The parameters that decide the bytes.
+    pub parameters: BTreeMap<String, String>,
+    /// Files it was made from.
+    pub sources: Vec<SourceReport>,
+}
+
+/// A file that the tensors were made from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SourceReport {
+    /// Plain file name.
+    pub name: String,
+    /// Length.
+    pub length_bytes: u64,
+    /// BLAKE3, 64 hex digits.
+    pub blake3: String,
+}
+
+/// An embedded file.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EmbeddedFileReport {
+    /// Plain file name.
+    pub name: String,
+    /// Where it is.
+    #[serde(flatten)]
+    pub section: SectionReport,
+}
+
+/// Where the bytes go. `header_bytes` to `padding_bytes` add up to `file_bytes`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SizeReport {
+    /// The whole file.
+    pub file_bytes: u64,
+    /// All tensors, in the dtype they had in the checkpoint.
+    pub source_tensor_bytes: u64,
+    /// `file_bytes` of `source_tensor_bytes`.
+    pub file_of_source_percent: Option<f64>,
+    /// The header.
+    pub header_bytes: u64,
+    /// Int4 codes.
+    pub nibble_bytes: u64,
+    /// Scale streams, with their zero tails.
+    pub scale_bytes: u64,
+    /// Tensors stored as they were.
+    pub raw_bytes: u64,
+    /// Embedded files.
+    pub embedded_bytes: u64,
+    /// The index.
+    pub index_bytes: u64,
+    /// The error statistics.
+    pub statistics_bytes: u64,
+    /// Zeros for alignment.
+    pub padding_bytes: u64,
+    /// Elements of quantized tensors.
+    pub quantized_elems: u64,
+    /// Elements of all tensors.
+    pub total_elems: u64,
+    /// Nibbles and scales in bits, over `quantized_elems`.
+    pub bits_per_quantized_weight: Option<f64>,
+    /// The whole file in bits, over `total_elems`.
+    pub bits_per_weight_in_file: Option<f64>,
+    /// What the scale streams would take with f16 scales.
+    pub scale_f16_bytes: u64,
+    /// How much smaller `scale_bytes` is than `scale_f16_bytes`; negative where it is larger.
+    pub scale_savings_vs_f16_percent: Option<f64>,
+}
+
+/// Tensors stored in the same way.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SchemeCount {
+    /// Scheme in the index, such as `int4-e5mx`.
+    pub scheme: String,
+    /// Scale format, such as `E5M5`; `null` for `raw`.
+    pub scale_format: Option<String>,
+    /// Bits of a stored scale; `null` for `raw`.
+    pub scale_bits: Option<u32>,
+    /// Elements that share a scale; `null` for `raw`.
+    pub group_elems: Option<usize>,
+    /// Stored element type; `null` unless `raw`.
+    pub dtype: Option<String>,
+    /// Number of tensors.
+    pub tensors: usize,
+    /// Their elements.
+    pub elems: u64,
+    /// Their blobs, without padding.
+    pub stored_bytes: u64,
+}
+
+/// Whether a file has error statistics.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum StatisticsState {
+    /// They are there and intact.
+    Present,
+    /// The file carries none.
+    Absent,
+    /// They are there and cannot be used; the weights are not affected.
+    Damaged {
+        /// What is wrong, with the file's name.
+        reason: String,
+    },
+}
+
+/// Figures over all tensors with statistics; means are weighted by groups.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Totals {
+    /// Tensors with statistics.
+    pub tensors: usize,
+    /// Their groups.
+    pub groups: u64,
+    /// Groups whose weights are all zero.
+    pub zero_groups: u64,
+    /// Non-zero scales too small for the scale format's window.
+    pub under_window_scales: u64,
+    /// Weights beyond the int4 range after rounding.
+    pub clipped_weights: u64,
+    /// `clipped_weights` of all weights of these tensors.
+    pub clipped_percent: Option<f64>,
+    /// Mean relative MSE, as stored.
+    pub mean_rel_mse: f64,
+    /// Mean relative MSE with exact f32 scales.
+    pub exact_mean_rel_mse: f64,
+    /// How much larger the former is than the latter.
+    pub scale_format_cost_percent: Option<f64>,
+    /// Largest relative MSE of a group, as stored.
+    pub max_rel_mse: f32,
+    /// Mean cosine similarity, as stored.
+    pub mean_cosine: f64,
+    /// Mean cosine similarity with exact f32 scales.
+    pub exact_mean_cosine: f64,
+    /// SQNR of all weights together, as stored; `null` where there is no error.
+    pub sqnr_db: Option<f64>,
+    /// The same with exact f32 scales.
+    pub exact_sqnr_db: Option<f64>,
+}
+
+/// A tensor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TensorReport {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// First number in the name; `null` outside the layers.
+    pub layer: Option<u32>,
+    /// The name with `*` for each number, without a final `.weight`.
+    pub projection: String,
+    /// Row-major shape, `[out, in]` for a linear layer.
+    pub shape: Vec<usize>,
+    /// Element type in the checkpoint.
+    pub source_dtype: String,
+    /// Scheme in the index.
+    pub scheme: String,
+    /// Scale format, such as `E5M5`; `null` for `raw`.
+    pub scale_format: Option<String>,
+    /// Exponent bias of the scale format, where it has one.
+    pub scale_bias: Option<i16>,
+    /// Elements that share a scale; `null` for `raw`.
+    pub group_elems: Option<usize>,
+    /// Elements.
+    pub elems: u64,
+    /// Groups; 0 for `raw`.
+    pub groups: u64,
+    /// Bytes it had in the checkpoint.
+    pub source_bytes: u64,
+    /// Its blobs, without padding.
+    pub stored_bytes: u64,
+    /// Its scale stream; 0 for `raw`.
+    pub scale_bytes: u64,
+    /// `stored_bytes` in bits over `elems`.
+    pub bits_per_weight: Option<f64>,
+    /// Its blobs.
+    pub blobs: Vec<BlobReport>,
+    /// What quantization did; `null` where that is not known.
+    pub errors: Option<TensorErrors>,
+}
+
+/// A run of a tensor's bytes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BlobReport {
+    /// `data`, `nibbles` or `scales`.
+    pub role: String,
+    /// Where it is.
+    #[serde(flatten)]
+    pub section: SectionReport,
+}
+
+/// What quantization did to a tensor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TensorErrors {
+    /// Groups whose weights are all zero.
+    pub zero_groups: u64,
+    /// Non-zero scales too small for the scale format's window.
+    pub under_window_scales: u64,
+    /// Weights beyond the int4 range after rounding.
+    pub clipped_weights: u64,
+    /// The tensor as stored.
+    pub stored: ErrorReport,
+    /// The same quantizer with exact f32 scales.
+    pub exact: ErrorReport,
+    /// How much larger the stored mean relative MSE is than the exact one.
+    pub scale_format_cost_percent: Option<f64>,
+    /// Exponent (floor of log2) that the first count is for.
+    pub first_exponent: i16,
+    /// Non-zero stored scales by exponent, ascending; the first also counts every smaller one.
+    pub exponent_counts: Vec<u64>,
+    /// Rows a block.
+    pub block_rows: u64,
+    /// Mean relative MSE of each block of rows.
+    pub row_block_mean_rel_mse: Vec<f32>,
+}
+
+/// Error figures over the groups of a tensor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ErrorReport {
+    /// Mean of the relative MSE.
+    pub mean_rel_mse: f64,
+    /// Median of the relative MSE (nearest rank, as all percentiles).
+    pub p50_rel_mse: f32,
+    /// 90th percentile.
+    pub p90_rel_mse: f32,
+    /// 99th percentile.
+    pub p99_rel_mse: f32,
+    /// 99.9th percentile.
+    pub p999_rel_mse: f32,
+    /// Maximum.
+    pub max_rel_mse: f32,
+    /// Mean cosine similarity.
+    pub mean_cosine: f64,
+    /// SQNR of the whole tensor; `null` where there is no error.
+    pub sqnr_db: Option<f64>,
+    /// Sum over the elements of `(w - w')^2`.
+    pub squared_error: f64,
+    /// Sum over the elements of `w^2`.
+    pub squared_weight: f64,
+}
+
+impl TensorReport {
+    /// Whether the tensor is stored as int4 codes and scales.
+    pub fn is_quantized(&self) -> bool {
+        self.group_elems.is_some()
+    }
+}

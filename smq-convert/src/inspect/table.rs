@@ -1,0 +1,101 @@
+//! The error table: one line a tensor, within 120 columns.
+
+use super::number::{bits, count, decibels, scientific, shape, signed_percent};
+use super::overview::{plain_table, right_align};
+use super::report::{Report, TensorErrors, TensorReport, Totals};
+use super::sort::{Sort, sorted};
+use super::tensor_name::{Shared, elide};
+
+/// Widest tensor name; the other columns take what is left of 120.
+const NAME_WIDTH: usize = 30;
+
+/// The columns; the HTML page has the same.
+pub(crate) const COLUMNS: [&str; 12] = [
+    "tensor", "shape", "scales", "bits/w", "rel MSE", "p99", "max", "cosine", "SQNR dB", "cost %",
+    "clipped", "under",
+];
+/// Where the numbers begin in [`COLUMNS`].
+pub(crate) const FIRST_NUMBER: usize = 3;
+
+/// What the columns mean, for under the table.
+pub(crate) const LEGEND: &str = "\
+rel MSE, p99, max: mean, 99th percentile and maximum over groups of the relative MSE, as stored
+cost %: how much larger the mean is than with exact f32 scales; clipped: weights beyond int4;
+under: scales under the format's window";
+
+/// The table of the first `top` tensors with statistics (0: all); empty where there are none.
+pub fn error_table(report: &Report, top: usize, sort: Sort) -> String {
+    let Some(totals) = &report.totals else {
+        return String::new();
+    };
+    let known = report.tensors.iter().filter(|t| t.errors.is_some());
+    let shared = Shared::of(known.map(|t| t.name.as_str()));
+    let shown = match top {
+        0 => totals.tensors,
+        n => n.min(totals.tensors),
+    };
+    let mut table = plain_table();
+    table.set_header(COLUMNS);
+    for t in sorted(&report.tensors, sort).into_iter().take(shown) {
+        if let Some(e) = &t.errors {
+            let mut cells = cells(t, e);
+            cells[0] = elide(shared.strip(&t.name), NAME_WIDTH);
+            table.add_row(cells);
+        }
+    }
+    table.add_row(total_cells(report, totals));
+    right_align(&mut table, FIRST_NUMBER..COLUMNS.len());
+    if let Some(column) = table.column_mut(0) {
+        column.set_padding((0, 1));
+    }
+    let all = match totals.tensors - shown {
+        0 => String::new(),
+        _ => ", --top 0 shows all".to_owned(),
+    };
+    let names = match (shared.prefix.as_str(), shared.suffix.as_str()) {
+        ("", "") => String::new(),
+        (prefix, suffix) => format!("; names are {prefix}..{suffix}"),
+    };
+    format!(
+        "errors of {shown} of {} quantized tensors, {}{all}{names}\n\n{}\n\n{LEGEND}\n",
+        totals.tensors,
+        sort.describe(),
+        table.trim_fmt()
+    )
+}
+
+/// A tensor's cells, with its full name.
+pub(crate) fn cells(t: &TensorReport, e: &TensorErrors) -> [String; COLUMNS.len()] {
+    [
+        t.name.clone(),
+        shape(&t.shape),
+        t.scale_format.clone().unwrap_or_default(),
+        bits(t.bits_per_weight),
+        scientific(e.stored.mean_rel_mse),
+        scientific(f64::from(e.stored.p99_rel_mse)),
+        scientific(f64::from(e.stored.max_rel_mse)),
+        format!("{:.5}", e.stored.mean_cosine),
+        decibels(e.stored.sqnr_db),
+        signed_percent(e.scale_format_cost_percent),
+        count(e.clipped_weights),
+        count(e.under_window_scales),
+    ]
+}
+
+/// The line of totals: means weighted over groups.
+pub(crate) fn total_cells(report: &Report, t: &Totals) -> [String; COLUMNS.len()] {
+    [
+        "all, over groups".to_owned(),
+        String::new(),
+        String::new(),
+        bits(report.sizes.bits_per_quantized_weight),
+        scientific(t.mean_rel_mse),
+        String::new(),
+        scientific(f64::from(t.max_rel_mse)),
+        format!("{:.5}", t.mean_cosine),
+        decibels(t.sqnr_db),
+        signed_percent(t.scale_format_cost_percent),
+        count(t.clipped_weights),
+        count(t.under_window_scales),
+    ]
+}
