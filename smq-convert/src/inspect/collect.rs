@@ -157,7 +157,10 @@ fn schemes(tensors: &[TensorEntry]) -> Vec<SchemeCount> {
             Scheme::Raw(dtype) => Some(dtype.name().to_owned()),
             Scheme::Int4 { .. } => None,
         };
-        let key = (t.scheme.name().to_owned(), format!("{:?}", (scales.map(format_name), group, &dtype)));
+        let key = (
+            t.scheme.name().to_owned(),
+            format!("{:?}", (scales.map(format_name), group, &dtype)),
+        );
         let count = counts.entry(key).or_insert_with(|| SchemeCount {
             scheme: t.scheme.name().to_owned(),
             scale_format: scales.map(format_name),
@@ -277,9 +280,8 @@ fn totals(tensors: &[TensorReport]) -> Option<Totals> {
         return None;
     }
     // Counts come from the statistics section, which nothing bounds: saturate.
-    let count = |of: fn(&TensorErrors) -> u64| {
-        known.iter().fold(0u64, |n, (_, e)| n.saturating_add(of(e)))
-    };
+    let count =
+        |of: fn(&TensorErrors) -> u64| known.iter().fold(0u64, |n, (_, e)| n.saturating_add(of(e)));
     let mean = |of: fn(&TensorErrors) -> f64| {
         let weighted = known.iter().map(|(t, e)| t.groups as f64 * of(e));
         weighted.sum::<f64>() / groups as f64
@@ -305,7 +307,10 @@ fn totals(tensors: &[TensorReport]) -> Option<Totals> {
         mean_rel_mse,
         exact_mean_rel_mse,
         scale_format_cost_percent: cost_percent(mean_rel_mse, exact_mean_rel_mse),
-        max_rel_mse: known.iter().map(|(_, e)| e.stored.max_rel_mse).fold(0.0, f32::max),
+        max_rel_mse: known
+            .iter()
+            .map(|(_, e)| e.stored.max_rel_mse)
+            .fold(0.0, f32::max),
         mean_cosine: mean(|e| e.stored.mean_cosine),
         exact_mean_cosine: mean(|e| e.exact.mean_cosine),
         sqnr_db: sqnr(|e| &e.stored),

@@ -1,6 +1,8 @@
 //! One tensor in full, as text.
 
-use super::number::{bar, bits, bytes, count, decibels, percent, scientific, shape, signed_percent};
+use super::number::{
+    bar, bits, bytes, count, decibels, percent, scientific, shape, signed_percent,
+};
 use super::overview::{plain_table, right_align, table_lines};
 use super::report::{ErrorReport, TensorErrors, TensorReport};
 
@@ -27,8 +29,14 @@ pub fn tensor_detail(t: &TensorReport) -> String {
 
 fn facts(t: &TensorReport) -> Vec<(String, String)> {
     let mut lines = vec![
-        ("shape", format!("{}, {} weights", shape(&t.shape), count(t.elems))),
-        ("source", format!("{}, {}", t.source_dtype, bytes(t.source_bytes))),
+        (
+            "shape",
+            format!("{}, {} weights", shape(&t.shape), count(t.elems)),
+        ),
+        (
+            "source",
+            format!("{}, {}", t.source_dtype, bytes(t.source_bytes)),
+        ),
         (
             "stored",
             format!(
@@ -40,14 +48,22 @@ fn facts(t: &TensorReport) -> Vec<(String, String)> {
         ),
     ];
     if let (Some(format), Some(group)) = (&t.scale_format, t.group_elems) {
-        let bias = t.scale_bias.map_or_else(String::new, |b| format!(" with exponent bias {b}"));
+        let bias = t
+            .scale_bias
+            .map_or_else(String::new, |b| format!(" with exponent bias {b}"));
         let groups = count(t.groups);
-        lines.push(("scales", format!("{format}{bias}, {groups} groups of {group}")));
+        lines.push((
+            "scales",
+            format!("{format}{bias}, {groups} groups of {group}"),
+        ));
     }
     for b in &t.blobs {
         let (s, role) = (&b.section, b.role.as_str());
         let (offset, length) = (count(s.offset_bytes), count(s.length_bytes));
-        lines.push((role, format!("offset {offset}, {length} bytes, blake3 {}", s.blake3)));
+        lines.push((
+            role,
+            format!("offset {offset}, {length} bytes, blake3 {}", s.blake3),
+        ));
     }
     let owned = |(name, value): (&str, String)| (format!("{name}:"), value);
     lines.into_iter().map(owned).collect()
@@ -55,7 +71,12 @@ fn facts(t: &TensorReport) -> Vec<(String, String)> {
 
 fn summaries(e: &TensorErrors) -> String {
     let mut table = plain_table();
-    table.set_header(["relative MSE over groups", "as stored", "exact f32 scales", "cost %"]);
+    table.set_header([
+        "relative MSE over groups",
+        "as stored",
+        "exact f32 scales",
+        "cost %",
+    ]);
     let figures: [(&str, fn(&ErrorReport) -> f64); 6] = [
         ("mean", |s| s.mean_rel_mse),
         ("50th percentile", |s| f64::from(s.p50_rel_mse)),
@@ -72,7 +93,9 @@ fn summaries(e: &TensorErrors) -> String {
     let both = |name: &str, of: fn(&ErrorReport) -> String| {
         [name.to_owned(), of(&e.stored), of(&e.exact), String::new()]
     };
-    table.add_row(both("mean cosine similarity", |s| format!("{:.6}", s.mean_cosine)));
+    table.add_row(both("mean cosine similarity", |s| {
+        format!("{:.6}", s.mean_cosine)
+    }));
     table.add_row(both("SQNR, dB", |s| decibels(s.sqnr_db)));
     right_align(&mut table, 1..4);
     format!("{}\n", table.trim_fmt())
@@ -81,11 +104,19 @@ fn summaries(e: &TensorErrors) -> String {
 fn counts(t: &TensorReport, e: &TensorErrors) -> Vec<(String, String)> {
     let of = |name: &str, n: u64, whole: u64, what: &str| {
         let share = percent(n, whole).map_or_else(String::new, |p| format!(" ({p:.4} %)"));
-        (format!("{name}:"), format!("{} of {} {what}{share}", count(n), count(whole)))
+        (
+            format!("{name}:"),
+            format!("{} of {} {what}{share}", count(n), count(whole)),
+        )
     };
     vec![
         of("clipped", e.clipped_weights, t.elems, "weights"),
-        of("under the window", e.under_window_scales, t.groups, "scales"),
+        of(
+            "under the window",
+            e.under_window_scales,
+            t.groups,
+            "scales",
+        ),
         of("all zero", e.zero_groups, t.groups, "groups"),
     ]
 }

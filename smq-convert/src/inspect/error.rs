@@ -44,6 +44,12 @@ pub enum InspectError {
     /// The rows cannot be written as CSV.
     #[error("cannot write CSV: {0}")]
     Csv(#[from] ::csv::Error),
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] crate::ConvertError),
+    /// The .smq file cannot be read.
+    #[error(transparent)]
+    File(#[from] smq_format::Error),
     /// Rechecking failed before it could compare anything.
     #[error("{0}")]
     Recheck(String),

@@ -23,10 +23,14 @@ pub fn overview(report: &Report) -> String {
     match &report.statistics {
         StatisticsState::Present => {}
         StatisticsState::Absent => {
-            out.push_str("\nno error statistics: the file was written without them, or they were removed\n");
+            out.push_str(
+                "\nno error statistics: the file was written without them, or they were removed\n",
+            );
         }
         StatisticsState::Damaged { .. } => {
-            out.push_str("\nno error statistics: their section is damaged; the weights are not affected\n");
+            out.push_str(
+                "\nno error statistics: their section is damaged; the weights are not affected\n",
+            );
         }
     }
     out
@@ -125,7 +129,12 @@ fn densities(report: &Report) -> Vec<(String, String)> {
         ));
     }
     lines.push((
-        if lines.is_empty() { "bits per weight" } else { "" }.to_owned(),
+        if lines.is_empty() {
+            "bits per weight"
+        } else {
+            ""
+        }
+        .to_owned(),
         format!(
             "{} over all {} weights (the whole file)",
             bits(s.bits_per_weight_in_file),
@@ -158,7 +167,10 @@ pub(crate) fn savings_text(percent: f64) -> String {
 fn scheme_line(c: &SchemeCount) -> (String, String) {
     let how = match (&c.scale_format, c.scale_bits, c.group_elems, &c.dtype) {
         (Some(format), Some(width), Some(group), _) => {
-            format!("{}, {format} scales of {width} bits, group {group}", c.scheme)
+            format!(
+                "{}, {format} scales of {width} bits, group {group}",
+                c.scheme
+            )
         }
         (_, _, _, Some(dtype)) => format!("{} {dtype}", c.scheme),
         _ => c.scheme.clone(),

@@ -1,10 +1,15 @@
 //! Recomputes the statistics from the checkpoint that a file was made from.
 
+use std::fmt::Debug;
 use std::path::Path;
 
-use smq_format::SmqFile;
+use clap::ValueEnum;
+use smq_format::scale::ScaleFormat;
+use smq_format::{Scheme, SmqFile, Statistics, TensorData, TensorView};
 
 use super::error::InspectError;
+use crate::quantize::{QuantizeOptions, ScaleChoice, ScaleRule, quantize, remeasure};
+use crate::source::{Checkpoint, SourceTensor};
 
 /// What rechecking found.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -38,19 +43,168 @@ impl std::fmt::Display for Difference {
     }
 }
 
-/// Recomputes every statistic of `file` from `checkpoint`; `progress` gets source bytes as they are done.
+/// Recomputes from `checkpoint` all that `file` says of it: raw tensors byte for byte, and for each quantized
+/// one the error of what is stored and the record that quantizing anew gives. `progress` gets source bytes as
+/// they are done.
 ///
 /// # Errors
-/// A checkpoint that cannot be read or does not hold the file's tensors.
+/// A checkpoint that cannot be read or does not hold the file's tensors; a file without statistics.
 pub fn recheck(
     file: &SmqFile,
     checkpoint: &Path,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<RecheckReport, InspectError> {
-    let _ = progress;
-    Err(InspectError::Recheck(format!(
-        "{}: rechecking against {} is not available in this build",
-        file.path().display(),
-        checkpoint.display()
-    )))
+    let source = Checkpoint::open(checkpoint)?;
+    let statistics = file.statistics()?.ok_or_else(|| {
+        InspectError::Recheck(format!(
+            "{}: has no statistics to recheck",
+            file.path().display()
+        ))
+    })?;
+    let mut report = RecheckReport::default();
+    for view in file.tensors() {
+        let tensor = find(file, &source, &view)?;
+        match view.data() {
+            TensorData::Raw { bytes, .. } => {
+                if source.bytes(tensor) != bytes {
+                    report.differs(view.name(), "bytes", "these", "others");
+                }
+            }
+            TensorData::Int4 { .. } => {
+                recheck_tensor(file, &source, tensor, &view, &statistics, &mut report)?;
+            }
+        }
+        progress(tensor.range.len() as u64);
+    }
+    Ok(report)
+}
+
+impl RecheckReport {
+    fn differs(
+        &mut self,
+        tensor: &str,
+        figure: &str,
+        recorded: impl Debug,
+        recomputed: impl Debug,
+    ) {
+        self.differences.push(Difference {
+            tensor: tensor.to_owned(),
+            figure: figure.to_owned(),
+            recorded: format!("{recorded:?}"),
+            recomputed: format!("{recomputed:?}"),
+        });
+    }
+
+    fn check<T: Debug + PartialEq>(&mut self, tensor: &str, figure: &str, recorded: T, again: T) {
+        if recorded != again {
+            self.differs(tensor, figure, recorded, again);
+        }
+    }
+}
+
+/// The checkpoint's tensor of the same name, which must have the same shape and element type.
+fn find<'c>(
+    file: &SmqFile,
+    source: &'c Checkpoint,
+    view: &TensorView,
+) -> Result<&'c SourceTensor, InspectError> {
+    let entry = view.entry();
+    match source.tensor(view.name()) {
+        Some(t) if t.shape == entry.shape && t.dtype == entry.source_dtype => Ok(t),
+        Some(t) => Err(InspectError::Recheck(format!(
+            "{}: tensor {:?} is {} {:?}, but {} was made from {} {:?}; give the checkpoint it was made from",
+            source.path().display(),
+            t.name,
+            t.dtype,
+            t.shape,
+            file.path().display(),
+            entry.source_dtype,
+            entry.shape
+        ))),
+        None => Err(InspectError::Recheck(format!(
+            "{}: has no tensor {:?}, which {} holds; give the checkpoint it was made from",
+            source.path().display(),
+            view.name(),
+            file.path().display()
+        ))),
+    }
+}
+
+fn recheck_tensor(
+    file: &SmqFile,
+    source: &Checkpoint,
+    tensor: &SourceTensor,
+    view: &TensorView,
+    statistics: &Statistics,
+    report: &mut RecheckReport,
+) -> Result<(), InspectError> {
+    let name = view.name();
+    let failed = |e: String| InspectError::Recheck(format!("{}: {e}", file.path().display()));
+    let (Some(record), Some(options)) = (statistics.tensor(name), options_of(file, view)) else {
+        report.differs(name, "record", "absent", "present");
+        return Ok(());
+    };
+    let (rows, columns) = view.matrix_shape();
+    let bytes = source.bytes(tensor);
+    let row_bytes = columns * tensor.dtype.bytes();
+    let stored = remeasure(
+        (rows, columns),
+        options.group,
+        |row, out| {
+            let row = &bytes[row * row_bytes..(row + 1) * row_bytes];
+            smq_format::widen(tensor.dtype, row, out);
+        },
+        |row, out| view.dequantize_rows(row..row + 1, out),
+    )
+    .map_err(|defect| failed(defect.to_string()))?;
+    let again = quantize(name, bytes, tensor.dtype, (rows, columns), &options)
+        .map_err(|e| failed(format!("tensor {name:?} cannot be quantized anew: {e:?}")))?
+        .statistics;
+    report.tensors += 1;
+    report.check(name, "stored", record.stored, stored);
+    report.check(name, "stored (quantized anew)", record.stored, again.stored);
+    report.check(name, "exact", record.exact, again.exact);
+    report.check(name, "groups", record.groups, again.groups);
+    report.check(name, "zero_groups", record.zero_groups, again.zero_groups);
+    report.check(
+        name,
+        "under_window",
+        record.under_window,
+        again.under_window,
+    );
+    report.check(name, "clipped", record.clipped, again.clipped);
+    report.check(
+        name,
+        "exponent_counts",
+        (record.first_exponent, &record.exponent_counts),
+        (again.first_exponent, &again.exponent_counts),
+    );
+    report.check(
+        name,
+        "row_blocks",
+        (record.block_rows, &record.row_blocks),
+        (again.block_rows, &again.row_blocks),
+    );
+    Ok(())
+}
+
+/// How a tensor was quantized: its scheme, and the rule that the provenance names.
+fn options_of(file: &SmqFile, view: &TensorView) -> Option<QuantizeOptions> {
+    let Scheme::Int4 { group, scales } = view.scheme() else {
+        return None;
+    };
+    let rule = file.index().provenance.parameters.get("scale_rule");
+    let rule = rule.and_then(|name| ScaleRule::from_str(name, false).ok());
+    Some(QuantizeOptions {
+        group,
+        scales: match scales {
+            ScaleFormat::F32 => ScaleChoice::F32,
+            ScaleFormat::F16 => ScaleChoice::F16,
+            ScaleFormat::Mini(m) => ScaleChoice::Mini {
+                exponent_bits: m.exponent_bits(),
+                mantissa_bits: m.mantissa_bits(),
+            },
+        },
+        rule: rule.unwrap_or(ScaleRule::Reference),
+    })
 }

@@ -109,9 +109,21 @@ mod tests {
     #[test]
     fn finds_layer_and_projection_in_any_naming() {
         let cases = [
-            ("model.layers.3.mlp.down_proj.weight", Some(3), "model.layers.*.mlp.down_proj"),
-            ("transformer.h.11.attn.c_attn.weight", Some(11), "transformer.h.*.attn.c_attn"),
-            ("m.layers.2.experts.7.w1.weight", Some(2), "m.layers.*.experts.*.w1"),
+            (
+                "model.layers.3.mlp.down_proj.weight",
+                Some(3),
+                "model.layers.*.mlp.down_proj",
+            ),
+            (
+                "transformer.h.11.attn.c_attn.weight",
+                Some(11),
+                "transformer.h.*.attn.c_attn",
+            ),
+            (
+                "m.layers.2.experts.7.w1.weight",
+                Some(2),
+                "m.layers.*.experts.*.w1",
+            ),
             ("lm_head.weight", None, "lm_head"),
             ("0.weight", Some(0), "*"),
             ("w", None, "w"),
@@ -128,13 +140,19 @@ mod tests {
     fn shared_parts_leave_something_of_every_name() {
         let shared = |names: &[&str]| {
             let s = Shared::of(names.iter().copied());
-            names.iter().map(|n| s.strip(n).to_owned()).collect::<Vec<_>>()
+            names
+                .iter()
+                .map(|n| s.strip(n).to_owned())
+                .collect::<Vec<_>>()
         };
         assert_eq!(
             shared(&["m.layers.0.up.weight", "m.layers.1.down.weight"]),
             ["0.up", "1.down"]
         );
-        assert_eq!(shared(&["m.a.weight", "lm_head.weight"]), ["m.a", "lm_head"]);
+        assert_eq!(
+            shared(&["m.a.weight", "lm_head.weight"]),
+            ["m.a", "lm_head"]
+        );
         assert_eq!(shared(&["a.b", "a"]), ["a.b", "a"]);
         assert_eq!(shared(&["a.a", "a.a.a"]), ["a", "a.a"]);
         assert_eq!(shared(&["only.one"]), ["only.one"]);

@@ -8,7 +8,7 @@ mod statistics;
 
 use rayon::prelude::*;
 use smq_format::scale::{MiniFloat, ScaleFormat, Zero, round_mantissa};
-use smq_format::statistics::TensorStatistics;
+use smq_format::statistics::{ErrorSummary, TensorStatistics};
 use smq_format::{Dtype, Scheme, bits, int4};
 
 pub use kernel::{GroupError, Kernel};
@@ -316,27 +316,34 @@ impl RowBuffer {
     }
 }
 
-/// Statistics of weights `w'` that are already stored, against their source `w`: what
-/// `smq-inspect --recheck` compares with the file. Rows arrive in order.
-pub fn remeasure(
-    source: &[f32],
-    stored: &[f32],
-    columns: usize,
+/// The error of rows that are already stored against their source, `[rows, columns]`: what
+/// `smq-inspect --recheck` compares with the record. The sums have [`quantize()`]'s order, so they are equal to
+/// the bit where nothing changed.
+///
+/// `source` and `stored` fill a row, `[columns]`, given its number.
+///
+/// # Errors
+/// The first that `stored` returns.
+pub fn remeasure<E: Send>(
+    (rows, columns): (usize, usize),
     group: usize,
-) -> smq_format::statistics::ErrorSummary {
-    let rows: Vec<(RowSums, Vec<f32>)> = source
-        .par_chunks(columns)
-        .zip(stored.par_chunks(columns))
-        .map(|(w, v)| {
-            let errors: Vec<_> = w
-                .chunks(group)
-                .zip(v.chunks(group))
-                .map(|(w, v)| (w.len(), kernel::compare(w, v)))
-                .collect();
-            RowSums::of(errors.into_iter())
+    source: impl Fn(usize, &mut [f32]) + Sync,
+    stored: impl Fn(usize, &mut [f32]) -> Result<(), E> + Sync,
+) -> Result<ErrorSummary, E> {
+    let buffers = || (vec![0.0; columns], vec![0.0; columns]);
+    let rows: Vec<_> = (0..rows)
+        .into_par_iter()
+        .with_min_len(8)
+        .map_init(buffers, |(w, v), row| {
+            source(row, w);
+            stored(row, v)?;
+            let groups = w.chunks(group).zip(v.chunks(group));
+            Ok(RowSums::of(
+                groups.map(|(w, v)| (w.len(), kernel::compare(w, v))),
+            ))
         })
-        .collect();
-    statistics::summary(rows)
+        .collect::<Result<_, E>>()?;
+    Ok(statistics::summary(rows))
 }
 
 #[cfg(test)]

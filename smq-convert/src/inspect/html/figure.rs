@@ -96,7 +96,11 @@ pub(super) fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
     }
     let size = low.abs().max(high.abs());
     let pad = (0.06 * (high - low)).max(0.01 * size).max(1e-9);
-    let bottom = if low >= 0.0 { (low - pad).max(0.0) } else { low - pad };
+    let bottom = if low >= 0.0 {
+        (low - pad).max(0.0)
+    } else {
+        low - pad
+    };
     bottom..high + pad
 }
 
@@ -105,7 +109,11 @@ pub(super) fn tick(v: f64) -> String {
     if v == 0.0 || (1e-4..1e5).contains(&v.abs()) {
         let text = format!("{v:.6}");
         let short = text.trim_end_matches('0').trim_end_matches('.');
-        return if short == "-0" { "0".into() } else { short.into() };
+        return if short == "-0" {
+            "0".into()
+        } else {
+            short.into()
+        };
     }
     format!("{v:.2e}")
 }
@@ -151,7 +159,10 @@ mod tests {
 
     #[test]
     fn escapes_everything_html_reads() {
-        assert_eq!(escape("<a b='c' d=\"e\">&amp;"), "&lt;a b=&#39;c&#39; d=&quot;e&quot;&gt;&amp;amp;");
+        assert_eq!(
+            escape("<a b='c' d=\"e\">&amp;"),
+            "&lt;a b=&#39;c&#39; d=&quot;e&quot;&gt;&amp;amp;"
+        );
     }
 
     #[test]
@@ -165,7 +176,10 @@ mod tests {
             vec![0.0087, 0.0087],
         ] {
             let r = padded(values.iter().copied());
-            assert!(r.start.is_finite() && r.end.is_finite() && r.start < r.end, "{values:?}");
+            assert!(
+                r.start.is_finite() && r.end.is_finite() && r.start < r.end,
+                "{values:?}"
+            );
         }
     }
 

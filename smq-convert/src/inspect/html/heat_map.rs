@@ -5,7 +5,7 @@ use std::fmt::Write;
 use plotters::prelude::*;
 
 use super::figure::{
-    Canvas, Drawn, INK, WIDTH, draw, label_font, starting_at, ending_at, tick, title_font, under,
+    Canvas, Drawn, INK, WIDTH, draw, ending_at, label_font, starting_at, tick, title_font, under,
 };
 use super::series::Series;
 use crate::inspect::error::InspectError;
@@ -29,9 +29,22 @@ const MAX_CELLS: usize = smq_format::statistics::MAX_ROW_BLOCKS;
 
 /// Viridis (van der Walt and Smith, 2015) at equal steps: perceptually even, colour-blind-safe.
 const VIRIDIS: [(u8, u8, u8); 16] = [
-    (68, 1, 84), (72, 26, 108), (71, 47, 125), (65, 68, 135), (57, 86, 140), (49, 104, 142),
-    (42, 120, 142), (35, 136, 142), (31, 152, 139), (34, 168, 132), (53, 183, 121), (84, 197, 104),
-    (122, 209, 81), (165, 219, 54), (210, 226, 27), (253, 231, 37),
+    (68, 1, 84),
+    (72, 26, 108),
+    (71, 47, 125),
+    (65, 68, 135),
+    (57, 86, 140),
+    (49, 104, 142),
+    (42, 120, 142),
+    (35, 136, 142),
+    (31, 152, 139),
+    (34, 168, 132),
+    (53, 183, 121),
+    (84, 197, 104),
+    (122, 209, 81),
+    (165, 219, 54),
+    (210, 226, 27),
+    (253, 231, 37),
 ];
 
 struct Line<'a> {
@@ -43,7 +56,11 @@ struct Line<'a> {
 /// The map and how many tensors did not fit; `None` where no tensor has row blocks.
 pub(super) fn heat_map(all: &[Series<'_>]) -> Result<Option<(String, usize)>, InspectError> {
     let has_cells = |(_, e): &&(&TensorReport, &TensorErrors)| !e.row_block_mean_rel_mse.is_empty();
-    let total = all.iter().flat_map(|s| &s.tensors).filter(has_cells).count();
+    let total = all
+        .iter()
+        .flat_map(|s| &s.tensors)
+        .filter(has_cells)
+        .count();
     if total == 0 {
         return Ok(None);
     }
@@ -57,7 +74,11 @@ pub(super) fn heat_map(all: &[Series<'_>]) -> Result<Option<(String, usize)>, In
         for (tensor, e) in s.tensors.iter().filter(has_cells).take(budget) {
             let cells = &e.row_block_mean_rel_mse;
             let cells = &cells[..cells.len().min(MAX_CELLS)];
-            lines.push(Line { tensor, top: y, cells });
+            lines.push(Line {
+                tensor,
+                top: y,
+                cells,
+            });
             y += line_height;
         }
         if lines.is_empty() {
@@ -72,13 +93,17 @@ pub(super) fn heat_map(all: &[Series<'_>]) -> Result<Option<(String, usize)>, In
     let scale = Scale::of(blocks.iter().flat_map(|(_, l)| l).flat_map(|l| l.cells));
     let lines: Vec<&Line<'_>> = blocks.iter().flat_map(|(_, l)| l).collect();
     let paths = cell_paths(&lines, line_height, &scale);
-    let svg = draw("mean relative MSE by block of rows", (bottom + BOTTOM) as u32, |canvas| {
-        for (s, lines) in &blocks {
-            names(canvas, s, lines, line_height)?;
-        }
-        x_axis(canvas, bottom)?;
-        scale.draw(canvas, bottom)
-    })?;
+    let svg = draw(
+        "mean relative MSE by block of rows",
+        (bottom + BOTTOM) as u32,
+        |canvas| {
+            for (s, lines) in &blocks {
+                names(canvas, s, lines, line_height)?;
+            }
+            x_axis(canvas, bottom)?;
+            scale.draw(canvas, bottom)
+        },
+    )?;
     let svg = svg.replacen("</svg>", &format!("{paths}</svg>"), 1);
     Ok(Some((svg, total.saturating_sub(MAX_LINES))))
 }
@@ -128,7 +153,11 @@ fn x_axis(canvas: &Canvas<'_>, bottom: i32) -> Drawn {
 /// One `<path>` a colour: a tenth of the bytes that a `<rect>` a cell takes.
 fn cell_paths(lines: &[&Line<'_>], line_height: i32, scale: &Scale) -> String {
     let mut paths = vec![String::new(); VIRIDIS.len()];
-    let height = if line_height > 4 { line_height - 1 } else { line_height };
+    let height = if line_height > 4 {
+        line_height - 1
+    } else {
+        line_height
+    };
     for line in lines {
         let edge = |i: usize| LEFT + (right_edge() - LEFT) * i as i32 / line.cells.len() as i32;
         for (i, &v) in line.cells.iter().enumerate() {

@@ -93,9 +93,10 @@ fn figures(all: &[Series<'_>]) -> Result<String, InspectError> {
         );
     }
     if let Some((svg, left_out)) = heat_map::heat_map(all)? {
-        let mut text = "Mean relative MSE of each block of rows; a line is a tensor, numbered by layer. \
+        let mut text =
+            "Mean relative MSE of each block of rows; a line is a tensor, numbered by layer. \
              Colours span the 1st to the 99th percentile of the blocks."
-            .to_owned();
+                .to_owned();
         if left_out > 0 {
             text.push_str(&format!(" {left_out} more tensors are left out for space."));
         }

@@ -7,7 +7,7 @@ use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use super::figure::{
-    Canvas, Drawn, GRID, INK, count_tick, draw, label_font, padded, ending_at, tick, title_font,
+    Canvas, Drawn, GRID, INK, count_tick, draw, ending_at, label_font, padded, tick, title_font,
     whole_tick,
 };
 use super::series::Series;
@@ -15,8 +15,7 @@ use crate::inspect::error::InspectError;
 use crate::inspect::tensor_name::elide;
 
 /// A chart with both axes in f64.
-type Chart<'a, 'b> =
-    ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
 /// Height of the plots that have no rows to count.
 const HEIGHT: u32 = 400;
@@ -25,7 +24,11 @@ const CIRCLES: usize = super::figure::PALETTE.len();
 
 /// Mean relative MSE over the layers, a line a projection; `None` where no tensor is in a layer.
 pub(super) fn by_layer(all: &[Series<'_>]) -> Result<Option<String>, InspectError> {
-    let lines: Vec<_> = all.iter().filter(|s| s.in_layers).map(|s| (s, s.by_layer())).collect();
+    let lines: Vec<_> = all
+        .iter()
+        .filter(|s| s.in_layers)
+        .map(|s| (s, s.by_layer()))
+        .collect();
     let points = || lines.iter().flat_map(|(_, p)| p);
     let Some(last) = points().map(|p| p.0).reduce(f64::max) else {
         return Ok(None);
@@ -53,16 +56,27 @@ pub(super) fn by_layer(all: &[Series<'_>]) -> Result<Option<String>, InspectErro
 /// A row a projection: a dot a tensor, a bar for the mean.
 pub(super) fn by_projection(all: &[Series<'_>]) -> Result<String, InspectError> {
     let rows = all.len() as f64;
-    let values = || all.iter().flat_map(|s| &s.tensors).map(|(_, e)| e.stored.mean_rel_mse);
+    let values = || {
+        all.iter()
+            .flat_map(|s| &s.tensors)
+            .map(|(_, e)| e.stored.mean_rel_mse)
+    };
     let height = 76 + 30 * all.len() as u32;
     draw("mean relative MSE by projection", height, |canvas| {
         let mut chart = chart(canvas, 240, padded(values()), -(rows - 0.5)..0.5)?;
-        let axes = ("mean relative MSE (ratio); a dot is a tensor, the bar their mean over groups", "");
+        let axes = (
+            "mean relative MSE (ratio); a dot is a tensor, the bar their mean over groups",
+            "",
+        );
         mesh(&mut chart, axes, tick, |_| String::new(), 8)?;
         let left = chart.plotting_area().get_pixel_range().0.start;
         for (i, s) in all.iter().enumerate() {
             let y = -(i as f64);
-            let finite = s.tensors.iter().map(|(_, e)| e.stored.mean_rel_mse).filter(|v| v.is_finite());
+            let finite = s
+                .tensors
+                .iter()
+                .map(|(_, e)| e.stored.mean_rel_mse)
+                .filter(|v| v.is_finite());
             let dot = s.colour.mix(0.6).filled();
             chart.draw_series(finite.map(|v| Circle::new((v, y), 4, dot)))?;
             let mean = s.mean_rel_mse();
@@ -71,7 +85,11 @@ pub(super) fn by_projection(all: &[Series<'_>]) -> Result<String, InspectError> 
                 chart.draw_series([EmptyElement::at((mean, y)) + bar])?;
             }
             let (_, row) = chart.backend_coord(&(0.0, y));
-            canvas.draw(&Text::new(elide(&s.label, 30), (left - 8, row), ending_at(label_font())))?;
+            canvas.draw(&Text::new(
+                elide(&s.label, 30),
+                (left - 8, row),
+                ending_at(label_font()),
+            ))?;
         }
         Ok(())
     })
@@ -82,11 +100,18 @@ pub(super) fn scale_cost(all: &[Series<'_>]) -> Result<String, InspectError> {
     let point = |e: &crate::inspect::TensorErrors| {
         Some((e.exact.mean_rel_mse, e.scale_format_cost_percent?)).filter(|p| p.0.is_finite())
     };
-    let points = || all.iter().flat_map(|s| &s.tensors).filter_map(|(_, e)| point(e));
+    let points = || {
+        all.iter()
+            .flat_map(|s| &s.tensors)
+            .filter_map(|(_, e)| point(e))
+    };
     let x = padded(points().map(|p| p.0));
     let y = padded(points().map(|p| p.1).chain([0.0]));
     draw("cost of the scale format", HEIGHT, |canvas| {
-        let axes = ("mean relative MSE with exact f32 scales (ratio)", "added by stored scales (%)");
+        let axes = (
+            "mean relative MSE with exact f32 scales (ratio)",
+            "added by stored scales (%)",
+        );
         let mut chart = chart(canvas, 86, x.clone(), y)?;
         mesh(&mut chart, axes, tick, tick, 8)?;
         chart.draw_series([PathElement::new([(x.start, 0.0), (x.end, 0.0)], INK)])?;
@@ -110,18 +135,26 @@ pub(super) fn exponents(all: &[Series<'_>]) -> Result<Option<String>, InspectErr
             let numbered = e.exponent_counts.iter().zip(i64::from(e.first_exponent)..);
             // An f32's exponents, subnormals included: others cannot be real.
             for (&n, exponent) in numbered.filter(|(n, x)| **n > 0 && (-149..=127).contains(x)) {
-                counts.entry(exponent).or_insert_with(|| vec![0.0; all.len()])[i] += n as f64;
+                counts
+                    .entry(exponent)
+                    .or_insert_with(|| vec![0.0; all.len()])[i] += n as f64;
             }
         }
     }
     let (Some(&first), Some(&last)) = (counts.keys().next(), counts.keys().next_back()) else {
         return Ok(None);
     };
-    let highest = counts.values().map(|c| c.iter().sum::<f64>()).fold(0.0, f64::max);
+    let highest = counts
+        .values()
+        .map(|c| c.iter().sum::<f64>())
+        .fold(0.0, f64::max);
     draw("stored scales by exponent", HEIGHT, |canvas| {
         let x = first as f64 - 0.7..last as f64 + 0.7;
         let mut chart = chart(canvas, 86, x, 0.0..highest * 1.05)?;
-        let axes = ("exponent of the stored scale (binade, log2)", "scales (count)");
+        let axes = (
+            "exponent of the stored scale (binade, log2)",
+            "scales (count)",
+        );
         mesh(&mut chart, axes, whole_tick, count_tick, 20)?;
         for (exponent, parts) in &counts {
             let (x, mut y) = (*exponent as f64, 0.0);

@@ -14,7 +14,10 @@ use crate::inspect::table::{COLUMNS, FIRST_NUMBER, LEGEND, cells, total_cells};
 pub(super) fn facts(report: &Report) -> String {
     let s = &report.sizes;
     let of_source = s.file_of_source_percent.map_or_else(String::new, |p| {
-        format!("{p:.1} % of the tensors' {} at the source", human(s.source_tensor_bytes))
+        format!(
+            "{p:.1} % of the tensors' {} at the source",
+            human(s.source_tensor_bytes)
+        )
     });
     let mut tiles = vec![("file", human(s.file_bytes), of_source)];
     if s.quantized_elems > 0 {
@@ -25,7 +28,11 @@ pub(super) fn facts(report: &Report) -> String {
         ));
     }
     if let Some(savings) = s.scale_savings_vs_f16_percent {
-        let note = format!("{}; {} as f16", human(s.scale_bytes), human(s.scale_f16_bytes));
+        let note = format!(
+            "{}; {} as f16",
+            human(s.scale_bytes),
+            human(s.scale_f16_bytes)
+        );
         tiles.push(("scales", savings_text(savings), note));
     }
     if let Some(t) = &report.totals {
@@ -42,13 +49,20 @@ pub(super) fn facts(report: &Report) -> String {
         tiles.push((
             "SQNR",
             format!("{} dB", decibels(t.sqnr_db)),
-            format!("{} weights clipped, {} scales under the window", count(t.clipped_weights), count(t.under_window_scales)),
+            format!(
+                "{} weights clipped, {} scales under the window",
+                count(t.clipped_weights),
+                count(t.under_window_scales)
+            ),
         ));
     }
     let tile = |(name, value, note): (&str, String, String)| {
         format!("<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>\n")
     };
-    format!("<dl class=\"facts\">\n{}</dl>\n", tiles.into_iter().map(tile).collect::<String>())
+    format!(
+        "<dl class=\"facts\">\n{}</dl>\n",
+        tiles.into_iter().map(tile).collect::<String>()
+    )
 }
 
 fn human(n: u64) -> String {
@@ -66,7 +80,10 @@ pub(super) fn legend(all: &[&Series<'_>]) -> String {
                 format!(" style=\"background:#{r:02x}{g:02x}{b:02x}\""),
             ),
         };
-        format!("<li><i class=\"{class}\"{style}></i>{}</li>", escape(&s.label))
+        format!(
+            "<li><i class=\"{class}\"{style}></i>{}</li>",
+            escape(&s.label)
+        )
     };
     let entries: String = all.iter().enumerate().map(entry).collect();
     format!("<ul class=\"legend\">{entries}</ul>\n")
@@ -74,9 +91,19 @@ pub(super) fn legend(all: &[&Series<'_>]) -> String {
 
 /// The whole table, sortable.
 pub(super) fn tensor_table(report: &Report) -> String {
-    let class = |i: usize| if i < FIRST_NUMBER { " class=\"text\"" } else { "" };
+    let class = |i: usize| {
+        if i < FIRST_NUMBER {
+            " class=\"text\""
+        } else {
+            ""
+        }
+    };
     let head = |(i, name): (usize, &&str)| {
-        let order = if i == FIRST_NUMBER + 1 { " aria-sort=\"descending\"" } else { "" };
+        let order = if i == FIRST_NUMBER + 1 {
+            " aria-sort=\"descending\""
+        } else {
+            ""
+        };
         format!("<th{}{order}><button>{name}</button></th>", class(i))
     };
     let heads: String = COLUMNS.iter().enumerate().map(head).collect();
@@ -86,7 +113,11 @@ pub(super) fn tensor_table(report: &Report) -> String {
         .collect();
     let foot = report.totals.as_ref().map_or_else(String::new, |t| {
         let cell = |(i, c): (usize, String)| format!("<td{}>{c}</td>", class(i));
-        total_cells(report, t).into_iter().enumerate().map(cell).collect()
+        total_cells(report, t)
+            .into_iter()
+            .enumerate()
+            .map(cell)
+            .collect()
     });
     format!(
         "<h2>Tensors</h2>\n<p>{}</p>\n<div class=\"wide\"><table id=\"tensors\">\n<thead><tr>{heads}</tr></thead>\n\
@@ -119,7 +150,10 @@ fn row(t: &TensorReport, e: &TensorErrors) -> String {
 pub(super) fn about(report: &Report) -> String {
     let p = &report.provenance;
     let mut lines = vec![
-        ("format".to_owned(), format!(".smq {}", report.header.version)),
+        (
+            "format".to_owned(),
+            format!(".smq {}", report.header.version),
+        ),
         ("producer".to_owned(), escape(&p.producer)),
     ];
     for (k, v) in &p.parameters {
@@ -132,11 +166,17 @@ pub(super) fn about(report: &Report) -> String {
     for c in &report.schemes {
         let format = c.scale_format.as_deref().or(c.dtype.as_deref());
         let what = format!("{} {}", escape(&c.scheme), format.unwrap_or_default());
-        let group = c.group_elems.map_or_else(String::new, |g| format!(", group {g}"));
+        let group = c
+            .group_elems
+            .map_or_else(String::new, |g| format!(", group {g}"));
         let (elems, stored) = (count(c.elems), bytes(c.stored_bytes));
-        lines.push((what, format!("{} tensors, {elems} weights{group}, {stored}", c.tensors)));
+        lines.push((
+            what,
+            format!("{} tensors, {elems} weights{group}, {stored}", c.tensors),
+        ));
     }
-    let row = |(name, value): (String, String)| format!("<tr><th>{name}</th><td>{value}</td></tr>\n");
+    let row =
+        |(name, value): (String, String)| format!("<tr><th>{name}</th><td>{value}</td></tr>\n");
     let rows: String = lines.into_iter().map(row).collect();
     format!("<h2>About the file</h2>\n<table class=\"about\">\n{rows}</table>\n")
 }

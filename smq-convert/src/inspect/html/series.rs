@@ -35,9 +35,8 @@ impl Series<'_> {
 
     /// Mean relative MSE, weighted over groups.
     pub(super) fn mean_rel_mse(&self) -> f64 {
-        let weighted = |(t, e): &(&TensorReport, &TensorErrors)| {
-            t.groups as f64 * e.stored.mean_rel_mse
-        };
+        let weighted =
+            |(t, e): &(&TensorReport, &TensorErrors)| t.groups as f64 * e.stored.mean_rel_mse;
         let groups: f64 = self.tensors.iter().map(|(t, _)| t.groups as f64).sum();
         self.tensors.iter().map(weighted).sum::<f64>() / groups
     }

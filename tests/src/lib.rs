@@ -1,0 +1,20 @@
+//! What the end-to-end tests share: where the fixtures are, and checkpoints made on the spot.
+
+use std::path::{Path, PathBuf};
+
+/// A file or directory under `tests/fixtures`.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures")
+        .join(name)
+}
+
+/// The bundled checkpoint: a small, really trained Phi-3.
+pub fn phi3_tiny() -> PathBuf {
+    fixture("phi3-tiny")
+}
+
+/// One of the fixture's JSON files.
+pub fn json(path: &Path) -> std::io::Result<serde_json::Value> {
+    Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+}
