@@ -1,7 +1,18 @@
-//! `smq-run`: generate, bench and evaluate with a .smq file or a checkpoint.
+//! The `smq-run` program.
 
 use std::process::ExitCode;
 
+use clap::Parser;
+use smq_run::cli::{Cli, is_broken_pipe, run};
+
 fn main() -> ExitCode {
-    smq_convert::cli::exit(smq_run::cli::run())
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }

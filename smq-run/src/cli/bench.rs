@@ -1,103 +1,118 @@
 //! `smq-run bench`.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use comfy_table::{CellAlignment, Table, presets};
-use indicatif::DecimalBytes;
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{CellAlignment, Table};
 
-use super::{Common, JsonArg, load, open, print, write_json};
+use super::generate::at_least_one;
+use super::output::{is_stdout, write_json};
+use super::{Global, Opened};
 use crate::bench::{BenchOptions, BenchReport, bench};
+use crate::measure::Summary;
 
-#[derive(Args)]
+#[derive(Debug, Args)]
 pub(super) struct BenchArgs {
     /// A .smq file or a checkpoint directory
     model: PathBuf,
     /// Tokens of the prompt
-    #[arg(long, default_value_t = BenchOptions::default().prompt_tokens)]
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = at_least_one)]
     prompt_tokens: usize,
-    /// Tokens generated after it
-    #[arg(long, default_value_t = BenchOptions::default().output_tokens)]
+    /// Tokens to generate; end-of-sequence tokens do not stop them
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = at_least_one)]
     output_tokens: usize,
-    /// Runs that are not counted
-    #[arg(long, default_value_t = BenchOptions::default().warmup)]
+    /// Runs before the timed ones
+    #[arg(long, default_value_t = 1, value_name = "N")]
     warmup: usize,
-    /// Runs that are
-    #[arg(long, default_value_t = BenchOptions::default().repeats)]
+    /// Timed runs
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
     repeats: usize,
-    #[command(flatten)]
-    json: JsonArg,
+    /// Also write the figures as JSON; - writes them to standard output instead of the table
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
-pub(super) fn run(common: &Common, args: BenchArgs) -> anyhow::Result<()> {
-    let source = open(common, &args.model)?;
-    let (mut engine, load_time) = load(common, &source)?;
+pub(super) fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
     let options = BenchOptions {
         prompt_tokens: args.prompt_tokens,
         output_tokens: args.output_tokens,
         warmup: args.warmup,
         repeats: args.repeats,
     };
-    let report = bench(&mut *engine, &source, load_time, &options)?;
-    if !args.json.is_stdout() {
-        print(&text(&report))?;
+    let opened = Opened::new(&args.model, global)?;
+    let (mut engine, load) = opened.load()?;
+    let report = bench(&mut *engine, &opened.source, load, &options)?;
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
     }
-    match &args.json.json {
-        Some(target) => write_json(target, &report),
-        None => Ok(()),
+    if !args.json.as_deref().is_some_and(is_stdout) {
+        print(&report)?;
     }
+    Ok(())
 }
 
-/// The report for people.
-fn text(r: &BenchReport) -> String {
+fn print(r: &BenchReport) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let o = &r.options;
+    writeln!(
+        out,
+        "{} ({:.1} MB; {})",
+        r.model.path,
+        r.model.file_bytes as f64 / 1e6,
+        r.model.schemes
+    )?;
+    writeln!(
+        out,
+        "{} on {}, {} of {} cores; {} prompt + {} output tokens, {} warm-up, {} repeats",
+        r.device,
+        r.machine.cpu,
+        r.machine.threads,
+        r.machine.cores,
+        o.prompt_tokens,
+        o.output_tokens,
+        o.warmup,
+        o.repeats
+    )?;
     let mut table = Table::new();
     table
-        .load_style(presets::NOTHING)
+        .load_style(UTF8_HORIZONTAL_ONLY)
         .set_header(["", "mean", "p50", "p95"]);
-    let rows = [("TTFT, ms", Some(r.ttft_ms)), ("TPOT, ms", r.tpot_ms)];
-    for (name, summary) in rows {
-        if let Some(s) = summary {
-            table.add_row([name.to_owned(), three(s.mean), three(s.p50), three(s.p95)]);
-        }
+    let mut row = |name: &str, s: &Summary| {
+        let ms = |v: f64| format!("{v:.2}");
+        table.add_row([name.to_owned(), ms(s.mean), ms(s.p50), ms(s.p95)]);
+    };
+    row("TTFT, ms", &r.ttft_ms);
+    if let Some(tpot) = &r.tpot_ms {
+        row("TPOT, ms", tpot);
+    }
+    let switches: Vec<f64> = r.runs.iter().filter_map(|run| run.rope_switch_ms).collect();
+    if let Some(switch) = Summary::of(&switches) {
+        row("LongRoPE switch, ms (not in TPOT)", &switch);
+    }
+    let mut value = |name: &str, text: String| {
+        table.add_row([name.to_owned(), text]);
+    };
+    if let (Some(rate), Some(gb)) = (r.decode_tokens_per_s, r.decode_gb_per_s) {
+        value("decode, tokens/s", format!("{rate:.1}"));
+        value("decode, GB/s of weights", format!("{gb:.1}"));
+    }
+    value("output, tokens/s", format!("{:.1}", r.output_tokens_per_s));
+    value(
+        "prompt + output, tokens/s",
+        format!("{:.1}", r.total_tokens_per_s),
+    );
+    value("load, ms", format!("{:.1}", r.load_ms));
+    let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+    if let Some(bytes) = r.memory.peak_rss_bytes {
+        value("peak RSS, MiB", mib(bytes));
+    }
+    if let Some(bytes) = r.memory.rss_anon_bytes {
+        value("RssAnon, MiB", mib(bytes));
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let o = &r.options;
-    let mut out = format!(
-        "{} on {} ({}, {} threads)\n{}; {} of weights read a token\n{} prompt and {} output tokens, {} warm-up and {} timed runs; {}\n\n{table}\n\n",
-        r.model.path,
-        r.machine.cpu,
-        r.device,
-        r.machine.threads,
-        r.model.schemes,
-        DecimalBytes(r.model.bytes_per_token as u64),
-        o.prompt_tokens,
-        o.output_tokens,
-        o.warmup,
-        o.repeats,
-        r.prompt,
-    );
-    if let (Some(rate), Some(gb)) = (r.decode_tokens_per_s, r.decode_gb_per_s) {
-        out += &format!("decode    {rate:.1} tokens/s, {gb:.2} GB/s of weights\n");
-    }
-    out += &format!(
-        "overall   {:.1} output tokens/s, {:.1} total tokens/s\nload      {:.1} ms; file {}\n",
-        r.output_tokens_per_s,
-        r.total_tokens_per_s,
-        r.load_ms,
-        DecimalBytes(r.model.file_bytes)
-    );
-    if let (Some(peak), Some(anon)) = (r.memory.peak_rss_bytes, r.memory.rss_anon_bytes) {
-        out += &format!(
-            "memory    {} peak RSS, {} anonymous\n",
-            DecimalBytes(peak),
-            DecimalBytes(anon)
-        );
-    }
-    out
-}
-
-fn three(ms: f64) -> String {
-    format!("{ms:.3}")
+    writeln!(out, "{table}")
 }

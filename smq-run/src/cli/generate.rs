@@ -1,160 +1,191 @@
 //! `smq-run generate`.
 
-use std::io::Read;
+use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Common, load, open, print};
+use super::{Global, Opened};
 use crate::chat::Message;
-use crate::generate::{GenerateOptions, Stop, Timing, generate};
+use crate::error::Error;
+use crate::generate::{GenerateOptions, Generation, Stop, Timing, generate};
 use crate::sample::SamplingOptions;
-use crate::{Error, Tokenizer};
+use crate::tokenizer::Tokenizer;
 
-#[derive(Args)]
+#[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
     /// A .smq file or a checkpoint directory
     model: PathBuf,
-    /// The prompt; read from standard input without it
-    #[arg(long)]
+    /// The prompt; without it, standard input (one trailing newline removed)
+    #[arg(long, short)]
     prompt: Option<String>,
-    /// A system message before it
+    /// A system message, put before the prompt by the chat template
     #[arg(long, conflicts_with = "raw")]
     system: Option<String>,
     /// Continue the prompt as plain text, without the chat template
     #[arg(long)]
     raw: bool,
     /// Stop after this many tokens
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, short = 'n', default_value_t = 256, value_name = "N", value_parser = at_least_one)]
     max_new_tokens: usize,
-    /// 0 takes the most likely token each time
-    #[arg(long, default_value_t = 0.0)]
+    /// 0 always takes the most likely token; 1 samples from the model's distribution
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
     temperature: f64,
-    /// Sample only from the most likely tokens that together have this probability
-    #[arg(long)]
+    /// Sample from the most likely tokens that together have this probability
+    #[arg(long, value_name = "P")]
     top_p: Option<f64>,
-    /// Equal seeds give equal texts
+    /// Seed of the sampling
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Print one JSON object with text, ids and times instead of the text
+    /// Print one JSON object with text, ids and timing instead of streaming
     #[arg(long)]
     json: bool,
 }
 
-/// What `--json` prints.
+pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".into()),
+        Ok(n) => Ok(n),
+        Err(e) => Err(format!("{e}")),
+    }
+}
+
 #[derive(Serialize)]
-struct Output {
-    text: String,
+struct Report<'a> {
     prompt_tokens: usize,
-    ids: Vec<u32>,
+    output_tokens: usize,
+    text: &'a str,
+    ids: &'a [u32],
     stop: Stop,
     ttft_ms: f64,
     tpot_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     rope_switch_ms: Option<f64>,
+    load_ms: f64,
 }
 
-pub(super) fn run(common: &Common, args: GenerateArgs) -> anyhow::Result<()> {
-    let source = open(common, &args.model)?;
-    let tokenizer = Tokenizer::load(&source)?;
-    let prompt = prompt_ids(&tokenizer, &args)?;
-    let (mut engine, _) = load(common, &source)?;
+pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
+    let sampling = SamplingOptions {
+        temperature: args.temperature,
+        top_p: args.top_p,
+        seed: args.seed,
+    };
+    let opened = Opened::new(&args.model, global)?;
+    let tokenizer = Tokenizer::load(&opened.source)?;
+    let (mut engine, load) = opened.load()?;
+    let prompt = prompt_ids(args, &tokenizer)?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         stop_ids: tokenizer.stop_ids(),
-        sampling: SamplingOptions {
-            temperature: args.temperature,
-            top_p: args.top_p,
-            seed: args.seed,
-        },
+        sampling,
+    };
+
+    let mut out = std::io::stdout().lock();
+    let mut show = |text: &str| -> Result<(), Error> {
+        if args.json || text.is_empty() {
+            return Ok(());
+        }
+        out.write_all(text.as_bytes())
+            .and_then(|()| out.flush())
+            .map_err(Error::io("standard output"))
     };
     let mut stream = tokenizer.stream();
-    let mut pipe = Ok(());
     let generation = generate(&mut *engine, &prompt, &options, |id| {
-        let text = stream.push(id)?;
-        if !args.json {
-            pipe = print(&text);
-        }
-        match pipe {
-            Ok(()) => Ok(()),
-            Err(_) => Err(Error::Input("standard output was closed".into())),
-        }
-    });
-    pipe?;
-    let generation = generation?;
+        show(&stream.push(id)?)
+    })?;
     let (rest, text) = stream.finish()?;
-    let timing = &generation.timing;
+    show(&rest)?;
+    show("\n")?;
+
+    let Generation { ids, stop, timing } = &generation;
+    let tpot = timing.tpot();
     if args.json {
-        let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
-        let output = Output {
-            text,
+        let report = Report {
             prompt_tokens: prompt.len(),
-            stop: generation.stop,
-            ttft_ms: ms(timing.ttft),
-            tpot_ms: timing.tpot().map(ms),
-            rope_switch_ms: timing.rope_switch.map(ms),
-            ids: generation.ids,
+            output_tokens: ids.len(),
+            text: &text,
+            ids,
+            stop: *stop,
+            ttft_ms: timing.ttft.as_secs_f64() * 1e3,
+            tpot_ms: tpot.map(|t| t.as_secs_f64() * 1e3),
+            rope_switch_ms: timing.rope_switch.map(|t| t.as_secs_f64() * 1e3),
+            load_ms: load.as_secs_f64() * 1e3,
         };
-        return print(&(serde_json::to_string(&output)? + "\n"));
+        return super::output::write_json("-".as_ref(), &report);
     }
-    print(&(rest + "\n"))?;
-    eprintln!(
-        "{}",
-        summary(prompt.len(), generation.ids.len(), generation.stop, timing)
-    );
+    eprintln!("{}", summary(prompt.len(), ids.len(), *stop, timing));
     Ok(())
 }
 
-fn prompt_ids(tokenizer: &Tokenizer, args: &GenerateArgs) -> anyhow::Result<Vec<u32>> {
+fn prompt_ids(args: &GenerateArgs, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
     let text = match &args.prompt {
         Some(text) => text.clone(),
-        None => {
-            let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .context("cannot read the prompt from standard input")?;
-            text
-        }
+        None => stdin_prompt()?,
     };
-    anyhow::ensure!(!text.trim().is_empty(), "the prompt is empty");
-    if args.raw {
+    if text.is_empty() {
+        return Err(Error::Input("the prompt is empty".into()).into());
+    }
+    // A base model has no template: its prompts are plain text.
+    let plain = args.raw || (tokenizer.chat().is_none() && args.system.is_none());
+    if plain {
+        if !args.raw {
+            eprintln!(
+                "note: the model has no chat template, the prompt is continued as plain text"
+            );
+        }
         return Ok(tokenizer.encode(&text, true)?);
     }
-    let system = args.system.iter().map(|s| Message {
+    let system = args.system.iter().map(|content| Message {
         role: "system",
-        content: s.clone(),
+        content: content.clone(),
     });
-    let user = Message {
-        role: "user",
-        content: text,
-    };
-    Ok(tokenizer.encode_chat(&system.chain([user]).collect::<Vec<_>>())?)
+    let messages: Vec<Message> = system
+        .chain([Message {
+            role: "user",
+            content: text,
+        }])
+        .collect();
+    Ok(tokenizer.encode_chat(&messages)?)
 }
 
-fn summary(prompt: usize, new: usize, stop: Stop, timing: &Timing) -> String {
-    let reason = match stop {
-        Stop::EndOfSequence => "end of sequence",
-        Stop::MaxNewTokens => "token limit",
-        Stop::ContextFull => "context full",
-    };
+fn stdin_prompt() -> anyhow::Result<String> {
+    let mut stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        eprintln!("reading the prompt from standard input, end it with Ctrl-D");
+    }
+    let mut text = String::new();
+    stdin
+        .read_to_string(&mut text)
+        .context("cannot read the prompt from standard input")?;
+    if text.ends_with('\n') {
+        text.pop();
+    }
+    Ok(text)
+}
+
+fn summary(prompt: usize, output: usize, stop: Stop, timing: &Timing) -> String {
+    let ttft = timing.ttft.as_secs_f64();
     let mut line = format!(
-        "{prompt} prompt tokens, {new} new ({reason}), TTFT {:.1} ms",
-        timing.ttft.as_secs_f64() * 1e3
+        "prompt {prompt} tokens, TTFT {:.1} ms ({:.0} tokens/s); output {output} tokens",
+        ttft * 1e3,
+        prompt as f64 / ttft
     );
     if let Some(tpot) = timing.tpot() {
-        let seconds = tpot.as_secs_f64();
-        line += &format!(
-            ", TPOT {:.2} ms ({:.1} tokens/s)",
-            seconds * 1e3,
-            1.0 / seconds
-        );
+        let tpot = tpot.as_secs_f64();
+        line += &format!(", TPOT {:.2} ms ({:.1} tokens/s)", tpot * 1e3, 1.0 / tpot);
     }
     if let Some(switch) = timing.rope_switch {
         line += &format!(
-            "; beyond the original context, one token took {:.1} ms to recompute the cache with the long factors",
+            ", LongRoPE switch {:.1} ms (not in TPOT)",
             switch.as_secs_f64() * 1e3
         );
     }
+    line += match stop {
+        Stop::EndOfSequence => "; stopped at end of sequence",
+        Stop::MaxNewTokens => "; stopped at --max-new-tokens",
+        Stop::ContextFull => "; stopped because the model's context is full",
+    };
     line
 }

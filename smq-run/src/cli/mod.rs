@@ -1,41 +1,46 @@
-//! The command line of `smq-run`.
+//! The command line: arguments here, one file for each command.
 
 mod bench;
-mod eval;
+mod demo;
 mod generate;
+mod output;
+mod ppl;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
-use crate::{Device, Engine, Source, engine};
+use crate::engine::{self, Device, Engine};
+use crate::source::Source;
 
-/// Run a .smq file, or an unquantized checkpoint directory, to generate, time or evaluate
-#[derive(Parser)]
-#[command(version)]
-struct Cli {
-    #[command(flatten)]
-    common: Common,
+pub use output::is_broken_pipe;
+
+/// Run a .smq file or a Hugging Face checkpoint directory: generate text, time it, evaluate it.
+#[derive(Debug, Parser)]
+#[command(name = "smq-run", version, max_term_width = 100)]
+pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    global: Global,
 }
 
-#[derive(Args)]
-struct Common {
-    /// Where to run: auto, cpu or cuda
-    #[arg(long, global = true, default_value = "auto")]
+#[derive(Debug, Args)]
+struct Global {
+    /// What to run on: auto, cpu or cuda
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: Device,
-    /// CPU threads; 0 takes every core
-    #[arg(long, global = true, default_value_t = 0)]
-    threads: usize,
+    /// Worker threads [default: one for each CPU]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
     /// Check every hash of the .smq file before running it
     #[arg(long, global = true)]
     verify: bool,
 }
 
-#[derive(Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
     /// Continue a prompt, streaming the text
     Generate(generate::GenerateArgs),
@@ -43,73 +48,64 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Measure quality
     #[command(subcommand)]
-    Eval(eval::EvalCommand),
+    Eval(EvalCommand),
+    /// Convert, inspect, evaluate and time the bundled checkpoint in every int4 config
+    Demo(demo::DemoArgs),
 }
 
-/// Runs the program.
+#[derive(Debug, Subcommand)]
+enum EvalCommand {
+    /// Perplexity of a text, over non-overlapping windows
+    Ppl(ppl::PplArgs),
+}
+
+/// A model file and the engine's loading, common to all commands.
+struct Opened {
+    source: Source,
+    device: Device,
+    opening: Duration,
+}
+
+/// Runs one command.
 ///
 /// # Errors
-/// What the user should read.
-pub fn run() -> anyhow::Result<()> {
-    let cli = Cli::parse();
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(cli.common.threads)
-        .build_global()
-        .context("cannot start the threads")?;
-    match cli.command {
-        Command::Generate(args) => generate::run(&cli.common, args),
-        Command::Bench(args) => bench::run(&cli.common, args),
-        Command::Eval(eval::EvalCommand::Ppl(args)) => eval::ppl(&cli.common, args),
+/// Whatever goes wrong, to be shown as one line.
+pub fn run(cli: &Cli) -> anyhow::Result<()> {
+    if let Some(threads) = cli.global.threads {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.into())
+            .build_global()?;
+    }
+    match &cli.command {
+        Command::Generate(args) => generate::run(args, &cli.global),
+        Command::Bench(args) => bench::run(args, &cli.global),
+        Command::Eval(EvalCommand::Ppl(args)) => ppl::run(args, &cli.global),
+        Command::Demo(args) => demo::run(args, &cli.global),
     }
 }
 
-/// Opens a model, checked where `--verify` asks for it.
-fn open(common: &Common, model: &Path) -> anyhow::Result<Source> {
-    let source = Source::open(model)?;
-    if common.verify {
-        source.verify()?;
+impl Opened {
+    fn new(model: &PathBuf, global: &Global) -> anyhow::Result<Self> {
+        let start = Instant::now();
+        let source =
+            Source::open(model).with_context(|| format!("cannot load {}", model.display()))?;
+        let opening = start.elapsed();
+        if global.verify {
+            source.verify()?;
+        }
+        Ok(Self {
+            source,
+            device: global.device,
+            opening,
+        })
     }
-    Ok(source)
-}
 
-/// Loads a model and says how long that took.
-fn load<'a>(
-    common: &Common,
-    source: &'a Source,
-) -> anyhow::Result<(Box<dyn Engine + 'a>, Duration)> {
-    let started = Instant::now();
-    let engine = engine::load(source, common.device)?;
-    Ok((engine, started.elapsed()))
-}
-
-/// Writes `json` to the file, or to standard output for `-`.
-fn write_json(target: &Path, json: &impl serde::Serialize) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(json).context("cannot write JSON")?;
-    text.push('\n');
-    if target == Path::new("-") {
-        return print(&text);
-    }
-    std::fs::write(target, text).with_context(|| format!("{}: cannot write it", target.display()))
-}
-
-/// Prints without a panic where the reader has gone.
-fn print(text: &str) -> anyhow::Result<()> {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
-}
-
-/// Where `--json` writes.
-#[derive(Args)]
-struct JsonArg {
-    /// Write the figures as JSON to a file, or to standard output with -
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-}
-
-impl JsonArg {
-    fn is_stdout(&self) -> bool {
-        self.json.as_deref() == Some(Path::new("-"))
+    /// The engine, and how long opening and loading took (without verification).
+    fn load(&self) -> anyhow::Result<(Box<dyn Engine + '_>, Duration)> {
+        let start = Instant::now();
+        let path = self.source.path().display();
+        let engine = engine::load(&self.source, self.device)
+            .with_context(|| format!("cannot load {path}"))?;
+        Ok((engine, self.opening + start.elapsed()))
     }
 }

@@ -1,0 +1,87 @@
+//! `smq-run eval ppl`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::generate::at_least_one;
+use super::output::{is_stdout, write_json};
+use super::{Global, Opened};
+use crate::eval::ppl::{PplOptions, PplReport, perplexity};
+use crate::tokenizer::Tokenizer;
+
+#[derive(Debug, Args)]
+pub(super) struct PplArgs {
+    /// A .smq file or a checkpoint directory
+    model: PathBuf,
+    /// The text, UTF-8
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// Tokens a window
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    window: usize,
+    /// Use only this many leading tokens of the text
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    max_tokens: Option<usize>,
+    /// Also write the result as JSON; - writes it to standard output instead of the summary
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    model: String,
+    text: String,
+    device: &'a str,
+    #[serde(flatten)]
+    result: &'a PplReport,
+}
+
+pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
+    let context = || format!("cannot read {}", args.text.display());
+    let text = std::fs::read_to_string(&args.text).with_context(context)?;
+    let opened = Opened::new(&args.model, global)?;
+    let tokenizer = Tokenizer::load(&opened.source)?;
+    let (mut engine, _) = opened.load()?;
+    let options = PplOptions {
+        window: args.window,
+        max_tokens: args.max_tokens,
+    };
+    // indicatif draws on standard error, and not at all where that is no terminal.
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
+        "{wide_bar} {pos}/{len} windows, {elapsed} elapsed, {eta} left",
+    )?);
+    let result = perplexity(&mut *engine, &tokenizer, &text, &options, |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    let report = Report {
+        model: args.model.display().to_string(),
+        text: args.text.display().to_string(),
+        device: engine.device(),
+        result: &result,
+    };
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    if !args.json.as_deref().is_some_and(is_stdout) {
+        let mut out = std::io::stdout().lock();
+        writeln!(
+            out,
+            "perplexity {:.4} ({:.6} nats a token)",
+            result.perplexity, result.loss_nats_per_token
+        )?;
+        writeln!(
+            out,
+            "{} tokens scored in {} windows of {}",
+            result.tokens_scored, result.windows, result.window
+        )?;
+        writeln!(out, "protocol: {}", result.protocol)?;
+    }
+    Ok(())
+}

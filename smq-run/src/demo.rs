@@ -1,0 +1,195 @@
+//! The whole main path in one go: convert, inspect, evaluate and time every int4 config beside C0.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use comfy_table::{CellAlignment, Table, presets};
+use smq_convert::inspect::{self, Report};
+use smq_convert::{
+    Checkpoint, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
+};
+use smq_format::SmqFile;
+
+use crate::bench::{BenchOptions, bench};
+use crate::eval::ppl::{PplOptions, PplReport, perplexity};
+use crate::{Device, Source, Tokenizer, engine};
+
+/// What to show.
+#[derive(Debug, Clone)]
+pub struct DemoOptions {
+    /// A checkpoint directory.
+    pub checkpoint: PathBuf,
+    /// A text for perplexity.
+    pub text: PathBuf,
+    /// Where the .smq files and pages go; made if absent, older results of a demo replaced.
+    pub out: PathBuf,
+    /// Which tensors are quantized.
+    pub target: Target,
+    /// Where to run.
+    pub device: Device,
+}
+
+/// The configs of the study that differ in their scales: C5's E5M5 is C4.
+fn configs() -> [(&'static str, &'static str, ScaleChoice); 4] {
+    let e5 = |mantissa_bits| ScaleChoice::Mini {
+        exponent_bits: 5,
+        mantissa_bits,
+    };
+    [
+        ("C3", "int4, exact f32 scales", ScaleChoice::F32),
+        ("C4", "int4, E5M5 scales", e5(5)),
+        ("C5", "int4, E5M3 scales", e5(3)),
+        ("C5", "int4, E5M0 scales", e5(0)),
+    ]
+}
+
+/// One line of the closing table.
+struct Line {
+    config: &'static str,
+    what: &'static str,
+    file_bytes: u64,
+    bits_per_weight: Option<f64>,
+    rel_mse: Option<f64>,
+    perplexity: f64,
+    tokens_per_s: Option<f64>,
+}
+
+/// Runs the demo, printing as it goes.
+///
+/// # Errors
+/// Whatever converting, evaluating or timing meets first.
+pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string(&options.text).with_context(|| {
+        format!(
+            "{}: cannot read it; run the demo in the repository, or name a text with --text",
+            options.text.display()
+        )
+    })?;
+    let checkpoint = Checkpoint::open(&options.checkpoint)?;
+    std::fs::create_dir_all(&options.out)
+        .with_context(|| format!("{}: cannot create it", options.out.display()))?;
+    let (line, protocol) = measure(
+        options,
+        &options.checkpoint,
+        &text,
+        "C0",
+        "bf16, not quantized",
+    )?;
+    let mut lines = vec![line];
+    for (config, what, scales) in configs() {
+        let path = options.out.join(format!("{}.smq", scales.name()));
+        convert_to(&checkpoint, &path, scales, &options.target)?;
+        let page = path.with_extension("html");
+        let report = report(&path)?;
+        inspect::write_page(&report, &page)?;
+        println!(
+            "{config}, {what}: {}, report {}\n",
+            path.display(),
+            page.display()
+        );
+        println!(
+            "{}",
+            inspect::error_table(&report, 8, inspect::Sort::default())
+        );
+        let (mut line, _) = measure(options, &path, &text, config, what)?;
+        line.bits_per_weight = report.sizes.bits_per_quantized_weight;
+        line.rel_mse = report.totals.as_ref().map(|t| t.mean_rel_mse);
+        lines.push(line);
+    }
+    println!("{}\n", table(&lines));
+    println!("perplexity on {}: {protocol}", options.text.display());
+    println!("speed: batch 1, 128-token prompt, 64 new tokens, mean of 3 runs after 1 warm-up");
+    Ok(())
+}
+
+fn convert_to(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    scales: ScaleChoice,
+    target: &Target,
+) -> anyhow::Result<()> {
+    let options = ConvertOptions {
+        target: target.clone(),
+        quantize: QuantizeOptions {
+            group: 128,
+            scales,
+            rule: ScaleRule::Reference,
+        },
+        overwrite: true,
+        jobs: 0,
+    };
+    convert(checkpoint, path, &options, &|_| true)?;
+    Ok(())
+}
+
+fn report(path: &Path) -> anyhow::Result<Report> {
+    Ok(Report::of(&SmqFile::open(path)?))
+}
+
+/// Perplexity and decode speed of one model, and the perplexity's protocol.
+fn measure(
+    options: &DemoOptions,
+    model: &Path,
+    text: &str,
+    config: &'static str,
+    what: &'static str,
+) -> anyhow::Result<(Line, String)> {
+    let source = Source::open(model)?;
+    let tokenizer = Tokenizer::load(&source)?;
+    let started = std::time::Instant::now();
+    let mut engine = engine::load(&source, options.device)?;
+    let load = started.elapsed();
+    let PplReport {
+        perplexity,
+        protocol,
+        ..
+    } = perplexity(
+        &mut *engine,
+        &tokenizer,
+        text,
+        &PplOptions::default(),
+        |_, _| (),
+    )?;
+    let timed = bench(&mut *engine, &source, load, &BenchOptions::default())?;
+    let line = Line {
+        config,
+        what,
+        file_bytes: source.file_bytes(),
+        bits_per_weight: None,
+        rel_mse: None,
+        perplexity,
+        tokens_per_s: timed.decode_tokens_per_s,
+    };
+    Ok((line, protocol))
+}
+
+fn table(lines: &[Line]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header([
+        "config",
+        "weights",
+        "file bytes",
+        "bits/weight",
+        "rel. MSE",
+        "perplexity",
+        "tokens/s",
+    ]);
+    let number = |value: Option<f64>, digits: usize| {
+        value.map_or("-".to_owned(), |v| format!("{v:.digits$}"))
+    };
+    for line in lines {
+        table.add_row([
+            line.config.to_owned(),
+            line.what.to_owned(),
+            line.file_bytes.to_string(),
+            number(line.bits_per_weight, 3),
+            number(line.rel_mse, 6),
+            format!("{:.4}", line.perplexity),
+            number(line.tokens_per_s, 0),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
