@@ -127,7 +127,7 @@ pub fn convert(
 /// A tensor ready to be written.
 enum Ready<'a> {
     Raw(&'a [u8]),
-    Int4(Quantized),
+    Int4(Box<Quantized>),
 }
 
 /// Quantizes each tensor while the one before it is hashed and written, so that at most two are held.
@@ -180,7 +180,7 @@ fn prepare<'a>(
     }
     let shape = (tensor.shape[0], columns);
     let result = quantize(&tensor.name, bytes, tensor.dtype, shape, options).map_err(located)?;
-    Ok(Ready::Int4(result))
+    Ok(Ready::Int4(Box::new(result)))
 }
 
 /// Writes a tensor and returns the bytes of its scales.

@@ -1,6 +1,8 @@
 //! Chat templates, rendered as Hugging Face does: Jinja with `trim_blocks` and `lstrip_blocks`,
 //! Python's string methods, `raise_exception` and `strftime_now`.
 
+use std::collections::BTreeMap;
+
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, ErrorKind, context};
 use serde::Serialize;
@@ -25,7 +27,7 @@ pub struct Message {
 #[derive(Debug)]
 pub struct ChatTemplate {
     env: Environment<'static>,
-    tokens: Vec<(&'static str, String)>,
+    tokens: BTreeMap<&'static str, String>,
 }
 
 impl ChatTemplate {
@@ -84,7 +86,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`] with the template's own message if it refuses the conversation.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let tokens = minijinja::Value::from_iter(self.tokens.iter().cloned());
+        let tokens = minijinja::Value::from(minijinja::value::Serde(&self.tokens));
         let template = self.env.get_template(NAME).map_err(failure)?;
         let messages = minijinja::Value::from(minijinja::value::Serde(messages));
         template

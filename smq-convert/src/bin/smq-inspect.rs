@@ -1,6 +1,6 @@
 //! `smq-inspect`: what a .smq file holds, and what quantization did to it.
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -59,14 +59,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(code) => code,
-        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("error: {e:#}");
-            ExitCode::FAILURE
-        }
-    }
+    smq_convert::cli::exit(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -138,7 +131,10 @@ fn verify(file: &SmqFile) -> anyhow::Result<ExitCode> {
 }
 
 fn recheck(file: &SmqFile, checkpoint: &Path) -> anyhow::Result<ExitCode> {
-    let report = inspect::recheck(file, checkpoint, &|_| ())?;
+    let bar = inspect::byte_bar(file.index().tensors.iter().map(|t| t.source_bytes()).sum());
+    let report = inspect::recheck(file, checkpoint, &|done| bar.inc(done));
+    bar.finish_and_clear();
+    let report = report?;
     if report.differences.is_empty() {
         let n = report.tensors;
         print(format!("ok: the statistics of {n} tensors hold\n").as_bytes())?;
@@ -199,12 +195,4 @@ fn print(bytes: &[u8]) -> anyhow::Result<()> {
     out.write_all(bytes)
         .and_then(|()| out.flush())
         .context("cannot write to standard output")
-}
-
-/// Whoever reads our output has seen enough.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let io = error
-        .chain()
-        .find_map(|e| e.downcast_ref::<std::io::Error>());
-    io.is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
 }

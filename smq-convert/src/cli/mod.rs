@@ -7,16 +7,27 @@ use std::process::ExitCode;
 
 pub use progress::progress_bar;
 
-/// Prints an error as one sentence with its causes; 1 where there is one.
-pub fn exit(result: anyhow::Result<()>) -> ExitCode {
+/// Prints an error and ends with 1, or ends with what the program says.
+pub fn exit(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", sentence(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, without those that the text before already gives.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut out = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !out.contains(&cause) {
+            out = format!("{out}: {cause}");
+        }
+    }
+    out
 }
 
 /// Whether the reader of our output went away (`| head`), which is no failure of ours.
@@ -26,4 +37,18 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
             .downcast_ref::<std::io::Error>()
             .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_cause_is_said_once() {
+        let io = std::io::Error::other("no space left");
+        let wrapped = anyhow::Error::from(io).context("out.smq: cannot write it: no space left");
+        let error = wrapped.context("while converting");
+        assert_eq!(
+            super::sentence(&error),
+            "while converting: out.smq: cannot write it: no space left"
+        );
+    }
 }

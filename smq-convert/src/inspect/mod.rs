@@ -32,4 +32,4 @@ pub use report::{
 pub use rows::csv;
 pub use sort::{Sort, sorted};
 pub use table::error_table;
-pub use verify::{Verified, verify};
+pub use verify::{Verified, byte_bar, verify};

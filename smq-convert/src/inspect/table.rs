@@ -6,8 +6,10 @@ use super::report::{Report, TensorErrors, TensorReport, Totals};
 use super::sort::{Sort, sorted};
 use super::tensor_name::{Shared, elide};
 
-/// Widest tensor name; the other columns take what is left of 120.
-const NAME_WIDTH: usize = 30;
+/// Widest line; names are shortened to fit.
+const LINE_WIDTH: usize = 120;
+/// Names are not shortened below this.
+const MIN_NAME_WIDTH: usize = 16;
 
 /// The columns; the HTML page has the same.
 pub(crate) const COLUMNS: [&str; 12] = [
@@ -34,34 +36,46 @@ pub fn error_table(report: &Report, top: usize, sort: Sort) -> String {
         0 => totals.tensors,
         n => n.min(totals.tensors),
     };
-    let mut table = plain_table();
-    table.set_header(COLUMNS);
-    for t in sorted(&report.tensors, sort).into_iter().take(shown) {
-        if let Some(e) = &t.errors {
-            let mut cells = cells(t, e);
-            cells[0] = elide(shared.strip(&t.name), NAME_WIDTH);
-            table.add_row(cells);
-        }
+    let mut rows: Vec<_> = sorted(&report.tensors, sort)
+        .into_iter()
+        .filter_map(|t| Some(cells(t, t.errors.as_ref()?)))
+        .take(shown)
+        .collect();
+    let total = total_cells(report, totals);
+    let width = name_width(&rows, &total);
+    for row in &mut rows {
+        row[0] = elide(shared.strip(&row[0]), width);
     }
-    table.add_row(total_cells(report, totals));
+    let mut table = plain_table();
+    table.set_header(COLUMNS).add_rows(rows).add_row(total);
     right_align(&mut table, FIRST_NUMBER..COLUMNS.len());
     if let Some(column) = table.column_mut(0) {
         column.set_padding((0, 1));
     }
     let all = match totals.tensors - shown {
-        0 => String::new(),
-        _ => ", --top 0 shows all".to_owned(),
+        0 => "",
+        _ => " (--top 0 shows all)",
     };
     let names = match (shared.prefix.as_str(), shared.suffix.as_str()) {
         ("", "") => String::new(),
-        (prefix, suffix) => format!("; names are {prefix}..{suffix}"),
+        (prefix, suffix) => format!("\nnames in full: {prefix}<tensor>{suffix}"),
     };
     format!(
-        "errors of {shown} of {} quantized tensors, {}{all}{names}\n\n{}\n\n{LEGEND}\n",
+        "errors of {shown} of {} quantized tensors{all}, {}\n\n{}\n\n{LEGEND}{names}\n",
         totals.tensors,
         sort.describe(),
         table.trim_fmt()
     )
+}
+
+/// What the other columns, with two spaces between them, leave for the name.
+fn name_width(rows: &[[String; COLUMNS.len()]], total: &[String; COLUMNS.len()]) -> usize {
+    let column = |i: usize| {
+        let cells = rows.iter().chain([total]).map(|r| r[i].chars().count());
+        2 + cells.max().unwrap_or(0).max(COLUMNS[i].len())
+    };
+    let others: usize = (1..COLUMNS.len()).map(column).sum();
+    LINE_WIDTH.saturating_sub(others + 1).max(MIN_NAME_WIDTH)
 }
 
 /// A tensor's cells, with its full name.

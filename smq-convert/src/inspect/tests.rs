@@ -216,7 +216,7 @@ fn the_table_fits_120_columns_and_says_what_it_leaves_out() {
     assert!(table.lines().all(|l| l.chars().count() <= 120), "{table}");
     assert!(table.contains("errors of 2 of 4"), "{table}");
     assert!(
-        table.contains("lm_head") == false && table.contains("--top 0"),
+        !table.contains("lm_head") && table.contains("--top 0"),
         "{table}"
     );
     let all = error_table(&report, 0, Sort::Name);

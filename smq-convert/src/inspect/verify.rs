@@ -31,8 +31,8 @@ pub fn verify(file: &SmqFile) -> Verified {
     }
 }
 
-/// A bar over `total_bytes` with rate and time left.
-pub(crate) fn byte_bar(total_bytes: u64) -> ProgressBar {
+/// A bar over `total_bytes` with rate and time left, on stderr, where that is a terminal.
+pub fn byte_bar(total_bytes: u64) -> ProgressBar {
     const TEMPLATE: &str = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
     let bar = ProgressBar::new(total_bytes);
     match ProgressStyle::with_template(TEMPLATE) {

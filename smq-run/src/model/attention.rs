@@ -45,11 +45,8 @@ impl KvCache {
         let (old, d) = (self.capacity, self.head_dim);
         for side in [&mut self.keys, &mut self.values] {
             let mut bigger = vec![0.0; self.kv_heads * capacity * d];
-            for (from, to) in side
-                .chunks_exact(old * d)
-                .zip(bigger.chunks_exact_mut(capacity * d))
-            {
-                to[..len * d].copy_from_slice(&from[..len * d]);
+            for (head, to) in bigger.chunks_exact_mut(capacity * d).enumerate() {
+                to[..len * d].copy_from_slice(&side[head * old * d..][..len * d]);
             }
             *side = bigger;
         }
