@@ -135,6 +135,29 @@ pub enum ConvertError {
         /// Why.
         reason: String,
     },
+    /// A .smq file that cannot be written in the form asked for.
+    #[error("{}: {problem}", path.display())]
+    Export {
+        /// The .smq file.
+        path: PathBuf,
+        /// Why, and what to do.
+        problem: String,
+    },
+    /// Scales that bf16 does not hold.
+    #[error(
+        "{}: {inexact} of {scales} scales are not exact in bf16, relative error up to {max_relative_error:.2e}; pass --allow-inexact to round them, use --to safetensors --dtype f32, or convert the checkpoint again with --mbits 7 or less",
+        path.display()
+    )]
+    InexactScales {
+        /// The .smq file.
+        path: PathBuf,
+        /// How many would change.
+        inexact: u64,
+        /// Of how many.
+        scales: u64,
+        /// Largest relative error.
+        max_relative_error: f64,
+    },
     /// Interrupted by the user.
     #[error("interrupted; no file was written")]
     Interrupted,

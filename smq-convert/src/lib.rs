@@ -11,6 +11,7 @@
 pub mod cli;
 pub mod convert;
 pub mod error;
+pub mod export;
 pub mod inspect;
 mod known;
 pub mod plan;

@@ -13,13 +13,13 @@
 //! operations only, so that the bytes are the same at any thread count and on any machine.
 
 mod architecture;
-mod config;
+pub(crate) mod config;
 mod error;
 mod random;
 mod role;
-mod shards;
+pub(crate) mod shards;
 mod side_files;
-mod staging;
+pub(crate) mod staging;
 #[cfg(test)]
 mod tests;
 mod weights;

@@ -1,4 +1,5 @@
 //! The two command lines as a user runs them.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

@@ -1,4 +1,5 @@
 //! Killed, starved and raced conversions: the target is absent, the old file, or complete.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 #![cfg(unix)]
 
 use std::path::{Path, PathBuf};

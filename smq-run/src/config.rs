@@ -188,14 +188,14 @@ impl Raw {
         }
         let heads = self.num_attention_heads;
         let kv_heads = self.num_key_value_heads.unwrap_or(heads);
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             return bad(format!(
                 "num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
             ));
         }
         let head_dim = match self.head_dim {
             Some(d) => d,
-            None if self.hidden_size % heads == 0 => self.hidden_size / heads,
+            None if self.hidden_size.is_multiple_of(heads) => self.hidden_size / heads,
             None => {
                 return bad(format!(
                     "hidden_size {} is not a multiple of num_attention_heads {heads}",
@@ -237,7 +237,7 @@ impl Raw {
             .partial_rotary_factor
             .or(self.partial_rotary_factor)
             .unwrap_or(1.0);
-        if !(theta > 0.0 && theta.is_finite()) || !(partial > 0.0 && partial <= 1.0) {
+        if !(theta > 0.0 && theta.is_finite() && partial > 0.0 && partial <= 1.0) {
             return bad(format!(
                 "rope_theta {theta} or partial_rotary_factor {partial} is out of range"
             ));

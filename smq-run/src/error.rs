@@ -19,7 +19,7 @@ pub enum Error {
     },
     /// The container is damaged or is not a .smq file.
     #[error(transparent)]
-    Format(#[from] smq_format::Error),
+    Format(Box<smq_format::Error>),
     /// A checkpoint or one of its JSON files cannot be used.
     #[error("{}: {message}", path.display())]
     Model {
@@ -51,6 +51,12 @@ pub enum Error {
     /// The tensor library failed.
     #[error("candle: {0}")]
     Candle(#[from] candle_core::Error),
+}
+
+impl From<smq_format::Error> for Error {
+    fn from(error: smq_format::Error) -> Self {
+        Self::Format(Box::new(error))
+    }
 }
 
 impl Error {

@@ -30,7 +30,7 @@ pub struct Source {
 }
 
 enum Kind {
-    Smq(SmqFile),
+    Smq(Box<SmqFile>),
     Checkpoint {
         tensors: MmapedSafetensors,
         files: HashMap<&'static str, Vec<u8>>,
@@ -58,7 +58,7 @@ impl Source {
                 "is a bare safetensors file; give the directory that holds it and config.json";
             return Err(Error::model(path, message));
         }
-        let kind = Kind::Smq(SmqFile::open(path)?);
+        let kind = Kind::Smq(Box::new(SmqFile::open(path)?));
         Ok(Self {
             path: path.to_owned(),
             file_bytes: metadata.len(),

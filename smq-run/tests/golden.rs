@@ -9,6 +9,7 @@
 //! log-sum-exp here stay below 17: 7e-4, plus 1e-6 for golden.json's rounding. Over 512 tokens the
 //! angle's own rounding adds `512 u = 3e-5` relative. 1e-3 covers all, and lies below the smallest
 //! greedy margin, 1.8e-3.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use smq_run::engine::log_sum_exp;
 use smq_run::eval::ppl::{PplOptions, perplexity};
 use smq_run::generate::{GenerateOptions, generate};
+use smq_run::model::{Decoder, Sequence};
 use smq_run::sample::SamplingOptions;
 use smq_run::{CpuEngine, Engine, Source, Tokenizer};
 
@@ -248,5 +250,35 @@ fn perplexity_windows_equal_hugging_face() {
             (got - want).abs() < LOGIT_TOLERANCE,
             "window {i}: {got} instead of {want}"
         );
+    }
+}
+
+/// The same 512 tokens, rotated with the short factors in a sequence of 512 and with the long ones in a
+/// sequence of 513: golden.json's `switch`.
+#[test]
+#[ignore = "needs SMQ_DATA_DIR, a directory with storybook_valid.txt"]
+fn factors_follow_the_length_of_the_whole_sequence() {
+    let data = std::env::var("SMQ_DATA_DIR").expect("SMQ_DATA_DIR is not set");
+    let text = std::fs::read_to_string(PathBuf::from(data).join("storybook_valid.txt")).unwrap();
+    let golden: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(fixture().join("golden.json")).unwrap()).unwrap();
+    let source = Source::open(&fixture()).unwrap();
+    let tokens = Tokenizer::load(&source)
+        .unwrap()
+        .encode(&text, false)
+        .unwrap();
+    let decoder = Decoder::load(&source).unwrap();
+    for (list, long) in [("len512_top8", false), ("len513_top8", true)] {
+        let mut sequence = Sequence::new(decoder.config(), 512, long);
+        let hidden = decoder.extend(&mut sequence, &tokens[..512], 1).unwrap();
+        let logits = decoder.logits(&hidden).unwrap();
+        for pair in golden["switch"][list].as_array().unwrap() {
+            let (id, want) = (pair[0].as_u64().unwrap(), pair[1].as_f64().unwrap());
+            let got = f64::from(logits[id as usize]);
+            assert!(
+                (got - want).abs() < LOGIT_TOLERANCE,
+                "{list} {id}: {got} instead of {want}"
+            );
+        }
     }
 }

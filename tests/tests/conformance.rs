@@ -1,4 +1,5 @@
 //! The published reference's outputs, reproduced bit for bit (`fixtures/vectors/README.md`).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use safetensors::SafeTensors;
 use smq_convert::quantize::{Quantized, quantize};

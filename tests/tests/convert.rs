@@ -1,4 +1,5 @@
 //! Whole conversions of the bundled checkpoint, and what must not get through.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::path::Path;
 

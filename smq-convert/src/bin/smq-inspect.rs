@@ -149,7 +149,7 @@ fn recheck(file: &SmqFile, checkpoint: &Path) -> anyhow::Result<ExitCode> {
 }
 
 /// The tensor called `name`, or the only one whose name contains it.
-fn find<'a>(report: &'a Report, path: &Path, name: &str) -> Result<&'a TensorReport, InspectError> {
+fn find<'a>(report: &'a Report, path: &Path, name: &str) -> anyhow::Result<&'a TensorReport> {
     if let Some(exact) = report.tensors.iter().find(|t| t.name == name) {
         return Ok(exact);
     }
@@ -164,7 +164,8 @@ fn find<'a>(report: &'a Report, path: &Path, name: &str) -> Result<&'a TensorRep
             path: path.to_path_buf(),
             name: name.to_owned(),
             candidates: containing.iter().map(|t| t.name.clone()).collect(),
-        }),
+        }
+        .into()),
     }
 }
 

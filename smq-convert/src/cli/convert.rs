@@ -9,6 +9,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::DecimalBytes;
 
+use super::export::{self, ExportArgs};
 use super::progress_bar;
 use crate::{
     Checkpoint, ConvertOptions, Plan, QuantizeOptions, ScaleChoice, ScaleRule, Summary, Target,
@@ -20,7 +21,7 @@ use crate::{
 #[command(
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  smq-convert --mbits 5 phi35/ phi35-e5m5.smq\n  smq-convert --mbits -1 --target all phi35/ phi35-f32.smq\n  smq-convert synth --like config.json synthetic/"
+    after_help = "Examples:\n  smq-convert --mbits 5 phi35/ phi35-e5m5.smq\n  smq-convert --mbits -1 --target all phi35/ phi35-f32.smq\n  smq-convert --to compressed-tensors phi35-e5m5.smq phi35-int4/\n  smq-convert synth --like config.json synthetic/"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -37,10 +38,10 @@ enum Command {
 
 #[derive(Args)]
 struct ConvertArgs {
-    /// A Hugging Face checkpoint directory, or one .safetensors file
+    /// A Hugging Face checkpoint directory, or one .safetensors file; with --to, a .smq file
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: Option<PathBuf>,
-    /// The file to write
+    /// The file to write; with --to, a directory
     #[arg(value_name = "OUT.smq")]
     out: Option<PathBuf>,
     /// Mantissa bits of the E5Mx scales, 0 to 10; -1 keeps exact f32 scales
@@ -61,12 +62,14 @@ struct ConvertArgs {
     /// Threads; 0 takes every core (the bytes do not depend on it)
     #[arg(long, default_value_t = 0)]
     jobs: usize,
-    /// Replace OUT.smq if it exists
+    /// Replace OUT.smq if it exists; with --to, the checkpoint in a directory that is not empty
     #[arg(long)]
     force: bool,
     /// Show what would be written, without reading the weights
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    export: ExportArgs,
 }
 
 #[derive(Args)]
@@ -108,6 +111,9 @@ pub fn run() -> anyhow::Result<()> {
 }
 
 fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
+    if let Some(format) = args.export.format(&path)? {
+        return export::run(&path, args.out, format, args.force, interrupts());
+    }
     let options = ConvertOptions {
         quantize: QuantizeOptions {
             group: args.group_size,

@@ -1,6 +1,7 @@
 //! What the command lines share.
 
 pub mod convert;
+mod export;
 mod progress;
 
 use std::process::ExitCode;

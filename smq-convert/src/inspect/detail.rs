@@ -58,11 +58,14 @@ fn facts(t: &TensorReport) -> Vec<(String, String)> {
         ));
     }
     for b in &t.blobs {
-        let (s, role) = (&b.section, b.role.as_str());
+        let s = &b.section;
         let (offset, length) = (count(s.offset_bytes), count(s.length_bytes));
         lines.push((
-            role,
-            format!("offset {offset}, {length} bytes, blake3 {}", s.blake3),
+            "blob",
+            format!(
+                "{}, offset {offset}, {length} bytes, blake3 {}",
+                b.role, s.blake3
+            ),
         ));
     }
     let owned = |(name, value): (&str, String)| (format!("{name}:"), value);
@@ -77,7 +80,8 @@ fn summaries(e: &TensorErrors) -> String {
         "exact f32 scales",
         "cost %",
     ]);
-    let figures: [(&str, fn(&ErrorReport) -> f64); 6] = [
+    type Figure = (&'static str, fn(&ErrorReport) -> f64);
+    let figures: [Figure; 6] = [
         ("mean", |s| s.mean_rel_mse),
         ("50th percentile", |s| f64::from(s.p50_rel_mse)),
         ("90th percentile", |s| f64::from(s.p90_rel_mse)),

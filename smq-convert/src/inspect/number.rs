@@ -56,6 +56,12 @@ pub(crate) fn shape(dims: &[usize]) -> String {
     format!("[{}]", dims.join(", "))
 }
 
+/// `3072x8192`, where room is scarce.
+pub(crate) fn times(dims: &[usize]) -> String {
+    let dims: Vec<String> = dims.iter().map(ToString::to_string).collect();
+    dims.join("x")
+}
+
 /// Text from a file, with control characters escaped so that they cannot drive a terminal.
 pub(crate) fn printable(text: &str) -> String {
     let escape = |c: char| match c {
@@ -87,6 +93,7 @@ mod tests {
         assert_eq!(signed_percent(Some(1.234)), "+1.23");
         assert_eq!(decibels(None), "inf");
         assert_eq!(shape(&[3, 4]), "[3, 4]");
+        assert_eq!(times(&[3, 4]), "3x4");
         assert_eq!(printable("a\u{1b}[2Jé"), "a\\u{1b}[2Jé");
         assert_eq!(bar(0.001, 1.0, 10), "#");
         assert_eq!(bar(f64::NAN, 1.0, 10), "");

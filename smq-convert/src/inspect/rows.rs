@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::error::InspectError;
+use super::number::times;
 use super::report::TensorReport;
 
 /// The columns, named as in the JSON report; errors of the stored tensor have no prefix. Empty where there is no value.
@@ -46,12 +47,11 @@ impl<'a> Row<'a> {
         let errors = t.errors.as_ref();
         let stored = errors.map(|e| &e.stored);
         let exact = errors.map(|e| &e.exact);
-        let dims: Vec<String> = t.shape.iter().map(ToString::to_string).collect();
         Row {
             name: &t.name,
             layer: t.layer,
             projection: &t.projection,
-            shape: dims.join("x"),
+            shape: times(&t.shape),
             source_dtype: &t.source_dtype,
             scheme: &t.scheme,
             scale_format: t.scale_format.as_deref(),

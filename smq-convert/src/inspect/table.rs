@@ -1,6 +1,6 @@
 //! The error table: one line a tensor, within 120 columns.
 
-use super::number::{bits, count, decibels, scientific, shape, signed_percent};
+use super::number::{bits, count, decibels, scientific, signed_percent, times};
 use super::overview::{plain_table, right_align};
 use super::report::{Report, TensorErrors, TensorReport, Totals};
 use super::sort::{Sort, sorted};
@@ -82,7 +82,7 @@ fn name_width(rows: &[[String; COLUMNS.len()]], total: &[String; COLUMNS.len()])
 pub(crate) fn cells(t: &TensorReport, e: &TensorErrors) -> [String; COLUMNS.len()] {
     [
         t.name.clone(),
-        shape(&t.shape),
+        times(&t.shape),
         t.scale_format.clone().unwrap_or_default(),
         bits(t.bits_per_weight),
         scientific(e.stored.mean_rel_mse),

@@ -103,7 +103,7 @@ impl ModelConfig {
 }
 
 /// JSON as the other files of a checkpoint are written: indented by two, with a final newline.
-pub(super) fn pretty(json: &impl serde::Serialize) -> Vec<u8> {
+pub(crate) fn pretty(json: &impl serde::Serialize) -> Vec<u8> {
     let value = json!(json);
     format!("{value:#}\n").into_bytes()
 }

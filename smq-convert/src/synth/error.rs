@@ -133,7 +133,7 @@ pub enum SynthError {
 
 impl SynthError {
     /// A function for `map_err` that adds what was tried on which path.
-    pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io {
             action,
@@ -143,7 +143,7 @@ impl SynthError {
     }
 
     /// As [`SynthError::io`] for writes, where a full disk is told apart.
-    pub(super) fn write(path: &Path, needed_bytes: u64) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn write(path: &Path, needed_bytes: u64) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {

@@ -13,7 +13,7 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// A temporary directory inside the output directory. Dropped without [`Staging::commit`], it removes itself and every
 /// directory that it created.
-pub(super) struct Staging {
+pub(crate) struct Staging {
     out_dir: PathBuf,
     temp: TempDir,
     // Declared, and so dropped, after `temp`: a directory must be empty to be removed.
@@ -22,7 +22,7 @@ pub(super) struct Staging {
 
 impl Staging {
     /// Makes the output directory, or checks that it may be used. `sources` may not lie in it.
-    pub(super) fn open(
+    pub(crate) fn open(
         out_dir: &Path,
         force: bool,
         sources: &[Option<&Path>],
@@ -43,17 +43,17 @@ impl Staging {
     }
 
     /// Where to write the file that will be called `name`.
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.temp.path().join(name)
     }
 
     /// The path of `name` after [`Staging::commit`], for messages.
-    pub(super) fn target(&self, name: &str) -> PathBuf {
+    pub(crate) fn target(&self, name: &str) -> PathBuf {
         self.out_dir.join(name)
     }
 
     /// Moves all files to their names. An older checkpoint's files go first, so that no mixture of two can be read.
-    pub(super) fn commit(self, shards: &[String], side_files: &[String]) -> Result<(), SynthError> {
+    pub(crate) fn commit(self, shards: &[String], side_files: &[String]) -> Result<(), SynthError> {
         for name in list(&self.out_dir)? {
             if is_checkpoint_file(&name) {
                 let path = self.out_dir.join(&name);

@@ -6,7 +6,7 @@ mod generate;
 mod output;
 mod ppl;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -85,7 +85,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 impl Opened {
-    fn new(model: &PathBuf, global: &Global) -> anyhow::Result<Self> {
+    fn new(model: &Path, global: &Global) -> anyhow::Result<Self> {
         let start = Instant::now();
         let source =
             Source::open(model).with_context(|| format!("cannot load {}", model.display()))?;

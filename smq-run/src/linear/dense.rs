@@ -135,18 +135,22 @@ unsafe fn tile<L: Lanes, S: Stored, const R: usize, const M: usize>(
     let cols = x.len() / m;
     // SAFETY: row + R <= rows and i + M <= m, and each row has `cols` elements.
     unsafe {
-        let ws: [*const u8; R] =
-            std::array::from_fn(|r| w.as_ptr().add((row + r) * cols * S::BYTES));
-        let xs: [*const f32; M] = std::array::from_fn(|j| x.as_ptr().add((i + j) * cols));
+        let row_bytes = cols * S::BYTES;
+        let ws = w.as_ptr().add(row * row_bytes);
+        let xs = x.as_ptr().add(i * cols);
         let mut total = [[L::splat(0.0); M]; R];
         let whole = cols / L::COUNT * L::COUNT;
         let mut c = 0;
         while c < whole {
-            let v: [_; R] = std::array::from_fn(|r| S::load::<L>(ws[r].add(c * S::BYTES)));
+            let from = ws.add(c * S::BYTES);
+            let mut weights = [S::load::<L>(from); R];
+            for r in 1..R {
+                weights[r] = S::load::<L>(from.add(r * row_bytes));
+            }
             for j in 0..M {
-                let xv = L::load(xs[j].add(c));
+                let x = L::load(xs.add(j * cols + c));
                 for r in 0..R {
-                    total[r][j] = L::fma(v[r], xv, total[r][j]);
+                    total[r][j] = L::fma(weights[r], x, total[r][j]);
                 }
             }
             c += L::COUNT;
@@ -155,7 +159,7 @@ unsafe fn tile<L: Lanes, S: Stored, const R: usize, const M: usize>(
             for j in 0..M {
                 let mut sum = L::sum(total[r][j]);
                 for c in whole..cols {
-                    sum += S::one(ws[r].add(c * S::BYTES)) * *xs[j].add(c);
+                    sum += S::one(ws.add(r * row_bytes + c * S::BYTES)) * *xs.add(j * cols + c);
                 }
                 out[(row + r) * m + i + j] = sum;
             }

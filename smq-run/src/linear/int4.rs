@@ -1,9 +1,10 @@
 //! Fused int4 x f32 product: nibbles become f32 in registers, a group's scale is applied once
 //! to its partial sum.
 //!
-//! Activations are packed first: for each group, blocks of `2 * lanes` columns with the even
-//! columns before the odd ones, so that a register of low nibbles and one of high nibbles meet
-//! theirs without a shuffle. The last block of a group is padded with zeros.
+//! A register of nibbles holds eight columns a lane: lane `i`, nibble `k` is column `8 i + k` of a
+//! block of `8 * lanes` columns. Activations are packed to match: for each `k`, one register of
+//! columns `8 i + k`. The last block of a group is padded with zeros, which also silence the
+//! nibbles that its register reads beyond the group.
 
 use super::lanes::{Isa, Lanes, dispatch};
 
@@ -36,7 +37,7 @@ impl PackedX {
     /// Packs `x`, `[m, cols]`, for groups of `group` columns.
     pub(crate) fn new(isa: Isa, x: &[f32], m: usize, cols: usize, group: usize) -> Self {
         let lanes = isa.lanes();
-        let block = 2 * lanes;
+        let block = 8 * lanes;
         let padded = |len: usize| len.div_ceil(block) * block;
         let last = cols % group;
         let stride = cols / group * padded(group) + padded(last);
@@ -46,7 +47,7 @@ impl PackedX {
             for columns in row.chunks(group) {
                 for (from, to) in columns.chunks(block).zip(packed[at..].chunks_mut(block)) {
                     for (i, &value) in from.iter().enumerate() {
-                        to[i / 2 + (i % 2) * lanes] = value;
+                        to[i / 8 + (i % 8) * lanes] = value;
                     }
                 }
                 at += padded(columns.len());
@@ -120,24 +121,30 @@ unsafe fn columns<L: Lanes, const R: usize, const M: usize>(
     out: &mut [f32],
 ) -> usize {
     let rows = out.len() / x.m;
+    // A row's last register may read beyond it: fine but for the last rows.
+    let readable = w.nibbles.len().saturating_sub(4 * L::COUNT) / w.cols.div_ceil(2);
     let mut row = 0;
-    // SAFETY: rows row .. row + R (or + 1) are below `rows`, as `tile` demands.
+    // SAFETY: rows row .. row + R (or + 1) are below `rows`, and below `readable` for the tile
+    // that does not look where the nibbles end, as `tile` demands.
     unsafe {
-        while row + R <= rows {
-            tile::<L, R, M>(w, x, row, i, out);
+        while row + R <= readable {
+            tile::<L, R, M, false>(w, x, row, i, out);
             row += R;
         }
         while row < rows {
-            tile::<L, 1, M>(w, x, row, i, out);
+            tile::<L, 1, M, true>(w, x, row, i, out);
             row += 1;
         }
     }
     M
 }
 
-/// An `[R, M]` tile of the output.
+/// An `[R, M]` tile of the output; `LAST` if its registers may reach beyond the nibbles' end.
+///
+/// Loops are plain: closures would not inherit the instruction set, and each intrinsic in them
+/// would be a call.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const R: usize, const M: usize>(
+unsafe fn tile<L: Lanes, const R: usize, const M: usize, const LAST: bool>(
     w: Int4Rows<'_>,
     x: &PackedX,
     row: usize,
@@ -146,43 +153,42 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize>(
 ) {
     let row_bytes = w.cols.div_ceil(2);
     let groups = w.cols.div_ceil(w.group);
-    let block = 2 * L::COUNT;
-    // SAFETY: pointers stay inside: `row + R <= rows`, `i + M <= m`; a group's blocks read
-    // `len / 2` bytes of its row and `padded(len)` packed activations; the bytes of a partial
-    // block go through `tail`.
+    let block = 8 * L::COUNT;
+    let end = w.nibbles.as_ptr_range().end;
+    // SAFETY: `row + R <= rows` and `i + M <= m`, so rows, scales and activations start inside.
+    // A group has `blocks` packed blocks, and as many of nibbles from its start. The last one
+    // reaches at most 4 * COUNT bytes beyond its row, which the slice still holds unless `LAST`.
     unsafe {
-        let nibbles: [*const u8; R] =
-            std::array::from_fn(|r| w.nibbles.as_ptr().add((row + r) * row_bytes));
-        let scales: [*const f32; R] =
-            std::array::from_fn(|r| w.scales.as_ptr().add((row + r) * groups));
-        let mut xs: [*const f32; M] =
-            std::array::from_fn(|j| x.data.as_ptr().add((i + j) * x.stride));
+        let nibbles = w.nibbles.as_ptr().add(row * row_bytes);
+        let scales = w.scales.as_ptr().add(row * groups);
+        let mut xs = x.data.as_ptr().add(i * x.stride);
         let mut total = [[L::splat(0.0); M]; R];
         for g in 0..groups {
-            let len = w.group.min(w.cols - g * w.group);
-            let start = g * w.group / 2;
+            let blocks = w.group.min(w.cols - g * w.group).div_ceil(block);
+            let mut from = nibbles.add(g * w.group / 2);
             let mut partial = [[L::splat(0.0); M]; R];
-            for b in 0..len / block {
-                let q: [_; R] =
-                    std::array::from_fn(|r| L::load_int4(nibbles[r].add(start + b * L::COUNT)));
-                accumulate::<L, R, M>(&q, &mut xs, &mut partial);
-            }
-            let rest = len % block;
-            if rest > 0 {
-                let from = start + len / block * L::COUNT;
-                let q: [_; R] = std::array::from_fn(|r| {
-                    let mut tail = [0u8; 16];
-                    std::ptr::copy_nonoverlapping(
-                        nibbles[r].add(from),
-                        tail.as_mut_ptr(),
-                        rest.div_ceil(2),
-                    );
-                    L::load_int4(tail.as_ptr())
-                });
-                accumulate::<L, R, M>(&q, &mut xs, &mut partial);
+            for _ in 0..blocks {
+                let mut q = [load::<L, LAST>(from, end); R];
+                for r in 1..R {
+                    q[r] = load::<L, LAST>(from.add(r * row_bytes), end);
+                }
+                for k in 0..8 {
+                    let mut weights = [L::nibble(q[0], k); R];
+                    for r in 1..R {
+                        weights[r] = L::nibble(q[r], k);
+                    }
+                    for j in 0..M {
+                        let x = L::load(xs.add(j * x.stride + k as usize * L::COUNT));
+                        for r in 0..R {
+                            partial[r][j] = L::fma(weights[r], x, partial[r][j]);
+                        }
+                    }
+                }
+                from = from.add(4 * L::COUNT);
+                xs = xs.add(block);
             }
             for r in 0..R {
-                let scale = L::splat(*scales[r].add(g));
+                let scale = L::splat(*scales.add(r * groups + g));
                 for j in 0..M {
                     total[r][j] = L::fma(scale, partial[r][j], total[r][j]);
                 }
@@ -196,23 +202,17 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize>(
     }
 }
 
-/// One block of `2 * COUNT` columns: even ones first, then odd ones.
+/// A register of nibbles from `p < end`; if `LAST`, bytes from `end` on are zero instead of read.
 #[inline(always)]
-unsafe fn accumulate<L: Lanes, const R: usize, const M: usize>(
-    q: &[(L::V, L::V); R],
-    xs: &mut [*const f32; M],
-    partial: &mut [[L::V; M]; R],
-) {
-    for j in 0..M {
-        // SAFETY: the packed row holds 2 * COUNT values from here (see `tile`).
-        unsafe {
-            let even = L::load(xs[j]);
-            let odd = L::load(xs[j].add(L::COUNT));
-            for r in 0..R {
-                partial[r][j] = L::fma(q[r].0, even, partial[r][j]);
-                partial[r][j] = L::fma(q[r].1, odd, partial[r][j]);
-            }
-            xs[j] = xs[j].add(2 * L::COUNT);
+unsafe fn load<L: Lanes, const LAST: bool>(p: *const u8, end: *const u8) -> L::Nibbles {
+    // SAFETY: both lie in one slice; what is read or copied is inside it (see `tile`).
+    unsafe {
+        let left = end.offset_from(p) as usize;
+        if !LAST || left >= 4 * L::COUNT {
+            return L::load_nibbles(p);
         }
+        let mut bytes = [0u8; 64];
+        std::ptr::copy_nonoverlapping(p, bytes.as_mut_ptr(), left);
+        L::load_nibbles(bytes.as_ptr())
     }
 }

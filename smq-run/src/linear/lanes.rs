@@ -14,7 +14,10 @@ pub(crate) trait Lanes {
     const COUNT: usize;
     /// The register.
     type V: Copy;
+    /// `COUNT` lanes of 32 bits, each eight nibbles.
+    type Nibbles: Copy;
 
+    /// `x` in every lane.
     unsafe fn splat(x: f32) -> Self::V;
     /// `COUNT` f32, any alignment.
     unsafe fn load(p: *const f32) -> Self::V;
@@ -29,8 +32,10 @@ pub(crate) trait Lanes {
     unsafe fn load_bf16(p: *const u8) -> Self::V;
     /// `COUNT` f16, 2 bytes each, as f32.
     unsafe fn load_f16(p: *const u8) -> Self::V;
-    /// `COUNT` bytes of two's-complement nibble pairs: all low nibbles (even columns), all high ones.
-    unsafe fn load_int4(p: *const u8) -> (Self::V, Self::V);
+    /// `4 * COUNT` bytes of nibbles, eight a lane.
+    unsafe fn load_nibbles(p: *const u8) -> Self::Nibbles;
+    /// Nibble `k` (0 the lowest, 0..8) of every lane, in two's complement, as f32.
+    unsafe fn nibble(q: Self::Nibbles, k: u32) -> Self::V;
     /// `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The sum of all lanes.
@@ -43,6 +48,7 @@ pub(crate) struct Portable;
 impl Lanes for Portable {
     const COUNT: usize = 8;
     type V = [f32; 8];
+    type Nibbles = [u32; 8];
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> [f32; 8] {
@@ -76,13 +82,15 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_int4(p: *const u8) -> ([f32; 8], [f32; 8]) {
-        // SAFETY: the caller vouches for 8 bytes.
-        let raw = unsafe { p.cast::<[u8; 8]>().read_unaligned() };
-        (
-            raw.map(|b| f32::from(((b << 4) as i8) >> 4)),
-            raw.map(|b| f32::from((b as i8) >> 4)),
-        )
+    unsafe fn load_nibbles(p: *const u8) -> [u32; 8] {
+        // SAFETY: the caller vouches for 32 bytes.
+        let raw = unsafe { p.cast::<[u32; 8]>().read_unaligned() };
+        raw.map(u32::from_le)
+    }
+
+    #[inline(always)]
+    unsafe fn nibble(q: [u32; 8], k: u32) -> [f32; 8] {
+        q.map(|q| (((q << (28 - 4 * k)) as i32) >> 28) as f32)
     }
 
     #[inline(always)]
@@ -111,6 +119,7 @@ mod x86 {
     impl Lanes for Avx2 {
         const COUNT: usize = 8;
         type V = __m256;
+        type Nibbles = __m256i;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m256 {
@@ -146,14 +155,18 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn load_int4(p: *const u8) -> (__m256, __m256) {
-            // SAFETY: 8 readable bytes (trait contract). Each sign-extended byte is -128..=127:
-            // shifting right keeps the high nibble, shifting left first keeps the low one.
+        unsafe fn load_nibbles(p: *const u8) -> __m256i {
+            // SAFETY: 32 readable bytes (trait contract).
+            unsafe { _mm256_loadu_si256(p.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn nibble(q: __m256i, k: u32) -> __m256 {
+            // SAFETY: AVX2 is there (trait contract). The nibble goes to the top, and comes back
+            // with its sign. `k` is constant once inlined, so both shifts are immediate.
             unsafe {
-                let bytes = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()));
-                let low = _mm256_srai_epi32(_mm256_slli_epi32(bytes, 28), 28);
-                let high = _mm256_srai_epi32(bytes, 4);
-                (_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high))
+                let top = _mm256_sll_epi32(q, _mm_cvtsi32_si128(28 - 4 * k as i32));
+                _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 28))
             }
         }
 
@@ -180,6 +193,7 @@ mod x86 {
     impl Lanes for Avx512 {
         const COUNT: usize = 16;
         type V = __m512;
+        type Nibbles = __m512i;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m512 {
@@ -215,20 +229,23 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn load_int4(p: *const u8) -> (__m512, __m512) {
-            // SAFETY: 16 readable bytes (trait contract). The permutation looks only at the four
-            // low bits of each index, so it is a 16-entry table of the nibbles' values.
+        unsafe fn load_nibbles(p: *const u8) -> __m512i {
+            // SAFETY: 64 readable bytes (trait contract).
+            unsafe { _mm512_loadu_si512(p.cast()) }
+        }
+
+        #[inline(always)]
+        unsafe fn nibble(q: __m512i, k: u32) -> __m512 {
+            // SAFETY: AVX-512F is there (trait contract). The permutation looks only at the four
+            // low bits of each index, so it is a 16-entry table of the nibbles' values. `k` is
+            // constant once inlined, so the shift is immediate.
             unsafe {
                 let table = _mm512_setr_ps(
                     0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, -8.0, -7.0, -6.0, -5.0, -4.0, -3.0,
                     -2.0, -1.0,
                 );
-                let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
-                let high = _mm512_srli_epi32(bytes, 4);
-                (
-                    _mm512_permutexvar_ps(bytes, table),
-                    _mm512_permutexvar_ps(high, table),
-                )
+                let index = _mm512_srl_epi32(q, _mm_cvtsi32_si128(4 * k as i32));
+                _mm512_permutexvar_ps(index, table)
             }
         }
 

@@ -106,14 +106,13 @@ pub(super) fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
 
 /// A tick label with no more digits than it needs.
 pub(super) fn tick(v: f64) -> String {
-    if v == 0.0 || (1e-4..1e5).contains(&v.abs()) {
+    // Sums of tick steps miss zero by a rounding error.
+    if v.abs() < 1e-12 {
+        return "0".to_owned();
+    }
+    if (1e-4..1e5).contains(&v.abs()) {
         let text = format!("{v:.6}");
-        let short = text.trim_end_matches('0').trim_end_matches('.');
-        return if short == "-0" {
-            "0".into()
-        } else {
-            short.into()
-        };
+        return text.trim_end_matches('0').trim_end_matches('.').to_owned();
     }
     format!("{v:.2e}")
 }
@@ -186,7 +185,7 @@ mod tests {
     #[test]
     fn ticks_are_short() {
         assert_eq!(tick(0.0085), "0.0085");
-        assert_eq!(tick(-0.0), "0");
+        assert_eq!(tick(-5.55e-17), "0");
         assert_eq!(tick(2e-7), "2.00e-7");
         assert_eq!(whole_tick(2.5), "");
         assert_eq!(whole_tick(3.0), "3");

@@ -219,7 +219,8 @@ impl Scale {
         let top = format!("\u{2265} {}", short(self.high));
         canvas.draw(&Text::new(top, (x + 20, TOP + 6), style.clone()))?;
         let low = format!("\u{2264} {}", short(self.low));
-        canvas.draw(&Text::new(low, (x + 20, TOP + height - 6), style))?;
+        canvas.draw(&Text::new(low, (x + 20, TOP + height - 6), style.clone()))?;
+        canvas.draw(&Text::new("relative MSE", (x, TOP + height + 14), style))?;
         Ok(())
     }
 }

@@ -76,13 +76,21 @@ fn figures(all: &[Series<'_>]) -> Result<String, InspectError> {
         &plots::by_projection(all)?,
     );
     let everything: Vec<&Series<'_>> = all.iter().collect();
-    section(
-        "Stored against exact scales",
-        "How much the error grows because scales are stored in few bits: each tensor's mean relative MSE as stored, \
-         over that of the same quantizer with exact f32 scales.",
-        &legend(&everything),
-        &plots::scale_cost(all)?,
-    );
+    match plots::scale_cost(all)? {
+        Some(svg) => section(
+            "Stored against exact scales",
+            "How much the error grows because scales are stored in few bits: each tensor's mean relative MSE as stored, \
+             over that of the same quantizer with exact f32 scales.",
+            &legend(&everything),
+            &svg,
+        ),
+        None => section(
+            "Stored against exact scales",
+            "Storing the scales added no error to any tensor.",
+            "",
+            "",
+        ),
+    }
     if let Some(svg) = plots::exponents(all)? {
         section(
             "Scales by exponent",

@@ -95,8 +95,8 @@ pub(super) fn by_projection(all: &[Series<'_>]) -> Result<String, InspectError> 
     })
 }
 
-/// A dot a tensor: its error with exact scales, and what storing the scales added.
-pub(super) fn scale_cost(all: &[Series<'_>]) -> Result<String, InspectError> {
+/// A dot a tensor: its error with exact scales, and what storing the scales added; `None` where that is nothing.
+pub(super) fn scale_cost(all: &[Series<'_>]) -> Result<Option<String>, InspectError> {
     let point = |e: &crate::inspect::TensorErrors| {
         Some((e.exact.mean_rel_mse, e.scale_format_cost_percent?)).filter(|p| p.0.is_finite())
     };
@@ -105,6 +105,9 @@ pub(super) fn scale_cost(all: &[Series<'_>]) -> Result<String, InspectError> {
             .flat_map(|s| &s.tensors)
             .filter_map(|(_, e)| point(e))
     };
+    if points().all(|p| p.1 == 0.0) {
+        return Ok(None);
+    }
     let x = padded(points().map(|p| p.0));
     let y = padded(points().map(|p| p.1).chain([0.0]));
     draw("cost of the scale format", HEIGHT, |canvas| {
@@ -125,6 +128,7 @@ pub(super) fn scale_cost(all: &[Series<'_>]) -> Result<String, InspectError> {
         }
         Ok(())
     })
+    .map(Some)
 }
 
 /// Stored scales by exponent, stacked by projection; `None` where every scale is zero.

@@ -1,0 +1,163 @@
+//! `smq-convert --to`: from a .smq file back to a Hugging Face directory.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use indicatif::DecimalBytes;
+use smq_format::{Dtype, SmqFile};
+
+use super::progress_bar;
+use crate::export::{ExportFormat, ExportOptions, ExportSummary, export};
+use crate::synth::DEFAULT_SHARD_BYTES;
+
+/// Options of the way back.
+#[derive(Args)]
+pub(super) struct ExportArgs {
+    /// Write the .smq file CHECKPOINT as a Hugging Face directory
+    #[arg(long, value_enum, value_name = "FORM", conflicts_with_all = ["mbits", "scales", "group_size", "scale_rule", "target", "jobs", "dry_run"])]
+    to: Option<Form>,
+    /// Element type of the dequantized weights, for --to safetensors: f32 is exact, bf16 rounds [default: f32]
+    #[arg(long, value_enum, requires = "to")]
+    dtype: Option<Element>,
+    /// Round scales that bf16 does not hold exactly, for --to compressed-tensors
+    #[arg(long, requires = "to")]
+    allow_inexact: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Form {
+    /// Dequantized weights
+    Safetensors,
+    /// int4 in groups with bf16 scales (pack-quantized), which vLLM and transformers read
+    CompressedTensors,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Element {
+    /// Rounded, half to even; how many weights change is said
+    Bf16,
+    /// Exact
+    F32,
+}
+
+impl ExportArgs {
+    /// What to export; `None` where the command line asks for a .smq file.
+    ///
+    /// # Errors
+    /// Options that do not go together; a .smq file as input without `--to`.
+    pub(super) fn format(&self, input: &Path) -> anyhow::Result<Option<ExportFormat>> {
+        Ok(Some(match (self.to, self.dtype, self.allow_inexact) {
+            (None, ..) if is_smq(input) => bail!(
+                "{} is a .smq file already; pass --to safetensors or --to compressed-tensors and a directory to convert it back",
+                input.display()
+            ),
+            (None, ..) => return Ok(None),
+            (Some(Form::Safetensors), _, true) => bail!(
+                "--allow-inexact is for --to compressed-tensors; --to safetensors rounds only with --dtype bf16"
+            ),
+            (Some(Form::Safetensors), Some(Element::Bf16), false) => {
+                ExportFormat::Safetensors(Dtype::Bf16)
+            }
+            (Some(Form::Safetensors), _, false) => ExportFormat::Safetensors(Dtype::F32),
+            (Some(Form::CompressedTensors), Some(_), _) => bail!(
+                "--dtype is for --to safetensors; --to compressed-tensors holds integers and bf16 scales"
+            ),
+            (Some(Form::CompressedTensors), None, allow_inexact) => {
+                ExportFormat::CompressedTensors { allow_inexact }
+            }
+        }))
+    }
+}
+
+/// Whether a regular file starts as every .smq file does.
+fn is_smq(path: &Path) -> bool {
+    let mut start = [0; 8];
+    path.is_file()
+        && std::fs::File::open(path).is_ok_and(|mut file| file.read_exact(&mut start).is_ok())
+        && start == smq_format::header::MAGIC
+}
+
+/// Exports and says what it did.
+pub(super) fn run(
+    input: &Path,
+    out_dir: Option<PathBuf>,
+    format: ExportFormat,
+    force: bool,
+    interrupted: &'static AtomicBool,
+) -> anyhow::Result<()> {
+    let file = SmqFile::open(input)?;
+    let out_dir = out_dir.context("no output directory given; name it after the .smq file")?;
+    let options = ExportOptions {
+        format,
+        shard_bytes: DEFAULT_SHARD_BYTES,
+        force,
+    };
+    let bar = progress_bar(0, "exporting");
+    let summary = export(&file, &out_dir, &options, &|done_bytes, total_bytes| {
+        bar.set_length(total_bytes);
+        bar.set_position(done_bytes);
+        !interrupted.load(Ordering::Relaxed)
+    });
+    bar.finish_and_clear();
+    print_summary(&out_dir, format, &summary?)
+}
+
+fn print_summary(
+    out_dir: &Path,
+    format: ExportFormat,
+    summary: &ExportSummary,
+) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "{}: {} of tensors in {} safetensors file{}, {} from int4; every hash verified, {:.2} s",
+        out_dir.display(),
+        DecimalBytes(summary.tensor_bytes),
+        summary.shards.len(),
+        if summary.shards.len() == 1 { "" } else { "s" },
+        summary.int4_tensors,
+        summary.elapsed.as_secs_f64(),
+    )?;
+    let rounding = &summary.rounding;
+    let counts = match rounding.inexact {
+        0 => format!("all {} are exact", rounding.values),
+        inexact => format!(
+            "{inexact} of {} ({:.1} %) are rounded, relative error up to {:.2e}",
+            rounding.values,
+            100.0 * inexact as f64 / rounding.values as f64,
+            rounding.max_relative_error
+        ),
+    };
+    match format {
+        ExportFormat::Safetensors(Dtype::Bf16) => writeln!(out, "weights in bf16: {counts}")?,
+        ExportFormat::Safetensors(_) => writeln!(
+            out,
+            "weights in f32 are exact; load them with dtype float32, since a config.json that says bfloat16 would round them"
+        )?,
+        ExportFormat::CompressedTensors { .. } => {
+            writeln!(out, "integers kept; scales in bf16: {counts}")?;
+            if let Some(group) = summary.group.filter(|g| ![32, 64, 128].contains(g)) {
+                writeln!(
+                    out,
+                    "note: transformers loads groups of {group}, but vLLM's Marlin kernels take only 32, 64 and 128"
+                )?;
+            }
+        }
+    }
+    if summary.statistics_damaged {
+        writeln!(
+            out,
+            "note: the file's error statistics are damaged; its weights are not"
+        )?;
+    }
+    if !summary.has_config {
+        writeln!(
+            out,
+            "note: the file has no config.json, so transformers cannot load the directory"
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! The way back: a .smq file as a Hugging Face directory, for programs that do not read .smq.
+//!
+//! ```text
+//!   SmqFile -> verify -> plan -> shards -> staging => OUT_DIR
+//! ```
+//!
+//! Two forms. Dequantized safetensors hold `w' = q s'` in f32, which is exact, or rounded to bf16. The compressed-tensors
+//! form `pack-quantized` keeps the integers and holds the scales in bf16, which is exact for E5Mx up to x = 7.
+
+mod config;
+mod elements;
+mod plan;
+mod shard;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use smq_format::{Defect, Dtype, SmqFile};
+
+use crate::error::ConvertError;
+use crate::source::{EMBEDDED_FILES, SHARD_INDEX};
+use crate::synth::SynthError;
+use crate::synth::config::pretty;
+use crate::synth::shards::{fill_shards, shard_name};
+use crate::synth::staging::Staging;
+
+pub use elements::Rounding;
+use plan::Plan;
+
+/// What to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// Dequantized weights in this element type, [`Dtype::F32`] or [`Dtype::Bf16`].
+    Safetensors(Dtype),
+    /// compressed-tensors `pack-quantized` int4.
+    CompressedTensors {
+        /// Round scales that bf16 does not hold.
+        allow_inexact: bool,
+    },
+}
+
+/// How to export.
+#[derive(Debug, Clone, Copy)]
+pub struct ExportOptions {
+    /// What to write.
+    pub format: ExportFormat,
+    /// Largest shard, in bytes of tensor data. One tensor over it gets a shard of its own.
+    pub shard_bytes: u64,
+    /// Write into a directory that is not empty, replacing the checkpoint in it.
+    pub force: bool,
+}
+
+/// What an export did.
+#[derive(Debug, Clone)]
+pub struct ExportSummary {
+    /// The safetensors files, in order.
+    pub shards: Vec<PathBuf>,
+    /// Number of int4 tensors in the .smq file.
+    pub int4_tensors: usize,
+    /// Elements a group of the int4 tensors, where they agree.
+    pub group: Option<usize>,
+    /// Bytes of tensor data.
+    pub tensor_bytes: u64,
+    /// What rounding to bf16 did: to the int4 tensors' weights, or to their scales.
+    pub rounding: Rounding,
+    /// The file's statistics are damaged; the weights are not.
+    pub statistics_damaged: bool,
+    /// Whether the file has a config.json.
+    pub has_config: bool,
+    /// Wall time.
+    pub elapsed: Duration,
+}
+
+/// Called with bytes done and bytes in all, read and written together; returns whether to go on.
+pub type ExportProgress<'a> = &'a (dyn Fn(u64, u64) -> bool + Sync);
+
+/// Writes `file` as the directory `out_dir`, whose files appear together when all are complete, or not at all.
+///
+/// Every hash of `file` is verified first. About 32 MiB of buffers are live, or two rows where those are longer.
+///
+/// # Errors
+/// A damaged file, an `out_dir` that may not be written, a tensor or scale that the format cannot hold, `progress`
+/// returning false, an I/O error, a full disk.
+pub fn export(
+    file: &SmqFile,
+    out_dir: &Path,
+    options: &ExportOptions,
+    progress: ExportProgress,
+) -> Result<ExportSummary, ConvertError> {
+    let started = Instant::now();
+    let plan = Plan::new(file, options.format)?;
+    let staging = Staging::open(out_dir, options.force, &[])?;
+    let total_bytes = blob_bytes(file) + plan.tensor_bytes;
+    let statistics_damaged = verify(file, total_bytes, progress)?;
+    let rounding = plan.check_scales(file, options.format)?;
+
+    let sized = plan.outputs.iter().map(|o| (o, o.bytes()));
+    let groups = fill_shards(sized, options.shard_bytes);
+    let mut writer = shard::Writer {
+        file,
+        staging: &staging,
+        total_bytes,
+        done_bytes: blob_bytes(file),
+        tensor_bytes: plan.tensor_bytes,
+        rounding,
+        progress,
+    };
+    let mut weight_map = BTreeMap::new();
+    let mut shards = Vec::new();
+    let count = groups.len();
+    for (number, outputs) in (1..).zip(groups) {
+        let name = shard_name(number, count);
+        weight_map.extend(outputs.iter().map(|o| (o.name.clone(), name.clone())));
+        writer.write(&name, outputs)?;
+        shards.push(name);
+    }
+    let rounding = writer.rounding;
+
+    let mut side_files = embedded_files(file, &plan)?;
+    if count > 1 {
+        let metadata = json!({ "total_size": plan.tensor_bytes });
+        let index = json!({ "metadata": metadata, "weight_map": weight_map });
+        side_files.push((SHARD_INDEX, pretty(&index)));
+    }
+    let names: Vec<_> = side_files.iter().map(|f| f.0.to_owned()).collect();
+    for (name, contents) in side_files {
+        write_file(&staging, name, &contents, plan.tensor_bytes)?;
+    }
+    staging.commit(&shards, &names)?;
+    Ok(ExportSummary {
+        shards: shards.iter().map(|name| out_dir.join(name)).collect(),
+        int4_tensors: plan.int4_tensors,
+        group: plan.group,
+        tensor_bytes: plan.tensor_bytes,
+        rounding,
+        statistics_damaged,
+        has_config: names.iter().any(|name| name == "config.json"),
+        elapsed: started.elapsed(),
+    })
+}
+
+/// Bytes that [`SmqFile::verify`] hashes.
+fn blob_bytes(file: &SmqFile) -> u64 {
+    let index = file.index();
+    let files = index.files.iter().map(|f| f.length);
+    let blobs = index.tensors.iter().flat_map(|t| &t.blobs);
+    files.chain(blobs.map(|b| b.length)).sum()
+}
+
+/// Recomputes every hash; returns whether the statistics, which are not exported, are damaged.
+fn verify(
+    file: &SmqFile,
+    total_bytes: u64,
+    progress: ExportProgress,
+) -> Result<bool, ConvertError> {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+    let (done_bytes, go_on) = (AtomicU64::new(0), AtomicBool::new(true));
+    let defects = file.verify(|bytes| {
+        let done_bytes = done_bytes.fetch_add(bytes, Relaxed) + bytes;
+        go_on.fetch_and(progress(done_bytes, total_bytes), Relaxed);
+    });
+    let (statistics, fatal): (Vec<_>, Vec<_>) = defects.into_iter().partition(|defect| {
+        matches!(
+            defect,
+            Defect::SectionHash {
+                section: "statistics"
+            } | Defect::Statistics { .. }
+        )
+    });
+    match fatal.into_iter().next() {
+        Some(defect) => Err(ConvertError::Format(smq_format::Error::Format {
+            path: file.path().to_path_buf(),
+            defect,
+        })),
+        None if !go_on.into_inner() => Err(ConvertError::Interrupted),
+        None => Ok(!statistics.is_empty()),
+    }
+}
+
+/// The checkpoint's other files, config.json adapted to what is written.
+fn embedded_files(
+    file: &SmqFile,
+    plan: &Plan,
+) -> Result<Vec<(&'static str, Vec<u8>)>, ConvertError> {
+    let mut files = Vec::new();
+    // Only the names that the format lists: no other file is to appear at the user's.
+    for name in EMBEDDED_FILES {
+        let Some(contents) = file.embedded(name) else {
+            continue;
+        };
+        files.push(match name {
+            "config.json" => (
+                name,
+                config::adapt(file.path(), contents, &plan.quantization)?,
+            ),
+            _ => (name, contents.to_vec()),
+        });
+    }
+    Ok(files)
+}
+
+fn write_file(
+    staging: &Staging,
+    name: &str,
+    contents: &[u8],
+    needed_bytes: u64,
+) -> Result<(), ConvertError> {
+    File::create_new(staging.path(name))
+        .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
+        .map_err(SynthError::write(&staging.target(name), needed_bytes))?;
+    Ok(())
+}
