@@ -8,10 +8,16 @@ pub fn row_bytes(columns: usize) -> usize {
 }
 
 /// Packs a row of integers in -8..=7 into `out`, of [`row_bytes`] bytes.
+///
+/// Always inlined, so that a caller compiled for a wider instruction set gets a wide loop.
+#[inline(always)]
 pub fn pack_row(row: &[i8], out: &mut [u8]) {
-    for (byte, pair) in out.iter_mut().zip(row.chunks(2)) {
-        let high = pair.get(1).copied().unwrap_or(0);
-        *byte = (pair[0] as u8 & 15) | (high as u8) << 4;
+    let (pairs, last) = row.as_chunks::<2>();
+    for (byte, [even, odd]) in out.iter_mut().zip(pairs) {
+        *byte = (*even as u8 & 15) | (*odd as u8) << 4;
+    }
+    if let (Some(byte), [even]) = (out.get_mut(pairs.len()), last) {
+        *byte = *even as u8 & 15;
     }
 }
 

@@ -239,8 +239,11 @@ impl<'a> TensorView<'a> {
 
 /// Widens little-endian elements to f32, exactly; the bytes may be unaligned.
 ///
+/// Always inlined, so that a caller compiled for a wider instruction set gets a wide loop.
+///
 /// # Panics
 /// Where `bytes` is not `out.len()` elements.
+#[inline(always)]
 pub fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len(), out.len() * dtype.bytes());
     match dtype {

@@ -97,9 +97,11 @@ fn phi3_vocabulary_test() {
         tokenizer.chat().unwrap().render(&messages, true).unwrap(),
         "<|system|>\nBe brief.<|end|>\n<|user|>\n Hi \n there <|end|>\n<|assistant|>\n"
     );
-    // As transformers' apply_chat_template tokenizes it.
+    // As Hugging Face's tokenizers encodes it with the same tokenizer.json, which puts a space
+    // before the text after a special token. transformers 5 builds a LlamaTokenizer of its own
+    // instead of using the file, without that space.
     assert_eq!(
         tokenizer.encode_chat(&messages).unwrap(),
-        [32006, 3629, 11473, 29889, 32007, 32010, 18567, 29871, 13, 727, 29871, 32007, 32001]
+        [32006, 1522, 11473, 29889, 32007, 32010, 6324, 29871, 13, 727, 29871, 32007, 32001]
     );
 }

@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: where the fixtures are, and checkpoints made on the spot.
 
+pub mod corrupt;
+
 use std::path::{Path, PathBuf};
 
 /// A file or directory under `tests/fixtures`.

@@ -4,6 +4,9 @@
 //! contracted into fused multiply-adds, so every instruction set gives the same bits. The plain-Rust
 //! instance is the twin of the wide ones.
 
+use smq_format::int4::pack_row;
+use smq_format::{Dtype, widen};
+
 /// Independent partial sums a group.
 const LANES: usize = 16;
 /// Adding and subtracting this rounds an f32 of magnitude below 2^22 to an integer, half to even.
@@ -114,6 +117,16 @@ impl Kernel {
         /// Codes `q = clamp(round_half_even(w / s), -8, 7)` into `q`, and their errors; all 0 where
         /// `s` is.
         quantize, quantize, (w: &[f32], s: f32, q: &mut [i8]) -> GroupError
+    }
+
+    for_each_isa! {
+        /// [`smq_format::widen`].
+        widen, widen, (dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> ()
+    }
+
+    for_each_isa! {
+        /// [`smq_format::int4::pack_row`].
+        pack_row, pack_row, (row: &[i8], out: &mut [u8]) -> ()
     }
 
     for_each_isa! {

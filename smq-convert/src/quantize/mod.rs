@@ -131,16 +131,18 @@ pub fn quantize(
     let mut nibbles = vec![0u8; rows * row_bytes];
     let mut groups = vec![Group::default(); rows * groups_a_row];
 
-    let quantize_row = |row: usize, nibbles: &mut [u8], groups: &mut [Group]| {
+    let quantize_row = |buffer: &mut RowBuffer,
+                        row: usize,
+                        nibbles: &mut [u8],
+                        groups: &mut [Group]| {
         let source = &bytes[row * source_row_bytes..(row + 1) * source_row_bytes];
-        let mut buffer = RowBuffer::new(columns);
-        buffer.load(dtype, source);
+        kernel.widen(dtype, source, &mut buffer.weights);
         for (g, group) in groups.iter_mut().enumerate() {
             let range = g * options.group..columns.min((g + 1) * options.group);
-            *group = quantize_group(&kernel, options, &mut buffer, range.clone())
+            *group = quantize_group(&kernel, options, buffer, range.clone())
                 .ok_or_else(|| first_not_finite(&buffer.weights[range], row, g * options.group))?;
         }
-        int4::pack_row(&buffer.codes[..columns], nibbles);
+        kernel.pack_row(&buffer.codes, nibbles);
         Ok(())
     };
     nibbles
@@ -148,7 +150,10 @@ pub fn quantize(
         .zip(groups.par_chunks_mut(groups_a_row))
         .enumerate()
         .with_min_len(8)
-        .try_for_each(|(row, (nibbles, groups))| quantize_row(row, nibbles, groups))?;
+        .try_for_each_init(
+            || RowBuffer::new(columns),
+            |buffer, (row, (nibbles, groups))| quantize_row(buffer, row, nibbles, groups),
+        )?;
 
     let format = scale_format(options.scales, &groups)?;
     let codes: Vec<u32> = {
@@ -176,7 +181,7 @@ pub fn quantize(
                 // Only now is the window known: redo the groups whose scale fell under it.
                 let source = &bytes[row * source_row_bytes..(row + 1) * source_row_bytes];
                 let mut buffer = RowBuffer::new(columns);
-                buffer.load(dtype, source);
+                kernel.widen(dtype, source, &mut buffer.weights);
                 for (column, code) in buffer.codes[..columns].iter_mut().enumerate() {
                     let (low, high) = int4::unpack(nibbles[column / 2]);
                     *code = if column % 2 == 0 { low } else { high };
@@ -186,7 +191,7 @@ pub fn quantize(
                     let (w, q) = (&buffer.weights[range.clone()], &mut buffer.codes[range]);
                     groups[g].errors = kernel.quantize(w, groups[g].stored, q);
                 }
-                int4::pack_row(&buffer.codes[..columns], nibbles);
+                kernel.pack_row(&buffer.codes, nibbles);
             });
         codes
     };
@@ -309,10 +314,6 @@ impl RowBuffer {
             weights: vec![0.0; columns],
             codes: vec![0; columns],
         }
-    }
-
-    fn load(&mut self, dtype: Dtype, source: &[u8]) {
-        smq_format::widen(dtype, source, &mut self.weights);
     }
 }
 
