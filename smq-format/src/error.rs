@@ -202,8 +202,6 @@ pub enum Defect {
     },
     #[error("padding byte at offset {offset} is not zero")]
     Padding { offset: u64 },
-    #[error("{owner}: {digest:?} is not a BLAKE3 hash (64 lower-case hex digits)")]
-    Digest { owner: String, digest: String },
     #[error("{owner}: hash does not match: the blob is damaged")]
     BlobHash { owner: String },
     #[error("tensor {tensor:?}: scale {group} has the invalid code {code:#x}")]
@@ -220,12 +218,6 @@ pub enum Defect {
     NibblePadding { tensor: String, row: u64 },
     #[error("statistics cannot be decoded: {reason}")]
     Statistics { reason: String },
-    #[error("{count} {what}, over the limit of {limit}")]
-    TooMany {
-        what: &'static str,
-        count: usize,
-        limit: usize,
-    },
     #[error("embedded files must be written before the first tensor")]
     FileAfterTensor,
 }

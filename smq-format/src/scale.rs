@@ -85,11 +85,11 @@ impl MiniFloat {
     }
 
     /// The format whose largest exponent field is the exponent of `largest`, the tensor's largest scale
-    /// after rounding; bias 0 where that is zero.
+    /// after rounding; where that is zero, bias 0, or the smallest allowed where that is more (E = 8: 128).
     pub fn for_largest(exponent_bits: u32, mantissa_bits: u32, largest: f32) -> Option<Self> {
         let max_field = (1i16 << exponent_bits.min(8)) - 1;
         let bias = match largest.abs() {
-            l if l < f32::MIN_POSITIVE => 0,
+            l if l < f32::MIN_POSITIVE => 0.max(*Self::bias_range(exponent_bits).start()),
             l => max_field - exponent(l) as i16,
         };
         Self::new(exponent_bits, mantissa_bits, bias)

@@ -117,9 +117,11 @@ impl Scheme {
         };
         let elems = shape
             .iter()
-            .try_fold(1u64, |n, &d| n.checked_mul(d as u64))
+            // A zero counts as 1, so that whether it overflows does not depend on the order.
+            .try_fold(1u64, |n, &d| n.checked_mul(d.max(1) as u64))
             .filter(|&n| n <= i64::MAX as u64)
             .ok_or_else(overflow)?;
+        let elems = if shape.contains(&0) { 0 } else { elems };
         match (self, shape) {
             (Scheme::Raw(dtype), _) => {
                 let bytes = elems

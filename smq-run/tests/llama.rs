@@ -156,18 +156,27 @@ fn a_model_that_does_not_fit_together_is_refused_by_name() {
     };
     let message = refusal(|c| c["intermediate_size"] = 97.into());
     assert!(
-        message.contains("gate_proj") && message.contains("[97, 60]") && message.contains("[96, 60]"),
+        message.contains("gate_proj")
+            && message.contains("[97, 60]")
+            && message.contains("[96, 60]"),
         "{message}"
     );
     let message = refusal(|c| c["num_hidden_layers"] = 4.into());
-    assert!(message.contains("model.layers.3.") && message.contains("absent"), "{message}");
+    assert!(
+        message.contains("model.layers.3.") && message.contains("absent"),
+        "{message}"
+    );
     let message = refusal(|c| c["architectures"][0] = "GemmaForCausalLM".into());
     assert!(
         message.contains("GemmaForCausalLM") && message.contains("LlamaForCausalLM"),
         "{message}"
     );
-    let message = refusal(|c| c["rope_scaling"] = serde_json::json!({"rope_type": "yarn", "factor": 4.0}));
-    assert!(message.contains("yarn") && message.contains("longrope"), "{message}");
+    let message =
+        refusal(|c| c["rope_scaling"] = serde_json::json!({"rope_type": "yarn", "factor": 4.0}));
+    assert!(
+        message.contains("yarn") && message.contains("longrope"),
+        "{message}"
+    );
     let message = refusal(|c| c["attention_bias"] = true.into());
     assert!(message.contains("attention_bias"), "{message}");
 }
@@ -185,7 +194,10 @@ fn requests_beyond_the_context_are_refused() {
     };
     let mut run = |prompt: &[u32], n| generate(&mut engine, prompt, &options(n), |_| Ok(()));
     assert!(matches!(run(&[], 1), Err(Error::Input(_))));
-    assert!(matches!(run(&[130], 1), Err(Error::Input(_))), "outside the vocabulary");
+    assert!(
+        matches!(run(&[130], 1), Err(Error::Input(_))),
+        "outside the vocabulary"
+    );
     let message = run(&[1; 64], 1).unwrap_err().to_string();
     assert!(message.contains("64"), "{message}");
     // 60 of 64 positions taken: four tokens are fed back, a fifth comes from the last of them.
@@ -227,11 +239,16 @@ fn smollm2_equals_hugging_face() {
         Case {
             text: "The capital of France is",
             ids: &[504, 3575, 282, 4649, 314],
-            top: [(7042, 17.344_793), (260, 14.860_015), (4528, 13.199_56), (2250, 12.997_168)],
+            top: [
+                (7042, 17.344_793),
+                (260, 14.860_015),
+                (4528, 13.199_56),
+                (2250, 12.997_168),
+            ],
             log_sum_exp: 17.605_412,
             greedy: [
-                7042, 30, 198, 198, 504, 2988, 314, 42, 216, 34, 32, 33, 40, 29, 32, 33, 29, 34, 34,
-                216, 33, 34, 42, 33,
+                7042, 30, 198, 198, 504, 2988, 314, 42, 216, 34, 32, 33, 40, 29, 32, 33, 29, 34,
+                34, 216, 33, 34, 42, 33,
             ],
         },
         Case {
@@ -240,7 +257,12 @@ fn smollm2_equals_hugging_face() {
                 1604, 3987, 46477, 24, 94, 727, 472, 585, 304, 2067, 216, 34, 42, 448, 1003, 304,
                 472, 1003,
             ],
-            top: [(2822, 20.932_716), (365, 20.498_596), (3987, 20.284_647), (304, 19.436_82)],
+            top: [
+                (2822, 20.932_716),
+                (365, 20.498_596),
+                (3987, 20.284_647),
+                (304, 19.436_82),
+            ],
             log_sum_exp: 21.890_364,
             greedy: [
                 2822, 24, 38572, 46477, 24, 94, 731, 216, 34, 25, 1232, 216, 33, 28, 304, 25, 198,
@@ -258,7 +280,11 @@ fn smollm2_equals_hugging_face() {
         let logits = engine.extend(&ids).unwrap().logits.to_vec();
         let tolerance = SMOLLM2_TOLERANCE * case.top[0].1;
         for (id, want) in case.top {
-            assert!((logits[id] - want).abs() < tolerance, "logit {id}: {} instead of {want}", logits[id]);
+            assert!(
+                (logits[id] - want).abs() < tolerance,
+                "logit {id}: {} instead of {want}",
+                logits[id]
+            );
         }
         assert!((log_sum_exp(&logits) - case.log_sum_exp).abs() < f64::from(tolerance));
         let options = GenerateOptions {
@@ -269,14 +295,21 @@ fn smollm2_equals_hugging_face() {
         let generation = generate(&mut engine, &ids, &options, |_| Ok(())).unwrap();
         assert_eq!(generation.ids, case.greedy, "{}", case.text);
     }
-    let user = |content: &str| Message { role: "user", content: content.into() };
+    let user = |content: &str| Message {
+        role: "user",
+        content: content.into(),
+    };
     let chat = tokenizer.chat().unwrap();
     assert_eq!(
-        chat.render(&[user("What is the capital of France?")], true).unwrap(),
+        chat.render(&[user("What is the capital of France?")], true)
+            .unwrap(),
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
          <|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     );
-    let system = Message { role: "system", content: "Be brief.".into() };
+    let system = Message {
+        role: "system",
+        content: "Be brief.".into(),
+    };
     assert_eq!(
         chat.render(&[system, user(" Hi \n there ")], true).unwrap(),
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n Hi \n there <|im_end|>\n<|im_start|>assistant\n"

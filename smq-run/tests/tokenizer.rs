@@ -29,7 +29,10 @@ fn a_chat_turn_is_templated_as_hugging_face_does() {
     let content = content.strip_suffix("<|end|>\n<|assistant|>\n").unwrap();
     let tokenizer = Tokenizer::load(&Source::open(&fixture()).unwrap()).unwrap();
     let messages = [turn("user", content)];
-    assert_eq!(tokenizer.chat().unwrap().render(&messages, true).unwrap(), text);
+    assert_eq!(
+        tokenizer.chat().unwrap().render(&messages, true).unwrap(),
+        text
+    );
     let ids: Vec<u32> = serde_json::from_value(chat["prompt_ids"].clone()).unwrap();
     assert_eq!(tokenizer.encode_chat(&messages).unwrap(), ids);
 }
@@ -38,7 +41,12 @@ fn a_chat_turn_is_templated_as_hugging_face_does() {
 #[test]
 fn a_stream_of_tokens_is_their_text() {
     let tokenizer = Tokenizer::load(&Source::open(&fixture()).unwrap()).unwrap();
-    for text in ["Once upon a time", "naïve 漢字 🦀, \u{1F469}\u{200D}\u{1F680}", " \n\n  two  spaces ", ""] {
+    for text in [
+        "Once upon a time",
+        "naïve 漢字 🦀, \u{1F469}\u{200D}\u{1F680}",
+        " \n\n  two  spaces ",
+        "",
+    ] {
         let ids = tokenizer.encode(text, false).unwrap();
         let mut stream = tokenizer.stream();
         let mut shown = String::new();
@@ -73,10 +81,18 @@ fn phi3_vocabulary_test() {
     let dir = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(fixture()).unwrap() {
         let path = entry.unwrap().path();
-        std::fs::write(dir.path().join(path.file_name().unwrap()), std::fs::read(&path).unwrap()).unwrap();
+        std::fs::write(
+            dir.path().join(path.file_name().unwrap()),
+            std::fs::read(&path).unwrap(),
+        )
+        .unwrap();
     }
     for name in ["tokenizer.json", "tokenizer_config.json"] {
-        std::fs::write(dir.path().join(name), std::fs::read(data.join(name)).unwrap()).unwrap();
+        std::fs::write(
+            dir.path().join(name),
+            std::fs::read(data.join(name)).unwrap(),
+        )
+        .unwrap();
     }
     let tokenizer = Tokenizer::load(&Source::open(dir.path()).unwrap()).unwrap();
     let texts = std::fs::read_to_string(data.join("ggml-vocab-phi-3.gguf.inp")).unwrap();
@@ -84,10 +100,15 @@ fn phi3_vocabulary_test() {
     let texts: Vec<&str> = texts.split("\n__ggml_vocab_test__\n").collect();
     let lines: Vec<&str> = ids.lines().collect();
     // The last separator is followed by nothing.
-    assert!(texts.len() == lines.len() || (texts.len() == lines.len() + 1 && texts.last() == Some(&"")));
+    assert!(
+        texts.len() == lines.len() || (texts.len() == lines.len() + 1 && texts.last() == Some(&""))
+    );
     let mut equal = 0;
     for (text, line) in texts.iter().zip(&lines) {
-        let want: Vec<u32> = line.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        let want: Vec<u32> = line
+            .split_whitespace()
+            .map(|id| id.parse().unwrap())
+            .collect();
         assert_eq!(tokenizer.encode(text, false).unwrap(), want, "{text:?}");
         equal += 1;
     }
@@ -102,6 +123,8 @@ fn phi3_vocabulary_test() {
     // instead of using the file, without that space.
     assert_eq!(
         tokenizer.encode_chat(&messages).unwrap(),
-        [32006, 1522, 11473, 29889, 32007, 32010, 6324, 29871, 13, 727, 29871, 32007, 32001]
+        [
+            32006, 1522, 11473, 29889, 32007, 32010, 6324, 29871, 13, 727, 29871, 32007, 32001
+        ]
     );
 }

@@ -208,13 +208,13 @@ mod tests {
     fn rounding_is_counted() {
         let mut rounding = Rounding::default();
         // 1 + 1/256 is half way between bf16's 1 and 1 + 1/128, and goes to the even one.
-        for value in [0.0, 1.0, -7.0 * 1.03125, 1.00390625] {
+        for value in [0.0, 1.0, -7.0 * 1.03125, 1.0 + 1.0 / 256.0] {
             rounding.add(value);
         }
         let expected = Rounding {
             values: 4,
             inexact: 1,
-            max_relative_error: 0.00390625 / 1.00390625,
+            max_relative_error: 1.0 / 257.0,
             overflowed: 0,
         };
         // 7 * 33/32 = 231/32: 231 has 8 bits, so it is exact.

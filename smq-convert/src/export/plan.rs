@@ -240,7 +240,9 @@ fn check_packable(file: &SmqFile, int4: &[Int4]) -> Result<(), ConvertError> {
 fn remedy(int4: &[Int4]) -> String {
     let divides = |group: &usize| int4.iter().all(|t| t.columns.is_multiple_of(*group));
     match [128, 64, 32].into_iter().find(divides) {
-        Some(group) => format!("--group-size {group}, which divides every quantized tensor's"),
+        Some(group) => {
+            format!("--group-size {group}, which divides the columns of every quantized tensor")
+        }
         None => "a --target that leaves this tensor out".to_owned(),
     }
 }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::error::SynthError;
 
-const TEMP_PREFIX: &str = ".smq-synth-";
+const TEMP_PREFIX: &str = ".smq-partial-";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// A temporary directory inside the output directory. Dropped without [`Staging::commit`], it removes itself and every

@@ -147,6 +147,10 @@ unsafe fn tile<L: Lanes, S: Stored, const R: usize, const M: usize>(
             for r in 1..R {
                 weights[r] = S::load::<L>(from.add(r * row_bytes));
             }
+            // Several short rows at once are no stream that hardware recognises.
+            for r in R..2 * R {
+                L::prefetch(from.wrapping_add(r * row_bytes));
+            }
             for j in 0..M {
                 let x = L::load(xs.add(j * cols + c));
                 for r in 0..R {

@@ -172,6 +172,10 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize, const LAST: bool>(
                 for r in 1..R {
                     q[r] = load::<L, LAST>(from.add(r * row_bytes), end);
                 }
+                // Several short rows at once are no stream that hardware recognises.
+                for r in R..2 * R {
+                    L::prefetch(from.wrapping_add(r * row_bytes));
+                }
                 for k in 0..8 {
                     let mut weights = [L::nibble(q[0], k); R];
                     for r in 1..R {

@@ -36,6 +36,9 @@ pub(crate) trait Lanes {
     unsafe fn load_nibbles(p: *const u8) -> Self::Nibbles;
     /// Nibble `k` (0 the lowest, 0..8) of every lane, in two's complement, as f32.
     unsafe fn nibble(q: Self::Nibbles, k: u32) -> Self::V;
+    /// Asks for the cache line at `p`, which may be any address.
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
     /// `a * b + c`.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The sum of all lanes.
@@ -171,6 +174,12 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            // SAFETY: a prefetch never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        }
+
+        #[inline(always)]
         unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
             // SAFETY: FMA is there (trait contract).
             unsafe { _mm256_fmadd_ps(a, b, c) }
@@ -247,6 +256,12 @@ mod x86 {
                 let index = _mm512_srl_epi32(q, _mm_cvtsi32_si128(4 * k as i32));
                 _mm512_permutexvar_ps(index, table)
             }
+        }
+
+        #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            // SAFETY: a prefetch never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
 
         #[inline(always)]

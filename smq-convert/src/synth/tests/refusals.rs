@@ -20,7 +20,7 @@ fn a_directory_that_holds_something_is_not_written_without_force() {
     for name in old {
         fs::write(options.out_dir.join(name), "old").unwrap();
     }
-    fs::create_dir(options.out_dir.join(".smq-synth-killed")).unwrap();
+    fs::create_dir(options.out_dir.join(".smq-partial-killed")).unwrap();
     assert!(matches!(run(&options), Err(SynthError::NotEmpty { .. })));
     assert_eq!(fs::read(options.out_dir.join(old[1])).unwrap(), b"old");
 

@@ -1,0 +1,331 @@
+#!/usr/bin/env python3
+"""A second reader of .smq files, written from spec/format.md alone; Python 3's standard library, nothing else.
+
+    smq_reader.py FILE --tensor NAME     the tensor as little-endian f32, to standard output
+    smq_reader.py FILE --all-digests     BLAKE3 of each dequantized tensor's f32 bytes, then its name
+    smq_reader.py FILE --statistics      the statistics as JSON
+    smq_reader.py --check FILE...        verifies each file: "ok", or the first rule it breaks
+
+It is made to be read beside the specification, not to be fast. Whatever it prints, it has checked: the header,
+the index, the layout, and every hash, code and unused bit of what was asked for.
+"""
+import argparse, json, math, os, struct, sys
+
+ALIGN, MAX_SECTION = 256, 64 << 20
+
+
+class Refused(Exception):
+    """The file breaks a rule of the format."""
+
+
+def need(condition, rule):
+    if not condition:
+        raise Refused(rule)
+
+
+# BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs), hash mode with 32 bytes of output.
+IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A, 0x510E527F, 0x9B05688C, 0x1F83D9AB, 0x5BE0CD19)
+PERMUTATION = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
+MIXES = ((0, 4, 8, 12), (1, 5, 9, 13), (2, 6, 10, 14), (3, 7, 11, 15),
+         (0, 5, 10, 15), (1, 6, 11, 12), (2, 7, 8, 13), (3, 4, 9, 14))
+CHUNK_START, CHUNK_END, PARENT, ROOT, M32 = 1, 2, 4, 8, 0xFFFFFFFF
+
+
+def compress(cv, block, counter, flags):
+    m = struct.unpack("<16I", block.ljust(64, b"\0"))
+    v = [*cv, *IV[:4], counter & M32, counter >> 32, len(block), flags]
+    for _ in range(7):
+        for i, (a, b, c, d) in enumerate(MIXES):
+            for word, right_d, right_b in ((m[2 * i], 16, 12), (m[2 * i + 1], 8, 7)):
+                v[a] = v[a] + v[b] + word & M32
+                x = v[d] ^ v[a]
+                v[d] = x >> right_d | x << 32 - right_d & M32
+                v[c] = v[c] + v[d] & M32
+                x = v[b] ^ v[c]
+                v[b] = x >> right_b | x << 32 - right_b & M32
+        m = [m[p] for p in PERMUTATION]
+    return [v[i] ^ v[i + 8] for i in range(8)]
+
+
+def blake3(data, first_chunk=0, root=ROOT):
+    """The hash; for an inner node (root = 0) its chaining value."""
+    if len(data) > 1024:
+        left = 1024 << ((len(data) - 1) // 1024).bit_length() - 1
+        halves = blake3(data[:left], first_chunk, 0) + blake3(data[left:], first_chunk + left // 1024, 0)
+        return struct.pack("<8I", *compress(IV, halves, 0, PARENT | root))
+    cv, blocks = IV, [bytes(data[i:i + 64]) for i in range(0, len(data), 64)] or [b""]
+    for i, block in enumerate(blocks):
+        last = CHUNK_END | root if i == len(blocks) - 1 else 0
+        cv = compress(cv, block, first_chunk, (CHUNK_START if i == 0 else 0) | last)
+    return struct.pack("<8I", *cv)
+
+
+# The index: which keys and types an object has.
+HASH, INT, UINT, TEXT = "hash", "integer", "unsigned integer", "string"
+BLOB = {"blake3": HASH, "length": UINT, "offset": UINT, "role": TEXT}
+SOURCE = {"blake3": HASH, "length": UINT, "name": TEXT}
+TENSOR = {"blobs": [BLOB], "name": TEXT, "parameters": dict, "scheme": TEXT, "shape": [UINT], "source_dtype": TEXT}
+INDEX = {"files": [{**SOURCE, "offset": UINT}], "tensors": [TENSOR],
+         "provenance": {"parameters": {str: TEXT}, "producer": TEXT, "sources": [SOURCE]}}
+MINI = {"group": (1, 1 << 20), "exponent_bits": (2, 8), "mantissa_bits": (0, 10), "bias": None}
+SCHEMES = {"raw": {"dtype": None}, "int4-e5mx": MINI, "int4-f16": {"group": MINI["group"]},
+           "int4-f32": {"group": MINI["group"]}}
+DTYPES = {"bf16": 2, "f16": 2, "f32": 4}
+
+
+def check_type(value, kind, where="index"):
+    if isinstance(kind, list):
+        need(type(value) is list, f"{where} is not an array")
+        for item in value:
+            check_type(item, kind[0], where)
+    elif isinstance(kind, dict):
+        need(type(value) is dict, f"{where} is not an object")
+        need(str in kind or value.keys() == kind.keys(), f"{where} has missing or unknown keys")
+        for key, item in value.items():
+            check_type(item, kind.get(key) or kind[str], key)
+    elif kind is dict:
+        need(type(value) is dict, f"{where} is not an object")
+    elif kind in (INT, UINT):
+        need(type(value) is int and (kind is INT or 0 <= value < 1 << 64), f"{where} is not an {kind}")
+    else:
+        need(type(value) is str, f"{where} is not a string")
+        need(kind is TEXT or len(value) == 64 and set(value) <= set("0123456789abcdef"), f"{where} is not a hash")
+
+
+def check_name(name, is_file):
+    need(1 <= len(name.encode()) <= 512, f"name {name[:64]!r} is empty or too long")
+    need(not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name), f"name {name!r} has a control character")
+    need(not is_file or name not in (".", "..") and "/" not in name and "\\" not in name, f"name {name!r} is a path")
+
+
+def check_tensor(tensor):
+    """Parameters, shape, and that the blobs are those of the scheme."""
+    name, shape, given = tensor["name"], tensor["shape"], tensor["parameters"]
+    check_name(name, False)
+    need(tensor["source_dtype"] in DTYPES, f"{name}: unknown source dtype")
+    need(len(shape) <= 8, f"{name}: more than 8 dimensions")
+    need(tensor["scheme"] in SCHEMES, f"{name}: unknown scheme {tensor['scheme']!r}")
+    limits = SCHEMES[tensor["scheme"]]
+    need(given.keys() == limits.keys(), f"{name}: wrong set of parameters")
+    elements = math.prod(shape)
+    need(math.prod(max(d, 1) for d in shape) < 1 << 63, f"{name}: too many elements")
+    if tensor["scheme"] == "raw":
+        need(given["dtype"] in list(DTYPES), f"{name}: unknown dtype")
+        expected = {"data": elements * DTYPES[given["dtype"]]}
+    else:
+        for key, value in given.items():
+            check_type(value, INT, key)
+            need(not limits[key] or limits[key][0] <= value <= limits[key][1], f"{name}: {key} out of range")
+        if "bias" in given:
+            top = 1 << given["exponent_bits"]
+            need(top - 128 <= given["bias"] <= top + 125, f"{name}: bias out of range")
+        need(len(shape) == 2 and min(shape) >= 1, f"{name}: shape is not [out, in]")
+        codes = shape[0] * -(-shape[1] // given["group"])
+        expected = {"nibbles": shape[0] * -(-shape[1] // 2), "scales": -(-codes * scale_width(tensor) // 8) + 8}
+    found = [(blob["role"], blob["length"]) for blob in tensor["blobs"]]
+    need(found == list(expected.items()), f"{name}: blobs are {found}, expected {expected}")
+
+
+def scale_width(tensor):
+    given = tensor["parameters"]
+    return {"int4-f16": 16, "int4-f32": 32}.get(tensor["scheme"]) or 1 + given["exponent_bits"] + given["mantissa_bits"]
+
+
+def decode_scale(tensor, code):
+    given = tensor["parameters"]
+    if tensor["scheme"] == "int4-e5mx":
+        e, x, bias = given["exponent_bits"], given["mantissa_bits"], given["bias"]
+        sign, field, mantissa = code >> e + x, code >> x & (1 << e) - 1, code & (1 << x) - 1
+        need(code == 0 or field >= 1 and field - bias >= -126, f"{tensor['name']}: invalid scale code {code:#x}")
+        return (-1) ** sign * math.ldexp(1 + mantissa / 2 ** x, field - bias) if code else 0.0
+    size, kind = (2, "<e") if tensor["scheme"] == "int4-f16" else (4, "<f")
+    scale = struct.unpack(kind, code.to_bytes(size, "little"))[0]
+    need(math.isfinite(scale), f"{tensor['name']}: scale is not finite")
+    return scale
+
+
+def f32(value):
+    """Rounds to binary32, half to even; what is over its range becomes infinite."""
+    try:
+        return struct.pack("<f", value)
+    except OverflowError:
+        return struct.pack("<f", math.copysign(math.inf, value))
+
+
+class Smq:
+    def __init__(self, path):
+        need(os.path.isfile(path), "not a regular file")
+        with open(path, "rb") as file:
+            self.bytes = data = memoryview(file.read())
+        need(len(data) >= 256, "shorter than the header")
+        need(data[:8] == b"\x89SMQ\r\n\x1a\n", "wrong magic")
+        need(data[224:256] == blake3(data[:224]), "header checksum")
+        major, _, zero, length, *index, = struct.unpack_from("<HHIQQQ32s", data, 8)
+        *statistics, incompatible, _ = struct.unpack_from("<QQ32sQQ", data, 72)
+        need(major == 1, "unknown major version")
+        need(zero == 0 and not any(data[136:224]), "reserved header byte is not zero")
+        need(incompatible == 0, "unknown incompatible feature")
+        need(length == len(data), "file length")
+        text = self.section("index", index)
+        need(blake3(text) == index[2], "index hash")
+        try:
+            self.index = json.loads(bytes(text).decode("utf-8"))
+            check_type(self.index, INDEX)
+            canonical = json.dumps(self.index, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+            need(canonical.encode("utf-8") == text, "index is not canonical")
+            self.check_entries()
+        except (ValueError, RecursionError) as error:
+            raise Refused(f"index: {error}") from None
+        end = 256
+        for blob in self.blobs():
+            end = self.follows("blob", end, blob["offset"], blob["length"])
+        end = self.follows("index", end, *index[:2])
+        if statistics[1]:
+            self.section("statistics", statistics)
+            end = self.follows("statistics", end, *statistics[:2])
+        else:
+            need(statistics[0] == 0 and not any(statistics[2]), "absent statistics have an offset or a hash")
+        need(end == len(data), "bytes after the last section")
+        self.statistics_section = statistics
+
+    def section(self, name, section):
+        offset, length, _ = section
+        need(length <= MAX_SECTION, f"{name} too large")
+        need(256 <= offset and offset + length <= len(self.bytes), f"{name} outside the file")
+        return self.bytes[offset:offset + length]
+
+    def follows(self, what, end, offset, length):
+        need(offset == -(-end // ALIGN) * ALIGN, f"{what} at {offset} is not where it belongs")
+        need(offset + length <= len(self.bytes), f"{what} at {offset} runs over the end")
+        need(not any(self.bytes[end:offset]), f"padding before {offset} is not zero")
+        return offset + length
+
+    def check_entries(self):
+        files, tensors = self.index["files"], self.index["tensors"]
+        for entry in files + self.index["provenance"]["sources"]:
+            check_name(entry["name"], True)
+        for tensor in tensors:
+            check_tensor(tensor)
+        for what in (files, tensors):
+            need(len({entry["name"] for entry in what}) == len(what), "a name appears twice")
+
+    def blobs(self):
+        return self.index["files"] + [blob for tensor in self.index["tensors"] for blob in tensor["blobs"]]
+
+    def blob(self, blob):
+        data = self.bytes[blob["offset"]:blob["offset"] + blob["length"]]
+        need(blake3(data).hex() == blob["blake3"], f"hash of the blob at {blob['offset']}")
+        return data
+
+    def dequantize(self, tensor):
+        """The tensor's elements, row-major, as the bytes of binary32."""
+        first, *rest = [self.blob(blob) for blob in tensor["blobs"]]
+        if tensor["scheme"] == "raw":
+            dtype = tensor["parameters"]["dtype"]
+            if dtype == "f32":
+                return bytes(first)
+            if dtype == "bf16":
+                return b"".join(b"\0\0" + bytes(first[i:i + 2]) for i in range(0, len(first), 2))
+            return b"".join(f32(value) for (value,) in struct.iter_unpack("<e", first))
+        (rows, columns), group = tensor["shape"], tensor["parameters"]["group"]
+        width, groups, stream = scale_width(tensor), -(-columns // group), int.from_bytes(rest[0], "little")
+        need(stream >> rows * groups * width == 0, f"{tensor['name']}: unused bits of the scales are not zero")
+        out = []
+        for row in range(rows):
+            nibbles = first[row * -(-columns // 2):][:-(-columns // 2)]
+            need(columns % 2 == 0 or nibbles[-1] < 16, f"{tensor['name']}: unused nibble of row {row} is not zero")
+            for g in range(groups):
+                code = stream >> (row * groups + g) * width & (1 << width) - 1
+                scale = decode_scale(tensor, code)
+                products = [f32(float(q - 16 if q > 7 else q) * scale) for q in range(16)]
+                for c in range(g * group, min(columns, (g + 1) * group)):
+                    out.append(products[nibbles[c // 2] >> c % 2 * 4 & 15])
+        return b"".join(out)
+
+    def statistics(self):
+        offset, length, digest = self.statistics_section
+        if length == 0:
+            return None
+        data = self.bytes[offset:offset + length]
+        need(blake3(data) == digest, "statistics hash")
+        at = 0
+
+        def take(kind):
+            nonlocal at
+            need(at + struct.calcsize("<" + kind) <= len(data), "statistics end early")
+            values = struct.unpack_from("<" + kind, data, at)
+            at += struct.calcsize("<" + kind)
+            return values[0] if len(values) == 1 else list(values)
+
+        def sequence(read):
+            count = take("Q")
+            need(count <= len(data) - at, "statistics have a sequence longer than the rest")
+            return read(count) if read is text else [read() for _ in range(count)]
+
+        def text(count):
+            try:
+                return bytes(take(f"{count}s")).decode("utf-8")
+            except UnicodeDecodeError:
+                raise Refused("statistics have a name that is not UTF-8") from None
+
+        def summary():
+            kinds = {"mean_rel_mse": "d", "percentiles_rel_mse": "4f", "max_rel_mse": "f",
+                     "mean_cosine": "d", "squared_error": "d", "squared_weight": "d"}
+            return {field: take(kind) for field, kind in kinds.items()}
+
+        def record():
+            counts = ("groups", "zero_groups", "under_window", "clipped")
+            return {"name": sequence(text), **{count: take("Q") for count in counts}, "stored": summary(),
+                    "exact": summary(), "first_exponent": take("h"), "exponent_counts": sequence(lambda: take("Q")),
+                    "block_rows": take("Q"), "row_blocks": sequence(lambda: take("f"))}
+
+        need(take("I") == 1, "statistics have an unknown version")
+        result = {"version": 1, "tensors": sequence(record)}
+        need(at == len(data), "bytes after the statistics")
+        return result
+
+
+def check(path):
+    try:
+        smq = Smq(path)
+        for file in smq.index["files"]:
+            smq.blob(file)
+        for tensor in smq.index["tensors"]:
+            smq.dequantize(tensor)
+        smq.statistics()
+        return "ok"
+    except (Refused, OSError) as error:
+        return str(error)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="A second reader of .smq files.")
+    parser.add_argument("files", metavar="FILE", nargs="+")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--tensor", metavar="NAME")
+    for flag in ("--all-digests", "--statistics", "--check"):
+        what.add_argument(flag, action="store_true")
+    args = parser.parse_args()
+    if args.check:
+        results = [check(path) for path in args.files]
+        print("\n".join(f"{path}: {result}" for path, result in zip(args.files, results)))
+        sys.exit(results != ["ok"] * len(results))
+    if len(args.files) != 1:
+        parser.error("only --check takes more than one file")
+    try:
+        smq = Smq(args.files[0])
+        if args.statistics:
+            print(json.dumps(smq.statistics()))
+        elif args.all_digests:
+            for tensor in smq.index["tensors"]:
+                print(blake3(smq.dequantize(tensor)).hex(), tensor["name"])
+        else:
+            found = [tensor for tensor in smq.index["tensors"] if tensor["name"] == args.tensor]
+            need(found, f"no tensor {args.tensor!r}")
+            sys.stdout.buffer.write(smq.dequantize(found[0]))
+    except (Refused, OSError) as error:
+        sys.exit(f"{args.files[0]}: {error}")
+
+
+if __name__ == "__main__":
+    main()
