@@ -76,7 +76,7 @@ fn int4_case(rows: usize, cols: usize, group: usize, seed: u64) -> Int4Case {
 
 fn run(isa: Isa, matrix: &Matrix<'_>, x: &[f32], m: usize) -> Vec<f32> {
     let mut out = vec![f32::NAN; m * matrix.rows];
-    few_rows(
+    fused(
         isa,
         x,
         m,
@@ -145,10 +145,13 @@ fn model_shapes_on_both_routes() {
             group: 128,
         };
         let matrix = Matrix { rows, cols, data };
-        for m in [1, 3, GEMM_MIN_ROWS, 33] {
+        for m in [1, 3, 12, 33] {
             let x = values(m * cols, 9);
+            for isa in Isa::available() {
+                assert_close(&run(isa, &matrix, &x, m), &w, &x, cols).unwrap();
+            }
             let mut out = vec![f32::NAN; m * rows];
-            product(&x, m, &matrix, &mut out).unwrap();
+            by_gemm(&x, m, &matrix, &mut out).unwrap();
             assert_close(&out, &w, &x, cols).unwrap();
         }
     }
@@ -189,7 +192,7 @@ fn a_set_is_its_members_and_threads_change_nothing() {
             },
         },
     ];
-    for m in [1, 5, 40] {
+    for m in [1, 5, 40, GEMM_MIN_ROWS] {
         let x = values(m * cols, 8);
         let together = |threads: usize| {
             let mut outs: Vec<Vec<f32>> = matrices.iter().map(|w| vec![0.0; m * w.rows]).collect();
