@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::cuda::GpuInfo;
+use crate::cuda::upload::UploadReport;
 use crate::engine::Engine;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, Timing, generate};
@@ -75,11 +77,18 @@ pub struct BenchReport {
     pub device: &'static str,
     /// The machine.
     pub machine: Machine,
+    /// Its GPU, where that ran the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuInfo>,
+    /// What copying the weights to it took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload: Option<UploadReport>,
     /// What was timed.
     pub options: BenchOptions,
     /// How prompts are made.
     pub prompt: &'static str,
-    /// Opening the file and building the model, milliseconds; pages are read as they are first used.
+    /// Opening the file and building the model, milliseconds: on the CPU pages are read as they are first used, for a
+    /// GPU all weights are copied and kernels compiled or found.
     pub load_ms: f64,
     /// Time to first token over repeats, milliseconds.
     pub ttft_ms: Summary,
@@ -161,6 +170,8 @@ pub fn bench(
         },
         device: engine.device(),
         machine: Machine::this(),
+        gpu: engine.gpu().cloned(),
+        upload: engine.load_report().copied(),
         options: *options,
         prompt: "pseudo-random token ids, the same in every run; greedy decoding, end-of-sequence ignored",
         load_ms: ms(load),

@@ -137,7 +137,7 @@ fn measure(
     let source = Source::open(model)?;
     let tokenizer = Tokenizer::load(&source)?;
     let started = std::time::Instant::now();
-    let mut engine = engine::load(&source, options.device)?;
+    let mut engine = engine::load(&source, options.device, None)?;
     let load = started.elapsed();
     let PplReport {
         perplexity,

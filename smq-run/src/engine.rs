@@ -1,10 +1,14 @@
 //! What runs a model: one interface for every device.
 
+use std::ops::ControlFlow;
 use std::str::FromStr;
 
 use crate::config::ModelConfig;
+use crate::cuda::upload::UploadReport;
+use crate::cuda::{CudaEngine, Gpu, GpuInfo};
 use crate::error::{Error, Result};
-use crate::model::{Decoder, Sequence};
+use crate::model::{Decoder, Precision, Sequence};
+use crate::sample::{Sampler, SamplingOptions};
 use crate::source::Source;
 use rayon::prelude::*;
 
@@ -29,8 +33,21 @@ pub trait Engine: Send {
     /// Weight bytes read for each decoded token.
     fn bytes_per_token(&self) -> usize;
 
+    /// The GPU it runs on.
+    fn gpu(&self) -> Option<&GpuInfo> {
+        None
+    }
+
+    /// What copying the weights to the GPU took.
+    fn load_report(&self) -> Option<&UploadReport> {
+        None
+    }
+
     /// Forgets the sequence and makes room for `capacity` tokens.
-    fn start(&mut self, capacity: usize);
+    ///
+    /// # Errors
+    /// If the memory is not there.
+    fn start(&mut self, capacity: usize) -> Result<()>;
 
     /// Appends tokens (a prompt, or the one just sampled).
     ///
@@ -38,6 +55,32 @@ pub trait Engine: Send {
     /// [`Error::Input`] if none are given, if one is outside the vocabulary, or if the sequence
     /// outgrows the model's longest context.
     fn extend(&mut self, tokens: &[u32]) -> Result<Step<'_>>;
+
+    /// Continues the sequence by `prompt` and up to `limit` most likely tokens, each passed to `on_token` as soon as
+    /// it is known, with whether LongRoPE's factors switched for it. The sequence is undefined afterwards.
+    ///
+    /// # Errors
+    /// As [`Engine::extend`]; [`Error::Input`] if a logit is not finite; whatever `on_token` returns.
+    fn greedy(
+        &mut self,
+        prompt: &[u32],
+        limit: usize,
+        on_token: &mut dyn FnMut(u32, bool) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let mut sampler = Sampler::new(&SamplingOptions::default())?;
+        let mut input = prompt;
+        let mut token;
+        for _ in 0..limit {
+            let step = self.extend(input)?;
+            let rope_switched = step.rope_switched;
+            token = [sampler.sample(step.logits)?];
+            if on_token(token[0], rope_switched)?.is_break() {
+                break;
+            }
+            input = &token;
+        }
+        Ok(())
+    }
 
     /// Natural-log probability of each token but the first, given those before it, as one new
     /// sequence: `tokens.len() - 1` values.
@@ -71,17 +114,29 @@ impl FromStr for Device {
     }
 }
 
-/// Loads a model onto a device.
+/// Loads a model onto a device, for sequences of at most `max_tokens` positions (by default the model's longest
+/// context).
 ///
 /// # Errors
 /// If the device is not there or the model does not fit together.
-pub fn load(source: &Source, device: Device) -> Result<Box<dyn Engine + '_>> {
-    match device {
-        Device::Auto | Device::Cpu => Ok(Box::new(CpuEngine::load(source)?)),
-        Device::Cuda => Err(Error::Input(
-            "this build has no CUDA engine; run with --device cpu, or leave --device out".into(),
-        )),
+pub fn load(
+    source: &Source,
+    device: Device,
+    max_tokens: Option<usize>,
+) -> Result<Box<dyn Engine + '_>> {
+    let cuda = match device {
+        Device::Auto => Gpu::is_present(),
+        Device::Cpu => false,
+        Device::Cuda => true,
+    };
+    if cuda {
+        return Ok(Box::new(CudaEngine::load(source, max_tokens)?));
     }
+    let mut engine = CpuEngine::load(source)?;
+    if let Some(max) = max_tokens {
+        engine.limit(max);
+    }
+    Ok(Box::new(engine))
 }
 
 /// The CPU reference.
@@ -101,7 +156,15 @@ impl<'a> CpuEngine<'a> {
     /// # Errors
     /// As [`Decoder::load`].
     pub fn load(source: &'a Source) -> Result<Self> {
-        let decoder = Decoder::load(source)?;
+        Self::load_with(source, Precision::F32)
+    }
+
+    /// As [`CpuEngine::load`], with activations of this precision.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_with(source: &'a Source, precision: Precision) -> Result<Self> {
+        let decoder = Decoder::load_with(source, precision)?;
         let sequence = Sequence::new(decoder.config(), 0, false);
         Ok(Self {
             decoder,
@@ -110,6 +173,11 @@ impl<'a> CpuEngine<'a> {
             capacity: 0,
             logits: Vec::new(),
         })
+    }
+
+    /// Shortens the longest context.
+    fn limit(&mut self, max_tokens: usize) {
+        self.decoder.limit(max_tokens);
     }
 
     /// Appends tokens; returns the last `keep` positions after the final norm, and whether the
@@ -140,7 +208,7 @@ impl<'a> CpuEngine<'a> {
         // Inside the pool, so that each of a token's many products forks without a hand-over.
         let result = rayon::scope(|_| decoder.extend(sequence, pending, keep));
         if result.is_err() {
-            self.start(0);
+            self.start(0)?;
         }
         Ok((result?, rope_switched))
     }
@@ -159,11 +227,12 @@ impl Engine for CpuEngine<'_> {
         self.decoder.bytes_per_token()
     }
 
-    fn start(&mut self, capacity: usize) {
+    fn start(&mut self, capacity: usize) -> Result<()> {
         let config = self.decoder.config();
         self.capacity = capacity.min(config.max_positions);
         self.tokens.clear();
         self.sequence = Sequence::new(config, self.capacity, false);
+        Ok(())
     }
 
     fn extend(&mut self, tokens: &[u32]) -> Result<Step<'_>> {
@@ -176,7 +245,7 @@ impl Engine for CpuEngine<'_> {
     }
 
     fn log_probs(&mut self, tokens: &[u32]) -> Result<Vec<f64>> {
-        self.start(tokens.len());
+        self.start(tokens.len())?;
         let (hidden, _) = self.append(tokens, tokens.len())?;
         let (width, vocab) = (self.config().hidden, self.config().vocab);
         let mut out = Vec::with_capacity(tokens.len());

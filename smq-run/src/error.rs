@@ -48,6 +48,9 @@ pub enum Error {
     /// The request cannot be served: an empty prompt, a text too short, a context too long.
     #[error("{0}")]
     Input(String),
+    /// The GPU, its driver or a CUDA library failed or is not there.
+    #[error("{0}")]
+    Cuda(String),
     /// The tensor library failed.
     #[error("candle: {0}")]
     Candle(#[from] candle_core::Error),

@@ -1,5 +1,6 @@
 //! The generation loop that `generate` shows and `bench` times.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -91,35 +92,46 @@ pub fn generate(
     }
     let mut sampler = Sampler::new(&options.sampling)?;
     let room = limit - prompt.len();
-    engine.start(prompt.len() + options.max_new_tokens.min(room));
+    engine.start(prompt.len() + options.max_new_tokens.min(room))?;
     let mut ids = Vec::new();
     let mut timing = Timing::default();
+    // The last token needs no place of its own: nothing is computed from it.
+    let most = options.max_new_tokens.min(room + 1);
+    let mut stop = if most < options.max_new_tokens {
+        Stop::ContextFull
+    } else {
+        Stop::MaxNewTokens
+    };
     let mut last = Instant::now();
-    let mut input = prompt;
-    let mut token;
-    let stop = loop {
-        if ids.len() == options.max_new_tokens {
-            break Stop::MaxNewTokens;
-        }
-        // The last token needs no place of its own: nothing is computed from it.
-        if ids.len() > room {
-            break Stop::ContextFull;
-        }
-        let step = engine.extend(input)?;
-        let rope_switched = step.rope_switched;
-        token = [sampler.sample(step.logits)?];
+    let mut take = |token: u32, rope_switched: bool| {
         let now = Instant::now();
         match now - std::mem::replace(&mut last, now) {
             took if ids.is_empty() => timing.ttft = took,
             took if rope_switched => timing.rope_switch = Some(took),
             took => timing.decode.push(took),
         }
-        if options.stop_ids.contains(&token[0]) {
-            break Stop::EndOfSequence;
+        if options.stop_ids.contains(&token) {
+            stop = Stop::EndOfSequence;
+            return Ok(ControlFlow::Break(()));
         }
-        ids.push(token[0]);
-        on_token(token[0])?;
-        input = &token;
+        ids.push(token);
+        on_token(token)?;
+        Ok(ControlFlow::Continue(()))
     };
+    if options.sampling.temperature == 0.0 {
+        engine.greedy(prompt, most, &mut take)?;
+    } else {
+        let mut input = prompt;
+        let mut token;
+        for _ in 0..most {
+            let step = engine.extend(input)?;
+            let rope_switched = step.rope_switched;
+            token = [sampler.sample(step.logits)?];
+            if take(token[0], rope_switched)?.is_break() {
+                break;
+            }
+            input = &token;
+        }
+    }
     Ok(Generation { ids, stop, timing })
 }

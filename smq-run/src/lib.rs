@@ -9,7 +9,7 @@
 //! # fn main() -> smq_run::Result<()> {
 //! let source = Source::open("model.smq".as_ref())?;
 //! let tokenizer = Tokenizer::load(&source)?;
-//! let mut engine = engine::load(&source, Device::Auto)?;
+//! let mut engine = engine::load(&source, Device::Auto, None)?;
 //! let text = "Once upon a time ...";
 //! let report = ppl::perplexity(&mut *engine, &tokenizer, text, &ppl::PplOptions::default(), |_, _| ())?;
 //! println!("{:.3}", report.perplexity);
@@ -21,6 +21,7 @@ pub mod bench;
 pub mod chat;
 pub mod cli;
 pub mod config;
+pub mod cuda;
 pub mod demo;
 pub mod engine;
 pub mod error;

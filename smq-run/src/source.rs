@@ -37,12 +37,6 @@ enum Kind {
     },
 }
 
-/// A tensor's shape and bytes, before they are checked against a configuration.
-struct Stored<'a> {
-    shape: Vec<usize>,
-    data: Weights<'a>,
-}
-
 impl Source {
     /// Opens `path`: a .smq file, or a directory with config.json and safetensors.
     ///
@@ -220,7 +214,31 @@ impl Source {
     }
 
     fn shaped(&self, name: &str, expected: &[usize]) -> Result<Weights<'_>> {
-        let Stored { shape, data } = self.stored(name)?;
+        Ok(match self.stored(name, expected)? {
+            TensorData::Raw { dtype, bytes } => Weights::Dense { dtype, bytes },
+            TensorData::Int4 {
+                nibbles,
+                scales,
+                group,
+            } => {
+                let scales = scales
+                    .decode_all()
+                    .map_err(|e| Error::tensor(name, e.to_string()))?;
+                Weights::Int4 {
+                    nibbles,
+                    scales,
+                    group,
+                }
+            }
+        })
+    }
+
+    /// A tensor as it is stored, of the shape that config.json asks for. Scale codes are not checked.
+    ///
+    /// # Errors
+    /// As [`Source::matrix`].
+    pub fn stored(&self, name: &str, expected: &[usize]) -> Result<TensorData<'_>> {
+        let (shape, data) = self.tensor(name)?;
         if shape != expected {
             let message = format!("shape is {shape:?}, config.json asks for {expected:?}");
             return Err(Error::tensor(name, message));
@@ -228,32 +246,12 @@ impl Source {
         Ok(data)
     }
 
-    fn stored(&self, name: &str) -> Result<Stored<'_>> {
+    fn tensor(&self, name: &str) -> Result<(Vec<usize>, TensorData<'_>)> {
         let absent = || Error::tensor(name, format!("absent from {}", self.path.display()));
         match &self.kind {
             Kind::Smq(file) => {
                 let view = file.tensor(name).ok_or_else(absent)?;
-                let data = match view.data() {
-                    TensorData::Raw { dtype, bytes } => Weights::Dense { dtype, bytes },
-                    TensorData::Int4 {
-                        nibbles,
-                        scales,
-                        group,
-                    } => {
-                        let scales = scales
-                            .decode_all()
-                            .map_err(|e| Error::tensor(name, e.to_string()))?;
-                        Weights::Int4 {
-                            nibbles,
-                            scales,
-                            group,
-                        }
-                    }
-                };
-                Ok(Stored {
-                    shape: view.shape().to_vec(),
-                    data,
-                })
+                Ok((view.shape().to_vec(), view.data()))
             }
             Kind::Checkpoint { tensors, .. } => {
                 let view = tensors.get(name).map_err(|_| absent())?;
@@ -269,13 +267,8 @@ impl Source {
                         return Err(Error::tensor(name, message));
                     }
                 };
-                Ok(Stored {
-                    shape: view.shape().to_vec(),
-                    data: Weights::Dense {
-                        dtype,
-                        bytes: view.data(),
-                    },
-                })
+                let bytes = view.data();
+                Ok((view.shape().to_vec(), TensorData::Raw { dtype, bytes }))
             }
         }
     }

@@ -68,7 +68,7 @@ fn greedy(max_new_tokens: usize) -> GenerateOptions<'static> {
 
 /// Logits after `tokens`, fed as one new sequence.
 fn logits(engine: &mut CpuEngine<'_>, tokens: &[u32]) -> Vec<f32> {
-    engine.start(tokens.len());
+    engine.start(tokens.len()).unwrap();
     engine.extend(tokens).unwrap().logits.to_vec()
 }
 
@@ -150,7 +150,7 @@ fn cached_decode_equals_full_forward() {
     let mut engine = CpuEngine::load(&source).unwrap();
     let tokens = &prompt("long").prompt_ids[..60];
     for split in [[1, 1, 58], [17, 1, 42], [20, 30, 10], [59, 1, 0]] {
-        engine.start(8);
+        engine.start(8).unwrap();
         let mut rest = tokens;
         for n in split.into_iter().filter(|n| *n > 0) {
             let (now, later) = rest.split_at(n);
@@ -174,7 +174,7 @@ fn a_growing_sequence_switches_to_the_long_factors() {
     let mut engine = CpuEngine::load(&source).unwrap();
     let original = golden().original_max_position_embeddings;
     let tokens = &prompt("long").prompt_ids[..original + 8];
-    engine.start(0);
+    engine.start(0).unwrap();
     engine.extend(&tokens[..original - 7]).unwrap();
     for len in original - 6..=original + 8 {
         let step = engine.extend(&tokens[len - 1..len]).unwrap();

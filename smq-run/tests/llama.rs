@@ -130,11 +130,11 @@ fn tiny_llama_equals_candle() {
                 want.iter().any(|l| l.abs() > 0.5),
                 "degenerate logits test nothing"
             );
-            engine.start(len);
+            engine.start(len).unwrap();
             let got = engine.extend(&tokens[..len]).unwrap().logits.to_vec();
             assert_close(&got, &want, TINY_TOLERANCE);
         }
-        engine.start(4);
+        engine.start(4).unwrap();
         for token in &tokens[..39] {
             engine.extend(&[*token]).unwrap();
         }
@@ -219,7 +219,7 @@ fn smollm2_equals_candle() {
     let tokens = tokenizer
         .encode("The old lighthouse keeper climbed the stairs and", true)
         .unwrap();
-    engine.start(tokens.len());
+    engine.start(tokens.len()).unwrap();
     let got = engine.extend(&tokens).unwrap().logits.to_vec();
     assert_close(&got, &candle_logits(&smollm2(), &tokens), SMOLLM2_TOLERANCE);
 }
@@ -276,7 +276,7 @@ fn smollm2_equals_hugging_face() {
     for case in cases {
         let ids = tokenizer.encode(case.text, true).unwrap();
         assert_eq!(ids, case.ids);
-        engine.start(ids.len());
+        engine.start(ids.len()).unwrap();
         let logits = engine.extend(&ids).unwrap().logits.to_vec();
         let tolerance = SMOLLM2_TOLERANCE * case.top[0].1;
         for (id, want) in case.top {

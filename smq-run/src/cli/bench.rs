@@ -63,17 +63,17 @@ fn print(r: &BenchReport) -> std::io::Result<()> {
         r.model.file_bytes as f64 / 1e6,
         r.model.schemes
     )?;
+    let on = match &r.gpu {
+        Some(gpu) => format!("{} on {}", r.device, gpu.name),
+        None => format!(
+            "{} on {}, {} of {} cores",
+            r.device, r.machine.cpu, r.machine.threads, r.machine.cores
+        ),
+    };
     writeln!(
         out,
-        "{} on {}, {} of {} cores; {} prompt + {} output tokens, {} warm-up, {} repeats",
-        r.device,
-        r.machine.cpu,
-        r.machine.threads,
-        r.machine.cores,
-        o.prompt_tokens,
-        o.output_tokens,
-        o.warmup,
-        o.repeats
+        "{on}; {} prompt + {} output tokens, {} warm-up, {} repeats",
+        o.prompt_tokens, o.output_tokens, o.warmup, o.repeats
     )?;
     let mut table = Table::new();
     table
@@ -104,6 +104,13 @@ fn print(r: &BenchReport) -> std::io::Result<()> {
         format!("{:.1}", r.total_tokens_per_s),
     );
     value("load, ms", format!("{:.1}", r.load_ms));
+    if let Some(upload) = &r.upload {
+        let (ms, rate) = (
+            upload.seconds * 1e3,
+            upload.bytes as f64 / upload.seconds / 1e9,
+        );
+        value("of which copying, ms", format!("{ms:.1} ({rate:.1} GB/s)"));
+    }
     let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
     if let Some(bytes) = r.memory.peak_rss_bytes {
         value("peak RSS, MiB", mib(bytes));

@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod generate;
+mod kernels;
 mod output;
 mod ppl;
 
@@ -32,6 +33,9 @@ struct Global {
     /// What to run on: auto, cpu or cuda
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: Device,
+    /// Longest sequence, prompt and output; sizes the KV cache at most [default: the model's longest context]
+    #[arg(long, global = true, value_name = "N", value_parser = generate::at_least_one)]
+    max_tokens: Option<usize>,
     /// Worker threads [default: one for each CPU]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -46,6 +50,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Time prefill and decode
     Bench(bench::BenchArgs),
+    /// Check and time every CUDA kernel at the shapes of Phi-3.5-mini
+    Kernels(kernels::KernelsArgs),
     /// Measure quality
     #[command(subcommand)]
     Eval(EvalCommand),
@@ -63,6 +69,7 @@ enum EvalCommand {
 struct Opened {
     source: Source,
     device: Device,
+    max_tokens: Option<usize>,
     opening: Duration,
 }
 
@@ -79,6 +86,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Generate(args) => generate::run(args, &cli.global),
         Command::Bench(args) => bench::run(args, &cli.global),
+        Command::Kernels(args) => kernels::run(args),
         Command::Eval(EvalCommand::Ppl(args)) => ppl::run(args, &cli.global),
         Command::Demo(args) => demo::run(args, &cli.global),
     }
@@ -96,6 +104,7 @@ impl Opened {
         Ok(Self {
             source,
             device: global.device,
+            max_tokens: global.max_tokens,
             opening,
         })
     }
@@ -104,7 +113,7 @@ impl Opened {
     fn load(&self) -> anyhow::Result<(Box<dyn Engine + '_>, Duration)> {
         let start = Instant::now();
         let path = self.source.path().display();
-        let engine = engine::load(&self.source, self.device)
+        let engine = engine::load(&self.source, self.device, self.max_tokens)
             .with_context(|| format!("cannot load {path}"))?;
         Ok((engine, self.opening + start.elapsed()))
     }

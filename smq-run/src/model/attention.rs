@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::Precision;
 use crate::config::ModelConfig;
 use crate::linear::lanes::{Lanes, dispatch};
 use crate::linear::{Isa, dense_product_f32};
@@ -74,6 +75,7 @@ impl KvCache {
 /// Returns `[m, heads * head_dim]`.
 pub(crate) fn attend(
     config: &ModelConfig,
+    precision: Precision,
     rows: &[f32],
     stride: usize,
     cache: &KvCache,
@@ -90,6 +92,7 @@ pub(crate) fn attend(
         };
         attend_block(
             config,
+            precision,
             cache,
             kv_head,
             (index * BLOCK..index * BLOCK + out.len() / d).map(query),
@@ -128,6 +131,7 @@ pub(crate) fn attend(
 /// Softmax attention of up to [`BLOCK`] queries of one kv head; `out` is `[queries, head_dim]`.
 fn attend_block<'q>(
     config: &ModelConfig,
+    precision: Precision,
     cache: &KvCache,
     kv_head: usize,
     queries: impl Iterator<Item = (usize, &'q [f32])>,
@@ -161,6 +165,7 @@ fn attend_block<'q>(
             scale,
         );
     }
+    precision.round(&mut scores);
     mix(Isa::best(), &scores, values, n, out);
 }
 

@@ -1,16 +1,21 @@
-//! The CPU reference decoder: Phi-3 and Llama families in f32 arithmetic.
+//! The CPU reference decoder: Phi-3 and Llama families in f32 arithmetic, or with activations
+//! rounded to bf16 where a GPU engine rounds them.
 
 mod attention;
 mod mlp;
+pub mod names;
 mod norm;
+mod precision;
 pub mod rope;
 
-use crate::config::{Architecture, ModelConfig};
+use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::linear::{self, Matrix};
 use crate::source::Source;
 use attention::KvCache;
+use names::{LayerNames, NamedMatrix};
 use norm::rms_norm;
+pub use precision::Precision;
 use rope::RopeTable;
 
 /// Positions that go through the layers together; bounds the activations' memory.
@@ -20,6 +25,7 @@ const CHUNK: usize = 512;
 #[derive(Debug)]
 pub struct Decoder<'a> {
     config: ModelConfig,
+    precision: Precision,
     embedding: Matrix<'a>,
     layers: Vec<Layer<'a>>,
     norm: Vec<f32>,
@@ -95,23 +101,32 @@ impl<'a> Decoder<'a> {
     /// # Errors
     /// [`Error::Config`], [`Error::Tensor`] or [`Error::Model`].
     pub fn load(source: &'a Source) -> Result<Self> {
+        Self::load_with(source, Precision::F32)
+    }
+
+    /// As [`Decoder::load`], with activations of this precision.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_with(source: &'a Source, precision: Precision) -> Result<Self> {
         let config = ModelConfig::from_json(source.require("config.json")?)?;
         let c = &config;
-        let embedding = source.matrix("model.embed_tokens.weight", c.vocab, c.hidden)?;
+        let embedding = source.matrix(names::EMBEDDING, c.vocab, c.hidden)?;
         let head = match c.tied_head {
             true => None,
-            false => Some(source.matrix("lm_head.weight", c.vocab, c.hidden)?),
+            false => Some(source.matrix(names::HEAD, c.vocab, c.hidden)?),
         };
         let layers = (0..c.layers)
             .map(|i| Layer::load(source, c, i))
             .collect::<Result<_>>()?;
-        let norm = source.vector("model.norm.weight", c.hidden)?;
+        let norm = source.vector(names::NORM, c.hidden)?;
         Ok(Self {
             embedding,
             layers,
             norm,
             head,
             config,
+            precision,
         })
     }
 
@@ -119,6 +134,11 @@ impl<'a> Decoder<'a> {
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Shortens the longest context.
+    pub(crate) fn limit(&mut self, max_tokens: usize) {
+        self.config.max_positions = self.config.max_positions.min(max_tokens);
     }
 
     /// Weight bytes that one decoded token reads (scales as f32, as the kernels hold them).
@@ -150,6 +170,7 @@ impl<'a> Decoder<'a> {
                 self.config.rms_norm_eps,
             ));
         }
+        self.precision.round(&mut kept);
         Ok(kept)
     }
 
@@ -171,7 +192,8 @@ impl<'a> Decoder<'a> {
     fn layers_forward(&self, sequence: &mut Sequence, tokens: &[u32]) -> Result<Vec<f32>> {
         let mut x = self.embed(tokens)?;
         for (layer, cache) in self.layers.iter().zip(&mut sequence.caches) {
-            layer.forward(&self.config, &mut x, cache, &sequence.rope, sequence.len)?;
+            let (rope, past) = (&sequence.rope, sequence.len);
+            layer.forward(&self.config, self.precision, &mut x, cache, rope, past)?;
         }
         sequence.len += tokens.len();
         Ok(x)
@@ -197,37 +219,16 @@ impl<'a> Decoder<'a> {
 
 impl<'a> Layer<'a> {
     fn load(source: &'a Source, c: &ModelConfig, index: usize) -> Result<Self> {
-        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
-        let (q_rows, kv_rows) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let matrix = |part: &str, rows, cols| source.matrix(&name(part), rows, cols);
-        let (qkv, gate_up) = match c.architecture {
-            Architecture::Phi3 => (
-                vec![matrix(
-                    "self_attn.qkv_proj",
-                    q_rows + 2 * kv_rows,
-                    c.hidden,
-                )?],
-                vec![matrix("mlp.gate_up_proj", 2 * c.intermediate, c.hidden)?],
-            ),
-            Architecture::Llama => (
-                vec![
-                    matrix("self_attn.q_proj", q_rows, c.hidden)?,
-                    matrix("self_attn.k_proj", kv_rows, c.hidden)?,
-                    matrix("self_attn.v_proj", kv_rows, c.hidden)?,
-                ],
-                vec![
-                    matrix("mlp.gate_proj", c.intermediate, c.hidden)?,
-                    matrix("mlp.up_proj", c.intermediate, c.hidden)?,
-                ],
-            ),
-        };
+        let names = LayerNames::of(c, index);
+        let matrix = |m: &NamedMatrix| source.matrix(&m.name, m.rows, m.cols);
+        let matrices = |list: &[NamedMatrix]| list.iter().map(matrix).collect::<Result<Vec<_>>>();
         Ok(Self {
-            input_norm: source.vector(&name("input_layernorm"), c.hidden)?,
-            qkv,
-            o: matrix("self_attn.o_proj", c.hidden, q_rows)?,
-            post_attention_norm: source.vector(&name("post_attention_layernorm"), c.hidden)?,
-            gate_up,
-            down: matrix("mlp.down_proj", c.hidden, c.intermediate)?,
+            input_norm: source.vector(&names.input_norm, c.hidden)?,
+            qkv: matrices(&names.qkv)?,
+            o: matrix(&names.o)?,
+            post_attention_norm: source.vector(&names.post_attention_norm, c.hidden)?,
+            gate_up: matrices(&names.gate_up)?,
+            down: matrix(&names.down)?,
         })
     }
 
@@ -235,35 +236,43 @@ impl<'a> Layer<'a> {
     fn forward(
         &self,
         c: &ModelConfig,
+        precision: Precision,
         x: &mut [f32],
         cache: &mut KvCache,
         rope: &RopeTable,
         past: usize,
     ) -> Result<()> {
         let m = x.len() / c.hidden;
-        let h = rms_norm(x, &self.input_norm, c.rms_norm_eps);
+        let mut h = rms_norm(x, &self.input_norm, c.rms_norm_eps);
+        precision.round(&mut h);
         let mut qkv = linear::stacked(&h, m, &self.qkv)?;
+        precision.round(&mut qkv);
         let (q_len, kv_len) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         for (i, row) in qkv.chunks_exact_mut(q_len + 2 * kv_len).enumerate() {
             // Queries and keys lie side by side, so all their heads are rotated in one go.
             for head in row[..q_len + kv_len].chunks_exact_mut(c.head_dim) {
                 rope.rotate(&mut head[..c.rope.rotary_dim], past + i);
             }
+            precision.round(&mut row[..q_len + kv_len]);
             cache.store(
                 past + i,
                 &row[q_len..q_len + kv_len],
                 &row[q_len + kv_len..],
             );
         }
-        let attended = attention::attend(c, &qkv, q_len + 2 * kv_len, cache, past);
+        let mut attended = attention::attend(c, precision, &qkv, q_len + 2 * kv_len, cache, past);
+        precision.round(&mut attended);
         add(
             x,
             &linear::stacked(&attended, m, std::slice::from_ref(&self.o))?,
         );
 
-        let h = rms_norm(x, &self.post_attention_norm, c.rms_norm_eps);
-        let gate_up = linear::stacked(&h, m, &self.gate_up)?;
-        let activated = mlp::swiglu(&gate_up, c.intermediate);
+        let mut h = rms_norm(x, &self.post_attention_norm, c.rms_norm_eps);
+        precision.round(&mut h);
+        let mut gate_up = linear::stacked(&h, m, &self.gate_up)?;
+        precision.round(&mut gate_up);
+        let mut activated = mlp::swiglu(&gate_up, c.intermediate);
+        precision.round(&mut activated);
         add(
             x,
             &linear::stacked(&activated, m, std::slice::from_ref(&self.down))?,

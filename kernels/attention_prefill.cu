@@ -1,0 +1,437 @@
+// Attention of a prompt: `rows` new tokens of one sequence, at positions past .. past + rows - 1.
+//
+// rope_and_cache    rotates q and k, writes q_out and the new rows of both caches.
+//   qkv      bf16 [rows, (HEADS + 2 KV_HEADS) HEAD_DIM]
+//   q_out    bf16 [rows, HEADS HEAD_DIM]
+//   k_cache, v_cache  bf16 [KV_HEADS, capacity, HEAD_DIM]
+//   angle of element j of position p: p * inv_freq[j]; cosine and sine times attention_factor
+//   grid: rows, block: 256. Bound by memory: a thread moves 8 elements at a time, and a row's
+//   cosines and sines are computed once, for all its heads.
+//
+// attention_prefill out[i, h, :] = sum_j softmax_j(q[i, h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :],
+//                   h' = h / (HEADS / KV_HEADS), j <= past + i (with WINDOW > 0 also j > past + i - WINDOW)
+//   q        bf16 [rows, HEADS HEAD_DIM], rotated
+//   out      bf16 [rows, OUT_STRIDE], plain or (X_INT4 = 1) in int4 order, zeros beyond HEADS HEAD_DIM
+//   grid: (HEADS, ceil(rows / (64 PREFILL_WARPGROUPS))), block: 128 PREFILL_WARPGROUPS, dynamic shared memory:
+//   2 HEAD_DIM (64 PREFILL_WARPGROUPS + 4 PREFILL_KEYS) bytes.
+//   The last rows see most keys, so their blocks come first.
+//
+//   Flash attention with wgmma: a warpgroup owns 64 queries, S = Q K^T and O += P V accumulate in registers,
+//   and S, as it lies there, is P's fragment. Tile j + 1's S is computed before tile j's P V, so that the
+//   tensor cores work on P V during the softmax of the next tile. Keys and values come by cp.async, double-buffered.
+//   Shared memory holds a tile as panels of 32 elements: [HEAD_DIM / 32][tokens][32], with the 64-byte swizzle. That is
+//   a wgmma operand for K (contiguous along HEAD_DIM, the summed dimension) as well as for V (contiguous along N),
+//   for every HEAD_DIM.
+//
+// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), ROTARY_HALF (multiple of 8), WINDOW (0: none), X_INT4.
+#include "common.cuh"
+
+#ifndef PREFILL_WARPGROUPS
+#define PREFILL_WARPGROUPS 2 // or 1: a little faster for up to 512 rows, but keys and values are read twice as often
+#endif
+#ifndef PREFILL_KEYS
+#define PREFILL_KEYS 64 // a tile
+#endif
+#ifndef PREFILL_BLOCKS
+#define PREFILL_BLOCKS ((HEAD_DIM <= 96 ? 4 : 2) / PREFILL_WARPGROUPS) // an SM, as far as registers go
+#endif
+#ifndef OUT_STRIDE
+#define OUT_STRIDE (X_INT4 ? (HEADS * HEAD_DIM + 127) / 128 * 128 : HEADS * HEAD_DIM)
+#endif
+
+constexpr int GROUP = HEADS / KV_HEADS;
+constexpr int QKV_WIDTH = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
+static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 128 && HEADS % KV_HEADS == 0, "shape");
+
+// ---- rotation and cache ----
+
+constexpr int ROPE_THREADS = 256;
+static_assert(ROTARY_HALF % 8 == 0 && 2 * ROTARY_HALF <= HEAD_DIM, "a thread rotates 8 pairs");
+
+DEVICE void unpack(uint4 raw, float v[8]) {
+    v[0] = bf16_low(raw.x), v[1] = bf16_high(raw.x), v[2] = bf16_low(raw.y), v[3] = bf16_high(raw.y);
+    v[4] = bf16_low(raw.z), v[5] = bf16_high(raw.z), v[6] = bf16_low(raw.w), v[7] = bf16_high(raw.w);
+}
+DEVICE uint4 pack(const float v[8]) {
+    return make_uint4(bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]), bf16_pair(v[4], v[5]), bf16_pair(v[6], v[7]));
+}
+
+KERNEL __launch_bounds__(ROPE_THREADS)
+    rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, int capacity, int rows, int past,
+                   const float *inv_freq, float attention_factor) {
+    let_next_kernel_start();
+    __shared__ __align__(16) float cosines[ROTARY_HALF], sines[ROTARY_HALF];
+    const int row = blockIdx.x, position = past + row;
+    const u16 *from = qkv + (u64)row * QKV_WIDTH;
+    // Where head `head` of the row goes: queries, then keys, then values.
+    auto destination = [&](int head) {
+        if (head < HEADS) return q_out + ((u64)row * HEADS + head) * HEAD_DIM;
+        const int kv_head = head - HEADS;
+        return kv_head < KV_HEADS ? k_cache + ((u64)kv_head * capacity + position) * HEAD_DIM
+                                  : v_cache + ((u64)(kv_head - KV_HEADS) * capacity + position) * HEAD_DIM;
+    };
+
+    // All loads first, the angles meanwhile. 8 elements and the 8 that they rotate with; then what is only copied: the
+    // rest of q and k, if rotation is partial, and the values.
+    constexpr int HEAD_PAIRS = ROTARY_HALF / 8, PAIRS = (HEADS + KV_HEADS) * HEAD_PAIRS;
+    constexpr int HEAD_REST = HEAD_DIM / 8 - 2 * HEAD_PAIRS, REST = (HEADS + KV_HEADS) * HEAD_REST;
+    constexpr int COPIES = REST + KV_HEADS * (HEAD_DIM / 8);
+    constexpr int PAIR_ROUNDS = (PAIRS + ROPE_THREADS - 1) / ROPE_THREADS;
+    constexpr int COPY_ROUNDS = (COPIES + ROPE_THREADS - 1) / ROPE_THREADS;
+    auto copied = [&](int index, int &head, int &i) {
+        constexpr int width = HEAD_REST > 0 ? HEAD_REST : 1;
+        const bool is_rest = index < REST;
+        const int value = index - REST;
+        head = is_rest ? index / width : HEADS + KV_HEADS + value / (HEAD_DIM / 8);
+        i = is_rest ? 2 * ROTARY_HALF + index % width * 8 : value % (HEAD_DIM / 8) * 8;
+    };
+    uint4 low[PAIR_ROUNDS], high[PAIR_ROUNDS], copies[COPY_ROUNDS];
+    wait_for_previous_kernel();
+#pragma unroll
+    for (int round = 0; round < PAIR_ROUNDS; ++round) {
+        const int index = min(round * ROPE_THREADS + (int)threadIdx.x, PAIRS - 1);
+        const u16 *x = from + index / HEAD_PAIRS * HEAD_DIM + index % HEAD_PAIRS * 8;
+        low[round] = load_once(x);
+        high[round] = load_once(x + ROTARY_HALF);
+    }
+#pragma unroll
+    for (int round = 0; round < COPY_ROUNDS; ++round) {
+        int head, i;
+        copied(min(round * ROPE_THREADS + (int)threadIdx.x, COPIES - 1), head, i);
+        copies[round] = load_once(from + head * HEAD_DIM + i);
+    }
+    for (int j = threadIdx.x; j < ROTARY_HALF; j += ROPE_THREADS) {
+        float sine, cosine;
+        sincosf((float)position * inv_freq[j], &sine, &cosine);
+        cosines[j] = cosine * attention_factor;
+        sines[j] = sine * attention_factor;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int round = 0; round < PAIR_ROUNDS; ++round) {
+        const int index = round * ROPE_THREADS + threadIdx.x;
+        if (index >= PAIRS) break;
+        const int i = index % HEAD_PAIRS * 8;
+        float a[8], b[8];
+        unpack(low[round], a);
+        unpack(high[round], b);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+            const float rotated = a[e] * cosines[i + e] - b[e] * sines[i + e];
+            b[e] = b[e] * cosines[i + e] + a[e] * sines[i + e];
+            a[e] = rotated;
+        }
+        u16 *to = destination(index / HEAD_PAIRS) + i;
+        *(uint4 *)to = pack(a);
+        *(uint4 *)(to + ROTARY_HALF) = pack(b);
+    }
+#pragma unroll
+    for (int round = 0; round < COPY_ROUNDS; ++round) {
+        const int index = round * ROPE_THREADS + threadIdx.x;
+        if (index >= COPIES) break;
+        int head, i;
+        copied(index, head, i);
+        *(uint4 *)(destination(head) + i) = copies[round];
+    }
+}
+
+// ---- attention ----
+
+constexpr int TILE_ROWS = 64 * PREFILL_WARPGROUPS;
+constexpr int THREADS = 128 * PREFILL_WARPGROUPS;
+constexpr int Q_PANEL = 64 * TILE_ROWS, KV_PANEL = 64 * PREFILL_KEYS; // bytes
+constexpr int Q_BYTES = HEAD_DIM / 32 * Q_PANEL, KV_BYTES = HEAD_DIM / 32 * KV_PANEL;
+constexpr int OUT_WORDS = HEAD_DIM / 2;                // of a row of the block's output
+constexpr int STAGED_STRIDE = OUT_WORDS + 4;           // that in shared memory, spread over the banks
+static_assert(TILE_ROWS * STAGED_STRIDE * 4 <= Q_BYTES + 4 * KV_BYTES, "the output is staged where the tiles were");
+
+constexpr float MASKED = -3e38f; // a score that weighs nothing, below LOWEST
+constexpr float LOWEST = -1e30f; // start of a running maximum: finite, so that no difference is inf - inf
+
+DEVICE void copy_async(u32 to, const void *from, bool valid) { // 16 bytes; zeros if not `valid`
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING> DEVICE void wait_for_copies() { // and lets wgmma see them, after a barrier
+    asm volatile("cp.async.wait_group %0;\n\tfence.proxy.async.shared::cta;" ::"n"(PENDING) : "memory");
+}
+
+// `count` rows of HEAD_DIM elements, `stride` elements apart, as panels at `to`; zeros from row `end` on: what lies
+// there must not meet a weight of 0.
+template <int COUNT> DEVICE void copy_tile(u32 to, const u16 *from, int stride, int end) {
+    constexpr int PASS_ROWS = THREADS / 4; // four lanes a row and panel
+    const int piece = threadIdx.x % 4;
+    // The swizzle: address bits 4 and 5 are xored with bits 7 and 8, that is piece with row / 2.
+    const u32 there = to + threadIdx.x / 4 * 64 + (piece ^ threadIdx.x / 8 % 4) * 16;
+#pragma unroll
+    for (int pass = 0; pass * PASS_ROWS < COUNT; ++pass) {
+        const int row = pass * PASS_ROWS + threadIdx.x / 4;
+        if (COUNT % PASS_ROWS != 0 && row >= COUNT) break;
+        const bool valid = row < end;
+        const u16 *source = from + (valid ? row * stride + piece * 8 : 0);
+#pragma unroll
+        for (int panel = 0; panel < HEAD_DIM / 32; ++panel)
+            copy_async(there + pass * PASS_ROWS * 64 + panel * (64 * COUNT), source + panel * 32, valid);
+    }
+}
+
+// A matrix of panels with the 64-byte swizzle: 8 rows are 512 bytes. `panels`: bytes from a panel to the next, if the
+// contiguous dimension is not the summed one.
+DEVICE u64 matrix_descriptor(u32 address, u32 panels) {
+    return (u64)(address >> 4) | (u64)(panels >> 4) << 16 | (u64)(512 >> 4) << 32 | (u64)2 << 62;
+}
+
+DEVICE void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// The compiler may move arithmetic on registers across a wait, but not across this.
+template <int N> DEVICE void keep_in_place(float (&values)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(values[i])::"memory");
+}
+template <int PENDING, int N> DEVICE void wgmma_wait(float (&accumulators)[N]) { // for the products that wrote these
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+    keep_in_place(accumulators);
+}
+
+#define F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define F16(d, i) F4(d, i), F4(d, i + 4), F4(d, i + 8), F4(d, i + 12)
+#define R0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define R16 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define R32 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define R48 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+// s[64, PREFILL_KEYS] (+)= a b, a and b from shared memory, contiguous along the summed dimension.
+DEVICE void multiply_keys(float (&s)[PREFILL_KEYS / 2], u64 a, u64 b, int accumulate) {
+    static_assert(PREFILL_KEYS == 64, "the product's N");
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" R0 ", " R16 "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
+                 : F16(s, 0), F16(s, 16)
+                 : "l"(a), "l"(b), "r"(accumulate));
+}
+
+// o[64, HEAD_DIM] += p b, p a fragment of 64 x 16, b from shared memory, contiguous along HEAD_DIM.
+DEVICE void multiply_values(float (&o)[HEAD_DIM / 2], const u32 *p, u64 b) {
+#if HEAD_DIM == 32
+    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" R0
+                 "}, {%16, %17, %18, %19}, %20, 1, 1, 1, 1;\n"
+                 : F16(o, 0)
+                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b));
+#elif HEAD_DIM == 64
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" R0 ", " R16
+                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
+                 : F16(o, 0), F16(o, 16)
+                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b));
+#elif HEAD_DIM == 96
+    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {" R0 ", " R16 ", " R32
+                 "}, {%48, %49, %50, %51}, %52, 1, 1, 1, 1;\n"
+                 : F16(o, 0), F16(o, 16), F16(o, 32)
+                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b));
+#else
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" R0 ", " R16 ", " R32 ", " R48
+                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
+                 : F16(o, 0), F16(o, 16), F16(o, 32), F16(o, 48)
+                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b));
+#endif
+}
+
+DEVICE float exp2_fast(float x) { // 2 ulp
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// A thread's two rows (r and r + 8 of its warp's 16): running maximum of the scores, sum of its weights.
+struct Rows {
+    float max[2], sum[2];
+};
+
+// Scores of a tile -> weights, relative to the new running maximum; rescale = what older weights are worth now.
+// Scores s[4 n .. 4 n + 3] are columns 8 n + 2 t, 8 n + 2 t + 1 of row r, then of row r + 8.
+DEVICE void softmax(float (&s)[PREFILL_KEYS / 2], Rows &rows, float rescale[2]) {
+    const float scale = 1.4426950408889634f / sqrtf((float)HEAD_DIM);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        float max = rows.max[h];
+#pragma unroll
+        for (int n = 0; n < PREFILL_KEYS / 8; ++n) max = fmaxf(max, fmaxf(s[4 * n + 2 * h], s[4 * n + 2 * h + 1]));
+        max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
+        max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 2));
+        rescale[h] = exp2_fast((rows.max[h] - max) * scale);
+        rows.max[h] = max;
+        const float offset = max * scale;
+        float sum = 0.0f;
+#pragma unroll
+        for (int n = 0; n < PREFILL_KEYS / 8; ++n)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                float &v = s[4 * n + 2 * h + e];
+                v = exp2_fast(v * scale - offset);
+                sum += v;
+            }
+        rows.sum[h] = rows.sum[h] * rescale[h] + sum;
+    }
+}
+
+// Word (pair of bf16) of an output row that holds pair `pair` (0 .. 15) of the 32 columns from 32 segment on. In int4
+// order pair 4 u + i is columns 8 u + i and 8 u + i + 4 (see int4_order).
+DEVICE int output_word(int segment, int pair) {
+    return X_INT4 ? segment / 4 * 64 + pair * 4 + segment % 4 : segment * 16 + pair;
+}
+
+KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
+    attention_prefill(const u16 *q, const u16 *k_cache, const u16 *v_cache, int capacity, int rows, int past,
+                      u16 *out) {
+    let_next_kernel_start();
+    extern __shared__ __align__(1024) u8 shared[];
+    const u32 q_tile = shared_address(shared), k_tiles = q_tile + Q_BYTES, v_tiles = k_tiles + 2 * KV_BYTES;
+
+    const int head = blockIdx.x, first_row = (gridDim.y - 1 - blockIdx.y) * TILE_ROWS;
+    const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32, t = lane % 4;
+    const int group_row = first_row + 64 * warpgroup;                  // the warpgroup's first
+    const int row = group_row + threadIdx.x % 128 / 32 * 16 + lane / 4; // this thread's, and row + 8
+    const int last_row = min(first_row + TILE_ROWS, rows) - 1, last_group_row = min(group_row + 63, rows - 1);
+
+    // Tiles of keys that some row of the block sees; of the warpgroup (none, if it has no rows).
+    const int begin = WINDOW > 0 ? max(past + first_row - WINDOW + 1, 0) / PREFILL_KEYS : 0;
+    const int end = (past + last_row) / PREFILL_KEYS + 1;
+    const int group_end = group_row < rows ? (past + last_group_row) / PREFILL_KEYS + 1 : begin;
+
+    const u64 head_offset = (u64)(head / GROUP) * capacity * HEAD_DIM;
+    auto copy_keys_or_values = [&](u32 to, const u16 *cache, int tile) {
+        if (tile < end)
+            copy_tile<PREFILL_KEYS>(to + tile % 2 * KV_BYTES, cache + head_offset + (u64)tile * PREFILL_KEYS * HEAD_DIM,
+                                    HEAD_DIM, past + rows - tile * PREFILL_KEYS);
+    };
+    auto copy_keys = [&](int tile) { copy_keys_or_values(k_tiles, k_cache, tile); };
+    auto copy_values = [&](int tile) { copy_keys_or_values(v_tiles, v_cache, tile); };
+
+    float s[PREFILL_KEYS / 2], o[HEAD_DIM / 2], rescale[2];
+    u32 p[PREFILL_KEYS / 4];
+    Rows running = {{LOWEST, LOWEST}, {0.0f, 0.0f}};
+#pragma unroll
+    for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] = 0.0f;
+
+    auto start_scores = [&](int tile) {
+        const u64 a = matrix_descriptor(q_tile + 64 * 64 * warpgroup, 16);
+        const u64 b = matrix_descriptor(k_tiles + tile % 2 * KV_BYTES, 16);
+#pragma unroll
+        for (int step = 0; step < HEAD_DIM / 16; ++step)
+            multiply_keys(s, a + (step / 2 * Q_PANEL + step % 2 * 32 >> 4),
+                          b + (step / 2 * KV_PANEL + step % 2 * 32 >> 4), step > 0);
+        wgmma_commit();
+    };
+    auto start_output = [&](int tile) {
+        const u64 b = matrix_descriptor(v_tiles + tile % 2 * KV_BYTES, KV_PANEL);
+#pragma unroll
+        for (int step = 0; step < PREFILL_KEYS / 16; ++step)
+            multiply_values(o, p + 4 * step, b + (16 * 64 * step >> 4));
+        wgmma_commit();
+    };
+    auto weigh = [&](int tile) { // mask and softmax
+        const int first_key = tile * PREFILL_KEYS;
+        if (first_key + PREFILL_KEYS - 1 > past + group_row ||
+            (WINDOW > 0 && first_key <= past + group_row + 63 - WINDOW))
+#pragma unroll
+            for (int i = 0; i < PREFILL_KEYS / 2; ++i) {
+                const int key = first_key + i / 4 * 8 + 2 * t + i % 2, position = past + row + i / 2 % 2 * 8;
+                if (key > position || (WINDOW > 0 && key <= position - WINDOW)) s[i] = MASKED;
+            }
+        softmax(s, running, rescale);
+    };
+    auto pack_weights = [&]() {
+#pragma unroll
+        for (int i = 0; i < PREFILL_KEYS / 4; ++i) p[i] = bf16_pair(s[2 * i], s[2 * i + 1]);
+    };
+    // After it this tile's values and the next tile's keys are there and the tiles before are no longer in use; the
+    // next values and the keys after the next are on their way.
+    auto next_tiles = [&](int tile) {
+        wait_for_copies<0>();
+        sync_threads(1, THREADS);
+        copy_values(tile + 1);
+        copy_keys(tile + 2);
+        commit_copies();
+    };
+
+    wait_for_previous_kernel();
+    copy_tile<TILE_ROWS>(q_tile, q + ((u64)first_row * HEADS + head) * HEAD_DIM, HEADS * HEAD_DIM, rows - first_row);
+    copy_keys(begin);
+    commit_copies();
+    copy_values(begin);
+    copy_keys(begin + 1);
+    commit_copies();
+    wait_for_copies<1>();
+    sync_threads(1, THREADS);
+    int tile = begin;
+    if (begin < group_end) {
+        wgmma_begin();
+        start_scores(begin);
+        wgmma_wait<0>(s);
+        weigh(begin);
+        pack_weights();
+        for (; tile < group_end - 1; ++tile) {
+            next_tiles(tile);
+            wgmma_begin();
+            start_scores(tile + 1);
+            start_output(tile);
+            wgmma_wait<1>(s);
+            weigh(tile + 1);
+            // The softmax comes before the wait, while the tensor cores work: the branch keeps ptxas from moving the
+            // wait ahead of it. Mostly no maximum grows, and nothing needs rescaling.
+            keep_in_place(s);
+            if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
+                wgmma_wait<0>(o);
+#pragma unroll
+                for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] *= rescale[i / 2 % 2];
+            } else
+                wgmma_wait<0>(o);
+            pack_weights();
+        }
+        next_tiles(tile);
+        wgmma_begin();
+        start_output(tile);
+        wgmma_wait<0>(o);
+        ++tile;
+    }
+    for (; tile < end; ++tile) next_tiles(tile); // the other warpgroups' tiles
+
+    // Through shared memory, for whole sectors to write.
+    sync_threads(1, THREADS);
+    u32 *staged = (u32 *)shared;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        float sum = running.sum[h];
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        const float inverse = 1.0f / sum;
+        u32 *to = staged + (row - first_row + 8 * h) * STAGED_STRIDE;
+#pragma unroll
+        for (int n = 0; n < HEAD_DIM / 8; ++n) {
+            const float low = o[4 * n + 2 * h] * inverse, high = o[4 * n + 2 * h + 1] * inverse;
+#if X_INT4
+            // Columns 2 t and 2 t + 1 of eight; lanes t and t + 2 exchange one, for pairs (i, i + 4).
+            const float other = __shfl_xor_sync(0xffffffffu, t < 2 ? high : low, 2);
+            const int i = t < 2 ? 2 * t : 2 * t - 3;
+            to[(n % 4 * 4 + i) * (HEAD_DIM / 32) + n / 4] = t < 2 ? bf16_pair(low, other) : bf16_pair(other, high);
+#else
+            to[4 * n + t] = bf16_pair(low, high);
+#endif
+        }
+    }
+    sync_threads(1, THREADS);
+    constexpr int SEGMENTS = HEAD_DIM / 32;
+    for (int index = threadIdx.x; index < TILE_ROWS * OUT_WORDS; index += THREADS) {
+        const int i = index / OUT_WORDS, word = index % OUT_WORDS;
+        const int segment = X_INT4 ? word % SEGMENTS : word / 16, pair = X_INT4 ? word / SEGMENTS : word % 16;
+        if (first_row + i < rows)
+            ((u32 *)out)[(u64)(first_row + i) * (OUT_STRIDE / 2) + output_word(head * SEGMENTS + segment, pair)] =
+                staged[i * STAGED_STRIDE + word];
+    }
+    constexpr int PADDING = OUT_STRIDE / 32 - HEADS * SEGMENTS; // segments beyond the last head
+    if (PADDING > 0 && head == HEADS - 1)
+        for (int index = threadIdx.x; index < TILE_ROWS * PADDING * 16; index += THREADS) {
+            const int i = index / (PADDING * 16 + (PADDING == 0)), word = index % (PADDING * 16 + (PADDING == 0));
+            if (first_row + i < rows)
+                ((u32 *)out)[(u64)(first_row + i) * (OUT_STRIDE / 2) +
+                             output_word(HEADS * SEGMENTS + word / 16, word % 16)] = 0;
+        }
+}

@@ -1,0 +1,203 @@
+// What every kernel file shares. Self-contained: NVRTC needs no CUDA header for it.
+//
+// Kernels are compiled for one model at a time: shapes are macros (-DHIDDEN=3072 ...), so loops have
+// constant bounds and division by a constant is a multiplication.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define DEVICE static __device__ __forceinline__
+#define KERNEL extern "C" __global__ void
+
+// ---- programmatic dependent launch (PTX ISA, griddepcontrol; needs sm_90) ----
+
+// Everything that the kernel before this one in the stream wrote is visible afterwards. Before it, a
+// kernel may touch only what no kernel of the step writes: weights, and cache rows of earlier steps.
+DEVICE void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the next kernel start as soon as every block of this one got here.
+DEVICE void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// ---- bf16 (held as u16, pairs as u32 with the lower index in the low half) ----
+
+DEVICE float bf16_low(u32 pair) { return __uint_as_float(pair << 16); }
+DEVICE float bf16_high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+DEVICE float bf16_to_f32(u16 v) { return __uint_as_float((u32)v << 16); }
+
+// Round to nearest even.
+DEVICE u32 bf16_pair(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+DEVICE u16 bf16_of(float v) { return (u16)bf16_pair(v, 0.0f); }
+
+DEVICE float f16_to_f32(u16 v) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
+    return f;
+}
+
+// ---- loads and stores ----
+
+// 16 bytes that are read once: past L1.
+DEVICE uint4 load_once(const void *p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+}
+
+// ---- tensor cores ----
+
+// c[16, 8] += a[16, 16] b[16, 8], bf16 in, f32 out (PTX ISA, "Matrix Fragments for mma.m16n8k16").
+// Lane = 4 r + t: a holds rows r (a0, a2) and r + 8 (a1, a3), columns 2t, 2t + 1 (a0, a1) and
+// 2t + 8, 2t + 9 (a2, a3); b holds column r, rows 2t, 2t + 1 (b0) and 2t + 8, 2t + 9 (b1);
+// c holds rows r (c0, c1) and r + 8 (c2, c3), columns 2t and 2t + 1.
+DEVICE void mma_bf16(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+                 "{%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// ---- int4 ----
+
+// Nibbles i and i + 4 of a word of eight (element 0 in the lowest bits) as a pair of bf16, exact:
+// 0x4300 | n is 128 + n, and n ^ 8 is q + 8 for a two's complement q, so subtracting 136 leaves q.
+DEVICE u32 int4_pair(u32 word, int i) {
+    u32 pair;
+    // (word >> 4 i & 0x000f000f) ^ 0x43084308
+    asm("lop3.b32 %0, %1, 0x000f000f, 0x43084308, 0x6a;" : "=r"(pair) : "r"(word >> (4 * i)));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(pair), "r"(0x3f803f80u), "r"(0xc308c308u));
+    return pair;
+}
+
+// ---- scales: formats of smq-format's ScaleFormat ----
+
+#define SCALES_MINI 0 // LSB-first stream of sign | exponent | mantissa codes
+#define SCALES_F16 1
+#define SCALES_F32 2
+
+// Code `i` of an LSB-first stream of `width`-bit codes, counted from bit `first_bit` of `words`. Both words that a code
+// may touch are read: a stream ends in 8 zero bytes.
+DEVICE u32 load_code(const u32 *words, u64 first_bit, u32 i, int width) {
+    u64 bit = first_bit + (u64)i * (u32)width;
+    words += bit >> 5;
+    return __funnelshift_r(words[0], words[1], (u32)bit & 31) & (0xffffffffu >> (32 - width));
+}
+
+// The value of a valid code (codes are checked on load). MINI: `mantissa` bits of mantissa, tensor-wide `bias`.
+DEVICE float decode_scale(u32 code, int format, int width, int mantissa, int bias) {
+    if (format == SCALES_F32) return __uint_as_float(code);
+    if (format == SCALES_F16) return f16_to_f32((u16)code);
+    u32 sign = code >> (width - 1) << 31;
+    u32 magnitude = code & ((1u << (width - 1)) - 1);
+    u32 bits = (magnitude << (23 - mantissa)) + ((u32)(127 - bias) << 23);
+    return magnitude == 0 ? 0.0f : __uint_as_float(sign | bits);
+}
+
+// Scale i of a tensor.
+DEVICE float load_scale(const void *scales, u32 i, int format, int width, int mantissa, int bias) {
+    return decode_scale(load_code((const u32 *)scales, 0, i, width), format, width, mantissa, bias);
+}
+
+// ---- activations of the decode step: the fragment buffer ----
+//
+// A matrix-vector product on tensor cores leaves 7 of an mma's 8 columns unused, so activations come
+// in two parts, v = hi + lo with hi = bf16(v), lo = bf16(v - hi), one column each: 16 bits of mantissa,
+// more than the bf16 that W4A16 asks for, at no cost. The kernel that makes an activation stores it
+// where the product's lanes expect it, so that the product loads its b registers 16 bytes at a time
+// and converts nothing. Which pairs of columns (k) share a register depends on the weights (int4_pair
+// takes elements i and i + 4 of a word, bf16 weights come as neighbours):
+//
+//   element k = 128 kg + kk      int4: t = kk / 32, j = kk % 32 / 8, i = kk % 4, half = kk % 8 / 4
+//                                bf16: j = kk / 32, t = kk % 32 / 8, i = kk % 8 / 2, half = kk % 2
+//   column  2 m for hi of activation row m, 2 m + 1 for lo
+//   u16 index  2 ((((4 kg + j) 2 rows + column) 4 + t) 4 + i) + half
+
+DEVICE u32 fragment_index(u32 k, u32 column, u32 rows, bool int4) {
+    u32 kg = k / 128, kk = k % 128;
+    u32 t = int4 ? kk / 32 : kk % 32 / 8;
+    u32 j = int4 ? kk % 32 / 8 : kk / 32;
+    u32 i = int4 ? kk % 4 : kk % 8 / 2;
+    u32 half = int4 ? kk % 8 / 4 : kk % 2;
+    return 2 * ((((4 * kg + j) * 2 * rows + column) * 4 + t) * 4 + i) + half;
+}
+
+DEVICE void store_fragment(u32 *fragments, u32 k, u32 row, u32 rows, bool int4, float v) {
+    u16 hi = bf16_of(v);
+    u16 *p = (u16 *)fragments + fragment_index(k, 2 * row, rows, int4);
+    p[0] = hi;
+    p[32] = bf16_of(v - bf16_to_f32(hi)); // the next column
+}
+
+// Position of column k in a row in int4 order, the order in which the multi-row products read
+// activations: fragment position 16 s + 8 (i & 1) + 2 t + half, with k's parts as above, s = 2 j + i / 2.
+DEVICE u32 int4_order(u32 k) {
+    u32 kk = k % 128, t = kk / 32, j = kk % 32 / 8, i = kk % 4, half = kk % 8 / 4;
+    return k / 128 * 128 + 16 * (2 * j + i / 2) + 8 * (i & 1) + 2 * t + half;
+}
+
+// ---- sums over a block ----
+
+DEVICE float warp_sum(float v) {
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffffu, v, d);
+    return v;
+}
+
+// ---- bulk copies into shared memory, and the barriers they complete on (PTX ISA; sm_90) ----
+
+DEVICE u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
+
+DEVICE void barrier_init(u64 *barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+
+// After initialising barriers, before the copy engine uses them.
+DEVICE void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+DEVICE void barrier_arrive(u64 *barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Arrives and announces the bytes that copies will bring.
+DEVICE void barrier_expect(u64 *barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+                 : "memory");
+}
+
+DEVICE void barrier_wait(u64 *barrier, u32 parity) {
+    asm volatile("{\n"
+                 ".reg .pred done;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+                 "@!done bra again;\n"
+                 "}\n" ::"r"(shared_address(barrier)),
+                 "r"(parity)
+                 : "memory");
+}
+
+// `bytes` is a multiple of 16, both addresses are 16-byte aligned.
+DEVICE void bulk_copy(void *to_shared, const void *from, u32 bytes, u64 *barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(to_shared)),
+                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
+                 : "memory");
+}
+
+// Waits for the first `threads` threads of the block (whole warps) at named barrier `id` (1 to 15).
+DEVICE void sync_threads(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }

@@ -1,0 +1,499 @@
+// Y = X W^T for several activation rows: W int4 in groups of 128 columns, X bf16, f32 accumulation.
+//
+//   X        bf16 [m, XK], XK = K rounded up to 128, columns in int4 order within each group of 128, zeros
+//            beyond K; given as a tensor map (below)
+//   nibbles  [ROWS, K/2] bytes, low nibble = even column, two's complement
+//   scales   one per (row, group of 128 columns), row-major; see load_scale
+//
+// Epilogues (m tokens):
+//   EPILOGUE_BF16    out bf16 [m, ROWS] = Y
+//   EPILOGUE_ADD     out f32 [m, ROWS] += Y, the residual stream
+//   EPILOGUE_SWIGLU  ROWS = 2 I, gate rows first: out bf16 [m, XI] = silu(gate) up, XI = I rounded up to 128,
+//                    zeros beyond I, columns plain or (OUT_INT4 = 1) in int4 order
+//
+// Tensor cores: wgmma m64nNk16 with weights as A, from registers, and tokens as N. Per warp, A is the
+// m16k16 fragment of mma.m16n8k16, and in int4 order the canonical nibbles are that fragment: 16 bytes of a
+// lane are its share of a row's group (8 k-steps). Nothing is repacked.
+//
+// Numerics: the tensor cores multiply the integers q (over 4) by X, exactly; each group's sum is multiplied
+// by its f32 scale and added up in f32. No weight is rounded.
+//
+// Block: WARPGROUPS consumers of 64 weight rows each, which share the tokens, and a producer warpgroup that
+// keeps STAGES groups on their way to shared memory: nibbles by cp.async, scales decoded to f32, tokens by
+// TMA as [2][TILE_M][64] bf16, two halves of 64 columns with the 128-byte swizzle. (Nibbles straight to
+// the consumers' registers: the compiler puts all those loads on one scoreboard, so waiting for the oldest
+// waits for the newest; slower up to 64 tokens.) A cluster is MULTICAST blocks with neighbouring weight rows,
+// each loading its part of the tokens for all, times SPLIT_K blocks with the same weight rows and consecutive
+// groups: they add up through distributed shared memory in the order of groups. Same bits every run.
+//
+// Macros: K (multiple of 32), ROWS (multiple of 8; SWIGLU: of 64), EPILOGUE, OUT_INT4, TILE_M (tokens a
+// tile: 16, 32, 64, 96, 128), WARPGROUPS, SPLIT_K, MULTICAST (1, 2, 4), STAGES, SCALE_FORMAT, SCALE_WIDTH,
+// SCALE_MANTISSA, MIN_BLOCKS (blocks an SM, for the register allocation; 1).
+// Grid: x = ceil(UNITS / (WARPGROUPS MULTICAST)) MULTICAST SPLIT_K, UNITS = ceil(ROWS / 64), SWIGLU: XI / 32;
+//       y = token tiles, or fewer where SPLIT_K = 1: a block then loops over tiles y, y + gridDim.y, ...
+// Block: 128 (WARPGROUPS + 1) threads. Dynamic shared memory: SHARED_BYTES.
+// Tensor map of X: bf16, 2-D, sizes {XK, rows of the buffer}, row stride 2 XK bytes, box {64, BOX_ROWS},
+// 128-byte swizzle, no interleave, no fill of NaN.
+#include "common.cuh"
+
+#define EPILOGUE_BF16 0
+#define EPILOGUE_ADD 1
+#define EPILOGUE_SWIGLU 2
+
+#ifndef OUT_INT4
+#define OUT_INT4 0
+#endif
+#ifndef MIN_BLOCKS
+#define MIN_BLOCKS 1
+#endif
+
+#define GROUPS ((K + 127) / 128)
+#define COLUMNS_OF_LAST (K - 128 * (GROUPS - 1)) // of the last group
+#define ROW_BYTES (K / 2)
+#define CONSUMERS (128 * WARPGROUPS)
+#define THREADS (CONSUMERS + 128)
+#define CLUSTER (MULTICAST * SPLIT_K)
+#define BLOCK_ROWS (64 * WARPGROUPS)
+// Multicast divides a stage's tokens by halves, then by rows.
+#define BOX_ROWS (MULTICAST <= 2 ? TILE_M : TILE_M / (MULTICAST / 2))
+#define BLOCKS_8 (TILE_M / 8) // blocks of 8 tokens, the columns of four accumulators
+#define ACCUMULATORS (TILE_M / 2)
+
+#if EPILOGUE == EPILOGUE_SWIGLU
+#define INTERMEDIATE (ROWS / 2)
+#define UNITS ((INTERMEDIATE + 127) / 128 * 4) // of a warpgroup's rows
+#define UNIT_COLUMNS 32                        // output columns of a unit
+#define OUT_COLUMNS (32 * UNITS)
+#else
+#define UNITS ((ROWS + 63) / 64)
+#define UNIT_COLUMNS 64
+#define OUT_COLUMNS ROWS
+#endif
+
+// Shared memory: tokens | nibbles [BLOCK_ROWS][64] | scales [BLOCK_ROWS], STAGES of each | bf16 output of
+// each warpgroup, rows padded against bank conflicts | barriers.
+#define HALF_BYTES (TILE_M * 128)
+#define TOKEN_BYTES (2 * HALF_BYTES)
+#define NIBBLE_BYTES (BLOCK_ROWS * 64)
+#define NIBBLE_OFFSET (STAGES * TOKEN_BYTES)
+#define SCALE_OFFSET (NIBBLE_OFFSET + STAGES * NIBBLE_BYTES)
+#define OUT_OFFSET (SCALE_OFFSET + STAGES * BLOCK_ROWS * 4)
+#define OUT_PITCH (UNIT_COLUMNS + 8)
+#define OUT_BYTES (EPILOGUE == EPILOGUE_ADD ? 0 : TILE_M * OUT_PITCH * 2)
+#define BARRIER_OFFSET (OUT_OFFSET + WARPGROUPS * OUT_BYTES)
+#define SHARED_BYTES (BARRIER_OFFSET + 16 * STAGES + 1024) // 1024: the swizzle's alignment
+
+// Registers a thread: at launch, and after the producer gave some of its own away.
+#define LAUNCH_REGISTERS (65536 / MIN_BLOCKS / THREADS / 8 * 8)
+#define PRODUCER_REGISTERS 40
+#define SHARED_OUT ((LAUNCH_REGISTERS * THREADS - 128 * PRODUCER_REGISTERS) / CONSUMERS / 8 * 8)
+#define CONSUMER_REGISTERS (SHARED_OUT > 232 ? 232 : SHARED_OUT)
+
+static_assert(K % 32 == 0 && ROWS % 8 == 0, "rows of nibbles and outputs are 16-byte aligned");
+static_assert(BOX_ROWS % 8 == 0, "the swizzle repeats every 8 rows");
+static_assert(SPLIT_K == 1 || STAGES >= WARPGROUPS, "partial sums reuse the tokens' stages");
+static_assert(SPLIT_K <= GROUPS, "each block of a split has a group");
+
+// ---- clusters and copies (PTX ISA, barrier.cluster, cp.async and cp.async.bulk.tensor) ----
+
+struct __align__(64) tensor_map { u64 words[16]; };
+
+// The same shared memory address in block `rank` of the cluster.
+DEVICE u32 address_in(u32 address, u32 rank) {
+    u32 mapped;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
+    return mapped;
+}
+
+DEVICE void barrier_arrive_in(u64 *barrier, u32 rank) {
+    u32 p = address_in(shared_address(barrier), rank);
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(p) : "memory");
+}
+
+DEVICE u32 cluster_rank() {
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+// The same where no data changes hands: release would wait for every load and store in flight.
+DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+DEVICE float4 load_in_cluster(u32 p) {
+    float4 v;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(p) : "memory");
+    return v;
+}
+
+// Box at (column, row) of X to shared memory, to every block of the cluster in `mask`.
+DEVICE void load_box(const tensor_map *map, u32 destination, u64 *barrier, int column, int row, u16 mask) {
+#define TENSOR_COPY "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+#if MULTICAST > 1
+    asm volatile(TENSOR_COPY ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(destination), "l"(map),
+                 "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(mask) : "memory");
+#else
+    asm volatile(TENSOR_COPY " [%0], [%1, {%2, %3}], [%4];" ::"r"(destination), "l"(map), "r"(column), "r"(row),
+                 "r"(shared_address(barrier)) : "memory");
+#endif
+}
+
+// 16 bytes to shared memory, zeros unless `present`; asks L2 for whole lines, whose rest comes next.
+DEVICE void copy_16(u32 destination, const u8 *p, bool present) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(destination), "l"(p),
+                 "r"(present ? 16 : 0) : "memory");
+}
+
+// Arrives when this thread's copies so far are complete.
+DEVICE void barrier_arrive_after_copies(u64 *barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// ---- wgmma ----
+
+DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+DEVICE void wgmma_wait_all() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+
+// Matrix descriptor of TILE_M rows of 64 bf16 with the 128-byte swizzle: 1024 bytes from one block of 8
+// rows to the next. A k-step of 16 further on is 32 bytes further on.
+DEVICE u64 token_descriptor(u32 address) {
+    return (u64)((address & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+
+#define C4(o) "+f"(c[o]), "+f"(c[o + 1]), "+f"(c[o + 2]), "+f"(c[o + 3])
+#define C8(o) C4(o), C4(o + 4)
+#define C16(o) C8(o), C8(o + 8)
+#define WGMMA(n, list, inputs, predicate, ...)                                                                  \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " predicate ", 0;\n"                                         \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" list "}, " inputs ", p, 1, 1, 0;\n}\n" \
+                 : __VA_ARGS__                                                                                  \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(accumulate))
+#define L8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define L16 L8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define L32 L16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define L48 L32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define L64 L48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+// c[64, TILE_M] (+)= a[64, 16] tokens[TILE_M, 16]^T. Asynchronous: c and a are in use until the wait.
+DEVICE void wgmma(float (&c)[ACCUMULATORS], const u32 (&a)[4], u64 tokens, u32 accumulate) {
+#if TILE_M == 16
+    WGMMA(16, L8, "{%8, %9, %10, %11}, %12", "%13", C8(0));
+#elif TILE_M == 32
+    WGMMA(32, L16, "{%16, %17, %18, %19}, %20", "%21", C16(0));
+#elif TILE_M == 64
+    WGMMA(64, L32, "{%32, %33, %34, %35}, %36", "%37", C16(0), C16(16));
+#elif TILE_M == 96
+    WGMMA(96, L48, "{%48, %49, %50, %51}, %52", "%53", C16(0), C16(16), C16(32));
+#elif TILE_M == 128
+    WGMMA(128, L64, "{%64, %65, %66, %67}, %68", "%69", C16(0), C16(16), C16(32), C16(48));
+#else
+#error "TILE_M is 16, 32, 64, 96 or 128"
+#endif
+}
+
+// ---- weights ----
+
+// q / 4 of nibbles i and i + 4 of a word as bf16, exact; the scale makes up for the 4. Where int4_pair shifts
+// for every i, odd ones here stay 4 bits higher: there the nibble n = q + 8 is the bf16 n 2^-129 (the first
+// two binades are one linear scale), and n 2^-129 2^127 - 2 = q / 4.
+DEVICE u32 quarter_pair(u32 word, int i) {
+    u32 pair, shifted = i < 2 ? word : word >> 8;
+    if (i % 2 == 0) {
+        asm("lop3.b32 %0, %1, 0x000f000f, 0x43084308, 0x6a;" : "=r"(pair) : "r"(shifted)); // 136 + q
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(pair), "r"(0x3e803e80u), "r"(0xc208c208u));
+    } else {
+        asm("lop3.b32 %0, %1, 0x00f000f0, 0x00800080, 0x6a;" : "=r"(pair) : "r"(shifted));
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(pair), "r"(0x7f007f00u), "r"(0xc000c000u));
+    }
+    return pair;
+}
+
+// The A fragments of a group's 8 k-steps, from the lane's 16 bytes of fragment rows r and r + 8.
+DEVICE void dequantize(u32 (&a)[8][4], uint4 w, uint4 w8) {
+#pragma unroll
+    for (int s = 0; s < 8; s++) {
+        u32 word = (&w.x)[s / 2], word8 = (&w8.x)[s / 2], i = s % 2 * 2;
+        a[s][0] = quarter_pair(word, i), a[s][1] = quarter_pair(word8, i);
+        a[s][2] = quarter_pair(word, i + 1), a[s][3] = quarter_pair(word8, i + 1);
+    }
+}
+
+// Output column of fragment row r of a unit's warp `quarter`. SWIGLU: a warp has 8 gate rows and, as r + 8, the
+// up rows that go with them; for int4 order, a unit is columns 8 u .. 8 u + 7 of each lane t = quarter, which
+// are neighbours there.
+DEVICE int output_column(int unit, int quarter, int r) {
+    if (EPILOGUE != EPILOGUE_SWIGLU) return unit * 64 + 16 * quarter + r;
+    return OUT_INT4 ? unit / 4 * 128 + 32 * quarter + unit % 4 * 8 + r : unit * 32 + 8 * quarter + r;
+}
+
+// Weight row of row `i` of the block. One beyond the tensor becomes one that exists: what it gives is not stored.
+DEVICE int weight_row(int first_unit, int i) {
+    int unit = first_unit + i / 64, quarter = i % 64 / 16;
+#if EPILOGUE == EPILOGUE_SWIGLU
+    return min(output_column(unit, quarter, i % 8), INTERMEDIATE - 1) + (i % 16 < 8 ? 0 : INTERMEDIATE);
+#else
+    return min(output_column(unit, quarter, i % 16), ROWS - 1);
+#endif
+}
+
+// ---- output of one block of 8 tokens: v = rows r (0, 1) and r + 8 (2, 3), tokens 2t and 2t + 1 ----
+
+struct lane_output {
+    u16 *staged;     // the warpgroup's [TILE_M][OUT_PITCH] in shared memory, at the lane's token and column
+    float *residual; // at the lane's token 0 of the tile, row r
+    int tokens;      // of the tile that exist, less the lane's 2t
+    int row;         // output column of fragment row r
+};
+
+DEVICE void emit(const lane_output &lane, int block, float4 v) {
+#if EPILOGUE == EPILOGUE_ADD
+    float *p = lane.residual + (u64)(8 * block) * ROWS;
+    bool first = 8 * block < lane.tokens, second = 8 * block + 1 < lane.tokens;
+    bool low = lane.row < ROWS, high = lane.row + 8 < ROWS;
+    if (first && low) p[0] += v.x;
+    if (second && low) p[ROWS] += v.y;
+    if (first && high) p[8] += v.z;
+    if (second && high) p[ROWS + 8] += v.w;
+#elif EPILOGUE == EPILOGUE_SWIGLU
+    u16 *p = lane.staged + 8 * block * OUT_PITCH;
+    bool valid = lane.row < INTERMEDIATE;
+    p[0] = valid ? bf16_of(v.x / (1.0f + __expf(-v.x)) * v.z) : 0;
+    p[OUT_PITCH] = valid ? bf16_of(v.y / (1.0f + __expf(-v.y)) * v.w) : 0;
+#else
+    u16 *p = lane.staged + 8 * block * OUT_PITCH;
+    p[0] = bf16_of(v.x);
+    p[OUT_PITCH] = bf16_of(v.y);
+    p[8] = bf16_of(v.z);
+    p[OUT_PITCH + 8] = bf16_of(v.w);
+#endif
+}
+
+// ---- the kernel ----
+
+// All threads of the block: the barriers are initialised, here and in the cluster.
+DEVICE void barriers_ready() {
+    asm volatile("bar.sync 0;" ::: "memory");
+    if (CLUSTER > 1) {
+        cluster_arrive_relaxed();
+        cluster_wait();
+    }
+}
+
+KERNEL __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, MIN_BLOCKS)
+gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbles, const void *__restrict__ scales,
+          int bias, int m, void *out) {
+    extern __shared__ u8 dynamic[];
+    u8 *shared = dynamic + (-shared_address(dynamic) & 1023);
+    u64 *full = (u64 *)(shared + BARRIER_OFFSET), *empty = full + STAGES;
+
+    let_next_kernel_start();
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
+    u32 row_rank = rank % MULTICAST, split = rank / MULTICAST;
+    int begin = GROUPS * split / SPLIT_K, count = GROUPS * (split + 1) / SPLIT_K - begin;
+    int tiles = (m + TILE_M - 1) / TILE_M;
+    int first_unit = (blockIdx.x / CLUSTER * MULTICAST + row_rank) * WARPGROUPS;
+
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < STAGES; s++) {
+            barrier_init(full + s, 1 + 4 + 128); // tokens, scales by warp, nibbles by thread
+            barrier_init(empty + s, 4 * WARPGROUPS * MULTICAST);
+        }
+        fence_barrier_init();
+    }
+
+    int slot = 0;
+    u32 phase = 0;
+    int warpgroup = warp / 4;
+    if (warpgroup == WARPGROUPS) {
+        if (CONSUMER_REGISTERS > LAUNCH_REGISTERS) {
+            asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
+        }
+        // A thread copies 16 bytes of rows thread / 4 + 32 i, and decodes the scale of rows thread + 128 i.
+        int thread = threadIdx.x % 128;
+        const int copies = BLOCK_ROWS / 32, decodes = (BLOCK_ROWS + 127) / 128;
+        u32 offset[copies], scale_index[decodes];
+#pragma unroll
+        for (int i = 0; i < copies; i++) {
+            offset[i] = (u32)weight_row(first_unit, thread / 4 + 32 * i) * ROW_BYTES + thread % 4 * 16;
+        }
+#pragma unroll
+        for (int i = 0; i < decodes; i++) {
+            scale_index[i] = weight_row(first_unit, (thread + 128 * i) % BLOCK_ROWS) * GROUPS + begin;
+        }
+        bool beyond_last = 32 * (thread % 4) >= COLUMNS_OF_LAST; // the thread's columns of the last group
+        u32 nibble_slot = shared_address(shared) + NIBBLE_OFFSET + thread * 16;
+        float *scale_slot = (float *)(shared + SCALE_OFFSET) + thread;
+        barriers_ready();
+
+        auto copy_nibbles = [&](int slot, int g) {
+            bool present = COLUMNS_OF_LAST == 128 || begin + g < GROUPS - 1 || !beyond_last;
+#pragma unroll
+            for (int i = 0; i < copies; i++) {
+                copy_16(nibble_slot + slot * NIBBLE_BYTES + i * 2048, nibbles + offset[i] + (begin + g) * 64, present);
+            }
+            barrier_arrive_after_copies(full + slot);
+        };
+        auto load_scales = [&](float (&scale)[decodes], int g) {
+#pragma unroll
+            for (int i = 0; i < decodes; i++) {
+                u32 index = scale_index[i] + g;
+                // Times 4: see quarter_pair.
+                scale[i] = 4.0f * load_scale(scales, index, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, bias);
+            }
+        };
+        auto store_scales = [&](int slot, const float (&scale)[decodes]) {
+#pragma unroll
+            for (int i = 0; i < decodes; i++) {
+                if (thread + 128 * i < BLOCK_ROWS) scale_slot[slot * BLOCK_ROWS + 128 * i] = scale[i];
+            }
+            __syncwarp();
+            if (lane == 0) barrier_arrive(full + slot);
+        };
+        u16 mask = (u16)(((1u << MULTICAST) - 1) << (split * MULTICAST));
+        auto copy_tokens = [&](int slot, int g, int tile) {
+            u32 stage = shared_address(shared) + slot * TOKEN_BYTES;
+            barrier_expect(full + slot, TOKEN_BYTES);
+            int half = row_rank % 2, row = row_rank / 2 * BOX_ROWS, column = 128 * (begin + g);
+            if (MULTICAST == 1) {
+                load_box(&x_map, stage, full + slot, column, tile * TILE_M, mask);
+                half = 1;
+            }
+            stage += half * HALF_BYTES + row * 128;
+            load_box(&x_map, stage, full + slot, column + 64 * half, tile * TILE_M + row, mask);
+        };
+
+        // The first stages: weights before the previous kernel is done, tokens after it.
+        int first = min(STAGES, count);
+        for (int g = 0; g < first; g++) copy_nibbles(g, g);
+        float scale[decodes];
+        load_scales(scale, 0);
+        wait_for_previous_kernel();
+        if (thread == 0) {
+            for (int g = 0; g < first; g++) copy_tokens(g, g, blockIdx.y);
+        }
+        for (int g = 0; g < first; g++) {
+            store_scales(g, scale);
+            load_scales(scale, g + 1 < count ? g + 1 : 0);
+        }
+        slot = first % STAGES, phase = first / STAGES;
+        int g = first;
+        for (int tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
+#pragma unroll 1
+            for (; g < count; g++) {
+                barrier_wait(empty + slot, phase ^ 1);
+                copy_nibbles(slot, g);
+                if (thread == 0) copy_tokens(slot, g, tile);
+                store_scales(slot, scale);
+                load_scales(scale, g + 1 < count ? g + 1 : 0);
+                if (++slot == STAGES) slot = 0, phase ^= 1;
+            }
+            g = 0;
+        }
+        __syncwarp();
+        if (SPLIT_K > 1) { // the consumers' exchange of partial sums
+            cluster_arrive();
+            cluster_wait();
+        }
+    } else {
+        if (CONSUMER_REGISTERS > LAUNCH_REGISTERS) {
+            asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
+        }
+        barriers_ready();
+
+        int r = lane / 4, t = lane % 4, quarter = warp % 4, unit = first_unit + warpgroup;
+        const uint4 *w = (const uint4 *)(shared + NIBBLE_OFFSET) + (16 * warp + r) * 4 + t;
+        const float *scale = (const float *)(shared + SCALE_OFFSET) + 16 * warp + r;
+        int column = output_column(unit, quarter, r), staged_column = column - unit * UNIT_COLUMNS;
+        if (EPILOGUE == EPILOGUE_SWIGLU && OUT_INT4) staged_column = 8 * (r % 4) + 2 * quarter + r / 4;
+
+        float total[ACCUMULATORS], partial[ACCUMULATORS];
+#pragma unroll
+        for (int i = 0; i < ACCUMULATORS; i++) partial[i] = 0.0f;
+        for (int tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
+#pragma unroll
+            for (int i = 0; i < ACCUMULATORS; i++) total[i] = 0.0f;
+#pragma unroll 1
+            for (int g = 0; g < count; g++) {
+                barrier_wait(full + slot, phase);
+                u64 tokens = token_descriptor(shared_address(shared) + slot * TOKEN_BYTES);
+                u32 a[8][4];
+                dequantize(a, w[slot * (NIBBLE_BYTES / 16)], w[slot * (NIBBLE_BYTES / 16) + 32]);
+                float scale_r = scale[slot * BLOCK_ROWS], scale_r8 = scale[slot * BLOCK_ROWS + 8];
+                wgmma_fence();
+#pragma unroll
+                for (int s = 0; s < 8; s++) wgmma(partial, a[s], tokens + s / 4 * (HALF_BYTES / 16) + s % 4 * 2, s > 0);
+                wgmma_commit();
+                wgmma_wait_all();
+#pragma unroll
+                for (int n = 0; n < ACCUMULATORS; n++) asm volatile("" : "+f"(partial[n])::"memory");
+                if (MULTICAST > 1 && lane < MULTICAST) barrier_arrive_in(empty + slot, split * MULTICAST + lane);
+                if (MULTICAST == 1 && lane == 0) barrier_arrive(empty + slot);
+                if (++slot == STAGES) slot = 0, phase ^= 1;
+#pragma unroll
+                for (int n = 0; n < ACCUMULATORS; n++) total[n] += partial[n] * (n & 2 ? scale_r8 : scale_r);
+            }
+
+            if (tile == (int)blockIdx.y) wait_for_previous_kernel(); // it may still read or write `out`
+            u16 *staged = (u16 *)(shared + OUT_OFFSET + warpgroup * OUT_BYTES);
+            lane_output output;
+            output.staged = staged + 2 * t * OUT_PITCH + staged_column;
+            output.residual = (float *)out + (u64)(tile * TILE_M + 2 * t) * ROWS + column;
+            output.tokens = m - tile * TILE_M - 2 * t;
+            output.row = column;
+            u32 mine = shared_address(shared) + threadIdx.x * 16;
+            if (SPLIT_K > 1) {
+                sync_threads(1 + WARPGROUPS, CONSUMERS); // the stages are free
+            } else if (EPILOGUE != EPILOGUE_ADD) {
+                sync_threads(1 + warpgroup, 128); // the last tile's output is out
+            }
+#pragma unroll
+            for (int j = 0; j < BLOCKS_8; j++) {
+                float4 v = make_float4(total[4 * j], total[4 * j + 1], total[4 * j + 2], total[4 * j + 3]);
+                if (SPLIT_K > 1) {
+                    ((float4 *)shared)[j * CONSUMERS + threadIdx.x] = v;
+                } else if (tile * TILE_M + 8 * j < m) {
+                    emit(output, j, v);
+                }
+            }
+            if (SPLIT_K > 1) {
+                cluster_arrive();
+                cluster_wait();
+                for (int j = split; j < BLOCKS_8 && tile * TILE_M + 8 * j < m; j += SPLIT_K) {
+                    float4 part[SPLIT_K];
+#pragma unroll
+                    for (int k = 0; k < SPLIT_K; k++) {
+                        part[k] = load_in_cluster(address_in(mine + j * CONSUMERS * 16, k * MULTICAST + row_rank));
+                    }
+                    float4 v = part[0];
+#pragma unroll
+                    for (int k = 1; k < SPLIT_K; k++) {
+                        v.x += part[k].x, v.y += part[k].y, v.z += part[k].z, v.w += part[k].w;
+                    }
+                    emit(output, j, v);
+                }
+            }
+#if EPILOGUE != EPILOGUE_ADD
+            sync_threads(1 + warpgroup, 128);
+            // 16 bytes a thread, a token's columns after the other.
+            const int chunks = UNIT_COLUMNS / 8;
+            int present = min(TILE_M, m - tile * TILE_M);
+            for (int i = threadIdx.x % 128; i < present * chunks; i += 128) {
+                int token = i / chunks, first = unit * UNIT_COLUMNS + i % chunks * 8;
+                if (SPLIT_K > 1 && token / 8 % SPLIT_K != (int)split) continue;
+                if (unit >= UNITS || first >= OUT_COLUMNS) continue;
+                *(uint4 *)((u16 *)out + (u64)(tile * TILE_M + token) * OUT_COLUMNS + first) =
+                    *(const uint4 *)(staged + token * OUT_PITCH + i % chunks * 8);
+            }
+#endif
+        }
+    }
+    if (CLUSTER > 1) { // others may still read this block's shared memory, or arrive at its barriers
+        __syncwarp();
+        cluster_arrive_relaxed();
+        cluster_wait();
+    }
+}

@@ -1,0 +1,152 @@
+// Row-wise kernels of a prompt's pass (many activation rows).
+//
+// embed_rows:  x[m, HIDDEN] (f32) = embedding[tokens[m]].                          grid: rows, block: 256
+// norm_rows:   out[m, XK] (bf16) = x[m] / sqrt(mean(x[m]^2) + eps) * weight, in plain or in int4 order
+//              (common.cuh), columns HIDDEN .. XK zero.                            grid: rows, block: 256
+// swiglu_rows: out[m, XI] (bf16) = silu(gate[m]) * up[m] of gate_up[m, 2 INTERMEDIATE] (bf16), plain or int4
+//              order.                                              grid: (ceil(XI / 2048), rows), block: 256
+// last_row:    next_x = x * norm of one row and its sum of squares for the head's product, as begin_step leaves
+//              them.                                                                grid: 1, block: 1024
+// log_prob_rows: out[m] = logits[m, target[m]] - ln sum exp logits[m] of f32 logits [rows, VOCAB], sums in f64
+//              over threads.                                                        grid: rows, block: 512
+//
+// Bound by memory; a thread moves 16 bytes at a time.
+// Macros: HIDDEN, INTERMEDIATE, VOCAB, EPS_BITS, GRID (partial sums of last_row). The order is an argument, int4_order.
+
+#include "common.cuh"
+
+#define XK ((HIDDEN + 127) / 128 * 128)
+#define XI ((INTERMEDIATE + 127) / 128 * 128)
+
+DEVICE float block_sum_256(float v) {
+    __shared__ float warps[8];
+    v = warp_sum(v);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; i++) v += warps[i];
+    return v;
+}
+
+KERNEL __launch_bounds__(256) embed_rows(const int *tokens, const u16 *embedding, float *x) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    const u64 m = blockIdx.x;
+    const u16 *row = embedding + (u64)(u32)tokens[m] * HIDDEN;
+    for (int k = threadIdx.x * 8; k < HIDDEN; k += 256 * 8) {
+        uint4 v = *(const uint4 *)(row + k);
+        float4 *to = (float4 *)(x + m * HIDDEN + k);
+        to[0] = make_float4(bf16_low(v.x), bf16_high(v.x), bf16_low(v.y), bf16_high(v.y));
+        to[1] = make_float4(bf16_low(v.z), bf16_high(v.z), bf16_low(v.w), bf16_high(v.w));
+    }
+}
+
+// Eight values of a row, columns k .. k + 7, as bf16 where the order wants them.
+DEVICE void store_eight(u16 *row, int k, const float v[8], bool in_int4_order) {
+    if (in_int4_order) {
+        // Pairs (i, i + 4) are neighbours; i even and odd lie 8 apart, words of i / 2 lie 16 apart.
+#pragma unroll
+        for (int i = 0; i < 4; i++) *(u32 *)(row + int4_order(k + i)) = bf16_pair(v[i], v[i + 4]);
+    } else {
+        uint4 out = {bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]), bf16_pair(v[4], v[5]), bf16_pair(v[6], v[7])};
+        *(uint4 *)(row + k) = out;
+    }
+}
+
+KERNEL __launch_bounds__(256) norm_rows(const float *x, const float *weight, u16 *out, int int4_order) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    constexpr int STEPS = (XK / 8 + 255) / 256;
+    const u64 m = blockIdx.x;
+    float v[STEPS][8];
+    float square_sum = 0.0f;
+#pragma unroll
+    for (int s = 0; s < STEPS; s++) {
+        int k = (s * 256 + threadIdx.x) * 8;
+        bool in = k < HIDDEN;
+        const float4 *from = (const float4 *)(x + m * HIDDEN + k);
+        float4 zero = make_float4(0, 0, 0, 0), a = in ? from[0] : zero, b = in ? from[1] : zero;
+        v[s][0] = a.x, v[s][1] = a.y, v[s][2] = a.z, v[s][3] = a.w;
+        v[s][4] = b.x, v[s][5] = b.y, v[s][6] = b.z, v[s][7] = b.w;
+#pragma unroll
+        for (int i = 0; i < 8; i++) square_sum += v[s][i] * v[s][i];
+    }
+    float factor = 1.0f / sqrtf(block_sum_256(square_sum) / HIDDEN + __uint_as_float(EPS_BITS));
+#pragma unroll
+    for (int s = 0; s < STEPS; s++) {
+        int k = (s * 256 + threadIdx.x) * 8;
+        if (k >= XK) break;
+        float y[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) y[i] = k < HIDDEN ? v[s][i] * factor * weight[k + i] : 0.0f;
+        store_eight(out + m * XK, k, y, int4_order);
+    }
+}
+
+KERNEL __launch_bounds__(256) swiglu_rows(const u16 *gate_up, u16 *out, int int4_order) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    const u64 m = blockIdx.y;
+    int k = (blockIdx.x * 256 + threadIdx.x) * 8;
+    if (k >= XI) return;
+    float y[8] = {};
+    if (k < INTERMEDIATE) {
+        uint4 gate = *(const uint4 *)(gate_up + m * 2 * INTERMEDIATE + k);
+        uint4 up = *(const uint4 *)(gate_up + m * 2 * INTERMEDIATE + INTERMEDIATE + k);
+        u32 g[4] = {gate.x, gate.y, gate.z, gate.w}, u[4] = {up.x, up.y, up.z, up.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float a = bf16_low(g[i]), b = bf16_high(g[i]);
+            y[2 * i] = a / (1.0f + expf(-a)) * bf16_low(u[i]);
+            y[2 * i + 1] = b / (1.0f + expf(-b)) * bf16_high(u[i]);
+        }
+    }
+    store_eight(out + m * XI, k, y, int4_order);
+}
+
+KERNEL __launch_bounds__(1024) last_row(const float *x, const float *norm, float *next_x, float *square_sums) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    float square_sum = 0.0f;
+    for (int k = threadIdx.x; k < HIDDEN; k += 1024) {
+        next_x[k] = x[k] * norm[k];
+        square_sum += x[k] * x[k];
+    }
+    __shared__ float warps[32];
+    square_sum = warp_sum(square_sum);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = square_sum;
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        square_sum = warp_sum(warps[threadIdx.x]);
+        for (int p = threadIdx.x; p < GRID; p += 32) square_sums[p] = p == 0 ? square_sum : 0.0f;
+    }
+}
+
+KERNEL __launch_bounds__(512) log_prob_rows(const float *logits, const int *targets, double *out) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    const u64 m = blockIdx.x;
+    const float *row = logits + m * VOCAB;
+    __shared__ float maxima[16];
+    __shared__ double sums[16];
+    float largest = __uint_as_float(0xff800000u);
+    for (int i = threadIdx.x; i < VOCAB; i += 512) largest = fmaxf(largest, row[i]);
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+    if (threadIdx.x % 32 == 0) maxima[threadIdx.x / 32] = largest;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 16; i++) largest = fmaxf(largest, maxima[i]);
+    double sum = 0.0;
+    for (int i = threadIdx.x; i < VOCAB; i += 512) sum += (double)expf(row[i] - largest);
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        sum = 0.0;
+        for (int i = 0; i < 16; i++) sum += sums[i];
+        out[m] = (double)row[targets[m]] - (double)largest - log(sum);
+    }
+}

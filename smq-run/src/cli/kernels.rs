@@ -1,0 +1,136 @@
+//! `smq-run kernels`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{CellAlignment, Table};
+use smq_format::scale::ScaleFormat;
+
+use super::output::{is_stdout, write_json};
+use crate::cuda::check::{self, KernelReport, Options, Report};
+
+#[derive(Debug, Args)]
+pub(super) struct KernelsArgs {
+    /// Only kernels and layers whose name has this in it
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// How int4 weights' scales are stored: f32, f16 or eXmY
+    #[arg(long, value_name = "FORMAT", default_value = "E5M5", value_parser = check::parse_scales)]
+    scales: ScaleFormat,
+    /// Also write the figures as JSON; - writes them to standard output instead of the table
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &KernelsArgs) -> anyhow::Result<()> {
+    let options = Options {
+        filter: args.filter.clone(),
+        scales: args.scales,
+    };
+    let to_stdout = args.json.as_deref().is_some_and(is_stdout);
+    let mut done = Vec::new();
+    let report = match check::run(&options, &mut |k| done.push(k.clone())) {
+        Ok(report) => report,
+        Err(error) => {
+            // A kernel that crashes takes the GPU's context along; what came before it is worth showing.
+            if !done.is_empty() && !to_stdout {
+                writeln!(std::io::stdout(), "{}", table(&done))?;
+            }
+            return Err(error.into());
+        }
+    };
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    if !to_stdout {
+        print(&report)?;
+    }
+    match (report.failed, report.kernels.len()) {
+        (_, 0) => bail!("no kernel or layer has that in its name"),
+        (0, _) => Ok(()),
+        (failed, all) => bail!("{failed} of {all} checks failed"),
+    }
+}
+
+fn print(r: &Report) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "{}, CUDA {}; shapes of {}; memory: read {:.0} GB/s, copy {:.0} GB/s (read + written)",
+        r.gpu.name, r.gpu.cuda_version, r.model, r.read_gb_per_s, r.copy_gb_per_s
+    )?;
+    writeln!(out, "{}", table(&r.kernels))?;
+    writeln!(
+        out,
+        "floor: a kernel that only reads as many bytes (r), or copies them (c). error: the largest, over its tolerance."
+    )?;
+    for k in &r.kernels {
+        if let Some(failure) = &k.check.failure {
+            let tolerance = k.check.tolerance;
+            writeln!(
+                out,
+                "FAILED: {}, {}: {failure} (tolerance {tolerance})",
+                k.kernel, k.layer
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn table(kernels: &[KernelReport]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_header([
+        "kernel",
+        "layer",
+        "weights",
+        "rows",
+        "us",
+        "GB/s",
+        "TFLOP/s",
+        "floor, us",
+        "% of it",
+        "error",
+        "checked",
+    ]);
+    for k in kernels {
+        let number =
+            |v: Option<f64>, digits: usize| v.map_or(String::new(), |v| format!("{v:.digits$}"));
+        let weights = match (&k.weights, &k.scales) {
+            (Some(weights), Some(scales)) => format!("{weights} {scales}"),
+            (weights, _) => weights.unwrap_or_default().to_owned(),
+        };
+        let rows = match (k.cached, k.rows) {
+            (Some(cached), _) => format!("{cached} cached"),
+            (None, rows) => rows.map_or(String::new(), |r| r.to_string()),
+        };
+        let percent = match (k.percent_of_read_floor, k.percent_of_copy_floor) {
+            (Some(p), _) => format!("{p:.0} r"),
+            (None, Some(p)) => format!("{p:.0} c"),
+            _ => String::new(),
+        };
+        let check = match k.check.passed {
+            true => format!("{:.3}", k.check.max_error_over_tolerance),
+            false => format!("FAILED {:.3}", k.check.max_error_over_tolerance),
+        };
+        table.add_row([
+            k.kernel.to_owned(),
+            k.layer.to_owned(),
+            weights,
+            rows,
+            format!("{:.2}", k.us),
+            number(k.gb_per_s, 0),
+            number(k.tflop_per_s, 0),
+            number(k.floor_us, 2),
+            percent,
+            check,
+            k.check.checked.clone(),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(3).take(7) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}

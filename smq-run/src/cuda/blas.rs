@@ -1,0 +1,251 @@
+//! Products of many rows by cuBLASLt: `y[m, n] = x[m, k] w[n, k]^T`, bf16 in, sums in f32.
+
+mod descriptors;
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
+use std::ptr;
+use std::sync::{Arc, Mutex};
+
+use cudarc::cublaslt::sys as lt;
+
+use descriptors::{Layout, Operation, Preferences};
+
+use super::device::Gpu;
+use super::memory::DeviceBuffer;
+use super::stream::Stream;
+use crate::error::{Error, Result};
+
+/// What addresses and rows of x, w and y must be multiples of, in bytes.
+const ALIGN: u32 = 16;
+
+/// Algorithms asked for.
+const MAX_RANKS: usize = 8;
+
+/// The type of a product's result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// Rounded to bf16.
+    Bf16,
+    /// As summed.
+    F32,
+}
+
+/// A product: `y[m, n] = x[m, k] w[n, k]^T`, `w` with rows of k, x and y with rows of any stride.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MatMul {
+    /// Rows of x and y.
+    pub m: usize,
+    /// Rows of w, columns of y.
+    pub n: usize,
+    /// Columns of x and w.
+    pub k: usize,
+    /// Elements from a row of x to the next.
+    pub x_stride: usize,
+    /// Elements from a row of y to the next.
+    pub y_stride: usize,
+    /// Type of y.
+    pub output: Output,
+    /// Adds to y instead of overwriting it. In bf16 the product may be rounded before it is added.
+    pub accumulate: bool,
+}
+
+/// A product with the algorithm for it.
+#[derive(Debug)]
+pub struct Plan {
+    product: MatMul,
+    operation: Operation,
+    w: Layout,
+    x: Layout,
+    y: Layout,
+    algorithm: lt::cublasLtMatmulAlgo_t,
+}
+
+/// cuBLASLt with its workspace, for one stream at a time.
+#[derive(Debug)]
+pub struct Blas {
+    handle: lt::cublasLtHandle_t,
+    workspace: DeviceBuffer,
+    plans: Mutex<HashMap<(MatMul, usize), Arc<Plan>>>,
+}
+
+// SAFETY: a handle may be used by any thread, by several at once too (cuBLASLt's manual).
+unsafe impl Send for Blas {}
+// SAFETY: as above.
+unsafe impl Sync for Blas {}
+
+impl Blas {
+    /// Opens cuBLASLt; `workspace` bytes of device memory are its to use, 32 MiB being what NVIDIA
+    /// recommends for Hopper.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] with the remedy if cuBLASLt is not installed or the memory is not there.
+    pub fn new(gpu: &Gpu, workspace: usize) -> Result<Self> {
+        // SAFETY: opens the library and closes it again; its initialisers are its own.
+        if !unsafe { lt::is_culib_present() } {
+            return Err(Error::Cuda(
+                "cuBLASLt (libcublasLt.so.13) was not found, which multiplies large matrices; install the \
+                 CUDA 13 toolkit, or `pip install nvidia-cublas` and put its folder (nvidia/cu13/lib) on \
+                 LD_LIBRARY_PATH, or run with --device cpu"
+                    .into(),
+            ));
+        }
+        let workspace = DeviceBuffer::new(gpu, workspace, "cuBLASLt's workspace")?;
+        let mut handle = ptr::null_mut();
+        // SAFETY: the library is there, a context is current since the allocation, and `handle` takes
+        // the result.
+        check(unsafe { lt::cublasLtCreate(&raw mut handle) }, "starting")?;
+        let plans = Mutex::default();
+        Ok(Self {
+            handle,
+            workspace,
+            plans,
+        })
+    }
+
+    /// The algorithm for a product: always the same for the same product on the same GPU and library,
+    /// so that results are, to the bit. Kept for the next call.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if cuBLASLt has none.
+    pub fn plan(&self, product: &MatMul) -> Result<Arc<Plan>> {
+        self.plan_ranked(product, 0)
+    }
+
+    /// As [`plan`](Blas::plan), but the algorithm that cuBLASLt expects to be number `rank` in speed.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if cuBLASLt has no more.
+    pub fn plan_ranked(&self, product: &MatMul, rank: usize) -> Result<Arc<Plan>> {
+        let key = (*product, rank);
+        let broken = |_| Error::Cuda("a thread failed while it planned a product".into());
+        if let Some(plan) = self.plans.lock().map_err(broken)?.get(&key) {
+            return Ok(Arc::clone(plan));
+        }
+        let plan = Arc::new(self.make_plan(product, rank)?);
+        let mut plans = self.plans.lock().map_err(broken)?;
+        Ok(Arc::clone(plans.entry(key).or_insert(plan)))
+    }
+
+    fn make_plan(&self, product: &MatMul, rank: usize) -> Result<Plan> {
+        let p = product;
+        let y_type = match p.output {
+            Output::Bf16 => lt::cudaDataType_t::CUDA_R_16BF,
+            Output::F32 => lt::cudaDataType_t::CUDA_R_32F,
+        };
+        let bf16 = lt::cudaDataType_t::CUDA_R_16BF;
+        if p.x_stride < p.k || p.y_stride < p.n {
+            return Err(Error::Cuda(format!("rows of a product overlap: {p:?}")));
+        }
+        // cuBLASLt stores columns one after the other: seen so, w is [k, n] and read transposed, x is
+        // [k, m] and y is [n, m].
+        let operation = Operation::transposed_w()?;
+        let w = Layout::new(bf16, p.k, p.n, p.k)?;
+        let x = Layout::new(bf16, p.k, p.m, p.x_stride)?;
+        let y = Layout::new(y_type, p.n, p.m, p.y_stride)?;
+        let preference = Preferences::new(self.workspace.bytes(), ALIGN)?;
+        let mut found = [MaybeUninit::<lt::cublasLtMatmulHeuristicResult_t>::uninit(); MAX_RANKS];
+        let mut count = 0;
+        // SAFETY: all handles are alive; `found` has room for as many results as are asked for.
+        let result = unsafe {
+            lt::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                operation.0,
+                w.0,
+                x.0,
+                y.0,
+                y.0,
+                preference.0,
+                // Asking for more might change the order of the first ones.
+                MAX_RANKS as i32,
+                found.as_mut_ptr().cast(),
+                &raw mut count,
+            )
+        };
+        check(result, &format!("planning {p:?}"))?;
+        if rank >= (count.max(0) as usize).min(MAX_RANKS) {
+            return Err(Error::Cuda(format!(
+                "cuBLASLt has {count} algorithms for {p:?}, number {rank} was asked for"
+            )));
+        }
+        // SAFETY: the first `count` are written.
+        let chosen = unsafe { found[rank].assume_init() };
+        check(chosen.state, &format!("planning {p:?}"))?;
+        Ok(Plan {
+            product: *p,
+            operation,
+            w,
+            x,
+            y,
+            algorithm: chosen.algo,
+        })
+    }
+
+    /// Queues the product on `stream`, which may be capturing a graph.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if an address is not a multiple of 16 or cuBLASLt fails.
+    ///
+    /// # Safety
+    /// `w`, `x` and `y` are addresses of device memory as large as the plan's product says, that stays
+    /// allocated and otherwise untouched until the product is done, at each replay of a graph. No
+    /// other product of this `Blas` runs at the same time on another stream: they share the workspace.
+    pub unsafe fn run(&self, stream: &Stream, plan: &Plan, w: u64, x: u64, y: u64) -> Result<()> {
+        if !(w | x | y).is_multiple_of(u64::from(ALIGN)) {
+            let all = [w, x, y];
+            return Err(Error::Cuda(format!(
+                "matrices at {all:x?} are not aligned to {ALIGN} bytes"
+            )));
+        }
+        let alpha = 1.0_f32;
+        let beta = f32::from(u8::from(plan.product.accumulate));
+        // SAFETY: all handles are alive, scalars are f32 in host memory as the operation says, the
+        // workspace is as large as said. The rest is the caller's.
+        let result = unsafe {
+            lt::cublasLtMatmul(
+                self.handle,
+                plan.operation.0,
+                (&raw const alpha).cast(),
+                w as *const c_void,
+                plan.w.0,
+                x as *const c_void,
+                plan.x.0,
+                (&raw const beta).cast(),
+                y as *const c_void,
+                plan.y.0,
+                y as *mut c_void,
+                plan.y.0,
+                &raw const plan.algorithm,
+                self.workspace.ptr() as *mut c_void,
+                self.workspace.bytes(),
+                stream.raw()?.cast(),
+            )
+        };
+        match result {
+            lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS => Ok(()),
+            error => check(error, &format!("multiplying {:?}", plan.product)),
+        }
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: the handle is alive and not used after this.
+        let _ = unsafe { lt::cublasLtDestroy(self.handle) };
+    }
+}
+
+// SAFETY: written once, then only read by cuBLASLt.
+unsafe impl Send for Plan {}
+// SAFETY: as above.
+unsafe impl Sync for Plan {}
+
+fn check(status: lt::cublasStatus_t, what: &str) -> Result<()> {
+    match status {
+        lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS => Ok(()),
+        error => Err(Error::Cuda(format!(
+            "cuBLASLt failed at {what} ({error:?})"
+        ))),
+    }
+}

@@ -1,0 +1,72 @@
+//! Widening int4 weights to bf16.
+
+use half::bf16;
+use rayon::prelude::*;
+use smq_format::scale::ScaleFormat;
+
+use super::copies::Copies;
+use super::gemv::Layer;
+use super::host::{HostMatrix, parse_scales};
+use super::lab::{Floor, Lab, of};
+use super::reference::Worst;
+use super::report::{Check, KernelReport};
+use super::rows::row_layers;
+use crate::cuda::kernels::Call;
+use crate::cuda::rows::widen;
+use crate::error::{Error, Result};
+
+/// Formats of scales that it is checked with.
+const SCALES: [&str; 6] = ["E5M0", "E5M3", "E5M5", "E5M10", "f16", "f32"];
+
+/// Checks and times widening, of a whole matrix.
+pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
+    for layer in row_layers(lab, "dequantize") {
+        if matches!(layer.name, "gate_up" | "down") {
+            for name in SCALES {
+                let format = parse_scales(name).map_err(Error::Cuda)?;
+                of("dequantize", layer.name, widening(lab, &layer, format))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn widening(lab: &mut Lab<'_>, layer: &Layer, format: ScaleFormat) -> Result<()> {
+    let host = HostMatrix::int4(40, layer.rows, layer.cols, format);
+    let copies = Copies::new(lab, &host)?;
+    let len = host.rows * host.cols;
+    // Outputs rotate too, through as much memory as is needed.
+    let outs = lab.copies_of(2 * len);
+    let out = lab.poisoned(2 * len * outs)?;
+    let matrices = copies.matrices.iter().enumerate();
+    let calls: Vec<Call> = matrices
+        .map(|(i, w)| widen(&lab.kernels, w, out.ptr() + (i % outs * 2 * len) as u64))
+        .collect::<Result<_>>()?;
+    lab.run(&calls[0])?;
+    let got: Vec<u16> = lab.download(&out, len)?;
+    // q s is rounded to f32, then to bf16.
+    let wrong = got
+        .par_chunks(host.cols)
+        .enumerate()
+        .find_map_first(|(r, got)| {
+            let want = host
+                .row(r)
+                .into_iter()
+                .map(|v| bf16::from_f32(v as f32).to_bits());
+            let wrong = want.zip(got).position(|(want, got)| want != *got)?;
+            Some(format!("row {r}, column {wrong} has other bits"))
+        });
+    let mut worst = Worst::default();
+    worst.require(wrong.is_none(), || wrong.unwrap_or_default());
+    let check = Check::new(
+        worst,
+        format!("all {} rows", host.rows),
+        "none: bit for bit",
+    );
+    let us = lab.time(&calls)?;
+    let bytes = copies.matrices[0].bytes() + 2 * len;
+    let floor = Floor::Copy(bytes, lab.copy_floor(bytes, true)?);
+    let report = KernelReport::new("dequantize", layer.name, us, check).weights(&host);
+    lab.report(report, &floor);
+    Ok(())
+}

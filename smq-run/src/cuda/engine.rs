@@ -1,0 +1,360 @@
+//! The engine: one sequence on the GPU.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::decode::{Cache, Parts, Step};
+use super::device::{Gpu, GpuInfo};
+use super::kernels::Kernels;
+use super::memory::DeviceBuffer;
+use super::prefill::Prefill;
+use super::state::{RING, State};
+use super::upload::UploadReport;
+use super::weights::DeviceModel;
+use crate::config::ModelConfig;
+use crate::engine::{self, Engine};
+use crate::error::{Error, Result};
+use crate::source::Source;
+
+/// Steps queued ahead of the token that the host has seen: enough that the GPU never waits for the host, few enough
+/// that little is wasted when the text ends.
+const AHEAD: usize = 4;
+const _: () = assert!(AHEAD < RING);
+/// The cache is allocated in steps of this many positions.
+const CAPACITY_STEP: usize = 256;
+
+/// A model on an NVIDIA GPU, with one sequence.
+#[derive(Debug)]
+pub struct CudaEngine {
+    config: ModelConfig,
+    info: GpuInfo,
+    upload: UploadReport,
+    kernels: Kernels,
+    model: DeviceModel,
+    state: State,
+    prefill: Prefill,
+    /// Cache and the step recorded for it.
+    sequence: Option<Sequence>,
+    /// Whether LongRoPE's long factors are in use.
+    long: bool,
+    /// Tokens of the sequence; all are in the cache or on their way.
+    tokens: Vec<u32>,
+    /// Steps queued since the start: which mailbox entry comes next.
+    steps: u32,
+    replay: bool,
+    logits: Vec<f32>,
+}
+
+#[derive(Debug)]
+struct Sequence {
+    /// Before the memory that it uses.
+    step: Step,
+    cache: Cache,
+    _memory: DeviceBuffer,
+}
+
+impl CudaEngine {
+    /// Copies a model to the first GPU and compiles its kernels. Sequences have at most `max_tokens` positions.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] with the remedy if there is no usable GPU, and as [`DeviceModel::load`].
+    pub fn load(source: &Source, max_tokens: Option<usize>) -> Result<Self> {
+        let mut config = ModelConfig::from_json(source.require("config.json")?)?;
+        if let Some(max) = max_tokens {
+            config.max_positions = config.max_positions.min(max);
+        }
+        if ![32, 64, 96, 128].contains(&config.head_dim) {
+            return Err(Error::Config(format!(
+                "heads of {} elements do not run with --device cuda; 32, 64, 96 and 128 do",
+                config.head_dim
+            )));
+        }
+        let gpu = Gpu::open(0)?;
+        let kernels = Kernels::new(gpu.clone());
+        let (model, upload) = DeviceModel::load(&gpu, source, &config)?;
+        let state = State::new(&gpu, &config)?;
+        let prefill = Prefill::new(&kernels, &config)?;
+        let mut engine = Self {
+            info: gpu.info()?,
+            config,
+            upload,
+            kernels,
+            model,
+            state,
+            prefill,
+            sequence: None,
+            long: false,
+            tokens: Vec::new(),
+            steps: 0,
+            replay: true,
+            logits: Vec::new(),
+        };
+        engine.set_factors(false)?;
+        Ok(engine)
+    }
+
+    /// What copying the weights took.
+    #[must_use]
+    pub fn upload(&self) -> &UploadReport {
+        &self.upload
+    }
+
+    /// Whether steps are replayed as one graph (the default) or queued kernel by kernel: for tests.
+    pub fn set_replay(&mut self, replay: bool) {
+        self.replay = replay;
+    }
+
+    fn gpu(&self) -> &Arc<Gpu> {
+        self.kernels.gpu()
+    }
+
+    /// Makes LongRoPE's factors those of a sequence in the short or the long range.
+    fn set_factors(&mut self, long: bool) -> Result<()> {
+        let inv_freq = self.config.rope.inv_freq(long);
+        let stream = self.gpu().main();
+        // SAFETY: `inv_freq` lives until the stream is done.
+        unsafe { self.state.inv_freq.copy_from(stream, &inv_freq)? };
+        stream.synchronize()?;
+        self.long = long;
+        Ok(())
+    }
+
+    /// A cache of at least `len` positions, with its recorded step. Contents are lost where it has to grow.
+    fn reserve(&mut self, len: usize) -> Result<()> {
+        if self
+            .sequence
+            .as_ref()
+            .is_some_and(|s| s.cache.capacity >= len)
+        {
+            return Ok(());
+        }
+        self.gpu().main().synchronize()?;
+        self.sequence = None;
+        let c = &self.config;
+        let capacity = len.next_multiple_of(CAPACITY_STEP);
+        let what = format!("the KV cache of {capacity} tokens");
+        let memory = DeviceBuffer::new(self.gpu(), Cache::bytes(c, capacity), &what)?;
+        memory.fill(self.gpu().main(), 0)?;
+        let cache = Cache {
+            span: memory.span(),
+            capacity,
+            side_bytes: c.kv_heads * capacity * c.head_dim * 2,
+        };
+        let step = Step::new(&Parts {
+            kernels: &self.kernels,
+            config: c,
+            model: &self.model,
+            state: &self.state,
+            cache: &cache,
+        })?;
+        self.sequence = Some(Sequence {
+            step,
+            cache,
+            _memory: memory,
+        });
+        Ok(())
+    }
+
+    /// Queues everything up to the choice of the token that follows `tokens`, which are appended. Returns whether
+    /// the factors switched in mid-sequence.
+    fn append(&mut self, tokens: &[u32]) -> Result<bool> {
+        let (past, len) = (self.tokens.len(), self.tokens.len() + tokens.len());
+        if tokens.is_empty() {
+            return Err(Error::Input("no tokens given".into()));
+        }
+        if len > self.config.max_positions {
+            let limit = self.config.max_positions;
+            return Err(Error::Input(format!(
+                "{len} tokens exceed the model's longest context of {limit}"
+            )));
+        }
+        if let Some(id) = tokens.iter().find(|t| **t as usize >= self.config.vocab) {
+            return Err(Error::Input(format!(
+                "token id {id} is outside the model's vocabulary of {}",
+                self.config.vocab
+            )));
+        }
+        // Hugging Face picks the factors by the whole sequence's length; keys rotated with the others are useless
+        // then, so everything is computed anew.
+        let long = self.config.rope.is_long(len);
+        let switch = long != self.long;
+        let grow = self
+            .sequence
+            .as_ref()
+            .is_none_or(|s| s.cache.capacity < len);
+        if switch {
+            self.set_factors(long)?;
+        }
+        self.reserve(
+            len.max(if grow { 2 * past } else { 0 })
+                .min(self.config.max_positions)
+                .max(len),
+        )?;
+        self.tokens.extend_from_slice(tokens);
+        let from = if switch || grow { 0 } else { past };
+        let Some(sequence) = &self.sequence else {
+            return Err(Error::Cuda("the sequence has no cache".into()));
+        };
+        let stream = self.kernels.gpu().main().clone();
+        let pending = &self.tokens[from..];
+        if let ([token], true) = (pending, from > 0) {
+            // SAFETY: the host array outlives the copy, which is done when the call returns.
+            unsafe { self.state.state.part(8, 4)?.copy_from(&stream, &[*token])? };
+            run_step(&sequence.step, self.replay, &stream)?;
+        } else {
+            let parts = Parts {
+                kernels: &self.kernels,
+                config: &self.config,
+                model: &self.model,
+                state: &self.state,
+                cache: &sequence.cache,
+            };
+            self.prefill.run(&parts, pending, from)?;
+            // The choice moves the position on by one.
+            let position = [len as u32 - 1];
+            // SAFETY: as above.
+            unsafe { self.state.state.part(0, 4)?.copy_from(&stream, &position)? };
+            sequence.step.run_head(&stream)?;
+        }
+        self.steps = self.steps.wrapping_add(1);
+        Ok(switch && past > 0)
+    }
+
+    /// Waits for the token that step `step` chose.
+    fn token(&self, step: u32) -> Result<u32> {
+        let stream = self.gpu().main();
+        self.state.token(step, || stream.check())
+    }
+}
+
+fn run_step(step: &Step, replay: bool, stream: &super::stream::Stream) -> Result<()> {
+    if replay {
+        step.replay(stream)
+    } else {
+        step.run(stream)
+    }
+}
+
+impl Engine for CudaEngine {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn device(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn gpu(&self) -> Option<&GpuInfo> {
+        Some(&self.info)
+    }
+
+    fn load_report(&self) -> Option<&UploadReport> {
+        Some(&self.upload)
+    }
+
+    fn bytes_per_token(&self) -> usize {
+        self.model.bytes_per_token()
+    }
+
+    fn start(&mut self, capacity: usize) -> Result<()> {
+        self.tokens.clear();
+        if self.long {
+            self.set_factors(false)?;
+        }
+        self.reserve(capacity.min(self.config.max_positions))
+    }
+
+    fn extend(&mut self, tokens: &[u32]) -> Result<engine::Step<'_>> {
+        let rope_switched = self.append(tokens)?;
+        let stream = self.kernels.gpu().main();
+        self.logits.resize(self.config.vocab, 0.0);
+        // SAFETY: the host array is waited for right below.
+        unsafe { self.state.logits.copy_to(stream, &mut self.logits)? };
+        stream.synchronize()?;
+        Ok(engine::Step {
+            logits: &self.logits,
+            rope_switched,
+        })
+    }
+
+    fn greedy(
+        &mut self,
+        prompt: &[u32],
+        limit: usize,
+        on_token: &mut dyn FnMut(u32, bool) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let mut switched = self.append(prompt)?;
+        let first = self.steps.wrapping_sub(1);
+        let start = self.tokens.len();
+        // Tokens are queued, then seen; `queued` steps follow the prompt's.
+        let (mut queued, mut seen) = (0, 0);
+        while seen < limit {
+            // Ahead while a step only needs the token that the GPU itself chose. A longer sequence than the factors
+            // or the cache are for needs its tokens on the host.
+            let room = |queued: usize| {
+                let len = start + queued + 1;
+                len <= self.config.max_positions
+                    && self.config.rope.is_long(len) == self.long
+                    && self
+                        .sequence
+                        .as_ref()
+                        .is_some_and(|s| len <= s.cache.capacity)
+            };
+            while queued + 1 < limit && queued < seen + AHEAD && room(queued) {
+                let Some(sequence) = &self.sequence else {
+                    break;
+                };
+                run_step(&sequence.step, self.replay, self.kernels.gpu().main())?;
+                self.steps = self.steps.wrapping_add(1);
+                queued += 1;
+            }
+            let token = self.token(first.wrapping_add(seen as u32))?;
+            let flow = on_token(token, std::mem::take(&mut switched))?;
+            seen += 1;
+            if flow.is_break() || seen == limit || start + seen > self.config.max_positions {
+                break;
+            }
+            if seen > queued {
+                // Nothing runs ahead: this token is appended from here.
+                switched = self.append(&[token])?;
+                queued = seen;
+            } else {
+                self.tokens.push(token);
+            }
+        }
+        // Steps that ran ahead are of no use; whoever comes next starts anew.
+        self.gpu().main().synchronize()
+    }
+
+    fn log_probs(&mut self, tokens: &[u32]) -> Result<Vec<f64>> {
+        self.start(tokens.len())?;
+        let limit = self.config.max_positions;
+        if tokens.is_empty() || tokens.len() > limit {
+            return Err(Error::Input(format!(
+                "{} tokens were given, expected 1 to {limit}",
+                tokens.len()
+            )));
+        }
+        if let Some(id) = tokens.iter().find(|t| **t as usize >= self.config.vocab) {
+            return Err(Error::Input(format!(
+                "token id {id} is outside the model's vocabulary of {}",
+                self.config.vocab
+            )));
+        }
+        let long = self.config.rope.is_long(tokens.len());
+        if long != self.long {
+            self.set_factors(long)?;
+        }
+        let Some(sequence) = &self.sequence else {
+            return Err(Error::Cuda("the sequence has no cache".into()));
+        };
+        let parts = Parts {
+            kernels: &self.kernels,
+            config: &self.config,
+            model: &self.model,
+            state: &self.state,
+            cache: &sequence.cache,
+        };
+        self.prefill.log_probs(&parts, tokens)
+    }
+}

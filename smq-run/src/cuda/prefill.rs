@@ -1,0 +1,415 @@
+//! A prompt's pass: many positions at once through every layer.
+
+use std::sync::Arc;
+
+use super::arena::Arena;
+use super::args::Args;
+use super::blas::Blas;
+use super::decode::{Parts, attention_defines};
+use super::kernels::{Call, Defines, Kernels};
+use super::launch::Launch;
+use super::memory::Span;
+use super::module::Kernel;
+use super::rows::{Activations, RowProducts, Target, reads_int4_order, wide_bytes};
+use super::weights::DeviceMatrix;
+use crate::config::ModelConfig;
+use crate::error::Result;
+
+/// Positions that go through the layers together; bounds the activations' memory.
+pub const CHUNK: usize = 2048;
+/// cuBLASLt's workspace, bytes.
+const WORKSPACE: usize = 32 << 20;
+/// Logits rows of [`Prefill::log_probs`] at a time.
+const LOGIT_ROWS: usize = 256;
+/// Positions of a tile of keys in `attention_prefill.cu`.
+const KEYS: usize = 64;
+
+/// Warpgroups of a block of `attention_prefill.cu` for `m` rows, as measured best.
+pub(super) fn warpgroups(m: usize) -> usize {
+    if m > 512 { 2 } else { 1 }
+}
+
+/// The macros of `attention_prefill.cu`; `order` is that of the output, 1 for int4.
+pub(super) fn prefill_defines(c: &ModelConfig, order: i64, warpgroups: usize) -> Defines {
+    let mut defines = attention_defines(c);
+    defines.extend([
+        ("X_INT4", order),
+        ("PREFILL_WARPGROUPS", warpgroups as i64),
+        ("PREFILL_KEYS", KEYS as i64),
+        ("OUT_STRIDE", padded(c.heads * c.head_dim) as i64),
+    ]);
+    defines
+}
+
+/// The launch of its attention of `m` rows.
+pub(super) fn attention_launch(c: &ModelConfig, m: usize) -> Launch {
+    let tile = 64 * warpgroups(m);
+    Launch::new([c.heads as u32, m.div_ceil(tile) as u32], 2 * tile as u32)
+        .shared((2 * c.head_dim * (tile + 4 * KEYS)) as u32)
+        .overlap()
+}
+
+/// The pass's kernels and buffers.
+#[derive(Debug)]
+pub struct Prefill {
+    embed: Arc<Kernel>,
+    norm: Arc<Kernel>,
+    swiglu: Arc<Kernel>,
+    last_row: Arc<Kernel>,
+    log_prob: Arc<Kernel>,
+    /// By the order of the output: plain, int4.
+    rope: [Arc<Kernel>; 2],
+    /// The same, with one and with two warpgroups a block.
+    attention: [[Arc<Kernel>; 2]; 2],
+    products: RowProducts,
+    buffers: Option<Buffers>,
+}
+
+#[derive(Debug)]
+struct Buffers {
+    capacity: usize,
+    tokens: Span,
+    /// f32 `[capacity, hidden]`.
+    x: Span,
+    /// After a norm.
+    h: Activations,
+    /// bf16 `[capacity, (heads + 2 kv_heads) head_dim]`.
+    qkv: Span,
+    /// bf16 `[capacity, heads head_dim]`.
+    q: Span,
+    attended: Activations,
+    /// bf16 `[capacity, 2 intermediate]`.
+    gate_up: Span,
+    activated: Activations,
+    /// f32 `[LOGIT_ROWS, vocab]`; empty until log-probabilities are asked for.
+    logits: Span,
+    /// f64 `[LOGIT_ROWS]`.
+    log_probs: Span,
+    _arena: Arena,
+}
+
+impl Prefill {
+    /// Compiles the kernels; buffers come with the first prompt.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda) from compiling, or if cuBLASLt is not there.
+    pub fn new(kernels: &Kernels, c: &ModelConfig) -> Result<Self> {
+        let gpu = kernels.gpu();
+        let rows = |name| {
+            let defines = vec![
+                ("HIDDEN", c.hidden as i64),
+                ("INTERMEDIATE", c.intermediate as i64),
+                ("VOCAB", c.vocab as i64),
+                ("EPS_BITS", i64::from(c.rms_norm_eps.to_bits())),
+                ("GRID", i64::from(gpu.sm_count())),
+            ];
+            kernels.get("rows.cu", defines, name)
+        };
+        let attention = |name, order, warpgroups| {
+            let defines = prefill_defines(c, order, warpgroups);
+            kernels.get("attention_prefill.cu", defines, name)
+        };
+        Ok(Self {
+            embed: rows("embed_rows")?,
+            norm: rows("norm_rows")?,
+            swiglu: rows("swiglu_rows")?,
+            last_row: rows("last_row")?,
+            log_prob: rows("log_prob_rows")?,
+            rope: [
+                attention("rope_and_cache", 0, 2)?,
+                attention("rope_and_cache", 1, 2)?,
+            ],
+            attention: [
+                [
+                    attention("attention_prefill", 0, 1)?,
+                    attention("attention_prefill", 0, 2)?,
+                ],
+                [
+                    attention("attention_prefill", 1, 1)?,
+                    attention("attention_prefill", 1, 2)?,
+                ],
+            ],
+            products: RowProducts::new(Blas::new(gpu, WORKSPACE)?, Arena::sizes().take(0)?),
+            buffers: None,
+        })
+    }
+
+    /// Queues the pass of `tokens`, which follow `past` cached positions, and leaves the last position's input of
+    /// the head in `state`.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda) if memory is not there or the driver fails.
+    pub fn run(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
+        let Parts { model, state, .. } = parts;
+        self.reserve(parts, tokens.len().min(CHUNK), false)?;
+        let stream = parts.kernels.gpu().main();
+        for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
+            self.layers(parts, chunk, past + i * CHUNK)?;
+        }
+        let Some(b) = &self.buffers else {
+            return Ok(());
+        };
+        let last = (tokens.len() - 1) % CHUNK;
+        let call = Call {
+            kernel: self.last_row.clone(),
+            launch: Launch::new(1_u32, 1024).overlap(),
+            args: Args::new()
+                .ptr(b.x.ptr() + (4 * last * parts.config.hidden) as u64)
+                .ptr(model.norm.ptr())
+                .ptr(state.hidden[0].ptr())
+                .ptr(state.square_sums[0].ptr()),
+        };
+        // SAFETY: the buffers hold CHUNK or all rows, and live as long as `self`, whose owner waits for the stream.
+        unsafe { call.run(stream) }
+    }
+
+    /// The log-probability of each token but the first, given those before it, from an empty cache.
+    ///
+    /// # Errors
+    /// As [`Prefill::run`].
+    pub fn log_probs(&mut self, parts: &Parts<'_>, tokens: &[u32]) -> Result<Vec<f64>> {
+        let Parts {
+            kernels,
+            config: c,
+            model,
+            ..
+        } = parts;
+        self.reserve(parts, tokens.len().min(CHUNK), true)?;
+        let stream = kernels.gpu().main();
+        let mut out = Vec::with_capacity(tokens.len());
+        for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
+            self.layers(parts, chunk, i * CHUNK)?;
+            let Some(b) = &self.buffers else { break };
+            let start = i * CHUNK;
+            let targets = &tokens[start + 1..(start + chunk.len() + 1).min(tokens.len())];
+            let head = std::slice::from_ref(&model.head);
+            for (j, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
+                let m = targets.len();
+                let int4 = reads_int4_order(head, m);
+                let x = b.x.ptr() + (4 * j * LOGIT_ROWS * c.hidden) as u64;
+                let mut log_probs = vec![0.0f64; m];
+                // SAFETY: every buffer holds LOGIT_ROWS rows; the stream is waited for below.
+                unsafe {
+                    self.norm_call(x, model.norm, b, m, int4).run(stream)?;
+                    b.logits.part(0, 4 * m * c.vocab)?.fill(stream, 0)?;
+                    let target = Target::Add(b.logits.ptr());
+                    self.products.run(kernels, stream, head, m, &b.h, target)?;
+                    b.tokens.part(0, 4 * m)?.copy_from(stream, targets)?;
+                    let call = Call {
+                        kernel: self.log_prob.clone(),
+                        launch: Launch::new(m, 512).overlap(),
+                        args: Args::new()
+                            .ptr(b.logits.ptr())
+                            .ptr(b.tokens.ptr())
+                            .ptr(b.log_probs.ptr()),
+                    };
+                    call.run(stream)?;
+                    b.log_probs
+                        .part(0, 8 * m)?
+                        .copy_to(stream, &mut log_probs)?;
+                }
+                stream.synchronize()?;
+                out.extend(log_probs);
+            }
+        }
+        Ok(out)
+    }
+
+    fn layers(&self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
+        let Parts { kernels, model, .. } = parts;
+        let Some(b) = &self.buffers else {
+            return Ok(());
+        };
+        let stream = kernels.gpu().main();
+        let m = tokens.len();
+        let embed = Call {
+            kernel: self.embed.clone(),
+            launch: Launch::new(m, 256).overlap(),
+            args: Args::new()
+                .ptr(b.tokens.ptr())
+                .ptr(model.embedding.ptr())
+                .ptr(b.x.ptr()),
+        };
+        // SAFETY: `tokens` outlives the copy (pageable memory is read before the call returns), and every buffer
+        // holds at least `m` rows.
+        unsafe {
+            b.tokens.part(0, 4 * m)?.copy_from(stream, tokens)?;
+            embed.run(stream)?;
+        }
+        (0..model.layers.len()).try_for_each(|i| self.layer(parts, b, i, m, past))
+    }
+
+    fn layer(
+        &self,
+        parts: &Parts<'_>,
+        b: &Buffers,
+        index: usize,
+        m: usize,
+        past: usize,
+    ) -> Result<()> {
+        let Parts {
+            kernels,
+            config: c,
+            model,
+            state,
+            cache,
+        } = parts;
+        let layer = &model.layers[index];
+        let stream = kernels.gpu().main();
+        let (keys, values) = cache.layer(index);
+        let one = std::slice::from_ref::<DeviceMatrix>;
+        let o_order = reads_int4_order(one(&layer.o), m);
+        let down_order = reads_int4_order(one(&layer.down), m);
+        let width = (c.heads + 2 * c.kv_heads) * c.head_dim;
+        let rope = Call {
+            kernel: self.rope[usize::from(o_order)].clone(),
+            launch: Launch::new(m, 256).overlap(),
+            args: Args::new()
+                .ptr(b.qkv.ptr())
+                .ptr(b.q.ptr())
+                .ptr(keys)
+                .ptr(values)
+                .i32(cache.capacity as i32)
+                .i32(m as i32)
+                .i32(past as i32)
+                .ptr(state.inv_freq.ptr())
+                .f32(c.rope.attention_factor()),
+        };
+        let attention = Call {
+            kernel: self.attention[usize::from(o_order)][warpgroups(m) - 1].clone(),
+            launch: attention_launch(c, m),
+            args: Args::new()
+                .ptr(b.q.ptr())
+                .ptr(keys)
+                .ptr(values)
+                .i32(cache.capacity as i32)
+                .i32(m as i32)
+                .i32(past as i32)
+                .ptr(b.attended.span.ptr()),
+        };
+        let products = &self.products;
+        // SAFETY: every buffer holds at least `m` rows (`reserve`), the cache `past + m` positions (the engine), and
+        // both live until the engine has waited for the stream.
+        unsafe {
+            let order = reads_int4_order(&layer.qkv, m);
+            self.norm_call(b.x.ptr(), layer.input_norm, b, m, order)
+                .run(stream)?;
+            let qkv = Target::Bf16(b.qkv.ptr(), width);
+            products.run(kernels, stream, &layer.qkv, m, &b.h, qkv)?;
+            rope.run(stream)?;
+            attention.run(stream)?;
+            let x = Target::Add(b.x.ptr());
+            products.run(kernels, stream, one(&layer.o), m, &b.attended, x)?;
+            let order = reads_int4_order(&layer.gate_up, m);
+            self.norm_call(b.x.ptr(), layer.post_attention_norm, b, m, order)
+                .run(stream)?;
+            if order {
+                let activated = Target::Swiglu(b.activated.span.ptr(), down_order);
+                products.run(kernels, stream, &layer.gate_up, m, &b.h, activated)?;
+            } else {
+                let gate_up = Target::Bf16(b.gate_up.ptr(), 2 * c.intermediate);
+                products.run(kernels, stream, &layer.gate_up, m, &b.h, gate_up)?;
+                let columns = padded(c.intermediate).div_ceil(2048) as u32;
+                let swiglu = Call {
+                    kernel: self.swiglu.clone(),
+                    launch: Launch::new([columns, m as u32], 256).overlap(),
+                    args: Args::new()
+                        .ptr(b.gate_up.ptr())
+                        .ptr(b.activated.span.ptr())
+                        .i32(i32::from(down_order)),
+                };
+                swiglu.run(stream)?;
+            }
+            products.run(kernels, stream, one(&layer.down), m, &b.activated, x)
+        }
+    }
+
+    fn norm_call(&self, x: u64, weight: Span, b: &Buffers, m: usize, int4_order: bool) -> Call {
+        Call {
+            kernel: self.norm.clone(),
+            launch: Launch::new(m, 256).overlap(),
+            args: Args::new()
+                .ptr(x)
+                .ptr(weight.ptr())
+                .ptr(b.h.span.ptr())
+                .i32(i32::from(int4_order)),
+        }
+    }
+
+    /// Makes the buffers hold `m` rows.
+    fn reserve(&mut self, parts: &Parts<'_>, m: usize, logits: bool) -> Result<()> {
+        let Parts {
+            kernels,
+            config: c,
+            model,
+            ..
+        } = parts;
+        let has = |b: &Buffers| b.capacity >= m && (!logits || b.logits.bytes() > 0);
+        if self.buffers.as_ref().is_some_and(has) {
+            return Ok(());
+        }
+        let gpu = kernels.gpu();
+        // Whoever still computes in the old ones.
+        gpu.main().synchronize()?;
+        let old = self.buffers.take();
+        let logits = logits || old.as_ref().is_some_and(|b| b.logits.bytes() > 0);
+        let m = m
+            .max(old.as_ref().map_or(0, |b| b.capacity))
+            .next_multiple_of(128);
+        drop(old);
+        let one = std::slice::from_ref::<DeviceMatrix>;
+        // Few rows may need what many do not, so ask for both.
+        let wide = model
+            .layers
+            .iter()
+            .flat_map(|l| [&l.qkv[..], one(&l.o), &l.gate_up, one(&l.down)])
+            .chain([one(&model.head)])
+            .map(|w| wide_bytes(w, m).max(wide_bytes(w, 1)))
+            .max()
+            .unwrap_or(0);
+        let width = c.heads * c.head_dim;
+        let (arena, (mut buffers, wide)) = Arena::build(gpu, "a prompt's activations", |a| {
+            let mut activations = |columns: usize| -> Result<Activations> {
+                let stride = padded(columns);
+                Ok(Activations {
+                    span: a.take(2 * m * stride)?,
+                    capacity: m,
+                    stride,
+                })
+            };
+            let (h, attended, activated) = (
+                activations(c.hidden)?,
+                activations(width)?,
+                activations(c.intermediate)?,
+            );
+            let logit_rows = if logits { LOGIT_ROWS } else { 0 };
+            let buffers = Buffers {
+                capacity: m,
+                tokens: a.take(4 * m.max(LOGIT_ROWS))?,
+                x: a.take(4 * m * c.hidden)?,
+                h,
+                qkv: a.take(2 * m * (c.heads + 2 * c.kv_heads) * c.head_dim)?,
+                q: a.take(2 * m * width)?,
+                attended,
+                gate_up: a.take(2 * m * 2 * c.intermediate)?,
+                activated,
+                logits: a.take(4 * logit_rows * c.vocab)?,
+                log_probs: a.take(8 * logit_rows)?,
+                _arena: Arena::sizes(),
+            };
+            Ok((buffers, a.take(wide)?))
+        })?;
+        if let Some(memory) = arena.buffer() {
+            // Padding columns are read as zero.
+            memory.fill(gpu.main(), 0)?;
+        }
+        buffers._arena = arena;
+        self.products.set_wide(wide);
+        self.buffers = Some(buffers);
+        Ok(())
+    }
+}
+
+fn padded(columns: usize) -> usize {
+    columns.next_multiple_of(128)
+}

@@ -1,0 +1,163 @@
+//! What a decode step keeps on the GPU between its kernels, and how its tokens reach the host.
+
+use std::time::{Duration, Instant};
+
+use super::arena::Arena;
+use super::device::Gpu;
+use super::memory::Span;
+use super::pinned::PinnedBuffer;
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+
+/// Tokens that the mailbox holds: more than are ever on their way.
+pub const RING: usize = 64;
+/// A step that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The id that says a logit was not finite.
+const NOT_FINITE: u32 = u32::MAX;
+
+/// Buffers of one sequence's step, f32 where not said otherwise.
+#[derive(Debug)]
+pub struct State {
+    /// i32: position, steps done, token (`step.cu`).
+    pub state: Span,
+    /// `[rotary_dim / 2]`, of the factors in use.
+    pub inv_freq: Span,
+    /// cos and sin of the position, `[2, rotary_dim / 2]`.
+    pub rope: Span,
+    /// The residual stream, `[hidden]`.
+    pub x: Span,
+    /// Inputs of the products after the two norms, `[hidden]` each.
+    pub hidden: [Span; 2],
+    /// Their partial sums of squares, `[SMs]` each.
+    pub square_sums: [Span; 2],
+    /// `[(heads + 2 kv_heads) head_dim]`.
+    pub qkv: Span,
+    /// `[heads head_dim]`.
+    pub attended: Span,
+    /// `[intermediate]`.
+    pub activated: Span,
+    /// `[vocab]`.
+    pub logits: Span,
+    /// `[SMs]`.
+    pub best_value: Span,
+    /// i32 `[SMs]`.
+    pub best_index: Span,
+    /// u64 `[RING]`, in host memory.
+    pub mailbox: PinnedBuffer,
+    _arena: Arena,
+}
+
+impl State {
+    /// Allocates everything; contents are zero.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the memory is not there.
+    pub fn new(gpu: &Gpu, c: &ModelConfig) -> Result<Self> {
+        let sms = gpu.sm_count() as usize;
+        let mut mailbox = Some(PinnedBuffer::mapped(gpu, 8 * RING)?);
+        let mut spans = Vec::new();
+        let sizes = [
+            4,
+            c.rope.rotary_dim / 2,
+            c.rope.rotary_dim,
+            c.hidden,
+            c.hidden,
+            c.hidden,
+            sms,
+            sms,
+            (c.heads + 2 * c.kv_heads) * c.head_dim,
+            c.heads * c.head_dim,
+            c.intermediate,
+            c.vocab,
+            sms,
+            sms,
+        ];
+        let (arena, ()) = Arena::build(gpu, "a decode step's buffers", |arena| {
+            spans = sizes
+                .iter()
+                .map(|n| arena.take(4 * n))
+                .collect::<Result<_>>()?;
+            Ok(())
+        })?;
+        if let Some(buffer) = arena.buffer() {
+            buffer.fill(gpu.main(), 0)?;
+        }
+        let lost = || Error::Cuda("a decode step's buffers do not add up".into());
+        let [
+            state,
+            inv_freq,
+            rope,
+            x,
+            hidden0,
+            hidden1,
+            sums0,
+            sums1,
+            qkv,
+            attended,
+            activated,
+            logits,
+            best_value,
+            best_index,
+        ] = spans[..]
+        else {
+            return Err(lost());
+        };
+        let mut mailbox = mailbox.take().ok_or_else(lost)?;
+        mailbox.as_mut_slice::<u64>().fill(0);
+        Ok(Self {
+            state,
+            inv_freq,
+            rope,
+            x,
+            hidden: [hidden0, hidden1],
+            square_sums: [sums0, sums1],
+            qkv,
+            attended,
+            activated,
+            logits,
+            best_value,
+            best_index,
+            mailbox,
+            _arena: arena,
+        })
+    }
+
+    /// Waits for the token of step `step` (counted from 0 since the buffers were made).
+    ///
+    /// # Errors
+    /// [`Error::Input`] if a logit was not finite, [`Error::Cuda`] if nothing comes.
+    pub fn token(&self, step: u32, check: impl Fn() -> Result<()>) -> Result<u32> {
+        let slot = self
+            .mailbox
+            .as_slice::<u64>()
+            .as_ptr()
+            .wrapping_add(step as usize % RING);
+        let start = Instant::now();
+        let mut spins = 0u32;
+        loop {
+            // SAFETY: inside the mailbox, which the GPU writes whole words of: a volatile read sees one or the other.
+            let value = unsafe { slot.read_volatile() };
+            if (value >> 32) as u32 == step.wrapping_add(1) {
+                return match value as u32 {
+                    NOT_FINITE => Err(Error::Input(
+                        "the model produced a logit that is not finite: its weights are damaged"
+                            .into(),
+                    )),
+                    id => Ok(id),
+                };
+            }
+            std::hint::spin_loop();
+            spins = spins.wrapping_add(1);
+            if spins.is_multiple_of(1 << 16) {
+                check()?;
+                if start.elapsed() > PATIENCE {
+                    return Err(Error::Cuda(
+                        "no token came from the GPU for a minute; is another program holding it?"
+                            .into(),
+                    ));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Tensor maps: how the copy engine of a multiprocessor (TMA) sees a matrix.
+
+use cudarc::driver::sys::{self, CUtensorMap};
+
+use super::during::During;
+use super::memory::Span;
+use crate::error::{Error, Result};
+
+/// A matrix that kernels load in boxes, with the 128-byte swizzle; an argument by value
+/// ([`Args::value`](super::Args::value) of [`words`](TensorMap::words)).
+#[derive(Debug, Clone, Copy)]
+pub struct TensorMap(CUtensorMap);
+
+impl TensorMap {
+    /// Of a row-major bf16 matrix at the start of `memory`, in boxes of `box_size` (columns, rows).
+    /// What a box has outside the matrix reads as zero.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the matrix is longer than `memory`, or for what TMA does not take: an
+    /// address or row that is no multiple of 16 bytes, a box wider than 128 bytes or of over 256 rows.
+    pub fn bf16(memory: Span, columns: usize, rows: usize, box_size: (u32, u32)) -> Result<Self> {
+        let row_bytes = 2 * columns as u64;
+        memory.part(0, 2 * columns * rows)?;
+        let mut map = CUtensorMap { opaque: [0; 16] };
+        let sizes = [columns as u64, rows as u64];
+        let box_size: [u32; 2] = box_size.into();
+        // SAFETY: no context is needed; the arrays are as long as two dimensions (and the one stride
+        // between them) ask for, and `map`, aligned as its type says, takes the result.
+        let result = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut map,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                memory.ptr() as *mut _,
+                sizes.as_ptr(),
+                &raw const row_bytes,
+                box_size.as_ptr(),
+                [1, 1].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        match result {
+            sys::CUresult::CUDA_SUCCESS => Ok(Self(map)),
+            sys::CUresult::CUDA_ERROR_INVALID_VALUE => Err(Error::Cuda(format!(
+                "the GPU cannot load boxes of {box_size:?} from a matrix of {sizes:?} at {:#x}",
+                memory.ptr()
+            ))),
+            error => error.during("describing a matrix").map(|()| Self(map)),
+        }
+    }
+
+    /// Its 128 bytes.
+    #[must_use]
+    pub fn words(&self) -> [u64; 16] {
+        self.0.opaque
+    }
+}

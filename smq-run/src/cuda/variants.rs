@@ -1,0 +1,208 @@
+//! Every kernel file with the macros of the models that are tested, as the engine cuts them for an H100.
+
+use smq_format::scale::{MiniFloat, ScaleFormat};
+
+use super::gemv::{self, Epilogue, Product};
+use super::memory::Span;
+use super::rows::{self, Target};
+use super::weights::{DeviceMatrix, Format};
+
+/// Multiprocessors of an H100.
+const SMS: usize = 132;
+
+/// A kernel file and the macros it is compiled with.
+#[derive(Debug, Clone)]
+pub struct Variant {
+    /// The model and the case it is for.
+    pub name: String,
+    /// The kernel file.
+    pub file: &'static str,
+    /// Macros, by name.
+    pub defines: Vec<(&'static str, i64)>,
+}
+
+/// A model's shape, as kernels need it.
+struct Shape {
+    name: &'static str,
+    hidden: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    intermediate: usize,
+    vocab: usize,
+    /// q, k, v and gate, up are one matrix each.
+    fused: bool,
+}
+
+const SHAPES: [Shape; 3] = [
+    Shape {
+        name: "phi3-tiny",
+        hidden: 256,
+        heads: 8,
+        kv_heads: 8,
+        head_dim: 32,
+        intermediate: 768,
+        vocab: 4096,
+        fused: true,
+    },
+    Shape {
+        name: "SmolLM2-135M",
+        hidden: 576,
+        heads: 9,
+        kv_heads: 3,
+        head_dim: 64,
+        intermediate: 1536,
+        vocab: 49152,
+        fused: false,
+    },
+    Shape {
+        name: "Phi-3.5-mini",
+        hidden: 3072,
+        heads: 32,
+        kv_heads: 32,
+        head_dim: 96,
+        intermediate: 8192,
+        vocab: 32064,
+        fused: true,
+    },
+];
+
+/// What the NVRTC test compiles.
+#[must_use]
+pub fn kernel_variants() -> Vec<Variant> {
+    let mut list: Vec<_> = [2, 4, 8]
+        .map(|loads| Variant {
+            name: format!("{loads} loads"),
+            file: "measure.cu",
+            defines: vec![("LOADS", loads)],
+        })
+        .into();
+    for shape in &SHAPES {
+        of_model(shape, &mut list);
+    }
+    list
+}
+
+fn of_model(s: &Shape, list: &mut Vec<Variant>) {
+    let e5m5 = MiniFloat::new(5, 5, 100).map_or(ScaleFormat::F16, ScaleFormat::Mini);
+    let mut add = |file, case: &str, defines| {
+        let name = format!("{} {case}", s.name);
+        list.push(Variant {
+            name,
+            file,
+            defines,
+        });
+    };
+    let eps = 1e-5_f32;
+    let number = |n: usize| n as i64;
+    let attention = vec![
+        ("HEADS", number(s.heads)),
+        ("KV_HEADS", number(s.kv_heads)),
+        ("HEAD_DIM", number(s.head_dim)),
+        ("ROTARY_HALF", number(s.head_dim / 2)),
+        ("WINDOW", 0),
+    ];
+    for rows in [1, 4] {
+        let own = vec![("ROWS", rows), ("SPLITS", 4)];
+        add(
+            "attention_decode.cu",
+            &format!("{rows} rows"),
+            [attention.clone(), own].concat(),
+        );
+    }
+    for order in [0, 1] {
+        let own = vec![("X_INT4", order)];
+        add(
+            "attention_prefill.cu",
+            &format!("order {order}"),
+            [attention.clone(), own].concat(),
+        );
+    }
+    let row_defines = vec![
+        ("HIDDEN", number(s.hidden)),
+        ("INTERMEDIATE", number(s.intermediate)),
+        ("VOCAB", number(s.vocab)),
+        ("EPS_BITS", i64::from(eps.to_bits())),
+        ("GRID", number(SMS)),
+    ];
+    add("rows.cu", "", row_defines);
+    let step = vec![
+        ("HIDDEN", number(s.hidden)),
+        ("ROTARY_HALF", number(s.head_dim / 2)),
+        ("GRID", number(SMS)),
+        ("RING", 64),
+    ];
+    add("step.cu", "", step);
+
+    let (q, kv, inner) = (
+        s.heads * s.head_dim,
+        s.kv_heads * s.head_dim,
+        s.intermediate,
+    );
+    for format in [None, Some(e5m5)] {
+        let of = |rows, cols| matrix(rows, cols, format);
+        let (qkv, gate_up) = if s.fused {
+            (
+                vec![of(q + 2 * kv, s.hidden)],
+                vec![of(2 * inner, s.hidden)],
+            )
+        } else {
+            let (k, up) = (of(kv, s.hidden), of(inner, s.hidden));
+            (vec![of(q, s.hidden), k, k], vec![up, up])
+        };
+        let (o, down, head) = (of(s.hidden, q), of(s.hidden, inner), of(s.vocab, s.hidden));
+        let stored = if format.is_some() { "int4" } else { "bf16" };
+        for (part, matrices, epilogue) in [
+            ("qkv", &qkv[..], Epilogue::Store),
+            ("o", &[o], Epilogue::Residual),
+            ("gate_up", &gate_up, Epilogue::Swiglu),
+            ("down", &[down], Epilogue::Residual),
+            ("head", &[head], Epilogue::Logits),
+        ] {
+            let product = Product {
+                epilogue,
+                normed: epilogue != Epilogue::Residual,
+                hidden: s.hidden,
+                eps,
+            };
+            let cut = gemv::Cut::new(matrices, &product, SMS);
+            add("gemv.cu", &format!("{stored} {part}"), cut.defines);
+        }
+        if format.is_none() {
+            continue;
+        }
+        for (part, w, target) in [
+            ("qkv", &qkv[0], Target::Bf16(0, qkv[0].rows)),
+            ("o", &o, Target::Add(0)),
+            ("down", &down, Target::Add(0)),
+            ("gate_up", &gate_up[0], Target::Swiglu(0, true)),
+        ] {
+            let mut widen = vec![("K", number(w.cols)), ("GROUP", 128), ("OUT_INT4", 0)];
+            widen.extend(w.scale_defines());
+            add("dequantize.cu", part, widen);
+            // Only matrices that are whole go through gemm_int4.
+            for m in [16, 64, 128, 512] {
+                let fits = s.fused || matches!(target, Target::Add(_));
+                if fits {
+                    let cut = rows::Cut::new(w, m, target, SMS);
+                    add("gemm_int4.cu", &format!("{part}, {m} rows"), cut.defines);
+                }
+            }
+        }
+    }
+}
+
+/// A matrix that is nowhere: its shape alone.
+fn matrix(rows: usize, cols: usize, scales: Option<ScaleFormat>) -> DeviceMatrix {
+    let nowhere = Span::at(0, 0);
+    let format = scales.map_or(Format::Bf16, |format| Format::Int4 {
+        scales: nowhere,
+        format,
+    });
+    DeviceMatrix {
+        rows,
+        cols,
+        data: nowhere,
+        format,
+    }
+}

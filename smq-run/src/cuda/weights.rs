@@ -1,0 +1,339 @@
+//! A model's weights on the GPU, as the file has them.
+
+use std::borrow::Cow;
+
+use half::bf16;
+use rayon::prelude::*;
+use smq_format::scale::ScaleFormat;
+use smq_format::{Dtype, Scales, TensorData};
+
+use super::arena::Arena;
+use super::device::Gpu;
+use super::memory::Span;
+use super::upload::{Piece, UploadReport, upload};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::model::names::{self, LayerNames, NamedMatrix};
+use crate::source::Source;
+
+/// Columns that share a scale in the kernels.
+pub const GROUP: usize = 128;
+/// Bytes that kernels may read behind a blob.
+const SLACK: usize = 64;
+
+/// A matrix `[rows, cols]` on the GPU.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceMatrix {
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// Row-major bf16 elements or nibbles.
+    pub data: Span,
+    /// How it is stored.
+    pub format: Format,
+}
+
+/// Storage of a matrix on the GPU.
+#[derive(Debug, Clone, Copy)]
+pub enum Format {
+    /// bf16 elements.
+    Bf16,
+    /// Nibbles, and one scale a group of [`GROUP`] columns.
+    Int4 {
+        /// The scale stream.
+        scales: Span,
+        /// Its format.
+        format: ScaleFormat,
+    },
+}
+
+impl DeviceMatrix {
+    /// Whether it is int4.
+    #[must_use]
+    pub fn is_int4(&self) -> bool {
+        matches!(self.format, Format::Int4 { .. })
+    }
+
+    /// Address of the scale stream, 0 where there is none, and its tensor's bias.
+    #[must_use]
+    pub fn scales(&self) -> (u64, i32) {
+        match self.format {
+            Format::Bf16 => (0, 0),
+            Format::Int4 { scales, format } => {
+                let bias = match format {
+                    ScaleFormat::Mini(m) => i32::from(m.bias()),
+                    _ => 0,
+                };
+                (scales.ptr(), bias)
+            }
+        }
+    }
+
+    /// The macros that say how to decode its scales, the same for every matrix that one kernel can serve.
+    #[must_use]
+    pub fn scale_defines(&self) -> [(&'static str, i64); 3] {
+        let (format, width, mantissa) = match self.format {
+            Format::Bf16 => (0, 16, 0),
+            Format::Int4 { format, .. } => {
+                let width = i64::from(format.width_bits());
+                match format {
+                    ScaleFormat::Mini(m) => (0, width, i64::from(m.mantissa_bits())),
+                    ScaleFormat::F16 => (1, width, 0),
+                    ScaleFormat::F32 => (2, width, 0),
+                }
+            }
+        };
+        [
+            ("SCALE_FORMAT", format),
+            ("SCALE_WIDTH", width),
+            ("SCALE_MANTISSA", mantissa),
+        ]
+    }
+
+    /// Bytes that one pass over the weights reads.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let scales = match self.format {
+            Format::Bf16 => 0,
+            Format::Int4 { format, .. } => {
+                self.rows * self.cols.div_ceil(GROUP) * format.width_bits() as usize / 8
+            }
+        };
+        self.data.bytes() + scales
+    }
+}
+
+/// One decoder layer.
+#[derive(Debug)]
+pub struct DeviceLayer {
+    /// f32 `[hidden]`.
+    pub input_norm: Span,
+    /// One or three matrices, stored alike.
+    pub qkv: Vec<DeviceMatrix>,
+    /// The output projection.
+    pub o: DeviceMatrix,
+    /// f32 `[hidden]`.
+    pub post_attention_norm: Span,
+    /// One fused matrix, or gate and up, stored alike.
+    pub gate_up: Vec<DeviceMatrix>,
+    /// The MLP's output projection.
+    pub down: DeviceMatrix,
+}
+
+/// Every weight.
+#[derive(Debug)]
+pub struct DeviceModel {
+    /// bf16 `[vocab, hidden]`.
+    pub embedding: Span,
+    /// The layers.
+    pub layers: Vec<DeviceLayer>,
+    /// f32 `[hidden]`.
+    pub norm: Span,
+    /// The head.
+    pub head: DeviceMatrix,
+    /// Holds everything above.
+    _arena: Arena,
+}
+
+impl DeviceModel {
+    /// Copies every tensor of `source` to the GPU, and says what that took.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`](crate::model::Decoder::load); [`Error::Tensor`] for what the kernels do not do;
+    /// [`Error::Cuda`] if the memory is not there.
+    pub fn load(gpu: &Gpu, source: &Source, c: &ModelConfig) -> Result<(Self, UploadReport)> {
+        let mut pieces = Vec::new();
+        let (arena, mut model) = Arena::build(gpu, "the weights", |arena| {
+            pieces.clear();
+            let mut placer = Placer {
+                source,
+                arena,
+                pieces: &mut pieces,
+            };
+            placer.model(c)
+        })?;
+        model._arena = arena;
+        let pieces: Vec<Piece<'_>> = pieces
+            .iter()
+            .map(|(bytes, to)| Piece {
+                source: bytes,
+                to: *to,
+            })
+            .collect();
+        // SAFETY: the places are parts of the arena, which nothing uses yet.
+        let report = unsafe { upload(gpu, &pieces) }?;
+        Ok((model, report))
+    }
+
+    /// Weight bytes that one decoded token reads.
+    #[must_use]
+    pub fn bytes_per_token(&self) -> usize {
+        let layers = self
+            .layers
+            .iter()
+            .flat_map(|l| l.qkv.iter().chain(&l.gate_up).chain([&l.o, &l.down]));
+        layers.chain([&self.head]).map(DeviceMatrix::bytes).sum()
+    }
+}
+
+/// Finds tensors, checks them, and gives them places.
+struct Placer<'a, 's, 'p> {
+    source: &'s Source,
+    arena: &'a mut Arena,
+    pieces: &'p mut Vec<(Cow<'s, [u8]>, Span)>,
+}
+
+impl<'s> Placer<'_, 's, '_> {
+    fn model(&mut self, c: &ModelConfig) -> Result<DeviceModel> {
+        let table = NamedMatrix {
+            name: names::EMBEDDING.into(),
+            rows: c.vocab,
+            cols: c.hidden,
+        };
+        let embedding = self.matrix(&table)?;
+        if embedding.is_int4() {
+            let message = "the embedding is int4, which --device cuda does not look up; run with --device cpu";
+            return Err(Error::tensor(&table.name, message));
+        }
+        let head = if c.tied_head {
+            embedding
+        } else {
+            self.matrix(&NamedMatrix {
+                name: names::HEAD.into(),
+                ..table
+            })?
+        };
+        let layers = (0..c.layers)
+            .map(|i| self.layer(&LayerNames::of(c, i), c))
+            .collect::<Result<_>>()?;
+        Ok(DeviceModel {
+            embedding: embedding.data,
+            layers,
+            norm: self.vector(names::NORM, c.hidden)?,
+            head,
+            _arena: Arena::sizes(),
+        })
+    }
+
+    fn layer(&mut self, names: &LayerNames, c: &ModelConfig) -> Result<DeviceLayer> {
+        Ok(DeviceLayer {
+            input_norm: self.vector(&names.input_norm, c.hidden)?,
+            qkv: self.matrices(&names.qkv)?,
+            o: self.matrix(&names.o)?,
+            post_attention_norm: self.vector(&names.post_attention_norm, c.hidden)?,
+            gate_up: self.matrices(&names.gate_up)?,
+            down: self.matrix(&names.down)?,
+        })
+    }
+
+    fn matrices(&mut self, list: &[NamedMatrix]) -> Result<Vec<DeviceMatrix>> {
+        let out: Vec<DeviceMatrix> = list.iter().map(|m| self.matrix(m)).collect::<Result<_>>()?;
+        let defines = |m: &DeviceMatrix| (m.is_int4(), m.scale_defines());
+        match out.iter().position(|m| defines(m) != defines(&out[0])) {
+            None => Ok(out),
+            Some(i) => Err(Error::tensor(
+                &list[i].name,
+                format!(
+                    "is stored in another format than {}; --device cuda multiplies them together, so quantize both \
+                     alike, or run with --device cpu",
+                    list[0].name
+                ),
+            )),
+        }
+    }
+
+    fn matrix(&mut self, m: &NamedMatrix) -> Result<DeviceMatrix> {
+        let bad = |message: String| Err(Error::tensor(&m.name, message));
+        let (bytes, format) = match self.source.stored(&m.name, &[m.rows, m.cols])? {
+            TensorData::Raw { dtype, bytes } => (to_bf16(dtype, bytes), Format::Bf16),
+            TensorData::Int4 {
+                nibbles,
+                scales,
+                group,
+            } => {
+                if group != GROUP && group < m.cols {
+                    return bad(format!(
+                        "has groups of {group}; --device cuda runs groups of {GROUP}: convert again with \
+                         --group-size {GROUP}, or run with --device cpu"
+                    ));
+                }
+                if group != GROUP && m.cols > GROUP {
+                    return bad(format!(
+                        "has one group of {} columns a row; --device cuda runs groups of {GROUP}",
+                        m.cols
+                    ));
+                }
+                check_codes(&m.name, scales)?;
+                let format = scales.format;
+                let stream = self.arena.take(scales.stream.len() + SLACK)?;
+                let place = stream.part(0, scales.stream.len())?;
+                self.pieces.push((Cow::Borrowed(scales.stream), place));
+                let scales = stream;
+                (Cow::Borrowed(nibbles), Format::Int4 { scales, format })
+            }
+        };
+        // Rows start at 16 bytes, and bf16 rows are whole lines of 64.
+        let step = match format {
+            Format::Bf16 => 64,
+            Format::Int4 { .. } => 32,
+        };
+        if !m.cols.is_multiple_of(step) || !m.rows.is_multiple_of(8) {
+            return bad(format!(
+                "is [{}, {}]; --device cuda needs rows in eights and columns in multiples of {step}",
+                m.rows, m.cols
+            ));
+        }
+        let data = self.place(bytes)?;
+        Ok(DeviceMatrix {
+            rows: m.rows,
+            cols: m.cols,
+            data,
+            format,
+        })
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Span> {
+        let values = self.source.vector(name, len)?;
+        self.place(Cow::Owned(bytemuck::cast_slice(&values).to_vec()))
+    }
+
+    fn place(&mut self, bytes: Cow<'s, [u8]>) -> Result<Span> {
+        let place = self.arena.take(bytes.len() + SLACK)?.part(0, bytes.len())?;
+        self.pieces.push((bytes, place));
+        Ok(place)
+    }
+}
+
+/// f16 and f32 weights are rounded to bf16, what the kernels multiply.
+fn to_bf16(dtype: Dtype, bytes: &[u8]) -> Cow<'_, [u8]> {
+    if dtype == Dtype::Bf16 {
+        return Cow::Borrowed(bytes);
+    }
+    const CHUNK: usize = 1 << 16;
+    let mut out = vec![0u8; bytes.len() / dtype.bytes() * 2];
+    out.par_chunks_mut(2 * CHUNK)
+        .zip(bytes.par_chunks(dtype.bytes() * CHUNK))
+        .for_each(|(out, bytes)| {
+            let mut wide = vec![0.0; out.len() / 2];
+            smq_format::widen(dtype, bytes, &mut wide);
+            for (out, v) in out.chunks_exact_mut(2).zip(wide) {
+                out.copy_from_slice(&bf16::from_f32(v).to_le_bytes());
+            }
+        });
+    Cow::Owned(out)
+}
+
+/// The kernels decode any code; only valid ones mean something.
+fn check_codes(name: &str, scales: Scales<'_>) -> Result<()> {
+    const CHUNK: usize = 1 << 14;
+    (0..scales.count.div_ceil(CHUNK))
+        .into_par_iter()
+        .try_for_each(|i| {
+            let range = i * CHUNK..((i + 1) * CHUNK).min(scales.count);
+            let mut out = vec![0.0; range.len()];
+            scales
+                .decode(range, &mut out)
+                .map_err(|e| Error::tensor(name, e.to_string()))
+        })
+}

@@ -1,0 +1,214 @@
+//! Logits, teacher-forced: the tokens are given, whatever the engine would choose.
+
+use smq_convert::ScaleChoice;
+use smq_run::cuda::CudaEngine;
+use smq_run::{Engine, Source};
+
+use crate::models::{self, Model, any_tokens, sample_tokens};
+use crate::reference::{Case, Path, Reference};
+use crate::{Outcome, none, same_bits};
+
+/// From here on int4 weights are widened for a prompt.
+const WIDEN_MIN_ROWS: usize = 1024;
+/// LongRoPE's long factors begin after so many tokens of the fixture.
+const ORIGINAL: usize = 512;
+/// Decode steps after a prompt.
+const STEPS: usize = 8;
+const DECODED: usize = 64;
+
+pub fn unquantized() -> Outcome {
+    none(of_fixture("C0", &Model::fixture(), &LENGTHS, false))
+}
+
+pub fn quantized(scales: ScaleChoice) -> Outcome {
+    let mut failures = Vec::new();
+    for target in ["all", "mlp"] {
+        let model = Model::fixture().quantized(scales, target);
+        let name = format!("{} {target}", scales.name());
+        failures.extend(of_fixture(&name, &model, &LENGTHS, true));
+    }
+    none(failures)
+}
+
+pub fn int4_head() -> Outcome {
+    let model = Model::fixture().quantized(models::E5M5, models::WITH_HEAD);
+    none(of_fixture("int4 head", &model, &[1, 128], true))
+}
+
+/// One tile of tokens and its neighbours, several tiles, many rows, more than one chunk.
+const LENGTHS: [usize; 7] = [1, 127, 128, 129, 700, 1100, 2300];
+
+fn of_fixture(name: &str, model: &Model, prompts: &[usize], int4: bool) -> Vec<String> {
+    let source = model.open();
+    let growth = ORIGINAL - 7..=ORIGINAL + 8;
+    let tokens = sample_tokens(prompts.iter().max().unwrap().max(growth.end()) + STEPS);
+    let lengths = prompts
+        .iter()
+        .flat_map(|p| *p..=p + STEPS)
+        .chain(1..=DECODED)
+        .chain(growth);
+    let reference = Reference::new(&source, &tokens, lengths);
+    let mut engine = CudaEngine::load(&source, None).unwrap();
+    let mut failures = of_prompts(name, &mut engine, &reference, &tokens, prompts, |m| {
+        int4 && m >= WIDEN_MIN_ROWS
+    });
+    failures.extend(decoding(name, &mut engine, &reference, &tokens));
+    failures.extend(growing(name, &mut engine, &reference, &tokens));
+    failures
+}
+
+/// Each prompt, then further tokens one by one.
+fn of_prompts(
+    name: &str,
+    engine: &mut CudaEngine,
+    reference: &Reference,
+    tokens: &[u32],
+    prompts: &[usize],
+    widened: impl Fn(usize) -> bool,
+) -> Vec<String> {
+    let case = |&prompt: &usize| {
+        let path = match widened(prompt) {
+            true => Path::WidenedPrompt,
+            false => Path::Prompt,
+        };
+        let mut case = Case::new(format!("{name}, prompt {prompt}"), reference, path);
+        engine.start(prompt + STEPS).unwrap();
+        for len in prompt..=prompt + STEPS {
+            let new = if len == prompt { 0 } else { len - 1 };
+            let step = engine.extend(&tokens[new..len]).unwrap();
+            assert!(
+                !step.rope_switched || new > 0,
+                "no switch: nothing was computed before"
+            );
+            case.add(len, step.logits);
+        }
+        case.failure()
+    };
+    prompts.iter().filter_map(case).collect()
+}
+
+/// From one token on.
+fn decoding(
+    name: &str,
+    engine: &mut CudaEngine,
+    reference: &Reference,
+    tokens: &[u32],
+) -> Option<String> {
+    let mut case = Case::new(format!("{name}, decode only"), reference, Path::Decode);
+    engine.start(DECODED).unwrap();
+    for len in 1..=DECODED {
+        let step = engine.extend(&tokens[len - 1..len]).unwrap();
+        if len > 1 {
+            case.add(len, step.logits);
+        }
+    }
+    case.failure()
+}
+
+/// Token by token past the original context; replayed and kernel by kernel the bits are the same.
+fn growing(
+    name: &str,
+    engine: &mut CudaEngine,
+    reference: &Reference,
+    tokens: &[u32],
+) -> Vec<String> {
+    let mut failures = Vec::new();
+    let mut first: Vec<Vec<f32>> = Vec::new();
+    let mut case = Case::new(
+        format!("{name}, across the switch"),
+        reference,
+        Path::Prompt,
+    );
+    for replay in [true, false] {
+        engine.set_replay(replay);
+        engine.start(ORIGINAL + 8).unwrap();
+        for (i, len) in (ORIGINAL - 7..=ORIGINAL + 8).enumerate() {
+            let new = if i == 0 { 0 } else { len - 1 };
+            let step = engine.extend(&tokens[new..len]).unwrap();
+            if step.rope_switched != (len == ORIGINAL + 1) {
+                failures.push(format!(
+                    "{name}: rope_switched is {} at {len}",
+                    step.rope_switched
+                ));
+            }
+            if replay {
+                case.add(len, step.logits);
+                first.push(step.logits.to_vec());
+            } else if !same_bits(&first[i], step.logits) {
+                failures.push(format!("{name}: without replay, other bits at {len}"));
+            }
+        }
+    }
+    engine.set_replay(true);
+    failures.extend(case.failure());
+    failures
+}
+
+/// Models without trained weights: a few short prompts.
+fn of_synthetic(name: &str, source: &Source, widened: bool) -> Vec<String> {
+    const PROMPTS: [usize; 4] = [1, 5, 64, 130];
+    let tokens = any_tokens(130 + STEPS, 1000);
+    let lengths = PROMPTS
+        .iter()
+        .flat_map(|p| *p..=p + STEPS)
+        .chain(1..=DECODED);
+    let reference = Reference::new(source, &tokens, lengths);
+    let mut engine = CudaEngine::load(source, None).unwrap();
+    let mut failures = of_prompts(name, &mut engine, &reference, &tokens, &PROMPTS, |_| {
+        widened
+    });
+    failures.extend(decoding(name, &mut engine, &reference, &tokens));
+    failures
+}
+
+pub fn llama() -> Outcome {
+    let model = Model::synthetic(&models::llama());
+    none(of_synthetic("Llama", &model.open(), false))
+}
+
+/// Projections that lie apart are widened at any length.
+pub fn llama_int4() -> Outcome {
+    let model = Model::synthetic(&models::llama()).quantized(models::E5M5, "all");
+    none(of_synthetic("Llama int4", &model.open(), true))
+}
+
+/// Three queries to a key, a rotation of 48 of 64 elements, a window shorter than the prompt, and LongRoPE.
+pub fn grouped_partial_window() -> Outcome {
+    let mut config = models::phi(384, 6, 2);
+    config["partial_rotary_factor"] = 0.75.into();
+    config["sliding_window"] = 50.into();
+    config["original_max_position_embeddings"] = 132.into();
+    let factors = |step: f32| (0..24).map(|i| 1.0 + step * i as f32).collect::<Vec<_>>();
+    config["rope_scaling"] = serde_json::json!({
+        "type": "longrope", "short_factor": factors(0.01), "long_factor": factors(0.2),
+    });
+    let model = Model::synthetic(&config);
+    let mut failures = of_synthetic("grouped", &model.open(), false);
+    let int4 = model.quantized(ScaleChoice::F16, "all");
+    failures.extend(of_synthetic("grouped int4", &int4.open(), false));
+    none(failures)
+}
+
+pub fn heads_of_96() -> Outcome {
+    let model = Model::synthetic(&models::phi(384, 4, 4)).quantized(models::E5M5, "all");
+    none(of_synthetic("heads of 96", &model.open(), false))
+}
+
+pub fn heads_of_128() -> Outcome {
+    let mut config = models::phi(512, 4, 1);
+    config["tie_word_embeddings"] = true.into();
+    let model = Model::synthetic(&config).quantized(ScaleChoice::F32, "all");
+    none(of_synthetic("heads of 128", &model.open(), false))
+}
+
+/// Columns of Llama-3-8B's down projection: a row takes several pieces of a ring.
+pub fn wide_mlp() -> Outcome {
+    let mut config = models::phi(256, 8, 2);
+    config["intermediate_size"] = 14336.into();
+    config["num_hidden_layers"] = 1.into();
+    let model = Model::synthetic(&config);
+    let mut failures = of_synthetic("wide MLP", &model.open(), false);
+    let int4 = model.quantized(models::E5M5, "all");
+    failures.extend(of_synthetic("wide MLP int4", &int4.open(), false));
+    none(failures)
+}

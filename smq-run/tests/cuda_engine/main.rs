@@ -1,0 +1,112 @@
+//! The CUDA engine against the CPU reference on a real GPU; where there is none the tests count as ignored.
+//!
+//! They read the repository's fixtures; `SMQ_REPOSITORY` says where it is, if not where this was built.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use smq_convert::ScaleChoice;
+use smq_run::cuda::Gpu;
+
+mod errors;
+mod greedy;
+mod log_probs;
+mod logits;
+mod models;
+mod reference;
+mod stale;
+
+type Outcome = Result<(), Failed>;
+/// A test without parameters.
+type Plain = fn() -> Outcome;
+type Test = Box<dyn FnOnce() -> Outcome + Send>;
+
+fn main() -> ExitCode {
+    let args = Arguments::from_args();
+    let gpu = Gpu::open(0);
+    if !args.list {
+        match &gpu {
+            Ok(gpu) => println!("{:?}", gpu.info()),
+            Err(why) => println!("not run: {why}"),
+        }
+    }
+    let present = gpu.is_ok();
+    let trials = tests().into_iter().map(|(name, test)| {
+        Trial::ignorable_test(name, move || match present {
+            true => test().map(|()| Completion::Completed),
+            false => Ok(Completion::ignored_with("no GPU")),
+        })
+    });
+    libtest_mimic::run(&args, trials.collect()).exit_code()
+}
+
+fn tests() -> Vec<(String, Test)> {
+    let mut tests: Vec<(String, Test)> = Vec::new();
+    let mut add = |name: &str, test: Test| tests.push((name.to_owned(), test));
+    add("logits_c0", Box::new(logits::unquantized));
+    let mini = |mantissa_bits| ScaleChoice::Mini {
+        exponent_bits: 5,
+        mantissa_bits,
+    };
+    for scales in [
+        ScaleChoice::F32,
+        ScaleChoice::F16,
+        mini(0),
+        mini(3),
+        mini(5),
+        mini(10),
+    ] {
+        let test = move || logits::quantized(scales);
+        add(&format!("logits_{}", scales.name()), Box::new(test));
+    }
+    let fixed: [(&str, Plain); 21] = [
+        ("logits_int4_head", logits::int4_head),
+        ("logits_llama", logits::llama),
+        ("logits_llama_int4", logits::llama_int4),
+        (
+            "logits_grouped_partial_window",
+            logits::grouped_partial_window,
+        ),
+        ("logits_heads_of_96", logits::heads_of_96),
+        ("logits_heads_of_128", logits::heads_of_128),
+        ("logits_wide_mlp", logits::wide_mlp),
+        ("greedy_c0", greedy::unquantized),
+        ("greedy_int4", greedy::int4),
+        ("greedy_stops_where_asked", greedy::stops_where_asked),
+        (
+            "greedy_ends_with_the_context",
+            greedy::ends_with_the_context,
+        ),
+        ("greedy_grows_its_cache", greedy::grows_its_cache),
+        ("log_probs_c0", log_probs::unquantized),
+        ("log_probs_int4", log_probs::int4),
+        ("perplexity", log_probs::perplexity_of_the_sample),
+        ("stale_buffers_c0", stale::unquantized),
+        ("stale_buffers_int4", stale::int4),
+        ("bad_requests", errors::bad_requests),
+        ("unsupported_models", errors::unsupported_models),
+        ("damaged_weights", errors::damaged_weights),
+        (
+            "a_cache_larger_than_the_card",
+            errors::a_cache_larger_than_the_card,
+        ),
+    ];
+    for (name, test) in fixed {
+        add(name, Box::new(test));
+    }
+    tests
+}
+
+/// Fails with all of them, if there are any.
+fn none(failures: Vec<String>) -> Outcome {
+    match failures[..] {
+        [] => Ok(()),
+        _ => Err(failures.join("\n").into()),
+    }
+}
+
+/// Whether two lists of floats are the same bits.
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}

@@ -1,0 +1,102 @@
+//! Compiles every kernel for an H100. Needs NVRTC but no GPU; where it is absent the tests count as
+//! ignored.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use smq_run::cuda::compile::{compile, compile_text, compile_uncached, files, nvrtc_version};
+use smq_run::cuda::{Variant, kernel_variants};
+
+const ARCH: &str = "sm_90a";
+
+fn main() -> ExitCode {
+    let args = Arguments::from_args();
+    let absent = nvrtc_version().err().map(|why| Arc::from(why.to_string()));
+    if !args.list {
+        match &absent {
+            None => println!("compiling for {ARCH}"),
+            Some(why) => println!("kernels are not compiled: {why}"),
+        }
+    }
+    let with_nvrtc = |name: String, test: Box<dyn FnOnce() -> Result<(), Failed> + Send>| {
+        let absent: Option<Arc<str>> = absent.clone();
+        Trial::ignorable_test(name, move || match absent {
+            None => test().map(|()| Completion::Completed),
+            Some(_) => Ok(Completion::ignored_with("no NVRTC")),
+        })
+    };
+    let mut trials = vec![
+        Trial::test("every_file_has_a_variant", every_file_has_a_variant),
+        with_nvrtc(
+            "errors_carry_the_log".into(),
+            Box::new(errors_carry_the_log),
+        ),
+        with_nvrtc(
+            "an_old_device_is_refused".into(),
+            Box::new(an_old_device_is_refused),
+        ),
+    ];
+    trials.extend(kernel_variants().into_iter().map(|v| {
+        let name = format!("{} {}", v.file, v.name);
+        with_nvrtc(name.clone(), Box::new(move || compiles(&name, &v)))
+    }));
+    libtest_mimic::run(&args, trials).exit_code()
+}
+
+/// Without warnings; prints what ptxas tells.
+fn compiles(name: &str, variant: &Variant) -> Result<(), Failed> {
+    let verbose = ["--ptxas-options=-v"];
+    let compiled = compile_uncached(ARCH, variant.file, &variant.defines, &verbose)?;
+    if !compiled.cubin.starts_with(b"\x7fELF") {
+        return Err("the machine code is not a cubin".into());
+    }
+    let mut lines = vec![name.to_owned()];
+    lines.extend(resources(&compiled.log));
+    println!("{}", lines.join("\n"));
+    match compiled.log.contains("warning") {
+        true => Err(Failed::from(compiled.log)),
+        false => Ok(()),
+    }
+}
+
+/// Registers, shared memory and spills of each kernel.
+fn resources(log: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let (mut kernel, mut spills) = ("", "");
+    for line in log.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            kernel = rest.split('\'').next().unwrap_or("");
+        } else if let Some((_, rest)) = line.split_once("bytes stack frame, ") {
+            spills = rest;
+        } else if let Some((_, used)) = line.split_once("Used ") {
+            lines.push(format!("  {kernel}: {used}, {spills}"));
+        }
+    }
+    lines
+}
+
+fn every_file_has_a_variant() -> Result<(), Failed> {
+    let variants = kernel_variants();
+    let missing: Vec<_> = files()
+        .filter(|&f| variants.iter().all(|v| v.file != f))
+        .collect();
+    match missing[..] {
+        [] => Ok(()),
+        _ => Err(format!("no variant compiles {missing:?}").into()),
+    }
+}
+
+fn errors_carry_the_log() -> Result<(), Failed> {
+    match compile_text(ARCH, "broken.cu", "__global__ void f() { x; }", &[]) {
+        Err(e) if e.to_string().contains("identifier \"x\" is undefined") => Ok(()),
+        other => Err(format!("{other:?}").into()),
+    }
+}
+
+fn an_old_device_is_refused() -> Result<(), Failed> {
+    match files().next().map(|file| compile("sm_10", file, &[])) {
+        Some(Err(e)) if e.to_string().contains("sm_10") => Ok(()),
+        other => Err(format!("{other:?}").into()),
+    }
+}
