@@ -116,13 +116,15 @@ DEVICE Elements load_elements(const float *x, int line, int lane) {
 
 DEVICE Activation convert(Elements e, int lane, u32 *exchange) {
     float v[8] = {e.v0.x, e.v0.y, e.v0.z, e.v0.w, e.v1.x, e.v1.y, e.v1.z, e.v1.w};
-    float largest = 0.0f;
+    u32 largest = 0; // magnitudes compare as their bits do, NaN and infinity above all numbers
 #pragma unroll
-    for (int i = 0; i < 8; i++) largest = fmaxf(largest, fabsf(v[i]));
+    for (int i = 0; i < 8; i++) largest = max(largest, __float_as_uint(v[i]) & 0x7fffffffu);
 #pragma unroll
-    for (int d = 1; d < 16; d *= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, d));
-    // 2^(21 - e) with 2^e <= largest < 2^(e + 1): |fixed point| < 2^22. Tiny groups keep a finite factor.
-    u32 exponent = max(__float_as_uint(largest) >> 23, 30u);
+    for (int d = 1; d < 16; d *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+    // 2^(21 - e) with 2^e <= largest < 2^(e + 1): |fixed point| < 2^22. Tiny groups keep a finite factor, and a group
+    // with an element that is not finite gets a unit that is NaN, so that it is not lost.
+    const bool finite = largest < 0x7f800000u;
+    u32 exponent = finite ? max(largest >> 23, 30u) : 127u;
     float factor = __uint_as_float((127 + 21 + 127 - exponent) << 23);
     u32 y[8]; // the bytes of the fixed point plus 0x808080 are its balanced digits plus 128
 #pragma unroll
@@ -145,7 +147,8 @@ DEVICE Activation convert(Elements e, int lane, u32 *exchange) {
     if (part == 3) a = none, b = none;
     out.b[0] = a.x, out.b[1] = a.y, out.b[2] = a.z, out.b[3] = a.w;
     out.b[4] = b.x, out.b[5] = b.y, out.b[6] = b.z, out.b[7] = b.w;
-    out.scale = __shfl_sync(0xffffffffu, __uint_as_float((exponent - 21) << 23), r % 2 * 16);
+    float unit = finite ? __uint_as_float((exponent - 21) << 23) : __uint_as_float(0x7fffffffu);
+    out.scale = __shfl_sync(0xffffffffu, unit, r % 2 * 16);
     return out;
 }
 #endif

@@ -1,4 +1,4 @@
-//! Compiles every kernel for an H100. Needs NVRTC but no GPU; where it is absent the tests count as
+//! Compiles every kernel for an H100, and those that use nothing newer for older GPUs. Needs NVRTC but no GPU; where it is absent the tests count as
 //! ignored.
 
 use std::process::ExitCode;
@@ -9,6 +9,9 @@ use smq_run::cuda::compile::{compile, compile_text, compile_uncached, files, nvr
 use smq_run::cuda::{Variant, kernel_variants};
 
 const ARCH: &str = "sm_90a";
+/// Files that use nothing newer compile for these too.
+const OLDER: [&str; 2] = ["sm_80", "sm_89"];
+const PORTABLE: [&str; 4] = ["dequantize.cu", "measure.cu", "rows.cu", "step.cu"];
 
 fn main() -> ExitCode {
     let args = Arguments::from_args();
@@ -37,17 +40,28 @@ fn main() -> ExitCode {
             Box::new(an_old_device_is_refused),
         ),
     ];
-    trials.extend(kernel_variants().into_iter().map(|v| {
-        let name = format!("{} {}", v.file, v.name);
-        with_nvrtc(name.clone(), Box::new(move || compiles(&name, &v)))
-    }));
+    for variant in kernel_variants() {
+        let older = OLDER
+            .into_iter()
+            .filter(|_| PORTABLE.contains(&variant.file));
+        for arch in older.chain([ARCH]) {
+            let (name, v) = (
+                format!("{} {} {arch}", variant.file, variant.name),
+                variant.clone(),
+            );
+            trials.push(with_nvrtc(
+                name.clone(),
+                Box::new(move || compiles(&name, arch, &v)),
+            ));
+        }
+    }
     libtest_mimic::run(&args, trials).exit_code()
 }
 
 /// Without warnings; prints what ptxas tells.
-fn compiles(name: &str, variant: &Variant) -> Result<(), Failed> {
+fn compiles(name: &str, arch: &str, variant: &Variant) -> Result<(), Failed> {
     let verbose = ["--ptxas-options=-v"];
-    let compiled = compile_uncached(ARCH, variant.file, &variant.defines, &verbose)?;
+    let compiled = compile_uncached(arch, variant.file, &variant.defines, &verbose)?;
     if !compiled.cubin.starts_with(b"\x7fELF") {
         return Err("the machine code is not a cubin".into());
     }

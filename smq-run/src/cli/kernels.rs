@@ -65,7 +65,8 @@ fn print(r: &Report) -> std::io::Result<()> {
     writeln!(out, "{}", table(&r.kernels))?;
     writeln!(
         out,
-        "floor: a kernel that only reads as many bytes (r), or copies them (c). error: the largest, over its tolerance."
+        "floor: a kernel that only reads as many bytes (r), or copies them (c), launched alike; over 100 %: launches \
+         overlap better than its. error: the largest, over its tolerance."
     )?;
     for k in &r.kernels {
         if let Some(failure) = &k.check.failure {

@@ -4,7 +4,7 @@ use super::args::Args;
 use super::kernels::{Call, Defines, Kernels};
 use super::launch::Launch;
 use super::weights::DeviceMatrix;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What surrounds the product (`gemv.cu` says exactly).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,6 +187,14 @@ pub fn call(
 ) -> Result<Call> {
     let sms = kernels.gpu().sm_count();
     let cut = Cut::new(matrices, product, sms as usize);
+    if cut.shared as usize > WHOLE_SM {
+        let (rows, cols) = (matrices[0].rows, matrices[0].cols);
+        return Err(Error::Cuda(format!(
+            "the decode kernel of a [{rows}, {cols}] matrix needs {} bytes of shared memory, a block has {WHOLE_SM}; \
+             leave such a matrix unquantized (--target mlp or all), or run with --device cpu",
+            cut.shared
+        )));
+    }
     let mut args = Args::new();
     for i in 0..3 {
         let (data, scales, first_scale, bias) = match matrices.get(i) {
