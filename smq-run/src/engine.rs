@@ -124,13 +124,14 @@ pub fn load(
     device: Device,
     max_tokens: Option<usize>,
 ) -> Result<Box<dyn Engine + '_>> {
-    let cuda = match device {
-        Device::Auto => Gpu::is_present(),
-        Device::Cpu => false,
-        Device::Cuda => true,
+    let gpu = match device {
+        // A GPU that cannot run the kernels is none; whoever asks for it is told why.
+        Device::Auto => Gpu::open(0).ok(),
+        Device::Cpu => None,
+        Device::Cuda => Some(Gpu::open(0)?),
     };
-    if cuda {
-        return Ok(Box::new(CudaEngine::load(source, max_tokens)?));
+    if let Some(gpu) = gpu {
+        return Ok(Box::new(CudaEngine::load_on(gpu, source, max_tokens)?));
     }
     let mut engine = CpuEngine::load(source)?;
     if let Some(max) = max_tokens {

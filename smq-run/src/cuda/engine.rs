@@ -59,6 +59,14 @@ impl CudaEngine {
     /// # Errors
     /// [`Error::Cuda`] with the remedy if there is no usable GPU, and as [`DeviceModel::load`].
     pub fn load(source: &Source, max_tokens: Option<usize>) -> Result<Self> {
+        Self::load_on(Gpu::open(0)?, source, max_tokens)
+    }
+
+    /// As [`CudaEngine::load`], on a GPU that is open.
+    ///
+    /// # Errors
+    /// As [`CudaEngine::load`].
+    pub fn load_on(gpu: Arc<Gpu>, source: &Source, max_tokens: Option<usize>) -> Result<Self> {
         let mut config = ModelConfig::from_json(source.require("config.json")?)?;
         if let Some(max) = max_tokens {
             config.max_positions = config.max_positions.min(max);
@@ -69,7 +77,6 @@ impl CudaEngine {
                 config.head_dim
             )));
         }
-        let gpu = Gpu::open(0)?;
         let kernels = Kernels::new(gpu.clone());
         let (model, upload) = DeviceModel::load(&gpu, source, &config)?;
         let state = State::new(&gpu, &config)?;

@@ -55,63 +55,40 @@ impl State {
     /// [`Error::Cuda`] if the memory is not there.
     pub fn new(gpu: &Gpu, c: &ModelConfig) -> Result<Self> {
         let sms = gpu.sm_count() as usize;
-        let mut mailbox = Some(PinnedBuffer::mapped(gpu, 8 * RING)?);
-        let mut spans = Vec::new();
-        let sizes = [
-            4,
-            c.rope.rotary_dim / 2,
-            c.rope.rotary_dim,
-            c.hidden,
-            c.hidden,
-            c.hidden,
-            sms,
-            sms,
-            (c.heads + 2 * c.kv_heads) * c.head_dim,
-            c.heads * c.head_dim,
-            c.intermediate,
-            c.vocab,
-            sms,
-            sms,
-        ];
-        let (arena, ()) = Arena::build(gpu, "a decode step's buffers", |arena| {
-            spans = sizes
-                .iter()
-                .map(|n| arena.take(4 * n))
-                .collect::<Result<_>>()?;
-            Ok(())
+        let mut mailbox = PinnedBuffer::mapped(gpu, 8 * RING)?;
+        mailbox.as_mut_slice::<u64>().fill(0);
+        let half = c.rope.rotary_dim / 2;
+        let width = c.heads * c.head_dim;
+        let kv_width = c.kv_heads * c.head_dim;
+        let (arena, spans) = Arena::build(gpu, "a decode step's buffers", |arena| {
+            let mut words = |n: usize| arena.take(4 * n);
+            Ok((
+                [words(4)?, words(half)?, words(2 * half)?],
+                [words(c.hidden)?, words(c.hidden)?, words(c.hidden)?],
+                [words(sms)?, words(sms)?],
+                [words(width + 2 * kv_width)?, words(width)?],
+                [words(c.intermediate)?, words(c.vocab)?],
+                [words(sms)?, words(sms)?],
+            ))
         })?;
         if let Some(buffer) = arena.buffer() {
             buffer.fill(gpu.main(), 0)?;
         }
-        let lost = || Error::Cuda("a decode step's buffers do not add up".into());
-        let [
-            state,
-            inv_freq,
-            rope,
-            x,
-            hidden0,
-            hidden1,
-            sums0,
-            sums1,
-            qkv,
-            attended,
-            activated,
-            logits,
-            best_value,
-            best_index,
-        ] = spans[..]
-        else {
-            return Err(lost());
-        };
-        let mut mailbox = mailbox.take().ok_or_else(lost)?;
-        mailbox.as_mut_slice::<u64>().fill(0);
+        let (
+            [state, inv_freq, rope],
+            [x, hidden0, hidden1],
+            square_sums,
+            [qkv, attended],
+            [activated, logits],
+            [best_value, best_index],
+        ) = spans;
         Ok(Self {
             state,
             inv_freq,
             rope,
             x,
             hidden: [hidden0, hidden1],
-            square_sums: [sums0, sums1],
+            square_sums,
             qkv,
             attended,
             activated,
