@@ -159,6 +159,18 @@ DEVICE float warp_sum(float v) {
     return v;
 }
 
+// Of a block of 1024 threads: the sum over all in sums[0], zeros in sums[1 .. parts].
+DEVICE void store_block_sum(float v, float *sums, int parts) {
+    __shared__ float warps[32];
+    v = warp_sum(v);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        v = warp_sum(warps[threadIdx.x]);
+        for (int p = threadIdx.x; p < parts; p += 32) sums[p] = p == 0 ? v : 0.0f;
+    }
+}
+
 // ---- bulk copies into shared memory, and the barriers they complete on (PTX ISA; sm_90) ----
 
 DEVICE u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }

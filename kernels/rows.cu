@@ -113,14 +113,7 @@ KERNEL __launch_bounds__(1024) last_row(const float *x, const float *norm, float
         next_x[k] = x[k] * norm[k];
         square_sum += x[k] * x[k];
     }
-    __shared__ float warps[32];
-    square_sum = warp_sum(square_sum);
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = square_sum;
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        square_sum = warp_sum(warps[threadIdx.x]);
-        for (int p = threadIdx.x; p < GRID; p += 32) square_sums[p] = p == 0 ? square_sum : 0.0f;
-    }
+    store_block_sum(square_sum, square_sums, GRID);
 }
 
 KERNEL __launch_bounds__(512) log_prob_rows(const float *logits, const int *targets, double *out) {

@@ -33,14 +33,7 @@ KERNEL __launch_bounds__(1024) begin_step(const int *state, const u16 *embedding
         rope[i] = cosf(angle) * attention_factor;
         rope[ROTARY_HALF + i] = sinf(angle) * attention_factor;
     }
-    __shared__ float warps[32];
-    square_sum = warp_sum(square_sum);
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = square_sum;
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        square_sum = warp_sum(warps[threadIdx.x]);
-        for (int p = threadIdx.x; p < GRID; p += 32) square_sums[p] = p == 0 ? square_sum : 0.0f;
-    }
+    store_block_sum(square_sum, square_sums, GRID);
 }
 
 KERNEL __launch_bounds__(1024) choose_token(const float *best_value, const int *best_index, int *state,

@@ -68,18 +68,7 @@ pub trait Engine: Send {
         on_token: &mut dyn FnMut(u32, bool) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
         let mut sampler = Sampler::new(&SamplingOptions::default())?;
-        let mut input = prompt;
-        let mut token;
-        for _ in 0..limit {
-            let step = self.extend(input)?;
-            let rope_switched = step.rope_switched;
-            token = [sampler.sample(step.logits)?];
-            if on_token(token[0], rope_switched)?.is_break() {
-                break;
-            }
-            input = &token;
-        }
-        Ok(())
+        sampled(self, &mut sampler, prompt, limit, on_token)
     }
 
     /// Natural-log probability of each token but the first, given those before it, as one new
@@ -88,6 +77,31 @@ pub trait Engine: Send {
     /// # Errors
     /// As [`Engine::extend`].
     fn log_probs(&mut self, tokens: &[u32]) -> Result<Vec<f64>>;
+}
+
+/// As [`Engine::greedy`], with tokens chosen by `sampler` on the host.
+///
+/// # Errors
+/// As [`Engine::greedy`].
+pub fn sampled<E: Engine + ?Sized>(
+    engine: &mut E,
+    sampler: &mut Sampler,
+    prompt: &[u32],
+    limit: usize,
+    on_token: &mut dyn FnMut(u32, bool) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let mut input = prompt;
+    let mut token;
+    for _ in 0..limit {
+        let step = engine.extend(input)?;
+        let rope_switched = step.rope_switched;
+        token = [sampler.sample(step.logits)?];
+        if on_token(token[0], rope_switched)?.is_break() {
+            break;
+        }
+        input = &token;
+    }
+    Ok(())
 }
 
 /// Which engine to use.

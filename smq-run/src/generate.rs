@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, sampled};
 use crate::error::{Error, Result};
 use crate::sample::{Sampler, SamplingOptions};
 
@@ -121,17 +121,7 @@ pub fn generate(
     if options.sampling.temperature == 0.0 {
         engine.greedy(prompt, most, &mut take)?;
     } else {
-        let mut input = prompt;
-        let mut token;
-        for _ in 0..most {
-            let step = engine.extend(input)?;
-            let rope_switched = step.rope_switched;
-            token = [sampler.sample(step.logits)?];
-            if take(token[0], rope_switched)?.is_break() {
-                break;
-            }
-            input = &token;
-        }
+        sampled(engine, &mut sampler, prompt, most, &mut take)?;
     }
     Ok(Generation { ids, stop, timing })
 }

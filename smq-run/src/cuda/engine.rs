@@ -175,12 +175,7 @@ impl CudaEngine {
                 "{len} tokens exceed the model's longest context of {limit}"
             )));
         }
-        if let Some(id) = tokens.iter().find(|t| **t as usize >= self.config.vocab) {
-            return Err(Error::Input(format!(
-                "token id {id} is outside the model's vocabulary of {}",
-                self.config.vocab
-            )));
-        }
+        self.check_ids(tokens)?;
         // Hugging Face picks the factors by the whole sequence's length; keys rotated with the others are useless
         // then, so everything is computed anew.
         let long = self.config.rope.is_long(len);
@@ -225,6 +220,16 @@ impl CudaEngine {
         }
         self.steps = self.steps.wrapping_add(1);
         Ok(switch && past > 0)
+    }
+
+    fn check_ids(&self, tokens: &[u32]) -> Result<()> {
+        let vocab = self.config.vocab;
+        match tokens.iter().find(|t| **t as usize >= vocab) {
+            None => Ok(()),
+            Some(id) => Err(Error::Input(format!(
+                "token id {id} is outside the model's vocabulary of {vocab}"
+            ))),
+        }
     }
 
     /// Waits for the token that step `step` chose.
@@ -342,12 +347,7 @@ impl Engine for CudaEngine {
                 tokens.len()
             )));
         }
-        if let Some(id) = tokens.iter().find(|t| **t as usize >= self.config.vocab) {
-            return Err(Error::Input(format!(
-                "token id {id} is outside the model's vocabulary of {}",
-                self.config.vocab
-            )));
-        }
+        self.check_ids(tokens)?;
         let long = self.config.rope.is_long(tokens.len());
         if long != self.long {
             self.set_factors(long)?;
