@@ -8,10 +8,11 @@ use smq_format::statistics::{STATISTICS_VERSION, TensorStatistics};
 use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
 
 use crate::error::ConvertError;
+use crate::import::Form;
 use crate::known::check_against_config;
 use crate::plan::{Plan, Target, plan, sources};
-use crate::quantize::{QuantizeError, QuantizeOptions, Quantized, quantize};
-use crate::source::{Checkpoint, SourceTensor};
+use crate::quantize::{QuantizeError, QuantizeOptions, Quantized, ScaleRule, keep, quantize};
+use crate::source::{Checkpoint, EMBEDDED_FILES, SourceTensor};
 use crate::source_hash::SourceHasher;
 
 /// What to make of a checkpoint.
@@ -52,7 +53,7 @@ pub type Progress<'a> = &'a (dyn Fn(u64) -> bool + Sync);
 /// # Errors
 /// As [`convert`], for all that can be known from headers.
 pub fn dry_run(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Plan, ConvertError> {
-    check_options(&options.quantize)?;
+    check_options(checkpoint, &options.quantize)?;
     check_against_config(checkpoint)?;
     let files = checkpoint.embedded_files()?;
     let provenance = provenance(checkpoint, options);
@@ -80,6 +81,7 @@ pub fn convert(
 ) -> Result<Summary, ConvertError> {
     let started = Instant::now();
     let plan = dry_run(checkpoint, options)?;
+    check_target(checkpoint, target)?;
     let mut writer = SmqWriter::create(target, options.overwrite)?;
     for (name, contents) in checkpoint.embedded_files()? {
         writer.add_file(name, &contents)?;
@@ -178,9 +180,35 @@ fn prepare<'a>(
         check_finite(bytes, tensor.dtype, columns).map_err(located)?;
         return Ok(Ready::Raw(bytes));
     }
-    let shape = (tensor.shape[0], columns);
-    let result = quantize(&tensor.name, bytes, tensor.dtype, shape, options).map_err(located)?;
+    let result = quantize_tensor(checkpoint, tensor, options).map_err(located)?;
     Ok(Ready::Int4(Box::new(result)))
+}
+
+/// Quantizes a matrix of the checkpoint, or keeps the integers of one that is int4 already.
+pub(crate) fn quantize_tensor(
+    checkpoint: &Checkpoint,
+    tensor: &SourceTensor,
+    options: &QuantizeOptions,
+) -> Result<Quantized, QuantizeError> {
+    let shape = (tensor.shape[0], tensor.shape[1]);
+    match checkpoint.packed(tensor) {
+        None => {
+            let bytes = checkpoint.bytes(tensor);
+            quantize(&tensor.name, bytes, tensor.dtype, shape, options)
+        }
+        Some(view) if checkpoint.keeps_codes() => {
+            keep(&tensor.name, shape, options, |rows, nibbles, scales| {
+                view.fill(rows, nibbles, scales);
+            })
+        }
+        Some(view) => quantize(
+            &tensor.name,
+            &view.to_f32_bytes(),
+            Dtype::F32,
+            shape,
+            options,
+        ),
+    }
 }
 
 /// Writes a tensor and returns the bytes of its scales.
@@ -264,19 +292,36 @@ fn not_quantized(
     }
 }
 
+fn rule_name(rule: ScaleRule) -> String {
+    let value = clap::ValueEnum::to_possible_value(&rule);
+    value.map(|v| v.get_name().to_owned()).unwrap_or_default()
+}
+
+/// Provenance key of an imported file, and its values.
+pub(crate) const IMPORT_CODES: &str = "import_codes";
+const CODES_KEPT: &str = "kept";
+pub(crate) const CODES_REQUANTIZED: &str = "requantized";
+
 /// Everything that decides the bytes; hashes of the sources are filled in later.
 fn provenance(checkpoint: &Checkpoint, options: &ConvertOptions) -> Provenance {
     let quantize = &options.quantize;
-    let rule = clap::ValueEnum::to_possible_value(&quantize.rule);
-    let parameters = BTreeMap::from([
+    let mut parameters = BTreeMap::from([
         ("group_size".to_owned(), quantize.group.to_string()),
-        (
-            "scale_rule".to_owned(),
-            rule.map(|r| r.get_name().to_owned()).unwrap_or_default(),
-        ),
+        ("scale_rule".to_owned(), rule_name(quantize.rule)),
         ("scales".to_owned(), quantize.scales.name()),
         ("target".to_owned(), options.target.name().to_owned()),
     ]);
+    if let Some(import) = checkpoint.import() {
+        let codes = match checkpoint.keeps_codes() {
+            true => CODES_KEPT,
+            false => CODES_REQUANTIZED,
+        };
+        parameters.insert("import".to_owned(), import.form.name().to_owned());
+        if let Form::Gptq { stored_zero } = import.form {
+            parameters.insert("import_stored_zero".to_owned(), stored_zero.to_string());
+        }
+        parameters.insert(IMPORT_CODES.to_owned(), codes.to_owned());
+    }
     Provenance {
         parameters,
         producer: concat!("smq-convert ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -284,14 +329,53 @@ fn provenance(checkpoint: &Checkpoint, options: &ConvertOptions) -> Provenance {
     }
 }
 
-fn check_options(options: &QuantizeOptions) -> Result<(), ConvertError> {
-    let range = smq_format::scheme::GROUP_RANGE;
-    if range.contains(&options.group) {
-        return Ok(());
+/// Not even `overwrite` may replace what is being read.
+fn check_target(checkpoint: &Checkpoint, target: &Path) -> Result<(), ConvertError> {
+    let Ok(resolved) = target.canonicalize() else {
+        return Ok(()); // not there yet
+    };
+    let dir = checkpoint.config_path();
+    let beside = EMBEDDED_FILES.iter().map(|name| dir.with_file_name(name));
+    let mut inputs = checkpoint
+        .shards()
+        .iter()
+        .map(|s| s.path.clone())
+        .chain(beside);
+    match inputs.any(|input| input.canonicalize().is_ok_and(|input| input == resolved)) {
+        true => Err(ConvertError::OutputIsInput(target.to_path_buf())),
+        false => Ok(()),
     }
-    Err(ConvertError::Option {
-        option: "--group-size",
-        value: options.group.to_string(),
-        rule: format!("must be {} to {}", range.start(), range.end()),
-    })
+}
+
+fn check_options(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Result<(), ConvertError> {
+    let wrong = |option, value, rule| {
+        Err(ConvertError::Option {
+            option,
+            value,
+            rule,
+        })
+    };
+    let range = smq_format::scheme::GROUP_RANGE;
+    if !range.contains(&options.group) {
+        let rule = format!("must be {} to {}", range.start(), range.end());
+        return wrong("--group-size", options.group.to_string(), rule);
+    }
+    let Some(import) = checkpoint.import().filter(|_| checkpoint.keeps_codes()) else {
+        return Ok(());
+    };
+    if options.group != import.group {
+        let rule = format!(
+            "the checkpoint's integers have groups of {}, and are kept; pass --requantize to make new ones",
+            import.group
+        );
+        return wrong("--group-size", options.group.to_string(), rule);
+    }
+    match options.rule {
+        ScaleRule::Reference | ScaleRule::Nearest => Ok(()),
+        rule => wrong(
+            "--scale-rule",
+            rule_name(rule),
+            "chooses scales and integers together, and the checkpoint's integers are kept; pass --requantize, or use reference or nearest".to_owned(),
+        ),
+    }
 }

@@ -127,6 +127,12 @@ pub enum ConvertError {
         /// What is allowed.
         rule: String,
     },
+    /// The target is a file of the checkpoint.
+    #[error(
+        "{} is a file of the checkpoint that is being converted; choose another name for the .smq file",
+        .0.display()
+    )]
+    OutputIsInput(PathBuf),
     /// The thread pool could not start.
     #[error("cannot start {jobs} threads: {reason}")]
     Threads {
@@ -157,6 +163,18 @@ pub enum ConvertError {
         scales: u64,
         /// Largest relative error.
         max_relative_error: f64,
+    },
+    /// A quantized checkpoint that cannot be imported.
+    #[error("{}: {found}; {supported}; {remedy}", path.display())]
+    Import {
+        /// config.json, the file or the directory.
+        path: PathBuf,
+        /// The key or tensor and what it says.
+        found: String,
+        /// What is supported, or needed.
+        supported: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// Interrupted by the user.
     #[error("interrupted; no file was written")]

@@ -163,14 +163,8 @@ fn verify(
         let done_bytes = done_bytes.fetch_add(bytes, Relaxed) + bytes;
         go_on.fetch_and(progress(done_bytes, total_bytes), Relaxed);
     });
-    let (statistics, fatal): (Vec<_>, Vec<_>) = defects.into_iter().partition(|defect| {
-        matches!(
-            defect,
-            Defect::SectionHash {
-                section: "statistics"
-            } | Defect::Statistics { .. }
-        )
-    });
+    let (statistics, fatal): (Vec<_>, Vec<_>) =
+        defects.into_iter().partition(Defect::spares_the_weights);
     match fatal.into_iter().next() {
         Some(defect) => Err(ConvertError::Format(smq_format::Error::Format {
             path: file.path().to_path_buf(),

@@ -6,12 +6,13 @@
 //!
 //! [`source`] maps a Hugging Face checkpoint, [`mod@plan`] decides what becomes of each tensor and how large
 //! the file will be, [`mod@quantize`] does the arithmetic of `spec/method.md`, and [`mod@convert`] runs them.
-//! [`inspect`] is behind `smq-inspect`; [`mod@synth`] makes full-size checkpoints without trained weights.
+//! [`import`] reads checkpoints that are int4 already. [`inspect`] is behind `smq-inspect`; [`mod@synth`] makes full-size checkpoints without trained weights.
 
 pub mod cli;
 pub mod convert;
 pub mod error;
 pub mod export;
+pub mod import;
 pub mod inspect;
 mod known;
 pub mod plan;

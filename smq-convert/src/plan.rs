@@ -112,7 +112,8 @@ pub fn plan(
         });
     }
     for tensor in checkpoint.tensors() {
-        let quantized = target.selects(&tensor.name, tensor.shape.len()) && tensor.elems() > 0;
+        let selected = target.selects(&tensor.name, tensor.shape.len()) && tensor.elems() > 0;
+        let quantized = selected || tensor.packed.is_some();
         let scheme = if quantized {
             statistics.tensors.push(record_of(tensor, options));
             two_digit_scheme(options)

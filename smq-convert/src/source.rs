@@ -8,7 +8,8 @@ use safetensors::SafeTensors;
 use serde::Deserialize;
 use smq_format::{Dtype, map_file};
 
-use crate::error::{ConvertError, dtype};
+use crate::error::ConvertError;
+use crate::import::{Import, Packed, PackedView, assemble};
 
 /// Name of the shard index of a sharded checkpoint.
 pub const SHARD_INDEX: &str = "model.safetensors.index.json";
@@ -20,7 +21,7 @@ pub const EMBEDDED_FILES: [&str; 4] = [
     "tokenizer_config.json",
 ];
 /// Largest embedded file; a tokenizer.json of a 256k vocabulary is about 33 MB.
-const MAX_EMBEDDED_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_EMBEDDED_BYTES: u64 = 256 << 20;
 
 /// An open checkpoint.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Checkpoint {
     dir: PathBuf,
     shards: Vec<Shard>,
     tensors: Vec<SourceTensor>,
+    import: Option<Import>,
+    requantize: bool,
 }
 
 /// One mapped safetensors file.
@@ -55,12 +58,24 @@ pub struct SourceTensor {
     pub name: String,
     /// Row-major shape.
     pub shape: Vec<usize>,
-    /// Element type.
+    /// Element type; of an int4 tensor, of its scales.
     pub dtype: Dtype,
     /// Index of its shard.
     pub shard: usize,
-    /// Bytes within the shard's file.
+    /// Bytes within the shard's file; of an int4 tensor, of its integers.
     pub range: std::ops::Range<usize>,
+    /// What makes it an int4 tensor.
+    pub(crate) packed: Option<Packed>,
+}
+
+/// A tensor as a safetensors file lists it, of any element type.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) dtype: safetensors::Dtype,
+    pub(crate) shard: usize,
+    pub(crate) range: std::ops::Range<usize>,
 }
 
 impl SourceTensor {
@@ -82,10 +97,9 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Missing or damaged files, an element type that .smq does not hold, shards that disagree with
-    /// their index.
+    /// their index, a quantization that cannot be imported.
     pub fn open(path: &Path) -> Result<Self, ConvertError> {
-        let metadata = std::fs::metadata(path).map_err(ConvertError::io(path, "open it"))?;
-        let (dir, expected) = if metadata.is_dir() {
+        let (dir, expected) = if path.is_dir() {
             (path.to_path_buf(), files_of(path)?)
         } else {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -99,18 +113,26 @@ impl Checkpoint {
                 names.into_iter().collect()
             }
         };
+        for name in EMBEDDED_FILES {
+            regular_or_absent(&dir.join(name))?;
+        }
         let mut checkpoint = Checkpoint {
             path: path.to_path_buf(),
             dir,
             shards: Vec::new(),
             tensors: Vec::new(),
+            import: None,
+            requantize: false,
         };
+        let mut stored = Vec::new();
         for name in names {
-            checkpoint.add_shard(name)?;
+            checkpoint.add_shard(name, &mut stored)?;
         }
         if let Files::Sharded(map) = &expected {
-            checkpoint.check_weight_map(map)?;
+            checkpoint.check_weight_map(map, &stored)?;
         }
+        let config = checkpoint.config_path();
+        (checkpoint.tensors, checkpoint.import) = assemble(&config, stored, &checkpoint.shards)?;
         checkpoint
             .tensors
             .sort_by_cached_key(|t| (natural(&t.name), t.name.clone()));
@@ -137,7 +159,49 @@ impl Checkpoint {
         self.tensors.iter().find(|t| t.name == name)
     }
 
-    /// A tensor's bytes in the map; not necessarily aligned.
+    /// The int4 tensors it holds already, if any.
+    pub fn import(&self) -> Option<&Import> {
+        self.import.as_ref()
+    }
+
+    /// Quantizes int4 tensors anew from `q s` instead of keeping their integers.
+    pub fn requantize(&mut self) {
+        self.requantize = true;
+    }
+
+    /// Whether it has int4 tensors whose integers are kept.
+    pub fn keeps_codes(&self) -> bool {
+        self.import.is_some() && !self.requantize
+    }
+
+    /// An int4 tensor's integers and scales; `None` for another tensor.
+    pub fn packed<'a>(&'a self, tensor: &'a SourceTensor) -> Option<PackedView<'a>> {
+        let packed = tensor.packed.as_ref()?;
+        Some(PackedView {
+            packed,
+            rows: tensor.shape[0],
+            columns: tensor.shape[1],
+            codes: self.bytes(tensor),
+            scales: &self.shards[packed.scale_shard].map[packed.scale_range.clone()],
+        })
+    }
+
+    /// One row of a tensor in f32, `[columns]`; of an int4 tensor, `q s`.
+    ///
+    /// # Panics
+    /// Where the row is out of range or `out` has another length.
+    pub fn read_row(&self, tensor: &SourceTensor, row: usize, out: &mut [f32]) {
+        match self.packed(tensor) {
+            Some(view) => view.dequantize_rows(row..row + 1, out),
+            None => {
+                let row_bytes = out.len() * tensor.dtype.bytes();
+                let bytes = &self.bytes(tensor)[row * row_bytes..(row + 1) * row_bytes];
+                smq_format::widen(tensor.dtype, bytes, out);
+            }
+        }
+    }
+
+    /// A tensor's bytes in the map, an int4 tensor's integers; not necessarily aligned.
     pub fn bytes(&self, tensor: &SourceTensor) -> &[u8] {
         &self.shards[tensor.shard].map[tensor.range.clone()]
     }
@@ -184,11 +248,13 @@ impl Checkpoint {
         Ok(files)
     }
 
-    fn add_shard(&mut self, name: String) -> Result<(), ConvertError> {
+    fn add_shard(&mut self, name: String, stored: &mut Vec<Stored>) -> Result<(), ConvertError> {
         let path = self.dir.join(&name);
         let map = match map_file(&path) {
             Err(smq_format::Error::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound =>
+                if source.kind() == std::io::ErrorKind::NotFound
+                    && !path.is_symlink()
+                    && self.dir.join(SHARD_INDEX).exists() =>
             {
                 return Err(ConvertError::MissingShard {
                     dir: self.dir.clone(),
@@ -204,16 +270,11 @@ impl Checkpoint {
         let parsed = SafeTensors::deserialize(&map).map_err(|e| damaged(e.to_string()))?;
         let start = map.as_ptr() as usize;
         for (tensor, view) in parsed.iter() {
-            let dtype = dtype(view.dtype()).ok_or_else(|| ConvertError::UnsupportedDtype {
-                path: path.clone(),
-                tensor: tensor.to_owned(),
-                dtype: format!("{:?}", view.dtype()).to_lowercase(),
-            })?;
             let offset = view.data().as_ptr() as usize - start;
-            self.tensors.push(SourceTensor {
+            stored.push(Stored {
                 name: tensor.to_owned(),
                 shape: view.shape().to_vec(),
-                dtype,
+                dtype: view.dtype(),
                 shard: self.shards.len(),
                 range: offset..offset + view.data().len(),
             });
@@ -223,13 +284,17 @@ impl Checkpoint {
     }
 
     /// Every listed tensor is in the listed shard, and no shard has another.
-    fn check_weight_map(&self, map: &BTreeMap<String, String>) -> Result<(), ConvertError> {
+    fn check_weight_map(
+        &self,
+        map: &BTreeMap<String, String>,
+        stored: &[Stored],
+    ) -> Result<(), ConvertError> {
         let problem = |problem: String| ConvertError::ShardIndex {
             path: self.dir.join(SHARD_INDEX),
             problem,
         };
         let mut found = BTreeMap::new();
-        for tensor in &self.tensors {
+        for tensor in stored {
             let shard = &self.shards[tensor.shard].name;
             match map.get(&tensor.name) {
                 None => {
@@ -249,11 +314,23 @@ impl Checkpoint {
             Some((name, shard)) => Err(problem(format!(
                 "lists tensor {name:?} in {shard}, which does not hold it"
             ))),
-            None if found.len() != self.tensors.len() => Err(problem(
+            None if found.len() != stored.len() => Err(problem(
                 "the same tensor is in more than one shard".to_owned(),
             )),
             None => Ok(()),
         }
+    }
+}
+
+/// Refuses a FIFO, device or directory, which reading would wait for, or never end with.
+fn regular_or_absent(path: &Path) -> Result<(), ConvertError> {
+    match map_file(path) {
+        Err(smq_format::Error::Io { source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound && !path.is_symlink() =>
+        {
+            Ok(())
+        }
+        other => Ok(other.map(drop)?),
     }
 }
 
@@ -264,8 +341,10 @@ enum Files {
 
 fn files_of(dir: &Path) -> Result<Files, ConvertError> {
     let index = dir.join(SHARD_INDEX);
-    if index.exists() {
-        let text = std::fs::read(&index).map_err(ConvertError::io(&index, "read it"))?;
+    // A dangling link counts as present, so that it is named rather than passed over.
+    let present = |path: &Path| path.symlink_metadata().is_ok();
+    if present(&index) {
+        let text = map_file(&index)?;
         let parsed: ShardIndex =
             serde_json::from_slice(&text).map_err(|e| ConvertError::ShardIndex {
                 path: index.clone(),
@@ -286,7 +365,7 @@ fn files_of(dir: &Path) -> Result<Files, ConvertError> {
         }
         return Ok(Files::Sharded(parsed.weight_map));
     }
-    if dir.join("model.safetensors").exists() {
+    if present(&dir.join("model.safetensors")) {
         return Ok(Files::Single("model.safetensors".to_owned()));
     }
     let entries = std::fs::read_dir(dir).map_err(ConvertError::io(dir, "list it"))?;

@@ -34,6 +34,16 @@ pub enum Error {
     /// The target exists and overwriting was not asked for.
     #[error("{} exists already; choose another name or pass --force to replace it", .0.display())]
     Exists(PathBuf),
+    /// The target's directory is not there.
+    #[error("{}: cannot create it: {} {problem}", path.display(), directory.display())]
+    Directory {
+        /// The target.
+        path: PathBuf,
+        /// Its directory.
+        directory: PathBuf,
+        /// What is wrong with that, and what to do.
+        problem: &'static str,
+    },
     /// The path names something that is not a regular file.
     #[error("{} is {kind}, not a regular file", path.display())]
     NotAFile {
@@ -218,6 +228,21 @@ pub enum Defect {
     NibblePadding { tensor: String, row: u64 },
     #[error("statistics cannot be decoded: {reason}")]
     Statistics { reason: String },
+    #[error(
+        "statistics do not fit the index: tensor {tensor:?} {problem} (the weights are not affected)"
+    )]
+    StatisticsMismatch { tensor: String, problem: String },
     #[error("embedded files must be written before the first tensor")]
     FileAfterTensor,
+}
+
+impl Defect {
+    /// Whether only the statistics are at fault, so that the weights can be used all the same.
+    pub fn spares_the_weights(&self) -> bool {
+        match self {
+            Defect::SectionHash { section } => *section == "statistics",
+            Defect::Statistics { .. } | Defect::StatisticsMismatch { .. } => true,
+            _ => false,
+        }
+    }
 }

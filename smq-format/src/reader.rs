@@ -86,7 +86,8 @@ impl SmqFile {
     /// The error statistics; `None` where the file carries none.
     ///
     /// # Errors
-    /// A damaged section. The weights are not affected.
+    /// A damaged section, or one that does not fit the index ([`Statistics::check`]). The weights are not
+    /// affected.
     pub fn statistics(&self) -> Result<Option<Statistics>, Error> {
         let section = &self.header.statistics;
         if section.length == 0 {
@@ -95,13 +96,16 @@ impl SmqFile {
         let bytes = self.range(section.offset, section.length);
         check_hash("statistics", bytes, section)
             .and_then(|()| Statistics::decode(bytes))
-            .map(Some)
+            .and_then(|statistics| statistics.check(&self.index).map(|()| Some(statistics)))
             .map_err(Error::format(&self.path))
     }
 
-    /// Recomputes every hash and checks every scale code; `progress` gets bytes as they are done.
+    /// Recomputes every hash and checks every scale code, unused bit and statistics record; `progress` gets
+    /// bytes as they are done.
     ///
-    /// Returns all that is wrong, in file order; an empty list means the file is what was written.
+    /// Returns all that is wrong, in file order; an empty list means that the mapped bytes were what was
+    /// written while this read them. It cannot speak for a later change in place (`spec/format.md`, "Files that
+    /// change").
     pub fn verify(&self, progress: impl Fn(u64) + Sync) -> Vec<Defect> {
         let files = self.index.files.iter().map(|f| {
             let owner = format!("file {:?}", f.name);
@@ -149,11 +153,21 @@ impl SmqFile {
 
 /// Maps a regular file for reading.
 ///
+/// Symbolic links are followed. The map is of the file, not of its name: a file renamed over `path` later does not
+/// change it.
+///
 /// # Errors
-/// [`Error::NotAFile`] for a directory, FIFO or device; [`Error::Io`].
+/// [`Error::NotAFile`] for a directory, FIFO, socket or device; [`Error::Io`].
 pub fn map_file(path: &Path) -> Result<Mmap, Error> {
     // Opening a FIFO would block, so look before opening.
-    let metadata = std::fs::metadata(path).map_err(Error::io(path, "open it"))?;
+    let metadata = std::fs::metadata(path).map_err(|e| {
+        // The name is there, so "no such file" alone would puzzle.
+        let action = match path.is_symlink() {
+            true => "follow this symbolic link",
+            false => "open it",
+        };
+        Error::io(path, action)(e)
+    })?;
     if let Some(kind) = not_a_file(metadata.file_type()) {
         return Err(Error::NotAFile {
             path: path.to_path_buf(),

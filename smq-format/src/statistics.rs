@@ -5,6 +5,8 @@
 use wincode::{SchemaRead, SchemaWrite, config::Configuration};
 
 use crate::error::Defect;
+use crate::index::{Index, TensorEntry};
+use crate::scheme::Scheme;
 
 /// Largest statistics section a reader accepts.
 pub const MAX_STATISTICS_BYTES: u64 = 64 << 20;
@@ -50,6 +52,35 @@ pub struct TensorStatistics {
     pub block_rows: u64,
     /// Mean relative MSE over the groups of each block of rows, at most [`MAX_ROW_BLOCKS`] blocks.
     pub row_blocks: Vec<f32>,
+}
+
+impl TensorStatistics {
+    /// What does not fit the tensor's entry in the index.
+    fn check(&self, entry: &TensorEntry) -> Result<(), String> {
+        let (Scheme::Int4 { .. }, &[rows, _]) = (entry.scheme, entry.shape.as_slice()) else {
+            let scheme = entry.scheme.name();
+            return Err(format!("has a record, but its scheme is {scheme}"));
+        };
+        let groups = entry.scheme.groups(&entry.shape) as u64;
+        if self.groups != groups {
+            let actual = self.groups;
+            return Err(format!("has {groups} groups, its record says {actual}"));
+        }
+        let counts = self.exponent_counts.len();
+        if counts != EXPONENT_BUCKETS {
+            return Err(format!(
+                "has {counts} exponent counts in its record, not {EXPONENT_BUCKETS}"
+            ));
+        }
+        let (blocks, block_rows) = (self.row_blocks.len(), self.block_rows);
+        let fits = block_rows > 0 && (rows as u64).div_ceil(block_rows) == blocks as u64;
+        if !fits || blocks > MAX_ROW_BLOCKS {
+            return Err(format!(
+                "has {rows} rows, which its record divides into {blocks} blocks of {block_rows}; at most {MAX_ROW_BLOCKS} blocks are allowed"
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// Error figures over the groups of a tensor (`spec/method.md`, "Statistics").
@@ -107,6 +138,32 @@ impl Statistics {
             });
         }
         wincode::config::deserialize_exact(bytes, wire()).map_err(defect)
+    }
+
+    /// Checks the records against the index: each is of an int4 tensor, in index order and at most once, and
+    /// has the groups and blocks of rows that the tensor's shape gives. The figures are not checked.
+    ///
+    /// # Errors
+    /// [`Defect::StatisticsMismatch`] with the first record that does not fit.
+    pub fn check(&self, index: &Index) -> Result<(), Defect> {
+        let mut entries = index.tensors.iter();
+        for record in &self.tensors {
+            let mismatch = |problem: String| Defect::StatisticsMismatch {
+                tensor: record.name.clone(),
+                problem,
+            };
+            let Some(entry) = entries.find(|t| t.name == record.name) else {
+                let known = index.tensors.iter().any(|t| t.name == record.name);
+                let problem = if known {
+                    "has a record out of index order, or a second one"
+                } else {
+                    "has a record, but is not in the index"
+                };
+                return Err(mismatch(problem.to_owned()));
+            };
+            record.check(entry).map_err(mismatch)?;
+        }
+        Ok(())
     }
 
     /// The record of a tensor.
@@ -190,6 +247,34 @@ mod tests {
         }
         bytes.push(0);
         assert!(Statistics::decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn at_most_64_blocks_of_rows() {
+        let scheme = Scheme::Int4 {
+            group: 4,
+            scales: crate::scale::ScaleFormat::F16,
+        };
+        let entry = |rows: usize| TensorEntry {
+            name: "ab".into(),
+            shape: vec![rows, 4],
+            source_dtype: crate::scheme::Dtype::F32,
+            scheme,
+            blobs: Vec::new(),
+        };
+        for (rows, block_rows, fits) in [(64usize, 1u64, true), (65, 1, false), (65, 2, true)] {
+            let mut statistics = sample();
+            let record = &mut statistics.tensors[0];
+            record.groups = rows as u64;
+            record.exponent_counts = vec![0; EXPONENT_BUCKETS];
+            record.block_rows = block_rows;
+            record.row_blocks = vec![0.0; rows.div_ceil(block_rows as usize)];
+            let index = Index {
+                tensors: vec![entry(rows)],
+                ..Index::default()
+            };
+            assert_eq!(statistics.check(&index).is_ok(), fits, "{rows} rows");
+        }
     }
 
     #[test]

@@ -37,11 +37,14 @@ pub struct Written {
 }
 
 impl SmqWriter {
-    /// Starts a file that will be called `target`. A symbolic link is followed.
+    /// Starts a file that will be called `target`.
+    ///
+    /// A symbolic link to a file is followed: with `overwrite` that file is replaced, and the link stays. One that
+    /// leads nowhere is refused, since whether it or its target was meant cannot be known.
     ///
     /// # Errors
-    /// [`Error::Exists`] unless `overwrite`; [`Error::NotAFile`]; [`Error::Io`] where the directory
-    /// cannot be written.
+    /// [`Error::Exists`] unless `overwrite`; [`Error::NotAFile`]; [`Error::Directory`]; [`Error::Io`] where the
+    /// directory cannot be written.
     pub fn create(target: &Path, overwrite: bool) -> Result<Self, Error> {
         let target = match std::fs::metadata(target) {
             Ok(metadata) => {
@@ -58,7 +61,10 @@ impl SmqWriter {
                     .canonicalize()
                     .map_err(Error::io(target, "resolve it"))?
             }
-            Err(_) => target.to_path_buf(),
+            Err(_) => {
+                check_new(target)?;
+                target.to_path_buf()
+            }
         };
         let name = target.file_name().unwrap_or_default();
         let mut prefix = std::ffi::OsString::from(".");
@@ -72,9 +78,9 @@ impl SmqWriter {
             // As any new file: the umask decides, not tempfile's private default.
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        let temp = builder
-            .tempfile_in(directory(&target))
-            .map_err(Error::io(&target, "create a temporary file beside it"))?;
+        let temp = builder.tempfile_in(directory(&target)).map_err(|e| {
+            Error::io(&target, "create a temporary file beside it")(without_path(e))
+        })?;
         let mut writer = SmqWriter {
             target,
             overwrite,
@@ -161,8 +167,8 @@ impl SmqWriter {
     /// Writes index, statistics and header, syncs, and renames the file to its target.
     ///
     /// # Errors
-    /// [`Error::Write`] for names the format refuses; [`Error::Exists`] where the target appeared
-    /// meanwhile; [`Error::Io`]. In every case the target is as it was.
+    /// [`Error::Write`] for names the format refuses and statistics that do not fit the tensors;
+    /// [`Error::Exists`] where the target appeared meanwhile; [`Error::Io`]. In every case the target is as it was.
     pub fn finish(
         mut self,
         provenance: Provenance,
@@ -174,6 +180,7 @@ impl SmqWriter {
         let index = self.put_section(&index_bytes)?;
         let statistics = match statistics {
             Some(s) => {
+                s.check(&self.index).map_err(|d| self.refuse(d))?;
                 let bytes = s.encode().map_err(|d| self.refuse(d))?;
                 self.put_section(&bytes)?
             }
@@ -266,10 +273,53 @@ pub fn remove_statistics(path: &Path) -> Result<(), Error> {
         .write(true)
         .open(path)
         .map_err(Error::io(path, action))?;
+    // Synced between, so that a crash never leaves a header longer than its file.
     write_header(&mut file, &header)
+        .and_then(|()| file.sync_all())
         .and_then(|()| file.set_len(header.file_bytes))
         .and_then(|()| file.sync_all())
         .map_err(Error::io(path, action))
+}
+
+/// A target that is not there yet must be a file's name in a directory.
+fn check_new(target: &Path) -> Result<(), Error> {
+    let not_a_file = |kind| {
+        Err(Error::NotAFile {
+            path: target.to_path_buf(),
+            kind,
+        })
+    };
+    if std::fs::symlink_metadata(target).is_ok_and(|m| m.is_symlink()) {
+        return not_a_file("a symbolic link that leads nowhere");
+    }
+    let text = target.as_os_str().to_string_lossy();
+    if target.file_name().is_none() || text.ends_with(std::path::is_separator) {
+        return not_a_file("the name of a directory");
+    }
+    let parent = directory(target);
+    let problem = match std::fs::metadata(parent) {
+        Ok(metadata) if !metadata.is_dir() => "is not a directory",
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => "does not exist; create it first",
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
+            "lies in something that is not a directory"
+        }
+        // Whatever else is wrong, creating the file says.
+        _ => return Ok(()),
+    };
+    Err(Error::Directory {
+        path: target.to_path_buf(),
+        directory: parent.to_path_buf(),
+        problem,
+    })
+}
+
+/// The error without the path that tempfile appends, whose random name tells nobody anything.
+fn without_path(error: std::io::Error) -> std::io::Error {
+    let text = error.to_string();
+    match text.split_once(" at path ") {
+        Some((reason, _)) => std::io::Error::new(error.kind(), reason.to_owned()),
+        None => error,
+    }
 }
 
 /// Unfinished files that a killed run left beside `target`.

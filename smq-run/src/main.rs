@@ -7,12 +7,9 @@ use smq_run::cli::{Cli, is_broken_pipe, run};
 
 fn main() -> ExitCode {
     match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        // Says each cause once.
+        other => smq_convert::cli::exit(other.map(|()| ExitCode::SUCCESS)),
     }
 }

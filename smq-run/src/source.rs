@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use candle_core::safetensors::MmapedSafetensors;
-use smq_format::{Dtype, Scheme, SmqFile, TensorData};
+use smq_format::{Dtype, Scheme, SmqFile, TensorData, map_file};
 
 use crate::error::{Error, Result};
 use crate::linear::{Matrix, Weights};
@@ -43,8 +43,7 @@ impl Source {
     /// # Errors
     /// [`Error::Io`], [`Error::Format`] or [`Error::Model`] if it is neither or a part is missing.
     pub fn open(path: &Path) -> Result<Self> {
-        let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
-        if metadata.is_dir() {
+        if path.is_dir() {
             return Self::open_checkpoint(path);
         }
         if path.extension().is_some_and(|e| e == "safetensors") {
@@ -52,27 +51,30 @@ impl Source {
                 "is a bare safetensors file; give the directory that holds it and config.json";
             return Err(Error::model(path, message));
         }
-        let kind = Kind::Smq(Box::new(SmqFile::open(path)?));
+        let file = SmqFile::open(path)?;
         Ok(Self {
             path: path.to_owned(),
-            file_bytes: metadata.len(),
-            kind,
+            file_bytes: file.header().file_bytes,
+            kind: Kind::Smq(Box::new(file)),
         })
     }
 
     fn open_checkpoint(dir: &Path) -> Result<Self> {
         let mut files = HashMap::new();
         for name in FILES {
-            match std::fs::read(dir.join(name)) {
-                Ok(bytes) => drop(files.insert(name, bytes)),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(Error::io(dir.join(name))(e)),
+            // map_file refuses what reading would wait for or never end with: a FIFO, a device.
+            match map_file(&dir.join(name)) {
+                Ok(map) => drop(files.insert(name, map.to_vec())),
+                Err(smq_format::Error::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound
+                        && !dir.join(name).is_symlink() => {}
+                Err(e) => return Err(e.into()),
             }
         }
         let shards = shards(dir)?;
         let mut file_bytes = 0;
         for shard in &shards {
-            file_bytes += std::fs::metadata(shard).map_err(Error::io(shard))?.len();
+            file_bytes += map_file(shard)?.len() as u64;
         }
         // SAFETY: the maps are read-only. As with any mapped file, the process may fault if
         // another one truncates a shard meanwhile; nothing is assumed about the contents, which
@@ -108,6 +110,10 @@ impl Source {
     }
 
     /// Recomputes every hash of a .smq file; a checkpoint directory has none to check.
+    ///
+    /// The bytes are read through the map that the model then runs from, or is uploaded from: a file that was
+    /// damaged before, or replaced by another of its name since it was opened, cannot get past it. One that
+    /// somebody writes to in place afterwards can; who cannot rule that out runs a private copy.
     ///
     /// # Errors
     /// [`Error::Format`] or [`Error::Model`] naming what does not match, or that nothing can.
@@ -280,16 +286,18 @@ fn shards(dir: &Path) -> Result<Vec<PathBuf>> {
     struct ShardIndex {
         weight_map: std::collections::BTreeMap<String, String>,
     }
+    // A dangling link counts as present, so that it is named rather than passed over.
+    let present = |path: &Path| path.symlink_metadata().is_ok();
     let index = dir.join(SHARD_INDEX);
-    if !index.exists() {
+    if !present(&index) {
         let single = dir.join(SINGLE);
-        if single.exists() {
+        if present(&single) {
             return Ok(vec![single]);
         }
         let message = format!("holds neither {SINGLE} nor {SHARD_INDEX}");
         return Err(Error::model(dir, message));
     }
-    let json = std::fs::read(&index).map_err(Error::io(&index))?;
+    let json = map_file(&index)?;
     let parsed: ShardIndex = serde_json::from_slice(&json)
         .map_err(|e| Error::model(&index, format!("is no shard index: {e}")))?;
     let names: std::collections::BTreeSet<String> = parsed.weight_map.into_values().collect();
@@ -303,7 +311,7 @@ fn shards(dir: &Path) -> Result<Vec<PathBuf>> {
             ));
         }
         let path = dir.join(&name);
-        if !path.exists() {
+        if !present(&path) {
             return Err(Error::model(&index, format!("shard {name} is missing")));
         }
         paths.push(path);

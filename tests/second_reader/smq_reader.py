@@ -282,7 +282,23 @@ class Smq:
         need(take("I") == 1, "statistics have an unknown version")
         result = {"version": 1, "tensors": sequence(record)}
         need(at == len(data), "bytes after the statistics")
+        self.check_statistics(result["tensors"])
         return result
+
+    def check_statistics(self, records):
+        """Each record fits an int4 tensor; they are in index order, at most one for each tensor."""
+        tensors = iter(self.index["tensors"])
+        for record in records:
+            name = record["name"]
+            tensor = next((tensor for tensor in tensors if tensor["name"] == name), None)
+            need(tensor, f"statistics of {name!r}, which is not in the index or not in this place")
+            need(tensor["scheme"] != "raw", f"statistics of {name!r}, which is raw")
+            rows, columns = tensor["shape"]
+            groups = rows * -(-columns // tensor["parameters"]["group"])
+            need(record["groups"] == groups, f"statistics of {name!r} have a wrong number of groups")
+            need(len(record["exponent_counts"]) == 32, f"statistics of {name!r} have not 32 exponent counts")
+            blocks, block_rows = len(record["row_blocks"]), record["block_rows"]
+            need(block_rows and blocks == -(-rows // block_rows) <= 64, f"statistics of {name!r} have wrong blocks of rows")
 
 
 def check(path):

@@ -49,7 +49,7 @@ impl Sample {
         let mini = MiniFloat::for_largest(5, 5, 0.75).ok_or("widths out of range")?;
         let statistics = Statistics {
             version: STATISTICS_VERSION,
-            tensors: ["mini", "half", "single"].map(record).into(),
+            tensors: [("mini", 6), ("half", 2), ("single", 2)].map(record).into(),
         };
         // Two rows of 5 in groups of 2: an unused nibble a row, and 6 codes of 11 bits leave 6 unused.
         let nibbles = [0xe1, 0x87, 0x03, 0x5f, 0x21, 0x0c];
@@ -204,10 +204,11 @@ impl Sample {
     }
 }
 
-fn record(name: &str) -> TensorStatistics {
+/// The record of a tensor of two rows.
+fn record((name, groups): (&str, u64)) -> TensorStatistics {
     TensorStatistics {
         name: name.to_owned(),
-        groups: 2,
+        groups,
         zero_groups: 0,
         under_window: 0,
         clipped: 0,

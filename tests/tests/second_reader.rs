@@ -351,11 +351,12 @@ fn every_code_and_odd_shapes_are_the_same_to_both_readers() {
             .add_tensor(name, &shape, dtype, Scheme::Raw(dtype), &blobs)
             .unwrap();
     }
+    all_integers(&mut writer, "é", ScaleFormat::F16, &[0; 65]);
     let statistics = Statistics {
         version: STATISTICS_VERSION,
         tensors: vec![TensorStatistics {
             name: "é".to_owned(),
-            groups: u64::MAX,
+            groups: 65,
             zero_groups: 1,
             under_window: 2,
             clipped: 3,
@@ -369,9 +370,9 @@ fn every_code_and_odd_shapes_are_the_same_to_both_readers() {
             },
             exact: ErrorSummary::default(),
             first_exponent: -150,
-            exponent_counts: vec![0, 1, u64::MAX],
-            block_rows: 1 << 40,
-            row_blocks: vec![],
+            exponent_counts: (0..32).map(|i| u64::MAX >> (2 * i)).collect(),
+            block_rows: 2,
+            row_blocks: vec![f32::MAX; 33],
         }],
     };
     writer

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::Parser;
-use smq_convert::inspect::{self, InspectError, Report, Sort, StatisticsState, TensorReport};
+use clap::{Parser, Subcommand};
+use smq_convert::inspect::{self, Diff, InspectError, Report, Sort, StatisticsState, TensorReport};
 use smq_format::{SmqFile, remove_statistics};
 
 /// Rows of the error table without `--top`.
@@ -16,10 +16,18 @@ const DEFAULT_TOP: usize = 20;
 ///
 /// Exits with 1 where the file, its statistics or what was asked of it is not in order.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     /// The .smq file
-    file: PathBuf,
+    #[arg(required = true)]
+    file: Option<PathBuf>,
 
     /// Tensors in the error table; 0 shows all [default: 20]
     #[arg(long, value_name = "N", conflicts_with_all = ["tensor", "json", "csv", "html", "verify", "recheck", "strip_statistics"])]
@@ -58,15 +66,65 @@ struct Args {
     strip_statistics: bool,
 }
 
-fn main() -> ExitCode {
-    smq_convert::cli::exit(run(&Args::parse()))
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show what differs between two .smq files
+    ///
+    /// Blobs are compared by the hashes that the files record (--verify checks those of one file). Exits with 0 where the
+    /// files are identical, 1 where they differ and 2 on an error.
+    Diff(DiffArgs),
 }
 
-fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    if args.strip_statistics {
-        return strip_statistics(&args.file);
+#[derive(Debug, clap::Args)]
+struct DiffArgs {
+    /// A .smq file
+    a: PathBuf,
+
+    /// Another
+    b: PathBuf,
+
+    /// Tensors in each list; 0 shows all
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_TOP, conflicts_with = "json")]
+    top: usize,
+
+    /// Everything as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match (&args.command, &args.file) {
+        (Some(Command::Diff(args)), _) => {
+            smq_convert::cli::exit_with(diff(args), ExitCode::from(2))
+        }
+        (None, Some(path)) => smq_convert::cli::exit(run(&args, path)),
+        (None, None) => ExitCode::from(2), // clap requires one of them
     }
-    let file = SmqFile::open(&args.file)?;
+}
+
+fn diff(args: &DiffArgs) -> anyhow::Result<ExitCode> {
+    let (a, b) = (SmqFile::open(&args.a)?, SmqFile::open(&args.b)?);
+    let bar = inspect::byte_bar(inspect::diff_bytes(&a, &b));
+    let diff = Diff::of(&a, &b, &|done| bar.inc(done));
+    bar.finish_and_clear();
+    let diff = diff?;
+    let printed = match args.json {
+        true => print(&to_json(&diff)?),
+        false => print(inspect::diff_text(&diff, args.top, a.header().file_bytes).as_bytes()),
+    };
+    // The code is the answer, also where the reader of the text stops early.
+    match printed {
+        Err(error) if !smq_convert::cli::is_broken_pipe(&error) => Err(error),
+        _ => Ok(ExitCode::from(u8::from(!diff.identical))),
+    }
+}
+
+fn run(args: &Args, path: &Path) -> anyhow::Result<ExitCode> {
+    if args.strip_statistics {
+        return strip_statistics(path);
+    }
+    let file = SmqFile::open(path)?;
     if args.verify {
         return verify(&file);
     }
@@ -76,7 +134,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
     let report = Report::of(&file);
     let tensor = match &args.tensor {
-        Some(name) => Some(find(&report, &args.file, name)?),
+        Some(name) => Some(find(&report, path, name)?),
         None => None,
     };
     if let Some(target) = &args.html {
@@ -170,11 +228,14 @@ fn find<'a>(report: &'a Report, path: &Path, name: &str) -> anyhow::Result<&'a T
 }
 
 fn json(report: &Report, tensor: Option<&TensorReport>) -> anyhow::Result<Vec<u8>> {
-    let mut out = match tensor {
-        Some(t) => serde_json::to_vec_pretty(t),
-        None => serde_json::to_vec_pretty(report),
+    match tensor {
+        Some(t) => to_json(t),
+        None => to_json(report),
     }
-    .context("cannot write JSON")?;
+}
+
+fn to_json(value: &impl serde::Serialize) -> anyhow::Result<Vec<u8>> {
+    let mut out = serde_json::to_vec_pretty(value).context("cannot write JSON")?;
     out.push(b'\n');
     Ok(out)
 }

@@ -16,6 +16,9 @@ use crate::{
     convert, dry_run, synth,
 };
 
+/// Elements a group where neither the user nor the checkpoint says.
+const DEFAULT_GROUP: usize = 128;
+
 /// Quantize a safetensors checkpoint once into a .smq file
 #[derive(Parser)]
 #[command(
@@ -38,7 +41,8 @@ enum Command {
 
 #[derive(Args)]
 struct ConvertArgs {
-    /// A Hugging Face checkpoint directory, or one .safetensors file; with --to, a .smq file
+    /// A Hugging Face checkpoint directory, or one .safetensors file; with --to, a .smq file. Int4 checkpoints
+    /// (compressed-tensors pack-quantized, GPTQ; symmetric) keep their integers
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: Option<PathBuf>,
     /// The file to write; with --to, a directory
@@ -50,15 +54,18 @@ struct ConvertArgs {
     /// Scale format instead of --mbits: f32, f16, or eXmY such as e5m5, e4m3, e8m0
     #[arg(long, value_name = "FORMAT", conflicts_with = "mbits", value_parser = parse_scales)]
     scales: Option<ScaleChoice>,
-    /// Consecutive elements of a row that share a scale
-    #[arg(long, value_name = "ELEMS", default_value_t = 128)]
-    group_size: usize,
+    /// Consecutive elements of a row that share a scale [default: 128, or an int4 checkpoint's]
+    #[arg(long, value_name = "ELEMS")]
+    group_size: Option<usize>,
     /// How a group's scale is chosen
     #[arg(long, value_enum, default_value_t = ScaleRule::Reference)]
     scale_rule: ScaleRule,
     /// What to quantize: mlp, all (attention too; embeddings and lm_head never), or a regex over names
     #[arg(long, default_value = "mlp")]
     target: Target,
+    /// Quantize an int4 checkpoint's dequantized weights anew instead of keeping its integers
+    #[arg(long)]
+    requantize: bool,
     /// Threads; 0 takes every core (the bytes do not depend on it)
     #[arg(long, default_value_t = 0)]
     jobs: usize,
@@ -114,9 +121,19 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     if let Some(format) = args.export.format(&path)? {
         return export::run(&path, args.out, format, args.force, interrupts());
     }
+    let mut checkpoint = Checkpoint::open(&path)?;
+    if args.requantize {
+        anyhow::ensure!(
+            checkpoint.import().is_some(),
+            "--requantize is for int4 checkpoints, and {} holds no int4 tensors; leave it out",
+            path.display()
+        );
+        checkpoint.requantize();
+    }
+    let group = checkpoint.import().map_or(DEFAULT_GROUP, |i| i.group);
     let options = ConvertOptions {
         quantize: QuantizeOptions {
-            group: args.group_size,
+            group: args.group_size.unwrap_or(group),
             scales: args.scales.unwrap_or(scales_of(args.mbits)),
             rule: args.scale_rule,
         },
@@ -124,7 +141,6 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         overwrite: args.force,
         jobs: args.jobs,
     };
-    let checkpoint = Checkpoint::open(&path)?;
     if args.dry_run {
         return print_plan(&checkpoint, &dry_run(&checkpoint, &options)?);
     }
@@ -252,7 +268,10 @@ fn print_plan(checkpoint: &Checkpoint, plan: &Plan) -> anyhow::Result<()> {
         rows.add_row([
             tensor.name.clone(),
             format!("{:?}", tensor.shape),
-            tensor.dtype.to_string(),
+            match checkpoint.packed(tensor) {
+                Some(_) => format!("int4, {} scales", tensor.dtype),
+                None => tensor.dtype.to_string(),
+            },
             becomes.to_owned(),
             planned.stored_bytes.to_string(),
             format!(
@@ -271,6 +290,25 @@ fn print_plan(checkpoint: &Checkpoint, plan: &Plan) -> anyhow::Result<()> {
         100.0 * plan.file_bytes as f64 / checkpoint.total_bytes() as f64,
         bits_per_weight(quantized_bytes, elems),
     )?;
+    print_import(&mut out, checkpoint)
+}
+
+/// What an int4 checkpoint was taken for.
+fn print_import(out: &mut impl Write, checkpoint: &Checkpoint) -> anyhow::Result<()> {
+    if let Some(import) = checkpoint.import() {
+        writeln!(
+            out,
+            "imported: {} int4 tensor{} in groups of {} ({}), integers {}; errors are against its own q * s",
+            import.tensors,
+            if import.tensors == 1 { "" } else { "s" },
+            import.group,
+            import.form,
+            match checkpoint.keeps_codes() {
+                true => "kept",
+                false => "derived anew",
+            },
+        )?;
+    }
     Ok(())
 }
 
@@ -318,6 +356,7 @@ fn print_summary(
         ]);
     }
     writeln!(out, "{rows}")?;
+    print_import(&mut out, checkpoint)?;
     if checkpoint
         .embedded_files()?
         .iter()

@@ -10,12 +10,17 @@ pub use progress::progress_bar;
 
 /// Prints an error and ends with 1, or ends with what the program says.
 pub fn exit(result: anyhow::Result<ExitCode>) -> ExitCode {
+    exit_with(result, ExitCode::FAILURE)
+}
+
+/// As [`exit`], with another code for errors.
+pub fn exit_with(result: anyhow::Result<ExitCode>, error_code: ExitCode) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", sentence(&error));
-            ExitCode::FAILURE
+            error_code
         }
     }
 }
@@ -32,7 +37,7 @@ fn sentence(error: &anyhow::Error) -> String {
 }
 
 /// Whether the reader of our output went away (`| head`), which is no failure of ours.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause
             .downcast_ref::<std::io::Error>()

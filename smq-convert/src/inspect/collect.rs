@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use smq_format::header::{HEADER_BYTES, Section};
 use smq_format::scale::ScaleFormat;
 use smq_format::statistics::{ErrorSummary, TensorStatistics};
-use smq_format::{Role, Scheme, SmqFile, Statistics, TensorEntry, bits};
+use smq_format::{Role, Scheme, SmqFile, TensorEntry, bits};
 
 use super::number::{bits_per_elem, percent};
 use super::report::*;
@@ -15,10 +15,13 @@ impl Report {
     /// Everything there is to say about `file`. Damaged statistics are said so, not an error.
     pub fn of(file: &SmqFile) -> Self {
         let index = file.index();
-        let (statistics, state) = match usable_statistics(file) {
+        let (statistics, state) = match file.statistics() {
             Ok(Some(s)) => (Some(s), StatisticsState::Present),
             Ok(None) => (None, StatisticsState::Absent),
-            Err(reason) => (None, StatisticsState::Damaged { reason }),
+            Err(error) => {
+                let reason = error.to_string();
+                (None, StatisticsState::Damaged { reason })
+            }
         };
         let records: HashMap<&str, &TensorStatistics> = statistics
             .iter()
@@ -54,26 +57,6 @@ impl Report {
             tensors,
         }
     }
-}
-
-/// The statistics, where each record is of a quantized tensor with as many groups.
-fn usable_statistics(file: &SmqFile) -> Result<Option<Statistics>, String> {
-    let Some(statistics) = file.statistics().map_err(|e| e.to_string())? else {
-        return Ok(None);
-    };
-    for record in &statistics.tensors {
-        let entry = file.tensor(&record.name).map(|t| t.entry());
-        let groups = entry.map_or(0, |e| e.scheme.groups(&e.shape) as u64);
-        if groups == 0 || groups != record.groups {
-            return Err(format!(
-                "{}: statistics give tensor {:?} {} groups, the index {groups}",
-                file.path().display(),
-                record.name,
-                record.groups
-            ));
-        }
-    }
-    Ok(Some(statistics))
 }
 
 fn header(file: &SmqFile) -> HeaderReport {

@@ -5,6 +5,7 @@
 
 mod collect;
 mod detail;
+mod diff;
 mod error;
 mod html;
 mod number;
@@ -20,6 +21,9 @@ mod tests;
 mod verify;
 
 pub use detail::tensor_detail;
+pub use diff::{
+    BlobCounts, Change, Counted, DIFF_VERSION, Diff, TensorDiff, WeightDiff, diff_bytes, diff_text,
+};
 pub use error::InspectError;
 pub use html::{page, write_page};
 pub use overview::overview;

@@ -8,7 +8,8 @@ use smq_format::scale::ScaleFormat;
 use smq_format::{Scheme, SmqFile, Statistics, TensorData, TensorView};
 
 use super::error::InspectError;
-use crate::quantize::{QuantizeOptions, ScaleChoice, ScaleRule, quantize, remeasure};
+use crate::convert::{CODES_REQUANTIZED, IMPORT_CODES, quantize_tensor};
+use crate::quantize::{QuantizeOptions, ScaleChoice, ScaleRule, remeasure};
 use crate::source::{Checkpoint, SourceTensor};
 
 /// What rechecking found.
@@ -54,7 +55,11 @@ pub fn recheck(
     checkpoint: &Path,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<RecheckReport, InspectError> {
-    let source = Checkpoint::open(checkpoint)?;
+    let mut source = Checkpoint::open(checkpoint)?;
+    let parameters = &file.index().provenance.parameters;
+    if parameters.get(IMPORT_CODES).map(String::as_str) == Some(CODES_REQUANTIZED) {
+        source.requantize();
+    }
     let statistics = file.statistics()?.ok_or_else(|| {
         InspectError::Recheck(format!(
             "{}: has no statistics to recheck",
@@ -145,19 +150,14 @@ fn recheck_tensor(
         return Ok(());
     };
     let (rows, columns) = view.matrix_shape();
-    let bytes = source.bytes(tensor);
-    let row_bytes = columns * tensor.dtype.bytes();
     let stored = remeasure(
         (rows, columns),
         options.group,
-        |row, out| {
-            let row = &bytes[row * row_bytes..(row + 1) * row_bytes];
-            smq_format::widen(tensor.dtype, row, out);
-        },
+        |row, out| source.read_row(tensor, row, out),
         |row, out| view.dequantize_rows(row..row + 1, out),
     )
     .map_err(|defect| failed(defect.to_string()))?;
-    let again = quantize(name, bytes, tensor.dtype, (rows, columns), &options)
+    let again = quantize_tensor(source, tensor, &options)
         .map_err(|e| failed(format!("tensor {name:?} cannot be quantized anew: {e:?}")))?
         .statistics;
     report.tensors += 1;

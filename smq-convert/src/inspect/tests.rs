@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use smq_format::SmqFile;
+use smq_format::header::HEADER_BYTES;
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::statistics::{
     EXPONENT_BUCKETS, ErrorSummary, STATISTICS_VERSION, TensorStatistics,
@@ -368,9 +369,20 @@ fn damaged_statistics_are_said_so_and_the_rest_is_shown() {
 fn statistics_of_another_file_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let mut other = statistics();
-    other.tensors[0].groups = u64::MAX;
-    let report = Report::of(&SmqFile::open(&write(dir.path(), Some(&other))).unwrap());
-    assert!(matches!(report.statistics, StatisticsState::Damaged { .. }));
+    other.tensors[0].groups = 7;
+    // The writer refuses them too, so they are put into a file that is already written.
+    let path = write(dir.path(), Some(&statistics()));
+    let mut header = *SmqFile::open(&path).unwrap().header();
+    let section = other.encode().unwrap();
+    header.statistics.hash = smq_format::hash(&section);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[header.statistics.offset as usize..].copy_from_slice(&section);
+    bytes[..HEADER_BYTES].copy_from_slice(&header.encode());
+    std::fs::write(&path, bytes).unwrap();
+    let report = Report::of(&SmqFile::open(&path).unwrap());
+    assert!(
+        matches!(&report.statistics, StatisticsState::Damaged { reason } if reason.contains("8 groups, its record says 7"))
+    );
 }
 
 /// Figures that no converter writes, but a hash does not rule out, must not stop a report.
@@ -391,9 +403,8 @@ fn absurd_figures_do_not_panic() {
             t.exact.mean_rel_mse = v;
             t.clipped = u64::MAX;
             t.first_exponent = i16::MAX;
-            t.exponent_counts = vec![u64::MAX; 40];
-            t.block_rows = 0;
-            t.row_blocks = vec![v as f32; 1000];
+            t.exponent_counts = vec![u64::MAX; EXPONENT_BUCKETS];
+            t.row_blocks.fill(v as f32);
         }
         let report = Report::of(&SmqFile::open(&write(dir.path(), Some(&s))).unwrap());
         error_table(&report, 0, Sort::Sqnr);

@@ -3,6 +3,7 @@
 //! The arithmetic is `spec/method.md`. Every sum has a fixed order (16 lanes within a group, then groups,
 //! then rows), so the result does not depend on the number of threads or on the processor.
 
+mod keep;
 mod kernel;
 mod statistics;
 
@@ -11,6 +12,7 @@ use smq_format::scale::{MiniFloat, ScaleFormat, Zero, round_mantissa};
 use smq_format::statistics::{ErrorSummary, TensorStatistics};
 use smq_format::{Dtype, Scheme, bits, int4};
 
+pub use keep::keep;
 pub use kernel::{GroupError, Kernel};
 use statistics::RowSums;
 
@@ -242,18 +244,7 @@ fn quantize_group(
         ScaleRule::Signed => signed_scale(w, max_abs),
         _ => max_abs.max(MAX_ABS_FLOOR) / 7.0,
     };
-    let round = |s: f32| match options.scales {
-        ScaleChoice::F32 => s,
-        ScaleChoice::F16 => half::f16::from_f32(s).to_f32(),
-        ScaleChoice::Mini { mantissa_bits, .. } => {
-            let zero = match options.rule {
-                ScaleRule::Reference => Zero::Truncate,
-                _ => Zero::Nearest,
-            };
-            round_mantissa(s, mantissa_bits, zero)
-        }
-    };
-    let mut stored = round(exact);
+    let mut stored = round_scale(options, exact);
     let mut errors = kernel.quantize(w, stored, q);
     let exact_errors = if stored == exact {
         errors
@@ -281,6 +272,21 @@ fn quantize_group(
         errors,
         exact_errors,
     })
+}
+
+/// A scale as its format rounds it, the window apart.
+fn round_scale(options: &QuantizeOptions, s: f32) -> f32 {
+    match options.scales {
+        ScaleChoice::F32 => s,
+        ScaleChoice::F16 => half::f16::from_f32(s).to_f32(),
+        ScaleChoice::Mini { mantissa_bits, .. } => {
+            let zero = match options.rule {
+                ScaleRule::Reference => Zero::Truncate,
+                _ => Zero::Nearest,
+            };
+            round_mantissa(s, mantissa_bits, zero)
+        }
+    }
 }
 
 /// `-w / 8` of the first element of largest magnitude, with the reference's floor.

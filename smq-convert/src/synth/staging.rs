@@ -27,7 +27,8 @@ impl Staging {
         force: bool,
         sources: &[Option<&Path>],
     ) -> Result<Self, SynthError> {
-        if out_dir.exists() {
+        // A link that leads nowhere exists too, and is no directory.
+        if out_dir.symlink_metadata().is_ok() {
             check_existing(out_dir, force, sources)?;
         }
         let created = CreatedDirs::create(out_dir)?;

@@ -2,8 +2,10 @@
 
 use std::error::Error;
 
+use smq_format::Statistics;
 use smq_format::header::HEADER_BYTES;
 use smq_format::index::Index;
+use smq_format::statistics::TensorStatistics;
 
 use super::{Add, Made, Sample};
 
@@ -207,5 +209,53 @@ pub(super) fn statistics(sample: &Sample, add: Add) -> Result<(), Box<dyn Error>
     add("statistics with a name not UTF-8", edit(&|b| b[20] = 0xff))?;
     // "mini", 4 counts, 2 summaries of 52 bytes, first_exponent: the count of exponents is at 162.
     add("statistics with 2^61 exponents", huge(162, 1 << 61))?;
-    add("statistics with 31 exponents", huge(162, 31))
+    add("statistics with 31 exponents", huge(162, 31))?;
+    statistics_against_the_index(sample, add)
+}
+
+/// Sections that decode and hash as they should, but are not of this file's tensors.
+fn statistics_against_the_index(sample: &Sample, add: Add) -> Result<(), Box<dyn Error>> {
+    let whole = Statistics::decode(sample.statistics_bytes())?;
+    let with = |edit: &dyn Fn(&mut Vec<TensorStatistics>)| -> Made {
+        let mut statistics = whole.clone();
+        edit(&mut statistics.tensors);
+        let encoded = statistics.encode()?;
+        Ok(sample.statistics(|b| *b = encoded))
+    };
+    let mut of = |name: &str, edit: &dyn Fn(&mut Vec<TensorStatistics>)| {
+        add(&format!("statistics {name}"), with(edit))
+    };
+    of("of no tensor", &|t| t.clear())?;
+    of("without one tensor", &|t| drop(t.remove(1)))?;
+    of("of a tensor not in the index", &|t| {
+        t[1].name = "other".to_owned();
+    })?;
+    of("of a tensor without a name", &|t| t[0].name.clear())?;
+    of("of a raw tensor", &|t| t[2].name = "norm".to_owned())?;
+    of("of a tensor twice", &|t| t.insert(1, t[0].clone()))?;
+    of("in another order", &|t| t.swap(0, 1))?;
+    of("with a group too few", &|t| t[0].groups = 5)?;
+    of("with a group too many", &|t| t[2].groups = 3)?;
+    of("with 2^64 - 1 groups", &|t| t[1].groups = u64::MAX)?;
+    of("with no exponent counts", &|t| t[0].exponent_counts.clear())?;
+    of("with 33 exponent counts", &|t| t[0].exponent_counts.push(0))?;
+    of("with blocks of no row", &|t| t[0].block_rows = 0)?;
+    of("with blocks of two rows", &|t| t[0].block_rows = 2)?;
+    of("with blocks of 2^64 - 1 rows", &|t| {
+        t[0].block_rows = u64::MAX;
+    })?;
+    of("with a block of rows too many", &|t| {
+        t[1].row_blocks.push(0.0);
+    })?;
+    of("with no block of rows", &|t| t[1].row_blocks.clear())?;
+    of("with figures that are no numbers", &|t| {
+        t[0].stored.mean_rel_mse = f64::NAN;
+        t[0].row_blocks[0] = f32::NEG_INFINITY;
+        t[0].clipped = u64::MAX;
+    })?;
+    // From the other side: the index changes, the statistics stay.
+    add(
+        "statistics of a tensor that is renamed",
+        sample.index(|i| i.tensors[0].name = "maxi".to_owned()),
+    )
 }

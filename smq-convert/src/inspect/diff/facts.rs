@@ -1,0 +1,192 @@
+//! What the headers and indices of two files say differently.
+
+use std::collections::BTreeMap;
+
+use smq_format::{Scheme, SmqFile, TensorEntry};
+
+use super::super::number::{count, times};
+use super::super::report::{Report, StatisticsState, TensorReport};
+use super::{BlobCounts, Change};
+
+/// Adds a change where the two are not equal.
+fn note(changes: &mut Vec<Change>, what: impl Into<String>, a: Option<String>, b: Option<String>) {
+    if a != b {
+        let what = what.into();
+        changes.push(Change { what, a, b });
+    }
+}
+
+/// Everything but the tensors; counts the embedded files.
+pub(super) fn file_changes(
+    a: &SmqFile,
+    b: &SmqFile,
+    report_a: &Report,
+    report_b: &Report,
+    blobs: &mut BlobCounts,
+) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let mut both = |what: &str, of: &dyn Fn(&Report) -> String| {
+        note(&mut changes, what, Some(of(report_a)), Some(of(report_b)));
+    };
+    both("version", &|r| r.header.version.clone());
+    both("file length", &|r| {
+        format!("{} bytes", count(r.header.file_bytes))
+    });
+    both("incompatible feature bits", &|r| {
+        r.header.incompatible_feature_bits.clone()
+    });
+    both("compatible feature bits", &|r| {
+        r.header.compatible_feature_bits.clone()
+    });
+    both("statistics", &statistics_text);
+    both("producer", &|r| r.provenance.producer.clone());
+    note_maps(
+        &mut changes,
+        "parameter",
+        report_a.provenance.parameters.clone(),
+        report_b.provenance.parameters.clone(),
+    );
+    let sources = |r: &Report| {
+        let sources = r.provenance.sources.iter();
+        let of = sources.map(|s| (s.name.clone(), contents(s.length_bytes, &s.blake3)));
+        of.collect::<BTreeMap<_, _>>()
+    };
+    note_maps(&mut changes, "source", sources(report_a), sources(report_b));
+    let embedded = |r: &Report| {
+        let files = r.embedded_files.iter();
+        let of = files.map(|f| {
+            let section = &f.section;
+            let contents = contents(section.length_bytes, &section.blake3);
+            (f.name.clone(), contents)
+        });
+        of.collect::<BTreeMap<_, _>>()
+    };
+    let (files_a, files_b) = (embedded(report_a), embedded(report_b));
+    for (name, contents) in &files_a {
+        match files_b.get(name) {
+            None => blobs.only_in_a += 1,
+            Some(other) if other == contents => blobs.equal += 1,
+            Some(_) => blobs.differing += 1,
+        }
+    }
+    blobs.only_in_b += files_b
+        .keys()
+        .filter(|name| !files_a.contains_key(*name))
+        .count();
+    note_maps(&mut changes, "embedded file", files_a, files_b);
+    let order = |x: &SmqFile, y: &SmqFile| {
+        let shared = x.tensors().filter(|t| y.tensor(t.name()).is_some());
+        shared.map(|t| t.name().to_owned()).collect::<Vec<_>>()
+    };
+    let (order_a, order_b) = (order(a, b), order(b, a));
+    let names = order_a.into_iter().zip(order_b);
+    if let Some((first_a, first_b)) = names.into_iter().find(|(a, b)| a != b) {
+        note(
+            &mut changes,
+            "order from tensor",
+            Some(first_a),
+            Some(first_b),
+        );
+    }
+    changes
+}
+
+/// `5,760 bytes, ` and the hash.
+fn contents(length_bytes: u64, blake3: &str) -> String {
+    format!("{} bytes, {blake3}", count(length_bytes))
+}
+
+fn statistics_text(report: &Report) -> String {
+    match (&report.statistics, &report.header.statistics) {
+        (StatisticsState::Damaged { .. }, _) => "damaged".to_owned(),
+        (_, Some(section)) => contents(section.length_bytes, &section.blake3),
+        (_, None) => "none".to_owned(),
+    }
+}
+
+fn note_maps(
+    changes: &mut Vec<Change>,
+    kind: &str,
+    a: BTreeMap<String, String>,
+    mut b: BTreeMap<String, String>,
+) {
+    for (name, value) in a {
+        let other = b.remove(&name);
+        note(changes, format!("{kind} {name}"), Some(value), other);
+    }
+    for (name, value) in b {
+        note(changes, format!("{kind} {name}"), None, Some(value));
+    }
+}
+
+/// Counts the blobs of a tensor in both files and returns the roles of those that are not the same.
+pub(super) fn count_blobs(
+    a: &TensorEntry,
+    b: &TensorEntry,
+    counts: &mut BlobCounts,
+) -> Vec<String> {
+    let mut roles = Vec::new();
+    for blob in &a.blobs {
+        match b.blobs.iter().find(|other| other.role == blob.role) {
+            Some(other) if (other.length, other.blake3) == (blob.length, blob.blake3) => {
+                counts.equal += 1;
+                continue;
+            }
+            Some(_) => counts.differing += 1,
+            None => counts.only_in_a += 1,
+        }
+        roles.push(blob.role.name().to_owned());
+    }
+    for blob in &b.blobs {
+        if a.blobs.iter().all(|other| other.role != blob.role) {
+            counts.only_in_b += 1;
+            roles.push(blob.role.name().to_owned());
+        }
+    }
+    roles
+}
+
+/// What the index and the statistics say of a tensor in both files.
+pub(super) fn tensor_changes(
+    a: &TensorEntry,
+    b: &TensorEntry,
+    report_a: &TensorReport,
+    report_b: &TensorReport,
+) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let both = [(a, report_a), (b, report_b)];
+    let mut pair = |what: &str, of: &dyn Fn(&TensorEntry, &TensorReport) -> Option<String>| {
+        let [a, b] = both.map(|(entry, report)| of(entry, report));
+        note(&mut changes, what, a, b);
+    };
+    pair("shape", &|t, _| Some(times(&t.shape)));
+    pair("source_dtype", &|t, _| {
+        Some(t.source_dtype.name().to_owned())
+    });
+    pair("scheme", &|t, _| Some(t.scheme.name().to_owned()));
+    pair("dtype", &|t, _| match t.scheme {
+        Scheme::Raw(dtype) => Some(dtype.name().to_owned()),
+        Scheme::Int4 { .. } => None,
+    });
+    pair("group", &|_, r| r.group_elems.map(|n| n.to_string()));
+    pair("scale_format", &|_, r| r.scale_format.clone());
+    pair("bias", &|_, r| r.scale_bias.map(|bias| bias.to_string()));
+    let recorded = report_a.errors.as_ref().zip(report_b.errors.as_ref());
+    if recorded.is_some_and(|(a, b)| a != b) {
+        changes.push(Change {
+            what: "statistics".to_owned(),
+            a: Some("these".to_owned()),
+            b: Some("others".to_owned()),
+        });
+    }
+    changes
+}
+
+/// `E5M5/128`, `bf16`.
+pub(super) fn stored(entry: &TensorEntry, report: &TensorReport) -> String {
+    match (entry.scheme, &report.scale_format) {
+        (Scheme::Int4 { group, .. }, Some(format)) => format!("{format}/{group}"),
+        (Scheme::Raw(dtype), _) => dtype.name().to_owned(),
+        _ => report.scheme.clone(),
+    }
+}
