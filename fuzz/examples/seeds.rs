@@ -1,0 +1,125 @@
+//! Writes the seeds under `seeds/`: tiny valid files of every scheme, and a tiny checkpoint.
+
+use std::error::Error;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype as SourceDtype, TensorView, serialize};
+use smq_format::scale::{MiniFloat, ScaleFormat};
+use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, bits};
+use smq_tests::corrupt::Sample;
+
+/// Names and contents.
+type Files = Vec<(&'static str, Vec<u8>)>;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
+    let scratch = smq_fuzz::scratch("seeds");
+    std::fs::create_dir_all(&scratch)?;
+    let mini = MiniFloat::for_largest(5, 5, 0.75).ok_or("widths out of range")?;
+    let int4 = |scales| Scheme::Int4 { group: 4, scales };
+    let mut files = vec![("all.smq", Sample::write(&scratch)?.bytes)];
+    for (name, scheme) in [
+        ("raw.smq", Scheme::Raw(Dtype::F16)),
+        ("e5m5.smq", int4(ScaleFormat::Mini(mini))),
+        ("f16.smq", int4(ScaleFormat::F16)),
+        ("f32.smq", int4(ScaleFormat::F32)),
+    ] {
+        let path = scratch.join(name);
+        let mut writer = SmqWriter::create(&path, true)?;
+        match scheme {
+            Scheme::Raw(dtype) => {
+                writer.add_tensor("norm", &[2, 3], dtype, scheme, &[&[0x3c; 12]])?;
+            }
+            Scheme::Int4 { scales, .. } => {
+                let codes = [0.75, -0.5, 0.0, 0.375].map(|s| scales.encode(s).code);
+                let stream = bits::pack(codes, scales.width_bits());
+                let nibbles = [0xe1, 0x87, 0x03, 0x5f, 0x21, 0x0c];
+                writer.add_tensor("w", &[2, 5], Dtype::Bf16, scheme, &[&nibbles, &stream])?;
+            }
+        }
+        writer.finish(Provenance::default(), None)?;
+        files.push((name, SmqFile::open(&path)?.bytes().to_vec()));
+    }
+    for target in ["open", "verify", "dequantize"] {
+        put(&seeds.join(target), &files)?;
+    }
+    put(&seeds.join("safetensors"), &checkpoints()?)?;
+    // Bytes for `arbitrary`: any will do, so a run of each kind.
+    let ramp: Vec<u8> = (0..=255).collect();
+    put(
+        &seeds.join("round_trip"),
+        &[
+            ("ramp", ramp),
+            ("ones", vec![1; 512]),
+            (
+                "mixed",
+                (0..2048u32).map(|i| ((i * i) >> 3) as u8).collect(),
+            ),
+        ],
+    )?;
+    std::fs::remove_dir_all(scratch.parent().ok_or("no parent")?)?;
+    Ok(())
+}
+
+fn checkpoints() -> Result<Files, Box<dyn Error>> {
+    let bf16: Vec<u8> = (0..40u8).flat_map(|i| [i * 6, 0x3c | i << 7]).collect();
+    let f32: Vec<u8> = (0..15)
+        .flat_map(|i| (i as f32 - 7.0).to_le_bytes())
+        .collect();
+    let tensors = [
+        (
+            "model.layers.0.mlp.up_proj.weight",
+            TensorView::new(SourceDtype::BF16, vec![5, 8], &bf16)?,
+        ),
+        (
+            "model.layers.0.self_attn.q_proj.weight",
+            TensorView::new(SourceDtype::F32, vec![3, 5], &f32)?,
+        ),
+        (
+            "model.norm.weight",
+            TensorView::new(SourceDtype::F16, vec![6], &bf16[..12])?,
+        ),
+    ];
+    // Two rows of 16 columns, groups of 8: integers 8 to a word, as the two int4 forms lay them out.
+    let words: Vec<u8> = (0..16u8).map(|i| i.wrapping_mul(37)).collect();
+    let zeros: Vec<u8> = [0x77u8, 0, 0, 0].repeat(2);
+    let order: Vec<u8> = (0..16i32).flat_map(|c| (c / 8).to_le_bytes()).collect();
+    let dims: Vec<u8> = [2i64, 16].iter().flat_map(|d| d.to_le_bytes()).collect();
+    let (i32, f16) = (SourceDtype::I32, SourceDtype::F16);
+    let gptq = [
+        ("m.qweight", TensorView::new(i32, vec![2, 2], &words)?),
+        ("m.qzeros", TensorView::new(i32, vec![2, 1], &zeros)?),
+        ("m.scales", TensorView::new(f16, vec![2, 2], &bf16[..8])?),
+        ("m.g_idx", TensorView::new(i32, vec![16], &order)?),
+    ];
+    let packed = [
+        ("m.weight_packed", TensorView::new(i32, vec![2, 2], &words)?),
+        (
+            "m.weight_scale",
+            TensorView::new(f16, vec![2, 2], &bf16[..8])?,
+        ),
+        (
+            "m.weight_shape",
+            TensorView::new(SourceDtype::I64, vec![2], &dims)?,
+        ),
+    ];
+    let one = [(
+        "w",
+        TensorView::new(SourceDtype::F16, vec![2, 3], &bf16[..12])?,
+    )];
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    Ok(vec![
+        ("three.safetensors", serialize(tensors, Some(metadata))?),
+        ("one.safetensors", serialize(one, None)?),
+        ("gptq.safetensors", serialize(gptq, None)?),
+        ("packed.safetensors", serialize(packed, None)?),
+    ])
+}
+
+fn put(dir: &Path, files: &[(&'static str, Vec<u8>)]) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(dir)?;
+    for (name, bytes) in files {
+        std::fs::write(dir.join(name), bytes)?;
+    }
+    Ok(())
+}

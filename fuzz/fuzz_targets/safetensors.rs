@@ -1,0 +1,124 @@
+//! Opens a checkpoint whose model.safetensors is arbitrary, plans a conversion, and does a small one; what
+//! is converted verifies.
+#![no_main]
+
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
+use smq_convert::convert::{ConvertOptions, convert, dry_run};
+use smq_convert::{Checkpoint, QuantizeOptions, ScaleChoice, ScaleRule, Target};
+use smq_format::SmqFile;
+use smq_fuzz::{Random, mutate_safetensors, scratch};
+
+const MAX_BYTES: usize = 1 << 15;
+/// The config.json beside the weights, by what they are: of an architecture that the converter does not know, so
+/// that any set of tensors is one of its checkpoints; and with the int4 forms that can be imported.
+const CONFIGS: [&str; 3] = [
+    r#"{"model_type": "fuzz"}"#,
+    r#"{"model_type": "fuzz", "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 8}}"#,
+    r#"{"model_type": "fuzz", "quantization_config": {"quant_method": "compressed-tensors",
+        "format": "pack-quantized", "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int",
+        "symmetric": true, "strategy": "group", "group_size": 8}}}}}"#,
+];
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    smq_fuzz::mutator(
+        data,
+        size,
+        max_size,
+        seed,
+        fuzzer_mutate,
+        |file, limit, random: &mut Random, mutate| mutate_safetensors(file, limit, random, mutate),
+    )
+});
+
+fuzz_target!(|data: &[u8]| {
+    // Options from the data, so that one corpus reaches every scale format and rule.
+    let choose = data.iter().fold(0usize, |n, &b| {
+        n.wrapping_mul(31).wrapping_add(usize::from(b))
+    });
+    let has = |name: &[u8]| data.windows(name.len()).any(|w| w == name);
+    let kind = match () {
+        () if has(b".qweight") => 1,
+        () if has(b".weight_packed") => 2,
+        () => 0,
+    };
+    let dir = scratch(["plain", "gptq", "packed"][kind]);
+    if !dir.is_dir() {
+        std::fs::create_dir_all(&dir).expect("the scratch directory can be made");
+        std::fs::write(dir.join("config.json"), CONFIGS[kind]).expect("config.json can be written");
+    }
+    std::fs::write(dir.join("model.safetensors"), data).expect("the scratch file can be written");
+    let mut checkpoint = match Checkpoint::open(&dir) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return;
+        }
+    };
+    if choose % 5 == 0 {
+        checkpoint.requantize();
+    }
+    let options = ConvertOptions {
+        target: ["mlp", "all", "."][choose % 3]
+            .parse::<Target>()
+            .expect("a target parses"),
+        quantize: QuantizeOptions {
+            group: if kind > 0 {
+                8
+            } else {
+                [128, 32, 5, 1][choose / 3 % 4]
+            },
+            scales: [
+                ScaleChoice::Mini {
+                    exponent_bits: 5,
+                    mantissa_bits: 5,
+                },
+                ScaleChoice::Mini {
+                    exponent_bits: 8,
+                    mantissa_bits: 0,
+                },
+                ScaleChoice::F16,
+                ScaleChoice::F32,
+            ][choose / 12 % 4],
+            rule: [
+                ScaleRule::Reference,
+                ScaleRule::Nearest,
+                ScaleRule::Search,
+                ScaleRule::Signed,
+            ][choose / 48 % 4],
+        },
+        overwrite: true,
+        jobs: 1,
+    };
+    let planned = match dry_run(&checkpoint, &options) {
+        Ok(planned) => planned,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return;
+        }
+    };
+    assert_eq!(planned.tensors.len(), checkpoint.tensors().len());
+    if data.len() > MAX_BYTES {
+        return;
+    }
+    let target = scratch("converted.smq");
+    match convert(&checkpoint, &target, &options, &|_| true) {
+        Ok(summary) => {
+            let file = SmqFile::open(&target).expect("what was converted opens");
+            assert_eq!(summary.written.file_bytes, file.bytes().len() as u64);
+            assert_eq!(file.verify(|_| ()), [], "what was converted verifies");
+            assert_eq!(file.tensors().len(), checkpoint.tensors().len());
+            let digits = 2 * file.tensors().len() as u64;
+            assert!(
+                planned.file_bytes.abs_diff(summary.written.file_bytes)
+                    <= digits.next_multiple_of(256)
+            );
+            for (tensor, source) in file.tensors().zip(checkpoint.tensors()) {
+                assert_eq!(
+                    (tensor.name(), tensor.shape()),
+                    (source.name.as_str(), source.shape.as_slice())
+                );
+            }
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+});
