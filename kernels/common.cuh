@@ -114,38 +114,10 @@ DEVICE float load_scale(const void *scales, u32 i, int format, int width, int ma
     return decode_scale(load_code((const u32 *)scales, 0, i, width), format, width, mantissa, bias);
 }
 
-// ---- activations of the decode step: the fragment buffer ----
-//
-// A matrix-vector product on tensor cores leaves 7 of an mma's 8 columns unused, so activations come
-// in two parts, v = hi + lo with hi = bf16(v), lo = bf16(v - hi), one column each: 16 bits of mantissa,
-// more than the bf16 that W4A16 asks for, at no cost. The kernel that makes an activation stores it
-// where the product's lanes expect it, so that the product loads its b registers 16 bytes at a time
-// and converts nothing. Which pairs of columns (k) share a register depends on the weights (int4_pair
-// takes elements i and i + 4 of a word, bf16 weights come as neighbours):
-//
-//   element k = 128 kg + kk      int4: t = kk / 32, j = kk % 32 / 8, i = kk % 4, half = kk % 8 / 4
-//                                bf16: j = kk / 32, t = kk % 32 / 8, i = kk % 8 / 2, half = kk % 2
-//   column  2 m for hi of activation row m, 2 m + 1 for lo
-//   u16 index  2 ((((4 kg + j) 2 rows + column) 4 + t) 4 + i) + half
+// ---- activations of many rows ----
 
-DEVICE u32 fragment_index(u32 k, u32 column, u32 rows, bool int4) {
-    u32 kg = k / 128, kk = k % 128;
-    u32 t = int4 ? kk / 32 : kk % 32 / 8;
-    u32 j = int4 ? kk % 32 / 8 : kk / 32;
-    u32 i = int4 ? kk % 4 : kk % 8 / 2;
-    u32 half = int4 ? kk % 8 / 4 : kk % 2;
-    return 2 * ((((4 * kg + j) * 2 * rows + column) * 4 + t) * 4 + i) + half;
-}
-
-DEVICE void store_fragment(u32 *fragments, u32 k, u32 row, u32 rows, bool int4, float v) {
-    u16 hi = bf16_of(v);
-    u16 *p = (u16 *)fragments + fragment_index(k, 2 * row, rows, int4);
-    p[0] = hi;
-    p[32] = bf16_of(v - bf16_to_f32(hi)); // the next column
-}
-
-// Position of column k in a row in int4 order, the order in which the multi-row products read
-// activations: fragment position 16 s + 8 (i & 1) + 2 t + half, with k's parts as above, s = 2 j + i / 2.
+// Position of column k in a row in int4 order, the order in which the multi-row int4 products read activations: within
+// each 128 columns, k = 32 t + 8 j + 4 half + i lies at 16 s + 8 (i & 1) + 2 t + half, s = 2 j + i / 2 (README.md).
 DEVICE u32 int4_order(u32 k) {
     u32 kk = k % 128, t = kk / 32, j = kk % 32 / 8, i = kk % 4, half = kk % 8 / 4;
     return k / 128 * 128 + 16 * (2 * j + i / 2) + 8 * (i & 1) + 2 * t + half;
