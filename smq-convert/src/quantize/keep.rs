@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use smq_format::{Scheme, bits, int4};
+use smq_format::int4;
 
 use super::kernel::compare;
 use super::{
-    Group, Kernel, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, round_scale,
-    scale_format, statistics,
+    Group, Kernel, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, finish, round_scale,
+    scale_format,
 };
 
 /// Rows that are read together, since one cache line of a column-major source serves as many.
@@ -113,14 +113,7 @@ pub fn keep(
                 }
             },
         );
-    let statistics = statistics::summarise(name, &groups, &codes, format, options, columns);
-    Ok(Quantized {
-        scheme: Scheme::Int4 {
-            group: options.group,
-            scales: format,
-        },
-        nibbles,
-        scales: bits::pack(codes, format.width_bits()),
-        statistics,
-    })
+    Ok(finish(
+        name, &groups, nibbles, codes, format, options, columns,
+    ))
 }

@@ -197,8 +197,23 @@ pub fn quantize(
             });
         codes
     };
-    let statistics = statistics::summarise(name, &groups, &codes, format, options, columns);
-    Ok(Quantized {
+    Ok(finish(
+        name, &groups, nibbles, codes, format, options, columns,
+    ))
+}
+
+/// A tensor whose nibbles and scale codes are settled, with its statistics.
+fn finish(
+    name: &str,
+    groups: &[Group],
+    nibbles: Vec<u8>,
+    codes: Vec<u32>,
+    format: ScaleFormat,
+    options: &QuantizeOptions,
+    columns: usize,
+) -> Quantized {
+    let statistics = statistics::summarise(name, groups, &codes, format, options, columns);
+    Quantized {
         scheme: Scheme::Int4 {
             group: options.group,
             scales: format,
@@ -206,7 +221,7 @@ pub fn quantize(
         nibbles,
         scales: bits::pack(codes, format.width_bits()),
         statistics,
-    })
+    }
 }
 
 /// The format with the tensor's bias.

@@ -100,12 +100,6 @@ impl CudaEngine {
         Ok(engine)
     }
 
-    /// What copying the weights took.
-    #[must_use]
-    pub fn upload(&self) -> &UploadReport {
-        &self.upload
-    }
-
     /// Whether steps are replayed as one graph (the default) or queued kernel by kernel: for tests.
     pub fn set_replay(&mut self, replay: bool) {
         self.replay = replay;

@@ -77,6 +77,8 @@ pub struct Cut {
     pub threads: u32,
     /// Dynamic shared memory, bytes.
     pub shared: u32,
+    /// All of it, with static and the system's own, bytes.
+    pub whole_shared: usize,
 }
 
 impl Cut {
@@ -171,6 +173,7 @@ impl Cut {
             defines,
             threads: 32 * (warps as u32 + 1),
             shared: shared as u32,
+            whole_shared: shared + fixed,
         }
     }
 }
@@ -187,12 +190,12 @@ pub fn call(
 ) -> Result<Call> {
     let sms = kernels.gpu().sm_count();
     let cut = Cut::new(matrices, product, sms as usize);
-    if cut.shared as usize > WHOLE_SM {
+    if cut.whole_shared > WHOLE_SM {
         let (rows, cols) = (matrices[0].rows, matrices[0].cols);
         return Err(Error::Cuda(format!(
             "the decode kernel of a [{rows}, {cols}] matrix needs {} bytes of shared memory, a block has {WHOLE_SM}; \
              leave such a matrix unquantized (--target mlp or all), or run with --device cpu",
-            cut.shared
+            cut.whole_shared
         )));
     }
     let mut args = Args::new();

@@ -13,7 +13,7 @@ use super::module::Kernel;
 use super::rows::{Activations, RowProducts, Target, reads_int4_order, wide_bytes};
 use super::weights::DeviceMatrix;
 use crate::config::ModelConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Positions that go through the layers together; bounds the activations' memory.
 pub const CHUNK: usize = 2048;
@@ -146,9 +146,7 @@ impl Prefill {
         for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
             self.layers(parts, chunk, past + i * CHUNK)?;
         }
-        let Some(b) = &self.buffers else {
-            return Ok(());
-        };
+        let b = self.buffers()?;
         let last = (tokens.len() - 1) % CHUNK;
         let call = Call {
             kernel: self.last_row.clone(),
@@ -179,7 +177,7 @@ impl Prefill {
         let mut out = Vec::with_capacity(tokens.len());
         for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
             self.layers(parts, chunk, i * CHUNK)?;
-            let Some(b) = &self.buffers else { break };
+            let b = self.buffers()?;
             let start = i * CHUNK;
             let targets = &tokens[start + 1..(start + chunk.len() + 1).min(tokens.len())];
             let head = std::slice::from_ref(&model.head);
@@ -217,9 +215,7 @@ impl Prefill {
 
     fn layers(&self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
         let Parts { kernels, model, .. } = parts;
-        let Some(b) = &self.buffers else {
-            return Ok(());
-        };
+        let b = self.buffers()?;
         let stream = kernels.gpu().main();
         let m = tokens.len();
         let embed = Call {
@@ -334,6 +330,11 @@ impl Prefill {
                 .ptr(b.h.span.ptr())
                 .i32(i32::from(int4_order)),
         }
+    }
+
+    fn buffers(&self) -> Result<&Buffers> {
+        let missing = || Error::Cuda("a prompt's activations were not allocated".into());
+        self.buffers.as_ref().ok_or_else(missing)
     }
 
     /// Makes the buffers hold `m` rows.
