@@ -10,6 +10,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define DEVICE static __device__ __forceinline__
+#define INSIDE __device__ __forceinline__ // of a member
 #define KERNEL extern "C" __global__ void
 
 // ---- programmatic dependent launch (PTX ISA, griddepcontrol; needs sm_90) ----
@@ -59,6 +60,43 @@ DEVICE uint4 load_once(const void *p) {
                  : "l"(p));
     return v;
 }
+
+// ---- values that carry a tag ----
+//
+// Blocks of one kernel hand f32 values over without a barrier: the two lowest mantissa bits say which use of the
+// buffer a value belongs to, so whoever needs it reads until they fit. 22 bits of mantissa are left, more than
+// what the products keep of an activation. NaN and infinity stay not finite.
+
+DEVICE void store_tagged(float *p, float v, u32 tag) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"((__float_as_uint(v) & ~3u) | tag) : "memory");
+}
+DEVICE u32 load_relaxed(const void *p) {
+    u32 v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+DEVICE uint4 load_relaxed_16(const void *p) {
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+
+DEVICE float untagged(u32 v) { return __uint_as_float(v & ~3u); }
+
+// What a reader waits for: bits `tag` under `mask` (0: values without tags, of a kernel before).
+struct Tag {
+    u32 tag, mask;
+    INSIDE bool on(u32 v) const { return ((v ^ tag) & mask) == 0; }
+    INSIDE bool on(uint4 v) const { return (((v.x ^ tag) | (v.y ^ tag) | (v.z ^ tag) | (v.w ^ tag)) & mask) == 0; }
+    // Loads it again until it is there; without the tag, so that results do not depend on it.
+    INSIDE float wait(u32 v, const float *p) const {
+        while (!on(v)) v = load_relaxed(p);
+        return untagged(v);
+    }
+};
 
 // ---- tensor cores ----
 
@@ -154,8 +192,8 @@ DEVICE void barrier_init(u64 *barrier, u32 arrivals) {
 // After initialising barriers, before the copy engine uses them.
 DEVICE void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
-DEVICE void barrier_arrive(u64 *barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+DEVICE void barrier_arrive(u64 *barrier, u32 arrivals = 1) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 
 // Arrives and announces the bytes that copies will bring.
@@ -163,6 +201,9 @@ DEVICE void barrier_expect(u64 *barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
                  : "memory");
 }
+
+// Before bulk copies that read what other kernels stored.
+DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 DEVICE void barrier_wait(u64 *barrier, u32 parity) {
     asm volatile("{\n"

@@ -5,8 +5,8 @@
 //              (common.cuh), columns HIDDEN .. XK zero.                            grid: rows, block: 256
 // swiglu_rows: out[m, XI] (bf16) = silu(gate[m]) * up[m] of gate_up[m, 2 INTERMEDIATE] (bf16), plain or int4
 //              order.                                              grid: (ceil(XI / 2048), rows), block: 256
-// last_row:    next_x = x * norm of one row and its sum of squares for the head's product, as begin_step leaves
-//              them.                                                                grid: 1, block: 1024
+// last_row:    next_x = x * norm of one row and its sum of squares for the head's product, as decode.cu
+//              reads them.                                                           grid: 1, block: 1024
 // log_prob_rows: out[m] = logits[m, target[m]] - ln sum exp logits[m] of f32 logits [rows, VOCAB], sums in f64
 //              over threads.                                                        grid: rows, block: 512
 //

@@ -11,7 +11,7 @@ use smq_run::cuda::{Variant, kernel_variants};
 const ARCH: &str = "sm_90a";
 /// Files that use nothing newer compile for these too.
 const OLDER: [&str; 2] = ["sm_80", "sm_89"];
-const PORTABLE: [&str; 4] = ["dequantize.cu", "measure.cu", "rows.cu", "step.cu"];
+const PORTABLE: [&str; 3] = ["dequantize.cu", "measure.cu", "rows.cu"];
 
 fn main() -> ExitCode {
     let args = Arguments::from_args();

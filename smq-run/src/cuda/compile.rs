@@ -12,13 +12,10 @@ use crate::error::{Error, Result};
 /// Every kernel file by name.
 const SOURCES: &[(&str, &str)] = &[
     (
-        "attention_decode.cu",
-        include_str!("../../../kernels/attention_decode.cu"),
-    ),
-    (
         "attention_prefill.cu",
         include_str!("../../../kernels/attention_prefill.cu"),
     ),
+    ("decode.cu", include_str!("../../../kernels/decode.cu")),
     (
         "dequantize.cu",
         include_str!("../../../kernels/dequantize.cu"),
@@ -27,14 +24,22 @@ const SOURCES: &[(&str, &str)] = &[
         "gemm_int4.cu",
         include_str!("../../../kernels/gemm_int4.cu"),
     ),
-    ("gemv.cu", include_str!("../../../kernels/gemv.cu")),
     ("measure.cu", include_str!("../../../kernels/measure.cu")),
     ("rows.cu", include_str!("../../../kernels/rows.cu")),
-    ("step.cu", include_str!("../../../kernels/step.cu")),
 ];
 
 /// What kernel files include.
-const HEADERS: &[(&str, &str)] = &[("common.cuh", include_str!("../../../kernels/common.cuh"))];
+const HEADERS: &[(&str, &str)] = &[
+    ("common.cuh", include_str!("../../../kernels/common.cuh")),
+    (
+        "decode_attention.cuh",
+        include_str!("../../../kernels/decode_attention.cuh"),
+    ),
+    (
+        "decode_product.cuh",
+        include_str!("../../../kernels/decode_product.cuh"),
+    ),
+];
 
 /// Names of the embedded kernel files.
 pub fn files() -> impl Iterator<Item = &'static str> {

@@ -41,7 +41,6 @@ pub struct CudaEngine {
     tokens: Vec<u32>,
     /// Steps queued since the start: which mailbox entry comes next.
     steps: u32,
-    replay: bool,
     logits: Vec<f32>,
 }
 
@@ -93,16 +92,10 @@ impl CudaEngine {
             long: false,
             tokens: Vec::new(),
             steps: 0,
-            replay: true,
             logits: Vec::new(),
         };
         engine.set_factors(false)?;
         Ok(engine)
-    }
-
-    /// Whether steps are replayed as one graph (the default) or queued kernel by kernel: for tests.
-    pub fn set_replay(&mut self, replay: bool) {
-        self.replay = replay;
     }
 
     fn gpu(&self) -> &Arc<Gpu> {
@@ -196,7 +189,7 @@ impl CudaEngine {
         if let ([token], true) = (pending, from > 0) {
             // SAFETY: the host array outlives the copy, which is done when the call returns.
             unsafe { self.state.state.part(8, 4)?.copy_from(&stream, &[*token])? };
-            run_step(&sequence.step, self.replay, &stream)?;
+            sequence.step.run(&stream)?;
         } else {
             let parts = Parts {
                 kernels: &self.kernels,
@@ -230,14 +223,6 @@ impl CudaEngine {
     fn token(&self, step: u32) -> Result<u32> {
         let stream = self.gpu().main();
         self.state.token(step, || stream.check())
-    }
-}
-
-fn run_step(step: &Step, replay: bool, stream: &super::stream::Stream) -> Result<()> {
-    if replay {
-        step.replay(stream)
-    } else {
-        step.run(stream)
     }
 }
 
@@ -310,7 +295,7 @@ impl Engine for CudaEngine {
                 let Some(sequence) = &self.sequence else {
                     break;
                 };
-                run_step(&sequence.step, self.replay, self.kernels.gpu().main())?;
+                sequence.step.run(self.kernels.gpu().main())?;
                 self.steps = self.steps.wrapping_add(1);
                 queued += 1;
             }

@@ -14,7 +14,6 @@ pub mod decode;
 pub mod device;
 mod during;
 pub mod engine;
-pub mod gemv;
 pub mod graph;
 pub mod kernels;
 pub mod launch;

@@ -154,8 +154,8 @@ impl Prefill {
             args: Args::new()
                 .ptr(b.x.ptr() + (4 * last * parts.config.hidden) as u64)
                 .ptr(model.norm.ptr())
-                .ptr(state.hidden[0].ptr())
-                .ptr(state.square_sums[0].ptr()),
+                .ptr(state.last_hidden.ptr())
+                .ptr(state.last_square_sums.ptr()),
         };
         // SAFETY: the buffers hold CHUNK or all rows, and live as long as `self`, whose owner waits for the stream.
         unsafe { call.run(stream) }

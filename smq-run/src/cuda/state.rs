@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::arena::Arena;
+use super::decode::plan::splits;
 use super::device::Gpu;
 use super::memory::Span;
 use super::pinned::PinnedBuffer;
@@ -19,30 +20,30 @@ const NOT_FINITE: u32 = u32::MAX;
 /// Buffers of one sequence's step, f32 where not said otherwise.
 #[derive(Debug)]
 pub struct State {
-    /// i32: position, steps done, token (`step.cu`).
+    /// i32: position, tokens chosen, token, whole steps done (`decode.cu`).
     pub state: Span,
     /// `[rotary_dim / 2]`, of the factors in use.
     pub inv_freq: Span,
-    /// cos and sin of the position, `[2, rotary_dim / 2]`.
-    pub rope: Span,
-    /// The residual stream, `[hidden]`.
-    pub x: Span,
     /// Inputs of the products after the two norms, `[hidden]` each.
     pub hidden: [Span; 2],
     /// Their partial sums of squares, `[SMs]` each.
     pub square_sums: [Span; 2],
+    /// The head's input that a prompt leaves, and its sums of squares.
+    pub last_hidden: Span,
+    /// `[SMs]`.
+    pub last_square_sums: Span,
     /// `[(heads + 2 kv_heads) head_dim]`.
     pub qkv: Span,
+    /// What the blocks of a head exchange, `[heads, splits, head_dim + 4]`.
+    pub attention_parts: Span,
     /// `[heads head_dim]`.
     pub attended: Span,
     /// `[intermediate]`.
     pub activated: Span,
     /// `[vocab]`.
     pub logits: Span,
-    /// `[SMs]`.
-    pub best_value: Span,
-    /// i32 `[SMs]`.
-    pub best_index: Span,
+    /// Each block's largest logit, its row above it: u64 `[SMs]`.
+    pub best: Span,
     /// u64 `[RING]`, in host memory.
     pub mailbox: PinnedBuffer,
     _arena: Arena,
@@ -60,41 +61,42 @@ impl State {
         let half = c.rope.rotary_dim / 2;
         let width = c.heads * c.head_dim;
         let kv_width = c.kv_heads * c.head_dim;
+        let parts = c.heads * splits(c, sms) * (c.head_dim + 4);
         let (arena, spans) = Arena::build(gpu, "a decode step's buffers", |arena| {
             let mut words = |n: usize| arena.take(4 * n);
             Ok((
-                [words(4)?, words(half)?, words(2 * half)?],
+                [words(4)?, words(half)?],
                 [words(c.hidden)?, words(c.hidden)?, words(c.hidden)?],
-                [words(sms)?, words(sms)?],
-                [words(width + 2 * kv_width)?, words(width)?],
+                [words(sms)?, words(sms)?, words(sms)?],
+                [words(width + 2 * kv_width)?, words(parts)?, words(width)?],
                 [words(c.intermediate)?, words(c.vocab)?],
-                [words(sms)?, words(sms)?],
+                words(2 * sms)?,
             ))
         })?;
         if let Some(buffer) = arena.buffer() {
             buffer.fill(gpu.main(), 0)?;
         }
         let (
-            [state, inv_freq, rope],
-            [x, hidden0, hidden1],
-            square_sums,
-            [qkv, attended],
+            [state, inv_freq],
+            [hidden0, hidden1, last_hidden],
+            [sums0, sums1, last_square_sums],
+            [qkv, attention_parts, attended],
             [activated, logits],
-            [best_value, best_index],
+            best,
         ) = spans;
         Ok(Self {
             state,
             inv_freq,
-            rope,
-            x,
             hidden: [hidden0, hidden1],
-            square_sums,
+            square_sums: [sums0, sums1],
+            last_hidden,
+            last_square_sums,
             qkv,
+            attention_parts,
             attended,
             activated,
             logits,
-            best_value,
-            best_index,
+            best,
             mailbox,
             _arena: arena,
         })

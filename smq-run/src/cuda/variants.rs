@@ -2,10 +2,11 @@
 
 use smq_format::scale::{MiniFloat, ScaleFormat};
 
-use super::gemv::{self, Epilogue, Product};
+use super::decode::plan::{Epilogue, Kind, Plan};
 use super::memory::Span;
 use super::rows::{self, Target};
 use super::weights::{DeviceMatrix, Format};
+use crate::config::ModelConfig;
 
 /// Multiprocessors of an H100.
 const SMS: usize = 132;
@@ -32,6 +33,27 @@ struct Shape {
     vocab: usize,
     /// q, k, v and gate, up are one matrix each.
     fused: bool,
+}
+
+impl Shape {
+    fn config(&self) -> Option<ModelConfig> {
+        let Self {
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            intermediate,
+            vocab,
+            ..
+        } = self;
+        let json = format!(
+            r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": {hidden}, "num_attention_heads": {heads},
+                "num_key_value_heads": {kv_heads}, "head_dim": {head_dim}, "intermediate_size": {intermediate},
+                "vocab_size": {vocab}, "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+                "max_position_embeddings": 4096}}"#
+        );
+        ModelConfig::from_json(json.as_bytes()).ok()
+    }
 }
 
 const SHAPES: [Shape; 3] = [
@@ -102,14 +124,6 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
         ("ROTARY_HALF", number(s.head_dim / 2)),
         ("WINDOW", 0),
     ];
-    for rows in [1, 4] {
-        let own = vec![("ROWS", rows), ("SPLITS", 4)];
-        add(
-            "attention_decode.cu",
-            &format!("{rows} rows"),
-            [attention.clone(), own].concat(),
-        );
-    }
     for order in [0, 1] {
         let own = vec![("X_INT4", order)];
         add(
@@ -126,14 +140,6 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
         ("GRID", number(SMS)),
     ];
     add("rows.cu", "", row_defines);
-    let step = vec![
-        ("HIDDEN", number(s.hidden)),
-        ("ROTARY_HALF", number(s.head_dim / 2)),
-        ("GRID", number(SMS)),
-        ("RING", 64),
-    ];
-    add("step.cu", "", step);
-
     let (q, kv, inner) = (
         s.heads * s.head_dim,
         s.kv_heads * s.head_dim,
@@ -152,21 +158,18 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
         };
         let (o, down, head) = (of(s.hidden, q), of(s.hidden, inner), of(s.vocab, s.hidden));
         let stored = if format.is_some() { "int4" } else { "bf16" };
-        for (part, matrices, epilogue) in [
-            ("qkv", &qkv[..], Epilogue::Store),
-            ("o", &[o], Epilogue::Residual),
-            ("gate_up", &gate_up, Epilogue::Swiglu),
-            ("down", &[down], Epilogue::Residual),
-            ("head", &[head], Epilogue::Logits),
-        ] {
-            let product = Product {
-                epilogue,
-                normed: epilogue != Epilogue::Residual,
-                hidden: s.hidden,
-                eps,
-            };
-            let cut = gemv::Cut::new(matrices, &product, SMS);
-            add("gemv.cu", &format!("{stored} {part}"), cut.defines);
+        let products = [
+            (&qkv[..], Epilogue::Store),
+            (&[o], Epilogue::Residual),
+            (&gate_up, Epilogue::Swiglu),
+            (&[down], Epilogue::Residual),
+            (&[head], Epilogue::Logits),
+        ];
+        let kinds =
+            products.map(|(m, epilogue)| (Kind::new(m, epilogue), m[0].scale_defines().to_vec()));
+        // None of these models is refused: the test of `plan.rs` says so.
+        if let Some(plan) = s.config().and_then(|c| Plan::new(&c, &kinds, SMS).ok()) {
+            add("decode.cu", stored, plan.defines);
         }
         if format.is_none() {
             continue;

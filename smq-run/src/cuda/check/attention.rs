@@ -7,9 +7,10 @@ use super::host::{bf16s, normals};
 use super::lab::{Floor, Lab, of};
 use super::reference::{Attended, Worst, attend};
 use super::report::{Check, KernelReport};
-use crate::cuda::decode::{Attention, Cache};
+use crate::cuda::decode::program::{Buffers, Phase, Uses};
+use crate::cuda::decode::{Cache, Decoder};
 use crate::cuda::kernels::Call;
-use crate::cuda::memory::DeviceBuffer;
+use crate::cuda::memory::{DeviceBuffer, Span};
 use crate::cuda::state::State;
 use crate::error::Result;
 
@@ -51,9 +52,9 @@ pub(super) fn attend_head(q: &[f64], keys: &[bf16], values: &[bf16], len: usize)
 
 /// Checks and times a decode step's attention.
 pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
-    if lab.wants("attention_decode", LAYER) {
+    if lab.wants("decode", LAYER) {
         for cached in CACHED {
-            of("attention_decode", LAYER, decode(lab, cached))?;
+            of("decode", LAYER, decode(lab, cached))?;
         }
     }
     Ok(())
@@ -64,7 +65,7 @@ fn decode(lab: &mut Lab<'_>, cached: usize) -> Result<()> {
     let (d, heads) = (c.head_dim, c.kv_heads);
     let width = heads * d;
     let state = State::new(&lab.gpu, &c)?;
-    let attention = Attention::new(&lab.kernels, &c)?;
+    let decoder = Decoder::new(&lab.kernels, &c, &[])?;
     let capacity = (cached + 1).next_multiple_of(CAPACITY_STEP);
     let side = heads * capacity * d;
     let bytes = 4 * width * cached;
@@ -86,8 +87,8 @@ fn decode(lab: &mut Lab<'_>, cached: usize) -> Result<()> {
     };
     let layer = memory.span().part(0, 4 * side)?;
     let qkv = normals(52, 3 * width);
-    let table = rope(&c.rope.inv_freq(false), cached);
-    let table: Vec<f32> = table.iter().map(|v| *v as f32).collect();
+    let inv_freq = c.rope.inv_freq(false);
+    let table = rope(&inv_freq, cached);
     // SAFETY: every part is inside memory that lives as long as this function, and the copies are waited for.
     unsafe {
         for i in 1..layers {
@@ -95,13 +96,34 @@ fn decode(lab: &mut Lab<'_>, cached: usize) -> Result<()> {
             to.copy_within(lab.stream(), layer)?;
         }
         state.qkv.copy_from(lab.stream(), &qkv)?;
-        state.rope.copy_from(lab.stream(), &table)?;
+        state.inv_freq.copy_from(lab.stream(), &inv_freq)?;
         state.state.copy_from(lab.stream(), &[cached as u32])?;
         state.attended.fill(lab.stream(), 0xff)?;
     }
-    let calls: Vec<Call> = (0..layers)
-        .map(|i| attention.call(&state, &cache, i))
+    let buffers = Buffers {
+        x: state.qkv.ptr(),
+        sums: state.attention_parts.ptr(),
+        out: state.attended.ptr(),
+        ..Buffers::default()
+    };
+    // A kernel each: what a phase overwrites, the products between two of them protect.
+    let phases: Vec<_> = (0..layers)
+        .map(|i| {
+            let uses = Uses {
+                input: None,
+                output: i,
+            };
+            Phase::attention(cache.layer(i), capacity, &buffers, uses).0
+        })
         .collect();
+    let program = lab.upload(&phases)?;
+    let calls: Vec<Call> = (0..layers)
+        .map(|i| {
+            let bytes = size_of_val(&phases[0]);
+            let part = program.span().part(i * bytes, bytes)?;
+            Ok(decoder.call((part, 1), false, &c, &state, [Span::at(0, 0); 3]))
+        })
+        .collect::<Result<_>>()?;
     lab.run(&calls[0])?;
 
     let mut got = vec![0.0f32; width];
@@ -112,7 +134,6 @@ fn decode(lab: &mut Lab<'_>, cached: usize) -> Result<()> {
     memory.download(lab.stream(), 0, &mut keys_after)?;
     memory.download(lab.stream(), 2 * side, &mut values_after)?;
     let mut worst = Worst::default();
-    let table: Vec<f64> = table.iter().copied().map(f64::from).collect();
     let qkv: Vec<f64> = qkv.iter().copied().map(f64::from).collect();
     let outputs: Vec<_> = (0..heads)
         .into_par_iter()
@@ -165,7 +186,7 @@ fn decode(lab: &mut Lab<'_>, cached: usize) -> Result<()> {
     let us = lab.time(&calls)?;
     let places: Vec<u64> = (0..layers).map(|i| cache.layer(i).0).collect();
     let floor = Floor::Read(bytes, lab.read_floor(&places, bytes)?);
-    let report = KernelReport::new("attention_decode", LAYER, us, check).rows(1);
+    let report = KernelReport::new("decode", LAYER, us, check).rows(1);
     let cached = Some(cached);
     lab.report(KernelReport { cached, ..report }, &floor);
     Ok(())

@@ -5,9 +5,9 @@ use rayon::prelude::*;
 use smq_format::scale::ScaleFormat;
 
 use super::copies::Copies;
-use super::gemv::Layer;
 use super::host::{HostMatrix, parse_scales};
 use super::lab::{Floor, Lab, of};
+use super::products::Layer;
 use super::reference::Worst;
 use super::report::{Check, KernelReport};
 use super::rows::row_layers;

@@ -7,9 +7,9 @@
 mod attention;
 mod copies;
 mod dequantize;
-mod gemv;
 mod host;
 mod lab;
+mod products;
 mod prompt_attention;
 mod reference;
 mod report;
@@ -41,13 +41,12 @@ pub struct Options {
 pub fn run(options: &Options, on_kernel: &mut dyn FnMut(&KernelReport)) -> Result<Report> {
     let mut lab = Lab::new(options, on_kernel)?;
     let (read, copy) = lab.memory_rates()?;
-    gemv::run(&mut lab)?;
+    products::run(&mut lab)?;
     rows::run(&mut lab)?;
     dequantize::run(&mut lab)?;
     attention::run(&mut lab)?;
     prompt_attention::run(&mut lab)?;
     row_kernels::run(&mut lab)?;
-    row_kernels::run_step(&mut lab)?;
     let kernels = std::mem::take(&mut lab.reports);
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),

@@ -1,11 +1,10 @@
-//! What stands between products: norms, SwiGLU, embeddings, and a decode step's first and last kernel.
+//! What stands between a prompt's products: norms, SwiGLU, embeddings.
 //!
 //! Their data is warm in the L2 cache, as in the engine, where the kernel before has just written it.
 
 use half::bf16;
 use rayon::prelude::*;
 
-use super::attention::rope;
 use super::host::{bf16s, ids, normals};
 use super::lab::{Floor, Lab, of};
 use super::prompt_attention::ROWS;
@@ -14,7 +13,6 @@ use super::report::{Check, KernelReport};
 use crate::cuda::args::Args;
 use crate::cuda::kernels::{Call, Defines};
 use crate::cuda::launch::Launch;
-use crate::cuda::state::{RING, State};
 use crate::error::Result;
 
 /// bf16's rounding, which is below 2^-8 by more (2^-16) than f32 arithmetic errs.
@@ -152,136 +150,4 @@ fn embed(lab: &mut Lab<'_>, defines: &Defines, m: usize) -> Result<()> {
     }
     let check = Check::new(worst, format!("all {m} rows"), "none: bit for bit");
     file(lab, "embed_rows", "embedding", m, &call, 6 * m * n, check)
-}
-
-/// Checks and times a decode step's first and last kernel.
-pub(super) fn run_step(lab: &mut Lab<'_>) -> Result<()> {
-    let c = &lab.config;
-    let defines: Defines = vec![
-        ("HIDDEN", c.hidden as i64),
-        ("ROTARY_HALF", (c.rope.rotary_dim / 2) as i64),
-        ("GRID", i64::from(lab.gpu.sm_count())),
-        ("RING", RING as i64),
-    ];
-    if lab.wants("begin_step", "embedding") {
-        of("begin_step", "embedding", begin_step(lab, &defines))?;
-    }
-    if lab.wants("choose_token", "lm_head") {
-        of("choose_token", "lm_head", choose_token(lab, &defines))?;
-    }
-    Ok(())
-}
-
-fn begin_step(lab: &mut Lab<'_>, defines: &Defines) -> Result<()> {
-    const POSITION: usize = 12_345;
-    const TOKEN: usize = 3;
-    let c = lab.config.clone();
-    let (n, sms) = (c.hidden, lab.gpu.sm_count() as usize);
-    let (table, weight) = (bf16s(80, (TOKEN + 1) * n), normals(81, n));
-    let inv_freq = c.rope.inv_freq(false);
-    let state = lab.upload(&[POSITION as u32, 0, TOKEN as u32, 0])?;
-    let (table_there, weight_there, inv_freq_there) = (
-        lab.upload(&table)?,
-        lab.upload(&weight)?,
-        lab.upload(&inv_freq)?,
-    );
-    let [x, next_x, sums, rope_there] = [
-        lab.poisoned(4 * n)?,
-        lab.poisoned(4 * n)?,
-        lab.poisoned(4 * sms)?,
-        lab.poisoned(8 * inv_freq.len())?,
-    ];
-    let call = Call {
-        kernel: lab.kernels.get("step.cu", defines.clone(), "begin_step")?,
-        launch: Launch::new(1_u32, 1024).overlap(),
-        args: Args::new()
-            .ptr(state.ptr())
-            .ptr(table_there.ptr())
-            .ptr(weight_there.ptr())
-            .ptr(inv_freq_there.ptr())
-            .f32(c.rope.attention_factor())
-            .ptr(x.ptr())
-            .ptr(next_x.ptr())
-            .ptr(sums.ptr())
-            .ptr(rope_there.ptr()),
-    };
-    lab.run(&call)?;
-    let (x, next_x): (Vec<f32>, Vec<f32>) = (lab.download(&x, n)?, lab.download(&next_x, n)?);
-    let sums: Vec<f32> = lab.download(&sums, sms)?;
-    let got_rope: Vec<f32> = lab.download(&rope_there, 2 * inv_freq.len())?;
-    let mut worst = Worst::default();
-    let mut square_sum = 0.0;
-    for (k, v) in table[TOKEN * n..].iter().enumerate() {
-        let v = v.to_f32();
-        let equal = x[k] == v && next_x[k] == v * weight[k];
-        worst.require(equal, || format!("column {k} has other bits"));
-        square_sum += f64::from(v) * f64::from(v);
-    }
-    let sum = sums.iter().copied().map(f64::from).sum();
-    let tolerance = f64::exp2(-18.0) * square_sum;
-    worst.take(sum, square_sum, tolerance, || "the sum of squares".into());
-    for (i, want) in rope(&inv_freq, POSITION).into_iter().enumerate() {
-        // Two ulp of a value up to 1.
-        let got = got_rope[i].into();
-        worst.take(got, want, f64::exp2(-22.0), || {
-            format!("cosine or sine {i}")
-        });
-    }
-    let check = Check::new(
-        worst,
-        "all".into(),
-        "none; cosines 2^-22, sum of squares 2^-18 of it",
-    );
-    let us = lab.time(std::slice::from_ref(&call))?;
-    let report = KernelReport::new("begin_step", "embedding", us, check).rows(1);
-    lab.report(report, &Floor::None);
-    Ok(())
-}
-
-fn choose_token(lab: &mut Lab<'_>, defines: &Defines) -> Result<()> {
-    let sms = lab.gpu.sm_count() as usize;
-    let state = State::new(&lab.gpu, &lab.config)?;
-    let mut values = normals(82, sms);
-    let indices = ids(83, sms, lab.config.vocab);
-    // The largest twice: the lower id wins.
-    let (first, second) = (sms / 3, sms / 2);
-    (values[first], values[second]) = (9.0, 9.0);
-    let id = indices[first].min(indices[second]);
-    // SAFETY: all three are waited for before the arrays go.
-    unsafe {
-        state.best_value.copy_from(lab.stream(), &values)?;
-        state.best_index.copy_from(lab.stream(), &indices)?;
-        state.state.copy_from(lab.stream(), &[77u32, 5, 0])?;
-    }
-    lab.stream().synchronize()?;
-    let call = Call {
-        kernel: lab
-            .kernels
-            .get("step.cu", defines.clone(), "choose_token")?,
-        launch: Launch::new(1_u32, 1024).overlap(),
-        args: Args::new()
-            .ptr(state.best_value.ptr())
-            .ptr(state.best_index.ptr())
-            .ptr(state.state.ptr())
-            .ptr(state.mailbox.device_ptr()),
-    };
-    lab.run(&call)?;
-    let mut after = [0u32; 3];
-    // SAFETY: as above.
-    unsafe { state.state.copy_to(lab.stream(), &mut after)? };
-    lab.stream().synchronize()?;
-    let mut worst = Worst::default();
-    worst.require(after == [78, 6, id], || {
-        format!("the state is {after:?}, not [78, 6, {id}]")
-    });
-    let message = state.mailbox.as_slice::<u64>()[5];
-    let want = 6 << 32 | u64::from(id);
-    worst.require(message == want, || {
-        format!("the mailbox has {message:#x}, not {want:#x}")
-    });
-    let check = Check::new(worst, "state and mailbox".into(), "none: bit for bit");
-    let us = lab.time(std::slice::from_ref(&call))?;
-    let report = KernelReport::new("choose_token", "lm_head", us, check).rows(1);
-    lab.report(report, &Floor::None);
-    Ok(())
 }

@@ -5,13 +5,13 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::copies::Copies;
-use super::gemv::{Layer, layers};
 use super::host::{HostMatrix, bf16s, normals, sample};
 use super::lab::{Floor, Lab, of};
+use super::products::{Layer, layers};
 use super::reference::{Exact, Worst, int4_order, products, swiglu};
 use super::report::{Check, KernelReport};
 use crate::cuda::blas::{MatMul, Output};
-use crate::cuda::gemv::Epilogue;
+use crate::cuda::decode::plan::Epilogue;
 use crate::cuda::kernels::Call;
 use crate::cuda::memory::DeviceBuffer;
 use crate::cuda::rows::{Activations, Target, int4_call};

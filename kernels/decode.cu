@@ -1,0 +1,336 @@
+// A decode step as one kernel: every layer of a token, from its embedding to the choice of the next.
+//
+// Bound by the weights' bytes, so the memory pipe must never run dry. One block an SM stays for the whole step. Its
+// last warps, the producers, copy weights, and the cached keys and values, into a ring in shared memory (bulk copies)
+// in the order of the phases; they wait for nothing but room, since these depend on nothing in this step. The other
+// warps consume. While they wait for activations at the border of two phases the ring fills, and what it holds
+// (about 8 us of memory's time) is then worked off faster than memory brings more.
+//
+// Blocks hand activations over as tagged values (common.cuh): no barrier of the grid, no fence, one trip through L2.
+// A buffer may be overwritten two phases after it was read: by then its overwriter has seen results that need every
+// block's reading done. Each is used once a layer, so that holds for all.
+//
+// begin    residual = embedding[token] (f32, a register of the row's thread); hidden = residual * norm; sums of squares
+// phases   `program`, 32 words each (enum Word): products (decode_product.cuh) and attention (decode_attention.cuh)
+// choice   the last product's epilogue: the last block takes the largest logit (lowest id among equals; NaN wins, so that it
+//          is not lost) into `state` and the host's mailbox: a step needs nothing from the host.
+//
+// state: [0] position (tokens in the cache), [1] tokens chosen, [2] token, [3] whole steps done.
+// mailbox: RING u64 in host memory, slot [1] % RING = ([1] + 1) << 32 | id; the host knows a new entry by its upper half.
+//   An id of 0xffffffff says that a logit was not finite.
+//
+// The kernel is launched as a programmatic dependent of the step before: a block starts when that one's has left its SM,
+// and copies the first weights before it waits.
+//
+// grid: GRID = number of SMs, all resident at once (one block an SM, by its shared memory); block: 32 (WARPS + 2).
+// Macros: HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF, WINDOW (0: none), SPLITS, EPS_BITS, RING, GRID, WARPS, SLOTS,
+// SLOT_BYTES, INT4_IN_FLIGHT and BF16_IN_FLIGHT (slots of a producer on their way at a time: more do not arrive sooner, they queue in the
+// memory system, and activations queue behind them), PARTIAL_BYTES, ANY_INT4; and of each kind of product i < KINDS: KINDi_K, KINDi_INT4,
+// KINDi_EPILOGUE, KINDi_SEG0, KINDi_SEG1, KINDi_SEG2.
+// Dynamic shared memory: SLOTS SLOT_BYTES + 128 + 2 PARTIAL_BYTES.
+
+#include "common.cuh"
+
+#define CONSUMERS (32 * WARPS)
+#define PRODUCERS 2
+static_assert(SLOTS % PRODUCERS == 0, "a slot is always the same producer's");
+#define WEIGHT_BYTES (1024 * WARPS) // of a slot: 8 rows of a line a warp; scale codes follow
+#define ATTENTION_KIND 255
+
+extern __shared__ __align__(128) u8 shared[];
+
+// A phase's words; addresses take two.
+enum Word {
+    KIND = 0,
+    USE_IN = 1,  // which use in this step of their buffers input
+    USE_OUT = 2, // and output are
+    CHECK = 3,   // 3: the input is tagged, 0: it is not
+    W0 = 4,      // weights of up to three segments; attention: keys, values
+    W1 = 6,
+    W2 = 8,
+    S0 = 10, // scales
+    S1 = 12,
+    S2 = 14,
+    FIRST1 = 16, // index in S1 of segment 1's first scale; attention: positions that the cache holds
+    BIAS0 = 17,
+    BIAS1 = 18,
+    BIAS2 = 19,
+    SCALES = 20, // format | width << 8 | mantissa << 16
+    RUN_BYTES = 21,
+    X = 22,
+    SUMS = 24, // of squares of the input; attention: where blocks exchange their parts
+    NEXT_NORM = 26, // of the next RESIDUAL phase, or 0
+    OUT = 28,
+    OUT_SUMS = 30, // sums of squares of the output; the head's: best logits
+};
+
+// One word a lane.
+struct Phase {
+    u32 word;
+    INSIDE u32 at(int i) const { return __shfl_sync(0xffffffffu, word, i); }
+    template <class T> INSIDE T *pointer(int i) const { return (T *)((u64)at(i + 1) << 32 | at(i)); }
+};
+
+// The tag of use `use` of a buffer in the step after `steps` steps. Consecutive uses differ.
+DEVICE u32 tag_of(u32 steps, u32 use) { return (steps * (LAYERS + 1) + use + 1) & 3; }
+
+// A place in the ring.
+struct Ring;
+struct Cursor {
+    int slot;
+    u32 parity;
+    INSIDE void advance(int slots = 1) {
+        slot += slots;
+        if (slot >= SLOTS) slot -= SLOTS, parity ^= 1;
+    }
+    INSIDE Cursor after(int slots) const {
+        const int to = slot + slots;
+        return {to % SLOTS, parity ^ (u32)(to / SLOTS & 1)};
+    }
+    static INSIDE Ring ring();
+};
+
+struct Ring {
+    u8 *slots;
+    u64 *full, *empty;
+    INSIDE u8 *at(const Cursor &c) const { return slots + c.slot * SLOT_BYTES; }
+    INSIDE void wait(const Cursor &c) const { barrier_wait(&full[c.slot], c.parity); }
+    // By one lane of each warp that shares the slot: WARPS / weight of them.
+    INSIDE void release(const Cursor &c, int weight) const { barrier_arrive(&empty[c.slot], weight); }
+};
+__shared__ u64 barriers[2 * SLOTS]; // full, empty
+INSIDE Ring Cursor::ring() { return {shared, barriers, barriers + SLOTS}; }
+
+// The same words, all in one thread.
+struct Words {
+    uint4 quads[8];
+    INSIDE u32 at(int i) const {
+        const uint4 q = quads[i / 4];
+        return i % 4 == 0 ? q.x : i % 4 == 1 ? q.y : i % 4 == 2 ? q.z : q.w;
+    }
+    template <class T> INSIDE T *pointer(int i) const { return (T *)((u64)at(i + 1) << 32 | at(i)); }
+    INSIDE Words(const u32 *program, int phase) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) quads[i] = *(const uint4 *)(program + 32 * phase + 4 * i);
+    }
+};
+
+// A producer's side, one thread's. The two producers take slots in turns: alone, one thread's latency from slot to slot
+// would bound the step.
+struct Pump {
+    Ring ring;
+    Cursor head, tail; // the next slot to fill, the oldest on its way
+    int in_flight;
+    int skip; // slots of the next phase that are the other producer's
+    // Makes the next slot ready for `bytes`, the last of `most` that are on their way.
+    INSIDE u8 *next(int bytes, int most) {
+        barrier_wait(&ring.empty[head.slot], head.parity ^ 1);
+        for (; in_flight >= most; in_flight--) {
+            barrier_wait(&ring.full[tail.slot], tail.parity);
+            tail.advance(PRODUCERS);
+        }
+        in_flight++;
+        barrier_expect(&ring.full[head.slot], bytes);
+        return ring.at(head);
+    }
+    INSIDE void copy(u8 *to, const void *from, int bytes) { bulk_copy(to, from, bytes, &ring.full[head.slot]); }
+    INSIDE void done() { head.advance(PRODUCERS); }
+    // After a phase of `slots`.
+    INSIDE void end(int slots) { skip = (skip + slots) % PRODUCERS; }
+};
+
+// What a consumer carries from phase to phase.
+struct Consumer {
+    Ring ring;
+    Cursor at;
+    u32 steps;      // whole steps done
+    u8 *scratch;    // of two phases in turn, PARTIAL_BYTES each
+    u8 *partial;    // this phase's
+    struct LineLimbs *exchange; // one a warp
+    float residual; // of row 8 first_tile + threadIdx.x of the residual stream
+    float norm;     // its weight in the next norm
+};
+
+constexpr int ROW_TILES = HIDDEN / 8; // of a product into the residual stream
+DEVICE int first_of(int tiles, int block) { return (int)((u64)tiles * block / GRID); }
+
+// 2^-22 relative.
+DEVICE void publish_squares(float square, float *sums, u32 tag, int rows) {
+    constexpr int MOST_WARPS = ((ROW_TILES + GRID - 1) / GRID * 8 + 31) / 32;
+    static_assert(MOST_WARPS <= WARPS, "one thread a row");
+    __shared__ float squares[MOST_WARPS];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (warp >= MOST_WARPS) return;
+    square = warp_sum(square);
+    if (MOST_WARPS > 1) {
+        if (lane == 0) squares[warp] = square;
+        sync_threads(2, 32 * MOST_WARPS);
+        square = squares[0];
+        for (int v = 1; v < MOST_WARPS; v++) square += squares[v];
+        sync_threads(2, 32 * MOST_WARPS);
+    }
+    if (threadIdx.x == 0 && rows > 0) store_tagged(sums + blockIdx.x, square, tag);
+}
+
+// f(i) for every kind of product.
+#if KINDS > 0
+#define KIND_0(f) f(0)
+#else
+#define KIND_0(f)
+#endif
+#if KINDS > 1
+#define KIND_1(f) f(1)
+#else
+#define KIND_1(f)
+#endif
+#if KINDS > 2
+#define KIND_2(f) f(2)
+#else
+#define KIND_2(f)
+#endif
+#if KINDS > 3
+#define KIND_3(f) f(3)
+#else
+#define KIND_3(f)
+#endif
+#if KINDS > 4
+#define KIND_4(f) f(4)
+#else
+#define KIND_4(f)
+#endif
+#if KINDS > 5
+#define KIND_5(f) f(5)
+#else
+#define KIND_5(f)
+#endif
+#if KINDS > 6
+#define KIND_6(f) f(6)
+#else
+#define KIND_6(f)
+#endif
+#if KINDS > 7
+#define KIND_7(f) f(7)
+#else
+#define KIND_7(f)
+#endif
+#if KINDS > 8
+#define KIND_8(f) f(8)
+#else
+#define KIND_8(f)
+#endif
+#define FOR_KINDS(f) KIND_0(f) KIND_1(f) KIND_2(f) KIND_3(f) KIND_4(f) KIND_5(f) KIND_6(f) KIND_7(f) KIND_8(f)
+// INT4_CORE(K) and BF16_CORE(K) for every K that int4 and bf16 products have.
+#if INT4_CORES > 0
+#define INT4_CORE_0 INT4_CORE(INT4_CORE0_K)
+#else
+#define INT4_CORE_0
+#endif
+#if INT4_CORES > 1
+#define INT4_CORE_1 INT4_CORE(INT4_CORE1_K)
+#else
+#define INT4_CORE_1
+#endif
+#if INT4_CORES > 2
+#define INT4_CORE_2 INT4_CORE(INT4_CORE2_K)
+#else
+#define INT4_CORE_2
+#endif
+#if BF16_CORES > 0
+#define BF16_CORE_0 BF16_CORE(BF16_CORE0_K)
+#else
+#define BF16_CORE_0
+#endif
+#if BF16_CORES > 1
+#define BF16_CORE_1 BF16_CORE(BF16_CORE1_K)
+#else
+#define BF16_CORE_1
+#endif
+#if BF16_CORES > 2
+#define BF16_CORE_2 BF16_CORE(BF16_CORE2_K)
+#else
+#define BF16_CORE_2
+#endif
+#define FOR_CORES INT4_CORE_0 INT4_CORE_1 INT4_CORE_2 BF16_CORE_0 BF16_CORE_1 BF16_CORE_2
+
+#include "decode_product.cuh"
+#include "decode_attention.cuh"
+
+KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
+    decode(const u32 *program, int phases, int whole, int *state, const u16 *embedding, const float *norm,
+           const float *first_norm, const float *inv_freq, float attention_factor, float *hidden, float *hidden_sums, volatile u64 *mailbox) {
+    let_next_kernel_start();
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    __shared__ float rope[2 * ROTARY_HALF];
+    const Ring ring = Cursor::ring();
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < SLOTS; s++) {
+            barrier_init(&ring.full[s], 1);
+            barrier_init(&ring.empty[s], WARPS);
+        }
+        fence_barrier_init();
+    }
+    __syncthreads();
+
+    if (warp >= WARPS) {
+        if (lane > 0) return; // a copy is one thread's, and a warp's would be issued one after the other
+        const int producer = warp - WARPS;
+        Pump pump = {ring, {producer, 0}, {producer, 0}, 0, producer};
+        int past = -1;
+        Words phase(program, 0);
+        for (int p = 0; p < phases; p++) {
+            const Words next(program, min(p + 1, phases - 1));
+            const u32 kind = phase.at(KIND);
+            if (kind == ATTENTION_KIND && past < 0) {
+                // Only from here on does what it copies depend on the step before.
+                wait_for_previous_kernel();
+                fence_proxy_async();
+                past = state[0];
+            }
+            if (kind == ATTENTION_KIND)
+                produce_cache(phase, pump, past);
+            else
+                produce(SHAPES[kind], phase, pump);
+            phase = next;
+        }
+        return;
+    }
+
+    Phase phase = {program[lane]};
+    wait_for_previous_kernel();
+    const int past = state[0];
+#if ANY_INT4
+    __shared__ __align__(16) LineLimbs exchange[WARPS];
+#else
+    LineLimbs *exchange = nullptr;
+#endif
+    u8 *scratch = shared + SLOTS * SLOT_BYTES + 128;
+    Consumer c = {ring, {0, 0}, (u32)state[3], scratch, scratch, exchange, 0.0f, 0.0f};
+    for (int i = threadIdx.x; i < ROTARY_HALF; i += CONSUMERS) {
+        float angle = (float)past * inv_freq[i];
+        rope[i] = cosf(angle) * attention_factor;
+        rope[ROTARY_HALF + i] = sinf(angle) * attention_factor;
+    }
+    const int first = 8 * first_of(ROW_TILES, blockIdx.x), rows = 8 * first_of(ROW_TILES, blockIdx.x + 1) - first;
+    const int row = first + threadIdx.x;
+    if (whole) {
+        const u32 tag = tag_of(c.steps, 0);
+        if (threadIdx.x < rows) {
+            c.residual = bf16_to_f32(embedding[(u64)(u32)state[2] * HIDDEN + row]);
+            store_tagged(hidden + row, c.residual * norm[row], tag);
+        }
+        publish_squares(c.residual * c.residual, hidden_sums, tag, rows);
+    }
+    if (first_norm && threadIdx.x < rows) c.norm = first_norm[row];
+    sync_threads(1, CONSUMERS);
+
+    for (int p = 0; p < phases; p++) {
+        Phase next = {program[32 * min(p + 1, phases - 1) + lane]};
+        c.partial = scratch + p % 2 * PARTIAL_BYTES;
+        const u32 kind = phase.at(KIND);
+        if (kind == ATTENTION_KIND)
+            consume_cache(phase, c, past, rope);
+        else
+            consume(SHAPES[kind], phase, c, state, whole, mailbox);
+        phase = next;
+    }
+}

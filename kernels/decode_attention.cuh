@@ -1,0 +1,300 @@
+// Attention of a decode step: the new token over one sequence's key/value cache.
+//
+//   out[h, :] = sum_j softmax_j(q[h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :],  h' = h / (HEADS / KV_HEADS)
+//   over the positions j <= past (with WINDOW > 0 also j > past - WINDOW); row `past` is the new one.
+//
+// Also rotates q and k (RoPE) and writes the new rows of k and v, rounded to bf16, into the cache.
+//
+//   X          f32 [(HEADS + 2 KV_HEADS) HEAD_DIM], tagged, not rotated
+//   W0, W1     keys, values, bf16 [KV_HEADS, capacity, HEAD_DIM]; `past` rows are filled
+//   SUMS       parts, f32 [HEADS, SPLITS, HEAD_DIM + 4], tagged: output, maximum and sum of each block
+//   OUT        f32 [HEADS HEAD_DIM], tagged
+//
+// SPLITS blocks share a key/value head and all queries of it; they divide the cached tokens evenly, whatever `past` is.
+// Keys and values of STAGE_TOKENS tokens come through the ring. Eight tokens are a warp's turn, a quad of lanes takes a
+// token and keeps its own running maximum, sum and output: at one row the phase is bound by memory and latency, so tensor
+// cores would not help, and f32 arithmetic loses nothing. At the end the quads of a warp are added up, then the
+// warps of a block, then the blocks, each of which finishes a slice of HEAD_DIM. The order of additions is fixed.
+#pragma once
+
+constexpr int QUERIES = HEADS / KV_HEADS; // that share a key/value head
+// A lane keeps BATCH HEAD_DIM / 4 outputs in registers (at most 128); more queries take several passes over the cache.
+constexpr int PASSES = (QUERIES + 512 / HEAD_DIM - 1) / (512 / HEAD_DIM);
+constexpr int BATCH = (QUERIES + PASSES - 1) / PASSES;
+constexpr int CHUNKS = HEAD_DIM / 32;    // 16-byte pieces of a token that a lane reads: from element 32 c + 8 t on
+constexpr int SLICE = HEAD_DIM / SPLITS; // output elements that a block finishes
+constexpr int PART_FLOATS = HEAD_DIM + 4;
+constexpr int STAGE_TOKENS = WEIGHT_BYTES / (4 * HEAD_DIM) / 8 * 8;
+static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 128 && 2 * ROTARY_HALF <= HEAD_DIM && HEADS % KV_HEADS == 0, "shape");
+static_assert(HEAD_DIM % SPLITS == 0 && SPLITS * KV_HEADS <= GRID && STAGE_TOKENS >= 8, "shape");
+// Scratch: rotated queries, times log2(e) / sqrt(HEAD_DIM); the new key and value; maxima and sums; outputs.
+static_assert(4 * (QUERIES + 1 + BATCH * WARPS) * HEAD_DIM + 8 * BATCH * WARPS <= PARTIAL_BYTES, "scratch");
+
+constexpr float MASKED = -3e38f; // a score that weighs nothing, below LOWEST
+constexpr float LOWEST = -1e30f; // start of a running maximum: finite, so that no difference is inf - inf
+
+// A block's tokens.
+struct Share {
+    int begin, limit, stages;
+    INSIDE Share(int past) {
+        const int split = blockIdx.x % SPLITS;
+        const int first = WINDOW > 0 ? max(past - WINDOW + 1, 0) : 0;
+        const int groups = (past - first + 7) / 8;
+        begin = first + 8 * (int)((u64)groups * split / SPLITS);
+        limit = min(first + 8 * (int)((u64)groups * (split + 1) / SPLITS), past);
+        stages = (max(limit - begin, 0) + STAGE_TOKENS - 1) / STAGE_TOKENS;
+    }
+};
+
+DEVICE void produce_cache(const Words &phase, Pump &pump, int past) {
+    if (blockIdx.x >= KV_HEADS * SPLITS) return;
+    const u64 head = (u64)(blockIdx.x / SPLITS) * phase.at(FIRST1);
+    const u16 *keys = phase.pointer<const u16>(W0), *values = phase.pointer<const u16>(W1);
+    const Share share(past);
+#pragma unroll 1
+    for (int pass = 0; pass < PASSES; pass++) {
+#pragma unroll 1
+        for (int stage = pump.skip; stage < share.stages; stage += PRODUCERS) {
+            const int token = share.begin + stage * STAGE_TOKENS, count = min(share.limit - token, STAGE_TOKENS);
+            u8 *slot = pump.next(4 * count * HEAD_DIM, BF16_IN_FLIGHT);
+            pump.copy(slot, keys + (head + token) * HEAD_DIM, 2 * count * HEAD_DIM);
+            pump.copy(slot + 2 * STAGE_TOKENS * HEAD_DIM, values + (head + token) * HEAD_DIM, 2 * count * HEAD_DIM);
+            pump.done();
+        }
+        pump.end(share.stages);
+    }
+}
+
+DEVICE float exp2_fast(float x) { // 2 ulp
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+
+DEVICE void unpack(uint4 raw, float v[8]) {
+    v[0] = bf16_low(raw.x), v[1] = bf16_high(raw.x), v[2] = bf16_low(raw.y), v[3] = bf16_high(raw.y);
+    v[4] = bf16_low(raw.z), v[5] = bf16_high(raw.z), v[6] = bf16_low(raw.w), v[7] = bf16_high(raw.w);
+}
+
+// What a quad knows of the tokens that it has seen, for each query of the pass.
+struct Running {
+    float max[BATCH], sum[BATCH], out[BATCH][8 * CHUNKS];
+};
+
+// One token a quad: its key and value from this lane's first element on. One that is not visible may hold anything.
+DEVICE void attend(Running &running, const u16 *key, const u16 *value, bool visible, const float *queries) {
+    float scores[BATCH] = {};
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+        float k[8];
+        unpack(*(const uint4 *)(key + 32 * c), k);
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            const float4 *q = (const float4 *)(queries + b * HEAD_DIM + 32 * c);
+            const float4 q0 = q[0], q1 = q[1];
+            scores[b] += (q0.x * k[0] + q0.z * k[2] + q1.x * k[4] + q1.z * k[6]) +
+                         (q0.y * k[1] + q0.w * k[3] + q1.y * k[5] + q1.w * k[7]); // two chains: half the latency
+        }
+    }
+    float v[CHUNKS][8];
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+        unpack(visible ? *(const uint4 *)(value + 32 * c) : make_uint4(0, 0, 0, 0), v[c]);
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) {
+        scores[b] += shuffle_xor(scores[b], 1);
+        scores[b] += shuffle_xor(scores[b], 2);
+        if (!visible) scores[b] = MASKED;
+        const float max = fmaxf(running.max[b], scores[b]);
+        const float rescale = exp2_fast(running.max[b] - max), weight = exp2_fast(scores[b] - max);
+        running.max[b] = max;
+        running.sum[b] = running.sum[b] * rescale + weight;
+#pragma unroll
+        for (int e = 0; e < 8 * CHUNKS; e++)
+            running.out[b][e] = running.out[b][e] * rescale + weight * v[e / 8][e % 8];
+    }
+}
+
+// Adds up the eight quads of a warp. Afterwards max and sum are the warp's, and lane 4 quad + t holds in out[b][8 c]
+// the sum of element 32 c + 8 t + quad: at each step a lane gives half of its elements away and keeps the other.
+DEVICE void merge_quads(Running &running, int lane) {
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) {
+        float max = running.max[b];
+#pragma unroll
+        for (int step = 16; step >= 4; step /= 2) max = fmaxf(max, shuffle_xor(max, step));
+        const float rescale = exp2_fast(running.max[b] - max);
+        running.max[b] = max;
+        running.sum[b] *= rescale;
+#pragma unroll
+        for (int e = 0; e < 8 * CHUNKS; e++) running.out[b][e] *= rescale;
+#pragma unroll
+        for (int step = 16; step >= 4; step /= 2) {
+            running.sum[b] += shuffle_xor(running.sum[b], step);
+            const bool upper = lane & step;
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+                for (int e = 0; e < step / 4; e++) {
+                    const float low = running.out[b][8 * c + e], high = running.out[b][8 * c + e + step / 4];
+                    running.out[b][8 * c + e] = (upper ? high : low) + shuffle_xor(upper ? low : high, step);
+                }
+        }
+    }
+}
+
+// weights[i] = what the outputs of part i (of maximum and sum parts[i]) count in the whole; returns the whole's two. The
+// maximum is one that a tag does not change.
+template <int N> DEVICE float2 merge_weights(float weights[N], const float2 *parts) {
+    float2 whole = make_float2(LOWEST, 0.0f);
+#pragma unroll
+    for (int i = 0; i < N; i++) whole.x = fmaxf(whole.x, parts[i].x);
+    whole.x = __uint_as_float(__float_as_uint(whole.x) & ~3u);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        weights[i] = exp2_fast(parts[i].x - whole.x);
+        whole.y += weights[i] * parts[i].y;
+    }
+    return whole;
+}
+
+DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float *rope) {
+    if (blockIdx.x >= KV_HEADS * SPLITS) return;
+    const int split = blockIdx.x % SPLITS, kv_head = blockIdx.x / SPLITS;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane / 4, t = lane % 4;
+    float *queries = (float *)c.partial;
+    u16 *new_key = (u16 *)(queries + QUERIES * HEAD_DIM), *new_value = new_key + HEAD_DIM;
+    float2 *states = (float2 *)(new_value + HEAD_DIM);  // [BATCH][WARPS]: max, sum
+    float *outputs = (float *)(states + BATCH * WARPS); // [BATCH][WARPS][HEAD_DIM]
+    const float *qkv = phase.pointer<const float>(X);
+    float *parts = phase.pointer<float>(SUMS), *out = phase.pointer<float>(OUT);
+    const u64 row = ((u64)kv_head * phase.at(FIRST1) + past) * HEAD_DIM;
+    u16 *key_row = phase.pointer<u16>(W0) + row, *value_row = phase.pointer<u16>(W1) + row;
+    const Tag in = {tag_of(c.steps, phase.at(USE_IN)), phase.at(CHECK)};
+    const Tag made = {tag_of(c.steps, phase.at(USE_OUT)), 3};
+    const Share share(past);
+
+    // Block 0 of a head has the fewest old tokens, so it takes the new one.
+    const int pairs = (split == 0 ? QUERIES + 2 : QUERIES) * (HEAD_DIM / 2);
+    for (int index = threadIdx.x; index < pairs; index += CONSUMERS) {
+        const int vector = index / (HEAD_DIM / 2), i = index % (HEAD_DIM / 2);
+        const bool is_query = vector < QUERIES, is_key = vector == QUERIES;
+        const int head = is_query ? kv_head * QUERIES + vector : HEADS + (is_key ? 0 : KV_HEADS) + kv_head;
+        const bool rotates = i < ROTARY_HALF;
+        const int low = rotates ? i : 2 * i, high = rotates ? i + ROTARY_HALF : 2 * i + 1;
+        const float *x = qkv + head * HEAD_DIM;
+        u32 raw_a, raw_b;
+        do raw_a = load_relaxed(x + low), raw_b = load_relaxed(x + high);
+        while (!in.on(raw_a) || !in.on(raw_b));
+        float a = untagged(raw_a), b = untagged(raw_b);
+        if (rotates && (is_query || is_key)) {
+            const float cosine = rope[i], sine = rope[ROTARY_HALF + i];
+            const float rotated = a * cosine - b * sine;
+            b = b * cosine + a * sine;
+            a = rotated;
+        }
+        if (is_query) {
+            const float scale = 1.4426950408889634f / sqrtf((float)HEAD_DIM);
+            queries[vector * HEAD_DIM + low] = a * scale;
+            queries[vector * HEAD_DIM + high] = b * scale;
+        } else {
+            u16 *copy = is_key ? new_key : new_value, *cached = is_key ? key_row : value_row;
+            copy[low] = cached[low] = bf16_of(a);
+            copy[high] = cached[high] = bf16_of(b);
+        }
+    }
+    sync_threads(1, CONSUMERS);
+
+    for (int pass = 0; pass < PASSES; pass++) {
+        const int first_query = pass * BATCH;
+        // The last pass may have fewer; what is computed beyond is not used.
+        const float *own_queries = queries + min(first_query, QUERIES - BATCH) * HEAD_DIM + 8 * t;
+        Running running;
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            running.max[b] = LOWEST;
+            running.sum[b] = 0.0f;
+#pragma unroll
+            for (int e = 0; e < 8 * CHUNKS; e++) running.out[b][e] = 0.0f;
+        }
+        // The warp whose turns come last takes the new token.
+        if (split == 0 && warp == WARPS - 1)
+            attend(running, new_key + 8 * t, new_value + 8 * t, quad == 0, own_queries);
+        int turn = warp; // of eight tokens, counted through the stages
+#pragma unroll 1
+        for (int stage = 0; stage < share.stages; stage++) {
+            c.ring.wait(c.at);
+            const int begin = share.begin + stage * STAGE_TOKENS;
+#pragma unroll 1
+            for (; turn < (stage + 1) * (STAGE_TOKENS / 8); turn += WARPS) {
+                const int token = 8 * turn - stage * STAGE_TOKENS + quad;
+                const u16 *key = (const u16 *)c.ring.at(c.at) + token * HEAD_DIM + 8 * t;
+                attend(running, key, key + STAGE_TOKENS * HEAD_DIM, begin + token < share.limit, own_queries);
+            }
+            __syncwarp();
+            if (lane == 0) c.ring.release(c.at, 1);
+            c.at.advance();
+        }
+        merge_quads(running, lane);
+
+        // The block's warps, one element a thread.
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            float *to = outputs + (b * WARPS + warp) * HEAD_DIM + 8 * t + quad;
+#pragma unroll
+            for (int i = 0; i < CHUNKS; i++) to[32 * i] = running.out[b][8 * i];
+            if (lane == 0) states[b * WARPS + warp] = make_float2(running.max[b], running.sum[b]);
+        }
+        sync_threads(1, CONSUMERS);
+        const int skip = first_query - min(first_query, QUERIES - BATCH); // done by the pass before
+        for (int index = threadIdx.x; index < BATCH * HEAD_DIM; index += CONSUMERS) {
+            const int b = index / HEAD_DIM, d = index % HEAD_DIM;
+            if (b < skip) continue;
+            float weights[WARPS];
+            const float2 state = merge_weights<WARPS>(weights, states + b * WARPS);
+            float sum = 0.0f;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) sum += weights[w] * outputs[(b * WARPS + w) * HEAD_DIM + d];
+            float *to = parts + ((kv_head * QUERIES + first_query - skip + b) * SPLITS + split) * PART_FLOATS;
+            store_tagged(to + d, sum, made.tag);
+            if (d == 0) {
+                store_tagged(to + HEAD_DIM, state.x, made.tag);
+                store_tagged(to + HEAD_DIM + 1, state.y, made.tag);
+            }
+        }
+        // The head's blocks, one element of this block's slice a thread.
+        for (int index = threadIdx.x; index < BATCH * SLICE; index += CONSUMERS) {
+            const int b = index / SLICE, d = split * SLICE + index % SLICE;
+            if (b < skip) continue;
+            const int head = kv_head * QUERIES + first_query - skip + b;
+            const float *from = parts + head * SPLITS * PART_FLOATS;
+            float2 states_of[SPLITS];
+            float values[SPLITS], weights[SPLITS];
+            u32 raw[SPLITS][3];
+            bool here;
+            do { // all at once, and again
+                here = true;
+#pragma unroll
+                for (int s = 0; s < SPLITS; s++) {
+                    raw[s][0] = load_relaxed(from + s * PART_FLOATS + d);
+                    raw[s][1] = load_relaxed(from + s * PART_FLOATS + HEAD_DIM);
+                    raw[s][2] = load_relaxed(from + s * PART_FLOATS + HEAD_DIM + 1);
+                }
+#pragma unroll
+                for (int s = 0; s < SPLITS; s++) here &= made.on(raw[s][0]) && made.on(raw[s][1]) && made.on(raw[s][2]);
+            } while (!here);
+#pragma unroll
+            for (int s = 0; s < SPLITS; s++) {
+                values[s] = untagged(raw[s][0]);
+                states_of[s] = make_float2(untagged(raw[s][1]), untagged(raw[s][2]));
+            }
+            const float2 state = merge_weights<SPLITS>(weights, states_of);
+            float sum = 0.0f;
+#pragma unroll
+            for (int s = 0; s < SPLITS; s++) sum += weights[s] * values[s];
+            store_tagged(out + head * HEAD_DIM + d, sum / state.y, made.tag);
+        }
+        if (pass + 1 < PASSES) sync_threads(1, CONSUMERS); // `outputs` are written again
+    }
+}

@@ -1,0 +1,604 @@
+// A product of a decode step: y[rows] = W[rows, K] x[K] for one activation row, W int4 (groups of 128) or bf16.
+//
+// A block owns a contiguous run of tiles of 8 weight rows. A tile takes ksplit slots of the ring, each up to WARPS lines: 128
+// bytes of each of the 8 rows. A warp keeps the x of its lines in registers, in fragment order, for all tiles.
+//
+// A 16-byte shared load of a warp covers 4 rows x 128 bytes, whole lines without bank conflicts. In mma terms,
+// fragment row r = lane / 4 is then weight row r / 2 and half r % 2 of those 128 bytes. The halves meet
+// different x, so they get different columns of b: columns 0..3 hold x of the first half, 4..7 of the second, and
+// only the matching quarter of c is used. One activation row leaves 7 of 8 columns free anyway.
+//
+//   int4  128 bytes = 256 columns, a half is a group. mma.m16n8k32, s8 x s8 -> s32: w & 0xf0f0f0f0 and the same
+//         of w << 4 are 8 nibbles as 16 q, three instructions. x comes as 23-bit fixed point relative to the
+//         group's largest magnitude, three limbs of 8 bits (balanced digits), one a column. The sum of a
+//         group is exact in s32; it is scaled in f32. Not an approximation of W4A16: bf16 activations
+//         have 8 bits. The tile's scale codes follow each slot's weights and are decoded beside the mmas. A slot is
+//         four warps', three (WARPS / 4) lines each, and the others have other slots: what a slot costs beside its
+//         lines, waiting for it and adding up over lanes, is paid by four warps instead of twelve, and instructions are
+//         what bounds this loop.
+//   bf16  128 bytes = 64 columns, a half is 32. mma.m16n8k16 in f32; x = hi + lo, bf16 each (2^-17), one a column. Every
+//         warp has a line of each slot.
+//
+// Every warp's partial sums of a row meet in shared memory and are added in the order of warps: deterministic.
+//
+//   STORE      out[rows] = y, tagged                                                                        (qkv)
+//   RESIDUAL   residual += y; out = residual * norm, tagged; out_sums[block] = the block's sum of residual^2 (o, down)
+//   SWIGLU     segment 0 is the gate, 1 the up projection, a tile 4 rows of each; out = silu(gate) up, tagged
+//   LOGITS     out = y; each block's largest to the last block, which chooses
+// All but RESIDUAL follow a norm: x is x w (RMSNorm's weight), and 1 / sqrt(mean(x^2) + eps) multiplies y; sums[GRID] are
+// partial sums of x^2.
+//
+// Up to 3 segments (q, k, v apart) of SEG0, SEG1, SEG2 rows, multiples of 8 (SWIGLU: 4). Scales may be read up to 35 bytes
+// past their stream's end.
+#pragma once
+
+#define STORE 0
+#define RESIDUAL 1
+#define SWIGLU 2
+#define LOGITS 3
+
+// A kind of product, as the producer and the epilogues need it; what multiplies is compiled for each (K, INT4) apart. All
+// that takes a division is worked out here.
+struct Shape {
+    int k, int4, epilogue;
+    bool paired;
+    int row_bytes, lines, ksplit, groups;
+    int step;     // outputs a tile
+    int tiles[3]; // where segments end
+    constexpr INSIDE Shape(int k, int int4, int epilogue, int rows0, int rows1, int rows2)
+        : k(k), int4(int4), epilogue(epilogue), paired(epilogue == SWIGLU), row_bytes(int4 ? k / 2 : 2 * k),
+          lines((row_bytes + 127) / 128), ksplit((lines + WARPS - 1) / WARPS), groups((k + 127) / 128),
+          step(paired ? 4 : 8), tiles{rows0 / step, (rows0 + (paired ? 0 : rows1)) / step,
+                                      (rows0 + (paired ? 0 : rows1) + rows2) / step} {}
+};
+
+__constant__ Shape SHAPES[] = {
+#define SHAPE(i) {KIND##i##_K, KIND##i##_INT4, KIND##i##_EPILOGUE, KIND##i##_SEG0, KIND##i##_SEG1, KIND##i##_SEG2},
+    FOR_KINDS(SHAPE)
+#undef SHAPE
+    {128, 0, STORE, 8, 0, 0} // so that there is one
+};
+
+// A block's share of a product.
+struct Tiles {
+    int first, count;
+    INSIDE Tiles(const Shape &s) {
+        first = first_of(s.tiles[2], blockIdx.x);
+        count = first_of(s.tiles[2], blockIdx.x + 1) - first;
+    }
+};
+
+// Which segment a tile is of, and its row there.
+struct Place {
+    int segment, row;
+    INSIDE Place(const Shape &s, int tile) {
+        segment = tile < s.tiles[0] ? 0 : tile < s.tiles[1] ? 1 : 2;
+        row = s.step * (segment == 0 ? tile : tile - s.tiles[segment - 1]);
+    }
+};
+
+// Bit at which the scale codes of run `run` of a tile begin: run 1, of the up projection, may lie in a stream of both.
+DEVICE u32 first_bit(const Shape &s, const Place &place, int run, u32 first1, u32 width) {
+    return ((run ? first1 : 0) + place.row * s.groups) * width;
+}
+
+DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
+    const u8 *w0 = phase.pointer<const u8>(W0), *w1 = phase.pointer<const u8>(W1), *w2 = phase.pointer<const u8>(W2);
+    const u8 *s0 = phase.pointer<const u8>(S0), *s1 = phase.pointer<const u8>(S1), *s2 = phase.pointer<const u8>(S2);
+    const u32 first1 = phase.at(FIRST1), width = phase.at(SCALES) >> 8 & 255;
+    const int run_bytes = s.int4 ? phase.at(RUN_BYTES) : 0, code_bytes = s.paired ? 2 * run_bytes : run_bytes;
+    const int row_bytes = s.row_bytes;
+    const Tiles tiles(s);
+    int chunk = pump.skip;
+#pragma unroll 1
+    for (int i = 0; i < tiles.count; i++, chunk -= s.ksplit) {
+        const Place place(s, tiles.first + i);
+        const int segment = s.paired ? 0 : place.segment;
+        const u8 *from = (segment == 0 ? w0 : segment == 1 ? w1 : w2) + (u64)place.row * row_bytes;
+        const u8 *from1 = w1 + (u64)place.row * row_bytes; // the up projection's rows
+#pragma unroll 1
+        for (; chunk < s.ksplit; chunk += PRODUCERS) {
+            const int bytes = min(row_bytes - chunk * 128 * WARPS, 128 * WARPS); // of a row in this slot
+            u8 *slot = pump.next(8 * bytes + code_bytes, s.int4 ? INT4_IN_FLIGHT : BF16_IN_FLIGHT);
+            // Rows that are contiguous in the file are one copy.
+            if (s.ksplit > 1) {
+                const u8 *second = s.paired ? from1 : from + 4 * row_bytes;
+#pragma unroll
+                for (int row = 0; row < 4; row++) {
+                    pump.copy(slot + row * bytes, from + row * row_bytes + chunk * 128 * WARPS, bytes);
+                    pump.copy(slot + (4 + row) * bytes, second + row * row_bytes + chunk * 128 * WARPS, bytes);
+                }
+            } else if (s.paired) {
+                pump.copy(slot, from, 4 * bytes);
+                pump.copy(slot + 4 * bytes, from1, 4 * bytes);
+            } else {
+                pump.copy(slot, from, 8 * bytes);
+            }
+            if (s.int4) {
+                const u8 *scales = segment == 0 ? s0 : segment == 1 ? s1 : s2;
+                pump.copy(slot + WEIGHT_BYTES, scales + first_bit(s, place, 0, first1, width) / 128 * 16, run_bytes);
+                if (s.paired)
+                    pump.copy(slot + WEIGHT_BYTES + run_bytes, s1 + first_bit(s, place, 1, first1, width) / 128 * 16,
+                              run_bytes);
+            }
+            pump.done();
+        }
+    }
+    pump.end(tiles.count * s.ksplit);
+}
+
+// ---- activations ----
+
+// An integer of up to 22 bits in the mantissa of 1.5 * 2^23: no conversion, an addition undoes it.
+#define INT_IN_FLOAT 0x4b400000
+
+// int4: one line's part of x. Every element is converted once, by the lane that loads it, and handed over in shared memory:
+// converting what each lane needs would do every element several times, and that is on the critical path.
+struct __align__(16) LineLimbs {
+    u32 limbs[3][64]; // word 2 lane + odd: that limb of the lane's even or odd ones of 8 consecutive elements
+    float unit[2];    // of the fixed point over 16, of each half
+};
+
+DEVICE void store_limbs(LineLimbs &to, uint4 a, uint4 b, int lane) {
+    u32 bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    u32 largest = 0; // magnitudes compare as their bits do, NaN and infinity above all numbers
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        bits[i] &= ~3u; // without the tags
+        largest = max(largest, bits[i] & 0x7fffffffu);
+    }
+#pragma unroll
+    for (int d = 1; d < 16; d *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+    // 2^(21 - e) with 2^e <= largest < 2^(e + 1): |fixed point| < 2^22. Tiny groups keep a finite factor, and a group
+    // with an element that is not finite gets a unit that is NaN, so that it is not lost.
+    const bool finite = largest < 0x7f800000u;
+    const u32 exponent = finite ? max(largest >> 23, 30u) : 127u;
+    const float factor = __uint_as_float((127 + 21 + 127 - exponent) << 23);
+    u32 y[8]; // the bytes of the fixed point plus 0x808080 are its balanced digits plus 128
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        y[i] = __float_as_uint(fmaf(__uint_as_float(bits[i]), factor, 12582912.0f)) - INT_IN_FLOAT + 0x808080;
+    u32 out[3][2];
+#pragma unroll
+    for (int odd = 0; odd < 2; odd++) {
+        u32 low01 = __byte_perm(y[odd], y[2 + odd], 0x5140), low23 = __byte_perm(y[4 + odd], y[6 + odd], 0x5140);
+        u32 top01 = __byte_perm(y[odd], y[2 + odd], 0x0062), top23 = __byte_perm(y[4 + odd], y[6 + odd], 0x0062);
+        out[0][odd] = __byte_perm(low01, low23, 0x5410) ^ 0x80808080u;
+        out[1][odd] = __byte_perm(low01, low23, 0x7632) ^ 0x80808080u;
+        out[2][odd] = __byte_perm(top01, top23, 0x5410) ^ 0x80808080u;
+    }
+#pragma unroll
+    for (int i = 0; i < 3; i++) *(uint2 *)(to.limbs[i] + 2 * lane) = make_uint2(out[i][0], out[i][1]);
+    if (lane % 16 == 0) to.unit[lane / 16] = finite ? __uint_as_float((exponent - 25) << 23) : __uint_as_float(0x7fffffffu);
+}
+
+// A lane's part of it: its b registers, column r = lane / 4 being limb r % 4 of half r / 4.
+struct Limbs {
+    u32 b[8];    // word u of a lane's 32 elements: b[2u] its even, b[2u + 1] its odd ones
+    float scale; // the unit of half lane / 4 % 2, the half of this lane's c
+    INSIDE void load(const LineLimbs &from, int lane) {
+        const int r = lane / 4, t = lane % 4, part = r % 4;
+        const uint4 *words = (const uint4 *)(from.limbs[min(part, 2)] + 32 * (r / 4) + 8 * t);
+        uint4 p = words[0], q = words[1], none = {0, 0, 0, 0};
+        if (part == 3) p = none, q = none;
+        b[0] = p.x, b[1] = p.y, b[2] = p.z, b[3] = p.w;
+        b[4] = q.x, b[5] = q.y, b[6] = q.z, b[7] = q.w;
+        scale = from.unit[r % 2];
+    }
+};
+
+// bf16: column r = lane / 4 of b is part r % 4 (hi, lo, none, none) of half r / 4.
+struct Parts {
+    u32 b[4];
+};
+
+DEVICE Parts to_parts(uint4 a, uint4 b, int lane) {
+    const u32 bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    const int part = lane / 4 % 4;
+    Parts out;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float low = untagged(bits[2 * i]), high = untagged(bits[2 * i + 1]);
+        u32 hi = bf16_pair(low, high), lo = bf16_pair(low - bf16_low(hi), high - bf16_high(hi));
+        out.b[i] = part == 0 ? hi : part == 1 ? lo : 0;
+    }
+    return out;
+}
+
+// The x of a warp's lines: columns from column(i) on for each of N, those from K on count as zero. All are asked for at
+// once, and again until they are there.
+template <int K, int N> struct Elements {
+    uint4 v[N][2];
+    template <class Column> INSIDE void wait(const float *x, Tag tag, Column column) {
+        u32 missing = 0;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            v[i][0] = v[i][1] = make_uint4(0, 0, 0, 0);
+            if (column(i) < K) missing |= 1u << i;
+        }
+        while (__any_sync(0xffffffffu, missing)) {
+#pragma unroll
+            for (int i = 0; i < N; i++)
+                if (missing >> i & 1) {
+                    v[i][0] = load_relaxed_16(x + column(i));
+                    v[i][1] = load_relaxed_16(x + column(i) + 4);
+                }
+#pragma unroll
+            for (int i = 0; i < N; i++)
+                if (tag.on(v[i][0]) && tag.on(v[i][1])) missing &= ~(1u << i);
+        }
+    }
+};
+
+// ---- the product ----
+
+DEVICE void mma_s8(int c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// Where a lane finds its share of the tiles' scales: row lane / 2 % 8, half lane % 2 of a line.
+struct LaneScales {
+    u32 bit;    // of its run's first code, in the stream
+    u32 step;   // bits a tile
+    u32 offset; // bits from there to the code of the row's first group
+    int run_offset, bias;
+#if SEGMENTED
+    int next_tile[2], next_bias[2]; // where the next segments begin
+#endif
+    INSIDE void advance(int from, int tiles) {
+        bit += step * tiles;
+#if SEGMENTED
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            if (from < next_tile[i] && from + tiles >= next_tile[i])
+                bit = step * (from + tiles - next_tile[i]), bias = next_bias[i];
+#endif
+    }
+    INSIDE float load(const u8 *slot, int line, int groups, u32 packed, int lane) const {
+#if SCALE_WIDTH
+        const int format = SCALE_FORMAT, width = SCALE_WIDTH, mantissa = SCALE_MANTISSA;
+#else
+        const int format = packed & 255, width = packed >> 8 & 255, mantissa = packed >> 16;
+#endif
+        const int group = 2 * line + lane % 2;
+        const u32 at = (bit & 127) + offset + (u32)min(group, groups - 1) * width;
+        const u32 *words = (const u32 *)(slot + WEIGHT_BYTES + run_offset) + (at >> 5);
+        const u32 code = __funnelshift_r(words[0], words[1], at & 31) & (0xffffffffu >> (32 - width));
+        const float scale = decode_scale(code, format, width, mantissa, bias);
+        return group < groups ? scale : 0.0f;
+    }
+};
+
+// What a phase's multiplication gets and leaves.
+struct Multiply {
+    const float *x, *sums; // input; its blocks' sums of squares, or null
+    Tag tag;               // of both
+    int count;             // tiles
+    Cursor at;
+    float *partial; // [8 count][WARPS]
+};
+struct Multiplied {
+    Cursor next;
+    float square_sum; // of the input
+};
+
+// Sums of squares come with x, and are needed only at the end.
+struct SquareSums {
+    static constexpr int A_LANE = (GRID + 31) / 32;
+    u32 part[A_LANE];
+    INSIDE void load(const float *sums, int lane) {
+#pragma unroll
+        for (int i = 0; i < A_LANE; i++) part[i] = sums && 32 * i + lane < GRID ? load_relaxed(sums + 32 * i + lane) : 0;
+    }
+    INSIDE float sum(const float *sums, Tag tag, int lane) {
+        if (!sums) return 0.0f;
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < A_LANE; i++) {
+            const int b = 32 * i + lane;
+            // Tagged ones come from the blocks that have rows of the residual stream.
+            const bool there = b < GRID && (tag.mask == 0 || first_of(ROW_TILES, b + 1) > first_of(ROW_TILES, b));
+            sum += there ? tag.wait(part[i], sums + b) : 0.0f;
+        }
+        return warp_sum(sum);
+    }
+};
+
+// Eight lanes share two rows of a tile, and each adds up one: its row of the tile, in lanes with lane & 6 == 0.
+DEVICE float add_lanes(float row0, float row4, int lane) {
+    float keep = lane % 2 ? row4 : row0, give = lane % 2 ? row0 : row4;
+    keep += __shfl_xor_sync(0xffffffffu, give, 1);
+    keep += __shfl_xor_sync(0xffffffffu, keep, 2);
+    return keep + __shfl_xor_sync(0xffffffffu, keep, 4);
+}
+
+// The sums over K of `count` tiles' rows, in parts of warps: partial[8 tile + row][part]. Functions of their own for each K, not
+// inlined: a step goes through all of its code once a layer, so code is read from the instruction cache or from memory.
+constexpr int FOUR = 4, TEAMS = WARPS / FOUR, TEAM_LINES = WARPS / FOUR; // teams of four warps; a warp's lines in a slot
+// Parts that a row's sum has.
+DEVICE int parts_of(const Shape &s) {
+    return !s.int4 ? min(s.lines, WARPS) : s.ksplit == 1 ? FOUR : FOUR * min(s.ksplit, TEAMS);
+}
+
+template <int K>
+__device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, u32 packed, LineLimbs *exchange) {
+    constexpr Shape S = {K, 1, STORE, 0, 0, 0};
+    constexpr int LINES = S.lines, KSPLIT = S.ksplit;
+    // Tiles in one slot go around the teams; else each team has the same slots of every tile.
+    constexpr bool WHOLE = KSPLIT == 1;
+    constexpr int MINE = (KSPLIT + TEAMS - 1) / TEAMS;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
+    const int team = warp / FOUR, member = warp % FOUR;
+    const Ring ring = m.at.ring();
+    auto line_of = [&](int mine, int i) { return (WHOLE ? 0 : (team + mine * TEAMS) * WARPS) + member * TEAM_LINES + i; };
+
+    Limbs x[MINE][TEAM_LINES];
+    if constexpr (WHOLE) {
+        Elements<K, 1> raw;
+        raw.wait(m.x, m.tag, [&](int) { return warp < LINES ? 256 * warp + 8 * lane : K; });
+        if (warp < LINES) store_limbs(exchange[warp], raw.v[0][0], raw.v[0][1], lane);
+        sync_threads(1, CONSUMERS);
+#pragma unroll
+        for (int i = 0; i < TEAM_LINES; i++) x[0][i].load(exchange[min(line_of(0, i), LINES - 1)], lane);
+    } else {
+#pragma unroll
+        for (int mine = 0; mine < MINE; mine++) {
+            Elements<K, TEAM_LINES> raw;
+            raw.wait(m.x, m.tag, [&](int i) { return min(256 * line_of(mine, i) + 8 * lane, K); });
+#pragma unroll
+            for (int i = 0; i < TEAM_LINES; i++) {
+                __syncwarp();
+                store_limbs(exchange[warp], raw.v[i][0], raw.v[i][1], lane);
+                __syncwarp();
+                x[mine][i].load(exchange[warp], lane);
+            }
+        }
+    }
+    SquareSums squares;
+    squares.load(m.sums, lane);
+
+    // c0 and c1 are columns 2t and 2t + 1; of a row of the first half (r even) columns 0..3 count, else 4..7.
+    const bool counts = t / 2 == r % 2;
+    const float limb0 = counts ? (t % 2 ? 65536.0f : 1.0f) : 0.0f, limb1 = counts && t % 2 == 0 ? 256.0f : 0.0f;
+    const float base0 = -12582912.0f * limb0, base1 = -12582912.0f * limb1;
+    if (WHOLE) scales.advance(0, team);
+#pragma unroll 1
+    for (int tile = WHOLE ? team : 0; tile < m.count; tile += WHOLE ? TEAMS : 1) {
+        float sum[2] = {}; // rows lane / 8 and 4 + lane / 8
+#pragma unroll
+        for (int mine = 0; mine < MINE; mine++) {
+            if (!WHOLE && team + mine * TEAMS >= KSPLIT) break;
+            const Cursor at = m.at.after(WHOLE ? tile : tile * KSPLIT + team + mine * TEAMS);
+            ring.wait(at);
+            const u8 *slot = ring.at(at);
+            const int stride = WHOLE ? S.row_bytes : min(S.row_bytes - (team + mine * TEAMS) * 128 * WARPS, 128 * WARPS);
+            const u8 *base = slot + lane / 8 * stride + member * TEAM_LINES * 128 + lane % 8 * 16;
+            // Two lines' scales at a time, one in each half of the lanes.
+            float scale[(TEAM_LINES + 1) / 2];
+#pragma unroll
+            for (int i = 0; i < TEAM_LINES; i += 2)
+                scale[i / 2] = scales.load(slot, line_of(mine, i) + (i + 1 < TEAM_LINES ? lane / 16 : 0), S.groups, packed, lane);
+#pragma unroll
+            for (int i = 0; i < TEAM_LINES; i++) {
+                // A line that is not there has scales of 0.
+                const u8 *from = line_of(mine, i) < LINES ? base + 128 * i : slot;
+                const uint4 low = *(const uint4 *)from, high = *(const uint4 *)(from + 4 * stride);
+                const Limbs &a = x[mine][i];
+                int d[4] = {INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT};
+                const u32 lows[4] = {low.x, low.y, low.z, low.w}, highs[4] = {high.x, high.y, high.z, high.w};
+#pragma unroll
+                for (int w = 0; w < 4; w++)
+                    mma_s8(d, lows[w] << 4 & 0xf0f0f0f0u, highs[w] << 4 & 0xf0f0f0f0u, lows[w] & 0xf0f0f0f0u,
+                           highs[w] & 0xf0f0f0f0u, a.b[2 * w], a.b[2 * w + 1]);
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const float s = __shfl_sync(0xffffffffu, scale[i / 2], 16 * (i % 2) + 2 * (4 * h + lane / 8) + r % 2);
+                    const float exact = fmaf(__int_as_float(d[2 * h]), limb0, base0) +
+                                        fmaf(__int_as_float(d[2 * h + 1]), limb1, base1);
+                    sum[h] = fmaf(exact, a.scale * s, sum[h]);
+                }
+            }
+            __syncwarp();
+            if (lane == 0) ring.release(at, TEAMS);
+        }
+        scales.advance(tile, WHOLE ? TEAMS : 1);
+        const float total = add_lanes(sum[0], sum[1], lane);
+        if ((lane & 6) == 0 && (WHOLE || team < KSPLIT))
+            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + (WHOLE ? member : warp)] = total;
+    }
+    return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
+}
+
+template <int K> __device__ __noinline__ Multiplied multiply_bf16(Multiply m) {
+    constexpr Shape S = {K, 0, STORE, 0, 0, 0};
+    constexpr int LINES = S.lines, KSPLIT = S.ksplit, BATCH = KSPLIT < 4 ? KSPLIT : 4;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
+    const Ring ring = m.at.ring();
+
+    Parts x[KSPLIT];
+#pragma unroll
+    for (int first = 0; first < KSPLIT; first += BATCH) {
+        // A lane's 8 of 64 columns, the lanes of hi and lo alike, the others none.
+        Elements<K, BATCH> raw;
+        raw.wait(m.x, m.tag, [&](int i) {
+            const int line = (first + i) * WARPS + warp;
+            return first + i < KSPLIT && line < LINES && r % 4 < 2 ? 64 * line + 32 * (r / 4) + 8 * t : K;
+        });
+#pragma unroll
+        for (int i = 0; i < BATCH; i++)
+            if (first + i < KSPLIT) x[first + i] = to_parts(raw.v[i][0], raw.v[i][1], lane);
+    }
+    SquareSums squares;
+    squares.load(m.sums, lane);
+
+    const bool counts = t / 2 == r % 2; // as in multiply_int4
+#pragma unroll 1
+    for (int tile = 0; tile < m.count; tile++) {
+        float acc[4] = {};
+#pragma unroll
+        for (int chunk = 0; chunk < KSPLIT; chunk++) {
+            ring.wait(m.at);
+            if (chunk * WARPS + warp < LINES) {
+                const int stride = min(S.row_bytes - chunk * 128 * WARPS, 128 * WARPS);
+                const u8 *base = ring.at(m.at) + lane / 8 * stride + warp * 128 + lane % 8 * 16;
+                const uint4 low = *(const uint4 *)base, high = *(const uint4 *)(base + 4 * stride);
+                mma_bf16(acc, low.x, high.x, low.y, high.y, x[chunk].b[0], x[chunk].b[1]);
+                mma_bf16(acc, low.z, high.z, low.w, high.w, x[chunk].b[2], x[chunk].b[3]);
+            }
+            __syncwarp();
+            if (lane == 0) ring.release(m.at, 1);
+            m.at.advance();
+        }
+        const float total = add_lanes(counts ? acc[0] + acc[1] : 0.0f, counts ? acc[2] + acc[3] : 0.0f, lane);
+        if ((lane & 6) == 0 && warp < LINES) m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + warp] = total;
+    }
+    return {m.at, squares.sum(m.sums, m.tag, lane)};
+}
+
+// ---- what follows ----
+
+// The largest logit and its row; the lowest among equals, NaN before all.
+struct Best {
+    float value;
+    u32 row;
+    INSIDE void take(float other, u32 other_row) {
+        if (other > value || (other != other && value == value) || (other == value && other_row < row))
+            value = other, row = other_row;
+    }
+    INSIDE void take_warp() {
+#pragma unroll
+        for (int d = 16; d > 0; d /= 2)
+            take(__shfl_xor_sync(0xffffffffu, value, d), __shfl_xor_sync(0xffffffffu, row, d));
+    }
+};
+#define LEAST __uint_as_float(0xff800000u)
+
+// The first warp of the last block, which always has tiles: the best of all blocks. A block's entry is its logit and its row with a tag above.
+DEVICE void choose(const Shape &s, const u64 *entries, int *state, int whole, volatile u64 *mailbox, int lane) {
+    const u32 chosen = (u32)state[1], tag = (chosen + 1) & 3;
+    Best best = {LEAST, 0x3fffffffu};
+    for (int b = lane; b < GRID; b += 32) {
+        if (first_of(s.tiles[2], b + 1) == first_of(s.tiles[2], b)) continue;
+        u64 entry;
+        do asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(entry) : "l"(entries + b) : "memory");
+        while ((u32)(entry >> 62) != tag);
+        best.take(__uint_as_float((u32)entry), (u32)(entry >> 32) & 0x3fffffffu);
+    }
+    best.take_warp();
+    if (lane == 0) {
+        const bool finite = best.value - best.value == 0.0f;
+        state[0] += 1;
+        state[1] = (int)(chosen + 1);
+        state[2] = finite ? (int)best.row : 0;
+        state[3] += whole;
+        mailbox[chosen % RING] = (u64)(chosen + 1) << 32 | (finite ? best.row : 0xffffffffu);
+    }
+}
+
+DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state, int whole, volatile u64 *mailbox) {
+    const Tiles tiles(s);
+    if (tiles.count == 0) return;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int rows = tiles.count * s.step, first_row = tiles.first * s.step;
+    const Tag tag = {tag_of(c.steps, phase.at(USE_IN)), phase.at(CHECK)};
+    const bool normed = s.epilogue != RESIDUAL;
+
+    [[maybe_unused]] LaneScales scales = {};
+    [[maybe_unused]] const u32 packed = phase.at(SCALES);
+    if (s.int4) {
+        const u32 width = packed >> 8 & 255;
+        const int row = lane / 2 % 8, run_rows = s.step, run = row / run_rows;
+        const Place place(s, tiles.first);
+        scales.bit = first_bit(s, place, run, phase.at(FIRST1), width);
+        scales.step = run_rows * s.groups * width;
+        scales.offset = row % run_rows * s.groups * width;
+        scales.run_offset = run * phase.at(RUN_BYTES);
+        const int bias[3] = {(int)phase.at(BIAS0), (int)phase.at(BIAS1), (int)phase.at(BIAS2)};
+        const int segment = s.paired ? run : place.segment;
+        scales.bias = segment == 0 ? bias[0] : segment == 1 ? bias[1] : bias[2];
+#if SEGMENTED
+        // A tile of a paired product, or of the first segment, begins none.
+        scales.next_tile[0] = s.paired ? -1 : s.tiles[0] - tiles.first;
+        scales.next_tile[1] = s.paired ? -1 : s.tiles[1] - tiles.first;
+        scales.next_bias[0] = bias[1], scales.next_bias[1] = bias[2];
+#endif
+    }
+    float *partial = (float *)c.partial;
+    if (s.epilogue == LOGITS) {
+        // It takes both phases' scratch, and the one before may still be read.
+        sync_threads(1, CONSUMERS);
+        partial = (float *)c.scratch;
+    }
+    const Multiply m = {phase.pointer<const float>(X), normed ? phase.pointer<const float>(SUMS) : nullptr, tag, tiles.count, c.at,
+                        partial};
+    Multiplied done = {};
+#define INT4_CORE(K)                                                                                                   \
+    if (s.int4 && s.k == K) done = multiply_int4<K>(m, scales, packed, c.exchange);
+#define BF16_CORE(K)                                                                                                   \
+    if (!s.int4 && s.k == K) done = multiply_bf16<K>(m);
+    FOR_CORES
+#undef INT4_CORE
+#undef BF16_CORE
+    c.at = done.next;
+
+    const float factor = normed ? 1.0f / sqrtf(done.square_sum / HIDDEN + __uint_as_float(EPS_BITS)) : 1.0f;
+    sync_threads(1, CONSUMERS);
+
+    const int parts = parts_of(s);
+    auto row_sum = [&](int row) {
+        float y = 0.0f;
+        const float4 *from = (const float4 *)(partial + row * WARPS);
+#pragma unroll
+        for (int v = 0; v < WARPS / 4; v++) {
+            if (4 * v >= parts) break;
+            const float4 four = from[v];
+            y += four.x;
+            if (4 * v + 1 < parts) y += four.y;
+            if (4 * v + 2 < parts) y += four.z;
+            if (4 * v + 3 < parts) y += four.w;
+        }
+        return y * factor;
+    };
+    float *out = phase.pointer<float>(OUT) + first_row, *out_sums = phase.pointer<float>(OUT_SUMS);
+    const u32 out_tag = tag_of(c.steps, phase.at(USE_OUT));
+    if (s.epilogue == STORE) {
+        for (int i = threadIdx.x; i < rows; i += CONSUMERS) store_tagged(out + i, row_sum(i), out_tag);
+    } else if (s.epilogue == SWIGLU) {
+        for (int i = threadIdx.x; i < rows; i += CONSUMERS) {
+            const float gate = row_sum(i / 4 * 8 + i % 4), up = row_sum(i / 4 * 8 + 4 + i % 4);
+            store_tagged(out + i, gate / (1.0f + expf(-gate)) * up, out_tag);
+        }
+    } else if (s.epilogue == RESIDUAL) {
+        float y = 0.0f;
+        if (threadIdx.x < rows) {
+            y = c.residual + row_sum(threadIdx.x);
+            store_tagged(out + threadIdx.x, y * c.norm, out_tag);
+            c.residual = y;
+        }
+        publish_squares(y * y, out_sums, out_tag, rows);
+        // For the next of these phases, long before it: a call waits for all loads before it.
+        const float *norms = phase.pointer<const float>(NEXT_NORM);
+        if (norms && threadIdx.x < rows) c.norm = norms[first_row + threadIdx.x];
+    } else {
+        Best best = {LEAST, 0x3fffffffu};
+        for (int i = threadIdx.x; i < rows; i += CONSUMERS) {
+            const float y = row_sum(i);
+            out[i] = y;
+            best.take(y, first_row + i);
+        }
+        __shared__ Best bests[WARPS];
+        best.take_warp();
+        if (lane == 0) bests[warp] = best;
+        sync_threads(1, CONSUMERS);
+        u64 *entries = (u64 *)out_sums;
+        if (threadIdx.x == 0) {
+            for (int v = 1; v < WARPS; v++) best.take(bests[v].value, bests[v].row);
+            const u64 entry = (u64)((((u32)state[1] + 1) & 3) << 30 | best.row) << 32 | __float_as_uint(best.value);
+            asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(entries + blockIdx.x), "l"(entry) : "memory");
+        }
+        if (blockIdx.x == GRID - 1 && warp == 0) choose(s, entries, state, whole, mailbox, lane);
+    }
+}

@@ -1,0 +1,127 @@
+//! The phases of a decode step, as `decode.cu` reads them.
+
+use super::plan::{Epilogue, Kind};
+use crate::cuda::weights::DeviceMatrix;
+
+/// Words of a phase.
+pub const WORDS: usize = 32;
+
+/// Where a word is (`enum Word` of `decode.cu`).
+mod word {
+    pub const KIND: usize = 0;
+    pub const USE_IN: usize = 1;
+    pub const USE_OUT: usize = 2;
+    pub const CHECK: usize = 3;
+    /// Three addresses.
+    pub const WEIGHTS: usize = 4;
+    /// Three addresses.
+    pub const SCALES_AT: usize = 10;
+    pub const FIRST1: usize = 16;
+    /// Three.
+    pub const BIAS: usize = 17;
+    pub const SCALES: usize = 20;
+    pub const RUN_BYTES: usize = 21;
+    pub const X: usize = 22;
+    pub const SUMS: usize = 24;
+    pub const NEXT_NORM: usize = 26;
+    pub const OUT: usize = 28;
+    pub const OUT_SUMS: usize = 30;
+}
+const ATTENTION: u32 = 255;
+
+/// Addresses that a phase reads and writes; those that it does not use are 0.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Buffers {
+    /// Input, f32.
+    pub x: u64,
+    /// The input's sums of squares, f32 `[SMs]`; attention: where its blocks exchange their parts.
+    pub sums: u64,
+    /// Weights of the norm behind the next product into the residual stream, f32 `[rows]`.
+    pub next_norm: u64,
+    /// Output, f32.
+    pub out: u64,
+    /// The output's sums of squares, f32 `[SMs]`; the head's: u64 `[SMs]`, each block's best.
+    pub out_sums: u64,
+}
+
+/// Which use, in its step, of their buffers input and output are.
+#[derive(Debug, Clone, Copy)]
+pub struct Uses {
+    /// `None`: the input has no tags, a kernel before wrote it.
+    pub input: Option<usize>,
+    /// Of the output.
+    pub output: usize,
+}
+
+/// One phase.
+#[derive(Debug, Clone, Copy)]
+pub struct Phase(pub [u32; WORDS]);
+
+impl Phase {
+    fn new(kind: u32, b: &Buffers, uses: Uses) -> Self {
+        let mut this = Self([0; WORDS]);
+        this.0[word::KIND] = kind;
+        this.0[word::USE_IN] = uses.input.unwrap_or(0) as u32;
+        this.0[word::USE_OUT] = uses.output as u32;
+        this.0[word::CHECK] = if uses.input.is_some() { 3 } else { 0 };
+        this.address(word::X, b.x);
+        this.address(word::SUMS, b.sums);
+        this.address(word::NEXT_NORM, b.next_norm);
+        this.address(word::OUT, b.out);
+        this.address(word::OUT_SUMS, b.out_sums);
+        this
+    }
+
+    fn address(&mut self, at: usize, address: u64) {
+        self.0[at] = address as u32;
+        self.0[at + 1] = (address >> 32) as u32;
+    }
+
+    /// The product of `matrices`, kind `index` of the plan.
+    #[must_use]
+    pub fn product(
+        kind: &Kind,
+        index: usize,
+        epilogue: Epilogue,
+        matrices: &[DeviceMatrix],
+        b: &Buffers,
+        uses: Uses,
+    ) -> Self {
+        let mut this = Self::new(index as u32, b, uses);
+        let mut segment = |i: usize, data: u64, scales: u64, bias: i32| {
+            this.address(word::WEIGHTS + 2 * i, data);
+            this.address(word::SCALES_AT + 2 * i, scales);
+            this.0[word::BIAS + i] = bias.cast_unsigned();
+        };
+        for (i, m) in matrices.iter().enumerate() {
+            let (scales, bias) = m.scales();
+            segment(i, m.data.ptr(), scales, bias);
+        }
+        let first = &matrices[0];
+        if epilogue == Epilogue::Swiglu && matrices.len() == 1 {
+            // The up projection is the second half of a fused matrix.
+            let (scales, bias) = first.scales();
+            segment(
+                1,
+                first.data.ptr() + first.data.bytes() as u64 / 2,
+                scales,
+                bias,
+            );
+            this.0[word::FIRST1] = (first.rows / 2 * first.cols.div_ceil(128)) as u32;
+        }
+        let [(_, format), (_, width), (_, mantissa)] = first.scale_defines();
+        this.0[word::SCALES] = (format | width << 8 | mantissa << 16) as u32;
+        this.0[word::RUN_BYTES] = kind.run_bytes(width as usize) as u32;
+        this
+    }
+
+    /// Attention over keys and values at two addresses, of `capacity` positions.
+    #[must_use]
+    pub fn attention((keys, values): (u64, u64), capacity: usize, b: &Buffers, uses: Uses) -> Self {
+        let mut this = Self::new(ATTENTION, b, uses);
+        this.address(word::WEIGHTS, keys);
+        this.address(word::WEIGHTS + 2, values);
+        this.0[word::FIRST1] = capacity as u32;
+        this
+    }
+}
