@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use smq_convert::convert::{ConvertOptions, convert, dry_run};
-use smq_convert::{Checkpoint, QuantizeOptions, ScaleChoice, ScaleRule, Target};
+use smq_convert::{Checkpoint, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target};
 use smq_format::SmqFile;
 use smq_fuzz::{Random, mutate_safetensors, scratch};
 
@@ -61,7 +61,7 @@ fuzz_target!(|data: &[u8]| {
         target: ["mlp", "all", "."][choose % 3]
             .parse::<Target>()
             .expect("a target parses"),
-        quantize: QuantizeOptions {
+        quantize: Method::Int4(QuantizeOptions {
             group: if kind > 0 {
                 8
             } else {
@@ -85,7 +85,7 @@ fuzz_target!(|data: &[u8]| {
                 ScaleRule::Search,
                 ScaleRule::Signed,
             ][choose / 48 % 4],
-        },
+        }),
         overwrite: true,
         jobs: 1,
     };

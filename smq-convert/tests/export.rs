@@ -12,7 +12,8 @@ use serde_json::Value;
 use smq_convert::export::{ExportFormat, ExportOptions, ExportSummary, export};
 use smq_convert::synth::DEFAULT_SHARD_BYTES;
 use smq_convert::{
-    Checkpoint, ConvertError, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, convert,
+    Checkpoint, ConvertError, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule,
+    convert,
 };
 use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, TensorData, int4};
 use tempfile::TempDir;
@@ -42,11 +43,11 @@ fn smq(dir: &TempDir, scales: ScaleChoice, group: usize, rule: ScaleRule) -> Smq
     let path = dir.path().join("model.smq");
     let options = ConvertOptions {
         target: "all".parse().unwrap(),
-        quantize: QuantizeOptions {
+        quantize: Method::Int4(QuantizeOptions {
             group,
             scales,
             rule,
-        },
+        }),
         overwrite: true,
         jobs: 0,
     };

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use smq_convert::export::{ExportFormat, ExportOptions, export};
 use smq_convert::inspect::recheck;
 use smq_convert::{
-    Checkpoint, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, convert, dry_run,
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert, dry_run,
 };
 use smq_format::{Role, Scheme, SmqFile, TensorData, int4};
 use tempfile::TempDir;
@@ -34,11 +34,11 @@ fn e5m(mantissa_bits: u32) -> ScaleChoice {
 fn options(target: &str, scales: ScaleChoice, group: usize) -> ConvertOptions {
     ConvertOptions {
         target: target.parse().unwrap(),
-        quantize: QuantizeOptions {
+        quantize: Method::Int4(QuantizeOptions {
             group,
             scales,
             rule: ScaleRule::Reference,
-        },
+        }),
         overwrite: true,
         jobs: 0,
     }
@@ -188,8 +188,15 @@ fn requantize_is_what_the_dequantized_weights_would_give() {
     export_to(&first, &dir.path().join("packed"), PACKED);
     let f32 = ExportFormat::Safetensors(smq_format::Dtype::F32);
     export_to(&first, &dir.path().join("f32"), f32);
+    let signed = |group| {
+        Method::Int4(QuantizeOptions {
+            group,
+            scales: e5m(3),
+            rule: ScaleRule::Signed,
+        })
+    };
     let mut options = options("mlp", e5m(3), 32);
-    options.quantize.rule = ScaleRule::Signed;
+    options.quantize = signed(32);
     let plain = Checkpoint::open(&dir.path().join("f32")).unwrap();
     let expected = run(&plain, &dir.path().join("b.smq"), &options);
     let mut packed = Checkpoint::open(&dir.path().join("packed")).unwrap();
@@ -198,13 +205,13 @@ fn requantize_is_what_the_dequantized_weights_would_give() {
         error,
         "--group-size 32: the checkpoint's integers have groups of 128, and are kept; pass --requantize to make new ones"
     );
-    options.quantize.group = 128;
+    options.quantize = signed(128);
     let error = dry_run(&packed, &options).unwrap_err().to_string();
     assert_eq!(
         error,
         "--scale-rule signed: chooses scales and integers together, and the checkpoint's integers are kept; pass --requantize, or use reference or nearest"
     );
-    options.quantize.group = 32;
+    options.quantize = signed(32);
     packed.requantize();
     let again = run(&packed, &dir.path().join("c.smq"), &options);
     assert_eq!(contents(&expected), contents(&again));

@@ -6,7 +6,7 @@ use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
 use smq_convert::inspect::{self, Report};
 use smq_convert::{
-    Checkpoint, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
 };
 use smq_format::SmqFile;
 
@@ -110,11 +110,11 @@ fn convert_to(
 ) -> anyhow::Result<()> {
     let options = ConvertOptions {
         target: target.clone(),
-        quantize: QuantizeOptions {
+        quantize: Method::Int4(QuantizeOptions {
             group: 128,
             scales,
             rule: ScaleRule::Reference,
-        },
+        }),
         overwrite: true,
         jobs: 0,
     };

@@ -9,7 +9,9 @@ use std::process::{Command, Output};
 
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype as SourceDtype, TensorView as SourceView};
-use smq_convert::{Checkpoint, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, convert};
+use smq_convert::{
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert,
+};
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::statistics::{ErrorSummary, STATISTICS_VERSION, TensorStatistics};
 use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, Statistics, bits, hash, int4};
@@ -212,11 +214,11 @@ fn small_checkpoint(dir: &Path) -> PathBuf {
 fn options(group: usize, scales: ScaleChoice, rule: ScaleRule) -> ConvertOptions {
     ConvertOptions {
         target: "mlp".parse().unwrap(),
-        quantize: QuantizeOptions {
+        quantize: Method::Int4(QuantizeOptions {
             group,
             scales,
             rule,
-        },
+        }),
         overwrite: true,
         jobs: 1,
     }

@@ -12,8 +12,8 @@ use indicatif::DecimalBytes;
 use super::export::{self, ExportArgs};
 use super::progress_bar;
 use crate::{
-    Checkpoint, ConvertOptions, Plan, QuantizeOptions, ScaleChoice, ScaleRule, Summary, Target,
-    convert, dry_run, synth,
+    Checkpoint, ConvertOptions, Method, Plan, QuantizeOptions, ScaleChoice, ScaleRule, Summary,
+    Target, convert, dry_run, synth,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
@@ -132,11 +132,11 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     }
     let group = checkpoint.import().map_or(DEFAULT_GROUP, |i| i.group);
     let options = ConvertOptions {
-        quantize: QuantizeOptions {
+        quantize: Method::Int4(QuantizeOptions {
             group: args.group_size.unwrap_or(group),
             scales: args.scales.unwrap_or(scales_of(args.mbits)),
             rule: args.scale_rule,
-        },
+        }),
         target: args.target,
         overwrite: args.force,
         jobs: args.jobs,

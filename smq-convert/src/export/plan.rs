@@ -140,7 +140,7 @@ impl<'a> Int4<'a> {
                 group,
                 columns: view.matrix_shape().1,
             }),
-            TensorData::Raw { .. } => None,
+            _ => None,
         }
     }
 }

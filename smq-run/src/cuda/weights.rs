@@ -272,6 +272,12 @@ impl<'s> Placer<'_, 's, '_> {
                 let scales = stream;
                 (Cow::Borrowed(nibbles), Format::Int4 { scales, format })
             }
+            TensorData::Nf4 { .. } | TensorData::Fp8 { .. } => {
+                return bad(
+                    "is NF4 or FP8, which --device cuda does not run; run with --device cpu"
+                        .to_owned(),
+                );
+            }
         };
         // Rows start at 16 bytes, and bf16 rows are whole lines of 64.
         let step = match format {

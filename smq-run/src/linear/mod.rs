@@ -6,6 +6,7 @@
 //! not depend on how rows are shared out, so results are the same at any thread count.
 
 mod dense;
+mod fp8;
 mod int4;
 pub(crate) mod lanes;
 #[cfg(test)]
@@ -17,11 +18,12 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-use smq_format::Dtype;
+use smq_format::{Dtype, nf4};
 
 use crate::error::Result;
 pub(crate) use dense::product_f32 as dense_product_f32;
-use int4::{Int4Rows, PackedX};
+use fp8::QuantizedX;
+use int4::{Code, NibbleRows, PackedX};
 pub(crate) use lanes::Isa;
 
 /// From this many activation rows on, widening tiles and gemm beats the fused kernels. CPU time of
@@ -67,9 +69,34 @@ pub enum Weights<'a> {
         /// Columns a scale.
         group: usize,
     },
+    /// NF4 codes in blocks of 64 of the flattened matrix.
+    Nf4 {
+        /// `ceil(rows * cols / 2)` bytes, high nibble = even element.
+        nibbles: &'a [u8],
+        /// Dequantized, one a block.
+        absmax: Vec<f32>,
+        /// Each weight is rounded to bf16, as where bitsandbytes multiplies in bf16.
+        bf16: bool,
+    },
+    /// E4M3 codes, none of them NaN; the product quantizes its activations to E4M3 too.
+    Fp8 {
+        /// `[rows, cols]`.
+        codes: &'a [u8],
+        /// `[rows]`.
+        scales: Vec<f32>,
+    },
 }
 
 impl Matrix<'_> {
+    /// With NF4 weights rounded to bf16; no other scheme's weights are rounded.
+    #[must_use]
+    pub fn in_bf16(mut self) -> Self {
+        if let Weights::Nf4 { bf16, .. } = &mut self.data {
+            *bf16 = true;
+        }
+        self
+    }
+
     /// Bytes that one pass over the weights reads.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
@@ -78,6 +105,10 @@ impl Matrix<'_> {
             Weights::Int4 {
                 nibbles, scales, ..
             } => nibbles.len() + 4 * scales.len(),
+            Weights::Nf4 {
+                nibbles, absmax, ..
+            } => nibbles.len() + 4 * absmax.len(),
+            Weights::Fp8 { codes, scales } => codes.len() + 4 * scales.len(),
         }
     }
 
@@ -92,8 +123,27 @@ impl Matrix<'_> {
                     out,
                 );
             }
+            Weights::Nf4 {
+                nibbles,
+                absmax,
+                bf16,
+            } => {
+                let first = rows.start * self.cols;
+                nf4::dequantize(nibbles, &absmax[first / nf4::BLOCK_ELEMS..], first, out);
+                if *bf16 {
+                    for v in out {
+                        *v = half::bf16::from_f32(*v).to_f32();
+                    }
+                }
+            }
+            Weights::Fp8 { scales, .. } => {
+                self.fp8_values(rows.clone(), out);
+                for (out, scale) in out.chunks_exact_mut(self.cols).zip(&scales[rows]) {
+                    out.iter_mut().for_each(|v| *v *= scale);
+                }
+            }
             Weights::Int4 { group, .. } => {
-                let (nibbles, scales) = self.int4_rows(rows);
+                let (nibbles, scales) = self.nibble_rows(rows);
                 let (row_bytes, groups) = (self.cols.div_ceil(2), self.cols.div_ceil(*group));
                 let rows = nibbles
                     .chunks_exact(row_bytes)
@@ -105,21 +155,34 @@ impl Matrix<'_> {
         }
     }
 
-    fn int4_rows(&self, rows: Range<usize>) -> (&[u8], &[f32]) {
-        match &self.data {
-            Weights::Dense { .. } => (&[], &[]),
+    /// Values of FP8 codes, scales left out.
+    fn fp8_values(&self, rows: Range<usize>, out: &mut [f32]) {
+        if let Weights::Fp8 { codes, .. } = &self.data {
+            let codes = &codes[rows.start * self.cols..rows.end * self.cols];
+            for (out, code) in out.iter_mut().zip(codes) {
+                *out = smq_format::fp8::VALUES[usize::from(*code)];
+            }
+        }
+    }
+
+    /// Nibbles and scales of rows that each start a byte and a group.
+    fn nibble_rows(&self, rows: Range<usize>) -> (&[u8], &[f32]) {
+        let (nibbles, scales, group) = match &self.data {
             Weights::Int4 {
                 nibbles,
                 scales,
                 group,
-            } => {
-                let (row_bytes, groups) = (self.cols.div_ceil(2), self.cols.div_ceil(*group));
-                (
-                    &nibbles[rows.start * row_bytes..rows.end * row_bytes],
-                    &scales[rows.start * groups..rows.end * groups],
-                )
-            }
-        }
+            } => (nibbles, scales, *group),
+            Weights::Nf4 {
+                nibbles, absmax, ..
+            } => (nibbles, absmax, nf4::BLOCK_ELEMS),
+            Weights::Dense { .. } | Weights::Fp8 { .. } => return (&[], &[]),
+        };
+        let (row_bytes, groups) = (self.cols.div_ceil(2), self.cols.div_ceil(group));
+        (
+            &nibbles[rows.start * row_bytes..rows.end * row_bytes],
+            &scales[rows.start * groups..rows.end * groups],
+        )
     }
 
     /// The group length where the fused kernel needs packed activations.
@@ -130,6 +193,9 @@ impl Matrix<'_> {
                 Some(self.cols.next_multiple_of(2))
             }
             Weights::Int4 { group, .. } if group.is_multiple_of(2) => Some(*group),
+            Weights::Nf4 { bf16: false, .. } if self.cols.is_multiple_of(nf4::BLOCK_ELEMS) => {
+                Some(nf4::BLOCK_ELEMS)
+            }
             _ => None,
         }
     }
@@ -143,7 +209,8 @@ pub struct Product<'m, 'w, 'o> {
     pub out: &'o mut [f32],
 }
 
-/// Multiplies `x`, `[m, cols]`, with each matrix: `out[i, row] = sum x[i, c] * W[row, c]`.
+/// Multiplies `x`, `[m, cols]`, with each matrix: `out[i, row] = sum x[i, c] * W[row, c]`, where an FP8 matrix
+/// multiplies the activations as FP8.
 ///
 /// # Errors
 /// Only from candle's gemm, for want of memory.
@@ -159,9 +226,17 @@ pub fn products(x: &[f32], m: usize, set: &mut [Product<'_, '_, '_>]) -> Result<
         fused(Isa::best(), x, m, set);
         Ok(())
     } else {
+        let quantized = quantized_x(x, set);
         set.iter_mut()
-            .try_for_each(|p| by_gemm(x, m, p.matrix, p.out))
+            .try_for_each(|p| by_gemm(x, quantized.as_ref(), m, p.matrix, p.out))
     }
+}
+
+/// The activations as FP8, where a matrix of the set needs them.
+fn quantized_x(x: &[f32], set: &[Product<'_, '_, '_>]) -> Option<QuantizedX> {
+    let fp8 = |p: &&Product<'_, '_, '_>| matches!(p.matrix.data, Weights::Fp8 { .. });
+    let cols = set.iter().find(fp8)?.matrix.cols;
+    Some(QuantizedX::new(x, cols))
 }
 
 /// A single product, see [`products`].
@@ -218,6 +293,16 @@ struct Job<'m, 'w, 'o> {
     out: &'o mut [f32],
 }
 
+/// The activations of a set in every form that its matrices take.
+struct Forms<'x> {
+    /// `[m, cols]`.
+    x: &'x [f32],
+    m: usize,
+    /// By group length.
+    packed: Vec<(usize, PackedX)>,
+    quantized: Option<QuantizedX>,
+}
+
 fn fused(isa: Isa, x: &[f32], m: usize, set: &mut [Product<'_, '_, '_>]) {
     let mut packed: Vec<(usize, PackedX)> = Vec::new();
     for p in set.iter() {
@@ -226,9 +311,15 @@ fn fused(isa: Isa, x: &[f32], m: usize, set: &mut [Product<'_, '_, '_>]) {
             packed.push((group, PackedX::new(isa, x, m, p.matrix.cols, group)));
         }
     }
+    let forms = Forms {
+        x,
+        m,
+        packed,
+        quantized: quantized_x(x, set),
+    };
     if m == 1 {
         let outs = set.iter_mut().map(|p| (p.matrix, &mut *p.out)).collect();
-        return run_jobs(isa, x, m, &packed, outs);
+        return run_jobs(isa, &forms, outs);
     }
     let mut staged: Vec<Vec<f32>> = set.iter().map(|p| vec![0.0; p.out.len()]).collect();
     let outs = set
@@ -236,7 +327,7 @@ fn fused(isa: Isa, x: &[f32], m: usize, set: &mut [Product<'_, '_, '_>]) {
         .map(|p| p.matrix)
         .zip(staged.iter_mut().map(Vec::as_mut_slice))
         .collect();
-    run_jobs(isa, x, m, &packed, outs);
+    run_jobs(isa, &forms, outs);
     for (from, p) in staged.iter().zip(set) {
         transpose(from, m, p.out);
     }
@@ -262,13 +353,8 @@ fn transpose(from: &[f32], m: usize, to: &mut [f32]) {
 }
 
 /// Shares the rows of all matrices out; each `out` is `[rows, m]`.
-fn run_jobs(
-    isa: Isa,
-    x: &[f32],
-    m: usize,
-    packed: &[(usize, PackedX)],
-    outs: Vec<(&Matrix<'_>, &mut [f32])>,
-) {
+fn run_jobs(isa: Isa, forms: &Forms<'_>, outs: Vec<(&Matrix<'_>, &mut [f32])>) {
+    let (m, packed) = (forms.m, &forms.packed);
     let total_bytes: usize = outs.iter().map(|(matrix, _)| matrix.weight_bytes()).sum();
     let serial = total_bytes <= SERIAL_MAX_BYTES;
     // Some jobs a thread even out their ends; small ones keep all threads on a small product.
@@ -296,36 +382,45 @@ fn run_jobs(
         }
     }
     if serial {
-        jobs.into_iter().for_each(|job| run_job(isa, x, m, job));
+        jobs.into_iter().for_each(|job| run_job(isa, forms, job));
     } else {
-        jobs.into_par_iter().for_each(|job| run_job(isa, x, m, job));
+        jobs.into_par_iter()
+            .for_each(|job| run_job(isa, forms, job));
     }
 }
 
-fn run_job(isa: Isa, x: &[f32], m: usize, job: Job<'_, '_, '_>) {
+fn run_job(isa: Isa, forms: &Forms<'_>, job: Job<'_, '_, '_>) {
     let cols = job.matrix.cols;
-    match (&job.matrix.data, job.packed) {
-        (Weights::Dense { dtype, bytes }, _) => {
+    let (x, m) = (forms.x, forms.m);
+    let code = match job.matrix.data {
+        Weights::Nf4 { .. } => Code::Nf4,
+        _ => Code::Int4,
+    };
+    match (&job.matrix.data, job.packed, &forms.quantized) {
+        (Weights::Dense { dtype, bytes }, ..) => {
             let row_bytes = cols * dtype.bytes();
             let bytes = &bytes[job.rows.start * row_bytes..job.rows.end * row_bytes];
             dense::product(isa, *dtype, bytes, x, m, job.out);
         }
-        (Weights::Int4 { .. }, Some(packed)) => {
-            let (nibbles, scales) = job.matrix.int4_rows(job.rows);
-            let group = packed.group();
-            int4::product(
-                Int4Rows {
-                    nibbles,
-                    scales,
-                    group,
-                    cols,
-                },
-                packed,
-                job.out,
-            );
+        (Weights::Fp8 { codes, scales }, _, Some(x)) => {
+            let codes = &codes[job.rows.start * cols..job.rows.end * cols];
+            fp8::product(isa, codes, &scales[job.rows], x, job.out);
         }
-        // Odd groups start inside a byte: no model has them, so widen row by row.
-        (Weights::Int4 { .. }, None) => {
+        (Weights::Int4 { .. } | Weights::Nf4 { .. }, Some(packed), _) => {
+            let (nibbles, scales) = job.matrix.nibble_rows(job.rows);
+            let group = packed.group();
+            let rows = NibbleRows {
+                code,
+                nibbles,
+                scales,
+                group,
+                cols,
+            };
+            int4::product(rows, packed, job.out);
+        }
+        // Odd groups start inside a byte, and NF4 blocks inside a row where 64 does not divide it: no model has them,
+        // so widen row by row. Weights rounded to bf16 only check a GPU.
+        _ => {
             let mut row = vec![0.0; cols];
             for (r, out) in job.rows.zip(job.out.chunks_exact_mut(m)) {
                 job.matrix.dequantize(r..r + 1, &mut row);
@@ -336,8 +431,19 @@ fn run_job(isa: Isa, x: &[f32], m: usize, job: Job<'_, '_, '_>) {
 }
 
 /// `out`, `[m, rows]`, by tiles of weight rows widened to f32 and multiplied by candle's gemm.
-fn by_gemm(x: &[f32], m: usize, matrix: &Matrix<'_>, out: &mut [f32]) -> Result<()> {
+fn by_gemm(
+    x: &[f32],
+    quantized: Option<&QuantizedX>,
+    m: usize,
+    matrix: &Matrix<'_>,
+    out: &mut [f32],
+) -> Result<()> {
     let cols = matrix.cols;
+    let fp8 = match &matrix.data {
+        Weights::Fp8 { scales, .. } => quantized.map(|x| (x, scales)),
+        _ => None,
+    };
+    let x = fp8.map_or(x, |(x, _)| &x.values);
     let x = Tensor::from_slice(x, (m, cols), &Device::Cpu)?;
     let starts: Vec<usize> = (0..matrix.rows).step_by(TILE_ROWS).collect();
     let tiles: Vec<Vec<f32>> = starts
@@ -345,7 +451,10 @@ fn by_gemm(x: &[f32], m: usize, matrix: &Matrix<'_>, out: &mut [f32]) -> Result<
         .map(|&start| {
             let rows = TILE_ROWS.min(matrix.rows - start);
             let mut tile = vec![0.0; rows * cols];
-            matrix.dequantize(start..start + rows, &mut tile);
+            match fp8 {
+                Some(_) => matrix.fp8_values(start..start + rows, &mut tile),
+                None => matrix.dequantize(start..start + rows, &mut tile),
+            }
             let tile = Tensor::from_vec(tile, (rows, cols), &Device::Cpu)?;
             x.matmul(&tile.t()?)?.flatten_all()?.to_vec1()
         })
@@ -355,6 +464,11 @@ fn by_gemm(x: &[f32], m: usize, matrix: &Matrix<'_>, out: &mut [f32]) -> Result<
         .for_each(|(i, out)| {
             for (tile, out) in tiles.iter().zip(out.chunks_mut(TILE_ROWS)) {
                 out.copy_from_slice(&tile[i * out.len()..][..out.len()]);
+            }
+            if let Some((x, scales)) = fp8 {
+                for (out, scale) in out.iter_mut().zip(scales) {
+                    *out *= x.scales[i] * scale;
+                }
             }
         });
     Ok(())

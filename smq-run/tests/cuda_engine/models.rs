@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use smq_convert::synth::{SynthOptions, synth};
-use smq_convert::{Checkpoint, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, convert};
+use smq_convert::{
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert,
+};
 use smq_run::{Source, Tokenizer};
 use tempfile::TempDir;
 
@@ -102,11 +104,11 @@ impl Model {
         let path = dir.path().join("model.smq");
         let options = ConvertOptions {
             target: target.parse().unwrap(),
-            quantize: QuantizeOptions {
+            quantize: Method::Int4(QuantizeOptions {
                 group,
                 scales,
                 rule: ScaleRule::Reference,
-            },
+            }),
             overwrite: false,
             jobs: 0,
         };

@@ -166,7 +166,7 @@ pub(super) fn tensor_changes(
     pair("scheme", &|t, _| Some(t.scheme.name().to_owned()));
     pair("dtype", &|t, _| match t.scheme {
         Scheme::Raw(dtype) => Some(dtype.name().to_owned()),
-        Scheme::Int4 { .. } => None,
+        _ => None,
     });
     pair("group", &|_, r| r.group_elems.map(|n| n.to_string()));
     pair("scale_format", &|_, r| r.scale_format.clone());
