@@ -61,3 +61,51 @@ pub fn quantize_fp8(
         blobs: vec![codes, scales.flat_map(f32::to_le_bytes).collect()],
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use smq_format::fp8::{VALUES, encode_naive};
+
+    use super::*;
+
+    fn f32_bytes(w: &[f32]) -> Vec<u8> {
+        w.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn equals_its_definition(columns in 1usize..300, w in prop::collection::vec(-4f32..4.0, 300..1200)) {
+            let w = &w[..w.len() / columns * columns];
+            let rows = w.len() / columns;
+            let q = quantize_fp8("w", &f32_bytes(w), Dtype::F32, (rows, columns)).unwrap();
+            prop_assert_eq!(q.scheme, Scheme::Fp8);
+            for (row, w) in w.chunks(columns).enumerate() {
+                let largest = w.iter().fold(0f32, |m, v| m.max(v.abs()));
+                let scale = largest.max(1e-12) / 448.0;
+                prop_assert_eq!(&q.blobs[1][4 * row..4 * row + 4], &scale.to_le_bytes());
+                let codes: Vec<u8> = w.iter().map(|v| encode_naive(v / scale)).collect();
+                prop_assert_eq!(&q.blobs[0][row * columns..(row + 1) * columns], &codes);
+            }
+            prop_assert_eq!(q.statistics.groups, rows as u64);
+            prop_assert_eq!(q.statistics.stored, q.statistics.exact);
+        }
+    }
+
+    #[test]
+    fn the_largest_element_is_448_and_zero_rows_stay_zero() {
+        let w = [0.0, 0.0, -3.0, 1.5, f32::MAX, 1.0];
+        let q = quantize_fp8("w", &f32_bytes(&w), Dtype::F32, (3, 2)).unwrap();
+        assert_eq!(q.blobs[0], [0, 0, 0xfe, 0x76, 0x7e, 0]);
+        assert_eq!((VALUES[0xfe], VALUES[0x76]), (-448.0, 224.0));
+        assert_eq!(q.statistics.zero_groups, 1);
+        let w = [1.0, f32::INFINITY];
+        let error = quantize_fp8("w", &f32_bytes(&w), Dtype::F32, (2, 1)).unwrap_err();
+        let at = QuantizeError::NotFinite {
+            row: 1,
+            column: 0,
+            value: f32::INFINITY,
+        };
+        assert_eq!(error, at);
+    }
+}

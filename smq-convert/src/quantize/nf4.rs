@@ -38,7 +38,8 @@ pub fn quantize_nf4(
         elems: rows * columns,
     };
     let exact = source.absmax(columns)?;
-    let (codes, nested, offset) = quantize_absmax(&exact);
+    let offset = mean(&exact);
+    let (codes, nested) = quantize_absmax(&exact, offset);
     let nibbles = source.nibbles(&exact);
     let stored: Vec<f32> = codes
         .iter()
@@ -168,11 +169,14 @@ fn first_not_finite_of(w: &[f32], first: usize, columns: usize) -> QuantizeError
     first_not_finite(&w[at..], row, column)
 }
 
-/// Codes, one for each absmax, the nested absmax of each 256, and the offset.
-pub(super) fn quantize_absmax(absmax: &[f32]) -> (Vec<u8>, Vec<f32>, f32) {
-    // In f64 and in order: as near to the mean as f32 is, at any number of threads.
+/// In f64 and in order: as near to the mean as f32 is, at any number of threads.
+fn mean(absmax: &[f32]) -> f32 {
     let sum: f64 = absmax.iter().copied().map(f64::from).sum();
-    let offset = (sum / absmax.len().max(1) as f64) as f32;
+    (sum / absmax.len().max(1) as f64) as f32
+}
+
+/// Codes, one for each absmax, and the nested absmax of each 256.
+fn quantize_absmax(absmax: &[f32], offset: f32) -> (Vec<u8>, Vec<f32>) {
     let mut codes = vec![0; absmax.len()];
     let nested = absmax
         .chunks(NESTED_BLOCK_CODES)
@@ -188,7 +192,7 @@ pub(super) fn quantize_absmax(absmax: &[f32]) -> (Vec<u8>, Vec<f32>, f32) {
             nested
         })
         .collect();
-    (codes, nested, offset)
+    (codes, nested)
 }
 
 /// The code of a normalized absmax: looked up at the nearest of 65,536 points, as bitsandbytes does.
@@ -205,3 +209,6 @@ fn absmax_code(v: f32) -> u8 {
     let point = unit.mul_add((TABLE_LEN - 1) as f32, 0.5) as usize;
     TABLE[point.min(TABLE_LEN - 1)]
 }
+
+#[cfg(test)]
+mod tests;
