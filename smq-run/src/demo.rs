@@ -1,4 +1,4 @@
-//! The whole main path in one go: convert, inspect, evaluate and time every int4 config beside C0.
+//! The whole main path in one go: convert, inspect, evaluate and time every config beside C0.
 
 use std::path::{Path, PathBuf};
 
@@ -29,17 +29,29 @@ pub struct DemoOptions {
     pub device: Device,
 }
 
-/// The configs of the study that differ in their scales: C5's E5M5 is C4.
-fn configs() -> [(&'static str, &'static str, ScaleChoice); 4] {
-    let e5 = |mantissa_bits| ScaleChoice::Mini {
-        exponent_bits: 5,
-        mantissa_bits,
+/// The configs of the study that differ in their weights: name, weights, method, and the file's name. C5's E5M5 is C4.
+fn configs() -> [(&'static str, &'static str, Method, &'static str); 6] {
+    let int4 = |scales| {
+        Method::Int4(QuantizeOptions {
+            group: 128,
+            scales,
+            rule: ScaleRule::Reference,
+        })
     };
+    let e5 = |mantissa_bits| {
+        int4(ScaleChoice::Mini {
+            exponent_bits: 5,
+            mantissa_bits,
+        })
+    };
+    let exact = int4(ScaleChoice::F32);
     [
-        ("C3", "int4, exact f32 scales", ScaleChoice::F32),
-        ("C4", "int4, E5M5 scales", e5(5)),
-        ("C5", "int4, E5M3 scales", e5(3)),
-        ("C5", "int4, E5M0 scales", e5(0)),
+        ("C1", "FP8, FP8 activations", Method::Fp8, "fp8"),
+        ("C2", "NF4, double-quantized", Method::Nf4, "nf4"),
+        ("C3", "int4, exact f32 scales", exact, "f32"),
+        ("C4", "int4, E5M5 scales", e5(5), "e5m5"),
+        ("C5", "int4, E5M3 scales", e5(3), "e5m3"),
+        ("C5", "int4, E5M0 scales", e5(0), "e5m0"),
     ]
 }
 
@@ -76,9 +88,9 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
         "bf16, not quantized",
     )?;
     let mut lines = vec![line];
-    for (config, what, scales) in configs() {
-        let path = options.out.join(format!("{}.smq", scales.name()));
-        convert_to(&checkpoint, &path, scales, &options.target)?;
+    for (config, what, method, name) in configs() {
+        let path = options.out.join(format!("{name}.smq"));
+        convert_to(&checkpoint, &path, method, &options.target)?;
         let page = path.with_extension("html");
         let report = report(&path)?;
         inspect::write_page(&report, &page)?;
@@ -105,16 +117,12 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
 fn convert_to(
     checkpoint: &Checkpoint,
     path: &Path,
-    scales: ScaleChoice,
+    method: Method,
     target: &Target,
 ) -> anyhow::Result<()> {
     let options = ConvertOptions {
         target: target.clone(),
-        quantize: Method::Int4(QuantizeOptions {
-            group: 128,
-            scales,
-            rule: ScaleRule::Reference,
-        }),
+        quantize: method,
         overwrite: true,
         jobs: 0,
     };

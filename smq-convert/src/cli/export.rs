@@ -113,12 +113,12 @@ fn print_summary(
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "{}: {} of tensors in {} safetensors file{}, {} from int4; every hash verified, {:.2} s",
+        "{}: {} of tensors in {} safetensors file{}, {} from quantized ones; every hash verified, {:.2} s",
         out_dir.display(),
         DecimalBytes(summary.tensor_bytes),
         summary.shards.len(),
         if summary.shards.len() == 1 { "" } else { "s" },
-        summary.int4_tensors,
+        summary.quantized_tensors,
         summary.elapsed.as_secs_f64(),
     )?;
     let rounding = &summary.rounding;

@@ -11,6 +11,8 @@ use smq_format::Dtype;
 
 use super::*;
 
+mod schemes;
+
 fn assert_close(
     got: &[f32],
     w: &[f32],
