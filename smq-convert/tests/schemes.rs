@@ -8,7 +8,7 @@ use safetensors::SafeTensors;
 use smq_format::SmqFile;
 use tempfile::TempDir;
 
-const SCHEMES: [(&str, &str, &str); 2] = [("nf4", "nf4-dq", "4.128"), ("fp8", "fp8-e4m3", "8.091")];
+const SCHEMES: [(&str, &str, &str); 2] = [("nf4", "nf4-dq", "4.127"), ("fp8", "fp8-e4m3", "8.106")];
 
 fn fixture() -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/phi3-tiny");

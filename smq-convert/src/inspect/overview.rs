@@ -122,7 +122,7 @@ fn densities(report: &Report) -> Vec<(String, String)> {
         lines.push((
             "bits per weight".to_owned(),
             format!(
-                "{} over {} quantized weights (nibbles and scales)",
+                "{} over {} quantized weights (codes and scales)",
                 bits(s.bits_per_quantized_weight),
                 count(s.quantized_elems)
             ),
