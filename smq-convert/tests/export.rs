@@ -119,13 +119,11 @@ fn dequantized_in_f32_is_exact_and_the_rest_is_as_it_was() {
             assert_eq!(shape, view.shape());
             let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(values), bits(&view.dequantize().unwrap()));
-            match view.data() {
-                TensorData::Int4 { .. } => assert_eq!(*dtype, Dtype::F32),
-                TensorData::Raw { .. } => {
-                    let original = source.tensor(view.name()).unwrap();
-                    assert_eq!(*dtype, original.dtype);
-                }
-            }
+            let expected = match view.scheme().is_quantized() {
+                true => Dtype::F32,
+                false => source.tensor(view.name()).unwrap().dtype,
+            };
+            assert_eq!(*dtype, expected);
         }
         let mut expected: Vec<String> = summary
             .shards
