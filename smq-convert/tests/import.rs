@@ -49,10 +49,7 @@ fn run(checkpoint: &Checkpoint, out: &Path, options: &ConvertOptions) -> SmqFile
     let planned = dry_run(checkpoint, options).unwrap().file_bytes;
     convert(checkpoint, out, options, &|_| true).unwrap();
     let file = SmqFile::open(out).unwrap();
-    assert_eq!(
-        (file.verify(|_| ()), file.header().file_bytes),
-        (vec![], planned)
-    );
+    assert!(file.verify(|_| ()).is_empty() && file.header().file_bytes == planned);
     let rechecked = recheck(&file, checkpoint.path(), &|_| ()).unwrap();
     assert_eq!(rechecked.differences, []);
     assert_eq!(rechecked.tensors, int4_names(&file).len());
