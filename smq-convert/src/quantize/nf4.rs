@@ -138,18 +138,21 @@ impl Source<'_> {
     fn groups(&self, columns: usize, nibbles: &[u8], exact: &[f32], stored: &[f32]) -> Vec<Group> {
         let groups_a_row = columns.div_ceil(BLOCK_ELEMS);
         let mut groups = vec![Group::default(); self.elems / columns * groups_a_row];
+        let ones = vec![1.0; groups_a_row + 1];
         groups
             .par_chunks_mut(groups_a_row)
             .enumerate()
             .with_min_len(8)
             .for_each_init(
-                || [vec![0.0; columns], vec![0.0; columns], vec![0.0; columns]],
+                || [(); 3].map(|()| vec![0.0; columns]),
                 |[w, v, v_exact], (row, groups)| {
-                    let elems = row * columns..(row + 1) * columns;
-                    self.widen(elems.clone(), w);
-                    let first_block = elems.start / BLOCK_ELEMS;
-                    dequantize(nibbles, &stored[first_block..], elems.start, v);
-                    dequantize(nibbles, &exact[first_block..], elems.start, v_exact);
+                    let first = row * columns;
+                    self.widen(first..first + columns, w);
+                    // The codes' values, looked up once; a value times 1 is itself.
+                    dequantize(nibbles, &ones, first, v);
+                    v_exact.copy_from_slice(v);
+                    scale(v_exact, &exact[first / BLOCK_ELEMS..], first);
+                    scale(v, &stored[first / BLOCK_ELEMS..], first);
                     let runs = w.chunks(BLOCK_ELEMS).zip(v.chunks(BLOCK_ELEMS));
                     let runs = runs.zip(v_exact.chunks(BLOCK_ELEMS));
                     for (group, ((w, v), v_exact)) in groups.iter_mut().zip(runs) {
@@ -161,6 +164,22 @@ impl Source<'_> {
             );
         groups
     }
+}
+
+/// Multiplies the elements from `first` of the flattened tensor with their block's absmax; `absmax` starts with the
+/// first one's.
+fn scale(values: &mut [f32], absmax: &[f32], first: usize) {
+    let (head, blocks) = values.split_at_mut(values.len().min(head_elems(first)));
+    let blocks = blocks.chunks_mut(BLOCK_ELEMS);
+    let head = Some(head).filter(|head| !head.is_empty());
+    for (values, absmax) in head.into_iter().chain(blocks).zip(absmax) {
+        values.iter_mut().for_each(|v| *v *= absmax);
+    }
+}
+
+/// Elements before the first block that starts at or after `first`.
+fn head_elems(first: usize) -> usize {
+    first.next_multiple_of(BLOCK_ELEMS) - first
 }
 
 fn first_not_finite_of(w: &[f32], first: usize, columns: usize) -> QuantizeError {
