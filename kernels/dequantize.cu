@@ -1,5 +1,6 @@
-// Weights back to bf16: w' = q s', for products with so many rows that a bf16 GEMM wins.
+// Weights back to bf16, for products with so many rows that a bf16 GEMM wins: int4 (w' = q s'), NF4 and FP8.
 //
+// dequantize_int4:
 //   nibbles  [*, K/2] bytes, low nibble = even column, two's complement
 //   scales   one per (row, group of GROUP columns), row-major; see load_scale
 //   out      [rows, OUT_K] bf16: rows first_row .. first_row + rows - 1 of the tensor
@@ -11,11 +12,15 @@
 // q is exact in f32, the product is rounded to f32 and then, to nearest even, to bf16: the bits are those
 // of `bf16(q as f32 * s)` on a CPU.
 //
+// dequantize_nf4, dequantize_fp8: the same bits as a CPU's too. The blobs are a file's (spec/format.md), columns come in plain
+// order, and GROUP, OUT_INT4 and the scale macros do not matter. NF4's blocks run over rows: K / 64 need not be whole.
+//
 // Macros: K (a multiple of 32), GROUP (a multiple of 32), OUT_INT4, SCALE_FORMAT, SCALE_WIDTH,
 // SCALE_MANTISSA. Grid: ceil(rows * OUT_K / 8 / CHUNKS_A_BLOCK) blocks of THREADS.
 // The kernel moves 2.5 bytes a weight and does little else. A thread makes chunks of 8 outputs, so that a
 // warp reads 128 and writes 512 contiguous bytes; it has CHUNKS of them in flight (more did not help).
 #include "common.cuh"
+#include "nf4.cuh"
 
 #ifndef OUT_INT4
 #define OUT_INT4 0
@@ -90,5 +95,83 @@ dequantize_int4(const u8 *__restrict__ nibbles, const void *__restrict__ scales,
         v.w = __byte_perm(p[2], p[3], 0x7632);
 #endif
         ((uint4 *)out)[index] = v;
+    }
+}
+
+// nibbles [*, K/2] bytes, high nibble = even column; absmax one byte a block of 64 elements of the whole tensor;
+// nested_absmax one f32 for 256 of these. Grid: ceil(rows * K / 8 / CHUNKS_A_BLOCK).
+KERNEL __launch_bounds__(THREADS)
+dequantize_nf4(const u8 *__restrict__ nibbles, const u8 *__restrict__ absmax, const float *__restrict__ nested_absmax,
+               float offset, int rows, int first_row, u16 *__restrict__ out) {
+    __shared__ float values[16];
+    let_next_kernel_start();
+    if (threadIdx.x < 16) values[threadIdx.x] = __uint_as_float(NF4_VALUE_BITS[threadIdx.x]);
+    __syncthreads();
+    u32 chunks = (u32)rows * (K / 8);
+    u32 first = blockIdx.x * CHUNKS_A_BLOCK + threadIdx.x;
+    u64 before = (u64)first_row * (K / 8); // chunks of the tensor
+    u32 words[CHUNKS];
+    float scale[CHUNKS];
+#pragma unroll
+    for (int n = 0; n < CHUNKS; n++) {
+        u32 index = first + n * THREADS;
+        words[n] = 0;
+        scale[n] = 0.0f;
+        if (index < chunks) {
+            words[n] = ((const u32 *)nibbles)[before + index];
+            u64 block = (before + index) / 8;
+            scale[n] = nf4_absmax(absmax[block], nested_absmax[block / 256], offset);
+        }
+    }
+    wait_for_previous_kernel(); // it may still read `out`
+#pragma unroll
+    for (int n = 0; n < CHUNKS; n++) {
+        u32 index = first + n * THREADS;
+        if (index >= chunks) break;
+        u32 p[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            u32 byte = words[n] >> (8 * i) & 255;
+            p[i] = bf16_pair(values[byte >> 4] * scale[n], values[byte & 15] * scale[n]);
+        }
+        ((uint4 *)out)[index] = make_uint4(p[0], p[1], p[2], p[3]);
+    }
+}
+
+// The value of an E4M3 code that is no NaN. Shifted into an f16's exponent and mantissa it means 2^-8 of its value,
+// subnormal codes too, since the formats' biases differ by 8.
+DEVICE float e4m3_to_f32(u32 code) { return f16_to_f32((u16)((code & 0x7f) << 7 | (code & 0x80) << 8)) * 256.0f; }
+
+// codes [*, K] bytes of E4M3, none of them NaN; scales one f32 a row. Grid as above.
+KERNEL __launch_bounds__(THREADS)
+dequantize_fp8(const u8 *__restrict__ codes, const float *__restrict__ scales, int rows, int first_row,
+               u16 *__restrict__ out) {
+    let_next_kernel_start();
+    u32 chunks = (u32)rows * (K / 8);
+    u32 first = blockIdx.x * CHUNKS_A_BLOCK + threadIdx.x;
+    uint2 words[CHUNKS];
+    float scale[CHUNKS];
+#pragma unroll
+    for (int n = 0; n < CHUNKS; n++) {
+        u32 index = first + n * THREADS;
+        words[n] = make_uint2(0, 0);
+        scale[n] = 0.0f;
+        if (index < chunks) {
+            words[n] = ((const uint2 *)(codes + (u64)first_row * K))[index];
+            scale[n] = scales[first_row + index / (K / 8)];
+        }
+    }
+    wait_for_previous_kernel(); // it may still read `out`
+#pragma unroll
+    for (int n = 0; n < CHUNKS; n++) {
+        u32 index = first + n * THREADS;
+        if (index >= chunks) break;
+        u32 p[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            u32 pair = (i < 2 ? words[n].x : words[n].y) >> (16 * (i & 1));
+            p[i] = bf16_pair(e4m3_to_f32(pair & 255) * scale[n], e4m3_to_f32(pair >> 8 & 255) * scale[n]);
+        }
+        ((uint4 *)out)[index] = make_uint4(p[0], p[1], p[2], p[3]);
     }
 }

@@ -23,6 +23,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("e5m5.smq", int4(ScaleFormat::Mini(mini))),
         ("f16.smq", int4(ScaleFormat::F16)),
         ("f32.smq", int4(ScaleFormat::F32)),
+        (
+            "nf4.smq",
+            Scheme::Nf4 {
+                offset_bits: 0.25f32.to_bits(),
+            },
+        ),
+        ("fp8.smq", Scheme::Fp8),
     ] {
         let path = scratch.join(name);
         let mut writer = SmqWriter::create(&path, true)?;
@@ -35,6 +42,14 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let stream = bits::pack(codes, scales.width_bits());
                 let nibbles = [0xe1, 0x87, 0x03, 0x5f, 0x21, 0x0c];
                 writer.add_tensor("w", &[2, 5], Dtype::Bf16, scheme, &[&nibbles, &stream])?;
+            }
+            Scheme::Nf4 { .. } => {
+                let blobs: [&[u8]; 3] = [&[0x0f, 0x17, 0xe2, 0x87], &[200], &0.5f32.to_le_bytes()];
+                writer.add_tensor("w", &[1, 7], Dtype::Bf16, scheme, &blobs)?;
+            }
+            Scheme::Fp8 => {
+                let blobs: [&[u8]; 2] = [&[0x7e, 0x81, 0, 0x38], &0.25f32.to_le_bytes()];
+                writer.add_tensor("w", &[1, 4], Dtype::Bf16, scheme, &blobs)?;
             }
         }
         writer.finish(Provenance::default(), None)?;

@@ -340,17 +340,17 @@ fn weights(
     let Scheme::Int4 { scales: format, .. } = quantized.scheme else {
         panic!("a quantized tensor is int4");
     };
-    let blobs: [&[u8]; 2] = [&quantized.nibbles, &quantized.scales];
+    let blobs: Vec<&[u8]> = quantized.blobs.iter().map(Vec::as_slice).collect();
     let added = writer.add_tensor(name, &[rows, columns], dtype, quantized.scheme, &blobs);
     added.expect("what the quantizer made is accepted");
     let groups = columns.div_ceil(group);
     let values = (0..rows * columns).map(|i| {
         let (row, column) = (i / columns, i % columns);
-        let byte = quantized.nibbles[row * int4::row_bytes(columns) + column / 2];
+        let byte = quantized.blobs[0][row * int4::row_bytes(columns) + column / 2];
         let (low, high) = int4::unpack(byte);
         let q = if column % 2 == 0 { low } else { high };
         let code = bits::code_at(
-            &quantized.scales,
+            &quantized.blobs[1],
             format.width_bits(),
             row * groups + column / group,
         );

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use smq_convert::convert::{ConvertOptions, convert, dry_run};
-use smq_convert::{Checkpoint, QuantizeOptions, ScaleChoice, ScaleRule, Target};
+use smq_convert::{Checkpoint, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target};
 use smq_format::SmqFile;
 use smq_fuzz::{Random, mutate_safetensors, scratch};
 
@@ -57,11 +57,7 @@ fuzz_target!(|data: &[u8]| {
     if choose % 5 == 0 {
         checkpoint.requantize();
     }
-    let options = ConvertOptions {
-        target: ["mlp", "all", "."][choose % 3]
-            .parse::<Target>()
-            .expect("a target parses"),
-        quantize: QuantizeOptions {
+    let int4 = Method::Int4(QuantizeOptions {
             group: if kind > 0 {
                 8
             } else {
@@ -85,7 +81,13 @@ fuzz_target!(|data: &[u8]| {
                 ScaleRule::Search,
                 ScaleRule::Signed,
             ][choose / 48 % 4],
-        },
+        });
+    let method = [int4, int4, Method::Nf4, Method::Fp8][choose / 192 % 4];
+    let options = ConvertOptions {
+        target: ["mlp", "all", "."][choose % 3]
+            .parse::<Target>()
+            .expect("a target parses"),
+        quantize: method,
         overwrite: true,
         jobs: 1,
     };
@@ -107,7 +109,8 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(summary.written.file_bytes, file.bytes().len() as u64);
             assert_eq!(file.verify(|_| ()), [], "what was converted verifies");
             assert_eq!(file.tensors().len(), checkpoint.tensors().len());
-            let digits = 2 * file.tensors().len() as u64;
+            // Of an int4 tensor's bias, or of the ten of an NF4 tensor's offset.
+            let digits = 9 * file.tensors().len() as u64;
             assert!(
                 planned.file_bytes.abs_diff(summary.written.file_bytes)
                     <= digits.next_multiple_of(256)

@@ -2,9 +2,9 @@
 
 use half_free::{bf16, f16};
 use smq_format::scale::ScaleFormat;
-use smq_format::{Dtype, Scheme, TensorData, TensorView};
+use smq_format::{Dtype, Scheme, TensorData, TensorView, nf4};
 
-/// Every element of a tensor, or `None` where a scale code is invalid.
+/// Every element of a tensor, or `None` where a scale or an element is invalid.
 pub fn dequantize(tensor: &TensorView) -> Option<Vec<f32>> {
     match tensor.data() {
         TensorData::Raw { dtype, bytes } => Some(match dtype {
@@ -45,7 +45,52 @@ pub fn dequantize(tensor: &TensorView) -> Option<Vec<f32>> {
             debug_assert!(matches!(tensor.scheme(), Scheme::Int4 { .. }));
             Some(out)
         }
+        TensorData::Nf4 { nibbles, scales } => {
+            let elems: usize = tensor.shape().iter().product();
+            let nested: Vec<f32> = scales.nested_absmax.chunks(4).map(single).collect();
+            if !nested.iter().all(|v| v.is_finite()) {
+                return None;
+            }
+            let element = |i: usize| {
+                let map = nf4::ABSMAX_VALUES[usize::from(scales.absmax[i / 64])];
+                let product = map * nested[i / (64 * 256)];
+                let absmax = product + scales.offset;
+                let shift = if i % 2 == 0 { 4 } else { 0 };
+                nf4::VALUES[usize::from(nibbles[i / 2] >> shift & 15)] * absmax
+            };
+            Some((0..elems).map(element).collect())
+        }
+        TensorData::Fp8 { codes, scales } => {
+            let &[rows, columns] = tensor.shape() else {
+                return None;
+            };
+            let mut out = Vec::with_capacity(rows * columns);
+            for row in 0..rows {
+                let scale = single(&scales.bytes[4 * row..4 * row + 4]);
+                for code in &codes[row * columns..(row + 1) * columns] {
+                    if !scale.is_finite() {
+                        return None;
+                    }
+                    out.push(e4m3(*code)? * scale);
+                }
+            }
+            Some(out)
+        }
     }
+}
+
+fn single(b: &[u8]) -> f32 {
+    f32::from_le_bytes([b[0], b[1], b[2], b[3]])
+}
+
+fn e4m3(code: u8) -> Option<f32> {
+    let (field, mantissa) = (i32::from(code >> 3 & 15), f64::from(code & 7));
+    let magnitude = match field {
+        0 => mantissa / 8.0 * 2f64.powi(-6),
+        15 if mantissa == 7.0 => return None,
+        _ => (1.0 + mantissa / 8.0) * 2f64.powi(field - 7),
+    };
+    Some((if code >> 7 == 1 { -magnitude } else { magnitude }) as f32)
 }
 
 /// The formula of the specification in f64, where every step is exact.

@@ -213,7 +213,7 @@ impl Parts {
             Scheme::Raw(_) => (0..random.below(4))
                 .map(|_| random.pick(&[0, 1, 2, 3, 5, 16]))
                 .collect(),
-            Scheme::Int4 { .. } => vec![random.pick(&dims[..8]), random.pick(&dims)],
+            _ => vec![random.pick(&dims[..8]), random.pick(&dims)],
         };
         let Ok(lengths) = tensor.scheme.blob_lengths(&tensor.name, &tensor.shape) else {
             return;
@@ -272,7 +272,14 @@ impl Parts {
 
 fn scheme(random: &mut Random) -> Scheme {
     let group = random.pick(&[1, 2, 3, 5, 8, 31, 32, 64, 127, 128, 1 << 20]);
-    let scales = match random.below(6) {
+    let scales = match random.below(8) {
+        6 => {
+            let offset = random.pick(&[0, 1, 0x3d80_0000, 0x3f80_0000, 0x7f7f_ffff]);
+            return Scheme::Nf4 {
+                offset_bits: offset,
+            };
+        }
+        7 => return Scheme::Fp8,
         0 => return Scheme::Raw(random.pick(&[Dtype::Bf16, Dtype::F16, Dtype::F32])),
         1 => ScaleFormat::F16,
         2 => ScaleFormat::F32,

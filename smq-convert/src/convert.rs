@@ -11,7 +11,7 @@ use crate::error::ConvertError;
 use crate::import::Form;
 use crate::known::check_against_config;
 use crate::plan::{Plan, Target, plan, sources};
-use crate::quantize::{QuantizeError, QuantizeOptions, Quantized, ScaleRule, keep, quantize};
+use crate::quantize::{Method, QuantizeError, Quantized, ScaleRule, keep};
 use crate::source::{Checkpoint, EMBEDDED_FILES, SourceTensor};
 use crate::source_hash::SourceHasher;
 
@@ -20,8 +20,8 @@ use crate::source_hash::SourceHasher;
 pub struct ConvertOptions {
     /// Which tensors are quantized.
     pub target: Target,
-    /// How.
-    pub quantize: QuantizeOptions,
+    /// To what.
+    pub quantize: Method,
     /// Replace an existing file.
     pub overwrite: bool,
     /// Threads; 0 takes every core. Never changes the bytes.
@@ -53,7 +53,7 @@ pub type Progress<'a> = &'a (dyn Fn(u64) -> bool + Sync);
 /// # Errors
 /// As [`convert`], for all that can be known from headers.
 pub fn dry_run(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Plan, ConvertError> {
-    check_options(checkpoint, &options.quantize)?;
+    check_options(checkpoint, options.quantize)?;
     check_against_config(checkpoint)?;
     let files = checkpoint.embedded_files()?;
     let provenance = provenance(checkpoint, options);
@@ -61,7 +61,7 @@ pub fn dry_run(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Plan
         checkpoint,
         &files,
         &options.target,
-        &options.quantize,
+        options.quantize,
         provenance,
     )
 }
@@ -129,7 +129,7 @@ pub fn convert(
 /// A tensor ready to be written.
 enum Ready<'a> {
     Raw(&'a [u8]),
-    Int4(Box<Quantized>),
+    Quantized(Box<Quantized>),
 }
 
 /// Quantizes each tensor while the one before it is hashed and written, so that at most two are held.
@@ -152,7 +152,7 @@ fn write_tensors(
         };
         let ((written, ()), ready) = rayon::join(
             || rayon::join(write, || hasher.advance(tensor)),
-            || prepare(checkpoint, tensor, planned.quantized, &options.quantize),
+            || prepare(checkpoint, tensor, planned.quantized, options.quantize),
         );
         scale_bytes += written?;
         previous = Some((tensor, ready?));
@@ -171,7 +171,7 @@ fn prepare<'a>(
     checkpoint: &'a Checkpoint,
     tensor: &SourceTensor,
     quantized: bool,
-    options: &QuantizeOptions,
+    method: Method,
 ) -> Result<Ready<'a>, ConvertError> {
     let bytes = checkpoint.bytes(tensor);
     let columns = tensor.shape.last().copied().unwrap_or(1);
@@ -180,34 +180,26 @@ fn prepare<'a>(
         check_finite(bytes, tensor.dtype, columns).map_err(located)?;
         return Ok(Ready::Raw(bytes));
     }
-    let result = quantize_tensor(checkpoint, tensor, options).map_err(located)?;
-    Ok(Ready::Int4(Box::new(result)))
+    let result = quantize_tensor(checkpoint, tensor, method).map_err(located)?;
+    Ok(Ready::Quantized(Box::new(result)))
 }
 
 /// Quantizes a matrix of the checkpoint, or keeps the integers of one that is int4 already.
 pub(crate) fn quantize_tensor(
     checkpoint: &Checkpoint,
     tensor: &SourceTensor,
-    options: &QuantizeOptions,
+    method: Method,
 ) -> Result<Quantized, QuantizeError> {
     let shape = (tensor.shape[0], tensor.shape[1]);
-    match checkpoint.packed(tensor) {
-        None => {
-            let bytes = checkpoint.bytes(tensor);
-            quantize(&tensor.name, bytes, tensor.dtype, shape, options)
-        }
-        Some(view) if checkpoint.keeps_codes() => {
-            keep(&tensor.name, shape, options, |rows, nibbles, scales| {
+    let name = &tensor.name;
+    match (checkpoint.packed(tensor), method) {
+        (None, _) => method.quantize(name, checkpoint.bytes(tensor), tensor.dtype, shape),
+        (Some(view), Method::Int4(options)) if checkpoint.keeps_codes() => {
+            keep(name, shape, &options, |rows, nibbles, scales| {
                 view.fill(rows, nibbles, scales);
             })
         }
-        Some(view) => quantize(
-            &tensor.name,
-            &view.to_f32_bytes(),
-            Dtype::F32,
-            shape,
-            options,
-        ),
+        (Some(view), _) => method.quantize(name, &view.to_f32_bytes(), Dtype::F32, shape),
     }
 }
 
@@ -226,10 +218,11 @@ fn write_tensor(
             add(Scheme::Raw(tensor.dtype), &[bytes])?;
             Ok(0)
         }
-        Ready::Int4(q) => {
-            add(q.scheme, &[&q.nibbles, &q.scales])?;
+        Ready::Quantized(q) => {
+            let blobs: Vec<&[u8]> = q.blobs.iter().map(Vec::as_slice).collect();
+            add(q.scheme, &blobs)?;
             statistics.push(q.statistics);
-            Ok(q.scales.len() as u64)
+            Ok(blobs[1..].iter().map(|b| b.len() as u64).sum())
         }
     }
 }
@@ -304,13 +297,15 @@ pub(crate) const CODES_REQUANTIZED: &str = "requantized";
 
 /// Everything that decides the bytes; hashes of the sources are filled in later.
 fn provenance(checkpoint: &Checkpoint, options: &ConvertOptions) -> Provenance {
-    let quantize = &options.quantize;
-    let mut parameters = BTreeMap::from([
-        ("group_size".to_owned(), quantize.group.to_string()),
-        ("scale_rule".to_owned(), rule_name(quantize.rule)),
-        ("scales".to_owned(), quantize.scales.name()),
-        ("target".to_owned(), options.target.name().to_owned()),
-    ]);
+    let mut parameters = BTreeMap::from([("target".to_owned(), options.target.name().to_owned())]);
+    parameters.extend(match options.quantize {
+        Method::Int4(int4) => vec![
+            ("group_size".to_owned(), int4.group.to_string()),
+            ("scale_rule".to_owned(), rule_name(int4.rule)),
+            ("scales".to_owned(), int4.scales.name()),
+        ],
+        method => vec![("scheme".to_owned(), method.name().to_owned())],
+    });
     if let Some(import) = checkpoint.import() {
         let codes = match checkpoint.keeps_codes() {
             true => CODES_KEPT,
@@ -347,7 +342,7 @@ fn check_target(checkpoint: &Checkpoint, target: &Path) -> Result<(), ConvertErr
     }
 }
 
-fn check_options(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Result<(), ConvertError> {
+fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(), ConvertError> {
     let wrong = |option, value, rule| {
         Err(ConvertError::Option {
             option,
@@ -355,12 +350,23 @@ fn check_options(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Result<(
             rule,
         })
     };
+    let import = checkpoint.import().filter(|_| checkpoint.keeps_codes());
+    let Method::Int4(options) = method else {
+        let Some(import) = import else {
+            return Ok(());
+        };
+        let rule = format!(
+            "the checkpoint is int4 ({}), and its integers are kept; pass --requantize to quantize its dequantized weights anew",
+            import.form
+        );
+        return wrong("--scheme", method.name().to_owned(), rule);
+    };
     let range = smq_format::scheme::GROUP_RANGE;
     if !range.contains(&options.group) {
         let rule = format!("must be {} to {}", range.start(), range.end());
         return wrong("--group-size", options.group.to_string(), rule);
     }
-    let Some(import) = checkpoint.import().filter(|_| checkpoint.keeps_codes()) else {
+    let Some(import) = import else {
         return Ok(());
     };
     if options.group != import.group {

@@ -59,13 +59,13 @@ pub struct ExportOptions {
 pub struct ExportSummary {
     /// The safetensors files, in order.
     pub shards: Vec<PathBuf>,
-    /// Number of int4 tensors in the .smq file.
-    pub int4_tensors: usize,
+    /// Number of quantized tensors in the .smq file.
+    pub quantized_tensors: usize,
     /// Elements a group of the int4 tensors, where they agree.
     pub group: Option<usize>,
     /// Bytes of tensor data.
     pub tensor_bytes: u64,
-    /// What rounding to bf16 did: to the int4 tensors' weights, or to their scales.
+    /// What rounding to bf16 did: to the quantized tensors' weights, or to their scales.
     pub rounding: Rounding,
     /// The file's statistics are damaged; the weights are not.
     pub statistics_damaged: bool,
@@ -133,7 +133,7 @@ pub fn export(
     staging.commit(&shards, &names)?;
     Ok(ExportSummary {
         shards: shards.iter().map(|name| out_dir.join(name)).collect(),
-        int4_tensors: plan.int4_tensors,
+        quantized_tensors: plan.quantized_tensors,
         group: plan.group,
         tensor_bytes: plan.tensor_bytes,
         rounding,

@@ -24,5 +24,5 @@ pub mod synth;
 pub use convert::{ConvertOptions, Summary, convert, dry_run};
 pub use error::ConvertError;
 pub use plan::{Plan, Target};
-pub use quantize::{QuantizeOptions, ScaleChoice, ScaleRule};
+pub use quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
 pub use source::Checkpoint;

@@ -9,7 +9,7 @@ use smq_format::statistics::{
 use smq_format::{Index, Provenance, Scheme, SourceFile, Statistics, TensorEntry};
 
 use crate::error::ConvertError;
-use crate::quantize::{QuantizeOptions, ScaleChoice};
+use crate::quantize::{Method, ScaleChoice};
 use crate::source::{Checkpoint, SourceTensor};
 
 /// Which tensors are quantized. Only matrices ever are.
@@ -71,8 +71,9 @@ pub struct Planned {
 pub struct Plan {
     /// One a tensor, in the checkpoint's order.
     pub tensors: Vec<Planned>,
-    /// Length of the file: exact unless a quantized tensor is all zero or its largest scale is outside
-    /// 2^-68..2^22, where its bias has not two digits and the index differs by a byte a tensor.
+    /// Length of the file: exact unless a quantized tensor is all zero, the largest scale of an int4 one is outside
+    /// 2^-68..2^22, where its bias has not two digits, or the mean absmax of an NF4 one is under 0.0047, where the
+    /// bits of its offset have not ten; then the index differs by a byte or more a tensor.
     pub file_bytes: u64,
 }
 
@@ -84,7 +85,7 @@ pub fn plan(
     checkpoint: &Checkpoint,
     files: &[(&str, Vec<u8>)],
     target: &Target,
-    options: &QuantizeOptions,
+    method: Method,
     provenance: Provenance,
 ) -> Result<Plan, ConvertError> {
     let mut index = Index {
@@ -115,8 +116,8 @@ pub fn plan(
         let selected = target.selects(&tensor.name, tensor.shape.len()) && tensor.elems() > 0;
         let quantized = selected || tensor.packed.is_some();
         let scheme = if quantized {
-            statistics.tensors.push(record_of(tensor, options));
-            two_digit_scheme(options)
+            statistics.tensors.push(record_of(tensor));
+            likely_scheme(method)
         } else {
             Scheme::Raw(tensor.dtype)
         };
@@ -165,8 +166,17 @@ pub fn sources(checkpoint: &Checkpoint) -> Vec<SourceFile> {
     checkpoint.shards().iter().map(source).collect()
 }
 
-/// A scheme whose bias, unknown until the weights are read, has two digits as nearly all have.
-fn two_digit_scheme(options: &QuantizeOptions) -> Scheme {
+/// A scheme whose bias or offset, unknown until the weights are read, has as many digits as nearly all have.
+fn likely_scheme(method: Method) -> Scheme {
+    let options = match method {
+        Method::Int4(options) => options,
+        Method::Nf4 => {
+            return Scheme::Nf4 {
+                offset_bits: 0.0625f32.to_bits(),
+            };
+        }
+        Method::Fp8 => return Scheme::Fp8,
+    };
     let scales = match options.scales {
         ScaleChoice::F32 => ScaleFormat::F32,
         ScaleChoice::F16 => ScaleFormat::F16,
@@ -188,7 +198,7 @@ fn two_digit_scheme(options: &QuantizeOptions) -> Scheme {
 }
 
 /// A record of the right length.
-fn record_of(tensor: &SourceTensor, _options: &QuantizeOptions) -> TensorStatistics {
+fn record_of(tensor: &SourceTensor) -> TensorStatistics {
     let rows = tensor.shape[0];
     let block_rows = rows.div_ceil(MAX_ROW_BLOCKS).max(1);
     TensorStatistics {

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use smq_convert::export::{ExportFormat, ExportOptions, export};
 use smq_convert::{
-    Checkpoint, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, convert, synth,
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert, synth,
 };
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::{
@@ -22,14 +22,14 @@ fn fixture() -> PathBuf {
 fn make(checkpoint: &Path, out: &Path, mantissa_bits: u32) {
     let options = ConvertOptions {
         target: "mlp".parse().unwrap(),
-        quantize: QuantizeOptions {
+        quantize: Method::Int4(QuantizeOptions {
             group: 128,
             scales: ScaleChoice::Mini {
                 exponent_bits: 5,
                 mantissa_bits,
             },
             rule: ScaleRule::Reference,
-        },
+        }),
         overwrite: false,
         jobs: 0,
     };
@@ -140,7 +140,7 @@ fn e5m5_against_e5m3() {
                     .collect::<Vec<_>>();
                 (integers, scales.decode_all().unwrap())
             }
-            TensorData::Raw { .. } => panic!("{name} is not int4"),
+            _ => panic!("{name} is not int4"),
         });
         let [(q, s), (r, t)] = &parts;
         let nibbles = q.iter().zip(r).filter(|(q, r)| q != r).count();

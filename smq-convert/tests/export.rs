@@ -12,7 +12,8 @@ use serde_json::Value;
 use smq_convert::export::{ExportFormat, ExportOptions, ExportSummary, export};
 use smq_convert::synth::DEFAULT_SHARD_BYTES;
 use smq_convert::{
-    Checkpoint, ConvertError, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, convert,
+    Checkpoint, ConvertError, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule,
+    convert,
 };
 use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, TensorData, int4};
 use tempfile::TempDir;
@@ -42,11 +43,11 @@ fn smq(dir: &TempDir, scales: ScaleChoice, group: usize, rule: ScaleRule) -> Smq
     let path = dir.path().join("model.smq");
     let options = ConvertOptions {
         target: "all".parse().unwrap(),
-        quantize: QuantizeOptions {
+        quantize: Method::Int4(QuantizeOptions {
             group,
             scales,
             rule,
-        },
+        }),
         overwrite: true,
         jobs: 0,
     };
@@ -118,13 +119,11 @@ fn dequantized_in_f32_is_exact_and_the_rest_is_as_it_was() {
             assert_eq!(shape, view.shape());
             let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(values), bits(&view.dequantize().unwrap()));
-            match view.data() {
-                TensorData::Int4 { .. } => assert_eq!(*dtype, Dtype::F32),
-                TensorData::Raw { .. } => {
-                    let original = source.tensor(view.name()).unwrap();
-                    assert_eq!(*dtype, original.dtype);
-                }
-            }
+            let expected = match view.scheme().is_quantized() {
+                true => Dtype::F32,
+                false => source.tensor(view.name()).unwrap().dtype,
+            };
+            assert_eq!(*dtype, expected);
         }
         let mut expected: Vec<String> = summary
             .shards

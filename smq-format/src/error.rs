@@ -226,6 +226,16 @@ pub enum Defect {
     ScalePadding { tensor: String },
     #[error("tensor {tensor:?}: the unused nibble at the end of row {row} is not zero")]
     NibblePadding { tensor: String, row: u64 },
+    #[error("tensor {tensor:?}: the unused half of its last byte of nibbles is not 7")]
+    Nf4Padding { tensor: String },
+    #[error("tensor {tensor:?}: nested absmax {index} is not finite")]
+    NestedAbsmaxNotFinite { tensor: String, index: u64 },
+    #[error("tensor {tensor:?}: element {element} of row {row} is NaN")]
+    Fp8Nan {
+        tensor: String,
+        row: u64,
+        element: u64,
+    },
     #[error("statistics cannot be decoded: {reason}")]
     Statistics { reason: String },
     #[error(

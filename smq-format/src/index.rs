@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::Defect;
 use crate::header::HEADER_BYTES;
 use crate::json::canonical;
-use crate::scheme::{Dtype, Parameters, Role, Scheme};
+use crate::parameters::Parameters;
+use crate::scheme::{Dtype, Role, Scheme};
 
 /// Every blob, and the index, starts at a multiple of this.
 pub const ALIGN_BYTES: u64 = 256;

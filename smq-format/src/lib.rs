@@ -5,7 +5,7 @@
 //! ```
 //!
 //! This crate holds what every program needs that reads or writes one: the scale codec
-//! ([`scale`], [`bits`], [`int4`]), the container ([`header`], [`index`], [`statistics`]), and
+//! ([`scale`], [`bits`], [`int4`], [`nf4`], [`fp8`]), the container ([`header`], [`index`], [`statistics`]), and
 //! [`SmqFile`] and [`SmqWriter`]. How weights are quantized is `smq-convert`'s business, how they run is
 //! `smq-run`'s. The bytes are specified in `spec/format.md`, the arithmetic in `spec/method.md`.
 //!
@@ -37,14 +37,18 @@
 
 pub mod bits;
 pub mod error;
+pub mod fp8;
 pub mod header;
 pub mod index;
 pub mod int4;
 mod json;
+pub mod nf4;
+mod parameters;
 mod reader;
 pub mod scale;
 pub mod scheme;
 pub mod statistics;
+mod stored_scales;
 mod view;
 mod writer;
 
@@ -53,5 +57,6 @@ pub use index::{Index, Provenance, SourceFile, TensorEntry};
 pub use reader::{SmqFile, hash, map_file};
 pub use scheme::{Dtype, Role, Scheme};
 pub use statistics::Statistics;
-pub use view::{Scales, TensorData, TensorView, widen};
+pub use stored_scales::{Nf4Scales, RowScales, Scales};
+pub use view::{TensorData, TensorView, widen};
 pub use writer::{PARTIAL_SUFFIX, SmqWriter, Written, leftovers, remove_statistics};

@@ -5,12 +5,17 @@ use serde::{Deserialize, Serialize};
 use crate::bits::stream_bytes;
 use crate::error::Defect;
 use crate::int4::row_bytes;
-use crate::scale::{MAX_MANTISSA_BITS, MiniFloat, ScaleFormat};
+use crate::nf4;
+use crate::parameters::parameter;
+use crate::scale::ScaleFormat;
 
 /// Names of every scheme this version reads.
-pub const KNOWN_SCHEMES: &str = "raw, int4-e5mx, int4-f16, int4-f32";
+pub const KNOWN_SCHEMES: &str = "raw, int4-e5mx, int4-f16, int4-f32, nf4-dq, fp8-e4m3";
 /// Smallest and largest group, in elements.
 pub const GROUP_RANGE: std::ops::RangeInclusive<usize> = 1..=1 << 20;
+
+/// Bits of the largest finite f32: an NF4 offset is finite and not negative.
+pub const MAX_OFFSET_BITS: u32 = 0x7f7f_ffff;
 
 /// Element type of a `raw` tensor, and of a tensor's source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -51,14 +56,18 @@ impl std::fmt::Display for Dtype {
 
 /// What a blob of a tensor holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// Elements of a `raw` tensor, row-major, little-endian.
+    /// Elements of a `raw` tensor, row-major, little-endian; codes of an `fp8-e4m3` one, `[out, in]` bytes.
     Data,
-    /// Nibbles, row-major, `[out, ceil(in / 2)]` bytes.
+    /// int4: row-major, `[out, ceil(in / 2)]` bytes; `nf4-dq`: `ceil(out * in / 2)` bytes.
     Nibbles,
-    /// The scale stream, row-major `[out, ceil(in / group)]` codes.
+    /// int4: the scale stream, row-major `[out, ceil(in / group)]` codes; `fp8-e4m3`: `[out]` f32.
     Scales,
+    /// `nf4-dq`: one code a block of 64 elements, `[ceil(out * in / 64)]` bytes.
+    Absmax,
+    /// `nf4-dq`: one f32 for 256 absmax codes, `[ceil(blocks / 256)]`.
+    NestedAbsmax,
 }
 
 impl Role {
@@ -68,6 +77,8 @@ impl Role {
             Role::Data => "data",
             Role::Nibbles => "nibbles",
             Role::Scales => "scales",
+            Role::Absmax => "absmax",
+            Role::NestedAbsmax => "nested_absmax",
         }
     }
 }
@@ -84,6 +95,13 @@ pub enum Scheme {
         /// Format of the scales.
         scales: ScaleFormat,
     },
+    /// bitsandbytes' NF4, blocks of 64 elements of the flattened tensor, double-quantized.
+    Nf4 {
+        /// Bits of the f32 that is added to every dequantized absmax; at most [`MAX_OFFSET_BITS`].
+        offset_bits: u32,
+    },
+    /// FP8 E4M3FN with one f32 scale a row.
+    Fp8,
 }
 
 impl Scheme {
@@ -96,13 +114,33 @@ impl Scheme {
                 ScaleFormat::F16 => "int4-f16",
                 ScaleFormat::F32 => "int4-f32",
             },
+            Scheme::Nf4 { .. } => "nf4-dq",
+            Scheme::Fp8 => "fp8-e4m3",
         }
     }
 
-    /// Groups of an int4 tensor of `shape` `[out, in]`, row-major; 0 for `raw`.
+    /// Whether the weights were quantized, so that there is something to know about their errors.
+    pub fn is_quantized(self) -> bool {
+        !matches!(self, Scheme::Raw(_))
+    }
+
+    /// Elements of a row of `columns` that error figures are taken over (`spec/method.md`, "Statistics"): an int4
+    /// group, 64 for `nf4-dq`, a whole row for `fp8-e4m3`; `None` for `raw`.
+    pub fn group(self, columns: usize) -> Option<usize> {
+        match self {
+            Scheme::Raw(_) => None,
+            Scheme::Int4 { group, .. } => Some(group),
+            Scheme::Nf4 { .. } => Some(nf4::BLOCK_ELEMS),
+            Scheme::Fp8 => Some(columns.max(1)),
+        }
+    }
+
+    /// Groups, as [`Scheme::group`] has them, of a tensor of `shape` `[out, in]`; 0 for `raw`.
     pub fn groups(self, shape: &[usize]) -> usize {
-        match (self, shape) {
-            (Scheme::Int4 { group, .. }, &[rows, columns]) => rows * columns.div_ceil(group),
+        match *shape {
+            [rows, columns] => self
+                .group(columns)
+                .map_or(0, |group| rows * columns.div_ceil(group)),
             _ => 0,
         }
     }
@@ -112,9 +150,7 @@ impl Scheme {
     /// # Errors
     /// The first reason why `tensor` cannot have this scheme and shape.
     pub fn blob_lengths(self, tensor: &str, shape: &[usize]) -> Result<Vec<(Role, u64)>, Defect> {
-        let overflow = || Defect::ElementOverflow {
-            tensor: tensor.to_owned(),
-        };
+        let overflow = || overflow(tensor);
         let elems = shape
             .iter()
             // A zero counts as 1, so that whether it overflows does not depend on the order.
@@ -122,198 +158,74 @@ impl Scheme {
             .filter(|&n| n <= i64::MAX as u64)
             .ok_or_else(overflow)?;
         let elems = if shape.contains(&0) { 0 } else { elems };
-        match (self, shape) {
-            (Scheme::Raw(dtype), _) => {
-                let bytes = elems
-                    .checked_mul(dtype.bytes() as u64)
-                    .ok_or_else(overflow)?;
-                Ok(vec![(Role::Data, bytes)])
-            }
-            (Scheme::Int4 { group, scales }, &[rows, columns]) => {
-                if !GROUP_RANGE.contains(&group) {
-                    return Err(parameter(
-                        tensor,
-                        "group",
-                        i64::try_from(group).unwrap_or(i64::MAX),
-                        format!("{} to {}", GROUP_RANGE.start(), GROUP_RANGE.end()),
-                    ));
-                }
-                // An empty matrix would let a tiny file name 2^60 rows, which a reader then loops over.
-                if rows == 0 || columns == 0 {
-                    return Err(parameter(
-                        tensor,
-                        "shape",
-                        0,
-                        "dimensions of at least 1".to_owned(),
-                    ));
-                }
-                let (rows, groups) = (rows as u64, columns.div_ceil(group) as u64);
+        if let Scheme::Raw(dtype) = self {
+            let bytes = elems.checked_mul(dtype.bytes() as u64);
+            return Ok(vec![(Role::Data, bytes.ok_or_else(overflow)?)]);
+        }
+        self.check_parameters(tensor)?;
+        let &[rows, columns] = shape else {
+            return Err(Defect::NotMatrix {
+                tensor: tensor.to_owned(),
+                scheme: self.name(),
+                dims: shape.len(),
+            });
+        };
+        // An empty matrix would let a tiny file name 2^60 rows, which a reader then loops over.
+        if elems == 0 {
+            let allowed = "dimensions of at least 1".to_owned();
+            return Err(parameter(tensor, "shape", 0, allowed));
+        }
+        let rows = rows as u64;
+        Ok(match self {
+            Scheme::Raw(_) => Vec::new(), // returned above
+            Scheme::Int4 { group, scales } => {
                 let nibbles = rows
                     .checked_mul(row_bytes(columns) as u64)
                     .ok_or_else(overflow)?;
                 let stream = rows
-                    .checked_mul(groups)
+                    .checked_mul(columns.div_ceil(group) as u64)
                     .and_then(|codes| stream_bytes(codes, scales.width_bits()))
                     .ok_or_else(overflow)?;
-                Ok(vec![(Role::Nibbles, nibbles), (Role::Scales, stream)])
+                vec![(Role::Nibbles, nibbles), (Role::Scales, stream)]
             }
-            (Scheme::Int4 { .. }, _) => Err(Defect::NotMatrix {
-                tensor: tensor.to_owned(),
-                scheme: self.name(),
-                dims: shape.len(),
-            }),
-        }
+            Scheme::Nf4 { .. } => {
+                let blocks = elems.div_ceil(nf4::BLOCK_ELEMS as u64);
+                let nested_blocks = blocks.div_ceil(nf4::NESTED_BLOCK_CODES as u64);
+                vec![
+                    (Role::Nibbles, elems.div_ceil(2)),
+                    (Role::Absmax, blocks),
+                    (Role::NestedAbsmax, nested_blocks * 4),
+                ]
+            }
+            Scheme::Fp8 => vec![
+                (Role::Data, elems),
+                (Role::Scales, rows.checked_mul(4).ok_or_else(overflow)?),
+            ],
+        })
     }
 
-    pub(crate) fn to_wire(self) -> Parameters {
+    /// Ranges of what the type itself does not limit.
+    fn check_parameters(self, tensor: &str) -> Result<(), Defect> {
         match self {
-            Scheme::Raw(dtype) => Parameters {
-                dtype: Some(dtype),
-                ..Parameters::default()
-            },
-            Scheme::Int4 { group, scales } => {
-                let mut wire = Parameters {
-                    group: Some(group as i64),
-                    ..Parameters::default()
-                };
-                if let ScaleFormat::Mini(m) = scales {
-                    wire.bias = Some(i64::from(m.bias()));
-                    wire.exponent_bits = Some(i64::from(m.exponent_bits()));
-                    wire.mantissa_bits = Some(i64::from(m.mantissa_bits()));
-                }
-                wire
-            }
-        }
-    }
-
-    pub(crate) fn from_wire(tensor: &str, name: &str, wire: &Parameters) -> Result<Self, Defect> {
-        let scheme = match name {
-            "raw" => Scheme::Raw(required(tensor, "raw", "dtype", wire.dtype)?),
-            "int4-e5mx" => Scheme::Int4 {
-                group: group(tensor, "int4-e5mx", wire)?,
-                scales: ScaleFormat::Mini(mini_float(tensor, wire)?),
-            },
-            "int4-f16" => Scheme::Int4 {
-                group: group(tensor, "int4-f16", wire)?,
-                scales: ScaleFormat::F16,
-            },
-            "int4-f32" => Scheme::Int4 {
-                group: group(tensor, "int4-f32", wire)?,
-                scales: ScaleFormat::F32,
-            },
-            _ => {
-                return Err(Defect::UnknownScheme {
-                    tensor: tensor.to_owned(),
-                    scheme: name.to_owned(),
-                    known: KNOWN_SCHEMES,
-                });
-            }
-        };
-        // A parameter the scheme does not have is as wrong as one it lacks.
-        match scheme.to_wire().first_extra(wire) {
-            Some(extra) => Err(Defect::ParameterSet {
-                tensor: tensor.to_owned(),
-                scheme: scheme.name(),
-                problem: "unexpected parameter",
-                parameter: extra,
-            }),
-            None => Ok(scheme),
+            Scheme::Int4 { group, .. } if !GROUP_RANGE.contains(&group) => Err(parameter(
+                tensor,
+                "group",
+                i64::try_from(group).unwrap_or(i64::MAX),
+                format!("{} to {}", GROUP_RANGE.start(), GROUP_RANGE.end()),
+            )),
+            Scheme::Nf4 { offset_bits } if offset_bits > MAX_OFFSET_BITS => Err(parameter(
+                tensor,
+                "offset_bits",
+                i64::from(offset_bits),
+                format!("0 to {MAX_OFFSET_BITS}"),
+            )),
+            _ => Ok(()),
         }
     }
 }
 
-/// The `parameters` object of a tensor in the index.
-#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Parameters {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    bias: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dtype: Option<Dtype>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    exponent_bits: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    group: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mantissa_bits: Option<i64>,
-}
-
-impl Parameters {
-    /// Name of the first parameter that `other` has and `self` lacks.
-    fn first_extra(&self, other: &Parameters) -> Option<&'static str> {
-        [
-            ("bias", self.bias.is_some(), other.bias.is_some()),
-            ("dtype", self.dtype.is_some(), other.dtype.is_some()),
-            (
-                "exponent_bits",
-                self.exponent_bits.is_some(),
-                other.exponent_bits.is_some(),
-            ),
-            ("group", self.group.is_some(), other.group.is_some()),
-            (
-                "mantissa_bits",
-                self.mantissa_bits.is_some(),
-                other.mantissa_bits.is_some(),
-            ),
-        ]
-        .into_iter()
-        .find_map(|(name, ours, theirs)| (theirs && !ours).then_some(name))
-    }
-}
-
-fn parameter(tensor: &str, parameter: &'static str, actual: i64, allowed: String) -> Defect {
-    Defect::Parameter {
+fn overflow(tensor: &str) -> Defect {
+    Defect::ElementOverflow {
         tensor: tensor.to_owned(),
-        parameter,
-        actual,
-        allowed,
     }
-}
-
-fn required<T>(
-    tensor: &str,
-    scheme: &'static str,
-    parameter: &'static str,
-    value: Option<T>,
-) -> Result<T, Defect> {
-    value.ok_or_else(|| Defect::ParameterSet {
-        tensor: tensor.to_owned(),
-        scheme,
-        problem: "missing parameter",
-        parameter,
-    })
-}
-
-fn in_range(
-    tensor: &str,
-    name: &'static str,
-    value: i64,
-    range: std::ops::RangeInclusive<i64>,
-) -> Result<i64, Defect> {
-    if range.contains(&value) {
-        return Ok(value);
-    }
-    let allowed = format!("{} to {}", range.start(), range.end());
-    Err(parameter(tensor, name, value, allowed))
-}
-
-fn group(tensor: &str, scheme: &'static str, wire: &Parameters) -> Result<usize, Defect> {
-    let group = required(tensor, scheme, "group", wire.group)?;
-    let range = *GROUP_RANGE.start() as i64..=*GROUP_RANGE.end() as i64;
-    Ok(in_range(tensor, "group", group, range)? as usize)
-}
-
-fn mini_float(tensor: &str, wire: &Parameters) -> Result<MiniFloat, Defect> {
-    let scheme = "int4-e5mx";
-    let exponent_bits = required(tensor, scheme, "exponent_bits", wire.exponent_bits)?;
-    let exponent_bits = in_range(tensor, "exponent_bits", exponent_bits, 2..=8)? as u32;
-    let mantissa_bits = required(tensor, scheme, "mantissa_bits", wire.mantissa_bits)?;
-    let limit = i64::from(MAX_MANTISSA_BITS);
-    let mantissa_bits = in_range(tensor, "mantissa_bits", mantissa_bits, 0..=limit)? as u32;
-    let bias = required(tensor, scheme, "bias", wire.bias)?;
-    let range = MiniFloat::bias_range(exponent_bits);
-    let allowed = i64::from(*range.start())..=i64::from(*range.end());
-    let bias = in_range(tensor, "bias", bias, allowed)? as i16;
-    MiniFloat::new(exponent_bits, mantissa_bits, bias)
-        .ok_or_else(|| parameter(tensor, "bias", i64::from(bias), "another".to_owned()))
 }

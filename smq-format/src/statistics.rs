@@ -6,7 +6,6 @@ use wincode::{SchemaRead, SchemaWrite, config::Configuration};
 
 use crate::error::Defect;
 use crate::index::{Index, TensorEntry};
-use crate::scheme::Scheme;
 
 /// Largest statistics section a reader accepts.
 pub const MAX_STATISTICS_BYTES: u64 = 64 << 20;
@@ -31,17 +30,17 @@ pub struct Statistics {
 pub struct TensorStatistics {
     /// The tensor's name in the index.
     pub name: String,
-    /// Groups, row-major `[out, ceil(in / group)]`.
+    /// Groups, as [`Scheme::groups`](crate::Scheme::groups) counts them.
     pub groups: u64,
     /// Groups whose weights are all zero.
     pub zero_groups: u64,
     /// Non-zero scales under the window (or under the smallest normal f16).
     pub under_window: u64,
-    /// Weights whose quotient, rounded, was outside -8..=7.
+    /// Weights whose quotient, rounded, was outside -8..=7 (`fp8-e4m3`: over 448; `nf4-dq`: none).
     pub clipped: u64,
     /// The tensor as stored.
     pub stored: ErrorSummary,
-    /// The same quantizer with exact f32 scales, so that the difference is the scale format's cost.
+    /// The same quantizer with exact f32 scales (`nf4-dq`: absmax values), so that the difference is the scale format's cost.
     pub exact: ErrorSummary,
     /// Exponent (floor of log2 of the magnitude) that `exponent_counts[0]` counts.
     pub first_exponent: i16,
@@ -57,7 +56,7 @@ pub struct TensorStatistics {
 impl TensorStatistics {
     /// What does not fit the tensor's entry in the index.
     fn check(&self, entry: &TensorEntry) -> Result<(), String> {
-        let (Scheme::Int4 { .. }, &[rows, _]) = (entry.scheme, entry.shape.as_slice()) else {
+        let (true, &[rows, _]) = (entry.scheme.is_quantized(), entry.shape.as_slice()) else {
             let scheme = entry.scheme.name();
             return Err(format!("has a record, but its scheme is {scheme}"));
         };
@@ -140,7 +139,7 @@ impl Statistics {
         wincode::config::deserialize_exact(bytes, wire()).map_err(defect)
     }
 
-    /// Checks the records against the index: each is of an int4 tensor, in index order and at most once, and
+    /// Checks the records against the index: each is of a quantized tensor, in index order and at most once, and
     /// has the groups and blocks of rows that the tensor's shape gives. The figures are not checked.
     ///
     /// # Errors
@@ -181,6 +180,7 @@ fn defect(error: impl std::fmt::Display) -> Defect {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scheme::Scheme;
 
     fn sample() -> Statistics {
         let summary = ErrorSummary {

@@ -4,12 +4,11 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::bits::code_at;
 use crate::error::Defect;
 use crate::index::TensorEntry;
-use crate::int4;
-use crate::scale::ScaleFormat;
 use crate::scheme::{Dtype, Scheme};
+use crate::stored_scales::{Nf4Scales, RowScales, Scales};
+use crate::{fp8, int4, nf4};
 
 /// A tensor in an open file.
 #[derive(Debug, Clone, Copy)]
@@ -37,76 +36,20 @@ pub enum TensorData<'a> {
         /// Elements a group.
         group: usize,
     },
-}
-
-/// The scale stream of an int4 tensor.
-#[derive(Debug, Clone, Copy)]
-pub struct Scales<'a> {
-    /// The blob: codes LSB-first, then the zero tail.
-    pub stream: &'a [u8],
-    /// Format of a code.
-    pub format: ScaleFormat,
-    /// Number of codes.
-    pub count: usize,
-    tensor: &'a str,
-}
-
-impl<'a> Scales<'a> {
-    /// The code of scale `i`, row-major.
-    ///
-    /// # Panics
-    /// Where `i >= self.count`.
-    #[inline]
-    pub fn code(&self, i: usize) -> u32 {
-        assert!(i < self.count, "scale {i} of {}", self.count);
-        code_at(self.stream, self.format.width_bits(), i)
-    }
-
-    /// Decodes the scales of `range` into `out`, of the same length.
-    ///
-    /// # Errors
-    /// The first invalid code.
-    pub fn decode(&self, range: Range<usize>, out: &mut [f32]) -> Result<(), Defect> {
-        for (i, out) in range.zip(out) {
-            let code = self.code(i);
-            *out = self.format.decode(code).ok_or_else(|| {
-                let (tensor, group) = (self.tensor.to_owned(), i as u64);
-                match self.format {
-                    ScaleFormat::Mini(_) => Defect::ScaleCode {
-                        tensor,
-                        group,
-                        code,
-                    },
-                    _ => Defect::ScaleNotFinite { tensor, group },
-                }
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Decodes every scale.
-    ///
-    /// # Errors
-    /// The first invalid code.
-    pub fn decode_all(&self) -> Result<Vec<f32>, Defect> {
-        let mut out = vec![0.0; self.count];
-        self.decode(0..self.count, &mut out)?;
-        Ok(out)
-    }
-
-    /// Checks every code, the unused bits and the zero tail.
-    pub(crate) fn check(&self) -> Result<(), Defect> {
-        self.decode_all()?;
-        let used_bits = self.count * self.format.width_bits() as usize;
-        let (byte, bit) = (used_bits / 8, used_bits % 8);
-        let unused = &self.stream[byte..];
-        if unused.is_empty() || unused[0] >> bit != 0 || unused[1..].iter().any(|&b| b != 0) {
-            return Err(Defect::ScalePadding {
-                tensor: self.tensor.to_owned(),
-            });
-        }
-        Ok(())
-    }
+    /// NF4 of a `[out, in]` matrix, in blocks of 64 elements of the flattened tensor.
+    Nf4 {
+        /// `ceil(out * in / 2)` bytes, the even element in the high half.
+        nibbles: &'a [u8],
+        /// The double-quantized absmax of each block.
+        scales: Nf4Scales<'a>,
+    },
+    /// FP8 E4M3FN of a `[out, in]` matrix.
+    Fp8 {
+        /// Row-major `[out, in]` codes.
+        codes: &'a [u8],
+        /// One a row, `[out]`.
+        scales: RowScales<'a>,
+    },
 }
 
 impl<'a> TensorView<'a> {
@@ -122,6 +65,22 @@ impl<'a> TensorView<'a> {
                     tensor: &entry.name,
                 },
                 group,
+            },
+            (Scheme::Nf4 { offset_bits }, &[nibbles, absmax, nested_absmax]) => TensorData::Nf4 {
+                nibbles,
+                scales: Nf4Scales {
+                    absmax,
+                    nested_absmax,
+                    offset: f32::from_bits(offset_bits),
+                    tensor: &entry.name,
+                },
+            },
+            (Scheme::Fp8, &[codes, bytes]) => TensorData::Fp8 {
+                codes,
+                scales: RowScales {
+                    bytes,
+                    tensor: &entry.name,
+                },
             },
             (Scheme::Raw(dtype), &[bytes]) => TensorData::Raw { dtype, bytes },
             _ => unreachable!("blob roles are checked at open"),
@@ -162,10 +121,10 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// Dequantizes rows into `out`, row-major `[rows, columns]` in f32: `w' = q * s'`.
+    /// Dequantizes rows into `out`, row-major `[rows, columns]` in f32, as `spec/format.md` has it.
     ///
     /// # Errors
-    /// An invalid scale code.
+    /// An invalid scale or element.
     ///
     /// # Panics
     /// Where `rows` is out of range or `out` has another length.
@@ -199,6 +158,23 @@ impl<'a> TensorView<'a> {
                     int4::dequantize_row(nibbles, &row_scales, group, out);
                 }
             }
+            TensorData::Nf4 { nibbles, scales } => {
+                let first = rows.start * columns;
+                let blocks = first / nf4::BLOCK_ELEMS..nf4::blocks(rows.end * columns);
+                let mut absmax = vec![0.0; blocks.len()];
+                scales.decode(blocks, &mut absmax)?;
+                nf4::dequantize(nibbles, &absmax, first, out);
+            }
+            TensorData::Fp8 { codes, scales } => {
+                for (row, out) in rows.zip(out.chunks_exact_mut(columns)) {
+                    let scale = scales.scale(row)?;
+                    let codes = &codes[row * columns..(row + 1) * columns];
+                    check_codes(self.name(), row, codes)?;
+                    for (out, &code) in out.iter_mut().zip(codes) {
+                        *out = fp8::VALUES[usize::from(code)] * scale;
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -206,7 +182,7 @@ impl<'a> TensorView<'a> {
     /// Dequantizes the whole tensor.
     ///
     /// # Errors
-    /// An invalid scale code.
+    /// An invalid scale or element.
     pub fn dequantize(&self) -> Result<Vec<f32>, Defect> {
         let (rows, columns) = self.matrix_shape();
         let mut out = vec![0.0; rows * columns];
@@ -214,27 +190,64 @@ impl<'a> TensorView<'a> {
         Ok(out)
     }
 
-    /// Checks what the hashes cannot: scale codes and unused bits.
-    pub(crate) fn check(&self) -> Result<(), Defect> {
-        let TensorData::Int4 {
-            nibbles, scales, ..
-        } = self.data
-        else {
-            return Ok(());
-        };
-        scales.check()?;
-        let (_, columns) = self.matrix_shape();
-        if columns % 2 == 1 {
-            let mut rows = nibbles.chunks_exact(int4::row_bytes(columns));
-            if let Some(row) = rows.position(|row| row[row.len() - 1] >> 4 != 0) {
-                return Err(Defect::NibblePadding {
-                    tensor: self.entry.name.clone(),
-                    row: row as u64,
-                });
+    /// Checks what the hashes cannot: scales, codes without a meaning, and unused bits.
+    ///
+    /// # Errors
+    /// The first that is wrong.
+    pub fn check(&self) -> Result<(), Defect> {
+        let (rows, columns) = self.matrix_shape();
+        match self.data {
+            TensorData::Raw { .. } => Ok(()),
+            TensorData::Int4 {
+                nibbles, scales, ..
+            } => {
+                scales.check()?;
+                let mut bytes = nibbles.chunks_exact(int4::row_bytes(columns));
+                match bytes.position(|row| columns % 2 == 1 && row[row.len() - 1] >> 4 != 0) {
+                    Some(row) => Err(Defect::NibblePadding {
+                        tensor: self.entry.name.clone(),
+                        row: row as u64,
+                    }),
+                    None => Ok(()),
+                }
+            }
+            TensorData::Nf4 { nibbles, scales } => {
+                for i in 0..scales.nested_absmax.len() / 4 {
+                    scales.nested(i)?;
+                }
+                match nibbles.last() {
+                    Some(byte) if rows * columns % 2 == 1 && byte & 15 != nf4::ZERO_CODE => {
+                        Err(Defect::Nf4Padding {
+                            tensor: self.entry.name.clone(),
+                        })
+                    }
+                    _ => Ok(()),
+                }
+            }
+            TensorData::Fp8 { codes, scales } => {
+                scales.decode_all()?;
+                let mut rows = codes.chunks_exact(columns).enumerate();
+                rows.try_for_each(|(row, codes)| check_codes(self.name(), row, codes))
             }
         }
-        Ok(())
     }
+}
+
+/// Refuses a NaN among the FP8 codes of a row.
+fn check_codes(tensor: &str, row: usize, codes: &[u8]) -> Result<(), Defect> {
+    // Without an exit in the loop, which keeps it wide.
+    if !codes
+        .iter()
+        .fold(false, |nan, &code| nan | fp8::is_nan(code))
+    {
+        return Ok(());
+    }
+    let element = codes.iter().take_while(|code| !fp8::is_nan(**code)).count();
+    Err(Defect::Fp8Nan {
+        tensor: tensor.to_owned(),
+        row: row as u64,
+        element: element as u64,
+    })
 }
 
 /// Widens little-endian elements to f32, exactly; the bytes may be unaligned.

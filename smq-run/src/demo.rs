@@ -1,4 +1,4 @@
-//! The whole main path in one go: convert, inspect, evaluate and time every int4 config beside C0.
+//! The whole main path in one go: convert, inspect, evaluate and time every config beside C0.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
 use smq_convert::inspect::{self, Report};
 use smq_convert::{
-    Checkpoint, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
 };
 use smq_format::SmqFile;
 
@@ -29,17 +29,29 @@ pub struct DemoOptions {
     pub device: Device,
 }
 
-/// The configs of the study that differ in their scales: C5's E5M5 is C4.
-fn configs() -> [(&'static str, &'static str, ScaleChoice); 4] {
-    let e5 = |mantissa_bits| ScaleChoice::Mini {
-        exponent_bits: 5,
-        mantissa_bits,
+/// The configs of the study that differ in their weights: name, weights, method, and the file's name. C5's E5M5 is C4.
+fn configs() -> [(&'static str, &'static str, Method, &'static str); 6] {
+    let int4 = |scales| {
+        Method::Int4(QuantizeOptions {
+            group: 128,
+            scales,
+            rule: ScaleRule::Reference,
+        })
     };
+    let e5 = |mantissa_bits| {
+        int4(ScaleChoice::Mini {
+            exponent_bits: 5,
+            mantissa_bits,
+        })
+    };
+    let exact = int4(ScaleChoice::F32);
     [
-        ("C3", "int4, exact f32 scales", ScaleChoice::F32),
-        ("C4", "int4, E5M5 scales", e5(5)),
-        ("C5", "int4, E5M3 scales", e5(3)),
-        ("C5", "int4, E5M0 scales", e5(0)),
+        ("C1", "FP8, FP8 activations", Method::Fp8, "fp8"),
+        ("C2", "NF4, double-quantized", Method::Nf4, "nf4"),
+        ("C3", "int4, exact f32 scales", exact, "f32"),
+        ("C4", "int4, E5M5 scales", e5(5), "e5m5"),
+        ("C5", "int4, E5M3 scales", e5(3), "e5m3"),
+        ("C5", "int4, E5M0 scales", e5(0), "e5m0"),
     ]
 }
 
@@ -69,16 +81,16 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("{}: cannot create it", options.out.display()))?;
     let (line, protocol) = measure(
-        options,
+        options.device,
         &options.checkpoint,
         &text,
         "C0",
         "bf16, not quantized",
     )?;
     let mut lines = vec![line];
-    for (config, what, scales) in configs() {
-        let path = options.out.join(format!("{}.smq", scales.name()));
-        convert_to(&checkpoint, &path, scales, &options.target)?;
+    for (config, what, method, name) in configs() {
+        let path = options.out.join(format!("{name}.smq"));
+        convert_to(&checkpoint, &path, method, &options.target)?;
         let page = path.with_extension("html");
         let report = report(&path)?;
         inspect::write_page(&report, &page)?;
@@ -91,30 +103,32 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
             "{}",
             inspect::error_table(&report, 8, inspect::Sort::default())
         );
-        let (mut line, _) = measure(options, &path, &text, config, what)?;
+        let device = match method {
+            Method::Int4(_) => options.device,
+            Method::Nf4 | Method::Fp8 => Device::Cpu, // a GPU does not run them
+        };
+        let (mut line, _) = measure(device, &path, &text, config, what)?;
         line.bits_per_weight = report.sizes.bits_per_quantized_weight;
         line.rel_mse = report.totals.as_ref().map(|t| t.mean_rel_mse);
         lines.push(line);
     }
     println!("{}\n", table(&lines));
     println!("perplexity on {}: {protocol}", options.text.display());
-    println!("speed: batch 1, 128-token prompt, 64 new tokens, mean of 3 runs after 1 warm-up");
+    println!(
+        "speed: batch 1, 128-token prompt, 64 new tokens, mean of 3 runs after 1 warm-up; C1 and C2 on the CPU"
+    );
     Ok(())
 }
 
 fn convert_to(
     checkpoint: &Checkpoint,
     path: &Path,
-    scales: ScaleChoice,
+    method: Method,
     target: &Target,
 ) -> anyhow::Result<()> {
     let options = ConvertOptions {
         target: target.clone(),
-        quantize: QuantizeOptions {
-            group: 128,
-            scales,
-            rule: ScaleRule::Reference,
-        },
+        quantize: method,
         overwrite: true,
         jobs: 0,
     };
@@ -128,7 +142,7 @@ fn report(path: &Path) -> anyhow::Result<Report> {
 
 /// Perplexity and decode speed of one model, and the perplexity's protocol.
 fn measure(
-    options: &DemoOptions,
+    device: Device,
     model: &Path,
     text: &str,
     config: &'static str,
@@ -137,7 +151,7 @@ fn measure(
     let source = Source::open(model)?;
     let tokenizer = Tokenizer::load(&source)?;
     let started = std::time::Instant::now();
-    let mut engine = engine::load(&source, options.device, None)?;
+    let mut engine = engine::load(&source, device, None)?;
     let load = started.elapsed();
     let PplReport {
         perplexity,

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use candle_core::safetensors::MmapedSafetensors;
-use smq_format::{Dtype, Scheme, SmqFile, TensorData, map_file};
+use rayon::prelude::*;
+use smq_format::{Dtype, Scheme, SmqFile, TensorData, fp8, map_file};
 
 use crate::error::{Error, Result};
 use crate::linear::{Matrix, Weights};
@@ -236,6 +237,20 @@ impl Source {
                     group,
                 }
             }
+            TensorData::Nf4 { nibbles, scales } => Weights::Nf4 {
+                nibbles,
+                absmax: scales
+                    .decode_all()
+                    .map_err(|e| Error::tensor(name, e.to_string()))?,
+                bf16: false,
+            },
+            TensorData::Fp8 { codes, scales } => {
+                check_fp8(name, codes)?;
+                let scales = scales
+                    .decode_all()
+                    .map_err(|e| Error::tensor(name, e.to_string()))?;
+                Weights::Fp8 { codes, scales }
+            }
         })
     }
 
@@ -277,6 +292,24 @@ impl Source {
                 Ok((view.shape().to_vec(), TensorData::Raw { dtype, bytes }))
             }
         }
+    }
+}
+
+/// Kernels decode any code; a NaN would poison every token.
+pub(crate) fn check_fp8(name: &str, codes: &[u8]) -> Result<()> {
+    const CHUNK: usize = 1 << 20;
+    // Without an exit in the inner loop, which keeps it wide.
+    let any_nan = |codes: &[u8]| {
+        codes
+            .iter()
+            .fold(false, |nan, &code| nan | fp8::is_nan(code))
+    };
+    match codes.par_chunks(CHUNK).any(any_nan) {
+        true => Err(Error::tensor(
+            name,
+            "holds a NaN; the file is damaged, which smq-inspect --verify locates",
+        )),
+        false => Ok(()),
     }
 }
 

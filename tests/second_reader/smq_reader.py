@@ -69,8 +69,32 @@ INDEX = {"files": [{**SOURCE, "offset": UINT}], "tensors": [TENSOR],
          "provenance": {"parameters": {str: TEXT}, "producer": TEXT, "sources": [SOURCE]}}
 MINI = {"group": (1, 1 << 20), "exponent_bits": (2, 8), "mantissa_bits": (0, 10), "bias": None}
 SCHEMES = {"raw": {"dtype": None}, "int4-e5mx": MINI, "int4-f16": {"group": MINI["group"]},
-           "int4-f32": {"group": MINI["group"]}}
+           "int4-f32": {"group": MINI["group"]}, "nf4-dq": {"offset_bits": (0, 0x7F7FFFFF)}, "fp8-e4m3": {}}
 DTYPES = {"bf16": 2, "f16": 2, "f32": 4}
+
+# NF4's values, and those of the absmax codes between 0 and 1, as the bits of binary32.
+NF4 = """bf800000 bf3239b1 bf066b30 beca32a0 be91a24d be3d353f bdba7871 00000000 3da2faff 3e24cae3 3e7c04dd 3ead033a
+    3ee1a4b8 3f1007ab 3f3913b3 3f800000"""
+ABSMAX = """
+    3513a3b7 365a1a94 370205ff 37b24206 38378034 388aefb3 38ba1f4b 3923d70b 398ce705 39c7e283 3a016f01 3a1eecc1
+    3a3c6a80 3a59e83e 3a7765ff 3aa7ef9d 3af1a9fc 3b1db22d 3b428f5c 3b676c8a 3b8624dd 3b989374 3bab020d 3bbd70a4
+    3bcfdf3b 3be24dd3 3bf4bc6a 3c039581 3c0ccccd 3c160418 3c1f3b64 3c3ae148 3c68f5c3 3c8b851f 3ca28f5d 3cb9999a
+    3cd0a3d7 3ce7ae15 3cfeb852 3d0ae148 3d166667 3d21eb85 3d2d70a3 3d38f5c3 3d447ae1 3d500000 3d5b851f 3d670a3d
+    3d728f5d 3d7e147b 3d84cccd 3d8a8f5d 3d9051eb 3d96147b 3d9bd70a 3da1999a 3da75c2a 3dad1eb8 3db2e148 3db8a3d7
+    3dbe6667 3dc428f7 3dc9eb85 3ddb3334 3df80000 3e0a6666 3e18cccd 3e273333 3e35999a 3e440000 3e526666 3e60cccd
+    3e6f3333 3e7d9999 3e860000 3e8d3334 3e946666 3e9b999a 3ea2cccc 3eaa0000 3eb13333 3eb86666 3ebf999a 3ec6cccc
+    3ece0000 3ed53333 3edc6666 3ee3999a 3eeacccc 3ef20000 3ef93332 3f003333 3f03cccc 3f076666 3f0b0000 3f0e999a
+    3f123334 3f15cccd 3f196666 3f1d0000 3f20999a 3f243334 3f27cccd 3f2b6666 3f2f0000 3f32999a 3f363334 3f39cccd
+    3f3d6666 3f410000 3f44999a 3f483333 3f4bcccd 3f4f6666 3f530000 3f56999a 3f5a3333 3f5dcccd 3f616666 3f650000
+    3f68999a 3f6c3333 3f6fcccd 3f736666 3f770000 3f7a999a 3f7e3333"""
+
+
+def f32_words(text):
+    return [struct.unpack(">f", bytes.fromhex(word))[0] for word in text.split()]
+
+
+NF4, ABSMAX = f32_words(NF4), f32_words(ABSMAX)
+ABSMAX = [-v for v in reversed(ABSMAX)] + [0.0] + ABSMAX + [1.0]
 
 
 def check_type(value, kind, where="index"):
@@ -120,6 +144,12 @@ def check_tensor(tensor):
             top = 1 << given["exponent_bits"]
             need(top - 128 <= given["bias"] <= top + 125, f"{name}: bias out of range")
         need(len(shape) == 2 and min(shape) >= 1, f"{name}: shape is not [out, in]")
+    if tensor["scheme"] == "nf4-dq":
+        blocks = -(-elements // 64)
+        expected = {"nibbles": -(-elements // 2), "absmax": blocks, "nested_absmax": -(-blocks // 256) * 4}
+    elif tensor["scheme"] == "fp8-e4m3":
+        expected = {"data": elements, "scales": shape[0] * 4}
+    elif tensor["scheme"] != "raw":
         codes = shape[0] * -(-shape[1] // given["group"])
         expected = {"nibbles": shape[0] * -(-shape[1] // 2), "scales": -(-codes * scale_width(tensor) // 8) + 8}
     found = [(blob["role"], blob["length"]) for blob in tensor["blobs"]]
@@ -142,6 +172,26 @@ def decode_scale(tensor, code):
     scale = struct.unpack(kind, code.to_bytes(size, "little"))[0]
     need(math.isfinite(scale), f"{tensor['name']}: scale is not finite")
     return scale
+
+
+def e4m3(code):
+    """The value of an FP8 code; a NaN is refused."""
+    field, mantissa = code >> 3 & 15, code & 7
+    need(code & 127 != 127, "an FP8 element is NaN")
+    value = math.ldexp(8 + mantissa, field - 10) if field else math.ldexp(mantissa, -9)
+    return -value if code > 127 else value
+
+
+def finite(data):
+    """Little-endian f32, none of them infinite or NaN."""
+    values = [value for (value,) in struct.iter_unpack("<f", data)]
+    need(all(map(math.isfinite, values)), "a scale is not finite")
+    return values
+
+
+def rounded(value):
+    """To the nearest binary32."""
+    return struct.unpack("<f", f32(value))[0]
 
 
 def f32(value):
@@ -227,7 +277,13 @@ class Smq:
             if dtype == "bf16":
                 return b"".join(b"\0\0" + bytes(first[i:i + 2]) for i in range(0, len(first), 2))
             return b"".join(f32(value) for (value,) in struct.iter_unpack("<e", first))
-        (rows, columns), group = tensor["shape"], tensor["parameters"]["group"]
+        rows, columns = tensor["shape"]
+        if tensor["scheme"] == "nf4-dq":
+            return self.dequantize_nf4(tensor, first, rest[0], finite(rest[1]))
+        if tensor["scheme"] == "fp8-e4m3":
+            scales, codes = finite(rest[0]), [e4m3(code) for code in first]
+            return b"".join(f32(value * scales[i // columns]) for i, value in enumerate(codes))
+        group = tensor["parameters"]["group"]
         width, groups, stream = scale_width(tensor), -(-columns // group), int.from_bytes(rest[0], "little")
         need(stream >> rows * groups * width == 0, f"{tensor['name']}: unused bits of the scales are not zero")
         out = []
@@ -241,6 +297,14 @@ class Smq:
                 for c in range(g * group, min(columns, (g + 1) * group)):
                     out.append(products[nibbles[c // 2] >> c % 2 * 4 & 15])
         return b"".join(out)
+
+    def dequantize_nf4(self, tensor, nibbles, codes, nested):
+        elements = math.prod(tensor["shape"])
+        need(elements % 2 == 0 or nibbles[-1] & 15 == 7, f"{tensor['name']}: unused half of the last byte is not 7")
+        offset = struct.unpack("<f", struct.pack("<I", tensor["parameters"]["offset_bits"]))[0]
+        absmax = [rounded(rounded(ABSMAX[code] * nested[i // 256]) + offset) for i, code in enumerate(codes)]
+        nibble = lambda i: nibbles[i // 2] >> (4 - i % 2 * 4) & 15
+        return b"".join(f32(NF4[nibble(i)] * absmax[i // 64]) for i in range(elements))
 
     def statistics(self):
         offset, length, digest = self.statistics_section
@@ -286,7 +350,7 @@ class Smq:
         return result
 
     def check_statistics(self, records):
-        """Each record fits an int4 tensor; they are in index order, at most one for each tensor."""
+        """Each record fits a quantized tensor; they are in index order, at most one for each tensor."""
         tensors = iter(self.index["tensors"])
         for record in records:
             name = record["name"]
@@ -294,7 +358,8 @@ class Smq:
             need(tensor, f"statistics of {name!r}, which is not in the index or not in this place")
             need(tensor["scheme"] != "raw", f"statistics of {name!r}, which is raw")
             rows, columns = tensor["shape"]
-            groups = rows * -(-columns // tensor["parameters"]["group"])
+            group = {"nf4-dq": 64, "fp8-e4m3": columns}.get(tensor["scheme"]) or tensor["parameters"]["group"]
+            groups = rows * -(-columns // group)
             need(record["groups"] == groups, f"statistics of {name!r} have a wrong number of groups")
             need(len(record["exponent_counts"]) == 32, f"statistics of {name!r} have not 32 exponent counts")
             blocks, block_rows = len(record["row_blocks"]), record["block_rows"]

@@ -25,7 +25,7 @@ pub struct Case {
     pub bytes: Vec<u8>,
 }
 
-/// The valid file that every case starts from, about 5 kB: each scheme, an odd matrix with unused bits and
+/// The valid file that every case starts from, about 7 kB: each scheme, an odd matrix with unused bits and
 /// nibbles, an embedded file, provenance and statistics.
 #[derive(Debug, Clone)]
 pub struct Sample {
@@ -78,6 +78,18 @@ impl Sample {
             raw,
             &[&[0x80, 0x3f, 0, 0x40, 0, 0]],
         )?;
+        // 3 rows of 43: the last block is of one element, in the high half of a byte.
+        let nibbles: Vec<u8> = (0..64).chain([0xa7]).collect();
+        let nf4 = Scheme::Nf4 {
+            offset_bits: 0.25f32.to_bits(),
+        };
+        let nested = 0.125f32.to_le_bytes();
+        let blobs: [&[u8]; 3] = [&nibbles, &[0, 127, 255], &nested];
+        writer.add_tensor("nf4", &[3, 43], Dtype::Bf16, nf4, &blobs)?;
+        let codes = [0x7e, 0xfe, 0x01, 0x38, 0x80, 0x00];
+        let scales = [0.5f32, 0.001].map(f32::to_le_bytes);
+        let blobs: [&[u8]; 2] = [&codes, scales.as_flattened()];
+        writer.add_tensor("fp8", &[2, 3], Dtype::Bf16, Scheme::Fp8, &blobs)?;
         let provenance = Provenance {
             parameters: [("group".to_owned(), "2".to_owned())].into(),
             producer: "corpus".to_owned(),

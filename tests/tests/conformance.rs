@@ -28,7 +28,7 @@ fn scales(q: &Quantized, groups: usize) -> Vec<f32> {
     let Scheme::Int4 { scales, .. } = q.scheme else {
         panic!("not int4")
     };
-    let code = |i| bits::code_at(&q.scales, scales.width_bits(), i);
+    let code = |i| bits::code_at(&q.blobs[1], scales.width_bits(), i);
     (0..groups)
         .map(|i| scales.decode(code(i)).unwrap())
         .collect()
@@ -60,7 +60,7 @@ fn packed_bytes_scales_and_statistics_are_the_references() {
             let name = format!("{case}.m{width}");
             let q = quantize(case, weight.data(), Dtype::Bf16, shape, &options(width)).unwrap();
             let expected = vectors.tensor(&format!("{name}.packed")).unwrap();
-            assert!(q.nibbles == expected.data(), "{name}: packed bytes differ");
+            assert!(q.blobs[0] == expected.data(), "{name}: packed bytes differ");
 
             let expected = f32s(vectors.tensor(&format!("{name}.scales")).unwrap().data());
             let mut rows = weight.data().chunks_exact(2 * GROUP);

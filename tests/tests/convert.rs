@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use smq_convert::{
-    Checkpoint, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert, dry_run,
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
+    dry_run,
 };
 use smq_format::{Scheme, SmqFile, TensorData};
 use smq_tests::phi3_tiny;
@@ -13,14 +14,14 @@ use tempfile::TempDir;
 fn options(mantissa_bits: u32) -> ConvertOptions {
     ConvertOptions {
         target: Target::Mlp,
-        quantize: QuantizeOptions {
+        quantize: Method::Int4(QuantizeOptions {
             group: 128,
             scales: ScaleChoice::Mini {
                 exponent_bits: 5,
                 mantissa_bits,
             },
             rule: ScaleRule::Reference,
-        },
+        }),
         overwrite: false,
         jobs: 0,
     }
@@ -75,7 +76,7 @@ fn every_tensor_arrives_and_verifies() {
             assert_eq!((view.name(), view.shape()), (&*source.name, &*source.shape));
             match view.data() {
                 TensorData::Raw { bytes, .. } => assert_eq!(bytes, checkpoint.bytes(source)),
-                TensorData::Int4 { .. } => assert!(view.name().contains(".mlp.")),
+                _ => assert!(view.name().contains(".mlp.")),
             }
         }
         let quantized = |t: &smq_format::TensorView| matches!(t.scheme(), Scheme::Int4 { .. });
@@ -127,8 +128,11 @@ fn every_scale_format_has_its_planned_length() {
     for scales in formats {
         for group in [32, 100, 128, 1 << 20] {
             let mut options = options(5);
-            options.quantize.scales = scales;
-            options.quantize.group = group;
+            options.quantize = Method::Int4(QuantizeOptions {
+                group,
+                scales,
+                rule: ScaleRule::Reference,
+            });
             options.target = Target::All;
             options.overwrite = true;
             let out = dir.path().join("x.smq");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use half::f16;
 use safetensors::tensor::{Dtype as SourceDtype, TensorView as SourceView, serialize_to_file};
 use smq_convert::{
-    Checkpoint, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
 };
 use smq_format::{Dtype, Scheme, SmqFile, TensorData};
 use smq_tests::phi3_tiny;
@@ -19,11 +19,11 @@ const SHARD_INDEX: &str = "model.safetensors.index.json";
 fn options(scales: ScaleChoice, rule: ScaleRule) -> ConvertOptions {
     ConvertOptions {
         target: Target::All,
-        quantize: QuantizeOptions {
+        quantize: Method::Int4(QuantizeOptions {
             group: 128,
             scales,
             rule,
-        },
+        }),
         overwrite: false,
         jobs: 0,
     }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use safetensors::tensor::{Dtype as SourceDtype, TensorView as SourceView, serialize_to_file};
 use smq_convert::{
-    Checkpoint, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
 };
 use smq_format::SmqFile;
 use smq_tests::corrupt::Sample;
@@ -324,11 +324,11 @@ fn a_link_to_a_model_runs() {
     let scratch = Scratch::new();
     let options = ConvertOptions {
         target: Target::Mlp,
-        quantize: QuantizeOptions {
+        quantize: Method::Int4(QuantizeOptions {
             group: 128,
             scales: ScaleChoice::F32,
             rule: ScaleRule::Reference,
-        },
+        }),
         overwrite: false,
         jobs: 0,
     };

@@ -9,7 +9,9 @@ use std::process::{Command, Output};
 
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype as SourceDtype, TensorView as SourceView};
-use smq_convert::{Checkpoint, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, convert};
+use smq_convert::{
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert,
+};
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::statistics::{ErrorSummary, STATISTICS_VERSION, TensorStatistics};
 use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, Statistics, bits, hash, int4};
@@ -74,8 +76,8 @@ fn compare(path: &Path) {
     }
 }
 
-/// JSON against what we decode. serde_json may read a number one unit in the last place off, so an f64 is
-/// equal within 2 * 2^-53 relative; an f32 is widened exactly, and cast back it is equal to the bit.
+/// JSON against what we decode. serde_json may read a number two units in the last place off, so an f64 is
+/// equal within 4 * 2^-53 relative; an f32 is widened exactly, and cast back it is equal to the bit.
 fn compare_statistics(path: &Path) {
     let ours = SmqFile::open(path).unwrap().statistics().unwrap().unwrap();
     let theirs: serde_json::Value = serde_json::from_slice(&read(path, &["--statistics"])).unwrap();
@@ -115,7 +117,7 @@ fn compare_statistics(path: &Path) {
                 ("squared_weight", ours.squared_weight),
             ] {
                 let theirs = theirs[field].as_f64().unwrap();
-                let close = (theirs - value).abs() <= 2.0 * 2f64.powi(-53) * value.abs();
+                let close = (theirs - value).abs() <= 4.0 * 2f64.powi(-53) * value.abs();
                 assert!(close, "{field}: {value} {theirs}");
             }
         }
@@ -212,11 +214,11 @@ fn small_checkpoint(dir: &Path) -> PathBuf {
 fn options(group: usize, scales: ScaleChoice, rule: ScaleRule) -> ConvertOptions {
     ConvertOptions {
         target: "mlp".parse().unwrap(),
-        quantize: QuantizeOptions {
+        quantize: Method::Int4(QuantizeOptions {
             group,
             scales,
             rule,
-        },
+        }),
         overwrite: true,
         jobs: 1,
     }
@@ -243,6 +245,15 @@ fn conversions_are_the_same_to_both_readers() {
     ] {
         println!("group {group}, {}, {rule:?}", scales.name());
         let options = options(group, scales, rule);
+        convert(&checkpoint, &out, &options, &|_| true).unwrap();
+        compare(&out);
+        compare_statistics(&out);
+    }
+    for method in [Method::Nf4, Method::Fp8] {
+        let options = ConvertOptions {
+            quantize: method,
+            ..options(128, E5M5, ScaleRule::Reference)
+        };
         convert(&checkpoint, &out, &options, &|_| true).unwrap();
         compare(&out);
         compare_statistics(&out);
@@ -317,6 +328,32 @@ fn all_integers(writer: &mut SmqWriter, name: &str, scales: ScaleFormat, codes: 
         .unwrap();
 }
 
+/// Every absmax code with each of the 16 nibbles, under scales that make subnormals, and every FP8 code.
+fn nf4_and_fp8_codes(writer: &mut SmqWriter) {
+    let nibbles: Vec<u8> = (0..=255).cycle().take(3 * 257 * 64 / 2).collect();
+    let absmax: Vec<u8> = (0..=255).cycle().take(3 * 257).collect();
+    for (name, nested, offset) in [
+        ("nf4", [0.25f32, -3e-3, 1e-20, 7.5], 0.375f32),
+        ("nf4 small", [1e-38, 3e-39, 1e-45, 0.0], 1e-39),
+    ] {
+        let nested = nested.map(f32::to_le_bytes);
+        let scheme = Scheme::Nf4 {
+            offset_bits: offset.to_bits(),
+        };
+        let blobs: [&[u8]; 3] = [&nibbles, &absmax, nested.as_flattened()];
+        writer
+            .add_tensor(name, &[257, 192], Dtype::F32, scheme, &blobs)
+            .unwrap();
+    }
+    let codes: Vec<u8> = (0..=254).filter(|c| c & 0x7f != 0x7f).collect();
+    let codes = codes.repeat(4);
+    let scales = [1.0f32, -0.3, 1e-40, 1e37].map(f32::to_le_bytes);
+    let blobs: [&[u8]; 2] = [&codes, scales.as_flattened()];
+    writer
+        .add_tensor("fp8", &[4, 254], Dtype::F32, Scheme::Fp8, &blobs)
+        .unwrap();
+}
+
 #[test]
 fn every_code_and_odd_shapes_are_the_same_to_both_readers() {
     let dir = TempDir::new().unwrap();
@@ -352,6 +389,7 @@ fn every_code_and_odd_shapes_are_the_same_to_both_readers() {
             .unwrap();
     }
     all_integers(&mut writer, "é", ScaleFormat::F16, &[0; 65]);
+    nf4_and_fp8_codes(&mut writer);
     let statistics = Statistics {
         version: STATISTICS_VERSION,
         tensors: vec![TensorStatistics {

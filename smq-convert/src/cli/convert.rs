@@ -5,26 +5,28 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::DecimalBytes;
 
 use super::export::{self, ExportArgs};
 use super::progress_bar;
 use crate::{
-    Checkpoint, ConvertOptions, Plan, QuantizeOptions, ScaleChoice, ScaleRule, Summary, Target,
-    convert, dry_run, synth,
+    Checkpoint, ConvertOptions, Method, Plan, QuantizeOptions, ScaleChoice, ScaleRule, Summary,
+    Target, convert, dry_run, synth,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
 const DEFAULT_GROUP: usize = 128;
+/// Mantissa bits of an int4 scale where the user does not say.
+const DEFAULT_MBITS: i8 = 5;
 
 /// Quantize a safetensors checkpoint once into a .smq file
 #[derive(Parser)]
 #[command(
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  smq-convert --mbits 5 phi35/ phi35-e5m5.smq\n  smq-convert --mbits -1 --target all phi35/ phi35-f32.smq\n  smq-convert --to compressed-tensors phi35-e5m5.smq phi35-int4/\n  smq-convert synth --like config.json synthetic/"
+    after_help = "Examples:\n  smq-convert --mbits 5 phi35/ phi35-e5m5.smq\n  smq-convert --mbits -1 --target all phi35/ phi35-f32.smq\n  smq-convert --scheme nf4 phi35/ phi35-nf4.smq\n  smq-convert --to compressed-tensors phi35-e5m5.smq phi35-int4/\n  smq-convert synth --like config.json synthetic/"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -48,18 +50,22 @@ struct ConvertArgs {
     /// The file to write; with --to, a directory
     #[arg(value_name = "OUT.smq")]
     out: Option<PathBuf>,
-    /// Mantissa bits of the E5Mx scales, 0 to 10; -1 keeps exact f32 scales
-    #[arg(long, value_name = "N", default_value_t = 5, allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-1..=10))]
-    mbits: i8,
-    /// Scale format instead of --mbits: f32, f16, or eXmY such as e5m5, e4m3, e8m0
+    /// What the weights become: int4 in groups, bitsandbytes' NF4 with double quantization, or FP8 E4M3 with FP8
+    /// activations
+    #[arg(long, value_enum, default_value_t = SchemeName::Int4)]
+    scheme: SchemeName,
+    /// int4: mantissa bits of the E5Mx scales, 0 to 10; -1 keeps exact f32 scales [default: 5]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-1..=10))]
+    mbits: Option<i8>,
+    /// int4: scale format instead of --mbits: f32, f16, or eXmY such as e5m5, e4m3, e8m0
     #[arg(long, value_name = "FORMAT", conflicts_with = "mbits", value_parser = parse_scales)]
     scales: Option<ScaleChoice>,
-    /// Consecutive elements of a row that share a scale [default: 128, or an int4 checkpoint's]
+    /// int4: consecutive elements of a row that share a scale [default: 128, or an int4 checkpoint's]
     #[arg(long, value_name = "ELEMS")]
     group_size: Option<usize>,
-    /// How a group's scale is chosen
-    #[arg(long, value_enum, default_value_t = ScaleRule::Reference)]
-    scale_rule: ScaleRule,
+    /// int4: how a group's scale is chosen [default: reference]
+    #[arg(long, value_enum)]
+    scale_rule: Option<ScaleRule>,
     /// What to quantize: mlp, all (attention too; embeddings and lm_head never), or a regex over names
     #[arg(long, default_value = "mlp")]
     target: Target,
@@ -77,6 +83,47 @@ struct ConvertArgs {
     dry_run: bool,
     #[command(flatten)]
     export: ExportArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SchemeName {
+    Int4,
+    Nf4,
+    Fp8,
+}
+
+impl ConvertArgs {
+    /// # Errors
+    /// An option that only int4 has.
+    fn method(&self, checkpoint: &Checkpoint) -> anyhow::Result<Method> {
+        let method = match self.scheme {
+            SchemeName::Int4 => {
+                let group = checkpoint.import().map_or(DEFAULT_GROUP, |i| i.group);
+                return Ok(Method::Int4(QuantizeOptions {
+                    group: self.group_size.unwrap_or(group),
+                    scales: self
+                        .scales
+                        .unwrap_or(scales_of(self.mbits.unwrap_or(DEFAULT_MBITS))),
+                    rule: self.scale_rule.unwrap_or(ScaleRule::Reference),
+                }));
+            }
+            SchemeName::Nf4 => Method::Nf4,
+            SchemeName::Fp8 => Method::Fp8,
+        };
+        let given = [
+            ("--mbits", self.mbits.is_some()),
+            ("--scales", self.scales.is_some()),
+            ("--group-size", self.group_size.is_some()),
+            ("--scale-rule", self.scale_rule.is_some()),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((option, _)) => anyhow::bail!(
+                "{option} is for --scheme int4; --scheme {} has one form: leave {option} out",
+                method.name()
+            ),
+            None => Ok(method),
+        }
+    }
 }
 
 #[derive(Args)]
@@ -130,19 +177,15 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         );
         checkpoint.requantize();
     }
-    let group = checkpoint.import().map_or(DEFAULT_GROUP, |i| i.group);
     let options = ConvertOptions {
-        quantize: QuantizeOptions {
-            group: args.group_size.unwrap_or(group),
-            scales: args.scales.unwrap_or(scales_of(args.mbits)),
-            rule: args.scale_rule,
-        },
+        quantize: args.method(&checkpoint)?,
         target: args.target,
         overwrite: args.force,
         jobs: args.jobs,
     };
     if args.dry_run {
-        return print_plan(&checkpoint, &dry_run(&checkpoint, &options)?);
+        let plan = dry_run(&checkpoint, &options)?;
+        return print_plan(&checkpoint, options.quantize, &plan);
     }
     let out = args
         .out
@@ -245,7 +288,7 @@ fn bits_per_weight(stored_bytes: u64, elems: u64) -> f64 {
     stored_bytes as f64 * 8.0 / elems as f64
 }
 
-fn print_plan(checkpoint: &Checkpoint, plan: &Plan) -> anyhow::Result<()> {
+fn print_plan(checkpoint: &Checkpoint, method: Method, plan: &Plan) -> anyhow::Result<()> {
     let mut rows = table(&[
         "tensor",
         "shape",
@@ -257,7 +300,7 @@ fn print_plan(checkpoint: &Checkpoint, plan: &Plan) -> anyhow::Result<()> {
     let (mut elems, mut quantized_bytes) = (0, 0);
     for (tensor, planned) in checkpoint.tensors().iter().zip(&plan.tensors) {
         let becomes = if planned.quantized {
-            "int4"
+            method.name()
         } else {
             "as it is"
         };

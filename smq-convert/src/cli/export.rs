@@ -17,7 +17,7 @@ use crate::synth::DEFAULT_SHARD_BYTES;
 #[derive(Args)]
 pub(super) struct ExportArgs {
     /// Write the .smq file CHECKPOINT as a Hugging Face directory
-    #[arg(long, value_enum, value_name = "FORM", conflicts_with_all = ["mbits", "scales", "group_size", "scale_rule", "target", "requantize", "jobs", "dry_run"])]
+    #[arg(long, value_enum, value_name = "FORM", conflicts_with_all = ["scheme", "mbits", "scales", "group_size", "scale_rule", "target", "requantize", "jobs", "dry_run"])]
     to: Option<Form>,
     /// Element type of the dequantized weights, for --to safetensors: f32 is exact, bf16 rounds [default: f32]
     #[arg(long, value_enum, requires = "to")]
@@ -113,12 +113,12 @@ fn print_summary(
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "{}: {} of tensors in {} safetensors file{}, {} from int4; every hash verified, {:.2} s",
+        "{}: {} of tensors in {} safetensors file{}, {} from quantized ones; every hash verified, {:.2} s",
         out_dir.display(),
         DecimalBytes(summary.tensor_bytes),
         summary.shards.len(),
         if summary.shards.len() == 1 { "" } else { "s" },
-        summary.int4_tensors,
+        summary.quantized_tensors,
         summary.elapsed.as_secs_f64(),
     )?;
     let rounding = &summary.rounding;

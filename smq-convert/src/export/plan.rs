@@ -32,7 +32,7 @@ pub(super) struct Plan<'a> {
     /// In the .smq file's order.
     pub(super) outputs: Vec<Output<'a>>,
     pub(super) tensor_bytes: u64,
-    pub(super) int4_tensors: usize,
+    pub(super) quantized_tensors: usize,
     /// Elements a group, where all int4 tensors agree.
     pub(super) group: Option<usize>,
     /// What config.json says about the quantization; `None` for dequantized weights.
@@ -75,7 +75,7 @@ impl<'a> Plan<'a> {
         Ok(Plan {
             tensor_bytes: outputs.iter().map(Output::bytes).sum(),
             outputs,
-            int4_tensors: int4.len(),
+            quantized_tensors: file.tensors().filter(|t| t.scheme().is_quantized()).count(),
             group: first.filter(|&group| int4.iter().all(|t| t.group == group)),
             quantization,
         })
@@ -140,7 +140,7 @@ impl<'a> Int4<'a> {
                 group,
                 columns: view.matrix_shape().1,
             }),
-            TensorData::Raw { .. } => None,
+            _ => None,
         }
     }
 }
@@ -196,6 +196,16 @@ fn packed(view: TensorView<'_>) -> Vec<Output<'_>> {
 
 /// compressed-tensors quantizes Linear modules, all with one group size that divides their columns.
 fn check_packable(file: &SmqFile, int4: &[Int4]) -> Result<(), ConvertError> {
+    let other = file.tensors().find(|view| {
+        view.scheme().is_quantized() && !matches!(view.data(), TensorData::Int4 { .. })
+    });
+    if let Some(view) = other {
+        let problem = format!(
+            "is {}, and only int4 can be exported as pack-quantized; use --to safetensors, which dequantizes",
+            view.scheme().name()
+        );
+        return Err(not_exportable(file, &view, problem));
+    }
     let Some(first) = int4.first() else {
         return Err(ConvertError::Export {
             path: file.path().to_path_buf(),

@@ -135,20 +135,22 @@ fn sizes(file: &SmqFile, tensors: &[TensorReport]) -> SizeReport {
 fn schemes(tensors: &[TensorEntry]) -> Vec<SchemeCount> {
     let mut counts: BTreeMap<(String, String), SchemeCount> = BTreeMap::new();
     for t in tensors {
-        let (scales, group) = int4(t.scheme);
+        let (scales, group) = (scale_format(t.scheme), group_elems(t));
         let dtype = match t.scheme {
             Scheme::Raw(dtype) => Some(dtype.name().to_owned()),
-            Scheme::Int4 { .. } => None,
+            _ => None,
         };
+        // Rows of many lengths are one scheme.
+        let fixed_group = group.filter(|_| t.scheme != Scheme::Fp8);
         let key = (
             t.scheme.name().to_owned(),
-            format!("{:?}", (scales.map(format_name), group, &dtype)),
+            format!("{:?}", (&scales, fixed_group, &dtype)),
         );
         let count = counts.entry(key).or_insert_with(|| SchemeCount {
             scheme: t.scheme.name().to_owned(),
-            scale_format: scales.map(format_name),
-            scale_bits: scales.map(ScaleFormat::width_bits),
-            group_elems: group,
+            scale_bits: scales.as_ref().map(|s| s.1),
+            scale_format: scales.map(|s| s.0),
+            group_elems: fixed_group,
             dtype,
             tensors: 0,
             elems: 0,
@@ -163,11 +165,19 @@ fn schemes(tensors: &[TensorEntry]) -> Vec<SchemeCount> {
     counts
 }
 
-fn int4(scheme: Scheme) -> (Option<ScaleFormat>, Option<usize>) {
+/// Name and bits of a scale; of NF4's, the byte that is its own.
+fn scale_format(scheme: Scheme) -> Option<(String, u32)> {
     match scheme {
-        Scheme::Raw(_) => (None, None),
-        Scheme::Int4 { group, scales } => (Some(scales), Some(group)),
+        Scheme::Raw(_) => None,
+        Scheme::Int4 { scales, .. } => Some((format_name(scales), scales.width_bits())),
+        Scheme::Nf4 { .. } => Some(("dq8".to_owned(), 8)),
+        Scheme::Fp8 => Some((format_name(ScaleFormat::F32), 32)),
     }
+}
+
+/// Elements that share a scale.
+fn group_elems(entry: &TensorEntry) -> Option<usize> {
+    entry.scheme.group(*entry.shape.last()?)
 }
 
 fn format_name(format: ScaleFormat) -> String {
@@ -179,10 +189,9 @@ fn format_name(format: ScaleFormat) -> String {
 }
 
 fn tensor(entry: &TensorEntry, record: Option<&TensorStatistics>) -> TensorReport {
-    let (scales, group_elems) = int4(entry.scheme);
     let place = place(&entry.name);
     let elems = entry.elems() as u64;
-    let scale_blobs = entry.blobs.iter().filter(|b| b.role == Role::Scales);
+    let scale_blobs = entry.blobs.iter().filter(|b| is_scales(b.role));
     TensorReport {
         name: entry.name.clone(),
         layer: place.layer,
@@ -190,12 +199,15 @@ fn tensor(entry: &TensorEntry, record: Option<&TensorStatistics>) -> TensorRepor
         shape: entry.shape.clone(),
         source_dtype: entry.source_dtype.name().to_owned(),
         scheme: entry.scheme.name().to_owned(),
-        scale_format: scales.map(format_name),
-        scale_bias: match scales {
-            Some(ScaleFormat::Mini(m)) => Some(m.bias()),
+        scale_format: scale_format(entry.scheme).map(|s| s.0),
+        scale_bias: match entry.scheme {
+            Scheme::Int4 {
+                scales: ScaleFormat::Mini(m),
+                ..
+            } => Some(m.bias()),
             _ => None,
         },
-        group_elems,
+        group_elems: group_elems(entry),
         elems,
         groups: entry.scheme.groups(&entry.shape) as u64,
         source_bytes: entry.source_bytes(),
@@ -212,6 +224,10 @@ fn tensor(entry: &TensorEntry, record: Option<&TensorStatistics>) -> TensorRepor
             .collect(),
         errors: record.map(errors),
     }
+}
+
+fn is_scales(role: Role) -> bool {
+    matches!(role, Role::Scales | Role::Absmax | Role::NestedAbsmax)
 }
 
 fn errors(r: &TensorStatistics) -> TensorErrors {

@@ -98,7 +98,7 @@ fn sizes(report: &Report) -> String {
     for (name, n) in [
         ("source tensors", s.source_tensor_bytes),
         ("file", s.file_bytes),
-        ("  nibbles", s.nibble_bytes),
+        ("  codes", s.nibble_bytes),
         ("  scales", s.scale_bytes),
         ("  raw tensors", s.raw_bytes),
         ("  embedded files", s.embedded_bytes),
@@ -122,7 +122,7 @@ fn densities(report: &Report) -> Vec<(String, String)> {
         lines.push((
             "bits per weight".to_owned(),
             format!(
-                "{} over {} quantized weights (nibbles and scales)",
+                "{} over {} quantized weights (codes and scales)",
                 bits(s.bits_per_quantized_weight),
                 count(s.quantized_elems)
             ),

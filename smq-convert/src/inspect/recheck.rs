@@ -9,7 +9,7 @@ use smq_format::{Scheme, SmqFile, Statistics, TensorData, TensorView};
 
 use super::error::InspectError;
 use crate::convert::{CODES_REQUANTIZED, IMPORT_CODES, quantize_tensor};
-use crate::quantize::{QuantizeOptions, ScaleChoice, ScaleRule, remeasure};
+use crate::quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule, remeasure};
 use crate::source::{Checkpoint, SourceTensor};
 
 /// What rechecking found.
@@ -75,7 +75,7 @@ pub fn recheck(
                     report.differs(view.name(), "bytes", "these", "others");
                 }
             }
-            TensorData::Int4 { .. } => {
+            _ => {
                 recheck_tensor(file, &source, tensor, &view, &statistics, &mut report)?;
             }
         }
@@ -145,19 +145,23 @@ fn recheck_tensor(
 ) -> Result<(), InspectError> {
     let name = view.name();
     let failed = |e: String| InspectError::Recheck(format!("{}: {e}", file.path().display()));
-    let (Some(record), Some(options)) = (statistics.tensor(name), options_of(file, view)) else {
+    let (rows, columns) = view.matrix_shape();
+    let (Some(record), Some(group), Some(method)) = (
+        statistics.tensor(name),
+        view.scheme().group(columns),
+        method_of(file, view),
+    ) else {
         report.differs(name, "record", "absent", "present");
         return Ok(());
     };
-    let (rows, columns) = view.matrix_shape();
     let stored = remeasure(
         (rows, columns),
-        options.group,
+        group,
         |row, out| source.read_row(tensor, row, out),
         |row, out| view.dequantize_rows(row..row + 1, out),
     )
     .map_err(|defect| failed(defect.to_string()))?;
-    let again = quantize_tensor(source, tensor, &options)
+    let again = quantize_tensor(source, tensor, method)
         .map_err(|e| failed(format!("tensor {name:?} cannot be quantized anew: {e:?}")))?
         .statistics;
     report.tensors += 1;
@@ -188,14 +192,17 @@ fn recheck_tensor(
     Ok(())
 }
 
-/// How a tensor was quantized: its scheme, and the rule that the provenance names.
-fn options_of(file: &SmqFile, view: &TensorView) -> Option<QuantizeOptions> {
-    let Scheme::Int4 { group, scales } = view.scheme() else {
-        return None;
+/// How a tensor was quantized: its scheme, and the rule that the provenance names; `None` for a raw one.
+fn method_of(file: &SmqFile, view: &TensorView) -> Option<Method> {
+    let (group, scales) = match view.scheme() {
+        Scheme::Raw(_) => return None,
+        Scheme::Nf4 { .. } => return Some(Method::Nf4),
+        Scheme::Fp8 => return Some(Method::Fp8),
+        Scheme::Int4 { group, scales } => (group, scales),
     };
     let rule = file.index().provenance.parameters.get("scale_rule");
     let rule = rule.and_then(|name| ScaleRule::from_str(name, false).ok());
-    Some(QuantizeOptions {
+    Some(Method::Int4(QuantizeOptions {
         group,
         scales: match scales {
             ScaleFormat::F32 => ScaleChoice::F32,
@@ -206,5 +213,5 @@ fn options_of(file: &SmqFile, view: &TensorView) -> Option<QuantizeOptions> {
             },
         },
         rule: rule.unwrap_or(ScaleRule::Reference),
-    })
+    }))
 }

@@ -108,9 +108,9 @@ pub struct SizeReport {
     pub file_of_source_percent: Option<f64>,
     /// The header.
     pub header_bytes: u64,
-    /// Int4 codes.
+    /// Codes of quantized weights: int4, NF4 or FP8.
     pub nibble_bytes: u64,
-    /// Scale streams, with their zero tails.
+    /// Scales, with the zero tails of int4's; of NF4 absmax codes and nested absmax.
     pub scale_bytes: u64,
     /// Tensors stored as they were.
     pub raw_bytes: u64,
@@ -126,7 +126,7 @@ pub struct SizeReport {
     pub quantized_elems: u64,
     /// Elements of all tensors.
     pub total_elems: u64,
-    /// Nibbles and scales in bits, over `quantized_elems`.
+    /// Codes and scales in bits, over `quantized_elems`.
     pub bits_per_quantized_weight: Option<f64>,
     /// The whole file in bits, over `total_elems`.
     pub bits_per_weight_in_file: Option<f64>,
@@ -141,11 +141,11 @@ pub struct SizeReport {
 pub struct SchemeCount {
     /// Scheme in the index, such as `int4-e5mx`.
     pub scheme: String,
-    /// Scale format, such as `E5M5`; `null` for `raw`.
+    /// Scale format, such as `E5M5`; `dq8` for the double quantization of NF4, `null` for `raw`.
     pub scale_format: Option<String>,
-    /// Bits of a stored scale; `null` for `raw`.
+    /// Bits of a stored scale, for NF4 of an absmax code; `null` for `raw`.
     pub scale_bits: Option<u32>,
-    /// Elements that share a scale; `null` for `raw`.
+    /// Elements that share a scale; `null` for `raw`, and for FP8, whose rows do.
     pub group_elems: Option<usize>,
     /// Stored element type; `null` unless `raw`.
     pub dtype: Option<String>,
@@ -220,7 +220,7 @@ pub struct TensorReport {
     pub source_dtype: String,
     /// Scheme in the index.
     pub scheme: String,
-    /// Scale format, such as `E5M5`; `null` for `raw`.
+    /// Scale format, such as `E5M5`; `dq8` for the double quantization of NF4, `null` for `raw`.
     pub scale_format: Option<String>,
     /// Exponent bias of the scale format, where it has one.
     pub scale_bias: Option<i16>,
@@ -305,7 +305,7 @@ pub struct ErrorReport {
 }
 
 impl TensorReport {
-    /// Whether the tensor is stored as int4 codes and scales.
+    /// Whether the tensor is stored as codes and scales.
     pub fn is_quantized(&self) -> bool {
         self.group_elems.is_some()
     }

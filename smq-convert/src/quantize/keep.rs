@@ -5,7 +5,6 @@ use std::ops::Range;
 use rayon::prelude::*;
 use smq_format::int4;
 
-use super::kernel::compare;
 use super::{
     Group, Kernel, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, finish, round_scale,
     scale_format,
@@ -108,8 +107,8 @@ pub fn keep(
                 int4::dequantize_row(nibbles, scales, options.group, v);
                 for (g, group) in groups.iter_mut().enumerate() {
                     let w = &w[range_of(g)];
-                    group.errors = compare(w, &v[range_of(g)]);
-                    group.exact_errors = compare(w, w);
+                    group.errors = kernel.compare(w, &v[range_of(g)]);
+                    group.exact_errors = kernel.compare(w, w);
                 }
             },
         );

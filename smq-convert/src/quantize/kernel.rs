@@ -5,12 +5,16 @@
 //! instance is the twin of the wide ones.
 
 use smq_format::int4::pack_row;
-use smq_format::{Dtype, widen};
+use smq_format::nf4::{BLOCK_ELEMS, MIDPOINTS};
+use smq_format::{Dtype, fp8, widen};
 
 /// Independent partial sums a group.
 const LANES: usize = 16;
 /// Adding and subtracting this rounds an f32 of magnitude below 2^22 to an integer, half to even.
 const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+
+/// bitsandbytes' floor under an NF4 block's absmax where it divides by that.
+pub(super) const ABSMAX_FLOOR: f32 = 1e-38;
 
 /// Error figures of one group, in f32 as the published reference has them.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -133,6 +137,21 @@ impl Kernel {
         /// The errors that [`Kernel::quantize`] would have.
         errors, errors, (w: &[f32], s: f32) -> GroupError
     }
+
+    for_each_isa! {
+        /// Errors of given weights `v` against `w`, in the same order of summation.
+        compare, compare, (w: &[f32], v: &[f32]) -> GroupError
+    }
+
+    for_each_isa! {
+        /// NF4 codes of one block into `q`: of `w / absmax` where it is a short one, else of `w (1 / absmax)`.
+        nf4_codes, nf4_codes, (w: &[f32], absmax: f32, q: &mut [u8]) -> ()
+    }
+
+    for_each_isa! {
+        /// FP8 E4M3 codes of `w / scale` into `q`.
+        fp8_codes, fp8_codes, (w: &[f32], scale: f32, q: &mut [u8]) -> ()
+    }
 }
 
 #[inline(always)]
@@ -178,13 +197,45 @@ fn errors(w: &[f32], s: f32) -> GroupError {
     sums.total()
 }
 
-/// Errors of given weights `v` against `w`, in the same order of summation.
-pub(super) fn compare(w: &[f32], v: &[f32]) -> GroupError {
+#[inline(always)]
+fn compare(w: &[f32], v: &[f32]) -> GroupError {
     let mut sums = Sums::default();
-    for (w, v) in w.chunks(LANES).zip(v.chunks(LANES)) {
-        sums.accumulate(&padded(w), &padded(v));
+    let ((w_chunks, w_tail), (v_chunks, v_tail)) = (w.as_chunks::<LANES>(), v.as_chunks::<LANES>());
+    for (w, v) in w_chunks.iter().zip(v_chunks) {
+        sums.accumulate(w, v);
+    }
+    if !w_tail.is_empty() {
+        sums.accumulate(&padded(w_tail), &padded(v_tail));
     }
     sums.total()
+}
+
+#[inline(always)]
+fn nf4_codes(w: &[f32], absmax: f32, q: &mut [u8]) {
+    let absmax = absmax.max(ABSMAX_FLOOR);
+    if let Ok(w) = <&[f32; BLOCK_ELEMS]>::try_from(w) {
+        let inverse = 1.0 / absmax;
+        for (q, w) in q.iter_mut().zip(w) {
+            *q = nf4_code(w * inverse);
+        }
+    } else {
+        for (q, w) in q.iter_mut().zip(w) {
+            *q = nf4_code(w / absmax);
+        }
+    }
+}
+
+/// The number of midpoints below `v`; without branches, so that loops over it are wide.
+#[inline(always)]
+fn nf4_code(v: f32) -> u8 {
+    MIDPOINTS.iter().map(|m| u8::from(v > *m)).sum()
+}
+
+#[inline(always)]
+fn fp8_codes(w: &[f32], scale: f32, q: &mut [u8]) {
+    for (q, w) in q.iter_mut().zip(w) {
+        *q = fp8::encode(w / scale);
+    }
 }
 
 /// Zeros add nothing to any sum.

@@ -1,10 +1,12 @@
-//! Quantizes one tensor: int4 codes, scales and error figures in a single pass over its weights.
+//! Quantizes one tensor: codes, scales and error figures; int4 in a single pass over its weights.
 //!
 //! The arithmetic is `spec/method.md`. Every sum has a fixed order (16 lanes within a group, then groups,
 //! then rows), so the result does not depend on the number of threads or on the processor.
 
+mod fp8;
 mod keep;
 mod kernel;
+mod nf4;
 mod statistics;
 
 use rayon::prelude::*;
@@ -12,8 +14,10 @@ use smq_format::scale::{MiniFloat, ScaleFormat, Zero, round_mantissa};
 use smq_format::statistics::{ErrorSummary, TensorStatistics};
 use smq_format::{Dtype, Scheme, bits, int4};
 
+pub use fp8::quantize_fp8;
 pub use keep::keep;
 pub use kernel::{GroupError, Kernel};
+pub use nf4::quantize_nf4;
 use statistics::RowSums;
 
 /// The published reference's floor under `max|w|`.
@@ -62,7 +66,47 @@ pub enum ScaleRule {
     Signed,
 }
 
-/// How a tensor is quantized.
+/// What quantized weights become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Integers with a scale a group (`int4-*`).
+    Int4(QuantizeOptions),
+    /// bitsandbytes' NF4 with double quantization (`nf4-dq`).
+    Nf4,
+    /// FP8 E4M3 with a scale a row (`fp8-e4m3`).
+    Fp8,
+}
+
+impl Method {
+    /// `int4`, `nf4` or `fp8`, as on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Int4(_) => "int4",
+            Method::Nf4 => "nf4",
+            Method::Fp8 => "fp8",
+        }
+    }
+
+    /// Quantizes `[rows, columns]` elements of `dtype`, little-endian, at any alignment.
+    ///
+    /// # Errors
+    /// The first weight that is not finite, or a scale over f16's range.
+    pub fn quantize(
+        self,
+        name: &str,
+        bytes: &[u8],
+        dtype: Dtype,
+        shape: (usize, usize),
+    ) -> Result<Quantized, QuantizeError> {
+        match self {
+            Method::Int4(options) => quantize(name, bytes, dtype, shape, &options),
+            Method::Nf4 => quantize_nf4(name, bytes, dtype, shape),
+            Method::Fp8 => quantize_fp8(name, bytes, dtype, shape),
+        }
+    }
+}
+
+/// How a tensor is quantized to int4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuantizeOptions {
     /// Elements a group.
@@ -78,10 +122,8 @@ pub struct QuantizeOptions {
 pub struct Quantized {
     /// How it is stored, with the tensor's bias.
     pub scheme: Scheme,
-    /// `[out, ceil(in / 2)]` bytes.
-    pub nibbles: Vec<u8>,
-    /// The scale stream, zero tail included.
-    pub scales: Vec<u8>,
+    /// Its blobs, as [`Scheme::blob_lengths`] orders them.
+    pub blobs: Vec<Vec<u8>>,
     /// What was lost.
     pub statistics: TensorStatistics,
 }
@@ -115,7 +157,7 @@ struct Group {
     exact_errors: GroupError,
 }
 
-/// Quantizes `[rows, columns]` elements of `dtype`, little-endian, at any alignment.
+/// Quantizes `[rows, columns]` elements of `dtype`, little-endian, at any alignment, to int4.
 ///
 /// # Errors
 /// The first weight that is not finite, or a scale over f16's range.
@@ -212,14 +254,15 @@ fn finish(
     options: &QuantizeOptions,
     columns: usize,
 ) -> Quantized {
-    let statistics = statistics::summarise(name, groups, &codes, format, options, columns);
+    let scales = codes.iter().filter_map(|&code| format.decode(code));
+    let exponents = statistics::exponents(scales);
+    let statistics = statistics::summarise(name, groups, exponents, options.group, columns);
     Quantized {
         scheme: Scheme::Int4 {
             group: options.group,
             scales: format,
         },
-        nibbles,
-        scales: bits::pack(codes, format.width_bits()),
+        blobs: vec![nibbles, bits::pack(codes, format.width_bits())],
         statistics,
     }
 }
@@ -352,6 +395,7 @@ pub fn remeasure<E: Send>(
     source: impl Fn(usize, &mut [f32]) + Sync,
     stored: impl Fn(usize, &mut [f32]) -> Result<(), E> + Sync,
 ) -> Result<ErrorSummary, E> {
+    let kernel = Kernel::detect();
     let buffers = || (vec![0.0; columns], vec![0.0; columns]);
     let rows: Vec<_> = (0..rows)
         .into_par_iter()
@@ -361,7 +405,7 @@ pub fn remeasure<E: Send>(
             stored(row, v)?;
             let groups = w.chunks(group).zip(v.chunks(group));
             Ok(RowSums::of(
-                groups.map(|(w, v)| (w.len(), kernel::compare(w, v))),
+                groups.map(|(w, v)| (w.len(), kernel.compare(w, v))),
             ))
         })
         .collect::<Result<_, E>>()?;

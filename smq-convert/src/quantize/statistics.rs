@@ -1,13 +1,12 @@
 //! From the figures of each group to the record of a tensor, in a fixed order.
 
 use rayon::prelude::*;
-use smq_format::scale::ScaleFormat;
 use smq_format::statistics::{
     EXPONENT_BUCKETS, ErrorSummary, MAX_ROW_BLOCKS, PERCENTILES_PER_MILLE, TensorStatistics,
 };
 
+use super::Group;
 use super::kernel::GroupError;
-use super::{Group, QuantizeOptions};
 
 /// Sums over the groups of one row.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,21 +35,16 @@ impl RowSums {
     }
 }
 
-/// The record of a tensor with `columns` columns; `groups` and `codes` are row-major.
+/// The record of a tensor with `columns` columns; `groups`, of `group` elements of a row, are row-major.
 pub(super) fn summarise(
     name: &str,
     groups: &[Group],
-    codes: &[u32],
-    format: ScaleFormat,
-    options: &QuantizeOptions,
+    (first_exponent, exponent_counts): (i16, Vec<u64>),
+    group: usize,
     columns: usize,
 ) -> TensorStatistics {
-    let groups_a_row = columns.div_ceil(options.group);
-    let elems = |g: usize| {
-        options
-            .group
-            .min(columns - g % groups_a_row * options.group)
-    };
+    let groups_a_row = columns.div_ceil(group);
+    let elems = |g: usize| group.min(columns - g % groups_a_row * group);
     let rows_of = |errors: fn(&Group) -> GroupError| -> Vec<(RowSums, Vec<f32>)> {
         groups
             .par_chunks(groups_a_row)
@@ -73,7 +67,6 @@ pub(super) fn summarise(
             (sum / (rows.len() * groups_a_row) as f64) as f32
         })
         .collect();
-    let (first_exponent, exponent_counts) = exponents(codes, format);
     let count = |test: fn(&Group) -> bool| groups.iter().filter(|g| test(g)).count() as u64;
     TensorStatistics {
         name: name.to_owned(),
@@ -129,10 +122,8 @@ fn percentiles(values: &mut [f32]) -> [f32; PERCENTILES_PER_MILLE.len()] {
 }
 
 /// Stored scales by exponent: the top [`EXPONENT_BUCKETS`] binades, the first also counting all below.
-fn exponents(codes: &[u32], format: ScaleFormat) -> (i16, Vec<u64>) {
-    let exponents: Vec<i16> = codes
-        .iter()
-        .filter_map(|&code| format.decode(code))
+pub(super) fn exponents(scales: impl Iterator<Item = f32>) -> (i16, Vec<u64>) {
+    let exponents: Vec<i16> = scales
         .filter(|s| *s != 0.0)
         .map(|s| (s.to_bits() >> 23 & 0xff) as i16 - 127)
         .collect();

@@ -33,10 +33,10 @@ fn dequantize(q: &Quantized, columns: usize) -> Vec<f32> {
         panic!("not int4")
     };
     let groups = columns.div_ceil(group);
-    let rows = q.nibbles.chunks(int4::row_bytes(columns)).enumerate();
+    let rows = q.blobs[0].chunks(int4::row_bytes(columns)).enumerate();
     rows.flat_map(|(row, nibbles)| {
         let scales: Vec<f32> = (row * groups..(row + 1) * groups)
-            .map(|i| bits::code_at(&q.scales, scales.width_bits(), i))
+            .map(|i| bits::code_at(&q.blobs[1], scales.width_bits(), i))
             .map(|code| scales.decode(code).unwrap())
             .collect();
         let mut out = vec![0.0; columns];
@@ -184,7 +184,7 @@ fn sign_is_kept_and_the_extremes_are_used() {
     let flipped: Vec<f32> = w.iter().map(|v| -v).collect();
     let q = run(&flipped, 128, &options(e5(5), ScaleRule::Signed, 128));
     assert_eq!(dequantize(&q, 128)[0], 1.0);
-    assert_eq!(int4::unpack(q.nibbles[0]).0, -8);
+    assert_eq!(int4::unpack(q.blobs[0][0]).0, -8);
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn zero_weights_stay_zero() {
     let mut w = vec![0.0; 256];
     w[130] = 0.5;
     let q = run(&w, 256, &options(e5(5), ScaleRule::Reference, 128));
-    assert_eq!(bits::code_at(&q.scales, 11, 0), 0);
+    assert_eq!(bits::code_at(&q.blobs[1], 11, 0), 0);
     assert_eq!(q.statistics.zero_groups, 1);
     assert_eq!(q.statistics.under_window, 0);
     assert_eq!(dequantize(&q, 256)[..128], [0.0; 128]);

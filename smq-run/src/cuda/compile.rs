@@ -39,6 +39,7 @@ const HEADERS: &[(&str, &str)] = &[
         "decode_product.cuh",
         include_str!("../../../kernels/decode_product.cuh"),
     ),
+    ("nf4.cuh", include_str!("../../../kernels/nf4.cuh")),
 ];
 
 /// Names of the embedded kernel files.
@@ -262,6 +263,19 @@ mod tests {
     fn an_unknown_file_is_named() {
         let message = source("nothing.cu").unwrap_err().to_string();
         assert_eq!(message, "there is no kernel file nothing.cu");
+    }
+
+    #[test]
+    fn nf4_tables_are_the_formats() {
+        let text = HEADERS[1].1;
+        let words: Vec<u32> = text
+            .split("0x")
+            .skip(1)
+            .map(|word| u32::from_str_radix(&word[..8], 16).unwrap())
+            .collect();
+        let values = smq_format::nf4::VALUES.iter();
+        let values = values.chain(&smq_format::nf4::ABSMAX_VALUES);
+        assert_eq!(words, values.map(|v| v.to_bits()).collect::<Vec<_>>());
     }
 
     #[test]

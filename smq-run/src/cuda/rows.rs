@@ -8,7 +8,7 @@ use super::launch::Launch;
 use super::memory::Span;
 use super::stream::Stream;
 use super::tensor_map::TensorMap;
-use super::weights::DeviceMatrix;
+use super::weights::{DeviceMatrix, Format};
 use crate::error::Result;
 
 /// From this many activation rows on, widening the weights once and cuBLASLt's products are faster than the int4 kernel:
@@ -57,7 +57,7 @@ pub fn reads_int4_order(matrices: &[DeviceMatrix], m: usize) -> bool {
 /// Bytes that widening a matrix takes; 0 where it is never done.
 #[must_use]
 pub fn wide_bytes(matrices: &[DeviceMatrix], m: usize) -> usize {
-    let widened = |w: &&DeviceMatrix| w.is_int4() && !reads_int4_order(matrices, m);
+    let widened = |w: &&DeviceMatrix| w.is_coded() && !reads_int4_order(matrices, m);
     let bytes = |w: &DeviceMatrix| 2 * w.rows * w.cols;
     matrices
         .iter()
@@ -115,7 +115,7 @@ impl RowProducts {
                 output,
                 accumulate: matches!(target, Target::Add(_)),
             })?;
-            let data = if w.is_int4() {
+            let data = if w.is_coded() {
                 // SAFETY: `wide` holds the largest matrix; products before this one in the stream are done with it.
                 unsafe { widen(kernels, w, self.wide.ptr())?.run(stream) }?;
                 self.wide.ptr()
@@ -130,24 +130,33 @@ impl RowProducts {
     }
 }
 
-/// Widens a whole int4 matrix to bf16 at `out`, plain order.
+/// Widens a whole matrix of codes to bf16 at `out`, plain order.
 ///
 /// # Errors
 /// As [`Kernels::get`].
 pub fn widen(kernels: &Kernels, w: &DeviceMatrix, out: u64) -> Result<Call> {
     let mut defines = vec![("K", w.cols as i64), ("GROUP", 128), ("OUT_INT4", 0)];
     defines.extend(w.scale_defines());
-    let (scales, bias) = w.scales();
+    let codes = Args::new().ptr(w.data.ptr());
+    let (name, args) = match w.format {
+        Format::Bf16 | Format::Int4 { .. } => {
+            let (scales, bias) = w.scales();
+            ("dequantize_int4", codes.ptr(scales).i32(bias))
+        }
+        Format::Nf4 {
+            absmax,
+            nested_absmax,
+            offset,
+        } => {
+            let args = codes.ptr(absmax.ptr()).ptr(nested_absmax.ptr());
+            ("dequantize_nf4", args.f32(offset))
+        }
+        Format::Fp8 { scales } => ("dequantize_fp8", codes.ptr(scales.ptr())),
+    };
     Ok(Call {
-        kernel: kernels.get("dequantize.cu", defines, "dequantize_int4")?,
+        kernel: kernels.get("dequantize.cu", defines, name)?,
         launch: Launch::new((w.rows * w.cols / 8).div_ceil(512), 256).overlap(),
-        args: Args::new()
-            .ptr(w.data.ptr())
-            .ptr(scales)
-            .i32(bias)
-            .i32(w.rows as i32)
-            .i32(0)
-            .ptr(out),
+        args: args.i32(w.rows as i32).i32(0).ptr(out),
     })
 }
 

@@ -14,7 +14,7 @@ use super::upload::{Piece, UploadReport, upload};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::model::names::{self, LayerNames, NamedMatrix};
-use crate::source::Source;
+use crate::source::{Source, check_fp8};
 
 /// Columns that share a scale in the kernels.
 pub const GROUP: usize = 128;
@@ -46,6 +46,20 @@ pub enum Format {
         /// Its format.
         format: ScaleFormat,
     },
+    /// NF4 nibbles in blocks of 64 of the flattened matrix.
+    Nf4 {
+        /// One byte a block.
+        absmax: Span,
+        /// f32, one for 256 absmax codes.
+        nested_absmax: Span,
+        /// Added to each absmax.
+        offset: f32,
+    },
+    /// E4M3 codes.
+    Fp8 {
+        /// f32 `[rows]`.
+        scales: Span,
+    },
 }
 
 impl DeviceMatrix {
@@ -55,11 +69,17 @@ impl DeviceMatrix {
         matches!(self.format, Format::Int4 { .. })
     }
 
-    /// Address of the scale stream, 0 where there is none, and its tensor's bias.
+    /// Whether it has to be widened before bf16 is multiplied.
+    #[must_use]
+    pub fn is_coded(&self) -> bool {
+        !matches!(self.format, Format::Bf16)
+    }
+
+    /// Address of the int4 scale stream, 0 where there is none, and its tensor's bias.
     #[must_use]
     pub fn scales(&self) -> (u64, i32) {
         match self.format {
-            Format::Bf16 => (0, 0),
+            Format::Bf16 | Format::Nf4 { .. } | Format::Fp8 { .. } => (0, 0),
             Format::Int4 { scales, format } => {
                 let bias = match format {
                     ScaleFormat::Mini(m) => i32::from(m.bias()),
@@ -74,7 +94,7 @@ impl DeviceMatrix {
     #[must_use]
     pub fn scale_defines(&self) -> [(&'static str, i64); 3] {
         let (format, width, mantissa) = match self.format {
-            Format::Bf16 => (0, 16, 0),
+            Format::Bf16 | Format::Nf4 { .. } | Format::Fp8 { .. } => (0, 16, 0),
             Format::Int4 { format, .. } => {
                 let width = i64::from(format.width_bits());
                 match format {
@@ -99,6 +119,12 @@ impl DeviceMatrix {
             Format::Int4 { format, .. } => {
                 self.rows * self.cols.div_ceil(GROUP) * format.width_bits() as usize / 8
             }
+            Format::Nf4 {
+                absmax,
+                nested_absmax,
+                ..
+            } => absmax.bytes() + nested_absmax.bytes(),
+            Format::Fp8 { scales } => scales.bytes(),
         };
         self.data.bytes() + scales
     }
@@ -229,7 +255,7 @@ impl<'s> Placer<'_, 's, '_> {
 
     fn matrices(&mut self, list: &[NamedMatrix]) -> Result<Vec<DeviceMatrix>> {
         let out: Vec<DeviceMatrix> = list.iter().map(|m| self.matrix(m)).collect::<Result<_>>()?;
-        let defines = |m: &DeviceMatrix| (m.is_int4(), m.scale_defines());
+        let defines = |m: &DeviceMatrix| (std::mem::discriminant(&m.format), m.scale_defines());
         match out.iter().position(|m| defines(m) != defines(&out[0])) {
             None => Ok(out),
             Some(i) => Err(Error::tensor(
@@ -243,7 +269,21 @@ impl<'s> Placer<'_, 's, '_> {
         }
     }
 
+    /// A matrix that the engine multiplies with.
     fn matrix(&mut self, m: &NamedMatrix) -> Result<DeviceMatrix> {
+        let placed = self.place_matrix(m)?;
+        let scheme = match placed.format {
+            Format::Bf16 | Format::Int4 { .. } => return Ok(placed),
+            Format::Nf4 { .. } => "nf4-dq",
+            Format::Fp8 { .. } => "fp8-e4m3",
+        };
+        let message = format!(
+            "is {scheme}, which --device cuda does not multiply with; run with --device cpu"
+        );
+        Err(Error::tensor(&m.name, message))
+    }
+
+    fn place_matrix(&mut self, m: &NamedMatrix) -> Result<DeviceMatrix> {
         let bad = |message: String| Err(Error::tensor(&m.name, message));
         let (bytes, format) = match self.source.stored(&m.name, &[m.rows, m.cols])? {
             TensorData::Raw { dtype, bytes } => (to_bf16(dtype, bytes), Format::Bf16),
@@ -272,10 +312,29 @@ impl<'s> Placer<'_, 's, '_> {
                 let scales = stream;
                 (Cow::Borrowed(nibbles), Format::Int4 { scales, format })
             }
+            TensorData::Nf4 { nibbles, scales } => {
+                for i in 0..scales.nested_absmax.len() / 4 {
+                    let nested = scales.nested(i);
+                    nested.map_err(|e| Error::tensor(&m.name, e.to_string()))?;
+                }
+                let format = Format::Nf4 {
+                    absmax: self.place(Cow::Borrowed(scales.absmax))?,
+                    nested_absmax: self.place(Cow::Borrowed(scales.nested_absmax))?,
+                    offset: scales.offset,
+                };
+                (Cow::Borrowed(nibbles), format)
+            }
+            TensorData::Fp8 { codes, scales } => {
+                check_fp8(&m.name, codes)?;
+                let finite = scales.decode_all();
+                finite.map_err(|e| Error::tensor(&m.name, e.to_string()))?;
+                let scales = self.place(Cow::Borrowed(scales.bytes))?;
+                (Cow::Borrowed(codes), Format::Fp8 { scales })
+            }
         };
         // Rows start at 16 bytes, and bf16 rows are whole lines of 64.
         let step = match format {
-            Format::Bf16 => 64,
+            Format::Bf16 | Format::Nf4 { .. } | Format::Fp8 { .. } => 64,
             Format::Int4 { .. } => 32,
         };
         if !m.cols.is_multiple_of(step) || !m.rows.is_multiple_of(8) {

@@ -1,4 +1,4 @@
-//! Dense (bf16, f16, f32) x f32 product over weight rows, widening in registers.
+//! Dense (bf16, f16, f32, E4M3) x f32 product over weight rows, widening in registers.
 
 use smq_format::Dtype;
 
@@ -7,22 +7,32 @@ use super::lanes::{Isa, Lanes, dispatch};
 /// `out[row, i] = sum over columns of w[row, column] * x[i, column]`; `w` is `[rows, cols]`,
 /// `x` `[m, cols]`, `out` `[rows, m]`.
 pub(crate) fn product(isa: Isa, dtype: Dtype, w: &[u8], x: &[f32], m: usize, out: &mut [f32]) {
+    check_lengths(dtype.bytes(), w, x, m, out);
+    match dtype {
+        Dtype::Bf16 => run_bf16(isa, w, x, m, out),
+        Dtype::F16 => run_f16(isa, w, x, m, out),
+        Dtype::F32 => run_f32(isa, w, x, m, out),
+    }
+}
+
+/// [`product`] with E4M3 codes, none of them NaN, without their scales.
+pub(crate) fn product_e4m3(isa: Isa, w: &[u8], x: &[f32], m: usize, out: &mut [f32]) {
+    check_lengths(1, w, x, m, out);
+    run_e4m3(isa, w, x, m, out);
+}
+
+/// What the kernels' pointer arithmetic relies on.
+fn check_lengths(elem_bytes: usize, w: &[u8], x: &[f32], m: usize, out: &[f32]) {
     let (rows, cols) = (out.len() / m, x.len() / m);
-    // These are what the kernels' pointer arithmetic relies on.
     assert!(
         out.len() == rows * m && x.len() == cols * m,
         "x is [m, cols], output [rows, m]"
     );
     assert_eq!(
         w.len(),
-        rows * cols * dtype.bytes(),
+        rows * cols * elem_bytes,
         "weights are [rows, cols]"
     );
-    match dtype {
-        Dtype::Bf16 => run_bf16(isa, w, x, m, out),
-        Dtype::F16 => run_f16(isa, w, x, m, out),
-        Dtype::F32 => run_f32(isa, w, x, m, out),
-    }
 }
 
 /// [`product`] with f32 weights in memory.
@@ -32,6 +42,7 @@ pub(crate) fn product_f32(isa: Isa, w: &[f32], x: &[f32], m: usize, out: &mut [f
 
 dispatch! { fn run_bf16 => bf16(w: &[u8], x: &[f32], m: usize, out: &mut [f32]) }
 dispatch! { fn run_f16 => f16(w: &[u8], x: &[f32], m: usize, out: &mut [f32]) }
+dispatch! { fn run_e4m3 => e4m3(w: &[u8], x: &[f32], m: usize, out: &mut [f32]) }
 dispatch! { fn run_f32 => f32_(w: &[u8], x: &[f32], m: usize, out: &mut [f32]) }
 
 /// A stored element type: how a register and a single element are read.
@@ -78,6 +89,13 @@ stored!(
     2,
     |b| half::f16::from_le_bytes(b).to_f32(),
     f16
+);
+stored!(
+    StoredE4m3,
+    load_e4m3,
+    1,
+    |[code]: [u8; 1]| smq_format::fp8::VALUES[usize::from(code)],
+    e4m3
 );
 stored!(StoredF32, load_f32, 4, f32::from_le_bytes, f32_);
 

@@ -1,4 +1,4 @@
-//! Fused int4 x f32 product: nibbles become f32 in registers, a group's scale is applied once
+//! Fused product of 4-bit codes (int4, NF4) and f32: nibbles become f32 in registers, a group's scale is applied once
 //! to its partial sum.
 //!
 //! A register of nibbles holds eight columns a lane: lane `i`, nibble `k` is column `8 i + k` of a
@@ -8,10 +8,21 @@
 
 use super::lanes::{Isa, Lanes, dispatch};
 
-/// Rows `[rows, cols]` of an int4 matrix.
+/// What a nibble means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// Two's complement, the even column in the low half of a byte.
+    Int4,
+    /// A value of NF4's table, the even column in the high half.
+    Nf4,
+}
+
+/// Rows `[rows, cols]` of a matrix of 4-bit codes.
 #[derive(Clone, Copy)]
-pub(crate) struct Int4Rows<'a> {
-    /// Two's-complement pairs, low nibble = even column, `[rows, ceil(cols / 2)]`.
+pub(crate) struct NibbleRows<'a> {
+    /// What they mean.
+    pub code: Code,
+    /// `[rows, ceil(cols / 2)]`.
     pub nibbles: &'a [u8],
     /// `[rows, ceil(cols / group)]`.
     pub scales: &'a [f32],
@@ -70,7 +81,7 @@ impl PackedX {
 }
 
 /// `out[row, i] = sum over columns of w[row, column] * x[i, column]`, `out` is `[rows, m]`.
-pub(crate) fn product(w: Int4Rows<'_>, x: &PackedX, out: &mut [f32]) {
+pub(crate) fn product(w: NibbleRows<'_>, x: &PackedX, out: &mut [f32]) {
     let rows = out.len() / x.m;
     // These are what the kernel's pointer arithmetic relies on.
     assert_eq!(out.len(), rows * x.m, "output is [rows, m]");
@@ -89,24 +100,50 @@ pub(crate) fn product(w: Int4Rows<'_>, x: &PackedX, out: &mut [f32]) {
         "packed for another matrix"
     );
     assert_eq!(x.data.len(), x.m * x.stride);
-    run(x.isa, w, x, out);
+    match w.code {
+        Code::Int4 => run_int4(x.isa, w, x, out),
+        Code::Nf4 => run_nf4(x.isa, w, x, out),
+    }
 }
 
-dispatch! {
-    fn run => kernel(w: Int4Rows<'_>, x: &PackedX, out: &mut [f32])
+dispatch! { fn run_int4 => int4(w: NibbleRows<'_>, x: &PackedX, out: &mut [f32]) }
+dispatch! { fn run_nf4 => nf4(w: NibbleRows<'_>, x: &PackedX, out: &mut [f32]) }
+
+#[inline(always)]
+unsafe fn int4<L: Lanes>(w: NibbleRows<'_>, x: &PackedX, out: &mut [f32]) {
+    // SAFETY: `product` checked every length; L's instruction set is there.
+    unsafe { kernel::<L, false>(w, x, out) }
 }
 
 #[inline(always)]
-unsafe fn kernel<L: Lanes>(w: Int4Rows<'_>, x: &PackedX, out: &mut [f32]) {
+unsafe fn nf4<L: Lanes>(w: NibbleRows<'_>, x: &PackedX, out: &mut [f32]) {
+    // SAFETY: as above.
+    unsafe { kernel::<L, true>(w, x, out) }
+}
+
+/// Column `k` of the eight in each lane.
+#[inline(always)]
+unsafe fn value<L: Lanes, const NF4: bool>(q: L::Nibbles, k: u32) -> L::V {
+    // SAFETY: L's instruction set is there.
+    unsafe {
+        match NF4 {
+            true => L::nf4(q, k),
+            false => L::nibble(q, k),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn kernel<L: Lanes, const NF4: bool>(w: NibbleRows<'_>, x: &PackedX, out: &mut [f32]) {
     // SAFETY: `product` checked every length; L's instruction set is there.
     unsafe {
         let mut i = 0;
         while i < x.m {
             i += match x.m - i {
-                1 => columns::<L, 4, 1>(w, x, i, out),
-                2 => columns::<L, 2, 2>(w, x, i, out),
-                3 => columns::<L, 2, 3>(w, x, i, out),
-                _ => columns::<L, 2, 4>(w, x, i, out),
+                1 => columns::<L, NF4, 4, 1>(w, x, i, out),
+                2 => columns::<L, NF4, 2, 2>(w, x, i, out),
+                3 => columns::<L, NF4, 2, 3>(w, x, i, out),
+                _ => columns::<L, NF4, 2, 4>(w, x, i, out),
             }
         }
     }
@@ -114,8 +151,8 @@ unsafe fn kernel<L: Lanes>(w: Int4Rows<'_>, x: &PackedX, out: &mut [f32]) {
 
 /// Activation rows `i .. i + M` against every weight row, `R` weight rows at a time.
 #[inline(always)]
-unsafe fn columns<L: Lanes, const R: usize, const M: usize>(
-    w: Int4Rows<'_>,
+unsafe fn columns<L: Lanes, const NF4: bool, const R: usize, const M: usize>(
+    w: NibbleRows<'_>,
     x: &PackedX,
     i: usize,
     out: &mut [f32],
@@ -128,11 +165,11 @@ unsafe fn columns<L: Lanes, const R: usize, const M: usize>(
     // that does not look where the nibbles end, as `tile` demands.
     unsafe {
         while row + R <= readable {
-            tile::<L, R, M, false>(w, x, row, i, out);
+            tile::<L, NF4, R, M, false>(w, x, row, i, out);
             row += R;
         }
         while row < rows {
-            tile::<L, 1, M, true>(w, x, row, i, out);
+            tile::<L, NF4, 1, M, true>(w, x, row, i, out);
             row += 1;
         }
     }
@@ -144,8 +181,8 @@ unsafe fn columns<L: Lanes, const R: usize, const M: usize>(
 /// Loops are plain: closures would not inherit the instruction set, and each intrinsic in them
 /// would be a call.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const R: usize, const M: usize, const LAST: bool>(
-    w: Int4Rows<'_>,
+unsafe fn tile<L: Lanes, const NF4: bool, const R: usize, const M: usize, const LAST: bool>(
+    w: NibbleRows<'_>,
     x: &PackedX,
     row: usize,
     i: usize,
@@ -177,9 +214,9 @@ unsafe fn tile<L: Lanes, const R: usize, const M: usize, const LAST: bool>(
                     L::prefetch(from.wrapping_add(r * row_bytes));
                 }
                 for k in 0..8 {
-                    let mut weights = [L::nibble(q[0], k); R];
+                    let mut weights = [value::<L, NF4>(q[0], k); R];
                     for r in 1..R {
-                        weights[r] = L::nibble(q[r], k);
+                        weights[r] = value::<L, NF4>(q[r], k);
                     }
                     for j in 0..M {
                         let x = L::load(xs.add(j * x.stride + k as usize * L::COUNT));

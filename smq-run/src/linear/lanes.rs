@@ -4,6 +4,8 @@
 //! machine. The kernels are generic over [`Lanes`] and instantiated inside functions that
 //! enable the instruction set, which the compiler then inlines these methods into.
 
+use smq_format::{fp8, nf4};
+
 /// A register of f32 lanes and the loads that fill it.
 ///
 /// # Safety
@@ -32,10 +34,14 @@ pub(crate) trait Lanes {
     unsafe fn load_bf16(p: *const u8) -> Self::V;
     /// `COUNT` f16, 2 bytes each, as f32.
     unsafe fn load_f16(p: *const u8) -> Self::V;
+    /// `COUNT` E4M3 codes, none of them NaN, as f32.
+    unsafe fn load_e4m3(p: *const u8) -> Self::V;
     /// `4 * COUNT` bytes of nibbles, eight a lane.
     unsafe fn load_nibbles(p: *const u8) -> Self::Nibbles;
     /// Nibble `k` (0 the lowest, 0..8) of every lane, in two's complement, as f32.
     unsafe fn nibble(q: Self::Nibbles, k: u32) -> Self::V;
+    /// Element `k` (0..8, two a byte with the even one in the high half) of every lane's NF4 codes, as f32.
+    unsafe fn nf4(q: Self::Nibbles, k: u32) -> Self::V;
     /// Asks for the cache line at `p`, which may be any address.
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
@@ -85,6 +91,13 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_e4m3(p: *const u8) -> [f32; 8] {
+        // SAFETY: the caller vouches for 8 bytes.
+        let raw = unsafe { p.cast::<[u8; 8]>().read() };
+        raw.map(|code| fp8::VALUES[usize::from(code)])
+    }
+
+    #[inline(always)]
     unsafe fn load_nibbles(p: *const u8) -> [u32; 8] {
         // SAFETY: the caller vouches for 32 bytes.
         let raw = unsafe { p.cast::<[u32; 8]>().read_unaligned() };
@@ -94,6 +107,11 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn nibble(q: [u32; 8], k: u32) -> [f32; 8] {
         q.map(|q| (((q << (28 - 4 * k)) as i32) >> 28) as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn nf4(q: [u32; 8], k: u32) -> [f32; 8] {
+        q.map(|q| nf4::VALUES[(q >> (4 * (k ^ 1)) & 15) as usize])
     }
 
     #[inline(always)]
@@ -113,6 +131,8 @@ pub(crate) use x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+
+    use smq_format::nf4;
 
     use super::Lanes;
 
@@ -158,6 +178,19 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn load_e4m3(p: *const u8) -> __m256 {
+            // SAFETY: 8 readable bytes (trait contract). Shifted into an f16's exponent and mantissa a code means
+            // 2^-8 of its value, subnormal codes too, since the formats' biases differ by 8.
+            unsafe {
+                let wide = _mm_cvtepu8_epi16(_mm_loadl_epi64(p.cast()));
+                let magnitude = _mm_slli_epi16(_mm_and_si128(wide, _mm_set1_epi16(0x7f)), 7);
+                let sign = _mm_slli_epi16(_mm_and_si128(wide, _mm_set1_epi16(0x80)), 8);
+                let scaled = _mm256_cvtph_ps(_mm_or_si128(magnitude, sign));
+                _mm256_mul_ps(scaled, _mm256_set1_ps(256.0))
+            }
+        }
+
+        #[inline(always)]
         unsafe fn load_nibbles(p: *const u8) -> __m256i {
             // SAFETY: 32 readable bytes (trait contract).
             unsafe { _mm256_loadu_si256(p.cast()) }
@@ -170,6 +203,21 @@ mod x86 {
             unsafe {
                 let top = _mm256_sll_epi32(q, _mm_cvtsi32_si128(28 - 4 * k as i32));
                 _mm256_cvtepi32_ps(_mm256_srai_epi32(top, 28))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn nf4(q: __m256i, k: u32) -> __m256 {
+            // SAFETY: AVX2 is there (trait contract). Each permutation looks at three bits of an index, so the two
+            // are the halves of the table, and the fourth bit, shifted to the top, chooses between them.
+            unsafe {
+                let index = _mm256_srl_epi32(q, _mm_cvtsi32_si128(4 * (k ^ 1) as i32));
+                let low = _mm256_loadu_ps(nf4::VALUES.as_ptr());
+                let high = _mm256_loadu_ps(nf4::VALUES.as_ptr().add(8));
+                let low = _mm256_permutevar8x32_ps(low, index);
+                let high = _mm256_permutevar8x32_ps(high, index);
+                let upper = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
+                _mm256_blendv_ps(low, high, upper)
             }
         }
 
@@ -238,6 +286,19 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn load_e4m3(p: *const u8) -> __m512 {
+            // SAFETY: 16 readable bytes (trait contract); as `Avx2::load_e4m3`.
+            unsafe {
+                let wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast()));
+                let magnitude = _mm256_and_si256(wide, _mm256_set1_epi16(0x7f));
+                let sign = _mm256_and_si256(wide, _mm256_set1_epi16(0x80));
+                let half =
+                    _mm256_or_si256(_mm256_slli_epi16(magnitude, 7), _mm256_slli_epi16(sign, 8));
+                _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0))
+            }
+        }
+
+        #[inline(always)]
         unsafe fn load_nibbles(p: *const u8) -> __m512i {
             // SAFETY: 64 readable bytes (trait contract).
             unsafe { _mm512_loadu_si512(p.cast()) }
@@ -254,6 +315,16 @@ mod x86 {
                     -2.0, -1.0,
                 );
                 let index = _mm512_srl_epi32(q, _mm_cvtsi32_si128(4 * k as i32));
+                _mm512_permutexvar_ps(index, table)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn nf4(q: __m512i, k: u32) -> __m512 {
+            // SAFETY: AVX-512F is there (trait contract); as `nibble`, with NF4's table.
+            unsafe {
+                let table = _mm512_loadu_ps(nf4::VALUES.as_ptr());
+                let index = _mm512_srl_epi32(q, _mm_cvtsi32_si128(4 * (k ^ 1) as i32));
                 _mm512_permutexvar_ps(index, table)
             }
         }

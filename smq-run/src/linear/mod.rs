@@ -6,8 +6,10 @@
 //! not depend on how rows are shared out, so results are the same at any thread count.
 
 mod dense;
+mod fp8;
 mod int4;
 pub(crate) mod lanes;
+mod matrix;
 #[cfg(test)]
 mod naive;
 #[cfg(test)]
@@ -17,12 +19,13 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
-use smq_format::Dtype;
 
 use crate::error::Result;
 pub(crate) use dense::product_f32 as dense_product_f32;
-use int4::{Int4Rows, PackedX};
+use fp8::QuantizedX;
+use int4::{Code, NibbleRows, PackedX};
 pub(crate) use lanes::Isa;
+pub use matrix::{Matrix, Weights};
 
 /// From this many activation rows on, widening tiles and gemm beats the fused kernels. CPU time of
 /// a SmolLM2 prompt on one AVX-512 core, fused against gemm, int4: 16 tokens 61 and 138 ms,
@@ -37,104 +40,6 @@ const SERIAL_MAX_BYTES: usize = 96 << 10;
 /// Weight bytes of one parallel job, at most.
 const JOB_BYTES: usize = 256 << 10;
 
-/// A weight matrix `[rows, cols]` (out, in) whose bytes stay in the map.
-#[derive(Debug)]
-pub struct Matrix<'a> {
-    /// Output features.
-    pub rows: usize,
-    /// Input features.
-    pub cols: usize,
-    /// The bytes.
-    pub data: Weights<'a>,
-}
-
-/// How a matrix is stored.
-#[derive(Debug)]
-pub enum Weights<'a> {
-    /// Little-endian elements, row-major.
-    Dense {
-        /// Element type.
-        dtype: Dtype,
-        /// `[rows, cols]` elements.
-        bytes: &'a [u8],
-    },
-    /// Two's-complement nibbles and one f32 scale a group.
-    Int4 {
-        /// `[rows, ceil(cols / 2)]`, low nibble = even column.
-        nibbles: &'a [u8],
-        /// Decoded, `[rows, ceil(cols / group)]`.
-        scales: Vec<f32>,
-        /// Columns a scale.
-        group: usize,
-    },
-}
-
-impl Matrix<'_> {
-    /// Bytes that one pass over the weights reads.
-    #[must_use]
-    pub fn weight_bytes(&self) -> usize {
-        match &self.data {
-            Weights::Dense { bytes, .. } => bytes.len(),
-            Weights::Int4 {
-                nibbles, scales, ..
-            } => nibbles.len() + 4 * scales.len(),
-        }
-    }
-
-    /// Writes `rows` as f32 into `out`, `[rows, cols]`.
-    pub fn dequantize(&self, rows: Range<usize>, out: &mut [f32]) {
-        match &self.data {
-            Weights::Dense { dtype, bytes } => {
-                let row_bytes = self.cols * dtype.bytes();
-                smq_format::widen(
-                    *dtype,
-                    &bytes[rows.start * row_bytes..rows.end * row_bytes],
-                    out,
-                );
-            }
-            Weights::Int4 { group, .. } => {
-                let (nibbles, scales) = self.int4_rows(rows);
-                let (row_bytes, groups) = (self.cols.div_ceil(2), self.cols.div_ceil(*group));
-                let rows = nibbles
-                    .chunks_exact(row_bytes)
-                    .zip(scales.chunks_exact(groups));
-                for ((nibbles, scales), out) in rows.zip(out.chunks_exact_mut(self.cols)) {
-                    smq_format::int4::dequantize_row(nibbles, scales, *group, out);
-                }
-            }
-        }
-    }
-
-    fn int4_rows(&self, rows: Range<usize>) -> (&[u8], &[f32]) {
-        match &self.data {
-            Weights::Dense { .. } => (&[], &[]),
-            Weights::Int4 {
-                nibbles,
-                scales,
-                group,
-            } => {
-                let (row_bytes, groups) = (self.cols.div_ceil(2), self.cols.div_ceil(*group));
-                (
-                    &nibbles[rows.start * row_bytes..rows.end * row_bytes],
-                    &scales[rows.start * groups..rows.end * groups],
-                )
-            }
-        }
-    }
-
-    /// The group length where the fused kernel needs packed activations.
-    fn packed_group(&self) -> Option<usize> {
-        match &self.data {
-            // A group over the whole row is one group of any even length.
-            Weights::Int4 { group, .. } if *group >= self.cols => {
-                Some(self.cols.next_multiple_of(2))
-            }
-            Weights::Int4 { group, .. } if group.is_multiple_of(2) => Some(*group),
-            _ => None,
-        }
-    }
-}
-
 /// One product of a set that shares its activations.
 pub struct Product<'m, 'w, 'o> {
     /// `[rows, cols]`.
@@ -143,7 +48,8 @@ pub struct Product<'m, 'w, 'o> {
     pub out: &'o mut [f32],
 }
 
-/// Multiplies `x`, `[m, cols]`, with each matrix: `out[i, row] = sum x[i, c] * W[row, c]`.
+/// Multiplies `x`, `[m, cols]`, with each matrix: `out[i, row] = sum x[i, c] * W[row, c]`, where an FP8 matrix
+/// multiplies the activations as FP8.
 ///
 /// # Errors
 /// Only from candle's gemm, for want of memory.
@@ -159,9 +65,17 @@ pub fn products(x: &[f32], m: usize, set: &mut [Product<'_, '_, '_>]) -> Result<
         fused(Isa::best(), x, m, set);
         Ok(())
     } else {
+        let quantized = quantized_x(x, set);
         set.iter_mut()
-            .try_for_each(|p| by_gemm(x, m, p.matrix, p.out))
+            .try_for_each(|p| by_gemm(x, quantized.as_ref(), m, p.matrix, p.out))
     }
+}
+
+/// The activations as FP8, where a matrix of the set needs them.
+fn quantized_x(x: &[f32], set: &[Product<'_, '_, '_>]) -> Option<QuantizedX> {
+    let fp8 = |p: &&Product<'_, '_, '_>| matches!(p.matrix.data, Weights::Fp8 { .. });
+    let cols = set.iter().find(fp8)?.matrix.cols;
+    Some(QuantizedX::new(x, cols))
 }
 
 /// A single product, see [`products`].
@@ -218,6 +132,16 @@ struct Job<'m, 'w, 'o> {
     out: &'o mut [f32],
 }
 
+/// The activations of a set in every form that its matrices take.
+struct Forms<'x> {
+    /// `[m, cols]`.
+    x: &'x [f32],
+    m: usize,
+    /// By group length.
+    packed: Vec<(usize, PackedX)>,
+    quantized: Option<QuantizedX>,
+}
+
 fn fused(isa: Isa, x: &[f32], m: usize, set: &mut [Product<'_, '_, '_>]) {
     let mut packed: Vec<(usize, PackedX)> = Vec::new();
     for p in set.iter() {
@@ -226,9 +150,15 @@ fn fused(isa: Isa, x: &[f32], m: usize, set: &mut [Product<'_, '_, '_>]) {
             packed.push((group, PackedX::new(isa, x, m, p.matrix.cols, group)));
         }
     }
+    let forms = Forms {
+        x,
+        m,
+        packed,
+        quantized: quantized_x(x, set),
+    };
     if m == 1 {
         let outs = set.iter_mut().map(|p| (p.matrix, &mut *p.out)).collect();
-        return run_jobs(isa, x, m, &packed, outs);
+        return run_jobs(isa, &forms, outs);
     }
     let mut staged: Vec<Vec<f32>> = set.iter().map(|p| vec![0.0; p.out.len()]).collect();
     let outs = set
@@ -236,7 +166,7 @@ fn fused(isa: Isa, x: &[f32], m: usize, set: &mut [Product<'_, '_, '_>]) {
         .map(|p| p.matrix)
         .zip(staged.iter_mut().map(Vec::as_mut_slice))
         .collect();
-    run_jobs(isa, x, m, &packed, outs);
+    run_jobs(isa, &forms, outs);
     for (from, p) in staged.iter().zip(set) {
         transpose(from, m, p.out);
     }
@@ -262,13 +192,8 @@ fn transpose(from: &[f32], m: usize, to: &mut [f32]) {
 }
 
 /// Shares the rows of all matrices out; each `out` is `[rows, m]`.
-fn run_jobs(
-    isa: Isa,
-    x: &[f32],
-    m: usize,
-    packed: &[(usize, PackedX)],
-    outs: Vec<(&Matrix<'_>, &mut [f32])>,
-) {
+fn run_jobs(isa: Isa, forms: &Forms<'_>, outs: Vec<(&Matrix<'_>, &mut [f32])>) {
+    let (m, packed) = (forms.m, &forms.packed);
     let total_bytes: usize = outs.iter().map(|(matrix, _)| matrix.weight_bytes()).sum();
     let serial = total_bytes <= SERIAL_MAX_BYTES;
     // Some jobs a thread even out their ends; small ones keep all threads on a small product.
@@ -296,36 +221,45 @@ fn run_jobs(
         }
     }
     if serial {
-        jobs.into_iter().for_each(|job| run_job(isa, x, m, job));
+        jobs.into_iter().for_each(|job| run_job(isa, forms, job));
     } else {
-        jobs.into_par_iter().for_each(|job| run_job(isa, x, m, job));
+        jobs.into_par_iter()
+            .for_each(|job| run_job(isa, forms, job));
     }
 }
 
-fn run_job(isa: Isa, x: &[f32], m: usize, job: Job<'_, '_, '_>) {
+fn run_job(isa: Isa, forms: &Forms<'_>, job: Job<'_, '_, '_>) {
     let cols = job.matrix.cols;
-    match (&job.matrix.data, job.packed) {
-        (Weights::Dense { dtype, bytes }, _) => {
+    let (x, m) = (forms.x, forms.m);
+    let code = match job.matrix.data {
+        Weights::Nf4 { .. } => Code::Nf4,
+        _ => Code::Int4,
+    };
+    match (&job.matrix.data, job.packed, &forms.quantized) {
+        (Weights::Dense { dtype, bytes }, ..) => {
             let row_bytes = cols * dtype.bytes();
             let bytes = &bytes[job.rows.start * row_bytes..job.rows.end * row_bytes];
             dense::product(isa, *dtype, bytes, x, m, job.out);
         }
-        (Weights::Int4 { .. }, Some(packed)) => {
-            let (nibbles, scales) = job.matrix.int4_rows(job.rows);
-            let group = packed.group();
-            int4::product(
-                Int4Rows {
-                    nibbles,
-                    scales,
-                    group,
-                    cols,
-                },
-                packed,
-                job.out,
-            );
+        (Weights::Fp8 { codes, scales }, _, Some(x)) => {
+            let codes = &codes[job.rows.start * cols..job.rows.end * cols];
+            fp8::product(isa, codes, &scales[job.rows], x, job.out);
         }
-        // Odd groups start inside a byte: no model has them, so widen row by row.
-        (Weights::Int4 { .. }, None) => {
+        (Weights::Int4 { .. } | Weights::Nf4 { .. }, Some(packed), _) => {
+            let (nibbles, scales) = job.matrix.nibble_rows(job.rows);
+            let group = packed.group();
+            let rows = NibbleRows {
+                code,
+                nibbles,
+                scales,
+                group,
+                cols,
+            };
+            int4::product(rows, packed, job.out);
+        }
+        // Odd groups start inside a byte, and NF4 blocks inside a row where 64 does not divide it: no model has them,
+        // so widen row by row. Weights rounded to bf16 only check a GPU.
+        _ => {
             let mut row = vec![0.0; cols];
             for (r, out) in job.rows.zip(job.out.chunks_exact_mut(m)) {
                 job.matrix.dequantize(r..r + 1, &mut row);
@@ -336,8 +270,19 @@ fn run_job(isa: Isa, x: &[f32], m: usize, job: Job<'_, '_, '_>) {
 }
 
 /// `out`, `[m, rows]`, by tiles of weight rows widened to f32 and multiplied by candle's gemm.
-fn by_gemm(x: &[f32], m: usize, matrix: &Matrix<'_>, out: &mut [f32]) -> Result<()> {
+fn by_gemm(
+    x: &[f32],
+    quantized: Option<&QuantizedX>,
+    m: usize,
+    matrix: &Matrix<'_>,
+    out: &mut [f32],
+) -> Result<()> {
     let cols = matrix.cols;
+    let fp8 = match &matrix.data {
+        Weights::Fp8 { scales, .. } => quantized.map(|x| (x, scales)),
+        _ => None,
+    };
+    let x = fp8.map_or(x, |(x, _)| &x.values);
     let x = Tensor::from_slice(x, (m, cols), &Device::Cpu)?;
     let starts: Vec<usize> = (0..matrix.rows).step_by(TILE_ROWS).collect();
     let tiles: Vec<Vec<f32>> = starts
@@ -345,7 +290,10 @@ fn by_gemm(x: &[f32], m: usize, matrix: &Matrix<'_>, out: &mut [f32]) -> Result<
         .map(|&start| {
             let rows = TILE_ROWS.min(matrix.rows - start);
             let mut tile = vec![0.0; rows * cols];
-            matrix.dequantize(start..start + rows, &mut tile);
+            match fp8 {
+                Some(_) => matrix.fp8_values(start..start + rows, &mut tile),
+                None => matrix.dequantize(start..start + rows, &mut tile),
+            }
             let tile = Tensor::from_vec(tile, (rows, cols), &Device::Cpu)?;
             x.matmul(&tile.t()?)?.flatten_all()?.to_vec1()
         })
@@ -355,6 +303,11 @@ fn by_gemm(x: &[f32], m: usize, matrix: &Matrix<'_>, out: &mut [f32]) -> Result<
         .for_each(|(i, out)| {
             for (tile, out) in tiles.iter().zip(out.chunks_mut(TILE_ROWS)) {
                 out.copy_from_slice(&tile[i * out.len()..][..out.len()]);
+            }
+            if let Some((x, scales)) = fp8 {
+                for (out, scale) in out.iter_mut().zip(scales) {
+                    *out *= x.scales[i] * scale;
+                }
             }
         });
     Ok(())

@@ -11,6 +11,8 @@ use smq_format::Dtype;
 
 use super::*;
 
+mod schemes;
+
 fn assert_close(
     got: &[f32],
     w: &[f32],
@@ -151,7 +153,7 @@ fn model_shapes_on_both_routes() {
                 assert_close(&run(isa, &matrix, &x, m), &w, &x, cols).unwrap();
             }
             let mut out = vec![f32::NAN; m * rows];
-            by_gemm(&x, m, &matrix, &mut out).unwrap();
+            by_gemm(&x, None, m, &matrix, &mut out).unwrap();
             assert_close(&out, &w, &x, cols).unwrap();
         }
     }

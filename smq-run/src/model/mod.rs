@@ -111,13 +111,13 @@ impl<'a> Decoder<'a> {
     pub fn load_with(source: &'a Source, precision: Precision) -> Result<Self> {
         let config = ModelConfig::from_json(source.require("config.json")?)?;
         let c = &config;
-        let embedding = source.matrix(names::EMBEDDING, c.vocab, c.hidden)?;
+        let embedding = precision.weights(source.matrix(names::EMBEDDING, c.vocab, c.hidden)?);
         let head = match c.tied_head {
             true => None,
-            false => Some(source.matrix(names::HEAD, c.vocab, c.hidden)?),
+            false => Some(precision.weights(source.matrix(names::HEAD, c.vocab, c.hidden)?)),
         };
         let layers = (0..c.layers)
-            .map(|i| Layer::load(source, c, i))
+            .map(|i| Layer::load(source, precision, c, i))
             .collect::<Result<_>>()?;
         let norm = source.vector(names::NORM, c.hidden)?;
         Ok(Self {
@@ -218,9 +218,17 @@ impl<'a> Decoder<'a> {
 }
 
 impl<'a> Layer<'a> {
-    fn load(source: &'a Source, c: &ModelConfig, index: usize) -> Result<Self> {
+    fn load(
+        source: &'a Source,
+        precision: Precision,
+        c: &ModelConfig,
+        index: usize,
+    ) -> Result<Self> {
         let names = LayerNames::of(c, index);
-        let matrix = |m: &NamedMatrix| source.matrix(&m.name, m.rows, m.cols);
+        let matrix = |m: &NamedMatrix| {
+            let matrix = source.matrix(&m.name, m.rows, m.cols)?;
+            Ok(precision.weights(matrix))
+        };
         let matrices = |list: &[NamedMatrix]| list.iter().map(matrix).collect::<Result<Vec<_>>>();
         Ok(Self {
             input_norm: source.vector(&names.input_norm, c.hidden)?,

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use smq_convert::ScaleChoice;
+use smq_convert::{Method, ScaleChoice};
 use smq_format::TensorData;
 use smq_run::cuda::CudaEngine;
 use smq_run::{Engine, Error, Source};
@@ -109,6 +109,11 @@ pub fn unsupported_models() -> Outcome {
         tensor,
         &words,
     ));
+    for (method, scheme) in [(Method::Nf4, "nf4-dq"), (Method::Fp8, "fp8-e4m3")] {
+        let other = fixture.quantized_as(method, "mlp");
+        let words = ["model.layers.0.mlp.", scheme, "--device cpu"];
+        check(unlike(scheme, load(&other), tensor, &words));
+    }
     let llama = Model::synthetic(&models::llama());
     let mixed = llama.quantized(E5M5, "gate_proj");
     let words = ["mlp.up_proj", "mlp.gate_proj", "--device cpu"];
@@ -164,7 +169,7 @@ pub fn damaged_weights() -> Outcome {
         // A norm, which every token meets.
         let norm = match source.stored("model.layers.1.post_attention_layernorm.weight", &[256])? {
             TensorData::Raw { bytes, .. } => bytes.to_vec(),
-            TensorData::Int4 { .. } => return Err("an int4 norm".into()),
+            _ => return Err("a quantized norm".into()),
         };
         model.spoil(&norm, 0xff);
         let mut engine = CudaEngine::load(&model.open(), None)?;
@@ -181,7 +186,7 @@ pub fn damaged_weights() -> Outcome {
     let name = "model.layers.2.mlp.down_proj.weight";
     let stream = match model.open().stored(name, &[256, 768])? {
         TensorData::Int4 { scales, .. } => scales.stream.to_vec(),
-        TensorData::Raw { .. } => return Err("a raw projection".into()),
+        _ => return Err("a projection that is not int4".into()),
     };
     model.spoil(&stream[..256], 0xff);
     let loaded = CudaEngine::load(&model.open(), None).map(drop);

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use smq_convert::synth::{SynthOptions, synth};
-use smq_convert::{Checkpoint, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, convert};
+use smq_convert::{
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert,
+};
 use smq_run::{Source, Tokenizer};
 use tempfile::TempDir;
 
@@ -98,15 +100,20 @@ impl Model {
     }
 
     pub fn quantized_in_groups(&self, scales: ScaleChoice, target: &str, group: usize) -> Self {
+        let options = QuantizeOptions {
+            group,
+            scales,
+            rule: ScaleRule::Reference,
+        };
+        self.quantized_as(Method::Int4(options), target)
+    }
+
+    pub fn quantized_as(&self, method: Method, target: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.smq");
         let options = ConvertOptions {
             target: target.parse().unwrap(),
-            quantize: QuantizeOptions {
-                group,
-                scales,
-                rule: ScaleRule::Reference,
-            },
+            quantize: method,
             overwrite: false,
             jobs: 0,
         };

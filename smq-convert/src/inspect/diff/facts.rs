@@ -166,10 +166,14 @@ pub(super) fn tensor_changes(
     pair("scheme", &|t, _| Some(t.scheme.name().to_owned()));
     pair("dtype", &|t, _| match t.scheme {
         Scheme::Raw(dtype) => Some(dtype.name().to_owned()),
-        Scheme::Int4 { .. } => None,
+        _ => None,
     });
     pair("group", &|_, r| r.group_elems.map(|n| n.to_string()));
     pair("scale_format", &|_, r| r.scale_format.clone());
+    pair("offset_bits", &|t, _| match t.scheme {
+        Scheme::Nf4 { offset_bits } => Some(offset_bits.to_string()),
+        _ => None,
+    });
     pair("bias", &|_, r| r.scale_bias.map(|bias| bias.to_string()));
     let recorded = report_a.errors.as_ref().zip(report_b.errors.as_ref());
     if recorded.is_some_and(|(a, b)| a != b) {

@@ -13,7 +13,7 @@ pub struct KernelReport {
     pub kernel: &'static str,
     /// The layer whose shape it has.
     pub layer: &'static str,
-    /// `int4` or `bf16`.
+    /// `int4`, `nf4`, `fp8` or `bf16`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<&'static str>,
     /// How int4 weights' scales are stored.

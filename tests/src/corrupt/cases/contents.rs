@@ -172,7 +172,31 @@ pub(super) fn blobs(sample: &Sample, add: Add) -> Result<(), Box<dyn Error>> {
     add(
         "unused nibble of row 1",
         sample.blob(0, 0, |b| b[5] |= 0x80),
-    )
+    )?;
+    nf4_and_fp8(sample, add)
+}
+
+fn nf4_and_fp8(sample: &Sample, add: Add) -> Result<(), Box<dyn Error>> {
+    let nibbles = |edit: &dyn Fn(&mut [u8])| sample.blob(4, 0, edit);
+    add("unused nibble of NF4 zero", nibbles(&|b| b[64] &= 0xf0))?;
+    add("unused nibble of NF4 15", nibbles(&|b| b[64] |= 15))?;
+    let nested = |bits: u32| sample.blob(4, 2, |b| b.copy_from_slice(&bits.to_le_bytes()));
+    add("nested absmax infinite", nested(0x7f80_0000))?;
+    add("nested absmax NaN", nested(0xffc0_0000))?;
+    add("nested absmax negative", nested(0xbf80_0000))?;
+    for (name, at, code) in [("first", 0, 0x7f), ("last", 5, 0xff)] {
+        add(
+            &format!("{name} FP8 element NaN"),
+            sample.blob(5, 0, |b| b[at] = code),
+        )?;
+    }
+    for (name, bits) in [("infinite", 0xff80_0000u32), ("NaN", 0x7f80_0001)] {
+        add(
+            &format!("FP8 scale {name}"),
+            sample.blob(5, 1, |b| b[4..].copy_from_slice(&bits.to_le_bytes())),
+        )?;
+    }
+    Ok(())
 }
 
 pub(super) fn statistics(sample: &Sample, add: Add) -> Result<(), Box<dyn Error>> {

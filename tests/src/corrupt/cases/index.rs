@@ -350,7 +350,39 @@ pub(super) fn schemes(sample: &Sample, add: Add) -> Result<(), Box<dyn Error>> {
         replace("\"group\":4", "\"bias\":null,\"group\":4"),
     )?;
 
+    let offset = format!("\"offset_bits\":{}", 0.25f32.to_bits());
+    for value in ["-1", "2139095040", "4294967296", "1.5", "\"3e800000\""] {
+        add(
+            &format!("offset_bits {value}"),
+            replace(&offset, &format!("\"offset_bits\":{value}")),
+        )?;
+    }
+    add("parameter offset_bits missing", replace(&offset, ""))?;
+    add(
+        "parameter offset_bits of f16 scales",
+        replace("\"group\":4", "\"group\":4,\"offset_bits\":0"),
+    )?;
+    add(
+        "parameter group of NF4",
+        replace(&offset, &format!("\"group\":64,{offset}")),
+    )?;
+    add(
+        "parameter group of FP8",
+        replace(
+            "\"parameters\":{},\"scheme\":\"fp8",
+            "\"parameters\":{\"group\":64},\"scheme\":\"fp8",
+        ),
+    )?;
+
     add("shape without dimensions", shape(0, &[]))?;
+    add("shape of one dimension of NF4", shape(4, &[129]))?;
+    add("shape of three dimensions of FP8", shape(5, &[1, 2, 3]))?;
+    add("shape without rows of NF4", shape(4, &[0, 43]))?;
+    add("shape without columns of FP8", shape(5, &[2, 0]))?;
+    add("shape of another size of NF4", shape(4, &[4, 43]))?;
+    add("shape of FP8 transposed", shape(5, &[3, 2]))?;
+    add("shape of NF4 with 2^62 rows", shape(4, &[1 << 62, 1]))?;
+    add("shape of FP8 with 2^62 rows", shape(5, &[1 << 62, 1]))?;
     add("shape of one dimension", shape(0, &[10]))?;
     add("shape of three dimensions", shape(0, &[1, 2, 5]))?;
     add(
@@ -389,6 +421,23 @@ pub(super) fn schemes(sample: &Sample, add: Add) -> Result<(), Box<dyn Error>> {
         "blob too many",
         tensor(3, &|t| t.blobs.push(t.blobs[0].clone())),
     )?;
+    add(
+        "blob of nested absmax missing",
+        tensor(4, &|t| t.blobs.truncate(2)),
+    )?;
+    add(
+        "blob of absmax one less",
+        tensor(4, &|t| t.blobs[1].length -= 1),
+    )?;
+    add(
+        "blob of nested absmax one element more",
+        tensor(4, &|t| t.blobs[2].length += 4),
+    )?;
+    add(
+        "blob of FP8 scales with a tail",
+        tensor(5, &|t| t.blobs[1].length += 8),
+    )?;
+    add("blobs of NF4 swapped", tensor(4, &|t| t.blobs.swap(0, 1)))?;
     add("blobs swapped", tensor(0, &|t| t.blobs.reverse()))?;
     add(
         "blob of another role",

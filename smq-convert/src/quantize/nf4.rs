@@ -1,0 +1,233 @@
+//! NF4 with double quantization as bitsandbytes 0.50.2 computes it on a CPU (`spec/method.md`, "NF4").
+//!
+//! Three passes: each block's absmax, the nibbles, the errors. The absmax values are quantized in between, and
+//! take one pass over a 64th of the data.
+
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use rayon::prelude::*;
+use smq_format::nf4::{
+    ABSMAX_MIDPOINTS, BLOCK_ELEMS, NESTED_BLOCK_CODES, absmax, blocks, dequantize, pack,
+};
+use smq_format::{Dtype, Scheme};
+
+use super::statistics::{exponents, summarise};
+use super::{Group, Kernel, QuantizeError, Quantized, first_not_finite};
+
+/// Blocks that one task takes: whole bytes of nibbles, since a block has 32.
+const TASK_BLOCKS: usize = 1024;
+/// Entries of the table that an absmax code is looked up in.
+const TABLE_LEN: usize = 1 << 16;
+
+/// Quantizes `[rows, columns]` elements of `dtype`, little-endian, at any alignment, to `nf4-dq`.
+///
+/// # Errors
+/// The first weight that is not finite.
+pub fn quantize_nf4(
+    name: &str,
+    bytes: &[u8],
+    dtype: Dtype,
+    (rows, columns): (usize, usize),
+) -> Result<Quantized, QuantizeError> {
+    let kernel = Kernel::detect();
+    let source = Source {
+        kernel,
+        bytes,
+        dtype,
+        elems: rows * columns,
+    };
+    let exact = source.absmax(columns)?;
+    let offset = mean(&exact);
+    let (codes, nested) = quantize_absmax(&exact, offset);
+    let nibbles = source.nibbles(&exact);
+    let stored: Vec<f32> = codes
+        .iter()
+        .zip(0..)
+        .map(|(&code, block)| absmax(code, nested[block / NESTED_BLOCK_CODES], offset))
+        .collect();
+    let groups = source.groups(columns, &nibbles, &exact, &stored);
+    let exponents = exponents(stored.iter().copied());
+    Ok(Quantized {
+        scheme: Scheme::Nf4 {
+            offset_bits: offset.to_bits(),
+        },
+        statistics: summarise(name, &groups, exponents, BLOCK_ELEMS, columns),
+        blobs: vec![
+            nibbles,
+            codes,
+            nested.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        ],
+    })
+}
+
+/// The tensor's elements, flattened.
+struct Source<'a> {
+    kernel: Kernel,
+    bytes: &'a [u8],
+    dtype: Dtype,
+    elems: usize,
+}
+
+impl Source<'_> {
+    fn widen(&self, elems: Range<usize>, out: &mut [f32]) {
+        let width = self.dtype.bytes();
+        let bytes = &self.bytes[elems.start * width..elems.end * width];
+        self.kernel.widen(self.dtype, bytes, out);
+    }
+
+    /// Elements of a task of [`TASK_BLOCKS`] blocks.
+    fn task(&self, task: usize) -> Range<usize> {
+        let elems = TASK_BLOCKS * BLOCK_ELEMS;
+        task * elems..self.elems.min((task + 1) * elems)
+    }
+
+    /// `max|w|` of each block, that of a short last one at least [`super::kernel::ABSMAX_FLOOR`].
+    fn absmax(&self, columns: usize) -> Result<Vec<f32>, QuantizeError> {
+        let mut out = vec![0.0; blocks(self.elems)];
+        out.par_chunks_mut(TASK_BLOCKS)
+            .enumerate()
+            .try_for_each_init(
+                || vec![0.0; TASK_BLOCKS * BLOCK_ELEMS],
+                |buffer, (task, out)| {
+                    let elems = self.task(task);
+                    let w = &mut buffer[..elems.len()];
+                    self.widen(elems.clone(), w);
+                    for (block, (out, w)) in out.iter_mut().zip(w.chunks(BLOCK_ELEMS)).enumerate() {
+                        let max_abs = self.kernel.max_abs(w).ok_or_else(|| {
+                            let first = elems.start + block * BLOCK_ELEMS;
+                            first_not_finite_of(w, first, columns)
+                        })?;
+                        *out = if w.len() < BLOCK_ELEMS {
+                            max_abs.max(super::kernel::ABSMAX_FLOOR)
+                        } else {
+                            max_abs
+                        };
+                    }
+                    Ok(())
+                },
+            )?;
+        Ok(out)
+    }
+
+    fn nibbles(&self, absmax: &[f32]) -> Vec<u8> {
+        let mut out = vec![0; self.elems.div_ceil(2)];
+        out.par_chunks_mut(TASK_BLOCKS * BLOCK_ELEMS / 2)
+            .zip(absmax.par_chunks(TASK_BLOCKS))
+            .enumerate()
+            .for_each_init(
+                || {
+                    let elems = TASK_BLOCKS * BLOCK_ELEMS;
+                    (vec![0.0; elems], vec![0; elems])
+                },
+                |(w, q), (task, (out, absmax))| {
+                    let elems = self.task(task);
+                    let (w, q) = (&mut w[..elems.len()], &mut q[..elems.len()]);
+                    self.widen(elems, w);
+                    let blocks = w.chunks(BLOCK_ELEMS).zip(q.chunks_mut(BLOCK_ELEMS));
+                    for ((w, q), &absmax) in blocks.zip(absmax) {
+                        self.kernel.nf4_codes(w, absmax, q);
+                    }
+                    pack(q, out);
+                },
+            );
+        out
+    }
+
+    /// The errors of each run of [`BLOCK_ELEMS`] elements of a row, with the stored absmax and the exact one.
+    fn groups(&self, columns: usize, nibbles: &[u8], exact: &[f32], stored: &[f32]) -> Vec<Group> {
+        let groups_a_row = columns.div_ceil(BLOCK_ELEMS);
+        let mut groups = vec![Group::default(); self.elems / columns * groups_a_row];
+        let ones = vec![1.0; groups_a_row + 1];
+        groups
+            .par_chunks_mut(groups_a_row)
+            .enumerate()
+            .with_min_len(8)
+            .for_each_init(
+                || [(); 3].map(|()| vec![0.0; columns]),
+                |[w, v, v_exact], (row, groups)| {
+                    let first = row * columns;
+                    self.widen(first..first + columns, w);
+                    // The codes' values, looked up once; a value times 1 is itself.
+                    dequantize(nibbles, &ones, first, v);
+                    v_exact.copy_from_slice(v);
+                    scale(v_exact, &exact[first / BLOCK_ELEMS..], first);
+                    scale(v, &stored[first / BLOCK_ELEMS..], first);
+                    let runs = w.chunks(BLOCK_ELEMS).zip(v.chunks(BLOCK_ELEMS));
+                    let runs = runs.zip(v_exact.chunks(BLOCK_ELEMS));
+                    for (group, ((w, v), v_exact)) in groups.iter_mut().zip(runs) {
+                        group.exact = self.kernel.max_abs(w).unwrap_or_default();
+                        group.errors = self.kernel.compare(w, v);
+                        group.exact_errors = self.kernel.compare(w, v_exact);
+                    }
+                },
+            );
+        groups
+    }
+}
+
+/// Multiplies the elements from `first` of the flattened tensor with their block's absmax; `absmax` starts with the
+/// first one's.
+fn scale(values: &mut [f32], absmax: &[f32], first: usize) {
+    let (head, blocks) = values.split_at_mut(values.len().min(head_elems(first)));
+    let blocks = blocks.chunks_mut(BLOCK_ELEMS);
+    let head = Some(head).filter(|head| !head.is_empty());
+    for (values, absmax) in head.into_iter().chain(blocks).zip(absmax) {
+        values.iter_mut().for_each(|v| *v *= absmax);
+    }
+}
+
+/// Elements before the first block that starts at or after `first`.
+fn head_elems(first: usize) -> usize {
+    first.next_multiple_of(BLOCK_ELEMS) - first
+}
+
+fn first_not_finite_of(w: &[f32], first: usize, columns: usize) -> QuantizeError {
+    let at = w.iter().position(|v| !v.is_finite()).unwrap_or(0);
+    let (row, column) = ((first + at) / columns, (first + at) % columns);
+    first_not_finite(&w[at..], row, column)
+}
+
+/// In f64 and in order: as near to the mean as f32 is, at any number of threads.
+fn mean(absmax: &[f32]) -> f32 {
+    let sum: f64 = absmax.iter().copied().map(f64::from).sum();
+    (sum / absmax.len().max(1) as f64) as f32
+}
+
+/// Codes, one for each absmax, and the nested absmax of each 256.
+fn quantize_absmax(absmax: &[f32], offset: f32) -> (Vec<u8>, Vec<f32>) {
+    let mut codes = vec![0; absmax.len()];
+    let nested = absmax
+        .chunks(NESTED_BLOCK_CODES)
+        .zip(codes.chunks_mut(NESTED_BLOCK_CODES))
+        .map(|(absmax, codes)| {
+            let nested = absmax.iter().fold(0f32, |m, v| m.max((v - offset).abs()));
+            if nested != 0.0 {
+                let inverse = 1.0 / nested;
+                for (code, absmax) in codes.iter_mut().zip(absmax) {
+                    *code = absmax_code((absmax - offset) * inverse);
+                }
+            }
+            nested
+        })
+        .collect();
+    (codes, nested)
+}
+
+/// The code of a normalized absmax: looked up at the nearest of 65,536 points, as bitsandbytes does.
+fn absmax_code(v: f32) -> u8 {
+    static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let last = (TABLE_LEN - 1) as f32;
+        let point = |i: usize| (2 * i) as f32 / last - 1.0;
+        // Points ascend, so the count of midpoints below them does.
+        let below = |v: f32| ABSMAX_MIDPOINTS.partition_point(|m| *m < v) as u8;
+        (0..TABLE_LEN).map(|i| below(point(i))).collect()
+    });
+    let unit = (v.clamp(-1.0, 1.0) + 1.0) * 0.5;
+    // The multiply-add is rounded once. A NaN, of an absmax whose reciprocal overflowed, becomes point 0.
+    let point = unit.mul_add((TABLE_LEN - 1) as f32, 0.5) as usize;
+    TABLE[point.min(TABLE_LEN - 1)]
+}
+
+#[cfg(test)]
+mod tests;
