@@ -35,7 +35,7 @@ pub struct Piece<'a> {
 }
 
 /// What an upload took.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct UploadReport {
     /// Bytes copied.
     pub bytes: usize,
