@@ -117,14 +117,20 @@ pub fn file_id(config: &str) -> String {
 }
 
 impl Plan {
-    /// What of `selection` is left where `done` says which ids are measured, on a model of `max_positions`.
+    /// What of `selection` is left where `done` says which ids are measured, on a model of `max_positions`;
+    /// `no_meter` says why energy cannot be measured.
     #[must_use]
     pub fn new(
         contract: &Contract,
         selection: &Selection,
         max_positions: usize,
+        no_meter: Option<&str>,
         done: impl Fn(&str) -> bool,
     ) -> Self {
+        let model = Model {
+            max_positions,
+            no_meter,
+        };
         let mut plan = Self::default();
         let wanted = |c: &Config| selection.only.is_empty() || selection.only.contains(&c.id);
         for (i, first) in contract.configs.iter().enumerate() {
@@ -150,7 +156,7 @@ impl Plan {
                 processes: Vec::new(),
             };
             for config in group.configs.clone().iter().filter(|c| wanted(c)) {
-                plan.add_processes(&mut group, contract, selection, config, max_positions, &done);
+                plan.add_processes(&mut group, contract, selection, config, &model, &done);
             }
             let errors_only = selection.sections == [Section::ScaleErrors];
             if !group.processes.is_empty() || (group.describe && !errors_only) {
@@ -170,9 +176,13 @@ impl Plan {
         contract: &Contract,
         selection: &Selection,
         config: &Config,
-        max_positions: usize,
+        model: &Model<'_>,
         done: &impl Fn(&str) -> bool,
     ) {
+        let Model {
+            max_positions,
+            no_meter,
+        } = *model;
         let mut add = |prompts: &[usize], outputs: &[usize], repeats, long_context| {
             let mut fitting = Vec::new();
             for &prompt_tokens in prompts {
@@ -185,9 +195,7 @@ impl Plan {
                         true => fitting.push(workload),
                         false => self.absent.push((
                             workload_id(&config.id, workload),
-                            format!(
-                                "{prompt_tokens} prompt and {output_tokens} output tokens exceed the model's longest context of {max_positions}"
-                            ),
+                            too_long(prompt_tokens, output_tokens, max_positions),
                         )),
                     }
                 }
@@ -219,17 +227,14 @@ impl Plan {
         }
         let e = &contract.energy;
         if selection.has(Section::Energy) && !done(&energy_id(&config.id)) {
-            if e.prompt_tokens + e.output_tokens > max_positions {
-                let reason = format!(
-                    "{} prompt and {} output tokens exceed the model's longest context of {max_positions}",
-                    e.prompt_tokens, e.output_tokens
-                );
-                self.absent.push((energy_id(&config.id), reason));
-            } else {
-                group.processes.push(Process {
+            let too_long = (e.prompt_tokens + e.output_tokens > max_positions)
+                .then(|| too_long(e.prompt_tokens, e.output_tokens, max_positions));
+            match no_meter.map(str::to_owned).or(too_long) {
+                Some(reason) => self.absent.push((energy_id(&config.id), reason)),
+                None => group.processes.push(Process {
                     config: config.id.clone(),
                     kind: Kind::Energy,
-                });
+                }),
             }
         }
     }
@@ -240,6 +245,18 @@ impl Plan {
         let of_group = |g: &Group| 1 + g.processes.len();
         self.groups.iter().map(of_group).sum::<usize>() + self.errors.len()
     }
+}
+
+/// What the plan has to know of model and machine.
+struct Model<'a> {
+    max_positions: usize,
+    no_meter: Option<&'a str>,
+}
+
+fn too_long(prompt: usize, output: usize, max: usize) -> String {
+    format!(
+        "{prompt} prompt and {output} output tokens exceed the model's longest context of {max}"
+    )
 }
 
 #[cfg(test)]

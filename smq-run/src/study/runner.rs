@@ -12,12 +12,13 @@ use smq_format::SmqFile;
 
 use super::contract::Contract;
 use super::conversion::Conversion;
+use super::gpu_state::Meter;
 use super::identity::{self, COMMIT, Surroundings};
 use super::log::Log;
 use super::plan::{Group, Kind, Plan, Process, Selection, cell_id, energy_id, file_id};
 use super::record::{Body, CellRecord, EnergyRecord, FileRecord, Line, TensorErrors};
 use super::scale_errors::Sample;
-use super::worker::Reply;
+use super::worker::{ON_CPU, Reply};
 use crate::config::ModelConfig;
 use crate::cuda::GpuInfo;
 use crate::engine::Device;
@@ -81,10 +82,15 @@ pub fn run(options: &MatrixOptions) -> anyhow::Result<Outcome> {
     let config = ModelConfig::from_json(&std::fs::read(checkpoint.config_path())?)?;
     let surroundings = Surroundings::new(&contract, model);
     let log = Log::open(&options.out, &surroundings, options.allow_mixed)?;
+    let no_meter = match options.device {
+        Device::Cpu => Some(ON_CPU.to_owned()),
+        Device::Auto | Device::Cuda => Meter::open().err(),
+    };
     let plan = Plan::new(
         &contract,
         &options.selection,
         config.max_positions,
+        no_meter.as_deref(),
         |id| log.has(id),
     );
     let progress = ProgressBar::new(plan.steps() as u64).with_style(ProgressStyle::with_template(

@@ -94,6 +94,9 @@ pub struct JobOptions {
     pub flags: Flags,
 }
 
+/// Why there is nothing from NVML where the CPU ran the model.
+pub const ON_CPU: &str = "the model ran on the CPU, and NVML measures GPUs";
+
 /// The GPU's meter, or why there is none.
 type MaybeMeter = Result<Meter, String>;
 
@@ -110,7 +113,7 @@ pub fn run<'s>(
 ) -> anyhow::Result<()> {
     // Before anything opens the GPU.
     let mut meter = match options.device {
-        Device::Cpu => Err("the model ran on the CPU, and NVML measures GPUs".to_owned()),
+        Device::Cpu => Err(ON_CPU.to_owned()),
         Device::Auto | Device::Cuda => Meter::open(),
     };
     let mut reply = |reply: &Reply| -> anyhow::Result<()> {
@@ -128,7 +131,7 @@ pub fn run<'s>(
     };
     let (mut engine, load) = load()?;
     if engine.device() == "cpu" && meter.is_ok() {
-        meter = Err("the model ran on the CPU, and NVML measures GPUs".to_owned());
+        meter = Err(ON_CPU.to_owned());
     }
     let gpu = engine.gpu().cloned();
     let mut time = |workload: Workload| {
