@@ -170,6 +170,7 @@ fn render(
         },
         device => first.map(|f| f.device.clone()),
         nvml_absent => first.and_then(|f| f.nvml_absent.clone()),
+        energy_absent => data.absent.iter().find(|(id, _)| id.ends_with("/energy")).map(|a| a.1.clone()),
         cells => data.workloads.iter().map(|r| r.cells.len()).sum::<usize>(),
         throttled => flagged("throttled"),
         hot => flagged("hot"),
@@ -190,6 +191,10 @@ fn render(
         sweep => (!errors::sweep(data).is_empty()).then(|| context! {
             table => tables::sweep(data),
             spots => tables::sweet_spots(data),
+            reference => errors::sweet_spots(&errors::sweep(data))
+                .into_iter()
+                .find(|s| s.rule == data.contract.quantization.rule)
+                .map(|s| Value::from(Serde(s))),
         }),
         absent => (!data.absent.is_empty()).then(|| tables::absent(data)),
         quality,

@@ -81,7 +81,7 @@ pub fn write(data: &Data, read_gb_per_s: Option<f64>, dir: &Path) -> anyhow::Res
     )?;
     add(
         "energy.svg",
-        "Joules an output token by config and method; hollow of method: see the table.".replace("; hollow of method: see the table", ""),
+        "Joules an output token by config and method.".to_owned(),
         energy(data)?,
     )?;
     add(
@@ -96,7 +96,7 @@ pub fn write(data: &Data, read_gb_per_s: Option<f64>, dir: &Path) -> anyhow::Res
     )?;
     add(
         "size_error.svg",
-        "File size against the relative squared error of the quantized weights; the line joins the files that no smaller one beats.".to_owned(),
+        "File size against the relative squared error of the quantized weights; a line joins the files of a target that no smaller one of it beats.".to_owned(),
         pareto(data)?,
     )?;
     Ok(plots)
@@ -235,33 +235,26 @@ fn scale_errors(data: &Data, log: bool) -> anyhow::Result<Option<String>> {
 }
 
 fn pareto(data: &Data) -> anyhow::Result<Option<String>> {
-    let file = |(_, f): &(String, crate::study::record::FileRecord)| {
+    let mut series = Vec::new();
+    let mut by_target = std::collections::BTreeMap::<_, Vec<(f64, f64)>>::new();
+    for (_, f) in &data.files {
+        let (Some(error), Some(first)) = (errors::rel_mse(&f.tensors), f.configs.first()) else {
+            continue;
+        };
         let names: Vec<_> = f.configs.iter().map(|c| c.id.as_str()).collect();
-        Some((names.join(", "), f.file_bytes as f64 / 1e9, errors::rel_mse(&f.tensors)?))
-    };
-    let mut files: Vec<_> = data.files.iter().filter_map(file).collect();
-    files.sort_by(|a, b| a.1.total_cmp(&b.1).then(a.2.total_cmp(&b.2)));
-    let mut least = f64::INFINITY;
-    let mut frontier = Vec::new();
-    for (_, size, error) in &files {
-        if *error < least {
-            least = *error;
-            frontier.push((*size, *error, None));
-        }
-    }
-    let mut series: Vec<_> = files
-        .into_iter()
-        .map(|(label, size, error)| Series {
-            label,
-            points: vec![(size, error, None)],
+        let point = (f.file_bytes as f64 / 1e9, error);
+        by_target.entry(first.target.clone()).or_default().push(point);
+        series.push(Series {
+            label: names.join(", "),
+            points: vec![(point.0, point.1, None)],
             line: false,
-        })
-        .collect();
-    series.push(Series {
+        });
+    }
+    series.extend(by_target.into_values().map(|files| Series {
         label: String::new(),
-        points: frontier,
+        points: frontier(files),
         line: true,
-    });
+    }));
     let axes = Axes {
         x_title: "file (GB)",
         y_title: "relative squared error of quantized weights",
@@ -270,6 +263,18 @@ fn pareto(data: &Data) -> anyhow::Result<Option<String>> {
         from_zero: false,
     };
     plot("size against error", &axes, &series)
+}
+
+/// Of `(size, error)`, those with less error than every smaller one, by size.
+fn frontier(mut files: Vec<(f64, f64)>) -> Vec<(f64, f64, Option<f64>)> {
+    files.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    let mut least = f64::INFINITY;
+    files.retain(|(_, error)| {
+        let better = *error < least;
+        least = least.min(*error);
+        better
+    });
+    files.into_iter().map(|(x, y)| (x, y, None)).collect()
 }
 
 /// Draws the series; none where no series has a point.
@@ -286,9 +291,11 @@ fn plot(figure: &'static str, axes: &Axes<'_>, series: &[Series]) -> anyhow::Res
         }
         n => -0.5..n as f64 - 0.5,
     };
+    // No figure is negative where the axis begins at 0, whatever a wide interval says.
+    let lowest = |v: f64| if axes.from_zero { v.max(0.0) } else { v };
     let ends = points().flat_map(|p| {
         let half = p.2.unwrap_or(0.0);
-        [p.1 - half, p.1 + half]
+        [lowest(p.1 - half), p.1 + half]
     });
     let zero = axes.from_zero.then_some(0.0);
     let y = padded(ends.chain(zero));
@@ -326,7 +333,7 @@ fn plot(figure: &'static str, axes: &Axes<'_>, series: &[Series]) -> anyhow::Res
                     }
                     for &(x, y, half) in &s.points {
                         if let Some(half) = half {
-                            let bar = [(x, y - half), (x, y + half)];
+                            let bar = [(x, lowest(y - half)), (x, y + half)];
                             chart.draw_series([PathElement::new(bar, colour.stroke_width(2))])?;
                         }
                         if !s.label.is_empty() {
@@ -370,4 +377,24 @@ fn legend(canvas: &Canvas<'_>, series: &[Series]) -> Result<(), Box<dyn std::err
         x += 28 + 8 * s.label.len() as i32;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_frontier_leaves_out_what_is_larger_and_worse() {
+        let files = vec![(3.0, 0.1), (1.0, 0.5), (2.0, 0.6), (2.5, 0.2), (3.5, 0.1)];
+        let kept: Vec<_> = frontier(files).into_iter().map(|p| (p.0, p.1)).collect();
+        assert_eq!(kept, [(1.0, 0.5), (2.5, 0.2), (3.0, 0.1)]);
+    }
+
+    #[test]
+    fn series_stand_beside_each_other_around_their_config() {
+        assert_eq!(dodge(3, 0, 1), 3.0);
+        let places: Vec<_> = (0..6).map(|i| dodge(2, i, 6)).collect();
+        assert!(places.is_sorted() && places[0] > 1.5 && places[5] < 2.5, "{places:?}");
+        assert!(((places[0] + places[5]) / 2.0 - 2.0).abs() < 1e-12, "{places:?}");
+    }
 }
