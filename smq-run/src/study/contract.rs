@@ -301,7 +301,11 @@ impl Contract {
             return Err(self.wrong("long_context.prompt_tokens", n, allowed));
         }
         tokens("energy.prompt_tokens", e.prompt_tokens)?;
-        self.whole("energy.output_tokens", e.output_tokens as u64, 2..=*TOKENS.end())?;
+        self.whole(
+            "energy.output_tokens",
+            e.output_tokens as u64,
+            2..=*TOKENS.end(),
+        )?;
         self.whole("energy.sample_ms", e.sample_ms, 1..=10_000)?;
         self.seconds("energy.decode_seconds", e.decode_seconds, 0.001)?;
         self.seconds("energy.prefill_seconds", e.prefill_seconds, 0.001)?;

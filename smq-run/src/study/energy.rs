@@ -84,8 +84,16 @@ pub fn joules_per_token(
     prompts: &Window,
 ) -> BTreeMap<String, JoulesPerToken> {
     let methods = [
-        ("trapezoid", generations.trapezoid_joules, prompts.trapezoid_joules),
-        ("counter", generations.counter_joules, prompts.counter_joules),
+        (
+            "trapezoid",
+            generations.trapezoid_joules,
+            prompts.trapezoid_joules,
+        ),
+        (
+            "counter",
+            generations.counter_joules,
+            prompts.counter_joules,
+        ),
     ];
     let (runs, outputs) = (generations.runs as f64, plan.output_tokens as f64);
     let figures = methods.into_iter().filter_map(|(name, all, prompt)| {
@@ -112,11 +120,19 @@ mod tests {
 
     impl PowerSource for Fake {
         fn watts(&self) -> Option<f64> {
-            Some(f64::from(self.readings.fetch_add(1, std::sync::atomic::Ordering::SeqCst)))
+            Some(f64::from(
+                self.readings
+                    .fetch_add(1, std::sync::atomic::Ordering::SeqCst),
+            ))
         }
 
         fn joules(&self) -> Option<f64> {
-            Some(7.0 * f64::from(self.counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst)))
+            Some(
+                7.0 * f64::from(
+                    self.counter
+                        .fetch_add(1, std::sync::atomic::Ordering::SeqCst),
+                ),
+            )
         }
     }
 
@@ -166,7 +182,10 @@ mod tests {
         };
         let w = window(&meter, 5, 0.03, 0.1, &mut work).unwrap();
         assert!(w.seconds >= 0.1 && w.runs >= 1, "{w:?}");
-        assert!(done > w.runs, "work while settling is not recorded: {done}, {w:?}");
+        assert!(
+            done > w.runs,
+            "work while settling is not recorded: {done}, {w:?}"
+        );
         assert_eq!(w.samples.first().map(|s| s.1), Some(0.0));
         assert_eq!(w.samples.last().map(|s| s.0), Some(w.seconds));
         assert!(w.samples.is_sorted_by(|a, b| a.0 <= b.0), "{w:?}");

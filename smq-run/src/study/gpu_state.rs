@@ -86,7 +86,9 @@ impl Meter {
             let other = Nvml::builder().lib_path(DRIVER_LIBRARY.as_ref()).init();
             other.map_err(|second| match second {
                 NvmlError::LibloadingError(_) => {
-                    format!("NVML ({DRIVER_LIBRARY}) was not found; it comes with the NVIDIA driver")
+                    format!(
+                        "NVML ({DRIVER_LIBRARY}) was not found; it comes with the NVIDIA driver"
+                    )
                 }
                 _ => format!("NVML does not start: {first}; {second}"),
             })
@@ -170,7 +172,10 @@ mod tests {
     #[test]
     fn without_nvml_the_reason_is_a_sentence() {
         if let Err(reason) = Meter::open() {
-            assert!(reason.contains("NVML") || reason.contains("NVIDIA"), "{reason}");
+            assert!(
+                reason.contains("NVML") || reason.contains("NVIDIA"),
+                "{reason}"
+            );
         }
     }
 }

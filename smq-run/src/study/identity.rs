@@ -74,7 +74,9 @@ impl Surroundings {
             contract_blake3: self.contract_blake3.clone(),
             model: self.model.clone(),
             command: command.to_vec(),
-            time: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            time: jiff::Timestamp::now()
+                .strftime("%Y-%m-%dT%H:%M:%SZ")
+                .to_string(),
             machine: self.machine.clone(),
             gpu,
             kernels_blake3: self.kernels_blake3.clone(),

@@ -119,8 +119,13 @@ fn parse(path: &Path, text: &[u8]) -> anyhow::Result<Vec<Line>> {
     lines
         .filter(|(_, line)| !line.is_empty())
         .map(|(i, line)| {
-            serde_json::from_slice(line)
-                .with_context(|| format!("{}: line {} is no record of this program", path.display(), i + 1))
+            serde_json::from_slice(line).with_context(|| {
+                format!(
+                    "{}: line {} is no record of this program",
+                    path.display(),
+                    i + 1
+                )
+            })
         })
         .collect()
 }

@@ -152,7 +152,12 @@ impl Run<'_> {
                 },
                 Some((path, took)) => describe(path, group, *took)?,
             };
-            self.append(file_id(&first.id), Body::File(Box::new(record)), &identity::command(), None)?;
+            self.append(
+                file_id(&first.id),
+                Body::File(Box::new(record)),
+                &identity::command(),
+                None,
+            )?;
         }
         self.step(&format!("{}: weights ready", first.id));
         let path = made.as_ref().map_or(&self.options.model, |(path, _)| path);
@@ -172,7 +177,11 @@ impl Run<'_> {
     }
 
     /// The file of a config, made unless an earlier run left it; and how long that took.
-    fn convert(&self, id: &str, how: &ConvertOptions) -> anyhow::Result<(PathBuf, Option<Duration>)> {
+    fn convert(
+        &self,
+        id: &str,
+        how: &ConvertOptions,
+    ) -> anyhow::Result<(PathBuf, Option<Duration>)> {
         let work = &self.options.work;
         std::fs::create_dir_all(work)
             .with_context(|| format!("{}: cannot create it", work.display()))?;
@@ -319,7 +328,10 @@ impl Run<'_> {
     fn step(&self, what: &str) {
         self.progress.inc(1);
         if self.progress.is_hidden() {
-            let (done, all) = (self.progress.position(), self.progress.length().unwrap_or(0));
+            let (done, all) = (
+                self.progress.position(),
+                self.progress.length().unwrap_or(0),
+            );
             let left = self.progress.eta().as_secs();
             eprintln!("{done}/{all} {what}, {left} s left");
         }
@@ -333,7 +345,11 @@ fn describe_process(process: &Process) -> String {
             long_context,
             ..
         } => {
-            let long = if *long_context { " of long contexts" } else { "" };
+            let long = if *long_context {
+                " of long contexts"
+            } else {
+                ""
+            };
             format!("{}: repeat {repeat}{long}", process.config)
         }
         Kind::Energy => format!("{}: energy", process.config),
@@ -341,7 +357,12 @@ fn describe_process(process: &Process) -> String {
 }
 
 /// The command line of `smq-run cells` that does a process's work.
-fn arguments(options: &MatrixOptions, contract: &Contract, kind: &Kind, model: &Path) -> Vec<String> {
+fn arguments(
+    options: &MatrixOptions,
+    contract: &Contract,
+    kind: &Kind,
+    model: &Path,
+) -> Vec<String> {
     let mut args = vec!["cells".to_owned(), model.display().to_string()];
     let mut add = |name: &str, value: String| args.extend([format!("--{name}"), value]);
     match kind {

@@ -45,7 +45,10 @@ mod tests {
     fn known_values() {
         assert_eq!(Estimate::of(&[]), None);
         let one = Estimate::of(&[5.0]).unwrap();
-        assert_eq!((one.n, one.mean, one.sd, one.ci95_half_width), (1, 5.0, None, None));
+        assert_eq!(
+            (one.n, one.mean, one.sd, one.ci95_half_width),
+            (1, 5.0, None, None)
+        );
         // 1, 2, 3: sd 1; t(0.975, 2) = 4.302652730 (tables), over sqrt(3).
         let three = Estimate::of(&[1.0, 2.0, 3.0]).unwrap();
         assert_eq!((three.mean, three.sd), (2.0, Some(1.0)));

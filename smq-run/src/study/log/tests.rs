@@ -59,7 +59,13 @@ fn lines_come_back_as_they_were_written() {
 fn an_absence_is_said_once_and_never_after_a_figure() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = Log::open(dir.path(), &here(), false).unwrap();
-    for line in [absent("a", "x"), absent("a", "x"), absent("a", "y"), measured("a"), absent("a", "z")] {
+    for line in [
+        absent("a", "x"),
+        absent("a", "x"),
+        absent("a", "y"),
+        measured("a"),
+        absent("a", "z"),
+    ] {
         log.append(line).unwrap();
     }
     assert_eq!(text(dir.path()).lines().count(), 3);
@@ -75,7 +81,12 @@ fn a_line_cut_off_anywhere_is_dropped_and_the_rest_kept() {
     log.append(measured("b")).unwrap();
     drop(log);
     let both = text(dir.path());
-    for end in [first.len(), first.len() + 1, first.len() + 20, both.len() - 1] {
+    for end in [
+        first.len(),
+        first.len() + 1,
+        first.len() + 20,
+        both.len() - 1,
+    ] {
         std::fs::write(dir.path().join(RAW), &both[..end]).unwrap();
         let read_first = read(dir.path()).unwrap();
         assert_eq!(read_first, [measured("a")]);
@@ -90,11 +101,19 @@ fn a_line_cut_off_anywhere_is_dropped_and_the_rest_kept() {
 #[test]
 fn a_damaged_line_is_named_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
-    Log::open(dir.path(), &here(), false).unwrap().append(measured("a")).unwrap();
+    Log::open(dir.path(), &here(), false)
+        .unwrap()
+        .append(measured("a"))
+        .unwrap();
     let bad = format!("{}{{\"id\":1}}\n{{\"half", text(dir.path()));
     std::fs::write(dir.path().join(RAW), &bad).unwrap();
-    let error = Log::open(dir.path(), &here(), false).unwrap_err().to_string();
-    assert!(error.ends_with("matrix.jsonl: line 2 is no record of this program"), "{error}");
+    let error = Log::open(dir.path(), &here(), false)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.ends_with("matrix.jsonl: line 2 is no record of this program"),
+        "{error}"
+    );
     assert_eq!(text(dir.path()), bad);
 }
 
@@ -112,9 +131,14 @@ fn lines_of_another_model_commit_or_contract_are_refused_and_kept() {
         std::fs::create_dir(dir.path().join("raw")).unwrap();
         let json = serde_json::to_string(&line).unwrap() + "\n{\"unfinished";
         std::fs::write(dir.path().join(RAW), &json).unwrap();
-        let error = Log::open(dir.path(), &here(), false).unwrap_err().to_string();
+        let error = Log::open(dir.path(), &here(), false)
+            .unwrap_err()
+            .to_string();
         let said = format!("a was measured with {key} other, this is ");
-        assert!(error.contains(&said) && error.contains("--allow-mixed"), "{error}");
+        assert!(
+            error.contains(&said) && error.contains("--allow-mixed"),
+            "{error}"
+        );
         assert_eq!(text(dir.path()), json, "a refused file was changed");
         assert!(Log::open(dir.path(), &here(), true).unwrap().has("a"));
     }
@@ -124,7 +148,9 @@ fn lines_of_another_model_commit_or_contract_are_refused_and_kept() {
 fn one_run_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
     let first = Log::open(dir.path(), &here(), false).unwrap();
-    let error = Log::open(dir.path(), &here(), false).unwrap_err().to_string();
+    let error = Log::open(dir.path(), &here(), false)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("another run writes to it"), "{error}");
     drop(first);
     assert!(Log::open(dir.path(), &here(), false).is_ok());

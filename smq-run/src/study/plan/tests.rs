@@ -39,14 +39,25 @@ fn cells(plan: &Plan) -> Vec<String> {
 fn everything_once_and_equal_weights_share_a_file() {
     let contract = full();
     let plan = Plan::new(&contract, &Selection::default(), 131_072, None, |_| false);
-    let supported = |c: &&Config| !matches!(conversion(c, &contract.quantization), Conversion::Unsupported(_));
+    let supported = |c: &&Config| {
+        !matches!(
+            conversion(c, &contract.quantization),
+            Conversion::Unsupported(_)
+        )
+    };
     let configs = contract.configs.iter().filter(supported).count();
     let ids = cells(&plan);
     // 3 prompts x 2 outputs x 3 repeats and an energy run each; 2 long prompts x 3 repeats of 3 configs.
     assert_eq!(ids.len(), configs * (18 + 1) + 18);
     assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
     assert_eq!(plan.errors.len(), 1 + 4 * 11);
-    let of = |g: &Group| g.configs.iter().map(|c| c.id.clone()).collect::<Vec<_>>().join(" ");
+    let of = |g: &Group| {
+        g.configs
+            .iter()
+            .map(|c| c.id.clone())
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
     let groups: Vec<_> = plan.groups.iter().map(of).collect();
     assert!(groups.contains(&"C4 C5-E5M5".to_owned()), "{groups:?}");
     assert_eq!(groups[0], "C0");
@@ -62,11 +73,16 @@ fn what_is_done_is_left_out_and_the_rest_of_a_process_stays() {
     let ids = cells(&all);
     for known in 0..=ids.len() {
         let done: HashSet<&str> = ids[..known].iter().map(String::as_str).collect();
-        let rest = Plan::new(&contract, &only(&["C4"]), 131_072, None, |id| done.contains(id));
+        let rest = Plan::new(&contract, &only(&["C4"]), 131_072, None, |id| {
+            done.contains(id)
+        });
         assert_eq!(cells(&rest), ids[known..]);
     }
     let nothing = Plan::new(&contract, &Selection::default(), 131_072, None, |_| true);
-    assert!(nothing.groups.is_empty() && nothing.errors.is_empty(), "{nothing:?}");
+    assert!(
+        nothing.groups.is_empty() && nothing.errors.is_empty(),
+        "{nothing:?}"
+    );
 }
 
 #[test]
@@ -97,7 +113,12 @@ fn selections_select() {
 fn what_cannot_be_measured_says_why() {
     let contract = full();
     let plan = Plan::new(&contract, &only(&["C0"]), 2100, Some("no NVML"), |_| false);
-    let find = |id: &str| plan.absent.iter().find(|(i, _)| i == id).map(|a| a.1.as_str());
+    let find = |id: &str| {
+        plan.absent
+            .iter()
+            .find(|(i, _)| i == id)
+            .map(|a| a.1.as_str())
+    };
     assert_eq!(find("C0/energy"), Some("no NVML"));
     assert_eq!(
         find("C0/p2048/o64"),

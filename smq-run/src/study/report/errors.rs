@@ -86,7 +86,12 @@ impl Increase {
         Self::of(record.tensors.iter().filter_map(|t| {
             let exact = of(&t.name)?.stored.squared_error;
             let stored = &t.stored;
-            Some((t.name.as_str(), stored.squared_error, exact, stored.squared_weight))
+            Some((
+                t.name.as_str(),
+                stored.squared_error,
+                exact,
+                stored.squared_weight,
+            ))
         }))
     }
 }
@@ -239,8 +244,14 @@ mod tests {
         let i = Increase::of_file(&[tensor("a", 100.4, 100.0), tensor("b", 321.0, 300.0)]).unwrap();
         let close = |a: f64, b: f64| (a - b).abs() < 1e-9;
         assert!(close(i.mse_percent, 5.35), "{i:?}");
-        assert!(close(i.rms_percent, 100.0 * (1.0535_f64.sqrt() - 1.0)), "{i:?}");
-        assert!(close(i.exact_rms_percent, 100.0 * (400.0 / 20_000.0_f64).sqrt()), "{i:?}");
+        assert!(
+            close(i.rms_percent, 100.0 * (1.0535_f64.sqrt() - 1.0)),
+            "{i:?}"
+        );
+        assert!(
+            close(i.exact_rms_percent, 100.0 * (400.0 / 20_000.0_f64).sqrt()),
+            "{i:?}"
+        );
         assert_eq!((i.worst.as_str(), i.tensors, i.tensors_over), ("b", 2, 1));
         assert!(close(i.worst_mse_percent, 7.0), "{i:?}");
         // All-zero tensors have no error to grow.
@@ -251,7 +262,10 @@ mod tests {
     #[test]
     fn sweet_spots_are_the_narrowest_that_are_good_enough() {
         let point = |mantissa_bits, all: f64, b: f64| {
-            let tensors = [tensor("a", 2.0 * (100.0 + all) - (100.0 + b), 100.0), tensor("b", 100.0 + b, 100.0)];
+            let tensors = [
+                tensor("a", 2.0 * (100.0 + all) - (100.0 + b), 100.0),
+                tensor("b", 100.0 + b, 100.0),
+            ];
             Point {
                 id: String::new(),
                 rule: "reference".to_owned(),

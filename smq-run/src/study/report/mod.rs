@@ -56,7 +56,9 @@ fn replace(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(dir).with_context(context)?;
     std::io::Write::write_all(&mut file, contents).with_context(context)?;
-    file.persist(path).map_err(|e| e.error).with_context(context)?;
+    file.persist(path)
+        .map_err(|e| e.error)
+        .with_context(context)?;
     Ok(())
 }
 
@@ -80,7 +82,9 @@ fn read_rate(out: &Path, data: &Data) -> anyhow::Result<Option<(f64, String)>> {
 /// The claim about E5M5, on a file's statistics.
 fn claim(data: &Data) -> Option<Value> {
     let files = errors::files(data);
-    let (config, id, i) = files.iter().find(|(c, _, _)| c.mantissa_bits() == Some(5))?;
+    let (config, id, i) = files
+        .iter()
+        .find(|(c, _, _)| c.mantissa_bits() == Some(5))?;
     let Increase {
         mse_percent,
         rms_percent,
@@ -138,7 +142,12 @@ fn render(
         let first = data.environments.first().map(|(e, _)| f(e));
         data.environments.iter().any(|(e, _)| Some(f(e)) != first)
     };
-    let flagged = |flag: &str| data.workloads.iter().map(|r| r.flagged(flag)).sum::<usize>();
+    let flagged = |flag: &str| {
+        data.workloads
+            .iter()
+            .map(|r| r.flagged(flag))
+            .sum::<usize>()
+    };
     let by = |metric, digits| tables::by_workload(data, &shapes, metric, 1.0, digits);
     let first = data.workloads.first().and_then(|r| r.cells.first());
     let mut jinja = Environment::new();

@@ -38,7 +38,11 @@ struct Axes<'a> {
 ///
 /// # Errors
 /// If one cannot be drawn or written.
-pub fn write(data: &Data, read_gb_per_s: Option<f64>, dir: &Path) -> anyhow::Result<Vec<(String, String)>> {
+pub fn write(
+    data: &Data,
+    read_gb_per_s: Option<f64>,
+    dir: &Path,
+) -> anyhow::Result<Vec<(String, String)>> {
     let mut plots = Vec::new();
     let mut add = |name: &str, caption: String, svg: Option<String>| -> anyhow::Result<()> {
         if let Some(svg) = svg {
@@ -58,18 +62,30 @@ pub fn write(data: &Data, read_gb_per_s: Option<f64>, dir: &Path) -> anyhow::Res
     add(
         "ttft.svg",
         format!("Time to first token by config and prompt length. {repeats}"),
-        by_config(data, "time to first token", "TTFT (ms)", &prompts, &TTFT, 1.0)?,
+        by_config(
+            data,
+            "time to first token",
+            "TTFT (ms)",
+            &prompts,
+            &TTFT,
+            1.0,
+        )?,
     )?;
     if let (Some(rate), Some(&shape)) = (read_gb_per_s, shapes.last()) {
         add(
             "roofline.svg",
-            format!("TPOT of {shape} tokens beside the time that reading the weights takes at {rate:.0} GB/s. {repeats}"),
+            format!(
+                "TPOT of {shape} tokens beside the time that reading the weights takes at {rate:.0} GB/s. {repeats}"
+            ),
             roofline(data, shape, rate)?,
         )?;
     }
     let mut memory_shapes: Vec<_> = shapes.last().copied().into_iter().collect();
     memory_shapes.extend(data.shapes(true));
-    let on_gpu = data.workloads.iter().any(|r| DEVICE_MEMORY.over(r).is_some());
+    let on_gpu = data
+        .workloads
+        .iter()
+        .any(|r| DEVICE_MEMORY.over(r).is_some());
     let (metric, y) = match on_gpu {
         true => (&DEVICE_MEMORY, "device memory (GB)"),
         false => (&PEAK_RSS, "peak RSS of the host (GB)"),
@@ -192,7 +208,11 @@ fn energy(data: &Data) -> anyhow::Result<Option<String>> {
             .enumerate()
             .filter_map(|(c, (_, e))| {
                 let joules = e.measured.joules_per_token.get(method)?;
-                let joules = if with { joules.with_prefill } else { joules.without_prefill };
+                let joules = if with {
+                    joules.with_prefill
+                } else {
+                    joules.without_prefill
+                };
                 Some((dodge(c, i, 4), joules, None))
             })
             .collect(),
@@ -231,7 +251,11 @@ fn scale_errors(data: &Data, log: bool) -> anyhow::Result<Option<String>> {
         log,
         from_zero: false,
     };
-    plot("weights' error by mantissa bits", &axes, &series.collect::<Vec<_>>())
+    plot(
+        "weights' error by mantissa bits",
+        &axes,
+        &series.collect::<Vec<_>>(),
+    )
 }
 
 fn pareto(data: &Data) -> anyhow::Result<Option<String>> {
@@ -243,7 +267,10 @@ fn pareto(data: &Data) -> anyhow::Result<Option<String>> {
         };
         let names: Vec<_> = f.configs.iter().map(|c| c.id.as_str()).collect();
         let point = (f.file_bytes as f64 / 1e9, error);
-        by_target.entry(first.target.clone()).or_default().push(point);
+        by_target
+            .entry(first.target.clone())
+            .or_default()
+            .push(point);
         series.push(Series {
             label: names.join(", "),
             points: vec![(point.0, point.1, None)],
@@ -278,7 +305,11 @@ fn frontier(mut files: Vec<(f64, f64)>) -> Vec<(f64, f64, Option<f64>)> {
 }
 
 /// Draws the series; none where no series has a point.
-fn plot(figure: &'static str, axes: &Axes<'_>, series: &[Series]) -> anyhow::Result<Option<String>> {
+fn plot(
+    figure: &'static str,
+    axes: &Axes<'_>,
+    series: &[Series],
+) -> anyhow::Result<Option<String>> {
     let points = || series.iter().flat_map(|s| &s.points);
     if points().next().is_none() {
         return Ok(None);
@@ -303,7 +334,11 @@ fn plot(figure: &'static str, axes: &Axes<'_>, series: &[Series]) -> anyhow::Res
         canvas.fill(&WHITE)?;
         legend(canvas, series)?;
         let mut builder = ChartBuilder::on(canvas);
-        builder.margin(10).margin_top(44).x_label_area_size(50).y_label_area_size(92);
+        builder
+            .margin(10)
+            .margin_top(44)
+            .x_label_area_size(50)
+            .y_label_area_size(92);
         // The chart's type differs with the axis, its drawing does not.
         macro_rules! draw_on {
             ($y:expr) => {{
@@ -326,7 +361,11 @@ fn plot(figure: &'static str, axes: &Axes<'_>, series: &[Series]) -> anyhow::Res
                     .y_label_formatter(&|v| tick(*v))
                     .draw()?;
                 for (i, s) in series.iter().enumerate() {
-                    let colour = if s.label.is_empty() { INK } else { PALETTE[i % PALETTE.len()] };
+                    let colour = if s.label.is_empty() {
+                        INK
+                    } else {
+                        PALETTE[i % PALETTE.len()]
+                    };
                     if s.line {
                         let line = s.points.iter().map(|p| (p.0, p.1));
                         chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
@@ -338,8 +377,14 @@ fn plot(figure: &'static str, axes: &Axes<'_>, series: &[Series]) -> anyhow::Res
                         }
                         if !s.label.is_empty() {
                             match i < PALETTE.len() {
-                                true => chart.draw_series([Circle::new((x, y), 4, colour.filled())])?,
-                                false => chart.draw_series([TriangleMarker::new((x, y), 6, colour.filled())])?,
+                                true => {
+                                    chart.draw_series([Circle::new((x, y), 4, colour.filled())])?
+                                }
+                                false => chart.draw_series([TriangleMarker::new(
+                                    (x, y),
+                                    6,
+                                    colour.filled(),
+                                )])?,
                             };
                         }
                     }
@@ -347,7 +392,11 @@ fn plot(figure: &'static str, axes: &Axes<'_>, series: &[Series]) -> anyhow::Res
                 let bottom = chart.plotting_area().get_pixel_range().1.end;
                 for (i, name) in axes.names.iter().enumerate() {
                     let (at, _) = chart.backend_coord(&(i as f64, y.end));
-                    canvas.draw(&Text::new(name.as_str(), (at, bottom + 10), under(label_font())))?;
+                    canvas.draw(&Text::new(
+                        name.as_str(),
+                        (at, bottom + 10),
+                        under(label_font()),
+                    ))?;
                 }
             }};
         }
@@ -361,19 +410,31 @@ fn plot(figure: &'static str, axes: &Axes<'_>, series: &[Series]) -> anyhow::Res
         Ok(())
     })?;
     // A file of its own, unlike a figure within a page, names its namespace.
-    Ok(Some(svg.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1)))
+    Ok(Some(svg.replacen(
+        "<svg ",
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" ",
+        1,
+    )))
 }
 
 /// A row of labels above the chart.
 fn legend(canvas: &Canvas<'_>, series: &[Series]) -> Result<(), Box<dyn std::error::Error>> {
     let mut x = 100;
-    for (i, s) in series.iter().enumerate().filter(|(_, s)| !s.label.is_empty()) {
+    for (i, s) in series
+        .iter()
+        .enumerate()
+        .filter(|(_, s)| !s.label.is_empty())
+    {
         let colour = PALETTE[i % PALETTE.len()].filled();
         match i < PALETTE.len() {
             true => canvas.draw(&Circle::new((x, 22), 5, colour))?,
             false => canvas.draw(&TriangleMarker::new((x, 22), 7, colour))?,
         }
-        canvas.draw(&Text::new(s.label.as_str(), (x + 10, 22), starting_at(label_font())))?;
+        canvas.draw(&Text::new(
+            s.label.as_str(),
+            (x + 10, 22),
+            starting_at(label_font()),
+        ))?;
         x += 28 + 8 * s.label.len() as i32;
     }
     Ok(())
@@ -394,7 +455,13 @@ mod tests {
     fn series_stand_beside_each_other_around_their_config() {
         assert_eq!(dodge(3, 0, 1), 3.0);
         let places: Vec<_> = (0..6).map(|i| dodge(2, i, 6)).collect();
-        assert!(places.is_sorted() && places[0] > 1.5 && places[5] < 2.5, "{places:?}");
-        assert!(((places[0] + places[5]) / 2.0 - 2.0).abs() < 1e-12, "{places:?}");
+        assert!(
+            places.is_sorted() && places[0] > 1.5 && places[5] < 2.5,
+            "{places:?}"
+        );
+        assert!(
+            ((places[0] + places[5]) / 2.0 - 2.0).abs() < 1e-12,
+            "{places:?}"
+        );
     }
 }

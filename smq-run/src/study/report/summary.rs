@@ -153,7 +153,11 @@ fn cells(data: &Data) -> Rows {
         "absent",
     ])];
     for r in &data.workloads {
-        let section = if r.long_context { "long_context" } else { "cells" };
+        let section = if r.long_context {
+            "long_context"
+        } else {
+            "cells"
+        };
         for metric in METRICS {
             let Some(e) = metric.over(r) else {
                 continue;
@@ -177,7 +181,11 @@ fn cells(data: &Data) -> Rows {
         }
     }
     // What could not be measured has a row without a figure.
-    for (id, reason) in data.absent.iter().filter(|(id, _)| !id.ends_with("/energy")) {
+    for (id, reason) in data
+        .absent
+        .iter()
+        .filter(|(id, _)| !id.ends_with("/energy"))
+    {
         let mut row = vec![String::new(); rows[0].len()];
         row[0] = id.split('/').next().unwrap_or_default().to_owned();
         row[12] = id.clone();

@@ -4,7 +4,9 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::data::{Data, Repeats};
 use super::errors::{self, Increase};
-use super::summary::{self, DECODE, DEVICE_MEMORY, LOAD, Metric, OUTPUT, PEAK_RSS, TOTAL, TPOT, TTFT};
+use super::summary::{
+    self, DECODE, DEVICE_MEMORY, LOAD, Metric, OUTPUT, PEAK_RSS, TOTAL, TPOT, TTFT,
+};
 use crate::study::statistics::Estimate;
 use crate::study::worker::Workload;
 
@@ -12,7 +14,9 @@ use crate::study::worker::Workload;
 #[must_use]
 pub fn markdown(columns: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN).set_header(columns);
+    table
+        .load_style(presets::ASCII_MARKDOWN)
+        .set_header(columns);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -55,30 +59,58 @@ fn estimate(e: Option<Estimate>, scale: f64, digits: usize) -> String {
 
 /// A row a config, a column a workload, for one figure.
 #[must_use]
-pub fn by_workload(data: &Data, shapes: &[Workload], metric: &Metric, scale: f64, digits: usize) -> String {
+pub fn by_workload(
+    data: &Data,
+    shapes: &[Workload],
+    metric: &Metric,
+    scale: f64,
+    digits: usize,
+) -> String {
     let mut columns = vec!["config".to_owned(), "weights".to_owned()];
-    columns.extend(shapes.iter().map(|w| format!("{} + {}", w.prompt_tokens, w.output_tokens)));
+    columns.extend(
+        shapes
+            .iter()
+            .map(|w| format!("{} + {}", w.prompt_tokens, w.output_tokens)),
+    );
     let rows = data.configs().into_iter().filter_map(|c| {
         let cells: Vec<_> = shapes.iter().map(|w| data.repeats(&c.id, *w)).collect();
         cells.iter().any(Option::is_some).then(|| {
             let mut row = vec![c.id.clone(), c.describe()];
-            let figure = |r: &Option<&Repeats>| estimate(r.and_then(|r| metric.over(r)), scale, digits);
+            let figure =
+                |r: &Option<&Repeats>| estimate(r.and_then(|r| metric.over(r)), scale, digits);
             row.extend(cells.iter().map(figure));
             row
         })
     });
     let rows = rows.collect();
-    markdown(&columns.iter().map(String::as_str).collect::<Vec<_>>(), rows)
+    markdown(
+        &columns.iter().map(String::as_str).collect::<Vec<_>>(),
+        rows,
+    )
 }
 
 /// Every figure of every workload: a row each.
 #[must_use]
 pub fn cells(data: &Data, long_context: bool) -> String {
     let columns = [
-        "raw lines", "n", "TTFT, ms", "TPOT, ms", "p50", "p95", "decode, tokens/s", "output, tokens/s",
-        "total, tokens/s", "load, ms", "device memory, GB", "host RSS, GB", "flags",
+        "raw lines",
+        "n",
+        "TTFT, ms",
+        "TPOT, ms",
+        "p50",
+        "p95",
+        "decode, tokens/s",
+        "output, tokens/s",
+        "total, tokens/s",
+        "load, ms",
+        "device memory, GB",
+        "host RSS, GB",
+        "flags",
     ];
-    let of = data.workloads.iter().filter(|r| r.long_context == long_context);
+    let of = data
+        .workloads
+        .iter()
+        .filter(|r| r.long_context == long_context);
     let rows = of.map(|r| {
         let figure = |m: &Metric, scale, digits| estimate(m.over(r), scale, digits);
         let plain = |name: &str, digits| {
@@ -112,7 +144,13 @@ pub fn cells(data: &Data, long_context: bool) -> String {
 /// TPOT beside the time that reading the weights takes, at `gb_per_s`.
 #[must_use]
 pub fn roofline(data: &Data, shape: Workload, gb_per_s: f64) -> String {
-    let columns = ["config", "weight bytes a token", "floor, ms", "TPOT, ms", "floor / TPOT, %"];
+    let columns = [
+        "config",
+        "weight bytes a token",
+        "floor, ms",
+        "TPOT, ms",
+        "floor / TPOT, %",
+    ];
     let rows = data.configs().into_iter().filter_map(|c| {
         let r = data.repeats(&c.id, shape)?;
         let bytes = r.cells.first()?.weight_bytes_per_token as f64;
@@ -133,7 +171,16 @@ pub fn roofline(data: &Data, shape: Workload, gb_per_s: f64) -> String {
 #[must_use]
 pub fn energy(data: &Data) -> String {
     let columns = [
-        "config", "method", "J a token", "without prefill", "mean W", "idle W", "s", "generations", "flags", "raw line",
+        "config",
+        "method",
+        "J a token",
+        "without prefill",
+        "mean W",
+        "idle W",
+        "s",
+        "generations",
+        "flags",
+        "raw line",
     ];
     let rows = data.energy.iter().flat_map(|(id, e)| {
         let m = &e.measured;
@@ -163,7 +210,13 @@ pub fn energy(data: &Data) -> String {
 #[must_use]
 pub fn files(data: &Data) -> String {
     let columns = [
-        "config", "weights", "file, bytes", "scales, bytes", "rel. MSE of quantized weights", "converted in, s", "raw line",
+        "config",
+        "weights",
+        "file, bytes",
+        "scales, bytes",
+        "rel. MSE of quantized weights",
+        "converted in, s",
+        "raw line",
     ];
     let rows = data.files.iter().flat_map(|(id, f)| {
         f.configs.iter().map(move |c| {
@@ -173,7 +226,8 @@ pub fn files(data: &Data) -> String {
                 f.file_bytes.to_string(),
                 f.scale_bytes.map_or("none".to_owned(), |b| b.to_string()),
                 errors::rel_mse(&f.tensors).map_or("none".to_owned(), |v| format!("{v:.6}")),
-                f.convert_seconds.map_or("absent".to_owned(), |s| format!("{s:.1}")),
+                f.convert_seconds
+                    .map_or("absent".to_owned(), |s| format!("{s:.1}")),
                 format!("`{id}`"),
             ]
         })
@@ -197,7 +251,13 @@ pub fn file_increases(data: &Data) -> String {
 }
 
 const INCREASE: [&str; 7] = [
-    "squared error, +%", "RMS error, +%", "rel. RMS exact, %", "stored, %", "worst tensor", "its squared error, +%", "tensors over 0.5 %",
+    "squared error, +%",
+    "RMS error, +%",
+    "rel. RMS exact, %",
+    "stored, %",
+    "worst tensor",
+    "its squared error, +%",
+    "tensors over 0.5 %",
 ];
 
 fn increase(i: &Increase) -> [String; 7] {
@@ -222,8 +282,12 @@ pub fn sweep(data: &Data) -> String {
     let rows = data.contract.scale_errors.mantissa_bits.iter().map(|&x| {
         let mut row = vec![format!("E5M{x}"), (6 + x).to_string()];
         row.extend(rules.iter().map(|rule| {
-            let point = points.iter().find(|p| p.rule == *rule && p.mantissa_bits == x);
-            point.map_or("absent".to_owned(), |p| format!("{:+.4}", p.increase.mse_percent))
+            let point = points
+                .iter()
+                .find(|p| p.rule == *rule && p.mantissa_bits == x);
+            point.map_or("absent".to_owned(), |p| {
+                format!("{:+.4}", p.increase.mse_percent)
+            })
         }));
         row
     });
@@ -233,17 +297,31 @@ pub fn sweep(data: &Data) -> String {
 /// The narrowest good scales by rule.
 #[must_use]
 pub fn sweet_spots(data: &Data) -> String {
-    let bits = |x: Option<u32>| x.map_or("none measured".to_owned(), |x| format!("E5M{x}, {} bits", 6 + x));
+    let bits = |x: Option<u32>| {
+        x.map_or("none measured".to_owned(), |x| {
+            format!("E5M{x}, {} bits", 6 + x)
+        })
+    };
     let spots = errors::sweet_spots(&errors::sweep(data));
     let rows = spots
         .into_iter()
         .map(|s| vec![s.rule, bits(s.over_all), bits(s.in_each)]);
-    markdown(&["rule", "under 0.5 % over all tensors", "under 0.5 % in each"], rows.collect())
+    markdown(
+        &[
+            "rule",
+            "under 0.5 % over all tensors",
+            "under 0.5 % in each",
+        ],
+        rows.collect(),
+    )
 }
 
 /// What is absent.
 #[must_use]
 pub fn absent(data: &Data) -> String {
-    let rows = data.absent.iter().map(|(id, reason)| vec![format!("`{id}`"), reason.clone()]);
+    let rows = data
+        .absent
+        .iter()
+        .map(|(id, reason)| vec![format!("`{id}`"), reason.clone()]);
     markdown(&["what", "why"], rows.collect())
 }
