@@ -104,11 +104,11 @@ type MaybeMeter = Result<Meter, String>;
 ///
 /// # Errors
 /// Whatever loading or running meets first.
-pub fn run<'s>(
+pub fn run<'e>(
     job: &Job,
     options: &JobOptions,
-    source: &'s Source,
-    load: impl FnOnce() -> anyhow::Result<(Box<dyn Engine + 's>, std::time::Duration)>,
+    source: &Source,
+    load: impl FnOnce() -> anyhow::Result<(Box<dyn Engine + 'e>, std::time::Duration)>,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     // Before anything opens the GPU.

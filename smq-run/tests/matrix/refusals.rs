@@ -97,18 +97,88 @@ fn results_of_another_contract_or_commit_are_refused() {
 }
 
 #[test]
-fn a_config_that_does_not_run_is_absent_and_the_others_go_on() {
+fn a_model_that_does_not_run_is_refused_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let broken = dir.path().join("model");
-    copy_of_model(&broken);
-    // Converts, but does not run: the heads do not divide the width.
-    let config = broken.join("config.json");
+    let other = dir.path().join("model");
+    copy_of_model(&other);
+    let config = other.join("config.json");
     let text = std::fs::read_to_string(&config).unwrap();
     let changed = text.replace("\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"");
     assert_ne!(text, changed);
     std::fs::write(&config, changed).unwrap();
     let out = dir.path().join("out");
-    let output = matrix_of(&contract(), &broken, &out, &[]).output().unwrap();
-    let error = error_of(&output);
-    assert!(error.contains("gelu"), "{error}");
+    let error = fail(matrix_of(&contract(), &other, &out, &[]));
+    assert!(error.contains("gelu") && !out.exists(), "{error}");
+}
+
+#[test]
+fn processes_that_fail_are_absent_with_their_reason_and_the_run_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_smq-run"));
+    // No GPU, on whatever machine this runs.
+    command.env("CUDA_VISIBLE_DEVICES", "");
+    command
+        .args(["matrix", "--device", "cuda", "--config"])
+        .arg(contract());
+    command
+        .arg("--model")
+        .arg(model())
+        .arg("--out")
+        .arg(dir.path());
+    let error = fail(command);
+    assert!(
+        error.contains("5 of the processes failed") || error.contains("7 of the processes failed"),
+        "{error}"
+    );
+    let lines = raw(dir.path());
+    assert!(ids(&lines, "cell").is_empty());
+    let absent = ids(&lines, "absent");
+    for config in ["C0", "C3", "C4", "C5-E5M5", "C6"] {
+        assert!(absent.iter().any(|id| id == config), "{config}: {absent:?}");
+        let line = lines.iter().find(|l| l["id"] == config).unwrap();
+        let reason = line["reason"].as_str().unwrap();
+        assert!(
+            reason.contains("NVIDIA") || reason.contains("GPU"),
+            "{reason}"
+        );
+    }
+    assert_eq!(
+        ids(&lines, "scale_errors").len(),
+        13,
+        "the rest was measured"
+    );
+    assert!(!dir.path().join("work").exists(), "no file is left behind");
+    // Once it can run, it does.
+    succeed(matrix(dir.path(), &[]));
+    assert_eq!(ids(&raw(dir.path()), "cell").len(), 42);
+    assert!(report(dir.path()).status.success());
+    let text = std::fs::read_to_string(dir.path().join("report.md")).unwrap();
+    assert!(!text.contains("| `C3` "), "no longer absent: {text}");
+}
+
+#[test]
+fn formats_that_a_build_lacks_are_absent_with_a_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(contract()).unwrap();
+    let more = "\n[[config]]\nid = \"C1\"\nscheme = \"fp8-e4m3\"\ntarget = \"mlp\"\n\
+                \n[[config]]\nid = \"C2\"\nscheme = \"nf4-dq\"\ntarget = \"mlp\"\n";
+    let path = dir.path().join("more.toml");
+    std::fs::write(&path, text + more).unwrap();
+    let out = dir.path().join("out");
+    // Whichever of them this build has, the others run.
+    let _ = matrix_of(&path, &model(), &out, &[]).output().unwrap();
+    let lines = raw(&out);
+    let cells = ids(&lines, "cell");
+    for config in ["C1", "C2"] {
+        let measured = cells.iter().any(|id| id.starts_with(&format!("{config}/")));
+        let absent = lines
+            .iter()
+            .find(|l| l["id"] == config && l["record"] == "absent");
+        let reason = absent.map(|l| l["reason"].as_str().unwrap());
+        assert!(
+            measured || reason.is_some_and(|r| !r.is_empty()),
+            "{config} is neither measured nor absent"
+        );
+    }
+    assert_eq!(cells.iter().filter(|id| id.starts_with("C6/")).count(), 8);
 }
