@@ -12,6 +12,8 @@ use super::record::{Body, Line};
 
 /// The file, under the results directory.
 pub const RAW: &str = "raw/matrix.jsonl";
+/// The same, packed by gzip: for keeping, and read by the report where the other is not there.
+const PACKED: &str = "raw/matrix.jsonl.gz";
 
 /// The lines so far, and the file open for more.
 #[derive(Debug)]
@@ -30,6 +32,13 @@ impl Log {
     /// `allow_mixed`.
     pub fn open(out: &Path, here: &Surroundings, allow_mixed: bool) -> anyhow::Result<Self> {
         let path = out.join(RAW);
+        let packed = out.join(PACKED);
+        if packed.exists() && !path.exists() {
+            bail!(
+                "{}: is packed; unpack it to go on (gunzip)",
+                packed.display()
+            );
+        }
         let context = || format!("{}: cannot open it", path.display());
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).with_context(context)?;
@@ -102,7 +111,15 @@ impl Log {
 /// # Errors
 /// If there is none, or a line is damaged.
 pub fn read(out: &Path) -> anyhow::Result<Vec<Line>> {
-    let path = out.join(RAW);
+    let (path, packed) = (out.join(RAW), out.join(PACKED));
+    if packed.exists() && !path.exists() {
+        let context = || format!("{}: cannot read it", packed.display());
+        let mut text = Vec::new();
+        let file = File::open(&packed).with_context(context)?;
+        let mut unpacked = flate2::read::MultiGzDecoder::new(file);
+        unpacked.read_to_end(&mut text).with_context(context)?;
+        return parse(&packed, &text);
+    }
     let text = std::fs::read(&path).with_context(|| {
         format!(
             "{}: cannot read it; `smq-run matrix --out {}` writes it",

@@ -262,8 +262,9 @@ pub struct TensorErrors {
     pub under_window: u64,
     /// As stored.
     pub stored: Errors,
-    /// With exact f32 scales of the same rule.
-    pub exact: Errors,
+    /// With exact f32 scales of the same rule; left out where another line has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<Errors>,
 }
 
 /// Error figures (`spec/method.md`, "Statistics").
@@ -294,7 +295,7 @@ impl From<&TensorStatistics> for TensorErrors {
             groups: t.groups,
             under_window: t.under_window,
             stored: (&t.stored).into(),
-            exact: (&t.exact).into(),
+            exact: Some((&t.exact).into()),
         }
     }
 }

@@ -192,6 +192,11 @@ impl Run<'_> {
         if path.exists() {
             return Ok((path, None));
         }
+        // A killed run's; the log's lock says that there is no other.
+        for leftover in smq_format::leftovers(&path) {
+            std::fs::remove_file(&leftover)
+                .with_context(|| format!("{}: cannot delete it", leftover.display()))?;
+        }
         self.progress.set_message(format!("{id}: converting"));
         let summary = convert(self.checkpoint, &path, how, &|_| {
             self.progress.tick();

@@ -130,7 +130,11 @@ impl Sample {
         let errors = |t: &Rows| {
             let shape = (t.rows, t.columns);
             quantize(&t.name, &t.bytes, t.dtype, shape, &options)
-                .map(|q| TensorErrors::from(&q.statistics))
+                .map(|q| TensorErrors {
+                    // The line of exact scales has them.
+                    exact: None,
+                    ..TensorErrors::from(&q.statistics)
+                })
                 .map_err(|e| anyhow::anyhow!("tensor {}: cannot be quantized: {e:?}", t.name))
         };
         Ok(ScaleErrorsRecord {

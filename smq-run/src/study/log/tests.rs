@@ -155,3 +155,26 @@ fn one_run_at_a_time() {
     drop(first);
     assert!(Log::open(dir.path(), &here(), false).is_ok());
 }
+
+#[test]
+fn a_packed_log_is_read_and_not_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open(dir.path(), &here(), false).unwrap();
+    log.append(measured("a")).unwrap();
+    drop(log);
+    let path = dir.path().join(PACKED);
+    let mut packer =
+        flate2::write::GzEncoder::new(File::create(&path).unwrap(), flate2::Compression::default());
+    packer.write_all(text(dir.path()).as_bytes()).unwrap();
+    packer.finish().unwrap();
+    std::fs::remove_file(dir.path().join(RAW)).unwrap();
+    assert_eq!(read(dir.path()).unwrap(), [measured("a")]);
+    let error = Log::open(dir.path(), &here(), false)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.ends_with("is packed; unpack it to go on (gunzip)"),
+        "{error}"
+    );
+    assert!(!dir.path().join(RAW).exists());
+}

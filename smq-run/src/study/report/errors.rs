@@ -73,9 +73,9 @@ impl Increase {
     /// Of a file, whose statistics hold both errors.
     #[must_use]
     pub fn of_file(tensors: &[TensorErrors]) -> Option<Self> {
-        Self::of(tensors.iter().map(|t| {
-            let (stored, exact) = (t.stored.squared_error, t.exact.squared_error);
-            (t.name.as_str(), stored, exact, t.stored.squared_weight)
+        Self::of(tensors.iter().filter_map(|t| {
+            let (stored, exact) = (t.stored.squared_error, t.exact?.squared_error);
+            Some((t.name.as_str(), stored, exact, t.stored.squared_weight))
         }))
     }
 
@@ -234,7 +234,7 @@ mod tests {
             groups: 1,
             under_window: 0,
             stored: errors(stored),
-            exact: errors(exact),
+            exact: Some(errors(exact)),
         }
     }
 
