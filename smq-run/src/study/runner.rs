@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use smq_convert::{Checkpoint, ConvertOptions, convert};
-use smq_format::SmqFile;
+use smq_format::{Scheme, SmqFile};
 
 use super::contract::Contract;
 use super::conversion::Conversion;
@@ -401,9 +401,13 @@ fn arguments(
 
 fn describe(path: &Path, group: &Group, took: Option<Duration>) -> anyhow::Result<FileRecord> {
     let file = SmqFile::open(path)?;
-    let scales = file.index().tensors.iter().flat_map(|t| &t.blobs);
-    let scales = scales.filter(|b| b.role == smq_format::Role::Scales);
-    let scale_bytes: u64 = scales.map(|b| b.length).sum();
+    // A quantized tensor's first blob is its codes, the others are its scales.
+    let tensors = file.index().tensors.iter();
+    let quantized = tensors.filter(|t| !matches!(t.scheme, Scheme::Raw(_)));
+    let scale_bytes = quantized
+        .flat_map(|t| t.blobs.iter().skip(1))
+        .map(|b| b.length)
+        .sum();
     let hex = |hash: &[u8; 32]| blake3::Hash::from_bytes(*hash).to_hex().to_string();
     let sources = file.index().provenance.sources.iter();
     let statistics = file.statistics()?;

@@ -1,9 +1,10 @@
 //! The sweep is the converter's arithmetic: with every row sampled, its figures are those of a file's statistics.
 
-use smq_convert::{Checkpoint, ConvertOptions, QuantizeOptions, ScaleRule, Target, convert};
+use smq_convert::{Checkpoint, convert};
 use smq_format::SmqFile;
 use smq_run::study::Contract;
-use smq_run::study::conversion::e5;
+use smq_run::study::contract::{Config, Quantization};
+use smq_run::study::conversion::{Conversion, conversion};
 use smq_run::study::record::TensorErrors;
 use smq_run::study::scale_errors::{Item, Sample};
 
@@ -24,20 +25,20 @@ fn every_row_gives_the_files_statistics() {
     let contract = with_rows(dir.path(), "1000000");
     let checkpoint = Checkpoint::open(&model()).unwrap();
     let sample = Sample::read(&checkpoint, &contract.scale_errors).unwrap();
-    for (name, rule) in [
-        ("reference", ScaleRule::Reference),
-        ("signed", ScaleRule::Signed),
-    ] {
+    for name in ["reference", "signed"] {
         let path = dir.path().join(format!("{name}.smq"));
-        let options = ConvertOptions {
-            target: Target::All,
-            quantize: QuantizeOptions {
-                group: 128,
-                scales: e5(3),
-                rule,
-            },
-            overwrite: false,
-            jobs: 0,
+        let config = Config {
+            id: "X".to_owned(),
+            scheme: "int4".to_owned(),
+            scales: Some("E5M3".to_owned()),
+            target: Some("all".to_owned()),
+        };
+        let quantization = Quantization {
+            group: 128,
+            rule: name.to_owned(),
+        };
+        let Conversion::File(options) = conversion(&config, &quantization) else {
+            panic!("int4 is supported");
         };
         convert(&checkpoint, &path, &options, &|_| true).unwrap();
         let statistics = SmqFile::open(&path).unwrap().statistics().unwrap().unwrap();
