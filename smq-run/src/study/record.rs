@@ -109,6 +109,9 @@ pub struct CellRecord {
     pub long_context: bool,
     /// Number of the process, from 1.
     pub repeat: usize,
+    /// As [`FileRecord::index_blake3`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_blake3: Option<String>,
     /// What was timed.
     #[serde(flatten)]
     pub timed: Timed,
@@ -175,6 +178,9 @@ pub struct Timed {
 pub struct EnergyRecord {
     /// The config.
     pub config: String,
+    /// As [`FileRecord::index_blake3`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_blake3: Option<String>,
     /// What was measured.
     #[serde(flatten)]
     pub measured: Energy,

@@ -160,11 +160,20 @@ impl Run<'_> {
             )?;
         }
         self.step(&format!("{}: weights ready", first.id));
-        let path = made.as_ref().map_or(&self.options.model, |(path, _)| path);
+        let weights = match &made {
+            None => Weights {
+                path: self.options.model.clone(),
+                index_blake3: None,
+            },
+            Some((path, _)) => Weights {
+                path: path.clone(),
+                index_blake3: Some(hex(&SmqFile::open(path)?.header().index.hash)),
+            },
+        };
         let mut broken: Vec<&str> = Vec::new();
         for process in &group.processes {
             // A config that does not run fails alike every time.
-            if !broken.contains(&process.config.as_str()) && !self.process(process, path)? {
+            if !broken.contains(&process.config.as_str()) && !self.process(process, &weights)? {
                 broken.push(&process.config);
             }
             self.step(&describe_process(process));
@@ -206,11 +215,11 @@ impl Run<'_> {
     }
 
     /// Runs a process and writes down what it says; false if it fails.
-    fn process(&mut self, process: &Process, model: &Path) -> anyhow::Result<bool> {
+    fn process(&mut self, process: &Process, weights: &Weights) -> anyhow::Result<bool> {
         let what = describe_process(process);
         self.progress.set_message(what.clone());
         self.progress.tick();
-        let args = arguments(self.options, self.contract, &process.kind, model);
+        let args = arguments(self.options, self.contract, &process.kind, &weights.path);
         let mut stderr = tempfile::tempfile()?;
         let mut child = Command::new(&self.options.program)
             .args(&args)
@@ -226,7 +235,7 @@ impl Run<'_> {
                 let line = line?;
                 let reply = serde_json::from_str(&line)
                     .with_context(|| format!("{what}: the process said {line:?}"))?;
-                self.reply(process, reply, &command)?;
+                self.reply(process, reply, weights, &command)?;
             }
         }
         let status = child.wait()?;
@@ -246,8 +255,15 @@ impl Run<'_> {
         Ok(false)
     }
 
-    fn reply(&mut self, process: &Process, reply: Reply, command: &[String]) -> anyhow::Result<()> {
+    fn reply(
+        &mut self,
+        process: &Process,
+        reply: Reply,
+        weights: &Weights,
+        command: &[String],
+    ) -> anyhow::Result<()> {
         let config = process.config.clone();
+        let index_blake3 = weights.index_blake3.clone();
         match (reply, &process.kind) {
             (
                 Reply::Timed { gpu, timed },
@@ -267,6 +283,7 @@ impl Run<'_> {
                     config,
                     long_context: *long_context,
                     repeat: *repeat,
+                    index_blake3,
                     timed: *timed,
                 };
                 self.append(id, Body::Cell(Box::new(record)), command, gpu)
@@ -275,6 +292,7 @@ impl Run<'_> {
                 let id = energy_id(&config);
                 let record = EnergyRecord {
                     config,
+                    index_blake3,
                     measured: *energy,
                 };
                 self.append(id, Body::Energy(Box::new(record)), command, gpu)
@@ -343,6 +361,16 @@ impl Run<'_> {
     }
 }
 
+/// What a process runs from.
+struct Weights {
+    path: PathBuf,
+    index_blake3: Option<String>,
+}
+
+fn hex(hash: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*hash).to_hex().to_string()
+}
+
 fn describe_process(process: &Process) -> String {
     match &process.kind {
         Kind::Cells {
@@ -408,7 +436,6 @@ fn describe(path: &Path, group: &Group, took: Option<Duration>) -> anyhow::Resul
         .flat_map(|t| t.blobs.iter().skip(1))
         .map(|b| b.length)
         .sum();
-    let hex = |hash: &[u8; 32]| blake3::Hash::from_bytes(*hash).to_hex().to_string();
     let sources = file.index().provenance.sources.iter();
     let statistics = file.statistics()?;
     let tensors = statistics.iter().flat_map(|s| &s.tensors);

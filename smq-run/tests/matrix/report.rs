@@ -228,6 +228,23 @@ fn a_gpus_figures_reach_tables_and_plots() {
 }
 
 #[test]
+fn a_part_alone_is_told_without_empty_tables() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    succeed(matrix(out, &["--sections", "scale-errors"]));
+    assert!(report(out).status.success());
+    let text = text(out);
+    assert_eq!(text.matches("Not measured.").count(), 3, "{text}");
+    assert!(text.contains("is not known: no file with E5M5"), "{text}");
+    assert!(
+        text.contains("E5M3 does over all tensors together"),
+        "{text}"
+    );
+    let plots = std::fs::read_dir(out.join("plots")).unwrap().count();
+    assert_eq!(plots, 2);
+}
+
+#[test]
 fn quality_tables_are_taken_in() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();

@@ -88,6 +88,17 @@ fn a_whole_run_then_nothing_is_left_to_do() {
         }
         assert!(cell["nvml_absent"].is_string(), "{cell}");
     }
+    // Every cell says which file it ran from; C0 has none but the checkpoint.
+    let line = |id: &str| lines.iter().find(|l| l["id"] == id).unwrap();
+    assert!(line("C0/p8/o2/r1").get("index_blake3").is_none());
+    let c4 = &line("C4/file")["index_blake3"];
+    assert_eq!(c4.as_str().unwrap().len(), 64);
+    assert!(
+        ["C4/p8/o2/r1", "C5-E5M5/p24/o5/r2"]
+            .iter()
+            .all(|id| &line(id)["index_blake3"] == c4)
+    );
+    assert_ne!(&line("C3/p8/o2/r1")["index_blake3"], c4);
     // C4 and C5-E5M5 ran from one file, and the fresh processes say how to run them again.
     let command =
         |id: &str| lines.iter().find(|l| l["id"] == id).unwrap()["environment"]["command"].clone();

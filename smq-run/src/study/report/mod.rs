@@ -194,7 +194,7 @@ fn render(
             table => tables::roofline(data, shape, *rate),
         }),
         energy => (!data.energy.is_empty()).then(|| tables::energy(data)),
-        files => tables::files(data),
+        files => (!data.files.is_empty()).then(|| tables::files(data)),
         claim => claim(data),
         file_increases => (!errors::files(data).is_empty()).then(|| tables::file_increases(data)),
         sweep => (!errors::sweep(data).is_empty()).then(|| context! {
