@@ -24,6 +24,8 @@ pub struct BenchOptions {
     pub warmup: usize,
     /// Runs that are.
     pub repeats: usize,
+    /// Start of the generator of the prompt's ids.
+    pub seed: u64,
 }
 
 impl Default for BenchOptions {
@@ -33,6 +35,7 @@ impl Default for BenchOptions {
             output_tokens: 64,
             warmup: 1,
             repeats: 3,
+            seed: 42,
         }
     }
 }
@@ -127,6 +130,7 @@ pub fn bench(
         output_tokens,
         warmup,
         repeats,
+        seed,
     } = *options;
     if prompt_tokens == 0 || output_tokens == 0 || repeats == 0 {
         return Err(Error::Input(
@@ -139,15 +143,10 @@ pub fn bench(
             "{prompt_tokens} prompt and {output_tokens} output tokens exceed the model's longest context of {limit}"
         )));
     }
-    let prompt = synthetic_prompt(prompt_tokens, engine.config().vocab);
-    let generation = GenerateOptions {
-        max_new_tokens: output_tokens,
-        stop_ids: &[],
-        sampling: SamplingOptions::default(),
-    };
+    let prompt = synthetic_prompt(prompt_tokens, engine.config().vocab, seed);
     let mut runs = Vec::with_capacity(repeats);
     for i in 0..warmup + repeats {
-        let timing = generate(engine, &prompt, &generation, |_| Ok(()))?.timing;
+        let timing = run_once(engine, &prompt, output_tokens)?;
         if i >= warmup {
             runs.push(BenchRun::new(&timing, options));
         }
@@ -199,9 +198,23 @@ impl BenchRun {
     }
 }
 
-/// Ids from a linear congruential generator: speed does not depend on which.
-fn synthetic_prompt(tokens: usize, vocab: usize) -> Vec<u32> {
-    let mut state = 42u64;
+/// Generates `output_tokens` greedily after `prompt`, end-of-sequence ignored.
+///
+/// # Errors
+/// As [`generate`].
+pub fn run_once(engine: &mut dyn Engine, prompt: &[u32], output_tokens: usize) -> Result<Timing> {
+    let options = GenerateOptions {
+        max_new_tokens: output_tokens,
+        stop_ids: &[],
+        sampling: SamplingOptions::default(),
+    };
+    Ok(generate(engine, prompt, &options, |_| Ok(()))?.timing)
+}
+
+/// Ids from a linear congruential generator that starts at `seed`: speed does not depend on which.
+#[must_use]
+pub fn synthetic_prompt(tokens: usize, vocab: usize, seed: u64) -> Vec<u32> {
+    let mut state = seed;
     let next = || {
         state = state
             .wrapping_mul(6_364_136_223_846_793_005)

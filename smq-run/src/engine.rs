@@ -115,6 +115,18 @@ pub enum Device {
     Cuda,
 }
 
+impl Device {
+    /// As given on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
 impl FromStr for Device {
     type Err = String;
 

@@ -32,6 +32,7 @@ pub mod measure;
 pub mod model;
 pub mod sample;
 mod source;
+pub mod study;
 mod tokenizer;
 
 pub use engine::{CpuEngine, Device, Engine};

@@ -1,9 +1,9 @@
 //! Memory, machine and order statistics.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// This process's resident memory, where the system tells (`/proc/self/status`).
-#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Memory {
     /// Largest resident set so far, mapped weights included, bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,7 +36,7 @@ impl Memory {
 }
 
 /// The machine a figure was measured on.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// CPU model; `unknown` where the system does not tell.
     pub cpu: String,
@@ -67,7 +67,7 @@ impl Machine {
 }
 
 /// Mean and percentiles of a sample.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// Arithmetic mean.
     pub mean: f64,

@@ -25,7 +25,7 @@ pub use diff::{
     BlobCounts, Change, Counted, DIFF_VERSION, Diff, TensorDiff, WeightDiff, diff_bytes, diff_text,
 };
 pub use error::InspectError;
-pub use html::{page, write_page};
+pub use html::{figure, page, write_page};
 pub use overview::overview;
 pub use recheck::{Difference, RecheckReport, recheck};
 pub use report::{

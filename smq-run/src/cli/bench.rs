@@ -40,6 +40,7 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
         output_tokens: args.output_tokens,
         warmup: args.warmup,
         repeats: args.repeats,
+        ..BenchOptions::default()
     };
     let opened = Opened::new(&args.model, global)?;
     let (mut engine, load) = opened.load()?;

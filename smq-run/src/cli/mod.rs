@@ -1,11 +1,14 @@
 //! The command line: arguments here, one file for each command.
 
 mod bench;
+mod cells;
 mod demo;
 mod generate;
 mod kernels;
+mod matrix;
 mod output;
 mod ppl;
+mod report;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -55,6 +58,13 @@ enum Command {
     /// Measure quality
     #[command(subcommand)]
     Eval(EvalCommand),
+    /// Run the experiment of spec/experiment.toml, or what is left of it
+    Matrix(matrix::MatrixArgs),
+    /// Write tables, plots and report.md from what `matrix` measured
+    Report(report::ReportArgs),
+    /// A process of `matrix`: measures workloads of one model, a JSON line each
+    #[command(hide = true)]
+    Cells(cells::CellsArgs),
     /// Convert, inspect, evaluate and time the bundled checkpoint in every int4 config
     Demo(demo::DemoArgs),
 }
@@ -88,6 +98,9 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(args, &cli.global),
         Command::Kernels(args) => kernels::run(args),
         Command::Eval(EvalCommand::Ppl(args)) => ppl::run(args, &cli.global),
+        Command::Matrix(args) => matrix::run(args, &cli.global),
+        Command::Report(args) => report::run(args),
+        Command::Cells(args) => cells::run(args, &cli.global),
         Command::Demo(args) => demo::run(args, &cli.global),
     }
 }

@@ -1,6 +1,7 @@
 //! From kernel source to machine code: the sources are embedded, NVRTC compiles them for the device
 //! at hand, and [`cache`](super::cache) keeps the result. Works where there is no GPU.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};
 use std::ptr;
 
@@ -45,6 +46,15 @@ const HEADERS: &[(&str, &str)] = &[
 /// Names of the embedded kernel files.
 pub fn files() -> impl Iterator<Item = &'static str> {
     SOURCES.iter().map(|&(name, _)| name)
+}
+
+/// BLAKE3 of each embedded file, headers too, in hex.
+#[must_use]
+pub fn hashes() -> BTreeMap<String, String> {
+    let hash = |text: &str| blake3::hash(text.as_bytes()).to_hex().to_string();
+    let all = SOURCES.iter().chain(HEADERS);
+    all.map(|&(name, text)| (name.to_owned(), hash(text)))
+        .collect()
 }
 
 /// Machine code and what the compiler said.

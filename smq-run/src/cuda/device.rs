@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sys::CUdevice_attribute as Attribute;
 
 use super::during::During;
@@ -16,7 +16,7 @@ const NEEDED_CUDA: i32 = 13_000;
 const NEEDED_CAPABILITY: (i32, i32) = (9, 0);
 
 /// What a figure was measured on.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GpuInfo {
     /// Product name.
     pub name: String,
@@ -241,6 +241,37 @@ fn device_count() -> Result<usize> {
 /// `13.0` of 13000.
 fn dotted(version: i32) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+/// Where GPU `ordinal` sits, as NVML names it: `0000:3b:00.0`. Opens nothing on it.
+///
+/// # Errors
+/// As [`Gpu::open`].
+pub fn pci_bus_id(ordinal: usize) -> Result<String> {
+    driver_cuda_version()?;
+    device_count()?;
+    let asking = "asking where the GPU sits";
+    let device = result::device::get(ordinal as i32).during(asking)?;
+    let attribute = |a| {
+        // SAFETY: `device` comes from the driver.
+        unsafe { result::device::get_attribute(device, a) }.during(asking)
+    };
+    Ok(format!(
+        "{:04x}:{:02x}:{:02x}.0",
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?,
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?,
+        attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?
+    ))
+}
+
+/// Bytes of memory in use, by this process or another, on the GPU whose context this thread has.
+///
+/// # Errors
+/// If there is no context, or the driver fails.
+pub fn memory_in_use() -> Result<u64> {
+    driver_cuda_version()?;
+    let (free, total) = result::mem_get_info().during("asking for the GPU's free memory")?;
+    Ok((total - free) as u64)
 }
 
 /// The kernel module's version, from its own line in /proc.

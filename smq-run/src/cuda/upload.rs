@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::device::Gpu;
 use super::memory::{DeviceBuffer, Span};
@@ -35,7 +35,7 @@ pub struct Piece<'a> {
 }
 
 /// What an upload took.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct UploadReport {
     /// Bytes copied.
     pub bytes: usize,

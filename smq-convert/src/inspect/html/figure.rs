@@ -9,12 +9,12 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use crate::inspect::error::InspectError;
 
 /// Text and axes. The page's style sheet maps these two to the reader's light or dark theme.
-pub(super) const INK: RGBColor = RGBColor(0x33, 0x33, 0x34);
+pub const INK: RGBColor = RGBColor(0x33, 0x33, 0x34);
 /// Grid lines.
-pub(super) const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xde);
+pub const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xde);
 
 /// Okabe and Ito's colour-blind-safe palette, without the yellow and black that a light or dark page hides.
-pub(super) const PALETTE: [RGBColor; 7] = [
+pub const PALETTE: [RGBColor; 7] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xd5, 0x5e, 0x00),
     RGBColor(0x00, 0x9e, 0x73),
@@ -25,17 +25,22 @@ pub(super) const PALETTE: [RGBColor; 7] = [
 ];
 
 /// Width of every plot.
-pub(super) const WIDTH: u32 = 960;
+pub const WIDTH: u32 = 960;
 /// Size of tick labels; plotters divides by 1.24 for SVG.
 const LABEL: f64 = 16.0;
 /// Size of axis titles.
 const TITLE: f64 = 18.0;
 
-pub(super) type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-pub(super) type Drawn = Result<(), Box<dyn std::error::Error>>;
+/// What a figure is drawn on.
+pub type Canvas<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+/// Whether it could be drawn.
+pub type Drawn = Result<(), Box<dyn std::error::Error>>;
 
-/// Draws a figure of `height` pixels and returns its `<svg>` element, which `label` describes.
-pub(super) fn draw(
+/// Draws a figure of `height` pixels and returns its `<svg>` element for a page.
+///
+/// # Errors
+/// [`InspectError::Plot`] where the plotting library fails.
+pub fn draw(
     figure: &'static str,
     height: u32,
     body: impl FnOnce(&Canvas<'_>) -> Drawn,
@@ -58,32 +63,32 @@ pub(super) fn draw(
 }
 
 /// The style of tick labels.
-pub(super) fn label_font() -> TextStyle<'static> {
+pub fn label_font() -> TextStyle<'static> {
     ("sans-serif", LABEL).into_font().color(&INK)
 }
 
 /// The style of axis titles.
-pub(super) fn title_font() -> TextStyle<'static> {
+pub fn title_font() -> TextStyle<'static> {
     ("sans-serif", TITLE).into_font().color(&INK)
 }
 
 /// Text that ends at a point, vertically centred on it.
-pub(super) fn ending_at(style: TextStyle<'static>) -> TextStyle<'static> {
+pub fn ending_at(style: TextStyle<'static>) -> TextStyle<'static> {
     style.pos(Pos::new(HPos::Right, VPos::Center))
 }
 
 /// Text that begins at a point, vertically centred on it.
-pub(super) fn starting_at(style: TextStyle<'static>) -> TextStyle<'static> {
+pub fn starting_at(style: TextStyle<'static>) -> TextStyle<'static> {
     style.pos(Pos::new(HPos::Left, VPos::Center))
 }
 
 /// Text centred under a point.
-pub(super) fn under(style: TextStyle<'static>) -> TextStyle<'static> {
+pub fn under(style: TextStyle<'static>) -> TextStyle<'static> {
     style.pos(Pos::new(HPos::Center, VPos::Top))
 }
 
 /// A range around the finite ones of `values`, wide enough for axis ticks to be distinct.
-pub(super) fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
+pub fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
     /// Figures beyond this, which only a broken file has, are drawn at the edge.
     const FAR: f64 = 1e30;
     let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
@@ -105,7 +110,7 @@ pub(super) fn padded(values: impl Iterator<Item = f64>) -> Range<f64> {
 }
 
 /// A tick label with no more digits than it needs.
-pub(super) fn tick(v: f64) -> String {
+pub fn tick(v: f64) -> String {
     // Sums of tick steps miss zero by a rounding error.
     if v.abs() < 1e-12 {
         return "0".to_owned();
@@ -118,7 +123,7 @@ pub(super) fn tick(v: f64) -> String {
 }
 
 /// A whole number, or nothing: for axes of counted things.
-pub(super) fn whole_tick(v: f64) -> String {
+pub fn whole_tick(v: f64) -> String {
     if (v - v.round()).abs() > 1e-6 {
         return String::new();
     }
@@ -126,7 +131,7 @@ pub(super) fn whole_tick(v: f64) -> String {
 }
 
 /// `12k`, `3.4M`: counts on an axis.
-pub(super) fn count_tick(v: f64) -> String {
+pub fn count_tick(v: f64) -> String {
     let (scaled, unit) = match v.abs() {
         a if a >= 1e9 => (v / 1e9, "G"),
         a if a >= 1e6 => (v / 1e6, "M"),
@@ -137,7 +142,7 @@ pub(super) fn count_tick(v: f64) -> String {
 }
 
 /// Text for HTML, attributes included.
-pub(super) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

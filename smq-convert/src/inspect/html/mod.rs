@@ -1,6 +1,6 @@
 //! One self-contained HTML page: facts, plots, and the whole table.
 
-mod figure;
+pub mod figure;
 mod heat_map;
 mod plots;
 mod sections;

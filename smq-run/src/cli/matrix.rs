@@ -1,0 +1,71 @@
+//! `smq-run matrix`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+
+use super::Global;
+use super::generate::at_least_one;
+use crate::study::plan::{Section, Selection};
+use crate::study::runner::{self, MatrixOptions};
+
+#[derive(Debug, Args)]
+pub(super) struct MatrixArgs {
+    /// What to measure
+    #[arg(long, value_name = "FILE", default_value = "spec/experiment.toml")]
+    config: PathBuf,
+    /// The checkpoint directory, not quantized
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Where results go: raw/matrix.jsonl in it is added to
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Where converted files are while their cells run, one at a time; no other run's [default: work in OUT]
+    #[arg(long, value_name = "DIR")]
+    work: Option<PathBuf>,
+    /// Only these configs
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only these parts [default: all; with --only, all but scale-errors]
+    #[arg(long, value_enum, value_name = "PARTS", value_delimiter = ',')]
+    sections: Vec<Section>,
+    /// Repeats, in place of the config's
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    repeats: Option<usize>,
+    /// Add to results of another model, commit or config
+    #[arg(long)]
+    allow_mixed: bool,
+}
+
+pub(super) fn run(args: &MatrixArgs, global: &Global) -> anyhow::Result<()> {
+    let outcome = runner::run(&MatrixOptions {
+        contract: args.config.clone(),
+        model: args.model.clone(),
+        out: args.out.clone(),
+        work: args.work.clone().unwrap_or_else(|| args.out.join("work")),
+        selection: Selection {
+            only: args.only.clone(),
+            sections: args.sections.clone(),
+            repeats: args.repeats,
+        },
+        device: global.device,
+        threads: global.threads,
+        allow_mixed: args.allow_mixed,
+        program: std::env::current_exe()?,
+    })?;
+    let mut out = std::io::stdout().lock();
+    let raw = args.out.join(crate::study::log::RAW);
+    writeln!(out, "{}: {} lines added", raw.display(), outcome.measured)?;
+    for (id, reason) in &outcome.absent {
+        writeln!(out, "absent: {id}: {reason}")?;
+    }
+    match outcome.failed.as_slice() {
+        [] => Ok(()),
+        [(what, reason), rest @ ..] => bail!(
+            "{} of the processes failed; the first, {what}: {reason}; run the same command again for what is missing",
+            1 + rest.len()
+        ),
+    }
+}

@@ -1,0 +1,22 @@
+//! `smq-run report`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::study::report;
+
+#[derive(Debug, Args)]
+pub(super) struct ReportArgs {
+    /// The results directory of `smq-run matrix`
+    results: PathBuf,
+    /// What was measured
+    #[arg(long, value_name = "FILE", default_value = "spec/experiment.toml")]
+    config: PathBuf,
+}
+
+pub(super) fn run(args: &ReportArgs) -> anyhow::Result<()> {
+    let written = report::write(&args.results, &args.config)?;
+    println!("{}", written.display());
+    Ok(())
+}

@@ -1,0 +1,450 @@
+//! `spec/experiment.toml`: what is measured. Each key is explained there.
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the file's layout.
+const VERSION: u64 = 1;
+/// Bounds of anything counted in tokens.
+const TOKENS: RangeInclusive<u64> = 1..=1 << 20;
+/// Schemes of weights.
+const SCHEMES: [&str; 4] = ["bf16", "fp8-e4m3", "nf4-dq", "int4"];
+/// Scale rules, as `smq-convert --scale-rule` names them.
+const RULES: [&str; 4] = ["reference", "nearest", "search", "signed"];
+/// Targets that the study knows.
+const TARGETS: [&str; 2] = ["mlp", "all"];
+
+/// Why a contract cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ContractError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// It is not TOML, a key is missing or unknown, or a value has another type.
+    #[error("{}: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        message: String,
+    },
+    /// A value that is not allowed.
+    #[error("{}: {key} is {value}; allowed is {allowed}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key, with its table.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        allowed: String,
+    },
+}
+
+/// The whole experiment.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contract {
+    /// Layout of the file.
+    pub version: u64,
+    /// How tokens are chosen.
+    pub decoding: Decoding,
+    /// What all int4 configs share.
+    pub quantization: Quantization,
+    /// What each process runs first.
+    pub warmup: Warmup,
+    /// The timed cells.
+    pub workloads: Workloads,
+    /// Long contexts.
+    pub long_context: LongContext,
+    /// Energy runs.
+    pub energy: EnergyPlan,
+    /// Weights' errors by scale rule and width.
+    pub scale_errors: ScaleErrors,
+    /// When a cell is flagged.
+    pub flags: Flags,
+    /// The read rate that TPOT is held against.
+    pub roofline: Roofline,
+    /// The configs, in order.
+    #[serde(rename = "config")]
+    pub configs: Vec<Config>,
+    /// The file it came from.
+    #[serde(skip)]
+    pub path: PathBuf,
+    /// BLAKE3 of the file, hex.
+    #[serde(skip)]
+    pub blake3: String,
+}
+
+/// How tokens are chosen.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Decoding {
+    /// `greedy`.
+    pub sampling: String,
+    /// Of the prompts.
+    pub seed: u64,
+}
+
+/// What all int4 configs share.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quantization {
+    /// Elements a scale.
+    pub group: usize,
+    /// Scale rule.
+    pub rule: String,
+}
+
+/// What each process runs first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Warmup {
+    /// Tokens of its prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated.
+    pub output_tokens: usize,
+    /// Whether each prompt length is also run once for its first token.
+    pub each_prompt_length: bool,
+}
+
+/// Prompts and outputs; every pair is a workload.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workloads {
+    /// Prompt lengths.
+    pub prompt_tokens: Vec<usize>,
+    /// Output lengths.
+    pub output_tokens: Vec<usize>,
+    /// Fresh processes.
+    pub repeats: usize,
+}
+
+/// As [`Workloads`], for some configs.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LongContext {
+    /// Ids of the configs.
+    pub configs: Vec<String>,
+    /// Prompt lengths.
+    pub prompt_tokens: Vec<usize>,
+    /// Output lengths.
+    pub output_tokens: Vec<usize>,
+    /// Fresh processes.
+    pub repeats: usize,
+}
+
+/// The energy run of a config.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnergyPlan {
+    /// Tokens of each prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated after it.
+    pub output_tokens: usize,
+    /// Milliseconds between power samples.
+    pub sample_ms: u64,
+    /// Least duration of the generations.
+    pub decode_seconds: f64,
+    /// Least duration of the prompts alone.
+    pub prefill_seconds: f64,
+    /// Work before each of them.
+    pub settle_seconds: f64,
+    /// Idling before.
+    pub idle_seconds: f64,
+}
+
+/// Weights' errors by scale rule and width.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleErrors {
+    /// Scale rules.
+    pub rules: Vec<String>,
+    /// Mantissa bits of E5Mx.
+    pub mantissa_bits: Vec<u32>,
+    /// Which tensors.
+    pub target: String,
+    /// Rows of each.
+    pub rows_per_tensor: usize,
+}
+
+/// When a cell is flagged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Flags {
+    /// Degrees Celsius.
+    pub temperature_above_c: u32,
+}
+
+/// The read rate that TPOT is held against.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Roofline {
+    /// 10^9 bytes a second.
+    pub read_gb_per_s: f64,
+    /// Where that comes from.
+    pub source: String,
+}
+
+/// One config: how the weights are stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Its name.
+    pub id: String,
+    /// `bf16`, `fp8-e4m3`, `nf4-dq` or `int4`.
+    pub scheme: String,
+    /// Format of int4 scales: `f32` or `E5M0` to `E5M10`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scales: Option<String>,
+    /// `mlp` or `all`; none for bf16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+impl Config {
+    /// Mantissa bits of E5Mx scales.
+    #[must_use]
+    pub fn mantissa_bits(&self) -> Option<u32> {
+        let bits = self.scales.as_deref()?.strip_prefix("E5M")?;
+        bits.parse().ok().filter(|x| *x <= 10)
+    }
+
+    /// Whether another config has the same weights, and so the same file.
+    #[must_use]
+    pub fn same_weights(&self, other: &Config) -> bool {
+        (&self.scheme, &self.scales, &self.target) == (&other.scheme, &other.scales, &other.target)
+    }
+
+    /// `int4 E5M5, mlp`.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let scales = self
+            .scales
+            .as_ref()
+            .map_or(String::new(), |s| format!(" {s}"));
+        let target = self
+            .target
+            .as_ref()
+            .map_or(String::new(), |t| format!(", {t}"));
+        format!("{}{scales}{target}", self.scheme)
+    }
+}
+
+impl Contract {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ContractError`], with the file and the first key that is wrong.
+    pub fn load(path: &Path) -> Result<Self, ContractError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ContractError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut contract: Self = toml::from_str(&text).map_err(|e| ContractError::Syntax {
+            path: path.to_owned(),
+            message: in_one_line(&text, &e),
+        })?;
+        path.clone_into(&mut contract.path);
+        contract.blake3 = blake3::hash(text.as_bytes()).to_hex().to_string();
+        contract.check()?;
+        Ok(contract)
+    }
+
+    /// A config by id.
+    #[must_use]
+    pub fn config(&self, id: &str) -> Option<&Config> {
+        self.configs.iter().find(|c| c.id == id)
+    }
+
+    /// All ids, for messages.
+    #[must_use]
+    pub fn ids(&self) -> String {
+        let ids: Vec<_> = self.configs.iter().map(|c| c.id.as_str()).collect();
+        ids.join(", ")
+    }
+
+    fn check(&self) -> Result<(), ContractError> {
+        self.whole("version", self.version, VERSION..=VERSION)?;
+        self.one_of("decoding.sampling", &self.decoding.sampling, &["greedy"])?;
+        let groups = smq_format::scheme::GROUP_RANGE;
+        self.whole(
+            "quantization.group",
+            self.quantization.group as u64,
+            *groups.start() as u64..=*groups.end() as u64,
+        )?;
+        self.one_of("quantization.rule", &self.quantization.rule, &RULES)?;
+        let tokens = |key: &str, n: usize| self.whole(key, n as u64, TOKENS);
+        tokens("warmup.prompt_tokens", self.warmup.prompt_tokens)?;
+        tokens("warmup.output_tokens", self.warmup.output_tokens)?;
+        let (w, l, e) = (&self.workloads, &self.long_context, &self.energy);
+        self.ascending("workloads.prompt_tokens", &w.prompt_tokens)?;
+        self.ascending("workloads.output_tokens", &w.output_tokens)?;
+        self.whole("workloads.repeats", w.repeats as u64, 1..=100)?;
+        self.ascending("long_context.prompt_tokens", &l.prompt_tokens)?;
+        self.ascending("long_context.output_tokens", &l.output_tokens)?;
+        self.whole("long_context.repeats", l.repeats as u64, 1..=100)?;
+        for id in &l.configs {
+            let ids: Vec<_> = self.configs.iter().map(|c| c.id.as_str()).collect();
+            self.one_of("long_context.configs", id, &ids)?;
+        }
+        if let Some(n) = (w.prompt_tokens.iter()).find(|n| l.prompt_tokens.contains(n)) {
+            let allowed = "lengths that workloads.prompt_tokens does not have";
+            return Err(self.wrong("long_context.prompt_tokens", n, allowed));
+        }
+        tokens("energy.prompt_tokens", e.prompt_tokens)?;
+        self.whole(
+            "energy.output_tokens",
+            e.output_tokens as u64,
+            2..=*TOKENS.end(),
+        )?;
+        self.whole("energy.sample_ms", e.sample_ms, 1..=10_000)?;
+        self.seconds("energy.decode_seconds", e.decode_seconds, 0.001)?;
+        self.seconds("energy.prefill_seconds", e.prefill_seconds, 0.001)?;
+        self.seconds("energy.settle_seconds", e.settle_seconds, 0.0)?;
+        self.seconds("energy.idle_seconds", e.idle_seconds, 0.0)?;
+        let s = &self.scale_errors;
+        for rule in &s.rules {
+            self.one_of("scale_errors.rules", rule, &RULES)?;
+        }
+        for &x in &s.mantissa_bits {
+            self.whole("scale_errors.mantissa_bits", x.into(), 0..=10)?;
+        }
+        self.one_of("scale_errors.target", &s.target, &TARGETS)?;
+        self.whole(
+            "scale_errors.rows_per_tensor",
+            s.rows_per_tensor as u64,
+            1..=1 << 30,
+        )?;
+        self.whole(
+            "flags.temperature_above_c",
+            self.flags.temperature_above_c.into(),
+            1..=200,
+        )?;
+        self.seconds("roofline.read_gb_per_s", self.roofline.read_gb_per_s, 1e-3)?;
+        self.check_configs()
+    }
+
+    fn check_configs(&self) -> Result<(), ContractError> {
+        if self.configs.is_empty() {
+            return Err(self.wrong("config", "empty", "at least one [[config]]"));
+        }
+        for (i, c) in self.configs.iter().enumerate() {
+            let named = |field: &str| format!("config {:?}: {field}", c.id);
+            let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+            if c.id.is_empty() || !c.id.chars().all(plain) {
+                let allowed = "letters, digits and hyphens: it becomes part of file names";
+                return Err(self.wrong("config.id", format!("{:?}", c.id), allowed));
+            }
+            // File names ignore case on some systems.
+            let same = |other: &&Config| other.id.eq_ignore_ascii_case(&c.id);
+            if self.configs[..i].iter().find(same).is_some() {
+                return Err(self.wrong("config.id", format!("{:?} again", c.id), "each id once"));
+            }
+            self.one_of(&named("scheme"), &c.scheme, &SCHEMES)?;
+            match (&c.scales, c.scheme.as_str()) {
+                (Some(s), "int4") if s == "f32" || c.mantissa_bits().is_some() => {}
+                (None, "bf16" | "fp8-e4m3" | "nf4-dq") => {}
+                (scales, scheme) => {
+                    let allowed = match scheme {
+                        "int4" => "f32, or E5M0 to E5M10".to_owned(),
+                        other => format!("none with scheme {other}"),
+                    };
+                    return Err(self.wrong(named("scales"), option(scales.as_deref()), allowed));
+                }
+            }
+            match (&c.target, c.scheme.as_str()) {
+                (None, "bf16") => {}
+                (Some(t), s) if s != "bf16" => self.one_of(&named("target"), t, &TARGETS)?,
+                (target, scheme) => {
+                    let allowed = match scheme {
+                        "bf16" => "none with scheme bf16".to_owned(),
+                        _ => TARGETS.join(", "),
+                    };
+                    return Err(self.wrong(named("target"), option(target.as_deref()), allowed));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wrong(
+        &self,
+        key: impl Into<String>,
+        value: impl ToString,
+        allowed: impl Into<String>,
+    ) -> ContractError {
+        ContractError::Value {
+            path: self.path.clone(),
+            key: key.into(),
+            value: value.to_string(),
+            allowed: allowed.into(),
+        }
+    }
+
+    fn one_of(&self, key: &str, value: &str, allowed: &[&str]) -> Result<(), ContractError> {
+        match allowed.contains(&value) {
+            true => Ok(()),
+            false => Err(self.wrong(key, format!("{value:?}"), allowed.join(", "))),
+        }
+    }
+
+    fn whole(
+        &self,
+        key: &str,
+        value: u64,
+        allowed: RangeInclusive<u64>,
+    ) -> Result<(), ContractError> {
+        let (least, most) = (allowed.start(), allowed.end());
+        match allowed.contains(&value) {
+            true => Ok(()),
+            false if least == most => Err(self.wrong(key, value, least.to_string())),
+            false => Err(self.wrong(key, value, format!("{least} to {most}"))),
+        }
+    }
+
+    fn seconds(&self, key: &str, value: f64, least: f64) -> Result<(), ContractError> {
+        // NaN fails too.
+        match value >= least && value <= 1e5 {
+            true => Ok(()),
+            false => Err(self.wrong(key, value, format!("{least} to 100000"))),
+        }
+    }
+
+    fn ascending(&self, key: &str, values: &[usize]) -> Result<(), ContractError> {
+        for &v in values {
+            self.whole(key, v as u64, TOKENS)?;
+        }
+        match !values.is_empty() && values.is_sorted_by(|a, b| a < b) {
+            true => Ok(()),
+            false => Err(self.wrong(key, format!("{values:?}"), "at least one, ascending")),
+        }
+    }
+}
+
+fn option(value: Option<&str>) -> String {
+    value.map_or("absent".to_owned(), |v| format!("{v:?}"))
+}
+
+/// The parser's message without its drawing of the line.
+fn in_one_line(text: &str, error: &toml::de::Error) -> String {
+    let line = error
+        .span()
+        .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let message = error.message().replace('\n', ", ");
+    match line {
+        Some(line) => format!("line {line}: {message}"),
+        None => message,
+    }
+}
+
+#[cfg(test)]
+mod tests;

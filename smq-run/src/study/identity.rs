@@ -1,0 +1,117 @@
+//! What makes two measurements comparable: the checkpoint, the commit, the contract.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use smq_convert::Checkpoint;
+
+use super::contract::Contract;
+use super::record::{Environment, ModelIdentity};
+use crate::cuda::{GpuInfo, compile};
+use crate::measure::Machine;
+
+/// Of each end of a shard, this much is hashed.
+const END_BYTES: usize = 1 << 20;
+
+/// The commit this program was built from.
+pub const COMMIT: &str = env!("SMQ_COMMIT");
+
+/// Tells checkpoints apart without reading all of them: BLAKE3 of config.json and, of each shard by name, its name,
+/// length, and first and last MiB (which hold the header and weights), in hex.
+///
+/// # Errors
+/// If config.json cannot be read.
+pub fn checkpoint(checkpoint: &Checkpoint) -> anyhow::Result<ModelIdentity> {
+    let config = checkpoint.config_path();
+    let config = std::fs::read(&config)
+        .map_err(|e| anyhow::anyhow!("{}: cannot read it: {e}", config.display()))?;
+    let mut hasher = blake3::Hasher::new();
+    let mut part = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    part(&config);
+    for shard in checkpoint.shards() {
+        let bytes = shard.bytes();
+        part(shard.name.as_bytes());
+        part(&(bytes.len() as u64).to_le_bytes());
+        part(&bytes[..bytes.len().min(END_BYTES)]);
+        part(&bytes[bytes.len().saturating_sub(END_BYTES)..]);
+    }
+    Ok(ModelIdentity {
+        path: checkpoint.path().display().to_string(),
+        id: hasher.finalize().to_hex().to_string(),
+    })
+}
+
+/// What every line of a run shares.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    contract_blake3: String,
+    model: ModelIdentity,
+    machine: Machine,
+    kernels_blake3: BTreeMap<String, String>,
+}
+
+impl Surroundings {
+    /// Of this process.
+    #[must_use]
+    pub fn new(contract: &Contract, model: ModelIdentity) -> Self {
+        Self {
+            contract_blake3: contract.blake3.clone(),
+            model,
+            machine: Machine::this(),
+            kernels_blake3: compile::hashes(),
+        }
+    }
+
+    /// The environment of a line: what ran it, and on which GPU.
+    #[must_use]
+    pub fn environment(&self, command: &[String], gpu: Option<GpuInfo>) -> Environment {
+        Environment {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: COMMIT.to_owned(),
+            contract_blake3: self.contract_blake3.clone(),
+            model: self.model.clone(),
+            command: command.to_vec(),
+            time: jiff::Timestamp::now()
+                .strftime("%Y-%m-%dT%H:%M:%SZ")
+                .to_string(),
+            machine: self.machine.clone(),
+            gpu,
+            kernels_blake3: self.kernels_blake3.clone(),
+        }
+    }
+
+    /// The checkpoint.
+    #[must_use]
+    pub fn model(&self) -> &ModelIdentity {
+        &self.model
+    }
+
+    /// What tells a line measured elsewhere apart: the key, here, there.
+    #[must_use]
+    pub fn difference(&self, line: &Environment) -> Option<(&'static str, String, String)> {
+        let pairs = [
+            ("model", &self.model.id, &line.model.id),
+            ("commit", &COMMIT.to_owned(), &line.commit),
+            ("contract", &self.contract_blake3, &line.contract_blake3),
+        ];
+        let (key, here, there) = pairs.into_iter().find(|(_, a, b)| a != b)?;
+        Some((key, here.clone(), there.clone()))
+    }
+}
+
+/// The command that started this process, its path shortened to the program's name.
+#[must_use]
+pub fn command() -> Vec<String> {
+    let mut args: Vec<String> = std::env::args_os()
+        .map(|a| a.to_string_lossy().into_owned())
+        .collect();
+    if let Some(program) = args.first_mut()
+        && let Some(name) = Path::new(program.as_str()).file_name()
+    {
+        *program = name.to_string_lossy().into_owned();
+    }
+    args
+}

@@ -1,0 +1,151 @@
+//! `raw/matrix.jsonl`: appended to, a line at a time, by one run at a time.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use super::identity::Surroundings;
+use super::record::{Body, Line};
+
+/// The file, under the results directory.
+pub const RAW: &str = "raw/matrix.jsonl";
+/// The same, packed by gzip: for keeping, and read by the report where the other is not there.
+const PACKED: &str = "raw/matrix.jsonl.gz";
+
+/// The lines so far, and the file open for more.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    file: File,
+    /// Body of each id: the last, which only an absent one is followed by.
+    lines: HashMap<String, Body>,
+}
+
+impl Log {
+    /// Opens the log of `out`, or begins it; a last line that a killed run left unfinished is cut off.
+    ///
+    /// # Errors
+    /// Another run that writes to it, a line that is damaged, or one from another model, commit or contract unless
+    /// `allow_mixed`.
+    pub fn open(out: &Path, here: &Surroundings, allow_mixed: bool) -> anyhow::Result<Self> {
+        let path = out.join(RAW);
+        let packed = out.join(PACKED);
+        if packed.exists() && !path.exists() {
+            bail!(
+                "{}: is packed; unpack it to go on (gunzip)",
+                packed.display()
+            );
+        }
+        let context = || format!("{}: cannot open it", path.display());
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir).with_context(context)?;
+        }
+        let mut file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .open(&path)
+            .with_context(context)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!(
+                "{}: another run writes to it; wait for it, or choose another --out",
+                path.display()
+            ),
+            Err(TryLockError::Error(e)) => return Err(e).with_context(context),
+        }
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).with_context(context)?;
+        let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
+        let lines = parse(&path, &text[..whole])?;
+        if let Some((line, difference)) = lines
+            .iter()
+            .find_map(|l| Some((l, here.difference(&l.environment)?)))
+            .filter(|_| !allow_mixed)
+        {
+            let (key, here, there) = difference;
+            bail!(
+                "{}: {} was measured with {key} {there}, this is {here}; choose another --out, or pass --allow-mixed",
+                path.display(),
+                line.id
+            );
+        }
+        // Only now: a file that is refused stays as it is.
+        file.set_len(whole as u64).with_context(context)?;
+        let lines = lines.into_iter().map(|l| (l.id, l.body)).collect();
+        Ok(Self { path, file, lines })
+    }
+
+    /// Whether `id` is measured.
+    #[must_use]
+    pub fn has(&self, id: &str) -> bool {
+        matches!(self.lines.get(id), Some(body) if !matches!(body, Body::Absent { .. }))
+    }
+
+    /// Adds a line; one that says again that something is absent, and why, is left out.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn append(&mut self, line: Line) -> anyhow::Result<()> {
+        if matches!(line.body, Body::Absent { .. })
+            && (self.has(&line.id) || self.lines.get(&line.id) == Some(&line.body))
+        {
+            return Ok(());
+        }
+        let mut json = serde_json::to_vec(&line)?;
+        json.push(b'\n');
+        let context = || format!("{}: cannot write to it", self.path.display());
+        // In one piece, and on the disk before the cell counts as done.
+        self.file.write_all(&json).with_context(context)?;
+        self.file.sync_data().with_context(context)?;
+        self.lines.insert(line.id, line.body);
+        Ok(())
+    }
+}
+
+/// The lines of `out`'s log, for a report.
+///
+/// # Errors
+/// If there is none, or a line is damaged.
+pub fn read(out: &Path) -> anyhow::Result<Vec<Line>> {
+    let (path, packed) = (out.join(RAW), out.join(PACKED));
+    if packed.exists() && !path.exists() {
+        let context = || format!("{}: cannot read it", packed.display());
+        let mut text = Vec::new();
+        let file = File::open(&packed).with_context(context)?;
+        let mut unpacked = flate2::read::MultiGzDecoder::new(file);
+        unpacked.read_to_end(&mut text).with_context(context)?;
+        return parse(&packed, &text);
+    }
+    let text = std::fs::read(&path).with_context(|| {
+        format!(
+            "{}: cannot read it; `smq-run matrix --out {}` writes it",
+            path.display(),
+            out.display()
+        )
+    })?;
+    let whole = text.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
+    parse(&path, &text[..whole])
+}
+
+fn parse(path: &Path, text: &[u8]) -> anyhow::Result<Vec<Line>> {
+    let lines = text.split(|b| *b == b'\n').enumerate();
+    lines
+        .filter(|(_, line)| !line.is_empty())
+        .map(|(i, line)| {
+            serde_json::from_slice(line).with_context(|| {
+                format!(
+                    "{}: line {} is no record of this program",
+                    path.display(),
+                    i + 1
+                )
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

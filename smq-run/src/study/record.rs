@@ -1,0 +1,307 @@
+//! The raw record: one JSON line a cell, each with the environment it was measured in. A field that is absent was not
+//! measured; nothing is filled in.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use smq_format::statistics::{ErrorSummary, TensorStatistics};
+
+use super::contract::Config;
+use super::gpu_state::GpuState;
+use crate::cuda::GpuInfo;
+use crate::cuda::upload::UploadReport;
+use crate::measure::{Machine, Memory, Summary};
+
+/// One line of `raw/matrix.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// What figures are traced by: `C4/p128/o64/r1`, `C4/energy`, `C4/file`, `errors/search/e5m3`, `errors/exact`.
+    pub id: String,
+    /// What was measured.
+    #[serde(flatten)]
+    pub body: Body,
+    /// What it was measured with.
+    pub environment: Environment,
+}
+
+/// What a line holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "snake_case")]
+pub enum Body {
+    /// The file of a config.
+    File(Box<FileRecord>),
+    /// A workload timed once.
+    Cell(Box<CellRecord>),
+    /// An energy run.
+    Energy(Box<EnergyRecord>),
+    /// Weights' errors of one rule and width.
+    ScaleErrors(Box<ScaleErrorsRecord>),
+    /// Something that was not measured, and why.
+    Absent {
+        /// One sentence.
+        reason: String,
+    },
+}
+
+/// Everything around a measurement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Environment {
+    /// This program's version.
+    pub version: String,
+    /// The commit it was built from; `unknown` where the build had no git.
+    pub commit: String,
+    /// BLAKE3 of the contract.
+    pub contract_blake3: String,
+    /// The checkpoint.
+    pub model: ModelIdentity,
+    /// The command that measured this, and whoever repeats it runs.
+    pub command: Vec<String>,
+    /// When the line was written, UTC.
+    pub time: String,
+    /// CPU and operating system.
+    pub machine: Machine,
+    /// GPU, driver, CUDA and NVRTC; absent where the CPU did it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuInfo>,
+    /// BLAKE3 of each embedded kernel file.
+    pub kernels_blake3: BTreeMap<String, String>,
+}
+
+/// A checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelIdentity {
+    /// As given.
+    pub path: String,
+    /// See [`super::identity::checkpoint`].
+    pub id: String,
+}
+
+/// A config's file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// The configs that run from it.
+    pub configs: Vec<Config>,
+    /// Length of the file, or of all shards of a checkpoint.
+    pub file_bytes: u64,
+    /// All scale blobs; absent where weights have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_bytes: Option<u64>,
+    /// BLAKE3 of the .smq file's index, which holds that of every blob; absent for a checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_blake3: Option<String>,
+    /// BLAKE3 of each whole shard that it was made from.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sources_blake3: BTreeMap<String, String>,
+    /// The conversion's time, fsync left out; absent where the file was there already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub convert_seconds: Option<f64>,
+    /// Errors of each quantized tensor, from the file's statistics.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tensors: Vec<TensorErrors>,
+}
+
+/// A workload timed once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CellRecord {
+    /// The config.
+    pub config: String,
+    /// Whether it is one of the long contexts.
+    pub long_context: bool,
+    /// Number of the process, from 1.
+    pub repeat: usize,
+    /// As [`FileRecord::index_blake3`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_blake3: Option<String>,
+    /// What was timed.
+    #[serde(flatten)]
+    pub timed: Timed,
+}
+
+/// What a process says about a workload.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Timed {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated.
+    pub output_tokens: usize,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// Weight bytes read for each decoded token.
+    pub weight_bytes_per_token: usize,
+    /// Prompt submitted to first token on the host.
+    pub ttft_ms: f64,
+    /// The same when this process saw that prompt length for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttft_first_use_ms: Option<f64>,
+    /// `(last - first) / (n - 1)`, and percentiles over tokens; LongRoPE's switch left out. Absent for one token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpot_ms: Option<Summary>,
+    /// Each token after the first.
+    pub token_ms: Vec<f64>,
+    /// The token at which LongRoPE's factors switched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_switch_ms: Option<f64>,
+    /// Output tokens over the whole time.
+    pub output_tokens_per_s: f64,
+    /// Prompt and output tokens over the whole time.
+    pub total_tokens_per_s: f64,
+    /// Opening the file and loading the model, in this process.
+    pub load_ms: f64,
+    /// Of which copying to the GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<UploadReport>,
+    /// The process's memory after the workload.
+    #[serde(flatten)]
+    pub memory: Memory,
+    /// The GPU's memory in use after the workload, by everything: the largest so far, since nothing is freed before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_memory_bytes: Option<u64>,
+    /// The same before the process opened it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_memory_before_bytes: Option<u64>,
+    /// The GPU right before the workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_before: Option<GpuState>,
+    /// The GPU right after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_after: Option<GpuState>,
+    /// `throttled`, `hot`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
+    /// Why there is nothing from NVML.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvml_absent: Option<String>,
+}
+
+/// An energy run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EnergyRecord {
+    /// The config.
+    pub config: String,
+    /// As [`FileRecord::index_blake3`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_blake3: Option<String>,
+    /// What was measured.
+    #[serde(flatten)]
+    pub measured: Energy,
+}
+
+/// What a process says about energy.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Energy {
+    /// Tokens of each prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated after each.
+    pub output_tokens: usize,
+    /// Milliseconds between power samples.
+    pub sample_ms: u64,
+    /// The GPU's mean power before it was opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_watts: Option<f64>,
+    /// Whole generations.
+    pub generations: Window,
+    /// Prompts up to their first token.
+    pub prompts: Window,
+    /// Both methods' results.
+    pub joules_per_token: BTreeMap<String, JoulesPerToken>,
+    /// The GPU before and after.
+    pub gpu_before: GpuState,
+    /// The GPU right after.
+    pub gpu_after: GpuState,
+    /// `throttled`, `hot`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
+}
+
+/// Joules an output token, by one method.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct JoulesPerToken {
+    /// Everything over output tokens.
+    pub with_prefill: f64,
+    /// Less the prompts' energy, over output tokens after the first.
+    pub without_prefill: f64,
+}
+
+/// Work repeated back to back under the meter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Window {
+    /// How often.
+    pub runs: usize,
+    /// How long in all.
+    pub seconds: f64,
+    /// Seconds from the start and watts.
+    pub samples: Vec<(f64, f64)>,
+    /// Integral of the samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trapezoid_joules: Option<f64>,
+    /// What the energy counter moved by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counter_joules: Option<f64>,
+}
+
+/// Weights' errors of one rule and width.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScaleErrorsRecord {
+    /// Scale rule; `exact` for f32 scales, which the others are compared with.
+    pub rule: String,
+    /// Mantissa bits of E5Mx; absent for f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mantissa_bits: Option<u32>,
+    /// Elements a scale.
+    pub group: usize,
+    /// Which tensors.
+    pub target: String,
+    /// Rows of each, at most.
+    pub rows_per_tensor: usize,
+    /// Their errors.
+    pub tensors: Vec<TensorErrors>,
+}
+
+/// What quantization did to a tensor, or to a sample of its rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorErrors {
+    /// Its name.
+    pub name: String,
+    /// Groups measured.
+    pub groups: u64,
+    /// Scales under E5Mx's window.
+    pub under_window: u64,
+    /// As stored.
+    pub stored: Errors,
+    /// With exact f32 scales of the same rule; left out where another line has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<Errors>,
+}
+
+/// Error figures (`spec/method.md`, "Statistics").
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Errors {
+    /// Mean over groups of the relative MSE.
+    pub mean_rel_mse: f64,
+    /// `sum (w - w')^2`.
+    pub squared_error: f64,
+    /// `sum w^2`.
+    pub squared_weight: f64,
+}
+
+impl From<&ErrorSummary> for Errors {
+    fn from(e: &ErrorSummary) -> Self {
+        Self {
+            mean_rel_mse: e.mean_rel_mse,
+            squared_error: e.squared_error,
+            squared_weight: e.squared_weight,
+        }
+    }
+}
+
+impl From<&TensorStatistics> for TensorErrors {
+    fn from(t: &TensorStatistics) -> Self {
+        Self {
+            name: t.name.clone(),
+            groups: t.groups,
+            under_window: t.under_window,
+            stored: (&t.stored).into(),
+            exact: Some((&t.exact).into()),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The raw lines, sorted by what they are.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::ensure;
+
+use crate::study::contract::{Config, Contract};
+use crate::study::log;
+use crate::study::record::{
+    Body, CellRecord, EnergyRecord, Environment, FileRecord, Line, ScaleErrorsRecord, Timed,
+};
+use crate::study::worker::Workload;
+
+/// What was measured, ready to be told.
+#[derive(Debug)]
+pub struct Data {
+    /// What was to be measured.
+    pub contract: Contract,
+    /// Repeats of each workload of each config, in the contract's order of configs, then by size.
+    pub workloads: Vec<Repeats>,
+    /// Energy runs, with their ids.
+    pub energy: Vec<(String, EnergyRecord)>,
+    /// Files, with their ids.
+    pub files: Vec<(String, FileRecord)>,
+    /// Weights' errors, with their ids.
+    pub errors: Vec<(String, ScaleErrorsRecord)>,
+    /// What is absent, and why.
+    pub absent: Vec<(String, String)>,
+    /// Environments that differ in more than the time and the command, and how many lines have each.
+    pub environments: Vec<(Environment, usize)>,
+}
+
+/// The repeats of a workload.
+#[derive(Debug)]
+pub struct Repeats {
+    /// Id of the config.
+    pub config: String,
+    /// What was timed.
+    pub workload: Workload,
+    /// Whether it is one of the long contexts.
+    pub long_context: bool,
+    /// Ids of the raw lines.
+    pub ids: Vec<String>,
+    /// Their figures.
+    pub cells: Vec<Timed>,
+}
+
+impl Repeats {
+    /// How many repeats have a flag.
+    #[must_use]
+    pub fn flagged(&self, flag: &str) -> usize {
+        let has = |c: &&Timed| c.flags.iter().any(|f| f == flag);
+        self.cells.iter().filter(has).count()
+    }
+}
+
+impl Data {
+    /// Reads the raw lines of `out`.
+    ///
+    /// # Errors
+    /// Lines that are missing, damaged, or of another contract than `contract`.
+    pub fn read(out: &Path, contract: &Path) -> anyhow::Result<Self> {
+        let contract = Contract::load(contract)?;
+        let lines = log::read(out)?;
+        ensure!(
+            !lines.is_empty(),
+            "{}: nothing is measured yet; `smq-run matrix` does it",
+            out.join(log::RAW).display()
+        );
+        let ours = |l: &Line| l.environment.contract_blake3 == contract.blake3;
+        ensure!(
+            lines.iter().any(ours),
+            "{}: was measured by another contract than {}; pass the right one as --config",
+            out.join(log::RAW).display(),
+            contract.path.display()
+        );
+        let mut data = Self {
+            contract,
+            workloads: Vec::new(),
+            energy: Vec::new(),
+            files: Vec::new(),
+            errors: Vec::new(),
+            absent: Vec::new(),
+            environments: Vec::new(),
+        };
+        // The last of an id, but nothing measured gives way to an absence.
+        let mut last: BTreeMap<String, Body> = BTreeMap::new();
+        for line in lines {
+            data.add_environment(line.environment);
+            if !matches!(line.body, Body::Absent { .. }) || !last.contains_key(&line.id) {
+                last.insert(line.id, line.body);
+            }
+        }
+        for (id, body) in last {
+            data.add(id, body);
+        }
+        data.sort();
+        Ok(data)
+    }
+
+    fn add_environment(&mut self, environment: Environment) {
+        let plain = Environment {
+            command: Vec::new(),
+            time: String::new(),
+            ..environment
+        };
+        match self.environments.iter_mut().find(|(e, _)| *e == plain) {
+            Some((_, n)) => *n += 1,
+            None => self.environments.push((plain, 1)),
+        }
+    }
+
+    fn add(&mut self, id: String, body: Body) {
+        match body {
+            Body::File(record) => self.files.push((id, *record)),
+            Body::Energy(record) => self.energy.push((id, *record)),
+            Body::ScaleErrors(record) => self.errors.push((id, *record)),
+            Body::Absent { reason } => self.absent.push((id, reason)),
+            Body::Cell(record) => {
+                let CellRecord {
+                    config,
+                    long_context,
+                    timed,
+                    ..
+                } = *record;
+                let workload = Workload {
+                    prompt_tokens: timed.prompt_tokens,
+                    output_tokens: timed.output_tokens,
+                };
+                let same = |r: &&mut Repeats| r.config == config && r.workload == workload;
+                match self.workloads.iter_mut().find(same) {
+                    Some(repeats) => {
+                        repeats.ids.push(id);
+                        repeats.cells.push(timed);
+                    }
+                    None => self.workloads.push(Repeats {
+                        config,
+                        workload,
+                        long_context,
+                        ids: vec![id],
+                        cells: vec![timed],
+                    }),
+                }
+            }
+        }
+    }
+
+    fn sort(&mut self) {
+        let ids: Vec<_> = self.contract.configs.iter().map(|c| c.id.clone()).collect();
+        let at = |id: &str| ids.iter().position(|c| c == id).unwrap_or(ids.len());
+        self.workloads
+            .sort_by_key(|r| (at(&r.config), r.long_context, r.workload));
+        self.energy.sort_by_key(|(_, e)| at(&e.config));
+        self.files
+            .sort_by_key(|(_, f)| f.configs.first().map_or(ids.len(), |c| at(&c.id)));
+        let rules = &self.contract.scale_errors.rules;
+        let rule = |name: &str| rules.iter().position(|r| r == name);
+        self.errors
+            .sort_by_key(|(_, e)| (rule(&e.rule), e.mantissa_bits));
+        // What was measured after all, at another try, is not absent.
+        let measured = |id: &str| self.workloads.iter().any(|r| r.config == id);
+        self.absent.retain(|(id, _)| !measured(id));
+    }
+
+    /// The repeats of a workload of a config.
+    #[must_use]
+    pub fn repeats(&self, config: &str, workload: Workload) -> Option<&Repeats> {
+        let same = |r: &&Repeats| r.config == config && r.workload == workload;
+        self.workloads.iter().find(same)
+    }
+
+    /// The workloads that some config has.
+    #[must_use]
+    pub fn shapes(&self, long_context: bool) -> Vec<Workload> {
+        let of = self.workloads.iter();
+        let mut shapes: Vec<_> = of
+            .filter(|r| r.long_context == long_context)
+            .map(|r| r.workload)
+            .collect();
+        shapes.sort();
+        shapes.dedup();
+        shapes
+    }
+
+    /// Configs with at least one workload.
+    #[must_use]
+    pub fn configs(&self) -> Vec<&Config> {
+        let has = |c: &&Config| self.workloads.iter().any(|r| r.config == c.id);
+        self.contract.configs.iter().filter(has).collect()
+    }
+
+    /// The file that a config runs from.
+    #[must_use]
+    pub fn file(&self, config: &str) -> Option<&(String, FileRecord)> {
+        let of = |f: &&(String, FileRecord)| f.1.configs.iter().any(|c| c.id == config);
+        self.files.iter().find(of)
+    }
+}

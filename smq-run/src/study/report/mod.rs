@@ -1,0 +1,212 @@
+//! From raw lines to `report.md`, `summary/*.csv` and `plots/*.svg`.
+
+pub mod data;
+pub mod errors;
+mod plots;
+pub mod quality;
+pub mod summary;
+mod tables;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, Value, context};
+
+use data::Data;
+use errors::{CLAIM_PERCENT, Increase};
+
+const TEMPLATE: &str = include_str!("report.md.j2");
+/// First line of a report: whatever has it may be replaced.
+const MARK: &str = "<!-- written by smq-run report; changes are lost -->";
+/// A measured read rate, under the results directory.
+const KERNELS: &str = "raw/kernels.json";
+
+/// Writes the report of `out`, measured by `contract`, and returns its path.
+///
+/// # Errors
+/// Raw lines that are missing, damaged or another contract's; a report.md that somebody wrote by hand.
+pub fn write(out: &Path, contract: &Path) -> anyhow::Result<PathBuf> {
+    let data = Data::read(out, contract)?;
+    let report = out.join("report.md");
+    if let Ok(text) = std::fs::read_to_string(&report) {
+        ensure!(
+            text.starts_with(MARK),
+            "{}: was not written by this program; move it away",
+            report.display()
+        );
+    }
+    for dir in ["summary", "plots"] {
+        let dir = out.join(dir);
+        std::fs::create_dir_all(&dir)
+            .with_context(|| format!("{}: cannot create it", dir.display()))?;
+    }
+    summary::write(&data, &out.join("summary"))?;
+    let rate = read_rate(out, &data)?;
+    let plots = plots::write(&data, rate.as_ref().map(|r| r.0), &out.join("plots"))?;
+    let text = render(&data, &plots, rate.as_ref(), &quality::sections(out)?)?;
+    replace(&report, text.as_bytes())?;
+    Ok(report)
+}
+
+/// Writes a file whole or not at all.
+fn replace(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
+    let context = || format!("{}: cannot write it", path.display());
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir).with_context(context)?;
+    std::io::Write::write_all(&mut file, contents).with_context(context)?;
+    file.persist(path)
+        .map_err(|e| e.error)
+        .with_context(context)?;
+    Ok(())
+}
+
+/// The memory's read rate in 10^9 bytes a second and its source; none for what ran on a CPU.
+fn read_rate(out: &Path, data: &Data) -> anyhow::Result<Option<(f64, String)>> {
+    let path = out.join(KERNELS);
+    if path.exists() {
+        let context = || format!("{}: holds no read_gb_per_s", path.display());
+        let json: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path)?).with_context(context)?;
+        let rate = json["read_gb_per_s"].as_f64().filter(|r| *r > 0.0);
+        let source = format!("{KERNELS}, measured by smq-run kernels");
+        return Ok(Some((rate.with_context(context)?, source)));
+    }
+    let on_gpu = |r: &data::Repeats| r.cells.iter().all(|c| c.device == "cuda");
+    let constant = &data.contract.roofline;
+    let rate = (constant.read_gb_per_s, constant.source.clone());
+    Ok(data.workloads.iter().all(on_gpu).then_some(rate))
+}
+
+/// The claim about E5M5, on a file's statistics.
+fn claim(data: &Data) -> Option<Value> {
+    let files = errors::files(data);
+    let (config, id, i) = files
+        .iter()
+        .find(|(c, _, _)| c.mantissa_bits() == Some(5))?;
+    let Increase {
+        mse_percent,
+        rms_percent,
+        worst_mse_percent,
+        worst_rms_percent,
+        ..
+    } = i;
+    let percent = |v: &f64| format!("{v:.4}");
+    Some(context! {
+        config => config.id.clone(),
+        id => *id,
+        mse => percent(mse_percent),
+        rms => percent(rms_percent),
+        points => format!("{:.5}", i.stored_rms_percent - i.exact_rms_percent),
+        mse_holds => *mse_percent < CLAIM_PERCENT,
+        rms_holds => *rms_percent < CLAIM_PERCENT,
+        worst => i.worst.clone(),
+        worst_mse => percent(worst_mse_percent),
+        worst_rms => percent(worst_rms_percent),
+        over => i.tensors_over,
+        tensors => i.tensors,
+    })
+}
+
+fn render(
+    data: &Data,
+    plots: &[(String, String)],
+    rate: Option<&(f64, String)>,
+    quality: &str,
+) -> anyhow::Result<String> {
+    let plot = |name: &str| {
+        let (name, caption) = plots.iter().find(|(n, _)| n == name)?;
+        Some(format!("![{caption}](plots/{name})\n\n{caption}"))
+    };
+    let plots: std::collections::BTreeMap<_, _> = [
+        "decode_rate",
+        "ttft",
+        "roofline",
+        "memory",
+        "energy",
+        "scale_errors",
+        "scale_errors_log",
+        "size_error",
+    ]
+    .into_iter()
+    .map(|name| (name, plot(&format!("{name}.svg"))))
+    .collect();
+    let (shapes, c) = (data.shapes(false), &data.contract);
+    let setups: Vec<_> = data
+        .environments
+        .iter()
+        .map(|(e, lines)| context! { lines, e => Value::from(Serde(e)) })
+        .collect();
+    let differ = |f: fn(&crate::study::record::Environment) -> &str| {
+        let first = data.environments.first().map(|(e, _)| f(e));
+        data.environments.iter().any(|(e, _)| Some(f(e)) != first)
+    };
+    let flagged = |flag: &str| {
+        data.workloads
+            .iter()
+            .map(|r| r.flagged(flag))
+            .sum::<usize>()
+    };
+    let by = |metric, digits| tables::by_workload(data, &shapes, metric, 1.0, digits);
+    let first = data.workloads.first().and_then(|r| r.cells.first());
+    let mut jinja = Environment::new();
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .keep_trailing_newline(true)
+        .build()?;
+    jinja.set_syntax(syntax);
+    jinja.add_template("report", TEMPLATE)?;
+    let text = jinja.get_template("report")?.render(context! {
+        mark => MARK,
+        plots,
+        setups,
+        mixed => differ(|e| &e.commit) || differ(|e| &e.model.id) || differ(|e| &e.contract_blake3),
+        contract => context! {
+            path => c.path.display().to_string(),
+            blake3 => c.blake3.clone(),
+            warmup => Value::from(Serde(c.warmup)),
+            energy => Value::from(Serde(c.energy)),
+            repeats => c.workloads.repeats,
+            long_repeats => c.long_context.repeats,
+            rows => c.scale_errors.rows_per_tensor,
+            error_target => c.scale_errors.target.clone(),
+            group => c.quantization.group,
+            rule => c.quantization.rule.clone(),
+            seed => c.decoding.seed,
+            hot => c.flags.temperature_above_c,
+        },
+        device => first.map(|f| f.device.clone()),
+        nvml_absent => first.and_then(|f| f.nvml_absent.clone()),
+        energy_absent => data.absent.iter().find(|(id, _)| id.ends_with("/energy")).map(|a| a.1.clone()),
+        cells => data.workloads.iter().map(|r| r.cells.len()).sum::<usize>(),
+        throttled => flagged("throttled"),
+        hot => flagged("hot"),
+        decode => by(&summary::DECODE, 1),
+        ttft => by(&summary::TTFT, 2),
+        all_cells => tables::cells(data, false),
+        long_cells => (!data.shapes(true).is_empty()).then(|| tables::cells(data, true)),
+        roofline => rate.zip(shapes.last()).map(|((rate, source), &shape)| context! {
+            rate => format!("{rate:.0}"),
+            source,
+            shape => shape.to_string(),
+            table => tables::roofline(data, shape, *rate),
+        }),
+        energy => (!data.energy.is_empty()).then(|| tables::energy(data)),
+        files => (!data.files.is_empty()).then(|| tables::files(data)),
+        claim => claim(data),
+        file_increases => (!errors::files(data).is_empty()).then(|| tables::file_increases(data)),
+        sweep => (!errors::sweep(data).is_empty()).then(|| context! {
+            table => tables::sweep(data),
+            spots => tables::sweet_spots(data),
+            reference => errors::sweet_spots(&errors::sweep(data))
+                .into_iter()
+                .find(|s| s.rule == data.contract.quantization.rule)
+                .map(|s| Value::from(Serde(s))),
+        }),
+        absent => (!data.absent.is_empty()).then(|| tables::absent(data)),
+        quality,
+    })?;
+    Ok(text)
+}

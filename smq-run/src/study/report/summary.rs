@@ -1,0 +1,280 @@
+//! Figures over repeats, and the CSV files.
+
+use std::path::Path;
+
+use anyhow::Context;
+
+use super::data::{Data, Repeats};
+use super::errors;
+use crate::study::plan::workload_id;
+use crate::study::record::Timed;
+use crate::study::statistics::Estimate;
+
+/// A figure of a cell.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Its name.
+    pub name: &'static str,
+    /// Its unit.
+    pub unit: &'static str,
+    of: fn(&Timed) -> Option<f64>,
+}
+
+/// Prompt submitted to first token.
+pub const TTFT: Metric = Metric {
+    name: "ttft",
+    unit: "ms",
+    of: |t| Some(t.ttft_ms),
+};
+/// Time per output token.
+pub const TPOT: Metric = Metric {
+    name: "tpot",
+    unit: "ms",
+    of: |t| Some(t.tpot_ms?.mean),
+};
+/// One over that.
+pub const DECODE: Metric = Metric {
+    name: "decode_rate",
+    unit: "tokens/s",
+    of: |t| Some(1e3 / t.tpot_ms?.mean),
+};
+/// Output tokens over the whole time.
+pub const OUTPUT: Metric = Metric {
+    name: "output_rate",
+    unit: "tokens/s",
+    of: |t| Some(t.output_tokens_per_s),
+};
+/// Prompt and output tokens over the whole time.
+pub const TOTAL: Metric = Metric {
+    name: "total_rate",
+    unit: "tokens/s",
+    of: |t| Some(t.total_tokens_per_s),
+};
+/// Opening and loading.
+pub const LOAD: Metric = Metric {
+    name: "load",
+    unit: "ms",
+    of: |t| Some(t.load_ms),
+};
+/// The GPU's memory.
+pub const DEVICE_MEMORY: Metric = Metric {
+    name: "device_memory",
+    unit: "bytes",
+    of: |t| t.device_memory_bytes.map(|b| b as f64),
+};
+/// The host's.
+pub const PEAK_RSS: Metric = Metric {
+    name: "peak_rss",
+    unit: "bytes",
+    of: |t| t.memory.peak_rss_bytes.map(|b| b as f64),
+};
+/// All of a cell's figures.
+pub const METRICS: [Metric; 11] = [
+    TTFT,
+    Metric {
+        name: "ttft_first_use",
+        unit: "ms",
+        of: |t| t.ttft_first_use_ms,
+    },
+    TPOT,
+    Metric {
+        name: "tpot_p50",
+        unit: "ms",
+        of: |t| Some(t.tpot_ms?.p50),
+    },
+    Metric {
+        name: "tpot_p95",
+        unit: "ms",
+        of: |t| Some(t.tpot_ms?.p95),
+    },
+    DECODE,
+    OUTPUT,
+    TOTAL,
+    LOAD,
+    DEVICE_MEMORY,
+    PEAK_RSS,
+];
+
+impl Metric {
+    /// Over the repeats that have it.
+    #[must_use]
+    pub fn over(&self, repeats: &Repeats) -> Option<Estimate> {
+        let values: Vec<f64> = repeats.cells.iter().filter_map(self.of).collect();
+        Estimate::of(&values)
+    }
+}
+
+/// Writes every CSV file to `dir`. A cell of the table that is empty was not measured.
+///
+/// # Errors
+/// If one cannot be written.
+pub fn write(data: &Data, dir: &Path) -> anyhow::Result<()> {
+    save(dir, "cells.csv", &cells(data))?;
+    save(dir, "energy.csv", &energy(data))?;
+    save(dir, "files.csv", &files(data))?;
+    save(dir, "scale_errors.csv", &errors::rows(data))
+}
+
+type Rows = Vec<Vec<String>>;
+
+fn save(dir: &Path, name: &str, rows: &Rows) -> anyhow::Result<()> {
+    let path = dir.join(name);
+    let context = || format!("{}: cannot write it", path.display());
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for row in rows {
+        writer.write_record(row).with_context(context)?;
+    }
+    super::replace(&path, &writer.into_inner().map_err(|e| e.into_error())?)
+}
+
+fn text(values: &[&str]) -> Vec<String> {
+    values.iter().map(|&v| v.to_owned()).collect()
+}
+
+fn optional(value: Option<impl ToString>) -> String {
+    value.map_or(String::new(), |v| v.to_string())
+}
+
+fn cells(data: &Data) -> Rows {
+    let mut rows = vec![text(&[
+        "config",
+        "section",
+        "prompt_tokens",
+        "output_tokens",
+        "metric",
+        "unit",
+        "n",
+        "mean",
+        "sd",
+        "ci95_half_width",
+        "throttled",
+        "hot",
+        "raw_ids",
+        "absent",
+    ])];
+    for r in &data.workloads {
+        let section = if r.long_context {
+            "long_context"
+        } else {
+            "cells"
+        };
+        for metric in METRICS {
+            let Some(e) = metric.over(r) else {
+                continue;
+            };
+            rows.push(vec![
+                r.config.clone(),
+                section.to_owned(),
+                r.workload.prompt_tokens.to_string(),
+                r.workload.output_tokens.to_string(),
+                metric.name.to_owned(),
+                metric.unit.to_owned(),
+                e.n.to_string(),
+                e.mean.to_string(),
+                optional(e.sd),
+                optional(e.ci95_half_width),
+                r.flagged("throttled").to_string(),
+                r.flagged("hot").to_string(),
+                r.ids.join(" "),
+                String::new(),
+            ]);
+        }
+    }
+    // What could not be measured has a row without a figure.
+    for (id, reason) in data
+        .absent
+        .iter()
+        .filter(|(id, _)| !id.ends_with("/energy"))
+    {
+        let mut row = vec![String::new(); rows[0].len()];
+        row[0] = id.split('/').next().unwrap_or_default().to_owned();
+        row[12] = id.clone();
+        row[13] = reason.clone();
+        rows.push(row);
+    }
+    rows
+}
+
+fn energy(data: &Data) -> Rows {
+    let mut rows = vec![text(&[
+        "config",
+        "prompt_tokens",
+        "output_tokens",
+        "method",
+        "joules_per_token_with_prefill",
+        "joules_per_token_without_prefill",
+        "mean_watts",
+        "idle_watts",
+        "seconds",
+        "generations",
+        "flags",
+        "raw_id",
+        "absent",
+    ])];
+    for (id, e) in &data.energy {
+        let m = &e.measured;
+        for (method, joules) in &m.joules_per_token {
+            let all = match method.as_str() {
+                "counter" => m.generations.counter_joules,
+                _ => m.generations.trapezoid_joules,
+            };
+            rows.push(vec![
+                e.config.clone(),
+                m.prompt_tokens.to_string(),
+                m.output_tokens.to_string(),
+                method.clone(),
+                joules.with_prefill.to_string(),
+                joules.without_prefill.to_string(),
+                optional(all.map(|j| j / m.generations.seconds)),
+                optional(m.idle_watts),
+                m.generations.seconds.to_string(),
+                m.generations.runs.to_string(),
+                m.flags.join(" "),
+                id.clone(),
+                String::new(),
+            ]);
+        }
+    }
+    for (id, reason) in data.absent.iter().filter(|(id, _)| id.ends_with("/energy")) {
+        let mut row = vec![String::new(); rows[0].len()];
+        row[0] = id.trim_end_matches("/energy").to_owned();
+        row[11] = id.clone();
+        row[12] = reason.clone();
+        rows.push(row);
+    }
+    rows
+}
+
+fn files(data: &Data) -> Rows {
+    let mut rows = vec![text(&[
+        "config",
+        "weights",
+        "file_bytes",
+        "scale_bytes",
+        "convert_seconds",
+        "rel_mse_quantized_weights",
+        "index_blake3",
+        "raw_id",
+    ])];
+    for (id, f) in &data.files {
+        for c in &f.configs {
+            rows.push(vec![
+                c.id.clone(),
+                c.describe(),
+                f.file_bytes.to_string(),
+                optional(f.scale_bytes),
+                optional(f.convert_seconds),
+                optional(errors::rel_mse(&f.tensors)),
+                optional(f.index_blake3.as_ref()),
+                id.clone(),
+            ]);
+        }
+    }
+    rows
+}
+
+/// Raw ids of a workload's repeats, `C4/p128/o64/r*`.
+#[must_use]
+pub fn ids(r: &Repeats) -> String {
+    format!("{}/r*", workload_id(&r.config, r.workload))
+}

@@ -1,0 +1,452 @@
+//! Runs the experiment: makes what is missing, starts a process for each repeat, writes down what it says.
+
+use std::io::{BufRead, BufReader, Read, Seek};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use smq_convert::{Checkpoint, ConvertOptions, convert};
+use smq_format::{Scheme, SmqFile};
+
+use super::contract::Contract;
+use super::conversion::Conversion;
+use super::gpu_state::Meter;
+use super::identity::{self, COMMIT, Surroundings};
+use super::log::Log;
+use super::plan::{Group, Kind, Plan, Process, Selection, cell_id, energy_id, file_id};
+use super::record::{Body, CellRecord, EnergyRecord, FileRecord, Line, TensorErrors};
+use super::scale_errors::Sample;
+use super::worker::{ON_CPU, Reply};
+use crate::config::ModelConfig;
+use crate::cuda::GpuInfo;
+use crate::engine::Device;
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct MatrixOptions {
+    /// The contract's file.
+    pub contract: PathBuf,
+    /// The checkpoint directory.
+    pub model: PathBuf,
+    /// The results directory.
+    pub out: PathBuf,
+    /// Where converted files are kept while they are needed.
+    pub work: PathBuf,
+    /// What of the experiment.
+    pub selection: Selection,
+    /// What to run on.
+    pub device: Device,
+    /// Worker threads of each process.
+    pub threads: Option<u16>,
+    /// Add to results of another model, commit or contract.
+    pub allow_mixed: bool,
+    /// This program.
+    pub program: PathBuf,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Lines that were added.
+    pub measured: usize,
+    /// What could not be measured: id and reason.
+    pub absent: Vec<(String, String)>,
+    /// Processes that failed: what and why.
+    pub failed: Vec<(String, String)>,
+}
+
+/// Measures everything that is asked for and not measured yet.
+///
+/// # Errors
+/// A contract or selection that is wrong, results that are something else's, a conversion or the log that fails. A process
+/// that fails does not end the run: the outcome names it.
+pub fn run(options: &MatrixOptions) -> anyhow::Result<Outcome> {
+    let contract = Contract::load(&options.contract)?;
+    for id in &options.selection.only {
+        ensure!(
+            contract.config(id).is_some(),
+            "--only: there is no config {id:?} in {}; it has {}",
+            contract.path.display(),
+            contract.ids()
+        );
+    }
+    ensure!(
+        options.model.is_dir(),
+        "{}: is no checkpoint directory, which the matrix starts from",
+        options.model.display()
+    );
+    let checkpoint = Checkpoint::open(&options.model)?;
+    let model = identity::checkpoint(&checkpoint)?;
+    let config = ModelConfig::from_json(&std::fs::read(checkpoint.config_path())?)?;
+    let surroundings = Surroundings::new(&contract, model);
+    let log = Log::open(&options.out, &surroundings, options.allow_mixed)?;
+    let no_meter = match options.device {
+        Device::Cpu => Some(ON_CPU.to_owned()),
+        Device::Auto | Device::Cuda => Meter::open().err(),
+    };
+    let plan = Plan::new(
+        &contract,
+        &options.selection,
+        config.max_positions,
+        no_meter.as_deref(),
+        |id| log.has(id),
+    );
+    let progress = ProgressBar::new(plan.steps() as u64).with_style(ProgressStyle::with_template(
+        "{bar:24} {pos}/{len} {msg}, {elapsed} elapsed, {eta} left",
+    )?);
+    let mut run = Run {
+        options,
+        contract: &contract,
+        checkpoint: &checkpoint,
+        surroundings,
+        log,
+        progress,
+        outcome: Outcome::default(),
+    };
+    for (id, reason) in &plan.absent {
+        run.absent(id, reason)?;
+    }
+    for group in &plan.groups {
+        run.group(group)?;
+    }
+    run.errors(&plan)?;
+    run.progress.finish_and_clear();
+    // Only where nothing else is in it.
+    let _ = std::fs::remove_dir(&options.work);
+    Ok(run.outcome)
+}
+
+struct Run<'a> {
+    options: &'a MatrixOptions,
+    contract: &'a Contract,
+    checkpoint: &'a Checkpoint,
+    surroundings: Surroundings,
+    log: Log,
+    progress: ProgressBar,
+    outcome: Outcome,
+}
+
+impl Run<'_> {
+    fn group(&mut self, group: &Group) -> anyhow::Result<()> {
+        let Some(first) = group.configs.first() else {
+            return Ok(());
+        };
+        let made = match &group.conversion {
+            Conversion::Checkpoint => None,
+            Conversion::File(how) => Some(self.convert(&first.id, how)?),
+            // The plan lists it as absent.
+            Conversion::Unsupported(_) => return Ok(()),
+        };
+        if group.describe {
+            let record = match &made {
+                None => FileRecord {
+                    configs: group.configs.clone(),
+                    file_bytes: self.checkpoint.total_bytes(),
+                    scale_bytes: None,
+                    index_blake3: None,
+                    sources_blake3: Default::default(),
+                    convert_seconds: None,
+                    tensors: Vec::new(),
+                },
+                Some((path, took)) => describe(path, group, *took)?,
+            };
+            self.append(
+                file_id(&first.id),
+                Body::File(Box::new(record)),
+                &identity::command(),
+                None,
+            )?;
+        }
+        self.step(&format!("{}: weights ready", first.id));
+        let weights = match &made {
+            None => Weights {
+                path: self.options.model.clone(),
+                index_blake3: None,
+            },
+            Some((path, _)) => Weights {
+                path: path.clone(),
+                index_blake3: Some(hex(&SmqFile::open(path)?.header().index.hash)),
+            },
+        };
+        let mut broken: Vec<&str> = Vec::new();
+        for process in &group.processes {
+            // A config that does not run fails alike every time.
+            if !broken.contains(&process.config.as_str()) && !self.process(process, &weights)? {
+                broken.push(&process.config);
+            }
+            self.step(&describe_process(process));
+        }
+        if let Some((path, _)) = &made {
+            std::fs::remove_file(path)
+                .with_context(|| format!("{}: cannot delete it", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The file of a config, made unless an earlier run left it; and how long that took.
+    fn convert(
+        &self,
+        id: &str,
+        how: &ConvertOptions,
+    ) -> anyhow::Result<(PathBuf, Option<Duration>)> {
+        let work = &self.options.work;
+        std::fs::create_dir_all(work)
+            .with_context(|| format!("{}: cannot create it", work.display()))?;
+        // Its name says all that decides its bytes, so one that is there is the right one, and whole.
+        let of = format!("{} {COMMIT} {how:?}", self.surroundings.model().id);
+        let hash = blake3::hash(of.as_bytes()).to_hex();
+        let path = work.join(format!("{id}-{}.smq", &hash[..16]));
+        if path.exists() {
+            return Ok((path, None));
+        }
+        // A killed run's; the log's lock says that there is no other.
+        for leftover in smq_format::leftovers(&path) {
+            std::fs::remove_file(&leftover)
+                .with_context(|| format!("{}: cannot delete it", leftover.display()))?;
+        }
+        self.progress.set_message(format!("{id}: converting"));
+        let summary = convert(self.checkpoint, &path, how, &|_| {
+            self.progress.tick();
+            true
+        })?;
+        Ok((path, Some(summary.elapsed)))
+    }
+
+    /// Runs a process and writes down what it says; false if it fails.
+    fn process(&mut self, process: &Process, weights: &Weights) -> anyhow::Result<bool> {
+        let what = describe_process(process);
+        self.progress.set_message(what.clone());
+        self.progress.tick();
+        let args = arguments(self.options, self.contract, &process.kind, &weights.path);
+        let mut stderr = tempfile::tempfile()?;
+        let mut child = Command::new(&self.options.program)
+            .args(&args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr.try_clone()?)
+            .spawn()
+            .with_context(|| format!("{}: cannot start it", self.options.program.display()))?;
+        let mut command = vec!["smq-run".to_owned()];
+        command.extend(args);
+        if let Some(stdout) = child.stdout.take() {
+            for line in BufReader::new(stdout).lines() {
+                let line = line?;
+                let reply = serde_json::from_str(&line)
+                    .with_context(|| format!("{what}: the process said {line:?}"))?;
+                self.reply(process, reply, weights, &command)?;
+            }
+        }
+        let status = child.wait()?;
+        if status.success() {
+            return Ok(true);
+        }
+        let mut text = String::new();
+        stderr.rewind()?;
+        stderr.read_to_string(&mut text)?;
+        let said = text.lines().rfind(|l| !l.trim().is_empty());
+        let reason = match said {
+            Some(said) => said.trim_start_matches("error: ").to_owned(),
+            None => format!("the process ended with {status}"),
+        };
+        self.absent(&process.config, &reason)?;
+        self.outcome.failed.push((what, reason));
+        Ok(false)
+    }
+
+    fn reply(
+        &mut self,
+        process: &Process,
+        reply: Reply,
+        weights: &Weights,
+        command: &[String],
+    ) -> anyhow::Result<()> {
+        let config = process.config.clone();
+        let index_blake3 = weights.index_blake3.clone();
+        match (reply, &process.kind) {
+            (
+                Reply::Timed { gpu, timed },
+                Kind::Cells {
+                    workloads,
+                    repeat,
+                    long_context,
+                },
+            ) => {
+                let of = |w: &&super::worker::Workload| {
+                    (w.prompt_tokens, w.output_tokens) == (timed.prompt_tokens, timed.output_tokens)
+                };
+                let workload = workloads.iter().find(of);
+                let workload = *workload.context("the process measured what was not asked for")?;
+                let id = cell_id(&config, workload, *repeat);
+                let record = CellRecord {
+                    config,
+                    long_context: *long_context,
+                    repeat: *repeat,
+                    index_blake3,
+                    timed: *timed,
+                };
+                self.append(id, Body::Cell(Box::new(record)), command, gpu)
+            }
+            (Reply::Energy { gpu, energy }, Kind::Energy) => {
+                let id = energy_id(&config);
+                let record = EnergyRecord {
+                    config,
+                    index_blake3,
+                    measured: *energy,
+                };
+                self.append(id, Body::Energy(Box::new(record)), command, gpu)
+            }
+            (Reply::Absent { reason }, Kind::Energy) => self.absent(&energy_id(&config), &reason),
+            (reply, _) => bail!("the process measured what was not asked for: {reply:?}"),
+        }
+    }
+
+    fn errors(&mut self, plan: &Plan) -> anyhow::Result<()> {
+        if plan.errors.is_empty() {
+            return Ok(());
+        }
+        let sample = match Sample::read(self.checkpoint, &self.contract.scale_errors) {
+            Ok(sample) => sample,
+            Err(reason) => return self.absent("errors", &reason.to_string()),
+        };
+        for item in &plan.errors {
+            self.progress.set_message(item.id());
+            let record = sample.measure(self.contract, item)?;
+            let body = Body::ScaleErrors(Box::new(record));
+            self.append(item.id(), body, &identity::command(), None)?;
+            self.step(&item.id());
+        }
+        Ok(())
+    }
+
+    fn absent(&mut self, id: &str, reason: &str) -> anyhow::Result<()> {
+        let reason = reason.to_owned();
+        self.outcome.absent.push((id.to_owned(), reason.clone()));
+        let environment = self.surroundings.environment(&identity::command(), None);
+        self.log.append(Line {
+            id: id.to_owned(),
+            body: Body::Absent { reason },
+            environment,
+        })
+    }
+
+    fn append(
+        &mut self,
+        id: String,
+        body: Body,
+        command: &[String],
+        gpu: Option<GpuInfo>,
+    ) -> anyhow::Result<()> {
+        let environment = self.surroundings.environment(command, gpu);
+        self.outcome.measured += 1;
+        self.log.append(Line {
+            id,
+            body,
+            environment,
+        })
+    }
+
+    /// A step is done. Where there is no terminal to draw on, a line says so.
+    fn step(&self, what: &str) {
+        self.progress.inc(1);
+        if self.progress.is_hidden() {
+            let (done, all) = (
+                self.progress.position(),
+                self.progress.length().unwrap_or(0),
+            );
+            let left = self.progress.eta().as_secs();
+            eprintln!("{done}/{all} {what}, {left} s left");
+        }
+    }
+}
+
+/// What a process runs from.
+struct Weights {
+    path: PathBuf,
+    index_blake3: Option<String>,
+}
+
+fn hex(hash: &[u8; 32]) -> String {
+    blake3::Hash::from_bytes(*hash).to_hex().to_string()
+}
+
+fn describe_process(process: &Process) -> String {
+    match &process.kind {
+        Kind::Cells {
+            repeat,
+            long_context,
+            ..
+        } => {
+            let long = if *long_context {
+                " of long contexts"
+            } else {
+                ""
+            };
+            format!("{}: repeat {repeat}{long}", process.config)
+        }
+        Kind::Energy => format!("{}: energy", process.config),
+    }
+}
+
+/// The command line of `smq-run cells` that does a process's work.
+fn arguments(
+    options: &MatrixOptions,
+    contract: &Contract,
+    kind: &Kind,
+    model: &Path,
+) -> Vec<String> {
+    let mut args = vec!["cells".to_owned(), model.display().to_string()];
+    let mut add = |name: &str, value: String| args.extend([format!("--{name}"), value]);
+    match kind {
+        Kind::Cells { workloads, .. } => {
+            let list: Vec<_> = workloads.iter().map(ToString::to_string).collect();
+            add("workloads", list.join(","));
+        }
+        Kind::Energy => {
+            let e = &contract.energy;
+            add("energy", format!("{}x{}", e.prompt_tokens, e.output_tokens));
+            add("sample-ms", e.sample_ms.to_string());
+            add("decode-seconds", e.decode_seconds.to_string());
+            add("prefill-seconds", e.prefill_seconds.to_string());
+            add("settle-seconds", e.settle_seconds.to_string());
+            add("idle-seconds", e.idle_seconds.to_string());
+        }
+    }
+    let w = &contract.warmup;
+    add("warmup", format!("{}x{}", w.prompt_tokens, w.output_tokens));
+    add("seed", contract.decoding.seed.to_string());
+    add("hot-above", contract.flags.temperature_above_c.to_string());
+    add("device", options.device.name().to_owned());
+    if let Some(threads) = options.threads {
+        add("threads", threads.to_string());
+    }
+    if w.each_prompt_length {
+        args.push("--each-prompt-length".to_owned());
+    }
+    args
+}
+
+fn describe(path: &Path, group: &Group, took: Option<Duration>) -> anyhow::Result<FileRecord> {
+    let file = SmqFile::open(path)?;
+    // A quantized tensor's first blob is its codes, the others are its scales.
+    let tensors = file.index().tensors.iter();
+    let quantized = tensors.filter(|t| !matches!(t.scheme, Scheme::Raw(_)));
+    let scale_bytes = quantized
+        .flat_map(|t| t.blobs.iter().skip(1))
+        .map(|b| b.length)
+        .sum();
+    let sources = file.index().provenance.sources.iter();
+    let statistics = file.statistics()?;
+    let tensors = statistics.iter().flat_map(|s| &s.tensors);
+    let record = FileRecord {
+        configs: group.configs.clone(),
+        file_bytes: file.header().file_bytes,
+        scale_bytes: Some(scale_bytes),
+        index_blake3: Some(hex(&file.header().index.hash)),
+        sources_blake3: sources.map(|s| (s.name.clone(), hex(&s.blake3))).collect(),
+        convert_seconds: took.map(|t| t.as_secs_f64()),
+        tensors: tensors.map(TensorErrors::from).collect(),
+    };
+    Ok(record)
+}
