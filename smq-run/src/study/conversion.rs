@@ -1,6 +1,6 @@
 //! From a config of the contract to the converter's options: the one place that knows both.
 
-use smq_convert::{ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, Target};
+use smq_convert::{ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target};
 
 use super::contract::{Config, Quantization};
 
@@ -18,34 +18,30 @@ pub enum Conversion {
 /// How to make the weights of `config`.
 #[must_use]
 pub fn conversion(config: &Config, quantization: &Quantization) -> Conversion {
-    match config.scheme.as_str() {
-        "bf16" => Conversion::Checkpoint,
-        "int4" => int4(config, quantization),
-        other => Conversion::Unsupported(format!("scheme {other} is not supported by this build")),
-    }
-}
-
-fn int4(config: &Config, quantization: &Quantization) -> Conversion {
+    let unsupported =
+        |what: String| Conversion::Unsupported(format!("{what} is not supported by this build"));
     let scales = match config.mantissa_bits() {
         Some(mantissa_bits) => e5(mantissa_bits),
         None => ScaleChoice::F32,
     };
-    let (Some(target), Some(rule)) = (
-        config.target.as_deref().and_then(target),
-        rule(&quantization.rule),
-    ) else {
-        return Conversion::Unsupported(format!(
-            "target {:?} or scale rule {} is not supported by this build",
-            config.target, quantization.rule
-        ));
-    };
-    Conversion::File(Box::new(ConvertOptions {
-        target,
-        quantize: QuantizeOptions {
+    let quantize = match (config.scheme.as_str(), rule(&quantization.rule)) {
+        ("bf16", _) => return Conversion::Checkpoint,
+        ("nf4-dq", _) => Method::Nf4,
+        ("fp8-e4m3", _) => Method::Fp8,
+        ("int4", Some(rule)) => Method::Int4(QuantizeOptions {
             group: quantization.group,
             scales,
             rule,
-        },
+        }),
+        ("int4", None) => return unsupported(format!("scale rule {}", quantization.rule)),
+        (other, _) => return unsupported(format!("scheme {other}")),
+    };
+    let Some(target) = config.target.as_deref().and_then(target) else {
+        return unsupported(format!("target {:?}", config.target));
+    };
+    Conversion::File(Box::new(ConvertOptions {
+        target,
+        quantize,
         overwrite: false,
         jobs: 0,
     }))
