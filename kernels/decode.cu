@@ -25,7 +25,7 @@
 // grid: GRID = number of SMs, all resident at once (one block an SM, by its shared memory); block: 32 (WARPS + 2).
 // Macros: HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF, WINDOW (0: none), SPLITS, EPS_BITS, RING, GRID, WARPS, SLOTS,
 // SLOT_BYTES, INT4_IN_FLIGHT and BF16_IN_FLIGHT (slots of a producer on their way at a time: more do not arrive sooner, they queue in the
-// memory system, and activations queue behind them), PARTIAL_BYTES, ANY_INT4; and of each kind of product i < KINDS: KINDi_K, KINDi_INT4,
+// memory system, and activations queue behind them), PARTIAL_BYTES, EXCHANGE_BYTES (0, 784 with int4, 1040 with NF4); BF16_CORES, BF16_CORE0_K and so on; and of each kind of product i < KINDS: KINDi_K, KINDi_STORAGE,
 // KINDi_EPILOGUE, KINDi_SEG0, KINDi_SEG1, KINDi_SEG2.
 // Dynamic shared memory: SLOTS SLOT_BYTES + 128 + 2 PARTIAL_BYTES.
 
@@ -52,7 +52,7 @@ enum Word {
     S1 = 12,
     S2 = 14,
     FIRST1 = 16, // index in S1 of segment 1's first scale; attention: positions that the cache holds
-    BIAS0 = 17,
+    BIAS0 = 17, // NF4: the offset's bits
     BIAS1 = 18,
     BIAS2 = 19,
     SCALES = 20, // format | width << 8 | mantissa << 16
@@ -146,7 +146,7 @@ struct Consumer {
     u32 steps;      // whole steps done
     u8 *scratch;    // of two phases in turn, PARTIAL_BYTES each
     u8 *partial;    // this phase's
-    struct LineLimbs *exchange; // one a warp
+    u8 *exchange;   // of activations, EXCHANGE_BYTES a warp
     float residual; // of row 8 first_tile + threadIdx.x of the residual stream
     float norm;     // its weight in the next norm
 };
@@ -219,22 +219,7 @@ DEVICE void publish_squares(float square, float *sums, u32 tag, int rows) {
 #define KIND_8(f)
 #endif
 #define FOR_KINDS(f) KIND_0(f) KIND_1(f) KIND_2(f) KIND_3(f) KIND_4(f) KIND_5(f) KIND_6(f) KIND_7(f) KIND_8(f)
-// INT4_CORE(K) and BF16_CORE(K) for every K that int4 and bf16 products have.
-#if INT4_CORES > 0
-#define INT4_CORE_0 INT4_CORE(INT4_CORE0_K)
-#else
-#define INT4_CORE_0
-#endif
-#if INT4_CORES > 1
-#define INT4_CORE_1 INT4_CORE(INT4_CORE1_K)
-#else
-#define INT4_CORE_1
-#endif
-#if INT4_CORES > 2
-#define INT4_CORE_2 INT4_CORE(INT4_CORE2_K)
-#else
-#define INT4_CORE_2
-#endif
+// BF16_CORE(K), INT4_CORE(K) and so on for every K that products stored so have.
 #if BF16_CORES > 0
 #define BF16_CORE_0 BF16_CORE(BF16_CORE0_K)
 #else
@@ -250,7 +235,56 @@ DEVICE void publish_squares(float square, float *sums, u32 tag, int rows) {
 #else
 #define BF16_CORE_2
 #endif
-#define FOR_CORES INT4_CORE_0 INT4_CORE_1 INT4_CORE_2 BF16_CORE_0 BF16_CORE_1 BF16_CORE_2
+#if INT4_CORES > 0
+#define INT4_CORE_0 INT4_CORE(INT4_CORE0_K)
+#else
+#define INT4_CORE_0
+#endif
+#if INT4_CORES > 1
+#define INT4_CORE_1 INT4_CORE(INT4_CORE1_K)
+#else
+#define INT4_CORE_1
+#endif
+#if INT4_CORES > 2
+#define INT4_CORE_2 INT4_CORE(INT4_CORE2_K)
+#else
+#define INT4_CORE_2
+#endif
+#if NF4_CORES > 0
+#define NF4_CORE_0 NF4_CORE(NF4_CORE0_K)
+#else
+#define NF4_CORE_0
+#endif
+#if NF4_CORES > 1
+#define NF4_CORE_1 NF4_CORE(NF4_CORE1_K)
+#else
+#define NF4_CORE_1
+#endif
+#if NF4_CORES > 2
+#define NF4_CORE_2 NF4_CORE(NF4_CORE2_K)
+#else
+#define NF4_CORE_2
+#endif
+#if FP8_CORES > 0
+#define FP8_CORE_0 FP8_CORE(FP8_CORE0_K)
+#else
+#define FP8_CORE_0
+#endif
+#if FP8_CORES > 1
+#define FP8_CORE_1 FP8_CORE(FP8_CORE1_K)
+#else
+#define FP8_CORE_1
+#endif
+#if FP8_CORES > 2
+#define FP8_CORE_2 FP8_CORE(FP8_CORE2_K)
+#else
+#define FP8_CORE_2
+#endif
+#define FOR_CORES \
+    BF16_CORE_0 BF16_CORE_1 BF16_CORE_2 \
+    INT4_CORE_0 INT4_CORE_1 INT4_CORE_2 \
+    NF4_CORE_0 NF4_CORE_1 NF4_CORE_2 \
+    FP8_CORE_0 FP8_CORE_1 FP8_CORE_2
 
 #include "decode_product.cuh"
 #include "decode_attention.cuh"
@@ -298,13 +332,16 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     Phase phase = {program[lane]};
     wait_for_previous_kernel();
     const int past = state[0];
-#if ANY_INT4
-    __shared__ __align__(16) LineLimbs exchange[WARPS];
+#if EXCHANGE_BYTES
+    __shared__ __align__(16) u8 exchange[WARPS * EXCHANGE_BYTES];
 #else
-    LineLimbs *exchange = nullptr;
+    u8 *exchange = nullptr;
 #endif
     u8 *scratch = shared + SLOTS * SLOT_BYTES + 128;
     Consumer c = {ring, {0, 0}, (u32)state[3], scratch, scratch, exchange, 0.0f, 0.0f};
+#if NF4_CORES
+    for (int i = threadIdx.x; i < 256; i += CONSUMERS) nf4_codes[i] = __uint_as_float(NF4_ABSMAX_BITS[i]);
+#endif
     for (int i = threadIdx.x; i < ROTARY_HALF; i += CONSUMERS) {
         float angle = (float)past * inv_freq[i];
         rope[i] = cosf(angle) * attention_factor;

@@ -1,4 +1,4 @@
-// A product of a decode step: y[rows] = W[rows, K] x[K] for one activation row, W int4 (groups of 128) or bf16.
+// A product of a decode step: y[rows] = W[rows, K] x[K] for one activation row, W bf16, int4 (groups of 128), NF4 or FP8.
 //
 // A block owns a contiguous run of tiles of 8 weight rows. A tile takes ksplit slots of the ring, each up to WARPS lines: 128
 // bytes of each of the 8 rows. A warp keeps the x of its lines in registers, in fragment order, for all tiles.
@@ -18,6 +18,7 @@
 //         what bounds this loop.
 //   bf16  128 bytes = 64 columns, a half is 32. mma.m16n8k16 in f32; x = hi + lo, bf16 each (2^-17), one a column. Every
 //         warp has a line of each slot.
+//   NF4, FP8  decode_nf4.cuh, decode_fp8.cuh.
 //
 // Every warp's partial sums of a row meet in shared memory and are added in the order of warps: deterministic.
 //
@@ -32,28 +33,35 @@
 // past their stream's end.
 #pragma once
 
+#define BF16 0
+#define INT4 1
+#define NF4 2
+#define FP8 3
+
 #define STORE 0
 #define RESIDUAL 1
 #define SWIGLU 2
 #define LOGITS 3
 
-// A kind of product, as the producer and the epilogues need it; what multiplies is compiled for each (K, INT4) apart. All
-// that takes a division is worked out here.
+// A kind of product, as the producers and the epilogues need it; what multiplies is compiled for each storage and K apart.
+// All that takes a division is worked out here.
 struct Shape {
-    int k, int4, epilogue;
+    int k, storage, epilogue;
     bool paired;
-    int row_bytes, lines, ksplit, groups;
+    int row_bytes, lines, ksplit;
+    int groups; // scale codes a row
     int step;     // outputs a tile
     int tiles[3]; // where segments end
-    constexpr INSIDE Shape(int k, int int4, int epilogue, int rows0, int rows1, int rows2)
-        : k(k), int4(int4), epilogue(epilogue), paired(epilogue == SWIGLU), row_bytes(int4 ? k / 2 : 2 * k),
-          lines((row_bytes + 127) / 128), ksplit((lines + WARPS - 1) / WARPS), groups((k + 127) / 128),
+    constexpr INSIDE Shape(int k, int storage, int epilogue, int rows0, int rows1, int rows2)
+        : k(k), storage(storage), epilogue(epilogue), paired(epilogue == SWIGLU),
+          row_bytes(storage == BF16 ? 2 * k : storage == FP8 ? k : k / 2), lines((row_bytes + 127) / 128),
+          ksplit((lines + WARPS - 1) / WARPS), groups(storage == FP8 ? 1 : storage == NF4 ? k / 64 : (k + 127) / 128),
           step(paired ? 4 : 8), tiles{rows0 / step, (rows0 + (paired ? 0 : rows1)) / step,
                                       (rows0 + (paired ? 0 : rows1) + rows2) / step} {}
 };
 
 __constant__ Shape SHAPES[] = {
-#define SHAPE(i) {KIND##i##_K, KIND##i##_INT4, KIND##i##_EPILOGUE, KIND##i##_SEG0, KIND##i##_SEG1, KIND##i##_SEG2},
+#define SHAPE(i) {KIND##i##_K, KIND##i##_STORAGE, KIND##i##_EPILOGUE, KIND##i##_SEG0, KIND##i##_SEG1, KIND##i##_SEG2},
     FOR_KINDS(SHAPE)
 #undef SHAPE
     {128, 0, STORE, 8, 0, 0} // so that there is one
@@ -82,11 +90,21 @@ DEVICE u32 first_bit(const Shape &s, const Place &place, int run, u32 first1, u3
     return ((run ? first1 : 0) + place.row * s.groups) * width;
 }
 
+// NF4: the scales of 256 codes each follow a stream of codes, at the next multiple of 16 bytes. A tile needs a few: whole
+// 16 bytes around them.
+#define NESTED_BYTES 48
+DEVICE u32 nested_at(const Shape &s, int segment, u32 first1) {
+    const int rows = s.step * (s.paired ? s.tiles[0] : s.tiles[segment] - (segment ? s.tiles[segment - 1] : 0));
+    const u32 codes = s.paired && first1 ? 2 * first1 : (u32)(rows * s.groups);
+    return (codes + 15) / 16 * 16;
+}
+
 DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
     const u8 *w0 = phase.pointer<const u8>(W0), *w1 = phase.pointer<const u8>(W1), *w2 = phase.pointer<const u8>(W2);
     const u8 *s0 = phase.pointer<const u8>(S0), *s1 = phase.pointer<const u8>(S1), *s2 = phase.pointer<const u8>(S2);
     const u32 first1 = phase.at(FIRST1), width = phase.at(SCALES) >> 8 & 255;
-    const int run_bytes = s.int4 ? phase.at(RUN_BYTES) : 0, code_bytes = s.paired ? 2 * run_bytes : run_bytes;
+    const int runs = s.paired ? 2 : 1, run_bytes = s.storage != BF16 ? phase.at(RUN_BYTES) : 0;
+    const int code_bytes = runs * (run_bytes + (s.storage == NF4 ? NESTED_BYTES : 0));
     const int row_bytes = s.row_bytes;
     const Tiles tiles(s);
     int chunk = pump.skip;
@@ -99,7 +117,7 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
 #pragma unroll 1
         for (; chunk < s.ksplit; chunk += PRODUCERS) {
             const int bytes = min(row_bytes - chunk * 128 * WARPS, 128 * WARPS); // of a row in this slot
-            u8 *slot = pump.next(8 * bytes + code_bytes, s.int4 ? INT4_IN_FLIGHT : BF16_IN_FLIGHT);
+            u8 *slot = pump.next(8 * bytes + code_bytes, s.storage == INT4 || s.storage == NF4 ? INT4_IN_FLIGHT : BF16_IN_FLIGHT);
             // Rows that are contiguous in the file are one copy.
             if (s.ksplit > 1) {
                 const u8 *second = s.paired ? from1 : from + 4 * row_bytes;
@@ -114,13 +132,16 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
             } else {
                 pump.copy(slot, from, 8 * bytes);
             }
-            if (s.int4) {
-                const u8 *scales = segment == 0 ? s0 : segment == 1 ? s1 : s2;
-                pump.copy(slot + WEIGHT_BYTES, scales + first_bit(s, place, 0, first1, width) / 128 * 16, run_bytes);
-                if (s.paired)
-                    pump.copy(slot + WEIGHT_BYTES + run_bytes, s1 + first_bit(s, place, 1, first1, width) / 128 * 16,
-                              run_bytes);
-            }
+            if (s.storage != BF16)
+#pragma unroll 1
+                for (int run = 0; run < runs; run++) {
+                    const u8 *scales = run ? s1 : segment == 0 ? s0 : segment == 1 ? s1 : s2;
+                    const u32 bit = first_bit(s, place, run, first1, width);
+                    pump.copy(slot + WEIGHT_BYTES + run * run_bytes, scales + bit / 128 * 16, run_bytes);
+                    if (s.storage == NF4)
+                        pump.copy(slot + WEIGHT_BYTES + runs * run_bytes + run * NESTED_BYTES,
+                                  scales + nested_at(s, segment, first1) + bit / 8 / 256 / 4 * 16, NESTED_BYTES);
+                }
             pump.done();
         }
     }
@@ -320,12 +341,14 @@ DEVICE float add_lanes(float row0, float row4, int lane) {
 constexpr int FOUR = 4, TEAMS = WARPS / FOUR, TEAM_LINES = WARPS / FOUR; // teams of four warps; a warp's lines in a slot
 // Parts that a row's sum has.
 DEVICE int parts_of(const Shape &s) {
-    return !s.int4 ? min(s.lines, WARPS) : s.ksplit == 1 ? FOUR : FOUR * min(s.ksplit, TEAMS);
+    if (s.storage == BF16 || s.storage == FP8) return min(s.lines, WARPS);
+    return s.ksplit == 1 ? FOUR : FOUR * min(s.ksplit, TEAMS);
 }
 
 template <int K>
-__device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, u32 packed, LineLimbs *exchange) {
-    constexpr Shape S = {K, 1, STORE, 0, 0, 0};
+__device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, u32 packed, u8 *scratch) {
+    LineLimbs *exchange = (LineLimbs *)scratch;
+    constexpr Shape S = {K, INT4, STORE, 0, 0, 0};
     constexpr int LINES = S.lines, KSPLIT = S.ksplit;
     // Tiles in one slot go around the teams; else each team has the same slots of every tile.
     constexpr bool WHOLE = KSPLIT == 1;
@@ -413,7 +436,7 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
 }
 
 template <int K> __device__ __noinline__ Multiplied multiply_bf16(Multiply m) {
-    constexpr Shape S = {K, 0, STORE, 0, 0, 0};
+    constexpr Shape S = {K, BF16, STORE, 0, 0, 0};
     constexpr int LINES = S.lines, KSPLIT = S.ksplit, BATCH = KSPLIT < 4 ? KSPLIT : 4;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
     const Ring ring = m.at.ring();
@@ -457,6 +480,9 @@ template <int K> __device__ __noinline__ Multiplied multiply_bf16(Multiply m) {
     }
     return {m.at, squares.sum(m.sums, m.tag, lane)};
 }
+
+#include "decode_nf4.cuh"
+#include "decode_fp8.cuh"
 
 // ---- what follows ----
 
@@ -508,9 +534,11 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
 
     [[maybe_unused]] LaneScales scales = {};
     [[maybe_unused]] const u32 packed = phase.at(SCALES);
-    if (s.int4) {
+    if (s.storage != BF16) {
         const u32 width = packed >> 8 & 255;
-        const int row = lane / 2 % 8, run_rows = s.step, run = row / run_rows;
+        // The row whose scales a lane loads; NF4: the first of two, four apart.
+        const int row = s.storage == INT4 ? lane / 2 % 8 : s.storage == NF4 ? lane / 8 : 4 * (lane % 2) + lane / 8;
+        const int run_rows = s.step, run = row / run_rows;
         const Place place(s, tiles.first);
         scales.bit = first_bit(s, place, run, phase.at(FIRST1), width);
         scales.step = run_rows * s.groups * width;
@@ -535,13 +563,15 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     const Multiply m = {phase.pointer<const float>(X), normed ? phase.pointer<const float>(SUMS) : nullptr, tag, tiles.count, c.at,
                         partial};
     Multiplied done = {};
-#define INT4_CORE(K)                                                                                                   \
-    if (s.int4 && s.k == K) done = multiply_int4<K>(m, scales, packed, c.exchange);
 #define BF16_CORE(K)                                                                                                   \
-    if (!s.int4 && s.k == K) done = multiply_bf16<K>(m);
+    if (s.storage == BF16 && s.k == K) done = multiply_bf16<K>(m);
+#define INT4_CORE(K)                                                                                                   \
+    if (s.storage == INT4 && s.k == K) done = multiply_int4<K>(m, scales, packed, c.exchange);
+#define NF4_CORE(K)                                                                                                    \
+    if (s.storage == NF4 && s.k == K) done = multiply_nf4<K>(m, nf4_scales(s, phase, tiles, lane), c.exchange);
+#define FP8_CORE(K)                                                                                                    \
+    if (s.storage == FP8 && s.k == K) done = multiply_fp8<K>(m, scales, c.exchange);
     FOR_CORES
-#undef INT4_CORE
-#undef BF16_CORE
     c.at = done.next;
 
     const float factor = normed ? 1.0f / sqrtf(done.square_sum / HIDDEN + __uint_as_float(EPS_BITS)) : 1.0f;

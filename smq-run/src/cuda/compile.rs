@@ -37,6 +37,14 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/decode_attention.cuh"),
     ),
     (
+        "decode_fp8.cuh",
+        include_str!("../../../kernels/decode_fp8.cuh"),
+    ),
+    (
+        "decode_nf4.cuh",
+        include_str!("../../../kernels/decode_nf4.cuh"),
+    ),
+    (
         "decode_product.cuh",
         include_str!("../../../kernels/decode_product.cuh"),
     ),

@@ -145,7 +145,31 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
         s.kv_heads * s.head_dim,
         s.intermediate,
     );
-    for format in [None, Some(e5m5)] {
+    let nowhere = Span::at(0, 0);
+    let formats = [
+        ("bf16", Format::Bf16),
+        (
+            "int4",
+            Format::Int4 {
+                scales: nowhere,
+                format: e5m5,
+            },
+        ),
+        (
+            "NF4",
+            Format::Nf4 {
+                absmax: nowhere,
+                nested_absmax: nowhere,
+                offset: 0.0,
+            },
+        ),
+        ("FP8", Format::Fp8 { scales: nowhere }),
+    ];
+    for (stored, format) in formats {
+        // FP8 rows are whole lines of 128 bytes.
+        if stored == "FP8" && !s.hidden.is_multiple_of(128) {
+            continue;
+        }
         let of = |rows, cols| matrix(rows, cols, format);
         let (qkv, gate_up) = if s.fused {
             (
@@ -157,7 +181,6 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
             (vec![of(q, s.hidden), k, k], vec![up, up])
         };
         let (o, down, head) = (of(s.hidden, q), of(s.hidden, inner), of(s.vocab, s.hidden));
-        let stored = if format.is_some() { "int4" } else { "bf16" };
         let products = [
             (&qkv[..], Epilogue::Store),
             (&[o], Epilogue::Residual),
@@ -171,7 +194,7 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
         if let Some(plan) = s.config().and_then(|c| Plan::new(&c, &kinds, SMS).ok()) {
             add("decode.cu", stored, plan.defines);
         }
-        if format.is_none() {
+        if stored != "int4" {
             continue;
         }
         for (part, w, target) in [
@@ -196,16 +219,11 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
 }
 
 /// A matrix that is nowhere: its shape alone.
-fn matrix(rows: usize, cols: usize, scales: Option<ScaleFormat>) -> DeviceMatrix {
-    let nowhere = Span::at(0, 0);
-    let format = scales.map_or(Format::Bf16, |format| Format::Int4 {
-        scales: nowhere,
-        format,
-    });
+fn matrix(rows: usize, cols: usize, format: Format) -> DeviceMatrix {
     DeviceMatrix {
         rows,
         cols,
-        data: nowhere,
+        data: Span::at(0, 0),
         format,
     }
 }

@@ -75,11 +75,11 @@ impl DeviceMatrix {
         !matches!(self.format, Format::Bf16)
     }
 
-    /// Address of the int4 scale stream, 0 where there is none, and its tensor's bias.
+    /// Address of its scale codes, 0 where there are none, and their tensor's bias (NF4: the offset's bits).
     #[must_use]
     pub fn scales(&self) -> (u64, i32) {
         match self.format {
-            Format::Bf16 | Format::Nf4 { .. } | Format::Fp8 { .. } => (0, 0),
+            Format::Bf16 => (0, 0),
             Format::Int4 { scales, format } => {
                 let bias = match format {
                     ScaleFormat::Mini(m) => i32::from(m.bias()),
@@ -87,6 +87,8 @@ impl DeviceMatrix {
                 };
                 (scales.ptr(), bias)
             }
+            Format::Nf4 { absmax, offset, .. } => (absmax.ptr(), offset.to_bits().cast_signed()),
+            Format::Fp8 { scales } => (scales.ptr(), 0),
         }
     }
 
@@ -94,7 +96,9 @@ impl DeviceMatrix {
     #[must_use]
     pub fn scale_defines(&self) -> [(&'static str, i64); 3] {
         let (format, width, mantissa) = match self.format {
-            Format::Bf16 | Format::Nf4 { .. } | Format::Fp8 { .. } => (0, 16, 0),
+            Format::Bf16 => (0, 16, 0),
+            Format::Nf4 { .. } => (0, 8, 0),
+            Format::Fp8 { .. } => (2, 32, 0),
             Format::Int4 { format, .. } => {
                 let width = i64::from(format.width_bits());
                 match format {
@@ -271,19 +275,6 @@ impl<'s> Placer<'_, 's, '_> {
 
     /// A matrix that the engine multiplies with.
     fn matrix(&mut self, m: &NamedMatrix) -> Result<DeviceMatrix> {
-        let placed = self.place_matrix(m)?;
-        let scheme = match placed.format {
-            Format::Bf16 | Format::Int4 { .. } => return Ok(placed),
-            Format::Nf4 { .. } => "nf4-dq",
-            Format::Fp8 { .. } => "fp8-e4m3",
-        };
-        let message = format!(
-            "is {scheme}, which --device cuda does not multiply with; run with --device cpu"
-        );
-        Err(Error::tensor(&m.name, message))
-    }
-
-    fn place_matrix(&mut self, m: &NamedMatrix) -> Result<DeviceMatrix> {
         let bad = |message: String| Err(Error::tensor(&m.name, message));
         let (bytes, format) = match self.source.stored(&m.name, &[m.rows, m.cols])? {
             TensorData::Raw { dtype, bytes } => (to_bf16(dtype, bytes), Format::Bf16),
@@ -317,9 +308,17 @@ impl<'s> Placer<'_, 's, '_> {
                     let nested = scales.nested(i);
                     nested.map_err(|e| Error::tensor(&m.name, e.to_string()))?;
                 }
+                // One behind the other, as decode_product.cuh wants them.
+                let nested_at = scales.absmax.len().next_multiple_of(16);
+                let (codes, nested) = (scales.absmax, scales.nested_absmax);
+                let both = self.arena.take(nested_at + nested.len() + SLACK)?;
+                let absmax = both.part(0, codes.len())?;
+                let nested_absmax = both.part(nested_at, nested.len())?;
+                self.pieces.push((Cow::Borrowed(codes), absmax));
+                self.pieces.push((Cow::Borrowed(nested), nested_absmax));
                 let format = Format::Nf4 {
-                    absmax: self.place(Cow::Borrowed(scales.absmax))?,
-                    nested_absmax: self.place(Cow::Borrowed(scales.nested_absmax))?,
+                    absmax,
+                    nested_absmax,
                     offset: scales.offset,
                 };
                 (Cow::Borrowed(nibbles), format)
@@ -332,9 +331,10 @@ impl<'s> Placer<'_, 's, '_> {
                 (Cow::Borrowed(codes), Format::Fp8 { scales })
             }
         };
-        // Rows start at 16 bytes, and bf16 rows are whole lines of 64.
+        // Rows start at 16 bytes, bf16's and FP8's are whole lines of 128 bytes, NF4's whole blocks.
         let step = match format {
-            Format::Bf16 | Format::Nf4 { .. } | Format::Fp8 { .. } => 64,
+            Format::Bf16 | Format::Nf4 { .. } => 64,
+            Format::Fp8 { .. } => 128,
             Format::Int4 { .. } => 32,
         };
         if !m.cols.is_multiple_of(step) || !m.rows.is_multiple_of(8) {

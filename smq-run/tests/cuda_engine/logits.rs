@@ -1,6 +1,6 @@
 //! Logits, teacher-forced: the tokens are given, whatever the engine would choose.
 
-use smq_convert::ScaleChoice;
+use smq_convert::{Method, ScaleChoice};
 use smq_run::cuda::CudaEngine;
 use smq_run::{Engine, Source};
 
@@ -30,6 +30,36 @@ pub fn quantized(scales: ScaleChoice) -> Outcome {
     none(failures)
 }
 
+/// Prompts widen NF4 whatever their length.
+pub fn nf4() -> Outcome {
+    let mut failures = Vec::new();
+    for target in ["all", "mlp", models::WITH_HEAD] {
+        let model = Model::fixture().quantized_as(Method::Nf4, target);
+        failures.extend(of_fixture_as(
+            &format!("NF4 {target}"),
+            &model,
+            &LENGTHS,
+            |_| true,
+        ));
+    }
+    none(failures)
+}
+
+/// Rounded activations that lie near a tie round another way on either side, which the bf16 twin's distance covers.
+pub fn fp8() -> Outcome {
+    let mut failures = Vec::new();
+    for target in ["all", "mlp"] {
+        let model = Model::fixture().quantized_as(Method::Fp8, target);
+        failures.extend(of_fixture_as(
+            &format!("FP8 {target}"),
+            &model,
+            &LENGTHS,
+            |_| false,
+        ));
+    }
+    none(failures)
+}
+
 pub fn int4_head() -> Outcome {
     let model = Model::fixture().quantized(models::E5M5, models::WITH_HEAD);
     none(of_fixture("int4 head", &model, &[1, 128], true))
@@ -39,6 +69,15 @@ pub fn int4_head() -> Outcome {
 const LENGTHS: [usize; 7] = [1, 127, 128, 129, 700, 1100, 2300];
 
 fn of_fixture(name: &str, model: &Model, prompts: &[usize], int4: bool) -> Vec<String> {
+    of_fixture_as(name, model, prompts, |m| int4 && m >= WIDEN_MIN_ROWS)
+}
+
+fn of_fixture_as(
+    name: &str,
+    model: &Model,
+    prompts: &[usize],
+    widened: impl Fn(usize) -> bool,
+) -> Vec<String> {
     let source = model.open();
     let growth = ORIGINAL - 7..=ORIGINAL + 8;
     let tokens = sample_tokens(prompts.iter().max().unwrap().max(growth.end()) + STEPS);
@@ -49,9 +88,7 @@ fn of_fixture(name: &str, model: &Model, prompts: &[usize], int4: bool) -> Vec<S
         .chain(growth);
     let reference = Reference::new(&source, &tokens, lengths);
     let mut engine = CudaEngine::load(&source, None).unwrap();
-    let mut failures = of_prompts(name, &mut engine, &reference, &tokens, prompts, |m| {
-        int4 && m >= WIDEN_MIN_ROWS
-    });
+    let mut failures = of_prompts(name, &mut engine, &reference, &tokens, prompts, widened);
     failures.extend(decoding(name, &mut engine, &reference, &tokens));
     failures.extend(growing(name, &mut engine, &reference, &tokens));
     failures

@@ -60,7 +60,9 @@ fn tests() -> Vec<(String, Test)> {
         let test = move || logits::quantized(scales);
         add(&format!("logits_{}", scales.name()), Box::new(test));
     }
-    let fixed: [(&str, Plain); 21] = [
+    let fixed: [(&str, Plain); 23] = [
+        ("logits_nf4", logits::nf4),
+        ("logits_fp8", logits::fp8),
         ("logits_int4_head", logits::int4_head),
         ("logits_llama", logits::llama),
         ("logits_llama_int4", logits::llama_int4),

@@ -3,7 +3,7 @@
 use crate::config::ModelConfig;
 use crate::cuda::kernels::Defines;
 use crate::cuda::state::RING;
-use crate::cuda::weights::DeviceMatrix;
+use crate::cuda::weights::{DeviceMatrix, Format};
 use crate::error::{Error, Result};
 
 /// What surrounds a product (`decode_product.cuh` says exactly).
@@ -19,11 +19,45 @@ pub enum Epilogue {
     Logits,
 }
 
+/// How weights are stored, by `decode_product.cuh`'s numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// bf16.
+    Bf16,
+    /// int4 with scales of groups.
+    Int4,
+    /// NF4 with doubly quantized scales.
+    Nf4,
+    /// E4M3.
+    Fp8,
+}
+
+impl Storage {
+    fn of(m: &DeviceMatrix) -> Self {
+        match m.format {
+            Format::Bf16 => Self::Bf16,
+            Format::Int4 { .. } => Self::Int4,
+            Format::Nf4 { .. } => Self::Nf4,
+            Format::Fp8 { .. } => Self::Fp8,
+        }
+    }
+
+    /// Bytes that a warp exchanges of its activations.
+    fn exchange_bytes(self) -> usize {
+        match self {
+            Self::Bf16 => 0,
+            Self::Int4 => 784,
+            Self::Nf4 => 1040,
+            Self::Fp8 => 256,
+        }
+    }
+}
+
 /// One kind of product: what the kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kind {
     cols: usize,
-    int4: bool,
+    storage: Storage,
     epilogue: Epilogue,
     /// Rows of up to three matrices.
     segments: [usize; 3],
@@ -31,6 +65,8 @@ pub struct Kind {
 
 /// Bytes of shared memory that a block can have.
 const BLOCK_BYTES: usize = 227 << 10;
+/// Bytes copied for one run of NF4's scales of codes.
+const NESTED_BYTES: usize = 48;
 /// Warps of a block that multiply; lines of 128 bytes of 8 rows in a slot.
 const WARPS: usize = 12;
 /// Warps of a block that copy.
@@ -44,7 +80,7 @@ macro_rules! kind_names {
     ($($n:literal)*) => {
         [$([
             concat!("KIND", $n, "_K"),
-            concat!("KIND", $n, "_INT4"),
+            concat!("KIND", $n, "_STORAGE"),
             concat!("KIND", $n, "_EPILOGUE"),
             concat!("KIND", $n, "_SEG0"),
             concat!("KIND", $n, "_SEG1"),
@@ -53,10 +89,12 @@ macro_rules! kind_names {
     };
 }
 const KIND_NAMES: [[&str; 6]; 9] = kind_names!(0 1 2 3 4 5 6 7 8);
-/// The number of different columns of int4 and of bf16 products, and each.
-const CORE_NAMES: [[&str; 4]; 2] = [
-    ["INT4_CORES", "INT4_CORE0_K", "INT4_CORE1_K", "INT4_CORE2_K"],
+/// The number of different columns of the products of each storage, and these.
+const CORE_NAMES: [[&str; 4]; 4] = [
     ["BF16_CORES", "BF16_CORE0_K", "BF16_CORE1_K", "BF16_CORE2_K"],
+    ["INT4_CORES", "INT4_CORE0_K", "INT4_CORE1_K", "INT4_CORE2_K"],
+    ["NF4_CORES", "NF4_CORE0_K", "NF4_CORE1_K", "NF4_CORE2_K"],
+    ["FP8_CORES", "FP8_CORE0_K", "FP8_CORE1_K", "FP8_CORE2_K"],
 ];
 
 impl Kind {
@@ -73,7 +111,7 @@ impl Kind {
         }
         Self {
             cols: first.cols,
-            int4: first.is_int4(),
+            storage: Storage::of(first),
             epilogue,
             segments,
         }
@@ -82,6 +120,30 @@ impl Kind {
     /// Most tiles of 8 rows that one of `sms` blocks has.
     fn max_tiles(&self, sms: usize) -> usize {
         (self.segments.iter().sum::<usize>() / 8).div_ceil(sms)
+    }
+
+    /// Scale codes of a row.
+    #[must_use]
+    pub fn groups(&self) -> usize {
+        match self.storage {
+            Storage::Bf16 => 0,
+            Storage::Int4 => self.cols.div_ceil(128),
+            Storage::Nf4 => self.cols / 64,
+            Storage::Fp8 => 1,
+        }
+    }
+
+    /// Bytes in a slot behind its weights.
+    fn code_bytes(&self, width: usize) -> usize {
+        let nested = if self.storage == Storage::Nf4 {
+            NESTED_BYTES
+        } else {
+            0
+        };
+        match self.storage {
+            Storage::Bf16 => 0,
+            _ => self.runs() * (self.run_bytes(width) + nested),
+        }
     }
 
     /// Runs of consecutive scale codes in a tile.
@@ -97,7 +159,7 @@ impl Kind {
     /// and the word after the last.
     #[must_use]
     pub fn run_bytes(&self, width: usize) -> usize {
-        let codes = 8 / self.runs() * self.cols.div_ceil(128);
+        let codes = 8 / self.runs() * self.groups();
         (codes * width / 8 + 16 + 4).next_multiple_of(16)
     }
 }
@@ -130,12 +192,12 @@ impl Plan {
     /// shared memory.
     pub fn new(c: &ModelConfig, products: &[(Kind, Defines)], sms: usize) -> Result<Self> {
         let (mut kinds, mut scales) = (Vec::new(), Vec::new());
-        // Columns of int4 and of bf16 products: at most three each, the width of the stream, of the heads, of the MLP.
-        let mut cores: [Vec<i64>; 2] = Default::default();
+        // Columns by storage: at most three each, the width of the stream, of the heads, of the MLP.
+        let mut cores: [Vec<i64>; 4] = Default::default();
         for (kind, format) in products {
             push_new(&mut kinds, *kind);
-            push_new(&mut cores[usize::from(!kind.int4)], kind.cols as i64);
-            if kind.int4 {
+            push_new(&mut cores[kind.storage as usize], kind.cols as i64);
+            if kind.storage == Storage::Int4 {
                 push_new(&mut scales, format.clone());
             }
         }
@@ -153,13 +215,12 @@ impl Plan {
                 c.kv_heads
             )));
         }
-        let any_int4 = kinds.iter().any(|k| k.int4);
         let codes = products
             .iter()
-            .filter(|(k, _)| k.int4)
-            .map(|(k, scales)| k.runs() * k.run_bytes(scales[1].1 as usize))
-            .max()
-            .unwrap_or(0);
+            .map(|(k, scales)| k.code_bytes(scales[1].1 as usize));
+        let codes = codes.max().unwrap_or(0);
+        let exchange = kinds.iter().map(|k| k.storage.exchange_bytes());
+        let exchange = exchange.max().unwrap_or(0);
         let slot = (8 * 128 * WARPS + codes).next_multiple_of(128);
         let queries = c.heads / c.kv_heads;
         let batch = queries.div_ceil(queries.div_ceil(512 / c.head_dim));
@@ -180,7 +241,7 @@ impl Plan {
             .max()
             .unwrap_or(0)
             .next_multiple_of(128);
-        let fixed = 1024 + 8 * c.rope.rotary_dim + 16 * 64 + if any_int4 { WARPS * 784 } else { 0 };
+        let fixed = 1024 + 8 * c.rope.rotary_dim + 16 * 64 + WARPS * exchange + 1024;
         let slots = BLOCK_BYTES.saturating_sub(fixed + 128 + 2 * partial) / slot;
         if slots < 2 {
             return Err(Error::Config(format!(
@@ -206,7 +267,7 @@ impl Plan {
             ("INT4_IN_FLIGHT", number(in_flight(IN_FLIGHT_INT4))),
             ("BF16_IN_FLIGHT", number(in_flight(IN_FLIGHT_BF16))),
             ("PARTIAL_BYTES", number(partial)),
-            ("ANY_INT4", i64::from(any_int4)),
+            ("EXCHANGE_BYTES", number(exchange)),
             ("KINDS", number(kinds.len())),
             // Whether a product has three matrices: scale codes then begin anew within it.
             (
@@ -227,7 +288,7 @@ impl Plan {
             let [s0, s1, s2] = kind.segments.map(number);
             let values = [
                 number(kind.cols),
-                i64::from(kind.int4),
+                kind.storage as i64,
                 kind.epilogue as i64,
                 s0,
                 s1,

@@ -107,7 +107,7 @@ impl Phase {
                 scales,
                 bias,
             );
-            this.0[word::FIRST1] = (first.rows / 2 * first.cols.div_ceil(128)) as u32;
+            this.0[word::FIRST1] = (first.rows / 2 * kind.groups()) as u32;
         }
         let [(_, format), (_, width), (_, mantissa)] = first.scale_defines();
         this.0[word::SCALES] = (format | width << 8 | mantissa << 16) as u32;

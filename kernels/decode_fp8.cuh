@@ -1,0 +1,115 @@
+// FP8 weights of a decode product (decode_product.cuh): E4M3, one f32 scale a row, times activations rounded to E4M3 with one
+// scale for all of x: absmax / 448, as the prompt's kernels have it.
+//
+// 128 bytes of a row are 128 columns, a half is 64. Both sides are exact in f16: mma.m16n8k16, f16 x f16 -> f32, so that
+// sums are f32's (tensor cores add FP8 products with fewer bits). Column 4 half of b holds that half's x.
+//
+// Every warp has a line of each slot; the rows' scales follow a slot's weights.
+#pragma once
+
+#if FP8_CORES
+DEVICE u32 f16_of_e4m3(u32 two) { // of the lower 16 bits
+    u32 pair;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"((u16)two));
+    return pair;
+}
+DEVICE u32 round_to_e4m3(float low, float high) {
+    u16 two;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(two) : "f"(high), "f"(low));
+    return two;
+}
+#if !NF4_CORES
+DEVICE void mma_f16(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+#endif
+
+template <int K> __device__ __noinline__ Multiplied multiply_fp8(Multiply m, LaneScales scales, u8 *scratch) {
+    constexpr Shape S = {K, FP8, STORE, 0, 0, 0};
+    constexpr int LINES = S.lines, KSPLIT = S.ksplit;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
+    const Ring ring = m.at.ring();
+    __shared__ u32 maxima[WARPS];
+
+    // A lane's 4 of each line's 128 columns.
+    auto column = [&](int i) { return min(128 * (i * WARPS + warp) + 4 * lane, K); };
+    uint4 raw[KSPLIT];
+    u32 missing = 0;
+#pragma unroll
+    for (int i = 0; i < KSPLIT; i++) {
+        raw[i] = make_uint4(0, 0, 0, 0);
+        if (column(i) < K) missing |= 1u << i;
+    }
+    while (__any_sync(0xffffffffu, missing)) {
+#pragma unroll
+        for (int i = 0; i < KSPLIT; i++)
+            if (missing >> i & 1) raw[i] = load_relaxed_16(m.x + column(i));
+#pragma unroll
+        for (int i = 0; i < KSPLIT; i++)
+            if (m.tag.on(raw[i])) missing &= ~(1u << i);
+    }
+    u32 largest = 0; // magnitudes compare as their bits do, NaN and infinity above all numbers
+#pragma unroll
+    for (int i = 0; i < KSPLIT; i++) {
+        raw[i].x &= ~3u, raw[i].y &= ~3u, raw[i].z &= ~3u, raw[i].w &= ~3u; // without the tags
+        largest = max(max(max(raw[i].x & 0x7fffffffu, raw[i].y & 0x7fffffffu), raw[i].z & 0x7fffffffu),
+                      max(raw[i].w & 0x7fffffffu, largest));
+    }
+    largest = __reduce_max_sync(0xffffffffu, largest);
+    if (lane == 0) maxima[warp] = largest;
+    sync_threads(1, CONSUMERS);
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) largest = max(largest, maxima[w]);
+    const float x_scale = largest > 0 ? __uint_as_float(largest) / 448.0f : 1.0f;
+
+    u32 b[KSPLIT][8];
+    u32 *exchange = (u32 *)(scratch + warp * 256); // a line's 128 f16
+#pragma unroll
+    for (int i = 0; i < KSPLIT; i++) {
+        const u32 low = round_to_e4m3(__uint_as_float(raw[i].x) / x_scale, __uint_as_float(raw[i].y) / x_scale);
+        const u32 high = round_to_e4m3(__uint_as_float(raw[i].z) / x_scale, __uint_as_float(raw[i].w) / x_scale);
+        __syncwarp();
+        *(uint2 *)(exchange + 2 * lane) = make_uint2(f16_of_e4m3(low), f16_of_e4m3(high));
+        __syncwarp();
+        const uint4 *from = (const uint4 *)(exchange + 32 * (r / 4) + 8 * t), none = {0, 0, 0, 0};
+        const uint4 p = r % 4 ? none : from[0], q = r % 4 ? none : from[1];
+        b[i][0] = p.x, b[i][1] = p.y, b[i][2] = p.z, b[i][3] = p.w;
+        b[i][4] = q.x, b[i][5] = q.y, b[i][6] = q.z, b[i][7] = q.w;
+    }
+    SquareSums squares;
+    squares.load(m.sums, lane);
+
+    const bool counts = t == 2 * (r % 2); // whose c0 and c2 are columns 0 (r even) or 4
+#pragma unroll 1
+    for (int tile = 0; tile < m.count; tile++) {
+        float acc[4] = {}, scale = 0.0f;
+#pragma unroll
+        for (int chunk = 0; chunk < KSPLIT; chunk++) {
+            ring.wait(m.at);
+            const u8 *slot = ring.at(m.at);
+            if (chunk == 0) scale = *(const float *)(slot + WEIGHT_BYTES + scales.run_offset + ((scales.bit & 127) + scales.offset) / 8);
+            if (chunk * WARPS + warp < LINES) {
+                const int stride = min(S.row_bytes - chunk * 128 * WARPS, 128 * WARPS);
+                const u8 *base = slot + lane / 8 * stride + warp * 128 + lane % 8 * 16;
+                const uint4 low = *(const uint4 *)base, high = *(const uint4 *)(base + 4 * stride);
+                const u32 lows[4] = {low.x, low.y, low.z, low.w}, highs[4] = {high.x, high.y, high.z, high.w};
+#pragma unroll
+                for (int w = 0; w < 4; w++)
+                    mma_f16(acc, f16_of_e4m3(lows[w]), f16_of_e4m3(highs[w]), f16_of_e4m3(lows[w] >> 16),
+                            f16_of_e4m3(highs[w] >> 16), b[chunk][2 * w], b[chunk][2 * w + 1]);
+            }
+            __syncwarp();
+            if (lane == 0) ring.release(m.at, 1);
+            m.at.advance();
+        }
+        scales.advance(tile, 1);
+        const float total = add_lanes(counts ? acc[0] : 0.0f, counts ? acc[2] : 0.0f, lane);
+        if ((lane & 6) == 0 && warp < LINES)
+            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + warp] = total * (scale * x_scale);
+    }
+    return {m.at, squares.sum(m.sums, m.tag, lane)};
+}
+#endif
