@@ -21,6 +21,7 @@ const SOURCES: &[(&str, &str)] = &[
         "dequantize.cu",
         include_str!("../../../kernels/dequantize.cu"),
     ),
+    ("fp8.cu", include_str!("../../../kernels/fp8.cu")),
     (
         "gemm_int4.cu",
         include_str!("../../../kernels/gemm_int4.cu"),
