@@ -1,4 +1,4 @@
-//! Products of many rows by cuBLASLt: `y[m, n] = x[m, k] w[n, k]^T`, bf16 in, sums in f32.
+//! Products of many rows by cuBLASLt: `y[m, n] = x[m, k] w[n, k]^T`, bf16 or FP8 in, sums in f32.
 
 mod descriptors;
 
@@ -23,6 +23,16 @@ const ALIGN: u32 = 16;
 /// Algorithms asked for.
 const MAX_RANKS: usize = 8;
 
+/// The type of a product's factors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// bf16.
+    Bf16,
+    /// E4M3 codes, and an f32 scale for each row of w and of x, which multiply the sum. Needs k in multiples of 16 and a
+    /// GPU of compute capability 9.0 (cuBLAS's manual, "Outer Vector Scaling for FP8 Data Types").
+    Fp8,
+}
+
 /// The type of a product's result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Output {
@@ -45,10 +55,21 @@ pub struct MatMul {
     pub x_stride: usize,
     /// Elements from a row of y to the next.
     pub y_stride: usize,
+    /// Type of x and w.
+    pub input: Input,
     /// Type of y.
     pub output: Output,
     /// Adds to y instead of overwriting it. In bf16 the product may be rounded before it is added.
     pub accumulate: bool,
+}
+
+/// Addresses of an FP8 factor.
+#[derive(Debug, Clone, Copy)]
+pub struct Scaled {
+    /// E4M3 codes.
+    pub codes: u64,
+    /// f32, one a row.
+    pub scales: u64,
 }
 
 /// A product with the algorithm for it.
@@ -134,15 +155,29 @@ impl Blas {
             Output::Bf16 => lt::cudaDataType_t::CUDA_R_16BF,
             Output::F32 => lt::cudaDataType_t::CUDA_R_32F,
         };
-        let bf16 = lt::cudaDataType_t::CUDA_R_16BF;
+        if p.input == Input::Fp8 && !(p.k | p.x_stride).is_multiple_of(ALIGN as usize) {
+            let (k, stride) = (p.k, p.x_stride);
+            return Err(Error::Cuda(format!(
+                "an FP8 product has rows of {k} codes, {stride} apart; cuBLASLt needs multiples of {ALIGN}: run with \
+                 --device cpu"
+            )));
+        }
         if p.x_stride < p.k || p.y_stride < p.n {
             return Err(Error::Cuda(format!("rows of a product overlap: {p:?}")));
         }
         // cuBLASLt stores columns one after the other: seen so, w is [k, n] and read transposed, x is
         // [k, m] and y is [n, m].
-        let operation = Operation::transposed_w()?;
-        let w = Layout::new(bf16, p.k, p.n, p.k)?;
-        let x = Layout::new(bf16, p.k, p.m, p.x_stride)?;
+        let mut operation = Operation::transposed_w()?;
+        let x_type = match p.input {
+            Input::Bf16 => lt::cudaDataType_t::CUDA_R_16BF,
+            Input::Fp8 => {
+                // Where the scales are is not known yet, only that they are somewhere.
+                operation.scale_rows(self.workspace.ptr(), self.workspace.ptr())?;
+                lt::cudaDataType_t::CUDA_R_8F_E4M3
+            }
+        };
+        let w = Layout::new(x_type, p.k, p.n, p.k)?;
+        let x = Layout::new(x_type, p.k, p.m, p.x_stride)?;
         let y = Layout::new(y_type, p.n, p.m, p.y_stride)?;
         let preference = Preferences::new(self.workspace.bytes(), ALIGN)?;
         let mut found = [MaybeUninit::<lt::cublasLtMatmulHeuristicResult_t>::uninit(); MAX_RANKS];
@@ -182,16 +217,59 @@ impl Blas {
         })
     }
 
-    /// Queues the product on `stream`, which may be capturing a graph.
+    /// Queues the bf16 product on `stream`, which may be capturing a graph.
     ///
     /// # Errors
-    /// [`Error::Cuda`] if an address is not a multiple of 16 or cuBLASLt fails.
+    /// [`Error::Cuda`] if the plan is of another type, an address is not a multiple of 16, or cuBLASLt fails.
     ///
     /// # Safety
     /// `w`, `x` and `y` are addresses of device memory as large as the plan's product says, that stays
     /// allocated and otherwise untouched until the product is done, at each replay of a graph. No
     /// other product of this `Blas` runs at the same time on another stream: they share the workspace.
     pub unsafe fn run(&self, stream: &Stream, plan: &Plan, w: u64, x: u64, y: u64) -> Result<()> {
+        plan.expect(Input::Bf16)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.multiply(stream, &plan.operation, plan, [w, x, y]) }
+    }
+
+    /// As [`run`](Blas::run), of FP8 codes with their scales.
+    ///
+    /// # Errors
+    /// As [`run`](Blas::run).
+    ///
+    /// # Safety
+    /// As [`run`](Blas::run); there are n scales of `w` and m of `x`.
+    pub unsafe fn run_fp8(
+        &self,
+        stream: &Stream,
+        plan: &Plan,
+        w: Scaled,
+        x: Scaled,
+        y: u64,
+    ) -> Result<()> {
+        plan.expect(Input::Fp8)?;
+        if !(w.scales | x.scales).is_multiple_of(u64::from(ALIGN)) {
+            let both = [w.scales, x.scales];
+            return Err(Error::Cuda(format!(
+                "scales at {both:x?} are not aligned to {ALIGN} bytes"
+            )));
+        }
+        // The plan serves all matrices of a shape; an operation is one matrix's.
+        let mut operation = Operation::transposed_w()?;
+        operation.scale_rows(w.scales, x.scales)?;
+        // SAFETY: the caller's promise.
+        unsafe { self.multiply(stream, &operation, plan, [w.codes, x.codes, y]) }
+    }
+
+    /// # Safety
+    /// As [`run`](Blas::run); `operation` is the plan's, but for the scales.
+    unsafe fn multiply(
+        &self,
+        stream: &Stream,
+        operation: &Operation,
+        plan: &Plan,
+        [w, x, y]: [u64; 3],
+    ) -> Result<()> {
         if !(w | x | y).is_multiple_of(u64::from(ALIGN)) {
             let all = [w, x, y];
             return Err(Error::Cuda(format!(
@@ -205,7 +283,7 @@ impl Blas {
         let result = unsafe {
             lt::cublasLtMatmul(
                 self.handle,
-                plan.operation.0,
+                operation.0,
                 (&raw const alpha).cast(),
                 w as *const c_void,
                 plan.w.0,
@@ -226,6 +304,18 @@ impl Blas {
             lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS => Ok(()),
             error => check(error, &format!("multiplying {:?}", plan.product)),
         }
+    }
+}
+
+impl Plan {
+    fn expect(&self, input: Input) -> Result<()> {
+        if self.product.input == input {
+            return Ok(());
+        }
+        let product = &self.product;
+        Err(Error::Cuda(format!(
+            "a product was planned as {product:?} and run as {input:?}"
+        )))
     }
 }
 

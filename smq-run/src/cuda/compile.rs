@@ -21,6 +21,7 @@ const SOURCES: &[(&str, &str)] = &[
         "dequantize.cu",
         include_str!("../../../kernels/dequantize.cu"),
     ),
+    ("fp8.cu", include_str!("../../../kernels/fp8.cu")),
     (
         "gemm_int4.cu",
         include_str!("../../../kernels/gemm_int4.cu"),
@@ -285,7 +286,7 @@ mod tests {
 
     #[test]
     fn nf4_tables_are_the_formats() {
-        let text = HEADERS[1].1;
+        let (_, text) = HEADERS.iter().find(|h| h.0 == "nf4.cuh").unwrap();
         let words: Vec<u32> = text
             .split("0x")
             .skip(1)

@@ -14,6 +14,7 @@ pub mod decode;
 pub mod device;
 mod during;
 pub mod engine;
+pub mod fp8;
 pub mod graph;
 pub mod kernels;
 pub mod launch;

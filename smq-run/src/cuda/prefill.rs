@@ -10,7 +10,7 @@ use super::kernels::{Call, Defines, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
 use super::module::Kernel;
-use super::rows::{Activations, RowProducts, Target, reads_int4_order, wide_bytes};
+use super::rows::{Activations, RowProducts, Target, reads_int4_order, scratch_bytes};
 use super::weights::DeviceMatrix;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -360,16 +360,16 @@ impl Prefill {
         drop(old);
         let one = std::slice::from_ref::<DeviceMatrix>;
         // Few rows may need what many do not, so ask for both.
-        let wide = model
+        let scratch = model
             .layers
             .iter()
             .flat_map(|l| [&l.qkv[..], one(&l.o), &l.gate_up, one(&l.down)])
             .chain([one(&model.head)])
-            .map(|w| wide_bytes(w, m).max(wide_bytes(w, 1)))
+            .map(|w| scratch_bytes(w, m).max(scratch_bytes(w, 1)))
             .max()
             .unwrap_or(0);
         let width = c.heads * c.head_dim;
-        let (arena, (mut buffers, wide)) = Arena::build(gpu, "a prompt's activations", |a| {
+        let (arena, (mut buffers, scratch)) = Arena::build(gpu, "a prompt's activations", |a| {
             let mut activations = |columns: usize| -> Result<Activations> {
                 let stride = padded(columns);
                 Ok(Activations {
@@ -398,14 +398,14 @@ impl Prefill {
                 log_probs: a.take(8 * logit_rows)?,
                 _arena: Arena::sizes(),
             };
-            Ok((buffers, a.take(wide)?))
+            Ok((buffers, a.take(scratch)?))
         })?;
         if let Some(memory) = arena.buffer() {
             // Padding columns are read as zero.
             memory.fill(gpu.main(), 0)?;
         }
         buffers._arena = arena;
-        self.products.set_wide(wide);
+        self.products.set_scratch(scratch);
         self.buffers = Some(buffers);
         Ok(())
     }

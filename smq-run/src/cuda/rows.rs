@@ -1,8 +1,9 @@
 //! Products of many activation rows: cuBLASLt for bf16 weights, `gemm_int4.cu` for int4, and for very many rows
-//! int4 weights are widened to bf16 first.
+//! int4 weights are widened to bf16 first, NF4 weights for any number. FP8 weights meet activations quantized to FP8.
 
 use super::args::Args;
-use super::blas::{Blas, MatMul, Output};
+use super::blas::{Blas, Input, MatMul, Output, Scaled};
+use super::fp8::QuantizedRows;
 use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
@@ -44,8 +45,8 @@ pub enum Target {
 #[derive(Debug)]
 pub struct RowProducts {
     blas: Blas,
-    /// A matrix as bf16.
-    wide: Span,
+    /// A matrix as bf16, or activations as FP8.
+    scratch: Span,
 }
 
 /// Whether the product with `matrices` wants its activations in int4 order: where the int4 kernel does it.
@@ -54,29 +55,29 @@ pub fn reads_int4_order(matrices: &[DeviceMatrix], m: usize) -> bool {
     matches!(matrices, [one] if one.is_int4() && m < widen_from(one))
 }
 
-/// Bytes that widening a matrix takes; 0 where it is never done.
+/// Bytes of scratch memory that the product with `matrices` takes: for a matrix widened to bf16, or for activations as
+/// FP8; 0 where neither is done.
 #[must_use]
-pub fn wide_bytes(matrices: &[DeviceMatrix], m: usize) -> usize {
-    let widened = |w: &&DeviceMatrix| w.is_coded() && !reads_int4_order(matrices, m);
-    let bytes = |w: &DeviceMatrix| 2 * w.rows * w.cols;
-    matrices
-        .iter()
-        .filter(widened)
-        .map(bytes)
-        .max()
-        .unwrap_or(0)
+pub fn scratch_bytes(matrices: &[DeviceMatrix], m: usize) -> usize {
+    let bytes = |w: &DeviceMatrix| match w.format {
+        Format::Bf16 => 0,
+        Format::Fp8 { .. } => QuantizedRows::bytes(m, w.cols),
+        Format::Int4 { .. } | Format::Nf4 { .. } if reads_int4_order(matrices, m) => 0,
+        Format::Int4 { .. } | Format::Nf4 { .. } => 2 * w.rows * w.cols,
+    };
+    matrices.iter().map(bytes).max().unwrap_or(0)
 }
 
 impl RowProducts {
-    /// With `wide`, as large as the largest [`wide_bytes`].
+    /// With `scratch`, as large as the largest [`scratch_bytes`].
     #[must_use]
-    pub fn new(blas: Blas, wide: Span) -> Self {
-        Self { blas, wide }
+    pub fn new(blas: Blas, scratch: Span) -> Self {
+        Self { blas, scratch }
     }
 
-    /// Replaces the memory for widened matrices.
-    pub fn set_wide(&mut self, wide: Span) {
-        self.wide = wide;
+    /// Replaces the scratch memory.
+    pub fn set_scratch(&mut self, scratch: Span) {
+        self.scratch = scratch;
     }
 
     /// Queues the products of `m` rows of `x` with `matrices`, side by side in `target`.
@@ -100,33 +101,95 @@ impl RowProducts {
             // SAFETY: the caller's promise; the weights are the model's.
             return unsafe { call.run(stream) };
         }
+        let quantized = match matrices {
+            [w, ..] if matches!(w.format, Format::Fp8 { .. }) => {
+                let rows = QuantizedRows::place(self.scratch, m, w.cols)?;
+                // SAFETY: the caller's promise; products before these in the stream are done with the scratch memory.
+                unsafe { rows.call(kernels, m, w.cols, x)?.run(stream) }?;
+                Some(rows)
+            }
+            _ => None,
+        };
         let mut column = 0;
         for w in matrices {
             let (y, y_stride, output) = match target {
                 Target::Bf16(y, stride) => (y + 2 * column as u64, stride, Output::Bf16),
                 Target::Add(y) | Target::Swiglu(y, _) => (y, w.rows, Output::F32),
             };
-            let plan = self.blas.plan(&MatMul {
+            let product = MatMul {
                 m,
                 n: w.rows,
                 k: w.cols,
                 x_stride: x.stride,
                 y_stride,
+                input: Input::Bf16,
                 output,
                 accumulate: matches!(target, Target::Add(_)),
-            })?;
-            let data = if w.is_coded() {
-                // SAFETY: `wide` holds the largest matrix; products before this one in the stream are done with it.
-                unsafe { widen(kernels, w, self.wide.ptr())?.run(stream) }?;
-                self.wide.ptr()
-            } else {
-                w.data.ptr()
             };
-            // SAFETY: the caller's promise, and the weights are the model's or just widened.
-            unsafe { self.blas.run(stream, &plan, data, x.span.ptr(), y) }?;
+            // SAFETY: the caller's promise; the weights are the model's.
+            unsafe {
+                match (w.format, &quantized) {
+                    (Format::Fp8 { scales }, Some(rows)) => {
+                        self.fp8(stream, &product, w.data, scales, rows, y)
+                    }
+                    _ => self.bf16(kernels, stream, &product, w, x, y),
+                }
+            }?;
             column += w.rows;
         }
         Ok(())
+    }
+
+    /// Multiplies in bf16, weights of codes widened first.
+    ///
+    /// # Safety
+    /// As [`run`](RowProducts::run).
+    unsafe fn bf16(
+        &self,
+        kernels: &Kernels,
+        stream: &Stream,
+        product: &MatMul,
+        w: &DeviceMatrix,
+        x: &Activations,
+        y: u64,
+    ) -> Result<()> {
+        let plan = self.blas.plan(product)?;
+        let data = if w.is_coded() {
+            let wide = self.scratch.part(0, 2 * w.rows * w.cols)?.ptr();
+            // SAFETY: it fits; products before this one in the stream are done with the scratch memory.
+            unsafe { widen(kernels, w, wide)?.run(stream) }?;
+            wide
+        } else {
+            w.data.ptr()
+        };
+        // SAFETY: the caller's promise, and the weights are the model's or just widened.
+        unsafe { self.blas.run(stream, &plan, data, x.span.ptr(), y) }
+    }
+
+    /// Multiplies codes with codes.
+    ///
+    /// # Safety
+    /// As [`run`](RowProducts::run), with what was quantized of its activations.
+    unsafe fn fp8(
+        &self,
+        stream: &Stream,
+        product: &MatMul,
+        codes: Span,
+        scales: Span,
+        x: &QuantizedRows,
+        y: u64,
+    ) -> Result<()> {
+        let plan = self.blas.plan(&MatMul {
+            x_stride: product.k,
+            input: Input::Fp8,
+            ..*product
+        })?;
+        let [w, x] = [(codes, scales), (x.codes, x.scales)].map(|(codes, scales)| Scaled {
+            codes: codes.ptr(),
+            scales: scales.ptr(),
+        });
+        // SAFETY: the caller's promise.
+        unsafe { self.blas.run_fp8(stream, &plan, w, x, y) }
     }
 }
 
@@ -278,145 +341,4 @@ pub fn int4_call(
 }
 
 #[cfg(test)]
-mod tests {
-    use smq_format::scale::{MiniFloat, ScaleFormat};
-
-    use super::super::arena::Arena;
-    use super::super::weights::Format;
-    use super::*;
-
-    /// Bytes of shared memory that a block can have.
-    const BLOCK_BYTES: usize = 227 << 10;
-    /// Blocks of a cluster that every GPU with clusters has.
-    const CLUSTER: usize = 8;
-    const SMS: usize = 132;
-
-    fn int4(rows: usize, cols: usize) -> DeviceMatrix {
-        let mut arena = Arena::sizes();
-        let format = MiniFloat::new(5, 5, 100).map(ScaleFormat::Mini).unwrap();
-        DeviceMatrix {
-            rows,
-            cols,
-            data: arena.take(rows * cols / 2).unwrap(),
-            format: Format::Int4 {
-                scales: arena.take(rows * cols.div_ceil(128) * 2).unwrap(),
-                format,
-            },
-        }
-    }
-
-    /// What `gemm_int4.cu` asks of its macros and its launch.
-    fn check(what: &str, w: &DeviceMatrix, m: usize, target: Target) {
-        let what = &format!("{what}, {m} rows");
-        let cut = Cut::new(w, m, target, SMS);
-        let find = |name: &str| {
-            cut.defines
-                .iter()
-                .find(|d| d.0 == name)
-                .map(|d| d.1 as usize)
-        };
-        let get = |name| find(name).unwrap_or_else(|| panic!("{what}: no {name}"));
-        let (tile, warpgroups, split) = (get("TILE_M"), get("WARPGROUPS"), get("SPLIT_K"));
-        let (multicast, stages) = (get("MULTICAST"), get("STAGES"));
-        let swiglu = matches!(target, Target::Swiglu(..));
-
-        assert_eq!((get("K"), get("ROWS")), (w.cols, w.rows), "{what}");
-        assert_eq!(cut.tile, tile, "{what}");
-        assert!(
-            [16, 32, 64, 96, 128].contains(&tile),
-            "{what}: tiles of {tile}"
-        );
-        assert!(
-            [1, 2].contains(&multicast),
-            "{what}: the box is a whole tile"
-        );
-        assert_eq!(w.cols % 32, 0, "{what}");
-        assert_eq!(w.rows % if swiglu { 64 } else { 8 }, 0, "{what}");
-        assert_eq!(cut.threads as usize, 128 * (warpgroups + 1), "{what}");
-
-        let units = if swiglu {
-            (w.rows / 2).div_ceil(128) * 4
-        } else {
-            w.rows.div_ceil(64)
-        };
-        let x = units.div_ceil(warpgroups * multicast) * multicast * split;
-        // SwiGLU's blocks loop over several token tiles, which asks for no split.
-        let y = if swiglu && m > 128 {
-            1
-        } else {
-            m.div_ceil(tile)
-        };
-        assert!(y == m.div_ceil(tile) || split == 1, "{what}");
-        assert_eq!(cut.grid, [x as u32, y as u32], "{what}");
-        assert!(
-            multicast * split <= CLUSTER && x % (multicast * split) == 0,
-            "{what}"
-        );
-        assert!(
-            split <= w.cols.div_ceil(128),
-            "{what}: a group for each of {split}"
-        );
-        assert!(split == 1 || (stages >= warpgroups && !swiglu), "{what}");
-
-        let columns = if swiglu { 32 } else { 64 } + 8;
-        let staged = match target {
-            Target::Add(_) => 0,
-            _ => warpgroups * tile * columns * 2,
-        };
-        let needed = stages * (tile * 256 + warpgroups * 64 * 68) + staged + 16 * stages + 1024;
-        assert!(cut.shared as usize >= needed, "{what}: {needed} bytes");
-        assert!(
-            cut.shared as usize <= BLOCK_BYTES,
-            "{what}: {} bytes",
-            cut.shared
-        );
-    }
-
-    #[test]
-    fn every_product_of_the_tested_models_fits() {
-        // Hidden, rows of qkv, attention's width, intermediate.
-        for (name, [hidden, qkv, width, inner]) in [
-            ("phi3-tiny", [256, 768, 256, 768]),
-            ("SmolLM2-135M", [576, 960, 576, 1536]),
-            ("Phi-3.5-mini", [3072, 9216, 3072, 8192]),
-            ("Llama-3-8B", [4096, 6144, 4096, 14336]),
-        ] {
-            let (qkv_w, o) = (int4(qkv, hidden), int4(hidden, width));
-            let (gate_up, down) = (int4(2 * inner, hidden), int4(hidden, inner));
-            for m in [
-                1, 2, 15, 16, 17, 32, 33, 64, 65, 127, 128, 129, 200, 257, 700, 1023,
-            ] {
-                check(&format!("{name}, qkv"), &qkv_w, m, Target::Bf16(0, qkv));
-                check(&format!("{name}, o"), &o, m, Target::Add(0));
-                check(&format!("{name}, down"), &down, m, Target::Add(0));
-                for order in [false, true] {
-                    let target = Target::Swiglu(0, order);
-                    check(&format!("{name}, gate_up"), &gate_up, m, target);
-                }
-            }
-        }
-    }
-
-    /// The rows of log-probabilities come in blocks, and every route has room for what it widens.
-    #[test]
-    fn what_is_widened_has_room() {
-        let (fused, apart) = (
-            [int4(256, 128)],
-            [int4(128, 128), int4(64, 128), int4(64, 128)],
-        );
-        let from = widen_from(&fused[0]);
-        for m in [1, 128, from - 1] {
-            assert!(reads_int4_order(&fused, m) && !reads_int4_order(&apart, m));
-            assert_eq!(wide_bytes(&fused, m), 0);
-            assert_eq!(wide_bytes(&apart, m), 2 * 128 * 128);
-        }
-        assert!(!reads_int4_order(&fused, from));
-        assert_eq!(wide_bytes(&fused, from), 2 * 256 * 128);
-        let bf16 = DeviceMatrix {
-            format: Format::Bf16,
-            ..fused[0]
-        };
-        assert!(!reads_int4_order(&[bf16], 1));
-        assert_eq!(wide_bytes(&[bf16], 2048), 0);
-    }
-}
+mod tests;

@@ -206,6 +206,7 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
             let mut widen = vec![("K", number(w.cols)), ("GROUP", 128), ("OUT_INT4", 0)];
             widen.extend(w.scale_defines());
             add("dequantize.cu", part, widen);
+            add("fp8.cu", part, vec![("K", number(w.cols))]);
             // Only matrices that are whole go through gemm_int4.
             for m in [16, 64, 128, 512] {
                 let fits = s.fused || matches!(target, Target::Add(_));

@@ -222,8 +222,8 @@ impl<'s> Placer<'_, 's, '_> {
             cols: c.hidden,
         };
         let embedding = self.matrix(&table)?;
-        if embedding.is_int4() {
-            let message = "the embedding is int4, which --device cuda does not look up; run with --device cpu";
+        if embedding.is_coded() {
+            let message = "the embedding is quantized, which --device cuda does not look up; run with --device cpu";
             return Err(Error::tensor(&table.name, message));
         }
         let head = if c.tied_head {

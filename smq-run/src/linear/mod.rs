@@ -22,7 +22,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 pub(crate) use dense::product_f32 as dense_product_f32;
-use fp8::QuantizedX;
+pub(crate) use fp8::QuantizedX;
 use int4::{Code, NibbleRows, PackedX};
 pub(crate) use lanes::Isa;
 pub use matrix::{Matrix, Weights};

@@ -1,6 +1,6 @@
 //! cuBLASLt's products against sums in f64.
 
-use smq_run::cuda::blas::Output;
+use smq_run::cuda::blas::{Input, Output};
 use smq_run::cuda::{Blas, DeviceBuffer, Gpu, Graph, MatMul};
 
 use super::{Outcome, equal};
@@ -44,6 +44,7 @@ pub fn match_f64(gpu: &Gpu) -> Outcome {
                 k,
                 x_stride: k + gap,
                 y_stride: n + gap,
+                input: Input::Bf16,
                 output,
                 accumulate,
             };
@@ -139,6 +140,7 @@ pub fn repeat_to_the_bit(gpu: &Gpu) -> Outcome {
             k,
             x_stride: k,
             y_stride: n,
+            input: Input::Bf16,
             output: Output::F32,
             accumulate: false,
         };

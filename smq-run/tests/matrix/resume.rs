@@ -56,7 +56,7 @@ fn a_whole_run_then_nothing_is_left_to_do() {
         let e = &line["environment"];
         assert_eq!(e["contract_blake3"].as_str().unwrap().len(), 64, "{line}");
         assert!(
-            e["kernels_blake3"]["gemv.cu"].is_string() && e["commit"].is_string(),
+            e["kernels_blake3"]["decode.cu"].is_string() && e["commit"].is_string(),
             "{line}"
         );
         assert!(

@@ -4,6 +4,7 @@ use std::ptr;
 
 use cudarc::cublaslt::sys as lt;
 use lt::cublasLtMatmulDescAttributes_t as DescAttribute;
+use lt::cublasLtMatmulMatrixScale_t as Scale;
 use lt::cublasLtMatmulPreferenceAttributes_t as Preference;
 use lt::cublasLtReductionScheme_t as Reduction;
 
@@ -53,26 +54,39 @@ pub(super) struct Operation(pub(super) lt::cublasLtMatmulDesc_t);
 
 impl Operation {
     pub(super) fn transposed_w() -> Result<Self> {
-        let what = "describing a product";
         let mut operation = Self(ptr::null_mut());
         let f32_type = lt::cudaDataType_t::CUDA_R_32F;
         let compute = lt::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         // SAFETY: the pointer takes the result.
         let result =
             unsafe { lt::cublasLtMatmulDescCreate(&raw mut operation.0, compute, f32_type) };
-        check(result, what)?;
-        let transposed = CUBLAS_OP_T;
-        // SAFETY: the handle is alive, and the attribute is of this type.
+        check(result, "describing a product")?;
+        operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, &CUBLAS_OP_T)?;
+        Ok(operation)
+    }
+
+    /// Multiplies element (row of w, row of x) of the product with the row's f32 scales, at these addresses.
+    pub(super) fn scale_rows(&mut self, w: u64, x: u64) -> Result<()> {
+        // cuBLASLt's default, which matters here: fast accumulation leaves parts of k in the tensor cores' few bits.
+        self.set(DescAttribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &0_i8)?;
+        let mode = Scale::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F as i32;
+        self.set(DescAttribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode)?;
+        self.set(DescAttribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode)?;
+        self.set(DescAttribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &w)?;
+        self.set(DescAttribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &x)
+    }
+
+    fn set<T>(&mut self, attribute: DescAttribute, value: &T) -> Result<()> {
+        // SAFETY: the handle is alive, and cuBLASLt checks the size against the attribute's.
         let result = unsafe {
             lt::cublasLtMatmulDescSetAttribute(
-                operation.0,
-                DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA,
-                (&raw const transposed).cast(),
-                size_of_val(&transposed),
+                self.0,
+                attribute,
+                ptr::from_ref(value).cast(),
+                size_of::<T>(),
             )
         };
-        check(result, what)?;
-        Ok(operation)
+        check(result, &format!("setting {attribute:?}"))
     }
 }
 

@@ -4,8 +4,8 @@ use half::bf16;
 use rayon::prelude::*;
 use smq_convert::Method;
 use smq_format::scale::ScaleFormat;
-use smq_format::{Dtype, Scheme, fp8, nf4};
 
+use super::coded::Coded;
 use super::copies::Copies;
 use super::host::{HostMatrix, parse_scales};
 use super::lab::{Floor, Lab, of};
@@ -14,9 +14,8 @@ use super::reference::Worst;
 use super::report::{Check, KernelReport};
 use super::rows::row_layers;
 use crate::cuda::kernels::Call;
-use crate::cuda::memory::DeviceBuffer;
 use crate::cuda::rows::widen;
-use crate::cuda::weights::{DeviceMatrix, Format};
+use crate::cuda::weights::DeviceMatrix;
 use crate::error::{Error, Result};
 
 /// Formats of scales that it is checked with.
@@ -49,62 +48,13 @@ fn int4(lab: &mut Lab<'_>, layer: &Layer, format: ScaleFormat) -> Result<()> {
 
 /// Normal weights as the quantizer stores them.
 fn coded(lab: &mut Lab<'_>, layer: &Layer, method: Method) -> Result<()> {
-    let (rows, cols) = (layer.rows, layer.cols);
-    let source = HostMatrix::bf16(41, rows, cols).data;
-    let quantized = method.quantize("weights", &source, Dtype::Bf16, (rows, cols));
-    let quantized = quantized.map_err(|e| Error::Cuda(format!("{e:?}")))?;
-    let blobs = &quantized.blobs;
-    let count = lab.copies_of(blobs.iter().map(Vec::len).sum());
-    let copies: Vec<Vec<DeviceBuffer>> = (0..count)
-        .map(|_| blobs.iter().map(|blob| lab.upload(blob)).collect())
-        .collect::<Result<_>>()?;
-    let matrices: Vec<DeviceMatrix> = copies
-        .iter()
-        .map(|blobs| DeviceMatrix {
-            rows,
-            cols,
-            data: blobs[0].span(),
-            format: match quantized.scheme {
-                Scheme::Nf4 { offset_bits } => Format::Nf4 {
-                    absmax: blobs[1].span(),
-                    nested_absmax: blobs[2].span(),
-                    offset: f32::from_bits(offset_bits),
-                },
-                _ => Format::Fp8 {
-                    scales: blobs[1].span(),
-                },
-            },
-        })
-        .collect();
-    let f32s = |bytes: &[u8]| -> Vec<f32> {
-        let chunks = bytes.as_chunks::<4>().0.iter();
-        chunks.map(|b| f32::from_le_bytes(*b)).collect()
-    };
-    let scales = f32s(blobs.last().map_or(&[], Vec::as_slice));
-    let nf4_row = |offset: f32, r: usize| {
-        let first = r * cols;
-        let of_blocks = first / nf4::BLOCK_ELEMS..nf4::blocks(first + cols);
-        let absmax: Vec<f32> = of_blocks
-            .map(|k| nf4::absmax(blobs[1][k], scales[k / nf4::NESTED_BLOCK_CODES], offset))
-            .collect();
-        let mut row = vec![0.0; cols];
-        nf4::dequantize(&blobs[0], &absmax, first, &mut row);
-        row
-    };
-    let row = |r: usize| -> Vec<f32> {
-        match quantized.scheme {
-            Scheme::Nf4 { offset_bits } => nf4_row(f32::from_bits(offset_bits), r),
-            _ => blobs[0][r * cols..(r + 1) * cols]
-                .iter()
-                .map(|code| fp8::VALUES[usize::from(*code)] * scales[r])
-                .collect(),
-        }
-    };
+    let coded = Coded::new(lab, layer, method)?;
+    let row = |r: usize| coded.row(r);
     let report = |mut report: KernelReport| {
         report.weights = Some(method.name());
         report
     };
-    widening(lab, layer, &matrices, &row, &report)
+    widening(lab, layer, &coded.matrices, &row, &report)
 }
 
 /// Checks and times copies of one matrix, whose row `r` is `row(r)` before it is rounded to bf16.

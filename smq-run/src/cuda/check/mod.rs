@@ -5,6 +5,8 @@
 //! weights, so that they come from memory and not from the L2 cache; activations stay where they are, as in the engine.
 
 mod attention;
+mod coded;
+mod coded_rows;
 mod copies;
 mod dequantize;
 mod host;
@@ -43,6 +45,7 @@ pub fn run(options: &Options, on_kernel: &mut dyn FnMut(&KernelReport)) -> Resul
     let (read, copy) = lab.memory_rates()?;
     products::run(&mut lab)?;
     rows::run(&mut lab)?;
+    coded_rows::run(&mut lab)?;
     dequantize::run(&mut lab)?;
     attention::run(&mut lab)?;
     prompt_attention::run(&mut lab)?;

@@ -140,7 +140,7 @@ fn case(lab: &mut Lab<'_>, layer: &Layer, int4: bool) -> Result<()> {
     };
     let x: Vec<f64> = x.iter().map(|v| f64::from(*v) * factor).collect();
     let all: Vec<usize> = (0..rows).collect();
-    let exact: Vec<Exact> = products(&host, &all, &[x]).concat();
+    let exact: Vec<Exact> = products(&|r| host.row(r), &all, &[x]).concat();
     let mut worst = Worst::default();
     let got: Vec<f32> = lab.download(&out, rows)?;
     match layer.epilogue {

@@ -2,8 +2,6 @@
 
 use rayon::prelude::*;
 
-use super::host::HostMatrix;
-
 /// A sum of products and the sum of their magnitudes, which rounding errors are relative to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Exact {
@@ -27,10 +25,13 @@ pub(super) fn dot(a: &[f64], b: &[f64]) -> Exact {
     }
 }
 
+/// A matrix by its rows.
+pub(super) type Rows<'a> = &'a (dyn Fn(usize) -> Vec<f64> + Sync);
+
 /// Products of some rows of `w` with each of `x`: `[row][x]`.
-pub(super) fn products(w: &HostMatrix, rows: &[usize], x: &[Vec<f64>]) -> Vec<Vec<Exact>> {
+pub(super) fn products(w: Rows<'_>, rows: &[usize], x: &[Vec<f64>]) -> Vec<Vec<Exact>> {
     let of_row = |r: &usize| {
-        let row = w.row(*r);
+        let row = w(*r);
         x.iter().map(|x| dot(&row, x)).collect()
     };
     rows.par_iter().map(of_row).collect()

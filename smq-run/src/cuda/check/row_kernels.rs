@@ -54,7 +54,7 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
 }
 
 /// Times `call`, which moves `bytes`.
-fn file(
+pub(super) fn file(
     lab: &mut Lab<'_>,
     kernel: &'static str,
     layer: &'static str,

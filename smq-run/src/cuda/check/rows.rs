@@ -5,12 +5,12 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::copies::Copies;
-use super::host::{HostMatrix, bf16s, normals, sample};
+use super::host::{bf16s, normals, sample};
 use super::lab::{Floor, Lab, of};
 use super::products::{Layer, layers};
-use super::reference::{Exact, Worst, int4_order, products, swiglu};
+use super::reference::{Exact, Rows, Worst, int4_order, products, swiglu};
 use super::report::{Check, KernelReport};
-use crate::cuda::blas::{MatMul, Output};
+use crate::cuda::blas::{Input, MatMul, Output};
 use crate::cuda::decode::plan::Epilogue;
 use crate::cuda::kernels::Call;
 use crate::cuda::memory::DeviceBuffer;
@@ -18,10 +18,38 @@ use crate::cuda::rows::{Activations, Target, int4_call};
 use crate::error::Result;
 
 const ROWS: [usize; 9] = [2, 4, 8, 16, 32, 64, 128, 512, 2048];
-const MOST: usize = 2048;
+pub(super) const MOST: usize = 2048;
 /// Everything is compared where that takes at most so many multiplications; else this many rows and tokens.
 const WORK: usize = 1 << 28;
 const SAMPLE: (usize, usize) = (512, 32);
+
+/// What products may be off by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tolerance {
+    /// Of the sum of the terms' magnitudes.
+    relative: f64,
+    /// In words: of f32, of bf16, which is also rounded.
+    words: [&'static str; 2],
+}
+
+/// bf16 times int4 is exact; sums are f32.
+const INT4: Tolerance = Tolerance {
+    relative: 1.0 / 262_144.0,
+    words: ["2^-18 sum |w| |x|", "2^-18 sum |w| |x| + 2^-8 |y|"],
+};
+/// Sums are f32, in tensor cores that truncate.
+pub(super) const BF16: Tolerance = Tolerance {
+    relative: 1.0 / 32_768.0,
+    words: ["2^-15 sum |w| |x|", "2^-15 sum |w| |x| + 2^-8 |y|"],
+};
+/// Hopper's tensor cores add 32 products of FP8 to a sum at a time, each cut 13 bits below the largest's leading one
+/// (DeepSeek-V3 report, section 3.3.2, found 14 bits kept); without fast accumulation, every few such sums are added up
+/// in f32. 33 cuts of 2^-13 of the largest term, which for normal factors is below a quarter of the 32 magnitudes' sum, are
+/// 2^-10 of that.
+pub(super) const FP8: Tolerance = Tolerance {
+    relative: 1.0 / 1024.0,
+    words: ["2^-10 sum |w| |x|", "2^-10 sum |w| |x| + 2^-8 |y|"],
+};
 
 /// The layers that see more than one row; the head does not.
 pub(super) fn row_layers(lab: &Lab<'_>, kernel: &str) -> Vec<Layer> {
@@ -51,16 +79,16 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
 }
 
 /// Activations of a layer, its output buffer for all rows and one more, and what the output starts as.
-struct Io {
-    x: Vec<bf16>,
+pub(super) struct Io {
+    pub x: Vec<bf16>,
     start: Vec<f32>,
-    out: DeviceBuffer,
+    pub out: DeviceBuffer,
     /// Bytes of an output row.
     row_bytes: usize,
 }
 
 impl Io {
-    fn new(lab: &Lab<'_>, layer: &Layer, swiglu: bool) -> Result<Self> {
+    pub fn new(lab: &Lab<'_>, layer: &Layer, swiglu: bool) -> Result<Self> {
         let row_bytes = match layer.epilogue {
             Epilogue::Residual => 4 * layer.rows,
             Epilogue::Swiglu if swiglu => layer.rows,
@@ -79,7 +107,7 @@ impl Io {
     }
 
     /// Poison, and below it what `m` rows start as.
-    fn reset(&self, lab: &Lab<'_>, layer: &Layer, m: usize) -> Result<()> {
+    pub fn reset(&self, lab: &Lab<'_>, layer: &Layer, m: usize) -> Result<()> {
         self.out.fill(lab.stream(), 0xff)?;
         if !self.start.is_empty() {
             self.out
@@ -88,27 +116,30 @@ impl Io {
         Ok(())
     }
 
-    /// Compares `m` rows, which may be off by `relative` of their products' magnitude, and bf16 by its rounding.
-    fn check(
+    /// Row `t` of the activations.
+    pub fn token(&self, layer: &Layer, t: usize) -> Vec<f64> {
+        let x = &self.x[t * layer.cols..(t + 1) * layer.cols];
+        x.iter().map(|v| v.to_f64()).collect()
+    }
+
+    /// Compares `m` rows of the product of `w` and `x`.
+    pub fn check(
         &self,
         lab: &Lab<'_>,
         layer: &Layer,
-        w: &HostMatrix,
+        (w, x): (Rows<'_>, Rows<'_>),
         m: usize,
-        relative: f64,
+        tolerance: Tolerance,
     ) -> Result<Check> {
-        let everything = m * w.rows * w.cols <= WORK;
-        let (rows, tokens) = if everything { (w.rows, m) } else { SAMPLE };
+        let Tolerance { relative, words } = tolerance;
+        let everything = m * layer.rows * layer.cols <= WORK;
+        let (rows, tokens) = if everything { (layer.rows, m) } else { SAMPLE };
         let halves = usize::from(self.row_bytes == layer.rows) + 1;
-        let rows = sample(32, w.rows / halves, rows / halves);
+        let rows = sample(32, layer.rows / halves, rows / halves);
         let tokens = sample(33, m, tokens);
-        let token = |t: &usize| {
-            let x = &self.x[t * w.cols..(t + 1) * w.cols];
-            x.iter().map(|v| v.to_f64()).collect()
-        };
-        let x: Vec<Vec<f64>> = tokens.iter().map(token).collect();
+        let x: Vec<Vec<f64>> = tokens.iter().map(|t| x(*t)).collect();
         let exact: Vec<Vec<Exact>> = products(w, &rows, &x);
-        let ups: Vec<usize> = rows.iter().map(|r| r + w.rows / 2).collect();
+        let ups: Vec<usize> = rows.iter().map(|r| r + layer.rows / 2).collect();
         let ups = if halves == 2 {
             products(w, &ups, &x)
         } else {
@@ -165,26 +196,20 @@ impl Io {
             }
         }
         let checked = match everything {
-            true => format!("all {} rows, {m} tokens", w.rows),
+            true => format!("all {} rows, {m} tokens", layer.rows),
             false => format!(
                 "{} of {} rows, {} of {m} tokens",
                 halves * rows.len(),
-                w.rows,
+                layer.rows,
                 tokens.len()
             ),
         };
-        let tolerance = match (is_f32, relative < 1e-5) {
-            (true, true) => "2^-18 sum |w| |x|",
-            (true, false) => "2^-15 sum |w| |x|",
-            (false, true) => "2^-18 sum |w| |x| + 2^-8 |y|",
-            (false, false) => "2^-15 sum |w| |x| + 2^-8 |y|",
-        };
-        Ok(Check::new(worst, checked, tolerance))
+        Ok(Check::new(worst, checked, words[usize::from(!is_f32)]))
     }
 }
 
-fn flop(w: &HostMatrix, m: usize) -> f64 {
-    2.0 * (m * w.rows) as f64 * w.cols as f64
+pub(super) fn flop(layer: &Layer, m: usize) -> f64 {
+    2.0 * (m * layer.rows) as f64 * layer.cols as f64
 }
 
 /// Columns of the layers here are multiples of 128: no padding.
@@ -213,12 +238,12 @@ fn int4_products(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
             .collect::<Result<_>>()?;
         io.reset(lab, layer, m)?;
         lab.run(&calls[0])?;
-        // bf16 times int4 is exact; sums are f32.
-        let check = io.check(lab, layer, &host, m, f64::exp2(-18.0))?;
+        let factors: (Rows<'_>, Rows<'_>) = (&|r| host.row(r), &|t| io.token(layer, t));
+        let check = io.check(lab, layer, factors, m, INT4)?;
         let us = lab.time(&calls)?;
         let floor: Floor = copies.floor(lab)?;
         let report = KernelReport::new("gemm_int4", layer.name, us, check);
-        let report = report.weights(&host).rows(m).flop(flop(&host, m));
+        let report = report.weights(&host).rows(m).flop(flop(layer, m));
         lab.report(report, &floor);
     }
     Ok(())
@@ -237,6 +262,7 @@ fn bf16_products(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
             k: host.cols,
             x_stride: host.cols,
             y_stride: host.rows,
+            input: Input::Bf16,
             output: if add { Output::F32 } else { Output::Bf16 },
             accumulate: add,
         })?;
@@ -248,11 +274,12 @@ fn bf16_products(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
         };
         product(lab.stream(), 0)?;
         lab.stream().synchronize()?;
-        let check = io.check(lab, layer, &host, m, f64::exp2(-15.0))?;
+        let factors: (Rows<'_>, Rows<'_>) = (&|r| host.row(r), &|t| io.token(layer, t));
+        let check = io.check(lab, layer, factors, m, BF16)?;
         let us = lab.time_each(copies.matrices.len(), product)?;
         let floor: Floor = copies.floor(lab)?;
         let report = KernelReport::new("cublaslt", layer.name, us, check);
-        let report = report.weights(&host).rows(m).flop(flop(&host, m));
+        let report = report.weights(&host).rows(m).flop(flop(layer, m));
         lab.report(report, &floor);
     }
     Ok(())

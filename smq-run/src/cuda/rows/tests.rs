@@ -1,0 +1,160 @@
+use smq_format::scale::{MiniFloat, ScaleFormat};
+
+use super::*;
+use crate::cuda::arena::Arena;
+use crate::cuda::weights::Format;
+
+/// Bytes of shared memory that a block can have.
+const BLOCK_BYTES: usize = 227 << 10;
+/// Blocks of a cluster that every GPU with clusters has.
+const CLUSTER: usize = 8;
+const SMS: usize = 132;
+
+fn int4(rows: usize, cols: usize) -> DeviceMatrix {
+    let mut arena = Arena::sizes();
+    let format = MiniFloat::new(5, 5, 100).map(ScaleFormat::Mini).unwrap();
+    DeviceMatrix {
+        rows,
+        cols,
+        data: arena.take(rows * cols / 2).unwrap(),
+        format: Format::Int4 {
+            scales: arena.take(rows * cols.div_ceil(128) * 2).unwrap(),
+            format,
+        },
+    }
+}
+
+/// What `gemm_int4.cu` asks of its macros and its launch.
+fn check(what: &str, w: &DeviceMatrix, m: usize, target: Target) {
+    let what = &format!("{what}, {m} rows");
+    let cut = Cut::new(w, m, target, SMS);
+    let find = |name: &str| {
+        cut.defines
+            .iter()
+            .find(|d| d.0 == name)
+            .map(|d| d.1 as usize)
+    };
+    let get = |name| find(name).unwrap_or_else(|| panic!("{what}: no {name}"));
+    let (tile, warpgroups, split) = (get("TILE_M"), get("WARPGROUPS"), get("SPLIT_K"));
+    let (multicast, stages) = (get("MULTICAST"), get("STAGES"));
+    let swiglu = matches!(target, Target::Swiglu(..));
+
+    assert_eq!((get("K"), get("ROWS")), (w.cols, w.rows), "{what}");
+    assert_eq!(cut.tile, tile, "{what}");
+    assert!(
+        [16, 32, 64, 96, 128].contains(&tile),
+        "{what}: tiles of {tile}"
+    );
+    assert!(
+        [1, 2].contains(&multicast),
+        "{what}: the box is a whole tile"
+    );
+    assert_eq!(w.cols % 32, 0, "{what}");
+    assert_eq!(w.rows % if swiglu { 64 } else { 8 }, 0, "{what}");
+    assert_eq!(cut.threads as usize, 128 * (warpgroups + 1), "{what}");
+
+    let units = if swiglu {
+        (w.rows / 2).div_ceil(128) * 4
+    } else {
+        w.rows.div_ceil(64)
+    };
+    let x = units.div_ceil(warpgroups * multicast) * multicast * split;
+    // SwiGLU's blocks loop over several token tiles, which asks for no split.
+    let y = if swiglu && m > 128 {
+        1
+    } else {
+        m.div_ceil(tile)
+    };
+    assert!(y == m.div_ceil(tile) || split == 1, "{what}");
+    assert_eq!(cut.grid, [x as u32, y as u32], "{what}");
+    assert!(
+        multicast * split <= CLUSTER && x % (multicast * split) == 0,
+        "{what}"
+    );
+    assert!(
+        split <= w.cols.div_ceil(128),
+        "{what}: a group for each of {split}"
+    );
+    assert!(split == 1 || (stages >= warpgroups && !swiglu), "{what}");
+
+    let columns = if swiglu { 32 } else { 64 } + 8;
+    let staged = match target {
+        Target::Add(_) => 0,
+        _ => warpgroups * tile * columns * 2,
+    };
+    let needed = stages * (tile * 256 + warpgroups * 64 * 68) + staged + 16 * stages + 1024;
+    assert!(cut.shared as usize >= needed, "{what}: {needed} bytes");
+    assert!(
+        cut.shared as usize <= BLOCK_BYTES,
+        "{what}: {} bytes",
+        cut.shared
+    );
+}
+
+#[test]
+fn every_product_of_the_tested_models_fits() {
+    // Hidden, rows of qkv, attention's width, intermediate.
+    for (name, [hidden, qkv, width, inner]) in [
+        ("phi3-tiny", [256, 768, 256, 768]),
+        ("SmolLM2-135M", [576, 960, 576, 1536]),
+        ("Phi-3.5-mini", [3072, 9216, 3072, 8192]),
+        ("Llama-3-8B", [4096, 6144, 4096, 14336]),
+    ] {
+        let (qkv_w, o) = (int4(qkv, hidden), int4(hidden, width));
+        let (gate_up, down) = (int4(2 * inner, hidden), int4(hidden, inner));
+        for m in [
+            1, 2, 15, 16, 17, 32, 33, 64, 65, 127, 128, 129, 200, 257, 700, 1023,
+        ] {
+            check(&format!("{name}, qkv"), &qkv_w, m, Target::Bf16(0, qkv));
+            check(&format!("{name}, o"), &o, m, Target::Add(0));
+            check(&format!("{name}, down"), &down, m, Target::Add(0));
+            for order in [false, true] {
+                let target = Target::Swiglu(0, order);
+                check(&format!("{name}, gate_up"), &gate_up, m, target);
+            }
+        }
+    }
+}
+
+/// The rows of log-probabilities come in blocks, and every route has room for what it widens or quantizes.
+#[test]
+fn every_route_has_scratch() {
+    let (fused, apart) = (
+        [int4(256, 128)],
+        [int4(128, 128), int4(64, 128), int4(64, 128)],
+    );
+    let from = widen_from(&fused[0]);
+    for m in [1, 128, from - 1] {
+        assert!(reads_int4_order(&fused, m) && !reads_int4_order(&apart, m));
+        assert_eq!(scratch_bytes(&fused, m), 0);
+        assert_eq!(scratch_bytes(&apart, m), 2 * 128 * 128);
+    }
+    assert!(!reads_int4_order(&fused, from));
+    assert_eq!(scratch_bytes(&fused, from), 2 * 256 * 128);
+    let bf16 = DeviceMatrix {
+        format: Format::Bf16,
+        ..fused[0]
+    };
+    assert!(!reads_int4_order(&[bf16], 1));
+    assert_eq!(scratch_bytes(&[bf16], 2048), 0);
+    let nowhere = fused[0].data;
+    let nf4 = DeviceMatrix {
+        format: Format::Nf4 {
+            absmax: nowhere,
+            nested_absmax: nowhere,
+            offset: 0.0,
+        },
+        ..fused[0]
+    };
+    let fp8 = DeviceMatrix {
+        format: Format::Fp8 { scales: nowhere },
+        ..fused[0]
+    };
+    assert!(!reads_int4_order(&[nf4], 1) && !reads_int4_order(&[fp8], 1));
+    assert_eq!(scratch_bytes(&[nf4], 1), 2 * 256 * 128);
+    assert_eq!(scratch_bytes(&[fp8, fp8], 100), 512 + 100 * 128);
+    let memory = Arena::sizes().take(scratch_bytes(&[fp8], 100)).unwrap();
+    let rows = QuantizedRows::place(memory, 100, 128).unwrap();
+    assert_eq!((rows.scales.ptr(), rows.codes.ptr()), (0, 512));
+    assert!(QuantizedRows::place(memory, 101, 128).is_err());
+}
