@@ -6,6 +6,7 @@ mod generate;
 mod kernels;
 mod output;
 mod ppl;
+mod task;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
 use crate::engine::{self, Device, Engine};
+use crate::eval::task::{Prompts, Task};
 use crate::source::Source;
 
 pub use output::is_broken_pipe;
@@ -63,6 +65,14 @@ enum Command {
 enum EvalCommand {
     /// Perplexity of a text, over non-overlapping windows
     Ppl(ppl::PplArgs),
+    /// The last word of passages: accuracy and perplexity (lambada_openai)
+    Lambada(task::TaskArgs),
+    /// The most likely ending: plain and length-normalized accuracy
+    Hellaswag(task::TaskArgs),
+    /// Multiple-choice science questions, ARC-Challenge or ARC-Easy: plain and length-normalized accuracy
+    Arc(task::TaskArgs),
+    /// Arithmetic answered freely, greedily: strict and flexible exact match
+    Gsm8k(task::AnswerArgs),
 }
 
 /// A model file and the engine's loading, common to all commands.
@@ -87,8 +97,19 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(args, &cli.global),
         Command::Bench(args) => bench::run(args, &cli.global),
         Command::Kernels(args) => kernels::run(args),
-        Command::Eval(EvalCommand::Ppl(args)) => ppl::run(args, &cli.global),
+        Command::Eval(command) => run_eval(command, &cli.global),
         Command::Demo(args) => demo::run(args, &cli.global),
+    }
+}
+
+fn run_eval(command: &EvalCommand, global: &Global) -> anyhow::Result<()> {
+    let run = |task, args| task::run(task, args, Prompts::default(), global);
+    match command {
+        EvalCommand::Ppl(args) => ppl::run(args, global),
+        EvalCommand::Lambada(args) => run(Task::Lambada, args),
+        EvalCommand::Hellaswag(args) => run(Task::Hellaswag, args),
+        EvalCommand::Arc(args) => run(Task::Arc, args),
+        EvalCommand::Gsm8k(args) => task::run(Task::Gsm8k, &args.task, args.prompts(), global),
     }
 }
 
