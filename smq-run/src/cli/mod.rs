@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod generate;
 mod kernels;
+mod kl;
 mod output;
 mod ppl;
 mod task;
@@ -65,6 +66,8 @@ enum Command {
 enum EvalCommand {
     /// Perplexity of a text, over non-overlapping windows
     Ppl(ppl::PplArgs),
+    /// Distance of next-token distributions from the unquantized model's: KL divergence, top-1 agreement, perplexity ratio
+    Kl(kl::KlArgs),
     /// The last word of passages: accuracy and perplexity (lambada_openai)
     Lambada(task::TaskArgs),
     /// The most likely ending: plain and length-normalized accuracy
@@ -106,6 +109,7 @@ fn run_eval(command: &EvalCommand, global: &Global) -> anyhow::Result<()> {
     let run = |task, args| task::run(task, args, Prompts::default(), global);
     match command {
         EvalCommand::Ppl(args) => ppl::run(args, global),
+        EvalCommand::Kl(args) => kl::run(args, global),
         EvalCommand::Lambada(args) => run(Task::Lambada, args),
         EvalCommand::Hellaswag(args) => run(Task::Hellaswag, args),
         EvalCommand::Arc(args) => run(Task::Arc, args),

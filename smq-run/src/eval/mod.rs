@@ -1,6 +1,8 @@
 //! Quality measured on texts and tasks.
 
 pub mod encode;
+pub mod kl;
 pub mod metrics;
+pub mod paired;
 pub mod ppl;
 pub mod task;
