@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Runs the real lm-evaluation-harness on local files and writes what it scored, one JSON line an item.
 
-    lm_eval_peer.py MODEL_DIR --data DIR --out DIR [--limit N] [--tasks lambada,hellaswag,arc,gsm8k]
+    lm_eval_peer.py MODEL_DIR --data DIR --out DIR [--limit N] [--tasks lambada,hellaswag,arc,gsm8k] [--golden FILE]
 
 MODEL_DIR is a Hugging Face checkpoint, run by transformers on the CPU in f32 at batch size 1. The tasks are the
 harness's own YAML files (lambada_openai, hellaswag, arc_challenge, gsm8k) with nothing changed but where the data
 comes from; zero-shot; gsm8k with the chat template where the tokenizer has one. DIR holds TASK.jsonl or the files as
 they are published (see FILES); only their first N items are used, and they are written to OUT/TASK.data.jsonl, so that
-`smq-run eval TASK MODEL --data OUT/TASK.data.jsonl` sees the same items. Then compare_lm_eval.py compares.
+`smq-run eval TASK MODEL --data OUT/TASK.data.jsonl` sees the same items. Then compare_lm_eval.py compares. --golden
+writes everything into one file besides: tests/fixtures/eval/golden.json is that of phi3-tiny on tests/fixtures/eval.
 Needs lm-eval 0.4 (with datasets), torch and transformers; nothing is downloaded.
 """
 
@@ -69,6 +70,7 @@ def main():
     parser.add_argument("--tasks", default="lambada,hellaswag,arc,gsm8k")
     parser.add_argument("--max-gen-toks", type=int, help="new tokens of gsm8k [default: the harness's, 256]")
     parser.add_argument("--bootstrap-iters", type=int, default=100000)
+    parser.add_argument("--golden", type=pathlib.Path)
     args = parser.parse_args()
 
     import lm_eval
@@ -82,6 +84,7 @@ def main():
     # By itself the harness would share arguments between requests in ways that a model object forbids.
     model = HFLM(pretrained=args.model, dtype="float32", device="cpu", batch_size=1)
     templated = model.tokenizer.chat_template is not None
+    golden = {"origin": f"lm_eval_peer.py with lm-eval {lm_eval.__version__}"}
     for task in args.tasks.split(","):
         name, yaml, split = TASKS[task]
         data = (args.out / f"{task}.data.jsonl").absolute()
@@ -102,7 +105,9 @@ def main():
             bootstrap_iters=args.bootstrap_iters,
             gen_kwargs={"max_gen_toks": args.max_gen_toks} if task == "gsm8k" and args.max_gen_toks else None,
         )
-        write(args.out / task, result, f"local_{name}", chat)
+        golden[task] = write(args.out / task, result, f"local_{name}", chat)
+    if args.golden:
+        args.golden.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write(stem, result, name, chat):
@@ -133,6 +138,7 @@ def write(stem, result, name, chat):
     }
     stem.with_suffix(".harness.json").write_text(json.dumps(summary, indent=2, default=str) + "\n")
     print(json.dumps(summary["results"]))
+    return {"results": summary["results"], "items": [merged[i] for i in sorted(merged)]}
 
 
 if __name__ == "__main__":
