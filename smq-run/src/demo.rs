@@ -78,7 +78,13 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
     let mut lines = vec![line];
     for (config, what, scales) in configs() {
         let path = options.out.join(format!("{}.smq", scales.name()));
-        convert_to(&checkpoint, &path, scales, &options.target)?;
+        convert_to(
+            &checkpoint,
+            &path,
+            &options.target,
+            scales,
+            ScaleRule::Reference,
+        )?;
         let page = path.with_extension("html");
         let report = report(&path)?;
         inspect::write_page(&report, &page)?;
@@ -102,18 +108,20 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn convert_to(
+/// Converts into `path`, replacing it, with groups of 128.
+pub(crate) fn convert_to(
     checkpoint: &Checkpoint,
     path: &Path,
-    scales: ScaleChoice,
     target: &Target,
+    scales: ScaleChoice,
+    rule: ScaleRule,
 ) -> anyhow::Result<()> {
     let options = ConvertOptions {
         target: target.clone(),
         quantize: QuantizeOptions {
             group: 128,
             scales,
-            rule: ScaleRule::Reference,
+            rule,
         },
         overwrite: true,
         jobs: 0,
@@ -122,7 +130,8 @@ fn convert_to(
     Ok(())
 }
 
-fn report(path: &Path) -> anyhow::Result<Report> {
+/// What `smq-inspect` says of a file.
+pub(crate) fn report(path: &Path) -> anyhow::Result<Report> {
     Ok(Report::of(&SmqFile::open(path)?))
 }
 

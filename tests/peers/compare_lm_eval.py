@@ -78,6 +78,7 @@ def compare(task, model, peer, smq_run, tolerance):
         assert out["chat_template"] == harness["chat_template"]
     else:
         del out["answers_equal"]
+    out["harness_batch_size"] = harness.get("batch_size", 1)
     out["lm_eval_version"], out["transformers_version"] = harness["lm_eval_version"], harness["transformers_version"]
     return out
 

@@ -3,7 +3,7 @@
 
     lm_eval_peer.py MODEL_DIR --data DIR --out DIR [--limit N] [--tasks lambada,hellaswag,arc,gsm8k] [--golden FILE]
 
-MODEL_DIR is a Hugging Face checkpoint, run by transformers on the CPU in f32 at batch size 1. The tasks are the
+MODEL_DIR is a Hugging Face checkpoint, run by transformers on the CPU in f32, by default at batch size 1. The tasks are the
 harness's own YAML files (lambada_openai, hellaswag, arc_challenge, gsm8k) with nothing changed but where the data
 comes from; zero-shot; gsm8k with the chat template where the tokenizer has one. DIR holds TASK.jsonl or the files as
 they are published (see FILES); only their first N items are used, and they are written to OUT/TASK.data.jsonl, so that
@@ -69,6 +69,7 @@ def main():
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--tasks", default="lambada,hellaswag,arc,gsm8k")
     parser.add_argument("--max-gen-toks", type=int, help="new tokens of gsm8k [default: the harness's, 256]")
+    parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--bootstrap-iters", type=int, default=100000)
     parser.add_argument("--golden", type=pathlib.Path)
     args = parser.parse_args()
@@ -81,8 +82,7 @@ def main():
     yaml_dir = (args.out / "tasks").absolute()
     yaml_dir.mkdir(exist_ok=True)
     own = pathlib.Path(lm_eval.tasks.__file__).parent
-    # By itself the harness would share arguments between requests in ways that a model object forbids.
-    model = HFLM(pretrained=args.model, dtype="float32", device="cpu", batch_size=1)
+    model = HFLM(pretrained=args.model, dtype="float32", device="cpu", batch_size=args.batch_size)
     templated = model.tokenizer.chat_template is not None
     golden = {"origin": f"lm_eval_peer.py with lm-eval {lm_eval.__version__}"}
     for task in args.tasks.split(","):
@@ -105,12 +105,12 @@ def main():
             bootstrap_iters=args.bootstrap_iters,
             gen_kwargs={"max_gen_toks": args.max_gen_toks} if task == "gsm8k" and args.max_gen_toks else None,
         )
-        golden[task] = write(args.out / task, result, f"local_{name}", chat)
+        golden[task] = write(args.out / task, result, f"local_{name}", chat, args.batch_size)
     if args.golden:
         args.golden.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write(stem, result, name, chat):
+def write(stem, result, name, chat, batch_size):
     merged = {}
     for sample in result["samples"][name]:
         item = merged.setdefault(sample["doc_id"], {"index": sample["doc_id"], "metrics": {}})
@@ -130,9 +130,10 @@ def write(stem, result, name, chat):
     summary = {
         "task": name,
         "chat_template": chat,
+        "batch_size": batch_size,
         "items": len(merged),
         "results": {k: v for k, v in result["results"][name].items() if isinstance(v, (int, float))},
-        "config": {k: result["config"].get(k) for k in ("batch_size", "device", "bootstrap_iters", "gen_kwargs")},
+        "config": {k: result["config"].get(k) for k in ("bootstrap_iters", "gen_kwargs")},
         "lm_eval_version": result.get("lm_eval_version"),
         "transformers_version": result.get("transformers_version"),
     }

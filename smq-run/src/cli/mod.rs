@@ -5,8 +5,9 @@ mod demo;
 mod generate;
 mod kernels;
 mod kl;
-mod output;
+pub(crate) mod output;
 mod ppl;
+mod suite;
 mod task;
 
 use std::path::Path;
@@ -68,6 +69,8 @@ enum EvalCommand {
     Ppl(ppl::PplArgs),
     /// Distance of next-token distributions from the unquantized model's: KL divergence, top-1 agreement, perplexity ratio
     Kl(kl::KlArgs),
+    /// Every task and the distance from C0, over every config, scale rule and width, with what each costs against C0
+    Suite(suite::SuiteArgs),
     /// The last word of passages: accuracy and perplexity (lambada_openai)
     Lambada(task::TaskArgs),
     /// The most likely ending: plain and length-normalized accuracy
@@ -110,6 +113,7 @@ fn run_eval(command: &EvalCommand, global: &Global) -> anyhow::Result<()> {
     match command {
         EvalCommand::Ppl(args) => ppl::run(args, global),
         EvalCommand::Kl(args) => kl::run(args, global),
+        EvalCommand::Suite(args) => suite::run(args, global),
         EvalCommand::Lambada(args) => run(Task::Lambada, args),
         EvalCommand::Hellaswag(args) => run(Task::Hellaswag, args),
         EvalCommand::Arc(args) => run(Task::Arc, args),

@@ -7,14 +7,14 @@ use anyhow::Context;
 use serde::Serialize;
 
 /// Writes `value` to a file (complete or not at all), or to standard output for `-`.
-pub(super) fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     let mut json = serde_json::to_vec_pretty(value)?;
     json.push(b'\n');
     write_bytes(path, &json)
 }
 
 /// Writes one JSON object a line, as [`write_json`] does.
-pub(super) fn write_jsonl(path: &Path, values: &[impl Serialize]) -> anyhow::Result<()> {
+pub(crate) fn write_jsonl(path: &Path, values: &[impl Serialize]) -> anyhow::Result<()> {
     let mut lines = Vec::new();
     for value in values {
         serde_json::to_writer(&mut lines, value)?;
@@ -24,7 +24,7 @@ pub(super) fn write_jsonl(path: &Path, values: &[impl Serialize]) -> anyhow::Res
 }
 
 /// As [`write_json`], of bytes.
-pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     if is_stdout(path) {
         std::io::stdout().write_all(bytes)?;
         return Ok(());

@@ -33,7 +33,7 @@ pub fn mean(values: &[f64]) -> Score {
 #[must_use]
 pub fn perplexity(log_likelihoods: &[f64]) -> Score {
     let statistic = |mean: f64| (-mean).exp();
-    let draws: Vec<f64> = bootstrap_means(log_likelihoods)
+    let draws: Vec<f64> = bootstrap_means(log_likelihoods, RESAMPLES)
         .into_iter()
         .map(statistic)
         .collect();
@@ -43,9 +43,9 @@ pub fn perplexity(log_likelihoods: &[f64]) -> Score {
     }
 }
 
-/// Means of [`RESAMPLES`] samples of `values` with replacement. The same values give the same means.
+/// Means of `resamples` samples of `values` with replacement. The same values give the same means.
 #[must_use]
-pub fn bootstrap_means(values: &[f64]) -> Vec<f64> {
+pub fn bootstrap_means(values: &[f64], resamples: usize) -> Vec<f64> {
     let n = values.len();
     if n < 2 {
         return Vec::new();
@@ -60,7 +60,7 @@ pub fn bootstrap_means(values: &[f64]) -> Vec<f64> {
         };
         (0..BLOCK).map(|_| draw()).collect::<Vec<_>>()
     };
-    (0..RESAMPLES / BLOCK)
+    (0..resamples.div_ceil(BLOCK))
         .into_par_iter()
         .flat_map_iter(block)
         .collect()

@@ -5,4 +5,5 @@ pub mod kl;
 pub mod metrics;
 pub mod paired;
 pub mod ppl;
+pub mod suite;
 pub mod task;
