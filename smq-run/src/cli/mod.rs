@@ -7,6 +7,7 @@ mod kernels;
 mod kl;
 pub(crate) mod output;
 mod ppl;
+mod sensitivity;
 mod suite;
 mod task;
 
@@ -69,6 +70,8 @@ enum EvalCommand {
     Ppl(ppl::PplArgs),
     /// Distance of next-token distributions from the unquantized model's: KL divergence, top-1 agreement, perplexity ratio
     Kl(kl::KlArgs),
+    /// Which layers or projections mind quantization: each quantized alone, its weight error beside its distance from C0
+    Sensitivity(sensitivity::SensitivityArgs),
     /// Every task and the distance from C0, over every config, scale rule and width, with what each costs against C0
     Suite(suite::SuiteArgs),
     /// The last word of passages: accuracy and perplexity (lambada_openai)
@@ -113,6 +116,7 @@ fn run_eval(command: &EvalCommand, global: &Global) -> anyhow::Result<()> {
     match command {
         EvalCommand::Ppl(args) => ppl::run(args, global),
         EvalCommand::Kl(args) => kl::run(args, global),
+        EvalCommand::Sensitivity(args) => sensitivity::run(args, global),
         EvalCommand::Suite(args) => suite::run(args, global),
         EvalCommand::Lambada(args) => run(Task::Lambada, args),
         EvalCommand::Hellaswag(args) => run(Task::Hellaswag, args),

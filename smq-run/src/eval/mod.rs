@@ -5,5 +5,6 @@ pub mod kl;
 pub mod metrics;
 pub mod paired;
 pub mod ppl;
+pub mod sensitivity;
 pub mod suite;
 pub mod task;

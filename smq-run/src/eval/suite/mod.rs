@@ -22,8 +22,10 @@ use crate::cli::output::{write_bytes, write_json};
 use crate::demo::{convert_to, report};
 use crate::engine::{self, Device, Engine};
 use crate::{Source, Tokenizer};
+pub(super) use store::file_name;
 pub use store::{DataFile, FileFacts, Parameters, Store};
 pub use summary::{ACCEPTED_RELATIVE_DROP, Compared, Summary, VariantSummary};
+pub(super) use variants::rule_name;
 pub use variants::{Quantized, Variant, VariantName};
 
 /// What to run.
@@ -270,7 +272,7 @@ impl Plan {
             .transpose()?;
         let parameters = Parameters {
             producer: concat!("smq-run ", env!("CARGO_PKG_VERSION")).to_owned(),
-            model: store::file_name(&options.checkpoint),
+            model: file_name(&options.checkpoint),
             model_blake3: model_hashes(&options.checkpoint)?,
             device: device.to_owned(),
             tasks: files,
@@ -318,7 +320,7 @@ fn model_hashes(dir: &Path) -> anyhow::Result<BTreeMap<String, String>> {
     let mut hashes = BTreeMap::new();
     for entry in entries {
         let path = entry?.path();
-        let name = store::file_name(&path);
+        let name = file_name(&path);
         if name.ends_with(".safetensors") || ["config.json", "tokenizer.json"].contains(&&*name) {
             hashes.insert(name, store::hash(&path)?);
         }

@@ -188,7 +188,8 @@ pub(super) fn hash(path: &Path) -> anyhow::Result<String> {
     Ok(blake3::Hash::from_bytes(bytes).to_hex().to_string())
 }
 
-pub(super) fn file_name(path: &Path) -> String {
+/// A path without its directory.
+pub(in crate::eval) fn file_name(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     name.to_string_lossy().into_owned()
 }

@@ -111,7 +111,8 @@ impl Variant {
     }
 }
 
-fn rule_name(rule: ScaleRule) -> String {
+/// The rule's name on the command line.
+pub(in crate::eval) fn rule_name(rule: ScaleRule) -> String {
     let value = clap::ValueEnum::to_possible_value(&rule);
     value.map_or_else(String::new, |v| v.get_name().to_owned())
 }
