@@ -1,4 +1,4 @@
-//! The suite on the fixture: what fewer mantissa bits cost, resuming, and what it refuses.
+//! The suite on the fixture: what fewer mantissa bits cost, resuming, and what it refuses. Sensitivity, layer by layer.
 //!
 //! # Pins
 //! Files and texts are fixed and the arithmetic is f32, so figures move by rounding alone, about 1e-4 relative (golden.rs). They
@@ -7,8 +7,12 @@
 
 use std::path::{Path, PathBuf};
 
+use smq_convert::{
+    Checkpoint, ConvertOptions, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
+};
 use smq_run::Device;
 use smq_run::eval::ppl::PplOptions;
+use smq_run::eval::sensitivity::{self, SensitivityOptions, Unit};
 use smq_run::eval::suite::{Progress, SuiteOptions, Summary, VariantSummary, run};
 use smq_run::eval::task::{Metric, Prompts, Task};
 
@@ -178,4 +182,72 @@ fn unknown_variants_and_absent_data_are_refused() {
         "{error}"
     );
     assert!(!dir.path().join("parameters.json").exists());
+}
+
+/// Each layer's weight error is what a file with all layers records of it, and each costs some fidelity.
+#[test]
+fn layers_are_measured_one_at_a_time() {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    let (scales, rule) = (
+        ScaleChoice::Mini {
+            exponent_bits: 5,
+            mantissa_bits: 0,
+        },
+        ScaleRule::Nearest,
+    );
+    let mut options = SensitivityOptions {
+        checkpoint: fixtures.join("phi3-tiny"),
+        text: fixtures.join("sample.txt"),
+        windows: PplOptions {
+            window: 256,
+            max_tokens: Some(512),
+        },
+        target: Target::All,
+        unit: Unit::Layer,
+        scales,
+        rule,
+        device: Device::Cpu,
+        max_tokens: None,
+    };
+    let result = sensitivity::run(&options, &mut |_, _, _| ()).unwrap();
+    assert_eq!((result.points.len(), result.tokens_scored), (4, 510));
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(&options.checkpoint).unwrap();
+    let whole = ConvertOptions {
+        target: Target::All,
+        quantize: QuantizeOptions {
+            group: 128,
+            scales,
+            rule,
+        },
+        overwrite: false,
+        jobs: 0,
+    };
+    let whole = convert(&checkpoint, &dir.path().join("whole.smq"), &whole, &|_| {
+        true
+    })
+    .unwrap();
+    for (i, point) in result.points.iter().enumerate() {
+        assert_eq!(point.name, format!("model.layers.{i}"));
+        let prefix = format!("{}.", point.name);
+        let tensors = whole
+            .statistics
+            .iter()
+            .filter(|t| t.name.starts_with(&prefix));
+        let error: f64 = tensors.map(|t| t.stored.squared_error).sum();
+        assert!((point.squared_error / error - 1.0).abs() < 1e-12);
+        assert!(
+            point.mean_kl.value > 1e-3 && point.relative_error > 5e-3,
+            "{point:?}"
+        );
+    }
+    assert_eq!(result.rank_correlation.len(), 4);
+    options.target = "^nothing$".parse().unwrap();
+    let error = sensitivity::run(&options, &mut |_, _, _| ())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("--target ^nothing$ selects no matrix"),
+        "{error}"
+    );
 }
