@@ -2,6 +2,7 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 
+use super::store::DataFile;
 use super::summary::{Compared, Summary, VariantSummary};
 use crate::eval::metrics::Score;
 use crate::eval::task::{Metric, Task};
@@ -10,24 +11,25 @@ use crate::eval::task::{Metric, Task};
 pub(super) fn page(summary: &Summary) -> String {
     let p = &summary.parameters;
     let mut out = format!("# {}: what quantization costs on tasks\n\n", p.model);
-    let items: Vec<String> = p
-        .tasks
-        .iter()
-        .map(|(task, file)| {
+    out += &format!(
+        "`{}` on {}. Every difference is against C0 of the same weights.\n\n",
+        p.producer, p.device
+    );
+    if !p.tasks.is_empty() {
+        let used = |(task, file): (&Task, &DataFile)| {
             let n = file.items.unwrap_or(0);
             format!("{} ({n} items of {})", task.name(), file.name)
-        })
-        .collect();
-    out += &format!(
-        "`{}` on {}. Tasks: {}. Every difference is against C0 of the same weights, on the same items: its 95 % \
-         confidence interval is the paired bootstrap's, p is McNemar's exact test. The drop is the mean over tasks of \
-         the relative loss of each one's first figure; the study accepts up to {:.0} %.\n\n",
-        p.producer,
-        p.device,
-        items.join(", "),
-        100.0 * summary.accepted_relative_drop
-    );
-    out += &format!("{}\n\n", tasks(summary));
+        };
+        let used: Vec<String> = p.tasks.iter().map(used).collect();
+        out += &format!(
+            "Tasks: {}. Differences are on the same items: the 95 % confidence interval is the paired bootstrap's, p is \
+             McNemar's exact test. The drop is the mean over tasks of the relative loss of each one's first figure; the \
+             study accepts up to {:.0} %.\n\n{}\n\n",
+            used.join(", "),
+            100.0 * summary.accepted_relative_drop,
+            tasks(summary)
+        );
+    }
     if let Some(text) = &p.text {
         out += &format!(
             "Distance from C0 on {}, windows of {} tokens{}; KL divergence in nats.\n\n{}\n",
