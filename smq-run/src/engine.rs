@@ -84,8 +84,8 @@ pub trait Engine: Send {
     /// Natural-log probabilities of the tokens of each continuation, given `context` and the continuation's tokens
     /// before them: one list a continuation. The sequence is undefined afterwards.
     ///
-    /// This default scores context and continuation together each time; an engine that can return to the end of
-    /// the context computes it once.
+    /// This default scores context and continuation together each time, for which all their tokens must fit the model's
+    /// context; an engine that can return to the end of the context computes it once and does not feed the last token.
     ///
     /// # Errors
     /// As [`Engine::extend`]; [`Error::Input`] if the context is empty.

@@ -44,7 +44,7 @@ pub(super) fn parse(line: &str) -> Result<Request, String> {
 
 /// The harness's `preprocess`: WikiHow's markers go.
 fn clean(text: &str) -> String {
-    // Not in the character class of a newline: `.` does not match one there either.
+    // `.` matches no newline, as in Python.
     static BRACKETS: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\[.*?\]").ok());
     let text = text.trim_matches(is_python_space).replace(" [title]", ". ");
     let text = match &*BRACKETS {
