@@ -29,22 +29,25 @@ pub struct DemoOptions {
     pub device: Device,
 }
 
+/// int4 in groups of 128.
+pub(crate) fn int4(scales: ScaleChoice, rule: ScaleRule) -> Method {
+    Method::Int4(QuantizeOptions {
+        group: 128,
+        scales,
+        rule,
+    })
+}
+
 /// The configs of the study that differ in their weights: name, weights, method, and the file's name. C5's E5M5 is C4.
 fn configs() -> [(&'static str, &'static str, Method, &'static str); 6] {
-    let int4 = |scales| {
-        Method::Int4(QuantizeOptions {
-            group: 128,
-            scales,
-            rule: ScaleRule::Reference,
-        })
-    };
+    let reference = |scales| int4(scales, ScaleRule::Reference);
     let e5 = |mantissa_bits| {
-        int4(ScaleChoice::Mini {
+        reference(ScaleChoice::Mini {
             exponent_bits: 5,
             mantissa_bits,
         })
     };
-    let exact = int4(ScaleChoice::F32);
+    let exact = reference(ScaleChoice::F32);
     [
         ("C1", "FP8, FP8 activations", Method::Fp8, "fp8"),
         ("C2", "NF4, double-quantized", Method::Nf4, "nf4"),
@@ -90,7 +93,7 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
     let mut lines = vec![line];
     for (config, what, method, name) in configs() {
         let path = options.out.join(format!("{name}.smq"));
-        convert_to(&checkpoint, &path, method, &options.target)?;
+        convert_to(&checkpoint, &path, &options.target, method)?;
         let page = path.with_extension("html");
         let report = report(&path)?;
         inspect::write_page(&report, &page)?;
@@ -103,28 +106,23 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
             "{}",
             inspect::error_table(&report, 8, inspect::Sort::default())
         );
-        let device = match method {
-            Method::Int4(_) => options.device,
-            Method::Nf4 | Method::Fp8 => Device::Cpu, // a GPU does not run them
-        };
-        let (mut line, _) = measure(device, &path, &text, config, what)?;
+        let (mut line, _) = measure(options.device, &path, &text, config, what)?;
         line.bits_per_weight = report.sizes.bits_per_quantized_weight;
         line.rel_mse = report.totals.as_ref().map(|t| t.mean_rel_mse);
         lines.push(line);
     }
     println!("{}\n", table(&lines));
     println!("perplexity on {}: {protocol}", options.text.display());
-    println!(
-        "speed: batch 1, 128-token prompt, 64 new tokens, mean of 3 runs after 1 warm-up; C1 and C2 on the CPU"
-    );
+    println!("speed: batch 1, 128-token prompt, 64 new tokens, mean of 3 runs after 1 warm-up");
     Ok(())
 }
 
-fn convert_to(
+/// Converts into `path`, replacing it.
+pub(crate) fn convert_to(
     checkpoint: &Checkpoint,
     path: &Path,
-    method: Method,
     target: &Target,
+    method: Method,
 ) -> anyhow::Result<()> {
     let options = ConvertOptions {
         target: target.clone(),
@@ -136,7 +134,8 @@ fn convert_to(
     Ok(())
 }
 
-fn report(path: &Path) -> anyhow::Result<Report> {
+/// What `smq-inspect` says of a file.
+pub(crate) fn report(path: &Path) -> anyhow::Result<Report> {
     Ok(Report::of(&SmqFile::open(path)?))
 }
 

@@ -12,6 +12,9 @@ use crate::sample::{Sampler, SamplingOptions};
 use crate::source::Source;
 use rayon::prelude::*;
 
+/// Rows of logits that the CPU holds at a time: a vocabulary is wide.
+const LOGIT_ROWS: usize = 256;
+
 /// Next-token logits after the tokens given so far.
 #[derive(Debug)]
 pub struct Step<'e> {
@@ -77,6 +80,71 @@ pub trait Engine: Send {
     /// # Errors
     /// As [`Engine::extend`].
     fn log_probs(&mut self, tokens: &[u32]) -> Result<Vec<f64>>;
+
+    /// Natural-log probabilities of the tokens of each continuation, given `context` and the continuation's tokens
+    /// before them: one list a continuation. The sequence is undefined afterwards.
+    ///
+    /// This default scores context and continuation together each time, for which all their tokens must fit the model's
+    /// context; an engine that can return to the end of the context computes it once and does not feed the last token.
+    ///
+    /// # Errors
+    /// As [`Engine::extend`]; [`Error::Input`] if the context is empty.
+    fn continuation_log_probs(
+        &mut self,
+        context: &[u32],
+        continuations: &[Vec<u32>],
+    ) -> Result<Vec<Vec<f64>>> {
+        if context.is_empty() {
+            return Err(Error::Input("the context is empty".into()));
+        }
+        let score = |continuation: &Vec<u32>| {
+            let all = self.log_probs(&[context, continuation].concat())?;
+            Ok(all[context.len() - 1..].to_vec())
+        };
+        continuations.iter().map(score).collect()
+    }
+
+    /// Passes the `[vocab]` logits after each of the last `keep` tokens of one new sequence to `on_row`, in order.
+    ///
+    /// This default appends the last `keep - 1` tokens one at a time. An engine with a pass over many rows of
+    /// logits overrides it.
+    ///
+    /// # Errors
+    /// As [`Engine::extend`]; [`Error::Input`] if `keep` is not 1 to `tokens.len()`, or if LongRoPE's factors
+    /// would switch within the kept rows, where one token at a time differs from one pass; whatever `on_row` returns.
+    fn logit_rows(
+        &mut self,
+        tokens: &[u32],
+        keep: usize,
+        on_row: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        check_keep(tokens.len(), keep)?;
+        let (first, rest) = tokens.split_at(tokens.len() + 1 - keep);
+        let rope = &self.config().rope;
+        if rope.is_long(first.len()) != rope.is_long(tokens.len()) {
+            return Err(Error::Input(format!(
+                "LongRoPE's factors switch between {} and {} tokens, and this device gives logits one token at a \
+                 time; use shorter sequences, or --device cpu",
+                first.len(),
+                tokens.len()
+            )));
+        }
+        self.start(tokens.len())?;
+        on_row(self.extend(first)?.logits)?;
+        for token in rest {
+            on_row(self.extend(std::slice::from_ref(token))?.logits)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_keep(tokens: usize, keep: usize) -> Result<()> {
+    if keep == 0 || keep > tokens {
+        return Err(Error::Input(format!(
+            "logits after {keep} tokens were asked for, expected 1 to the sequence's {tokens}"
+        )));
+    }
+    Ok(())
 }
 
 /// As [`Engine::greedy`], with tokens chosen by `sampler` on the host.
@@ -239,6 +307,24 @@ impl<'a> CpuEngine<'a> {
         }
         Ok((result?, rope_switched))
     }
+
+    /// Log-probability of each target after its row of `hidden`, `[targets or more, hidden]`.
+    fn target_log_probs(&self, hidden: &[f32], targets: &[u32]) -> Result<Vec<f64>> {
+        let (width, vocab) = (self.config().hidden, self.config().vocab);
+        if let Some(id) = targets.iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::Input(format!(
+                "token id {id} is outside the model's vocabulary of {vocab}"
+            )));
+        }
+        let mut out = Vec::with_capacity(targets.len());
+        let blocks = hidden.chunks(width * LOGIT_ROWS);
+        for (x, targets) in blocks.zip(targets.chunks(LOGIT_ROWS)) {
+            let logits = self.decoder.logits(&x[..targets.len() * width])?;
+            let rows = logits.par_chunks_exact(vocab).zip(targets);
+            out.par_extend(rows.map(|(row, &target)| log_softmax(row, target as usize)));
+        }
+        Ok(out)
+    }
 }
 
 impl Engine for CpuEngine<'_> {
@@ -274,15 +360,54 @@ impl Engine for CpuEngine<'_> {
     fn log_probs(&mut self, tokens: &[u32]) -> Result<Vec<f64>> {
         self.start(tokens.len())?;
         let (hidden, _) = self.append(tokens, tokens.len())?;
-        let (width, vocab) = (self.config().hidden, self.config().vocab);
-        let mut out = Vec::with_capacity(tokens.len());
-        // Some rows of logits at a time: a vocabulary is wide.
-        for (x, targets) in hidden.chunks(width * 256).zip(tokens[1..].chunks(256)) {
-            let logits = self.decoder.logits(&x[..targets.len() * width])?;
-            let rows = logits.par_chunks_exact(vocab).zip(targets);
-            out.par_extend(rows.map(|(row, &target)| log_softmax(row, target as usize)));
+        self.target_log_probs(&hidden, &tokens[1..])
+    }
+
+    fn continuation_log_probs(
+        &mut self,
+        context: &[u32],
+        continuations: &[Vec<u32>],
+    ) -> Result<Vec<Vec<f64>>> {
+        let Some((&last, shared)) = context.split_last() else {
+            return Err(Error::Input("the context is empty".into()));
+        };
+        let longest = continuations.iter().map(Vec::len).max().unwrap_or(0);
+        self.start(context.len() + longest)?;
+        if !shared.is_empty() {
+            self.append(shared, 0)?;
+        }
+        let mut out = Vec::with_capacity(continuations.len());
+        for continuation in continuations {
+            let Some((_, fed)) = continuation.split_last() else {
+                out.push(Vec::new());
+                continue;
+            };
+            // Back to the context; `append` computes it anew where the length asks for LongRoPE's other factors.
+            self.tokens.truncate(shared.len());
+            self.sequence.truncate(shared.len());
+            let fed = [&[last], fed].concat();
+            let (hidden, _) = self.append(&fed, fed.len())?;
+            out.push(self.target_log_probs(&hidden, continuation)?);
         }
         Ok(out)
+    }
+
+    fn logit_rows(
+        &mut self,
+        tokens: &[u32],
+        keep: usize,
+        on_row: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        check_keep(tokens.len(), keep)?;
+        self.start(tokens.len())?;
+        let (hidden, _) = self.append(tokens, keep)?;
+        let config = self.config();
+        let (width, vocab) = (config.hidden, config.vocab);
+        for x in hidden.chunks(width * LOGIT_ROWS) {
+            let logits = rayon::scope(|_| self.decoder.logits(x))?;
+            logits.chunks_exact(vocab).try_for_each(&mut *on_row)?;
+        }
+        Ok(())
     }
 }
 

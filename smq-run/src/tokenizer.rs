@@ -14,6 +14,9 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     chat: Option<ChatTemplate>,
     stop_ids: Vec<u32>,
+    /// BOS or, without one, EOS: what stands before a text that has nothing before it.
+    prefix: Option<String>,
+    eos: Option<String>,
 }
 
 impl Tokenizer {
@@ -47,10 +50,18 @@ impl Tokenizer {
         }
         stop_ids.sort_unstable();
         stop_ids.dedup();
+        let special = |name: &str| {
+            let value = &config[name];
+            let text = value.as_str().or_else(|| value["content"].as_str())?;
+            Some(text.to_owned())
+        };
+        let eos = special("eos_token");
         Ok(Self {
             inner,
             chat,
             stop_ids,
+            prefix: special("bos_token").or_else(|| eos.clone()),
+            eos,
         })
     }
 
@@ -58,6 +69,24 @@ impl Tokenizer {
     #[must_use]
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
+    }
+
+    /// The id of a token written exactly like this.
+    #[must_use]
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// tokenizer_config.json's BOS token, or its EOS token where it has none.
+    #[must_use]
+    pub fn prefix_token(&self) -> Option<&str> {
+        self.prefix.as_deref()
+    }
+
+    /// tokenizer_config.json's EOS token.
+    #[must_use]
+    pub fn eos_token(&self) -> Option<&str> {
+        self.eos.as_deref()
     }
 
     /// The chat template, if the model has one.

@@ -254,7 +254,11 @@ fn scales_of(mbits: i8) -> ScaleChoice {
     }
 }
 
-fn parse_scales(s: &str) -> Result<ScaleChoice, String> {
+/// Reads a scale format: `f32`, `f16` or `eXmY`.
+///
+/// # Errors
+/// What is expected.
+pub fn parse_scales(s: &str) -> Result<ScaleChoice, String> {
     let lower = s.to_ascii_lowercase();
     match lower.as_str() {
         "f32" => return Ok(ScaleChoice::F32),

@@ -5,10 +5,14 @@ mod cells;
 mod demo;
 mod generate;
 mod kernels;
+mod kl;
 mod matrix;
-mod output;
+pub(crate) mod output;
 mod ppl;
 mod report;
+mod sensitivity;
+mod suite;
+mod task;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,6 +21,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
 use crate::engine::{self, Device, Engine};
+use crate::eval::task::{Prompts, Task};
 use crate::source::Source;
 
 pub use output::is_broken_pipe;
@@ -73,6 +78,20 @@ enum Command {
 enum EvalCommand {
     /// Perplexity of a text, over non-overlapping windows
     Ppl(ppl::PplArgs),
+    /// Distance of next-token distributions from the unquantized model's: KL divergence, top-1 agreement, perplexity ratio
+    Kl(kl::KlArgs),
+    /// Which layers or projections mind quantization: each quantized alone, its weight error beside its distance from C0
+    Sensitivity(sensitivity::SensitivityArgs),
+    /// Every task and the distance from C0, over every config, scale rule and width, with what each costs against C0
+    Suite(suite::SuiteArgs),
+    /// The last word of passages: accuracy and perplexity (lambada_openai)
+    Lambada(task::TaskArgs),
+    /// The most likely ending: plain and length-normalized accuracy
+    Hellaswag(task::TaskArgs),
+    /// Multiple-choice science questions, ARC-Challenge or ARC-Easy: plain and length-normalized accuracy
+    Arc(task::TaskArgs),
+    /// Arithmetic answered freely, greedily: strict and flexible exact match
+    Gsm8k(task::AnswerArgs),
 }
 
 /// A model file and the engine's loading, common to all commands.
@@ -97,11 +116,25 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(args, &cli.global),
         Command::Bench(args) => bench::run(args, &cli.global),
         Command::Kernels(args) => kernels::run(args),
-        Command::Eval(EvalCommand::Ppl(args)) => ppl::run(args, &cli.global),
+        Command::Eval(command) => run_eval(command, &cli.global),
         Command::Matrix(args) => matrix::run(args, &cli.global),
         Command::Report(args) => report::run(args),
         Command::Cells(args) => cells::run(args, &cli.global),
         Command::Demo(args) => demo::run(args, &cli.global),
+    }
+}
+
+fn run_eval(command: &EvalCommand, global: &Global) -> anyhow::Result<()> {
+    let run = |task, args| task::run(task, args, Prompts::default(), global);
+    match command {
+        EvalCommand::Ppl(args) => ppl::run(args, global),
+        EvalCommand::Kl(args) => kl::run(args, global),
+        EvalCommand::Sensitivity(args) => sensitivity::run(args, global),
+        EvalCommand::Suite(args) => suite::run(args, global),
+        EvalCommand::Lambada(args) => run(Task::Lambada, args),
+        EvalCommand::Hellaswag(args) => run(Task::Hellaswag, args),
+        EvalCommand::Arc(args) => run(Task::Arc, args),
+        EvalCommand::Gsm8k(args) => task::run(Task::Gsm8k, &args.task, args.prompts(), global),
     }
 }
 

@@ -7,11 +7,26 @@ use anyhow::Context;
 use serde::Serialize;
 
 /// Writes `value` to a file (complete or not at all), or to standard output for `-`.
-pub(super) fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     let mut json = serde_json::to_vec_pretty(value)?;
     json.push(b'\n');
+    write_bytes(path, &json)
+}
+
+/// Writes one JSON object a line, as [`write_json`] does.
+pub(crate) fn write_jsonl(path: &Path, values: &[impl Serialize]) -> anyhow::Result<()> {
+    let mut lines = Vec::new();
+    for value in values {
+        serde_json::to_writer(&mut lines, value)?;
+        lines.push(b'\n');
+    }
+    write_bytes(path, &lines)
+}
+
+/// As [`write_json`], of bytes.
+pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     if is_stdout(path) {
-        std::io::stdout().write_all(&json)?;
+        std::io::stdout().write_all(bytes)?;
         return Ok(());
     }
     let context = || format!("cannot write {}", path.display());
@@ -20,7 +35,7 @@ pub(super) fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<
         .filter(|p| !p.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(dir).with_context(context)?;
-    file.write_all(&json).with_context(context)?;
+    file.write_all(bytes).with_context(context)?;
     file.persist(path)
         .map_err(|e| e.error)
         .with_context(context)?;

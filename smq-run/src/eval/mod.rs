@@ -1,3 +1,10 @@
-//! Quality measured on texts.
+//! Quality measured on texts and tasks.
 
+pub mod encode;
+pub mod kl;
+pub mod metrics;
+pub mod paired;
 pub mod ppl;
+pub mod sensitivity;
+pub mod suite;
+pub mod task;

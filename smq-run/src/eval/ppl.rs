@@ -24,6 +24,41 @@ impl Default for PplOptions {
     }
 }
 
+impl PplOptions {
+    /// The text's tokens, at least one window of them, for a model of `positions`.
+    ///
+    /// # Errors
+    /// As [`perplexity`].
+    pub fn tokens(&self, tokenizer: &Tokenizer, text: &str, positions: usize) -> Result<Vec<u32>> {
+        let window = self.window;
+        if window < 2 || window > positions {
+            return Err(Error::Input(format!(
+                "window is {window} tokens, expected 2 to the model's context of {positions}"
+            )));
+        }
+        let mut ids = tokenizer.encode(text, false)?;
+        ids.truncate(self.max_tokens.unwrap_or(usize::MAX));
+        if ids.len() < window {
+            let n = ids.len();
+            return Err(Error::Input(format!(
+                "the text has {n} tokens, fewer than one window of {window}"
+            )));
+        }
+        Ok(ids)
+    }
+
+    /// How windows are cut and scored, in words.
+    #[must_use]
+    pub fn protocol(&self) -> String {
+        format!(
+            "text tokenized as one string without special tokens; non-overlapping windows of {} tokens from \
+             the start, each scored alone; the first token of a window is not scored; an incomplete last window is \
+             dropped; mean over all scored tokens; f32 arithmetic",
+            self.window
+        )
+    }
+}
+
 /// A perplexity and how it was taken.
 #[derive(Debug, Clone, Serialize)]
 pub struct PplReport {
@@ -56,22 +91,9 @@ pub fn perplexity(
     options: &PplOptions,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<PplReport> {
-    let PplOptions { window, max_tokens } = *options;
-    let limit = engine.config().max_positions;
-    if window < 2 || window > limit {
-        return Err(Error::Input(format!(
-            "window is {window} tokens, expected 2 to the model's context of {limit}"
-        )));
-    }
-    let mut ids = tokenizer.encode(text, false)?;
-    ids.truncate(max_tokens.unwrap_or(usize::MAX));
+    let window = options.window;
+    let ids = options.tokens(tokenizer, text, engine.config().max_positions)?;
     let windows = ids.len() / window;
-    if windows == 0 {
-        let n = ids.len();
-        return Err(Error::Input(format!(
-            "the text has {n} tokens, fewer than one window of {window}"
-        )));
-    }
     let mut window_nll = Vec::with_capacity(windows);
     progress(0, windows);
     for tokens in ids.chunks_exact(window) {
@@ -94,11 +116,7 @@ pub fn perplexity(
         tokens: ids.len(),
         windows,
         window,
-        protocol: format!(
-            "text tokenized as one string without special tokens; non-overlapping windows of {window} tokens from \
-             the start, each scored alone; the first token of a window is not scored; an incomplete last window is \
-             dropped; mean over all scored tokens; f32 arithmetic"
-        ),
+        protocol: options.protocol(),
         window_nll,
     })
 }

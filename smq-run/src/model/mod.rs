@@ -85,6 +85,11 @@ impl Sequence {
         self.rope.is_long()
     }
 
+    /// Forgets all but the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     fn reserve(&mut self, len: usize) {
         for cache in &mut self.caches {
             if cache.capacity() < len {

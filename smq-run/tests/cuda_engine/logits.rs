@@ -35,11 +35,13 @@ pub fn nf4() -> Outcome {
     let mut failures = Vec::new();
     for target in ["all", "mlp", models::WITH_HEAD] {
         let model = Model::fixture().quantized_as(Method::Nf4, target);
+        let name = format!("NF4 {target}");
         failures.extend(of_fixture_as(
-            &format!("NF4 {target}"),
+            &name,
             &model,
             &LENGTHS,
             |_| true,
+            Path::Decode,
         ));
     }
     none(failures)
@@ -50,12 +52,9 @@ pub fn fp8() -> Outcome {
     let mut failures = Vec::new();
     for target in ["all", "mlp"] {
         let model = Model::fixture().quantized_as(Method::Fp8, target);
-        failures.extend(of_fixture_as(
-            &format!("FP8 {target}"),
-            &model,
-            &LENGTHS,
-            |_| false,
-        ));
+        let name = format!("FP8 {target}");
+        let decode = Path::Fp8Decode;
+        failures.extend(of_fixture_as(&name, &model, &LENGTHS, |_| false, decode));
     }
     none(failures)
 }
@@ -69,7 +68,8 @@ pub fn int4_head() -> Outcome {
 const LENGTHS: [usize; 7] = [1, 127, 128, 129, 700, 1100, 2300];
 
 fn of_fixture(name: &str, model: &Model, prompts: &[usize], int4: bool) -> Vec<String> {
-    of_fixture_as(name, model, prompts, |m| int4 && m >= WIDEN_MIN_ROWS)
+    let widened = |m| int4 && m >= WIDEN_MIN_ROWS;
+    of_fixture_as(name, model, prompts, widened, Path::Decode)
 }
 
 fn of_fixture_as(
@@ -77,6 +77,7 @@ fn of_fixture_as(
     model: &Model,
     prompts: &[usize],
     widened: impl Fn(usize) -> bool,
+    decode: Path,
 ) -> Vec<String> {
     let source = model.open();
     let growth = ORIGINAL - 7..=ORIGINAL + 8;
@@ -89,7 +90,7 @@ fn of_fixture_as(
     let reference = Reference::new(&source, &tokens, lengths);
     let mut engine = CudaEngine::load(&source, None).unwrap();
     let mut failures = of_prompts(name, &mut engine, &reference, &tokens, prompts, widened);
-    failures.extend(decoding(name, &mut engine, &reference, &tokens));
+    failures.extend(decoding(name, &mut engine, &reference, &tokens, decode));
     failures.extend(growing(name, &mut engine, &reference, &tokens));
     failures
 }
@@ -130,8 +131,9 @@ fn decoding(
     engine: &mut CudaEngine,
     reference: &Reference,
     tokens: &[u32],
+    path: Path,
 ) -> Option<String> {
-    let mut case = Case::new(format!("{name}, decode only"), reference, Path::Decode);
+    let mut case = Case::new(format!("{name}, decode only"), reference, path);
     engine.start(DECODED).unwrap();
     for len in 1..=DECODED {
         let step = engine.extend(&tokens[len - 1..len]).unwrap();
@@ -192,7 +194,13 @@ fn of_synthetic(name: &str, source: &Source, widened: bool) -> Vec<String> {
     let mut failures = of_prompts(name, &mut engine, &reference, &tokens, &PROMPTS, |_| {
         widened
     });
-    failures.extend(decoding(name, &mut engine, &reference, &tokens));
+    failures.extend(decoding(
+        name,
+        &mut engine,
+        &reference,
+        &tokens,
+        Path::Decode,
+    ));
     failures
 }
 

@@ -71,9 +71,10 @@ const NESTED_BYTES: usize = 48;
 const WARPS: usize = 12;
 /// Warps of a block that copy.
 const PRODUCERS: usize = 2;
-/// Bytes that an SM has on their way from memory at a time, as measured best (kernels/NOTES.md).
-const IN_FLIGHT_INT4: usize = 25_000;
-const IN_FLIGHT_BF16: usize = 50_000;
+/// Bytes that an SM has on their way from memory at a time, as measured best (kernels/NOTES.md): where all layers are
+/// 4-bit, and else. Activations queue behind more, but less does not feed layers that wait for memory alone.
+const IN_FLIGHT_4_BIT: usize = 25_000;
+const IN_FLIGHT: usize = 50_000;
 
 /// The macros' names for each kind.
 macro_rules! kind_names {
@@ -251,6 +252,9 @@ impl Plan {
             )));
         }
         let slots = slots.min(64) / PRODUCERS * PRODUCERS;
+        let wide = kinds.iter().any(|k| {
+            matches!(k.storage, Storage::Bf16 | Storage::Fp8) && k.epilogue != Epilogue::Logits
+        });
         let in_flight = |bytes: usize| (bytes / (8 * 128 * WARPS) / PRODUCERS).max(1);
         let number = |n: usize| n as i64;
         let mut defines = super::attention_defines(c);
@@ -264,8 +268,11 @@ impl Plan {
             ("WARPS", number(WARPS)),
             ("SLOTS", number(slots)),
             ("SLOT_BYTES", number(slot)),
-            ("INT4_IN_FLIGHT", number(in_flight(IN_FLIGHT_INT4))),
-            ("BF16_IN_FLIGHT", number(in_flight(IN_FLIGHT_BF16))),
+            (
+                "INT4_IN_FLIGHT",
+                number(in_flight(if wide { IN_FLIGHT } else { IN_FLIGHT_4_BIT })),
+            ),
+            ("BF16_IN_FLIGHT", number(in_flight(IN_FLIGHT))),
             ("PARTIAL_BYTES", number(partial)),
             ("EXCHANGE_BYTES", number(exchange)),
             ("KINDS", number(kinds.len())),

@@ -1,0 +1,96 @@
+//! `smq-run eval suite`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::Global;
+use super::generate::at_least_one;
+use crate::eval::ppl::PplOptions;
+use crate::eval::suite::{self, Progress, SuiteOptions};
+use crate::eval::task::{MAX_NEW_TOKENS, Prompts, Task};
+
+#[derive(Debug, Args)]
+pub(super) struct SuiteArgs {
+    /// A checkpoint directory
+    checkpoint: PathBuf,
+    /// Directory of the data: lambada.jsonl, hellaswag.jsonl, arc.jsonl, gsm8k.jsonl and, for the distance from C0, text.txt
+    /// or wiki.test.raw, or their published names in directories lambada/, hellaswag/, arc/, gsm8k/, wikitext2/
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Directory of the results; what is finished there is not measured again
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Only these tasks, comma-separated [default: all whose data is there]
+    #[arg(long, value_name = "TASKS", value_delimiter = ',')]
+    tasks: Vec<Task>,
+    /// Only these variants beside C0, comma-separated, such as mlp-e5m5,all-e5m0-nearest [default: all]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Only the first N items of each task
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    limit: Option<usize>,
+    /// Most new tokens of a gsm8k answer
+    #[arg(long, value_name = "N", default_value_t = MAX_NEW_TOKENS, value_parser = at_least_one)]
+    max_new_tokens: usize,
+    /// The text for the distance from C0 [default: the data directory's]
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Tokens a window of the text
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    window: usize,
+    /// Use only this many leading tokens of the text
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    text_tokens: Option<usize>,
+}
+
+/// indicatif draws on standard error, and not at all where that is no terminal.
+struct Bar(ProgressBar);
+
+impl Progress for Bar {
+    fn cell(&mut self, name: &str, index: usize, cells: usize, steps: usize) {
+        self.0.reset();
+        self.0.set_length(steps as u64);
+        self.0.set_message(format!("{index}/{cells} {name}"));
+    }
+
+    fn step(&mut self, done: usize) {
+        self.0.set_position(done as u64);
+    }
+}
+
+pub(super) fn run(args: &SuiteArgs, global: &Global) -> anyhow::Result<()> {
+    let options = SuiteOptions {
+        checkpoint: args.checkpoint.clone(),
+        data: args.data.clone(),
+        out: args.out.clone(),
+        tasks: args.tasks.clone(),
+        only: args.only.clone(),
+        limit: args.limit,
+        prompts: Prompts {
+            chat: true,
+            max_new_tokens: args.max_new_tokens,
+        },
+        text_file: args.text.clone(),
+        text: PplOptions {
+            window: args.window,
+            max_tokens: args.text_tokens,
+        },
+        device: global.device,
+        max_tokens: global.max_tokens,
+    };
+    let mut bar = Bar(ProgressBar::new(0).with_style(ProgressStyle::with_template(
+        "{msg} {wide_bar} {pos}/{len}, {elapsed} elapsed, {eta} left of it",
+    )?));
+    let summary = suite::run(&options, &mut bar)?;
+    bar.0.finish_and_clear();
+    let out = args.out.display();
+    writeln!(
+        std::io::stdout().lock(),
+        "{} variants: {out}/suite.json, {out}/suite.md",
+        summary.variants.len()
+    )?;
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! `smq-run eval lambada | hellaswag | arc | gsm8k`.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::generate::at_least_one;
+use super::output::{is_stdout, write_json, write_jsonl};
+use super::{Global, Opened};
+use crate::eval::metrics::Score;
+use crate::eval::task::{MAX_NEW_TOKENS, Metric, Prompts, Task, evaluate, scores};
+use crate::tokenizer::Tokenizer;
+
+#[derive(Debug, Args)]
+pub(super) struct TaskArgs {
+    /// A .smq file or a checkpoint directory
+    model: PathBuf,
+    /// The items, JSON Lines as published
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Only the first N items
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    limit: Option<usize>,
+    /// Also write every item's log-likelihoods or answer and its figures, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Also write the result as JSON; - writes it to standard output instead of the summary
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AnswerArgs {
+    #[command(flatten)]
+    pub(super) task: TaskArgs,
+    /// Most new tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = MAX_NEW_TOKENS, value_parser = at_least_one)]
+    max_new_tokens: usize,
+    /// Put the questions as plain text even where the model has a chat template
+    #[arg(long)]
+    raw: bool,
+}
+
+impl AnswerArgs {
+    pub(super) fn prompts(&self) -> Prompts {
+        Prompts {
+            chat: !self.raw,
+            max_new_tokens: self.max_new_tokens,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    task: Task,
+    model: String,
+    data: String,
+    device: &'a str,
+    items: usize,
+    scores: BTreeMap<Metric, Score>,
+    #[serde(flatten)]
+    answers: Option<Answers>,
+    protocol: &'a str,
+}
+
+/// How free answers were asked for.
+#[derive(Serialize)]
+struct Answers {
+    chat_template: bool,
+    max_new_tokens: usize,
+}
+
+pub(super) fn run(
+    task: Task,
+    args: &TaskArgs,
+    prompts: Prompts,
+    global: &Global,
+) -> anyhow::Result<()> {
+    let requests = task.read(&args.data, args.limit)?;
+    let opened = Opened::new(&args.model, global)?;
+    let tokenizer = Tokenizer::load(&opened.source)?;
+    let (mut engine, _) = opened.load()?;
+    // indicatif draws on standard error, and not at all where that is no terminal.
+    let bar = ProgressBar::new(requests.len() as u64).with_style(ProgressStyle::with_template(
+        "{wide_bar} {pos}/{len} items, {elapsed} elapsed, {eta} left",
+    )?);
+    let mut items = Vec::with_capacity(requests.len());
+    for (index, request) in requests.iter().enumerate() {
+        items.push(evaluate(&mut *engine, &tokenizer, prompts, index, request)?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if let Some(path) = &args.out {
+        write_jsonl(path, &items)?;
+    }
+    let report = Report {
+        task,
+        model: args.model.display().to_string(),
+        data: args.data.display().to_string(),
+        device: engine.device(),
+        items: items.len(),
+        scores: scores(task, &items)?,
+        answers: (task == Task::Gsm8k).then(|| Answers {
+            chat_template: prompts.chat && tokenizer.chat().is_some(),
+            max_new_tokens: prompts.max_new_tokens,
+        }),
+        protocol: task.protocol(),
+    };
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    if !args.json.as_deref().is_some_and(is_stdout) {
+        print(&report)?;
+    }
+    Ok(())
+}
+
+fn print(report: &Report<'_>) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for (metric, Score { value, stderr }) in &report.scores {
+        let error = stderr.map_or(String::new(), |e| format!(" +- {e:.4}"));
+        writeln!(out, "{} {value:.4}{error}", metric.name())?;
+    }
+    writeln!(out, "{} items", report.items)?;
+    if let Some(answers) = &report.answers {
+        let with = if answers.chat_template {
+            "with"
+        } else {
+            "without"
+        };
+        let most = answers.max_new_tokens;
+        writeln!(out, "{with} the chat template, at most {most} new tokens")?;
+    }
+    writeln!(out, "protocol: {}", report.protocol)
+}

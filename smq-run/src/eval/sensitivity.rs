@@ -1,0 +1,283 @@
+//! Which part of a model minds quantization: one layer, or one projection, quantized at a time.
+//!
+//! ```text
+//!   checkpoint -> one unit quantized -> weight error (the file's statistics) and distance from C0 -> rank correlation
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
+use smq_convert::{Checkpoint, ScaleChoice, ScaleRule, Target};
+use smq_format::SmqFile;
+
+use super::kl::Base;
+use super::metrics::Score;
+use super::paired::spearman;
+use super::ppl::PplOptions;
+use super::suite::{file_name, rule_name};
+use crate::demo::{convert_to, int4};
+use crate::engine::{self, Device};
+use crate::{Source, Tokenizer};
+
+/// What is quantized at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Unit {
+    /// All selected matrices of a layer.
+    Layer,
+    /// One matrix.
+    Projection,
+}
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct SensitivityOptions {
+    /// A checkpoint directory.
+    pub checkpoint: PathBuf,
+    /// The text for the distance from C0.
+    pub text: PathBuf,
+    /// How it is cut.
+    pub windows: PplOptions,
+    /// Which matrices at all.
+    pub target: Target,
+    /// What is quantized at a time.
+    pub unit: Unit,
+    /// Scale format.
+    pub scales: ScaleChoice,
+    /// Scale rule.
+    pub rule: ScaleRule,
+    /// Where to run.
+    pub device: Device,
+    /// Longest sequence.
+    pub max_tokens: Option<usize>,
+}
+
+/// The result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sensitivity {
+    /// The checkpoint directory's name.
+    pub model: String,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// The text's file name.
+    pub text: String,
+    /// Positions compared.
+    pub tokens_scored: usize,
+    /// Tokens a window.
+    pub window: usize,
+    /// `mlp`, `all` or a pattern.
+    pub target: String,
+    /// What is quantized at a time.
+    pub unit: Unit,
+    /// Scale format.
+    pub scales: String,
+    /// Scale rule.
+    pub rule: String,
+    /// In the checkpoint's order.
+    pub points: Vec<Point>,
+    /// Spearman's rank correlation over the points, by `error ~ effect`; absent where a side does not vary.
+    pub rank_correlation: BTreeMap<String, Option<f64>>,
+}
+
+/// One unit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    /// `model.layers.3`, or a matrix's name.
+    pub name: String,
+    /// Its elements.
+    pub weights: u64,
+    /// `sum (w - w')^2 / sum w^2`.
+    pub relative_error: f64,
+    /// `sum (w - w')^2`.
+    pub squared_error: f64,
+    /// Mean KL divergence from C0, nats.
+    pub mean_kl: Score,
+    /// 99th percentile.
+    pub p99_kl: f64,
+    /// Loss less C0's, nats a token, as the logarithm of the ratio of perplexities.
+    pub loss_delta_nats: f64,
+    /// `perplexity / C0's`, with its standard error.
+    pub perplexity_ratio: Score,
+}
+
+/// Measures every unit; `progress` gets units done, units in all and the name of the one at hand.
+///
+/// # Errors
+/// A target that selects nothing, and whatever converting or measuring meets first.
+pub fn run(
+    options: &SensitivityOptions,
+    progress: &mut dyn FnMut(usize, usize, &str),
+) -> anyhow::Result<Sensitivity> {
+    let checkpoint = Checkpoint::open(&options.checkpoint)?;
+    let units = units(&checkpoint, options);
+    ensure!(
+        !units.is_empty(),
+        "--target {} selects no matrix of {}",
+        options.target.name(),
+        options.checkpoint.display()
+    );
+    let text = std::fs::read_to_string(&options.text)
+        .with_context(|| format!("cannot read {}", options.text.display()))?;
+    let source = Source::open(&options.checkpoint)?;
+    let tokenizer = Tokenizer::load(&source)?;
+    let mut engine = engine::load(&source, options.device, options.max_tokens)?;
+    let device = engine.device().to_owned();
+    let positions = engine.config().max_positions;
+    let ids = options.windows.tokens(&tokenizer, &text, positions)?;
+    let mut base = Base::new(&mut *engine, ids, options.windows);
+    let tokens_scored = base.windows() * (options.windows.window - 1);
+    let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let mut points = Vec::with_capacity(units.len());
+    for (done, (name, tensors)) in units.iter().enumerate() {
+        progress(done, units.len(), name);
+        let path = dir.path().join("unit.smq");
+        let target = only(tensors)?;
+        let method = int4(options.scales, options.rule);
+        convert_to(&checkpoint, &path, &target, method)?;
+        points.push(point(options, name, &path, &mut base)?);
+        std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(Sensitivity {
+        model: file_name(&options.checkpoint),
+        device,
+        text: file_name(&options.text),
+        tokens_scored,
+        window: options.windows.window,
+        target: options.target.name().to_owned(),
+        unit: options.unit,
+        scales: options.scales.name(),
+        rule: rule_name(options.rule),
+        rank_correlation: correlations(&points),
+        points,
+    })
+}
+
+fn point(
+    options: &SensitivityOptions,
+    name: &str,
+    path: &Path,
+    base: &mut Base<'_>,
+) -> anyhow::Result<Point> {
+    let file = SmqFile::open(path)?;
+    let statistics = file
+        .statistics()?
+        .with_context(|| format!("{} holds no statistics", path.display()))?;
+    let sum = |of: fn(&smq_format::statistics::ErrorSummary) -> f64| {
+        statistics
+            .tensors
+            .iter()
+            .map(|t| of(&t.stored))
+            .sum::<f64>()
+    };
+    let (squared_error, squared_weight) = (sum(|e| e.squared_error), sum(|e| e.squared_weight));
+    let weights = statistics
+        .tensors
+        .iter()
+        .filter_map(|t| file.tensor(&t.name));
+    let weights = weights
+        .map(|t| t.shape().iter().product::<usize>() as u64)
+        .sum();
+    drop(file);
+    let source = Source::open(path)?;
+    let mut engine = engine::load(&source, options.device, options.max_tokens)?;
+    let kl = base.compare(&mut *engine, |_| ())?;
+    Ok(Point {
+        name: name.to_owned(),
+        weights,
+        relative_error: squared_error / squared_weight,
+        squared_error,
+        mean_kl: kl.mean_kl,
+        p99_kl: kl.p99_kl,
+        loss_delta_nats: kl.perplexity_ratio.value.ln(),
+        perplexity_ratio: kl.perplexity_ratio,
+    })
+}
+
+/// Names of units, each with its matrices.
+fn units(checkpoint: &Checkpoint, options: &SensitivityOptions) -> Vec<(String, Vec<String>)> {
+    let mut units: Vec<(String, Vec<String>)> = Vec::new();
+    for tensor in checkpoint.tensors() {
+        if !options.target.selects(&tensor.name, tensor.shape.len()) {
+            continue;
+        }
+        let name = match options.unit {
+            Unit::Layer => layer_of(&tensor.name),
+            Unit::Projection => &tensor.name,
+        };
+        match units.iter_mut().find(|(unit, _)| unit == name) {
+            Some((_, tensors)) => tensors.push(tensor.name.clone()),
+            None => units.push((name.to_owned(), vec![tensor.name.clone()])),
+        }
+    }
+    units
+}
+
+/// `model.layers.3` of `model.layers.3.mlp.down_proj.weight`; the whole name where no number follows `layers`.
+fn layer_of(tensor: &str) -> &str {
+    let Some((before, after)) = tensor.split_once("layers.") else {
+        return tensor;
+    };
+    let digits = after.bytes().take_while(u8::is_ascii_digit).count();
+    match digits {
+        0 => tensor,
+        n => &tensor[..before.len() + "layers.".len() + n],
+    }
+}
+
+/// Exactly these tensors.
+fn only(tensors: &[String]) -> anyhow::Result<Target> {
+    let names: Vec<String> = tensors.iter().map(|name| regex::escape(name)).collect();
+    Ok(Target::Pattern(regex::Regex::new(&format!(
+        "^({})$",
+        names.join("|")
+    ))?))
+}
+
+fn correlations(points: &[Point]) -> BTreeMap<String, Option<f64>> {
+    type Column = (&'static str, fn(&Point) -> f64);
+    let errors: [Column; 2] = [
+        ("relative_error", |p| p.relative_error),
+        ("squared_error", |p| p.squared_error),
+    ];
+    let effects: [Column; 2] = [
+        ("mean_kl", |p| p.mean_kl.value),
+        ("loss_delta", |p| p.loss_delta_nats),
+    ];
+    let mut out = BTreeMap::new();
+    for (error, x) in errors {
+        for (effect, y) in effects {
+            let column = |of: fn(&Point) -> f64| points.iter().map(of).collect::<Vec<_>>();
+            out.insert(
+                format!("{error} ~ {effect}"),
+                spearman(&column(x), &column(y)),
+            );
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_named_by_their_number() {
+        for (tensor, layer) in [
+            ("model.layers.3.mlp.down_proj.weight", "model.layers.3"),
+            ("model.layers.31.self_attn.o_proj.weight", "model.layers.31"),
+            ("lm_head.weight", "lm_head.weight"),
+            ("layers.x.mlp", "layers.x.mlp"),
+        ] {
+            assert_eq!(layer_of(tensor), layer);
+        }
+    }
+
+    #[test]
+    fn a_target_of_names_takes_no_others() {
+        let target = only(&["a.1.w_proj".into(), "b.w".into()]).unwrap();
+        assert!(target.selects("a.1.w_proj", 2) && target.selects("b.w", 2));
+        assert!(!target.selects("a.11w_proj", 2) && !target.selects("xb.w", 2));
+    }
+}

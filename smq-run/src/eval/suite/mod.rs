@@ -1,0 +1,329 @@
+//! `smq-run eval suite`: every task, and the distance from C0, over every variant of one checkpoint.
+//!
+//! ```text
+//!   checkpoint -> variant (converted, measured, deleted) -> cells on disk -> summary against C0 -> suite.json, suite.md
+//! ```
+
+mod store;
+mod summary;
+mod table;
+mod variants;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use smq_convert::Checkpoint;
+
+use super::kl::Base;
+use super::ppl::PplOptions;
+use super::task::{Prompts, Request, Task, evaluate};
+use crate::cli::output::{write_bytes, write_json};
+use crate::demo::{convert_to, int4, report};
+use crate::engine::{self, Device, Engine};
+use crate::{Source, Tokenizer};
+pub(super) use store::file_name;
+pub use store::{DataFile, FileFacts, Parameters, Store};
+pub use summary::{ACCEPTED_RELATIVE_DROP, Compared, Summary, VariantSummary};
+pub(super) use variants::rule_name;
+pub use variants::{Quantized, Variant, VariantName};
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct SuiteOptions {
+    /// A checkpoint directory.
+    pub checkpoint: PathBuf,
+    /// Where the data files lie (see [`data_file`]).
+    pub data: PathBuf,
+    /// Where results go.
+    pub out: PathBuf,
+    /// Which tasks; empty: those whose data is there.
+    pub tasks: Vec<Task>,
+    /// Which variants by name, C0 always; empty: all.
+    pub only: Vec<String>,
+    /// Only the first items of each task.
+    pub limit: Option<usize>,
+    /// Most new tokens of a free answer.
+    pub prompts: Prompts,
+    /// The text for the distance from C0, where it is not in the data directory.
+    pub text_file: Option<PathBuf>,
+    /// How the text is cut.
+    pub text: PplOptions,
+    /// Where to run.
+    pub device: Device,
+    /// Longest sequence.
+    pub max_tokens: Option<usize>,
+}
+
+/// Where a run is: shown by whoever started it.
+pub trait Progress {
+    /// A cell begins, of `steps` items or windows, being the `index`th of `cells`.
+    fn cell(&mut self, name: &str, index: usize, cells: usize, steps: usize);
+    /// So many steps of it are done.
+    fn step(&mut self, done: usize);
+}
+
+/// Everything that the variants have in common.
+struct Plan {
+    variants: Vec<Variant>,
+    requests: BTreeMap<Task, Vec<Request>>,
+    text: Option<String>,
+    parameters: Parameters,
+}
+
+/// Runs what is not there yet and summarizes everything.
+///
+/// # Errors
+/// An unknown variant, a task without its data, a directory of another suite's results, and whatever converting or
+/// measuring meets first; finished cells stay.
+pub fn run(options: &SuiteOptions, progress: &mut dyn Progress) -> anyhow::Result<Summary> {
+    let source = Source::open(&options.checkpoint)?;
+    let tokenizer = Tokenizer::load(&source)?;
+    let mut base = engine::load(&source, options.device, options.max_tokens)?;
+    let plan = Plan::new(options, base.device())?;
+    let store = Store::open(&options.out, &plan.parameters)?;
+    measure(
+        options, &plan, &store, &tokenizer, &source, &mut *base, progress,
+    )?;
+    let summary = summary::summarize(&store, &plan.parameters, &plan.variants)?;
+    write_json(&options.out.join("suite.json"), &summary)?;
+    write_bytes(
+        &options.out.join("suite.md"),
+        table::page(&summary).as_bytes(),
+    )?;
+    Ok(summary)
+}
+
+fn measure(
+    options: &SuiteOptions,
+    plan: &Plan,
+    store: &Store,
+    tokenizer: &Tokenizer,
+    source: &Source,
+    base: &mut dyn Engine,
+    progress: &mut dyn Progress,
+) -> anyhow::Result<()> {
+    let mut counter = Counter {
+        progress,
+        done: 0,
+        cells: plan.variants.len() * plan.requests.len(),
+    };
+    if plan.text.is_some() {
+        counter.cells += plan.variants.len() - 1;
+    }
+    let name = &plan.variants[0].name;
+    tasks(options, plan, store, tokenizer, name, base, &mut counter)?;
+    store.put_facts(
+        name,
+        &FileFacts {
+            file_bytes: source.file_bytes(),
+            bits_per_weight: None,
+            mean_rel_mse: None,
+        },
+    )?;
+    let mut base = match &plan.text {
+        Some(text) => {
+            let ids = options
+                .text
+                .tokens(tokenizer, text, base.config().max_positions)?;
+            Some(Base::new(base, ids, options.text))
+        }
+        None => None,
+    };
+    let checkpoint = Checkpoint::open(&options.checkpoint)?;
+    let dir = tempfile::tempdir_in(&options.out)
+        .with_context(|| format!("cannot write in {}", options.out.display()))?;
+    for variant in &plan.variants[1..] {
+        let name = &variant.name;
+        let (Some(how), false) = (&variant.quantized, is_done(plan, store, name)?) else {
+            counter.done += plan.requests.len() + usize::from(base.is_some());
+            continue;
+        };
+        let path = dir.path().join(format!("{name}.smq"));
+        convert_to(&checkpoint, &path, &how.target, int4(how.scales, how.rule))?;
+        let facts = report(&path)?;
+        {
+            let source = Source::open(&path)?;
+            let mut engine = engine::load(&source, options.device, options.max_tokens)?;
+            tasks(
+                options,
+                plan,
+                store,
+                tokenizer,
+                name,
+                &mut *engine,
+                &mut counter,
+            )?;
+            if let Some(base) = &mut base {
+                counter.cell(&format!("{name} distance from C0"), base.windows());
+                if store.kl(name)?.is_none() {
+                    let report = base.compare(&mut *engine, |done| counter.progress.step(done))?;
+                    store.put_kl(name, &report)?;
+                }
+            }
+            store.put_facts(
+                name,
+                &FileFacts {
+                    file_bytes: source.file_bytes(),
+                    bits_per_weight: facts.sizes.bits_per_quantized_weight,
+                    mean_rel_mse: facts.totals.as_ref().map(|t| t.mean_rel_mse),
+                },
+            )?;
+        }
+        std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The tasks of one variant that are not there yet.
+fn tasks(
+    options: &SuiteOptions,
+    plan: &Plan,
+    store: &Store,
+    tokenizer: &Tokenizer,
+    name: &str,
+    engine: &mut dyn Engine,
+    counter: &mut Counter<'_>,
+) -> anyhow::Result<()> {
+    for (task, requests) in &plan.requests {
+        counter.cell(&format!("{name} {}", task.name()), requests.len());
+        if store.items(name, *task)?.is_some() {
+            continue;
+        }
+        let mut items = Vec::with_capacity(requests.len());
+        for (index, request) in requests.iter().enumerate() {
+            let item = evaluate(engine, tokenizer, options.prompts, index, request);
+            items.push(item.with_context(|| format!("{name}, {}", task.name()))?);
+            counter.progress.step(index + 1);
+        }
+        store.put_items(name, *task, &items)?;
+    }
+    Ok(())
+}
+
+/// Whether nothing of a variant is left to measure.
+fn is_done(plan: &Plan, store: &Store, name: &str) -> anyhow::Result<bool> {
+    for task in plan.requests.keys() {
+        if store.items(name, *task)?.is_none() {
+            return Ok(false);
+        }
+    }
+    let kl = plan.text.is_none() || store.kl(name)?.is_some();
+    Ok(kl && store.facts(name)?.is_some())
+}
+
+struct Counter<'p> {
+    progress: &'p mut dyn Progress,
+    done: usize,
+    cells: usize,
+}
+
+impl Counter<'_> {
+    fn cell(&mut self, name: &str, steps: usize) {
+        self.done += 1;
+        self.progress.cell(name, self.done, self.cells, steps);
+    }
+}
+
+impl Plan {
+    fn new(options: &SuiteOptions, device: &str) -> anyhow::Result<Self> {
+        let mut variants = Variant::all();
+        for name in &options.only {
+            if !variants.iter().any(|v| v.name == *name) {
+                let names: Vec<_> = variants.iter().map(|v| v.name.as_str()).collect();
+                bail!("there is no variant {name}; there are {}", names.join(", "));
+            }
+        }
+        if !options.only.is_empty() {
+            variants.retain(|v| v.quantized.is_none() || options.only.contains(&v.name));
+        }
+        let mut requests = BTreeMap::new();
+        let mut files = BTreeMap::new();
+        for task in Task::ALL {
+            let wanted = options.tasks.contains(&task);
+            let path = match data_file(&options.data, task.name()) {
+                Some(path) if wanted || options.tasks.is_empty() => path,
+                None if wanted => bail!(
+                    "{} holds no data for {}; it is looked for as {}",
+                    options.data.display(),
+                    task.name(),
+                    candidates(task.name()).join(", ")
+                ),
+                _ => continue,
+            };
+            let items = task.read(&path, options.limit)?;
+            files.insert(task, DataFile::of(&path, Some(items.len()))?);
+            requests.insert(task, items);
+        }
+        let text_path = options.text_file.clone();
+        let text_path = text_path.or_else(|| data_file(&options.data, "text"));
+        if requests.is_empty() && text_path.is_none() {
+            bail!("{} holds no data", options.data.display());
+        }
+        let text = text_path
+            .as_ref()
+            .map(|path| {
+                std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read {}", path.display()))
+            })
+            .transpose()?;
+        let text_file = text_path
+            .map(|path| DataFile::of(&path, None))
+            .transpose()?;
+        let parameters = Parameters {
+            producer: concat!("smq-run ", env!("CARGO_PKG_VERSION")).to_owned(),
+            model: file_name(&options.checkpoint),
+            model_blake3: model_hashes(&options.checkpoint)?,
+            device: device.to_owned(),
+            tasks: files,
+            max_new_tokens: options.prompts.max_new_tokens,
+            text: text_file,
+            window: options.text.window,
+            text_tokens: options.text.max_tokens,
+        };
+        Ok(Self {
+            variants,
+            requests,
+            text,
+            parameters,
+        })
+    }
+}
+
+/// Where a task's data, or the `text`, may lie in the data directory: the first that is there counts.
+#[must_use]
+pub fn candidates(what: &str) -> &'static [&'static str] {
+    match what {
+        "lambada" => &["lambada.jsonl", "lambada/lambada_openai_test.jsonl"],
+        "hellaswag" => &[
+            "hellaswag.jsonl",
+            "hellaswag/hellaswag_val.jsonl",
+            "hellaswag/hellaswag_val_activitynet913.jsonl",
+        ],
+        "arc" => &["arc.jsonl", "arc/arc_challenge_test.jsonl"],
+        "gsm8k" => &["gsm8k.jsonl", "gsm8k/test.jsonl"],
+        _ => &["text.txt", "wikitext2/wiki.test.raw", "wiki.test.raw"],
+    }
+}
+
+/// The first of [`candidates`] that is there.
+#[must_use]
+pub fn data_file(data: &Path, what: &str) -> Option<PathBuf> {
+    let paths = candidates(what).iter().map(|name| data.join(name));
+    paths.into_iter().find(|path| path.exists())
+}
+
+/// Hashes of everything that decides a checkpoint's answers.
+fn model_hashes(dir: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let entries =
+        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut hashes = BTreeMap::new();
+    for entry in entries {
+        let path = entry?.path();
+        let name = file_name(&path);
+        if name.ends_with(".safetensors") || ["config.json", "tokenizer.json"].contains(&&*name) {
+            hashes.insert(name, store::hash(&path)?);
+        }
+    }
+    Ok(hashes)
+}

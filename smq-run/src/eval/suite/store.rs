@@ -1,0 +1,195 @@
+//! Results on disk: one file a finished cell, so that an interrupted suite goes on where it stopped.
+//!
+//! ```text
+//!   OUT/parameters.json        what was measured on what; another suite's directory is refused
+//!   OUT/cells/NAME.TASK.jsonl  every item
+//!   OUT/cells/NAME.kl.json     the distance from C0
+//!   OUT/cells/NAME.file.json   size and weight error
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use smq_format::map_file;
+
+use crate::cli::output::{write_json, write_jsonl};
+use crate::eval::kl::KlReport;
+use crate::eval::task::{Item, Task};
+
+/// What decides the results, beside the variant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Parameters {
+    /// Program and version.
+    pub producer: String,
+    /// The checkpoint directory's name.
+    pub model: String,
+    /// BLAKE3 of its config.json, tokenizer.json and safetensors files, by name.
+    pub model_blake3: BTreeMap<String, String>,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// The files of the tasks.
+    pub tasks: BTreeMap<Task, DataFile>,
+    /// Of free answers.
+    pub max_new_tokens: usize,
+    /// The text for the distance from C0; absent where it is not measured.
+    pub text: Option<DataFile>,
+    /// Tokens a window of it.
+    pub window: usize,
+    /// Leading tokens of it that count; absent: all.
+    pub text_tokens: Option<usize>,
+}
+
+impl Parameters {
+    /// Whether results of both can stand side by side: other tasks may be there, not the same ones on other data.
+    fn agree_with(&self, other: &Self) -> bool {
+        let without_tasks = |p: &Self| Self {
+            tasks: BTreeMap::new(),
+            ..p.clone()
+        };
+        let same = |(task, file)| other.tasks.get(task).is_none_or(|there| there == file);
+        without_tasks(self) == without_tasks(other) && self.tasks.iter().all(same)
+    }
+}
+
+/// A file, as far as results depend on it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataFile {
+    /// Without its directory.
+    pub name: String,
+    /// Its hash.
+    pub blake3: String,
+    /// Items used of it; absent for a text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub items: Option<usize>,
+}
+
+impl DataFile {
+    /// Reads and hashes a file.
+    pub(super) fn of(path: &Path, items: Option<usize>) -> anyhow::Result<Self> {
+        Ok(Self {
+            name: file_name(path),
+            blake3: hash(path)?,
+            items,
+        })
+    }
+}
+
+/// Size and weight error of a file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FileFacts {
+    /// Of the .smq file or all shards.
+    pub file_bytes: u64,
+    /// Of the quantized tensors; absent for C0, as what follows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits_per_weight: Option<f64>,
+    /// Mean over groups of the relative MSE.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_rel_mse: Option<f64>,
+}
+
+/// The directory.
+#[derive(Debug)]
+pub struct Store {
+    cells: PathBuf,
+}
+
+impl Store {
+    /// Opens a directory for results of these parameters, making it if it is not there.
+    ///
+    /// # Errors
+    /// If it holds results of other parameters.
+    pub fn open(out: &Path, parameters: &Parameters) -> anyhow::Result<Self> {
+        let cells = out.join("cells");
+        let path = out.join("parameters.json");
+        let mut union = parameters.clone();
+        if path.exists() {
+            let there: Parameters = read_json(&path)?;
+            ensure!(
+                parameters.agree_with(&there),
+                "{} holds results of another model, other data or another version (see parameters.json there); \
+                 give another --out, or remove it",
+                out.display()
+            );
+            union.tasks.extend(there.tasks);
+        }
+        std::fs::create_dir_all(&cells)
+            .with_context(|| format!("cannot create {}", cells.display()))?;
+        write_json(&path, &union)?;
+        Ok(Self { cells })
+    }
+
+    fn path(&self, variant: &str, what: &str) -> PathBuf {
+        self.cells.join(format!("{variant}.{what}"))
+    }
+
+    /// The items of a finished cell.
+    pub fn items(&self, variant: &str, task: Task) -> anyhow::Result<Option<Vec<Item>>> {
+        let path = self.path(variant, &format!("{}.jsonl", task.name()));
+        if !path.exists() {
+            return Ok(None);
+        }
+        let map = map_file(&path)?;
+        let item = |line: &[u8]| serde_json::from_slice(line);
+        let lines = map.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        let items = lines.map(item).collect::<Result<_, _>>();
+        Ok(Some(items.with_context(|| damaged(&path))?))
+    }
+
+    /// Records a finished cell.
+    pub fn put_items(&self, variant: &str, task: Task, items: &[Item]) -> anyhow::Result<()> {
+        write_jsonl(
+            &self.path(variant, &format!("{}.jsonl", task.name())),
+            items,
+        )
+    }
+
+    /// The distance from C0, if it is there.
+    pub fn kl(&self, variant: &str) -> anyhow::Result<Option<KlReport>> {
+        optional(&self.path(variant, "kl.json"))
+    }
+
+    /// Records the distance from C0.
+    pub fn put_kl(&self, variant: &str, report: &KlReport) -> anyhow::Result<()> {
+        write_json(&self.path(variant, "kl.json"), report)
+    }
+
+    /// Size and weight error, if they are there.
+    pub fn facts(&self, variant: &str) -> anyhow::Result<Option<FileFacts>> {
+        optional(&self.path(variant, "file.json"))
+    }
+
+    /// Records size and weight error.
+    pub fn put_facts(&self, variant: &str, facts: &FileFacts) -> anyhow::Result<()> {
+        write_json(&self.path(variant, "file.json"), facts)
+    }
+}
+
+fn optional<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
+    path.exists().then(|| read_json(path)).transpose()
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
+    serde_json::from_slice(&map_file(path)?).with_context(|| damaged(path))
+}
+
+fn damaged(path: &Path) -> String {
+    format!(
+        "{} is damaged or of another version; remove it to measure it again",
+        path.display()
+    )
+}
+
+/// BLAKE3 of a file, in hexadecimal.
+pub(super) fn hash(path: &Path) -> anyhow::Result<String> {
+    let bytes = smq_format::hash(&map_file(path)?);
+    Ok(blake3::Hash::from_bytes(bytes).to_hex().to_string())
+}
+
+/// A path without its directory.
+pub(in crate::eval) fn file_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str());
+    name.to_string_lossy().into_owned()
+}

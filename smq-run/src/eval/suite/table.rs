@@ -1,0 +1,163 @@
+//! The result as Markdown.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use super::store::DataFile;
+use super::summary::{Compared, Summary, VariantSummary};
+use crate::eval::metrics::Score;
+use crate::eval::task::{Metric, Task};
+
+/// The whole page.
+pub(super) fn page(summary: &Summary) -> String {
+    let p = &summary.parameters;
+    let mut out = format!("# {}: what quantization costs on tasks\n\n", p.model);
+    out += &format!(
+        "`{}` on {}. Every difference is against C0 of the same weights.\n\n",
+        p.producer, p.device
+    );
+    if !p.tasks.is_empty() {
+        let used = |(task, file): (&Task, &DataFile)| {
+            let n = file.items.unwrap_or(0);
+            format!("{} ({n} items of {})", task.name(), file.name)
+        };
+        let used: Vec<String> = p.tasks.iter().map(used).collect();
+        out += &format!(
+            "Tasks: {}. Differences are on the same items: the 95 % confidence interval is the paired bootstrap's, p is \
+             McNemar's exact test. The drop is the mean over tasks of the relative loss of each one's first figure; the \
+             study accepts up to {:.0} %.\n\n{}\n\n",
+            used.join(", "),
+            100.0 * summary.accepted_relative_drop,
+            tasks(summary)
+        );
+    }
+    if let Some(text) = &p.text {
+        out += &format!(
+            "Distance from C0 on {}, windows of {} tokens{}; KL divergence in nats.\n\n{}\n",
+            text.name,
+            p.window,
+            p.text_tokens
+                .map_or(String::new(), |n| format!(", the first {n} tokens")),
+            fidelity(summary)
+        );
+    }
+    out
+}
+
+fn tasks(summary: &Summary) -> Table {
+    let tasks: Vec<Task> = summary.parameters.tasks.keys().copied().collect();
+    let mut header = vec![
+        "variant".to_owned(),
+        "config".to_owned(),
+        "bits/weight".to_owned(),
+    ];
+    for task in &tasks {
+        for metric in task.metrics() {
+            header.push(format!("{} {}", task.name(), metric.name()));
+        }
+    }
+    header.extend(["drop, %".to_owned(), "accepted".to_owned()]);
+    let mut table = markdown(&header);
+    for variant in &summary.variants {
+        let mut row = head(variant);
+        for task in &tasks {
+            for metric in task.metrics() {
+                let compared = variant.tasks.get(task).and_then(|t| t.get(metric));
+                row.push(compared.map_or_else(absent, |c| figure(*metric, c)));
+            }
+        }
+        row.push(number(variant.mean_relative_drop.map(|d| 100.0 * d), 2));
+        row.push(match variant.accepted {
+            Some(true) => "yes".to_owned(),
+            Some(false) => "no".to_owned(),
+            None => absent(),
+        });
+        table.add_row(row);
+    }
+    aligned(table)
+}
+
+/// A figure with its difference: percentage points of an accuracy, a ratio of a perplexity.
+fn figure(metric: Metric, compared: &Compared) -> String {
+    let Score { value, .. } = compared.score;
+    if !metric.is_accuracy() {
+        let ratio = compared.delta.map_or(String::new(), |d| {
+            let [low, high] = d.ci95.map(|x| (-x).exp());
+            format!(" x{:.4} [{high:.4}, {low:.4}]", (-d.mean).exp())
+        });
+        return format!("{value:.3}{ratio}");
+    }
+    let change = compared.delta.map_or(String::new(), |d| {
+        let [low, high] = d.ci95.map(|x| 100.0 * x);
+        format!(" {:+.2} [{low:+.2}, {high:+.2}]", 100.0 * d.mean)
+    });
+    let p = compared
+        .mcnemar
+        .map_or(String::new(), |m| format!(" p={:.3}", m.p_value));
+    format!("{:.2}{change}{p}", 100.0 * value)
+}
+
+fn fidelity(summary: &Summary) -> Table {
+    let header = [
+        "variant",
+        "config",
+        "bits/weight",
+        "rel. MSE",
+        "mean KL",
+        "median KL",
+        "99 % KL",
+        "same top-1, %",
+        "perplexity",
+        "ratio to C0",
+    ];
+    let mut table = markdown(&header.map(str::to_owned));
+    for variant in &summary.variants {
+        let Some(kl) = &variant.kl else { continue };
+        let mut row = head(variant);
+        let error = |score: Score, digits: usize| {
+            let stderr = score
+                .stderr
+                .map_or(String::new(), |e| format!(" ± {e:.digits$}"));
+            format!("{:.digits$}{stderr}", score.value)
+        };
+        row.extend([
+            number(variant.file.mean_rel_mse, 6),
+            error(kl.mean_kl, 5),
+            format!("{:.5}", kl.median_kl),
+            format!("{:.4}", kl.p99_kl),
+            format!("{:.2}", 100.0 * kl.top1_agreement.value),
+            format!("{:.4}", kl.perplexity),
+            error(kl.perplexity_ratio, 4),
+        ]);
+        table.add_row(row);
+    }
+    aligned(table)
+}
+
+fn head(variant: &VariantSummary) -> Vec<String> {
+    vec![
+        variant.variant.name.clone(),
+        variant.variant.config.clone().unwrap_or_else(absent),
+        number(variant.file.bits_per_weight, 3),
+    ]
+}
+
+fn number(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(absent, |v| format!("{v:.digits$}"))
+}
+
+fn absent() -> String {
+    "-".to_owned()
+}
+
+fn markdown(header: &[String]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header(header);
+    table
+}
+
+fn aligned(mut table: Table) -> Table {
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}

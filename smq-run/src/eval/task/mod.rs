@@ -1,0 +1,280 @@
+//! The tasks, each as lm-evaluation-harness 0.4 defines it: prompts, metrics and answer extraction.
+//!
+//! ```text
+//!   JSONL line -> Request (prompt and what is scored) -> engine -> Item (what came out) -> Score (mean and standard error)
+//! ```
+//!
+//! Definitions: `lm_eval/tasks/{lambada/lambada_openai, hellaswag/hellaswag, arc/arc_easy, gsm8k/gsm8k}.yaml`, read at
+//! lm-eval 0.4.13; the data itself is the user's.
+
+mod arc;
+mod gsm8k;
+mod hellaswag;
+mod lambada;
+mod run;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use smq_format::map_file;
+
+use super::metrics::{Score, mean, perplexity};
+use crate::error::{Error, Result};
+pub use gsm8k::MAX_NEW_TOKENS;
+pub(crate) use hellaswag::is_python_space;
+pub use run::{Prompts, evaluate};
+
+/// A task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Task {
+    /// The last word of a passage.
+    Lambada,
+    /// The most likely of four endings.
+    Hellaswag,
+    /// Multiple-choice science questions (ARC-Challenge or ARC-Easy, as the file is).
+    Arc,
+    /// Grade-school arithmetic, answered freely.
+    Gsm8k,
+}
+
+impl Task {
+    /// Every task.
+    pub const ALL: [Self; 4] = [Self::Lambada, Self::Hellaswag, Self::Arc, Self::Gsm8k];
+
+    /// The name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lambada => "lambada",
+            Self::Hellaswag => "hellaswag",
+            Self::Arc => "arc",
+            Self::Gsm8k => "gsm8k",
+        }
+    }
+
+    /// The metrics of each item, the one to compare models by first.
+    #[must_use]
+    pub fn metrics(self) -> &'static [Metric] {
+        match self {
+            Self::Lambada => &[Metric::Acc, Metric::Perplexity],
+            Self::Hellaswag | Self::Arc => &[Metric::AccNorm, Metric::Acc],
+            Self::Gsm8k => &[Metric::FlexibleExtract, Metric::StrictMatch],
+        }
+    }
+
+    /// The rules, in words.
+    #[must_use]
+    pub fn protocol(self) -> &'static str {
+        match self {
+            Self::Lambada => {
+                "lambada_openai of lm-evaluation-harness 0.4: zero-shot; the text's last word after its last space is \
+                 scored with that space; acc: every token of it is the most likely one; perplexity: exp of the mean \
+                 negative log-likelihood of a word"
+            }
+            Self::Hellaswag => {
+                "hellaswag of lm-evaluation-harness 0.4: zero-shot; acc: the ending of highest log-likelihood; acc_norm: \
+                 of highest log-likelihood over its length in characters"
+            }
+            Self::Arc => {
+                "arc_challenge (arc_easy) of lm-evaluation-harness 0.4: zero-shot, `Question: ... Answer:`; acc: the \
+                 choice of highest log-likelihood; acc_norm: of highest log-likelihood over its length in characters"
+            }
+            Self::Gsm8k => {
+                "gsm8k of lm-evaluation-harness 0.4: zero-shot, the chat template where the model has one; greedy, to a \
+                 stop string or the most new tokens; exact match of the number after `####` (strict) or of the last \
+                 number (flexible)"
+            }
+        }
+    }
+
+    fn parse(self, line: &str) -> std::result::Result<Request, String> {
+        match self {
+            Self::Lambada => lambada::parse(line),
+            Self::Hellaswag => hellaswag::parse(line),
+            Self::Arc => arc::parse(line),
+            Self::Gsm8k => gsm8k::parse(line),
+        }
+    }
+
+    /// Reads the first `limit` items of a JSONL file.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Model`] naming the line that is not an item of this task, or a file without any.
+    pub fn read(self, path: &Path, limit: Option<usize>) -> Result<Vec<Request>> {
+        let map = map_file(path)?;
+        let text = std::str::from_utf8(&map)
+            .map_err(|e| Error::model(path, format!("is not UTF-8: {e}")))?;
+        let mut requests = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            if requests.len() >= limit.unwrap_or(usize::MAX) {
+                break;
+            }
+            if line.trim().is_empty() {
+                continue;
+            }
+            let request = self.parse(line).map_err(|message| {
+                let (line, task) = (number + 1, self.name());
+                Error::model(path, format!("line {line} is no item of {task}: {message}"))
+            })?;
+            requests.push(request);
+        }
+        if requests.is_empty() {
+            return Err(Error::model(path, "holds no item"));
+        }
+        Ok(requests)
+    }
+}
+
+impl std::str::FromStr for Task {
+    type Err = String;
+
+    fn from_str(s: &str) -> std::result::Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|t| t.name() == s);
+        found.ok_or_else(|| "expected lambada, hellaswag, arc or gsm8k".to_owned())
+    }
+}
+
+/// What an item asks of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Request {
+    /// How likely is this continuation, and is it the greedy one?
+    Continuation {
+        /// What stands before it.
+        context: String,
+        /// Its leading space included.
+        continuation: String,
+    },
+    /// Which continuation is the most likely?
+    Choice {
+        /// What stands before them.
+        context: String,
+        /// Without the space that joins them to the context.
+        choices: Vec<String>,
+        /// The right one's index.
+        gold: usize,
+    },
+    /// What does the model answer?
+    Answer {
+        /// The question as put to the model, before any chat template.
+        prompt: String,
+        /// The worked answer, its number after `####`.
+        reference: String,
+    },
+}
+
+/// A figure of an item, averaged over a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// 0 or 1.
+    Acc,
+    /// 0 or 1, by log-likelihood over length.
+    AccNorm,
+    /// The item's figure is a log-likelihood, nats.
+    Perplexity,
+    /// 0 or 1.
+    StrictMatch,
+    /// 0 or 1.
+    FlexibleExtract,
+}
+
+impl Metric {
+    /// Its name in files and tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Acc => "acc",
+            Self::AccNorm => "acc_norm",
+            Self::Perplexity => "perplexity",
+            Self::StrictMatch => "strict_match",
+            Self::FlexibleExtract => "flexible_extract",
+        }
+    }
+
+    /// Whether it counts right answers.
+    #[must_use]
+    pub fn is_accuracy(self) -> bool {
+        self != Self::Perplexity
+    }
+}
+
+/// What a model made of an item; one line of the JSONL output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Item {
+    /// The item's place among those read, from 0.
+    pub index: usize,
+    /// Log-likelihood of each continuation, nats.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub log_likelihoods: Vec<f64>,
+    /// The generated text, cut at the first stop string.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response: Option<String>,
+    /// The number found in it, by metric.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extracted: BTreeMap<Metric, String>,
+    /// Its figures.
+    pub metrics: BTreeMap<Metric, f64>,
+}
+
+/// The figures of a task, each with its standard error, as the harness reports them.
+///
+/// # Errors
+/// [`Error::Input`] if an item lacks a metric of the task: it belongs to another one.
+pub fn scores(task: Task, items: &[Item]) -> Result<BTreeMap<Metric, Score>> {
+    let score = |metric: &Metric| {
+        let values = values(items, *metric)?;
+        Ok((
+            *metric,
+            if metric.is_accuracy() {
+                mean(&values)
+            } else {
+                perplexity(&values)
+            },
+        ))
+    };
+    task.metrics().iter().map(score).collect()
+}
+
+/// One figure of every item.
+///
+/// # Errors
+/// [`Error::Input`] if an item lacks it.
+pub fn values(items: &[Item], metric: Metric) -> Result<Vec<f64>> {
+    let value = |item: &Item| {
+        item.metrics.get(&metric).copied().ok_or_else(|| {
+            let (index, name) = (item.index, metric.name());
+            Error::Input(format!("item {index} has no {name}: it is of another task"))
+        })
+    };
+    items.iter().map(value).collect()
+}
+
+/// Where the right answer lies in a list: by the label it carries.
+fn position(
+    labels: impl IntoIterator<Item = String>,
+    key: &str,
+) -> std::result::Result<usize, String> {
+    let found = labels.into_iter().position(|label| label == key);
+    found.ok_or_else(|| format!("the answer {key} is none of the choices"))
+}
+
+/// Refuses an item whose right answer is none of its choices.
+fn choice(
+    context: String,
+    choices: Vec<String>,
+    gold: usize,
+) -> std::result::Result<Request, String> {
+    if gold >= choices.len() {
+        return Err(format!(
+            "the answer is choice {gold}, there are {}",
+            choices.len()
+        ));
+    }
+    Ok(Request::Choice {
+        context,
+        choices,
+        gold,
+    })
+}

@@ -1,0 +1,253 @@
+//! The suite on the fixture: what fewer mantissa bits cost, resuming, and what it refuses. Sensitivity, layer by layer.
+//!
+//! # Pins
+//! Files and texts are fixed and the arithmetic is f32, so figures move by rounding alone, about 1e-4 relative (golden.rs). They
+//! are pinned to 5 %, which is also less than what separates the widths that the test orders.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
+
+use std::path::{Path, PathBuf};
+
+use smq_convert::{
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
+};
+use smq_run::Device;
+use smq_run::eval::ppl::PplOptions;
+use smq_run::eval::sensitivity::{self, SensitivityOptions, Unit};
+use smq_run::eval::suite::{Progress, SuiteOptions, Summary, VariantSummary, run};
+use smq_run::eval::task::{Metric, Prompts, Task};
+
+struct Silent {
+    cells: Vec<String>,
+}
+
+impl Progress for Silent {
+    fn cell(&mut self, name: &str, index: usize, cells: usize, _steps: usize) {
+        assert!(index <= cells, "{name} is {index} of {cells}");
+        self.cells.push(name.to_owned());
+    }
+    fn step(&mut self, _done: usize) {}
+}
+
+fn options(out: &Path, only: &[&str]) -> SuiteOptions {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    SuiteOptions {
+        checkpoint: fixtures.join("phi3-tiny"),
+        data: fixtures.join("eval"),
+        out: out.to_owned(),
+        tasks: Vec::new(),
+        only: only.iter().map(|s| (*s).to_owned()).collect(),
+        limit: None,
+        prompts: Prompts {
+            chat: true,
+            max_new_tokens: 8,
+        },
+        text_file: Some(fixtures.join("sample.txt")),
+        text: PplOptions::default(),
+        device: Device::Cpu,
+        max_tokens: None,
+    }
+}
+
+fn suite(options: &SuiteOptions) -> anyhow::Result<Summary> {
+    run(options, &mut Silent { cells: Vec::new() })
+}
+
+fn variant<'s>(summary: &'s Summary, name: &str) -> &'s VariantSummary {
+    let found = summary.variants.iter().find(|v| v.variant.name == name);
+    found.unwrap_or_else(|| panic!("no {name}"))
+}
+
+/// E5M0 is worse than E5M3, and E5M3 no better than E5M5, over all linears.
+#[test]
+fn fewer_mantissa_bits_cost_fidelity() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(
+        dir.path(),
+        &["all-e5m5", "all-e5m3", "all-e5m0", "mlp-e5m5"],
+    );
+    options.tasks = vec![Task::Lambada];
+    let summary = suite(&options).unwrap();
+    let kl = |name: &str| variant(&summary, name).kl.as_ref().unwrap().mean_kl.value;
+    let (m5, m3, m0) = (kl("all-e5m5"), kl("all-e5m3"), kl("all-e5m0"));
+    assert!(m0 > 1.5 * m3 && m3 >= m5, "{m0} {m3} {m5}");
+    assert!(kl("mlp-e5m5") < 0.7 * m5, "attention costs nothing");
+    for (name, mean_kl, p99, top1, ratio) in [
+        ("all-e5m5", 0.2090, 1.154, 0.7070, 1.1936),
+        ("all-e5m3", 0.2116, 1.173, 0.7104, 1.1913),
+        ("all-e5m0", 0.4063, 2.562, 0.6152, 1.3050),
+        ("mlp-e5m5", 0.1112, 0.681, 0.7757, 1.0766),
+    ] {
+        let kl = variant(&summary, name).kl.as_ref().unwrap();
+        for (got, want) in [
+            (kl.mean_kl.value, mean_kl),
+            (kl.p99_kl, p99),
+            (kl.top1_agreement.value, top1),
+            (kl.perplexity_ratio.value, ratio),
+            (kl.base_perplexity, 25.0749),
+        ] {
+            assert!((got / want - 1.0).abs() < 0.05, "{name}: {got}, not {want}");
+        }
+        assert_eq!(kl.tokens_scored, 11 * 511);
+    }
+}
+
+#[test]
+fn an_interrupted_suite_goes_on_and_its_summary_adds_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(dir.path(), &["mlp-e5m0"]);
+    options.text.max_tokens = Some(512);
+    let first = suite(&options).unwrap();
+    assert_eq!(first.variants.len(), 2);
+    let c0 = &first.variants[0];
+    assert!(c0.kl.is_none() && c0.mean_relative_drop.is_none());
+    let quantized = variant(&first, "mlp-e5m0");
+    assert_eq!(quantized.tasks.len(), 4);
+    let acc = |v: &VariantSummary| v.tasks[&Task::Lambada][&Metric::Acc].clone();
+    let (base, this) = (acc(c0), acc(quantized));
+    let (delta, test) = (this.delta.unwrap(), this.mcnemar.unwrap());
+    assert!((this.score.value - base.score.value - delta.mean).abs() < 1e-12);
+    let net = test.only_this as f64 - test.only_base as f64;
+    assert!((net / this.items as f64 - delta.mean).abs() < 1e-12);
+    // Each task's first metric, of tasks in which C0 has something right.
+    let drops: Vec<f64> = first
+        .parameters
+        .tasks
+        .keys()
+        .filter_map(|task| {
+            let metric = task.metrics()[0];
+            let (b, t) = (
+                c0.tasks[task][&metric].score.value,
+                quantized.tasks[task][&metric].score.value,
+            );
+            (b > 0.0).then(|| (b - t) / b)
+        })
+        .collect();
+    let drop = drops.iter().sum::<f64>() / drops.len() as f64;
+    assert!((quantized.mean_relative_drop.unwrap() - drop).abs() < 1e-12);
+
+    // What is there is not measured again; what is missing is, with the same result.
+    let cell = dir.path().join("cells/mlp-e5m0.arc.jsonl");
+    let kept = dir.path().join("cells/mlp-e5m0.lambada.jsonl");
+    let arc = std::fs::read(&cell).unwrap();
+    std::fs::remove_file(&cell).unwrap();
+    let touched = std::fs::metadata(&kept).unwrap().modified().unwrap();
+    assert_eq!(suite(&options).unwrap(), first);
+    assert_eq!(std::fs::read(&cell).unwrap(), arc);
+    assert_eq!(
+        std::fs::metadata(&kept).unwrap().modified().unwrap(),
+        touched
+    );
+    let json = std::fs::read(dir.path().join("suite.json")).unwrap();
+    let written = [serde_json::to_vec_pretty(&first).unwrap(), b"\n".to_vec()].concat();
+    assert_eq!(json, written);
+    let page = std::fs::read_to_string(dir.path().join("suite.md")).unwrap();
+    assert!(
+        page.contains("| mlp-e5m0") && page.contains("| C5"),
+        "{page}"
+    );
+    // No converted file is left.
+    let left: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(left.len(), 4, "{left:?}");
+
+    // Other parameters: refused, nothing overwritten.
+    let mut other = options.clone();
+    other.limit = Some(2);
+    let error = suite(&other).unwrap_err().to_string();
+    assert!(error.contains("results of another model"), "{error}");
+    assert_eq!(std::fs::read(dir.path().join("suite.json")).unwrap(), json);
+    std::fs::write(&cell, "{}\n").unwrap();
+    let error = suite(&options).unwrap_err().to_string();
+    assert!(error.contains("mlp-e5m0.arc.jsonl is damaged"), "{error}");
+}
+
+#[test]
+fn unknown_variants_and_absent_data_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = suite(&options(dir.path(), &["mlp-e5m9"]))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("there is no variant mlp-e5m9; there are C0, mlp-f32"),
+        "{error}"
+    );
+    let mut empty = options(dir.path(), &[]);
+    empty.data = dir.path().join("none");
+    empty.tasks = vec![Task::Arc];
+    let error = suite(&empty).unwrap_err().to_string();
+    assert!(
+        error.contains("holds no data for arc; it is looked for as arc.jsonl"),
+        "{error}"
+    );
+    assert!(!dir.path().join("parameters.json").exists());
+}
+
+/// Each layer's weight error is what a file with all layers records of it, and each costs some fidelity.
+#[test]
+fn layers_are_measured_one_at_a_time() {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    let (scales, rule) = (
+        ScaleChoice::Mini {
+            exponent_bits: 5,
+            mantissa_bits: 0,
+        },
+        ScaleRule::Nearest,
+    );
+    let mut options = SensitivityOptions {
+        checkpoint: fixtures.join("phi3-tiny"),
+        text: fixtures.join("sample.txt"),
+        windows: PplOptions {
+            window: 256,
+            max_tokens: Some(512),
+        },
+        target: Target::All,
+        unit: Unit::Layer,
+        scales,
+        rule,
+        device: Device::Cpu,
+        max_tokens: None,
+    };
+    let result = sensitivity::run(&options, &mut |_, _, _| ()).unwrap();
+    assert_eq!((result.points.len(), result.tokens_scored), (4, 510));
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = Checkpoint::open(&options.checkpoint).unwrap();
+    let whole = ConvertOptions {
+        target: Target::All,
+        quantize: Method::Int4(QuantizeOptions {
+            group: 128,
+            scales,
+            rule,
+        }),
+        overwrite: false,
+        jobs: 0,
+    };
+    let whole = convert(&checkpoint, &dir.path().join("whole.smq"), &whole, &|_| {
+        true
+    })
+    .unwrap();
+    for (i, point) in result.points.iter().enumerate() {
+        assert_eq!(point.name, format!("model.layers.{i}"));
+        let prefix = format!("{}.", point.name);
+        let tensors = whole
+            .statistics
+            .iter()
+            .filter(|t| t.name.starts_with(&prefix));
+        let error: f64 = tensors.map(|t| t.stored.squared_error).sum();
+        assert!((point.squared_error / error - 1.0).abs() < 1e-12);
+        assert!(
+            point.mean_kl.value > 1e-3 && point.relative_error > 5e-3,
+            "{point:?}"
+        );
+    }
+    assert_eq!(result.rank_correlation.len(), 4);
+    options.target = "^nothing$".parse().unwrap();
+    let error = sensitivity::run(&options, &mut |_, _, _| ())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("--target ^nothing$ selects no matrix"),
+        "{error}"
+    );
+}
