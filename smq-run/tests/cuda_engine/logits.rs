@@ -181,6 +181,23 @@ fn growing(
     failures
 }
 
+/// Any model, `SMQ_MODEL`: prompts around a tile of tokens and of several, then token by token.
+pub fn of_given(path: &str) -> Outcome {
+    const PROMPTS: [usize; 5] = [1, 127, 128, 129, 700];
+    let source = Source::open(path.as_ref()).unwrap();
+    let tokens = any_tokens(700 + STEPS, 1000);
+    let lengths = PROMPTS
+        .iter()
+        .flat_map(|p| *p..=p + STEPS)
+        .chain(1..=DECODED);
+    let reference = Reference::new(&source, &tokens, lengths);
+    let mut engine = CudaEngine::load(&source, Some(1024)).unwrap();
+    let mut failures = of_prompts(path, &mut engine, &reference, &tokens, &PROMPTS, |_| false);
+    let decoded = decoding(path, &mut engine, &reference, &tokens, Path::Decode);
+    failures.extend(decoded);
+    none(failures)
+}
+
 /// Models without trained weights: a few short prompts.
 fn of_synthetic(name: &str, source: &Source, widened: bool) -> Vec<String> {
     const PROMPTS: [usize; 4] = [1, 5, 64, 130];

@@ -1,6 +1,7 @@
 //! The CUDA engine against the CPU reference on a real GPU; where there is none the tests count as ignored.
 //!
-//! They read the repository's fixtures; `SMQ_REPOSITORY` says where it is, if not where this was built.
+//! They read the repository's fixtures; `SMQ_REPOSITORY` says where it is, if not where this was built. `SMQ_MODEL` names a
+//! further model (a checkpoint or a .smq, bf16 or int4) whose logits are compared too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test
 
 use std::process::ExitCode;
@@ -94,6 +95,12 @@ fn tests() -> Vec<(String, Test)> {
             errors::a_cache_larger_than_the_card,
         ),
     ];
+    if let Ok(path) = std::env::var("SMQ_MODEL") {
+        add(
+            "logits_of_the_given_model",
+            Box::new(move || logits::of_given(&path)),
+        );
+    }
     for (name, test) in fixed {
         add(name, Box::new(test));
     }
