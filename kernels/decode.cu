@@ -144,12 +144,19 @@ struct Consumer {
     Ring ring;
     Cursor at;
     u32 steps;      // whole steps done
-    u8 *scratch;    // of two phases in turn, PARTIAL_BYTES each
-    u8 *partial;    // this phase's
+    u8 *scratch;    // PARTIAL_BYTES for every other phase that the block has a part in: of two in a row, the barrier in the
+    u8 *partial;    //   later one parts the earlier one's last reading from the next writing. This phase's
+    int turn;
     u8 *exchange;   // of activations, EXCHANGE_BYTES a warp
     float residual; // of row 8 first_tile + threadIdx.x of the residual stream
     float norm;     // its weight in the next norm
 };
+
+// At the start of a phase in which the block has a part.
+DEVICE void take_scratch(Consumer &c) {
+    c.turn ^= 1;
+    c.partial = c.scratch + c.turn * PARTIAL_BYTES;
+}
 
 constexpr int ROW_TILES = HIDDEN / 8; // of a product into the residual stream
 DEVICE int first_of(int tiles, int block) { return (int)((u64)tiles * block / GRID); }
@@ -338,7 +345,7 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     u8 *exchange = nullptr;
 #endif
     u8 *scratch = shared + SLOTS * SLOT_BYTES + 128;
-    Consumer c = {ring, {0, 0}, (u32)state[3], scratch, scratch, exchange, 0.0f, 0.0f};
+    Consumer c = {ring, {0, 0}, (u32)state[3], scratch, scratch, 0, exchange, 0.0f, 0.0f};
 #if NF4_CORES
     for (int i = threadIdx.x; i < 256; i += CONSUMERS) nf4_codes[i] = __uint_as_float(NF4_ABSMAX_BITS[i]);
 #endif
@@ -362,7 +369,6 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
 
     for (int p = 0; p < phases; p++) {
         Phase next = {program[32 * min(p + 1, phases - 1) + lane]};
-        c.partial = scratch + p % 2 * PARTIAL_BYTES;
         const u32 kind = phase.at(KIND);
         if (kind == ATTENTION_KIND)
             consume_cache(phase, c, past, rope);

@@ -161,6 +161,7 @@ template <int N> DEVICE float2 merge_weights(float weights[N], const float2 *par
 
 DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float *rope) {
     if (blockIdx.x >= KV_HEADS * SPLITS) return;
+    take_scratch(c);
     const int split = blockIdx.x % SPLITS, kv_head = blockIdx.x / SPLITS;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane / 4, t = lane % 4;
     float *queries = (float *)c.partial;

@@ -527,6 +527,7 @@ DEVICE void choose(const Shape &s, const u64 *entries, int *state, int whole, vo
 DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state, int whole, volatile u64 *mailbox) {
     const Tiles tiles(s);
     if (tiles.count == 0) return;
+    take_scratch(c);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int rows = tiles.count * s.step, first_row = tiles.first * s.step;
     const Tag tag = {tag_of(c.steps, phase.at(USE_IN)), phase.at(CHECK)};
