@@ -18,15 +18,6 @@ DEVICE u32 round_to_e4m3(float low, float high) {
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(two) : "f"(high), "f"(low));
     return two;
 }
-#if !NF4_CORES
-DEVICE void mma_f16(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-#endif
-
 template <int K> __device__ __noinline__ Multiplied multiply_fp8(Multiply m, LaneScales scales, u8 *scratch) {
     constexpr Shape S = {K, FP8, STORE, 0, 0, 0};
     constexpr int LINES = S.lines, KSPLIT = S.ksplit;

@@ -42,6 +42,10 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/decode_fp8.cuh"),
     ),
     (
+        "decode_int4.cuh",
+        include_str!("../../../kernels/decode_int4.cuh"),
+    ),
+    (
         "decode_nf4.cuh",
         include_str!("../../../kernels/decode_nf4.cuh"),
     ),

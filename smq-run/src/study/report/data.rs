@@ -7,6 +7,7 @@ use anyhow::ensure;
 
 use crate::study::contract::{Config, Contract};
 use crate::study::log;
+use crate::study::plan::{Kind, Plan, Selection, cell_id, energy_id};
 use crate::study::record::{
     Body, CellRecord, EnergyRecord, Environment, FileRecord, Line, ScaleErrorsRecord, Timed,
 };
@@ -92,11 +93,45 @@ impl Data {
                 last.insert(line.id, line.body);
             }
         }
+        let left = data.left(&last.keys().map(String::as_str).collect::<Vec<_>>());
         for (id, body) in last {
             data.add(id, body);
         }
         data.sort();
+        data.absent.extend(left);
         Ok(data)
+    }
+
+    /// What of the contract has no line at all.
+    fn left(&self, ids: &[&str]) -> Vec<(String, String)> {
+        // A line may stand for all whose id continues its own.
+        let done = |id: &str| {
+            let rest = ids.iter().filter_map(|done| id.strip_prefix(done));
+            rest.into_iter().any(|r| r.is_empty() || r.starts_with('/'))
+        };
+        let plan = Plan::new(
+            &self.contract,
+            &Selection::default(),
+            usize::MAX,
+            None,
+            done,
+        );
+        let mut left: Vec<String> = Vec::new();
+        for process in plan.groups.iter().flat_map(|g| &g.processes) {
+            match &process.kind {
+                Kind::Energy => left.push(energy_id(&process.config)),
+                Kind::Cells {
+                    workloads, repeat, ..
+                } => left.extend(
+                    workloads
+                        .iter()
+                        .map(|w| cell_id(&process.config, *w, *repeat)),
+                ),
+            }
+        }
+        left.into_iter()
+            .map(|id| (id, "not run yet".to_owned()))
+            .collect()
     }
 
     fn add_environment(&mut self, environment: Environment) {

@@ -1,0 +1,167 @@
+// int4 weights of a decode product (decode_product.cuh), in groups of 128.
+//
+// 128 bytes of a row are 256 columns, a half is a group. mma.m16n8k32, s8 x s8 -> s32: w & 0xf0f0f0f0 and the same of
+// w << 4 are 8 nibbles as 16 q, three instructions. x comes as 23-bit fixed point relative to the group's largest
+// magnitude, three limbs of 8 bits (balanced digits), one a column. The sum of a group is exact in s32; it is scaled
+// in f32. Not an approximation of W4A16: bf16 activations have 8 bits. The tile's scale codes follow each slot's
+// weights and are decoded beside the mmas.
+//
+// A slot is four warps', three (WARPS / 4) lines each, and the others have other slots: what a slot costs beside its
+// lines, waiting for it and adding up over lanes, is paid by four warps instead of twelve, and instructions are what
+// bounds this loop.
+#pragma once
+
+// An integer of up to 22 bits in the mantissa of 1.5 * 2^23: no conversion, an addition undoes it.
+#define INT_IN_FLOAT 0x4b400000
+
+// int4: one line's part of x. Every element is converted once, by the lane that loads it, and handed over in shared memory:
+// converting what each lane needs would do every element several times, and that is on the critical path.
+struct __align__(16) LineLimbs {
+    u32 limbs[3][64]; // word 2 lane + odd: that limb of the lane's even or odd ones of 8 consecutive elements
+    float unit[2];    // of the fixed point over 16, of each half
+};
+
+DEVICE void store_limbs(LineLimbs &to, uint4 a, uint4 b, int lane) {
+    u32 bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    u32 largest = 0; // magnitudes compare as their bits do, NaN and infinity above all numbers
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        bits[i] &= ~3u; // without the tags
+        largest = max(largest, bits[i] & 0x7fffffffu);
+    }
+#pragma unroll
+    for (int d = 1; d < 16; d *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+    // 2^(21 - e) with 2^e <= largest < 2^(e + 1): |fixed point| < 2^22. Tiny groups keep a finite factor, and a group
+    // with an element that is not finite gets a unit that is NaN, so that it is not lost.
+    const bool finite = largest < 0x7f800000u;
+    const u32 exponent = finite ? max(largest >> 23, 30u) : 127u;
+    const float factor = __uint_as_float((127 + 21 + 127 - exponent) << 23);
+    u32 y[8]; // the bytes of the fixed point plus 0x808080 are its balanced digits plus 128
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        y[i] = __float_as_uint(fmaf(__uint_as_float(bits[i]), factor, 12582912.0f)) - INT_IN_FLOAT + 0x808080;
+    u32 out[3][2];
+#pragma unroll
+    for (int odd = 0; odd < 2; odd++) {
+        u32 low01 = __byte_perm(y[odd], y[2 + odd], 0x5140), low23 = __byte_perm(y[4 + odd], y[6 + odd], 0x5140);
+        u32 top01 = __byte_perm(y[odd], y[2 + odd], 0x0062), top23 = __byte_perm(y[4 + odd], y[6 + odd], 0x0062);
+        out[0][odd] = __byte_perm(low01, low23, 0x5410) ^ 0x80808080u;
+        out[1][odd] = __byte_perm(low01, low23, 0x7632) ^ 0x80808080u;
+        out[2][odd] = __byte_perm(top01, top23, 0x5410) ^ 0x80808080u;
+    }
+#pragma unroll
+    for (int i = 0; i < 3; i++) *(uint2 *)(to.limbs[i] + 2 * lane) = make_uint2(out[i][0], out[i][1]);
+    if (lane % 16 == 0) to.unit[lane / 16] = finite ? __uint_as_float((exponent - 25) << 23) : __uint_as_float(0x7fffffffu);
+}
+
+// A lane's part of it: its b registers, column r = lane / 4 being limb r % 4 of half r / 4.
+struct Limbs {
+    u32 b[8];    // word u of a lane's 32 elements: b[2u] its even, b[2u + 1] its odd ones
+    float scale; // the unit of half lane / 4 % 2, the half of this lane's c
+    INSIDE void load(const LineLimbs &from, int lane) {
+        const int r = lane / 4, t = lane % 4, part = r % 4;
+        const uint4 *words = (const uint4 *)(from.limbs[min(part, 2)] + 32 * (r / 4) + 8 * t);
+        uint4 p = words[0], q = words[1], none = {0, 0, 0, 0};
+        if (part == 3) p = none, q = none;
+        b[0] = p.x, b[1] = p.y, b[2] = p.z, b[3] = p.w;
+        b[4] = q.x, b[5] = q.y, b[6] = q.z, b[7] = q.w;
+        scale = from.unit[r % 2];
+    }
+};
+
+DEVICE void mma_s8(int c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+template <int K>
+__device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, u32 packed, u8 *scratch) {
+    LineLimbs *exchange = (LineLimbs *)scratch;
+    constexpr Shape S = {K, INT4, STORE, 0, 0, 0};
+    constexpr int LINES = S.lines, KSPLIT = S.ksplit;
+    // Tiles in one slot go around the teams; else each team has the same slots of every tile.
+    constexpr bool WHOLE = KSPLIT == 1;
+    constexpr int MINE = (KSPLIT + TEAMS - 1) / TEAMS;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
+    const int team = warp / FOUR, member = warp % FOUR;
+    const Ring ring = m.at.ring();
+    auto line_of = [&](int mine, int i) { return (WHOLE ? 0 : (team + mine * TEAMS) * WARPS) + member * TEAM_LINES + i; };
+
+    Limbs x[MINE][TEAM_LINES];
+    if constexpr (WHOLE) {
+        Elements<K, 1> raw;
+        raw.wait(m.x, m.tag, [&](int) { return warp < LINES ? 256 * warp + 8 * lane : K; });
+        if (warp < LINES) store_limbs(exchange[warp], raw.v[0][0], raw.v[0][1], lane);
+        sync_threads(1, CONSUMERS);
+#pragma unroll
+        for (int i = 0; i < TEAM_LINES; i++) x[0][i].load(exchange[min(line_of(0, i), LINES - 1)], lane);
+    } else {
+#pragma unroll
+        for (int mine = 0; mine < MINE; mine++) {
+            Elements<K, TEAM_LINES> raw;
+            raw.wait(m.x, m.tag, [&](int i) { return min(256 * line_of(mine, i) + 8 * lane, K); });
+#pragma unroll
+            for (int i = 0; i < TEAM_LINES; i++) {
+                __syncwarp();
+                store_limbs(exchange[warp], raw.v[i][0], raw.v[i][1], lane);
+                __syncwarp();
+                x[mine][i].load(exchange[warp], lane);
+            }
+        }
+    }
+    SquareSums squares;
+    squares.load(m.sums, lane);
+
+    // c0 and c1 are columns 2t and 2t + 1; of a row of the first half (r even) columns 0..3 count, else 4..7.
+    const bool counts = t / 2 == r % 2;
+    const float limb0 = counts ? (t % 2 ? 65536.0f : 1.0f) : 0.0f, limb1 = counts && t % 2 == 0 ? 256.0f : 0.0f;
+    const float base0 = -12582912.0f * limb0, base1 = -12582912.0f * limb1;
+    if (WHOLE) scales.advance(0, team);
+#pragma unroll 1
+    for (int tile = WHOLE ? team : 0; tile < m.count; tile += WHOLE ? TEAMS : 1) {
+        float sum[2] = {}; // rows lane / 8 and 4 + lane / 8
+#pragma unroll
+        for (int mine = 0; mine < MINE; mine++) {
+            if (!WHOLE && team + mine * TEAMS >= KSPLIT) break;
+            const Cursor at = m.at.after(WHOLE ? tile : tile * KSPLIT + team + mine * TEAMS);
+            ring.wait(at);
+            const u8 *slot = ring.at(at);
+            const int stride = WHOLE ? S.row_bytes : min(S.row_bytes - (team + mine * TEAMS) * 128 * WARPS, 128 * WARPS);
+            const u8 *base = slot + lane / 8 * stride + member * TEAM_LINES * 128 + lane % 8 * 16;
+            // Two lines' scales at a time, one in each half of the lanes.
+            float scale[(TEAM_LINES + 1) / 2];
+#pragma unroll
+            for (int i = 0; i < TEAM_LINES; i += 2)
+                scale[i / 2] = scales.load(slot, line_of(mine, i) + (i + 1 < TEAM_LINES ? lane / 16 : 0), S.groups, packed, lane);
+#pragma unroll
+            for (int i = 0; i < TEAM_LINES; i++) {
+                // A line that is not there has scales of 0.
+                const u8 *from = line_of(mine, i) < LINES ? base + 128 * i : slot;
+                const uint4 low = *(const uint4 *)from, high = *(const uint4 *)(from + 4 * stride);
+                const Limbs &a = x[mine][i];
+                int d[4] = {INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT};
+                const u32 lows[4] = {low.x, low.y, low.z, low.w}, highs[4] = {high.x, high.y, high.z, high.w};
+#pragma unroll
+                for (int w = 0; w < 4; w++)
+                    mma_s8(d, lows[w] << 4 & 0xf0f0f0f0u, highs[w] << 4 & 0xf0f0f0f0u, lows[w] & 0xf0f0f0f0u,
+                           highs[w] & 0xf0f0f0f0u, a.b[2 * w], a.b[2 * w + 1]);
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const float s = __shfl_sync(0xffffffffu, scale[i / 2], 16 * (i % 2) + 2 * (4 * h + lane / 8) + r % 2);
+                    const float exact = fmaf(__int_as_float(d[2 * h]), limb0, base0) +
+                                        fmaf(__int_as_float(d[2 * h + 1]), limb1, base1);
+                    sum[h] = fmaf(exact, a.scale * s, sum[h]);
+                }
+            }
+            __syncwarp();
+            if (lane == 0) ring.release(at, TEAMS);
+        }
+        scales.advance(tile, WHOLE ? TEAMS : 1);
+        const float total = add_lanes(sum[0], sum[1], lane);
+        if ((lane & 6) == 0 && (WHOLE || team < KSPLIT))
+            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + (WHOLE ? member : warp)] = total;
+    }
+    return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
+}

@@ -1,0 +1,198 @@
+//! The kernel's demands on its macros and its launch, for the models that are tested.
+
+use smq_format::scale::{MiniFloat, ScaleFormat};
+
+use super::*;
+use crate::cuda::memory::Span;
+
+/// Bytes of shared memory that a block can have.
+const BLOCK: usize = 227 << 10;
+
+fn config(hidden: usize, heads: usize, kv_heads: usize, head: usize) -> ModelConfig {
+    let json = format!(
+        r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": {hidden}, "num_attention_heads": {heads},
+            "num_key_value_heads": {kv_heads}, "head_dim": {head}, "intermediate_size": 1024, "vocab_size": 1000,
+            "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 4096}}"#
+    );
+    ModelConfig::from_json(json.as_bytes()).unwrap()
+}
+
+fn formats() -> Vec<Format> {
+    let scales = Span::at(0, 0);
+    let int4 = |format| Format::Int4 { scales, format };
+    let mini = |mantissa| ScaleFormat::Mini(MiniFloat::new(5, mantissa, 100).unwrap());
+    let mut list = vec![Format::Bf16, int4(ScaleFormat::F32), int4(ScaleFormat::F16)];
+    list.extend([0, 3, 5, 10].map(|m| int4(mini(m))));
+    list.push(Format::Nf4 {
+        absmax: scales,
+        nested_absmax: scales,
+        offset: 0.0,
+    });
+    list.push(Format::Fp8 { scales });
+    list
+}
+
+fn matrix(rows: usize, cols: usize, format: Format) -> DeviceMatrix {
+    DeviceMatrix {
+        rows,
+        cols,
+        data: Span::at(0, 0),
+        format,
+    }
+}
+
+/// What `decode.cu` asks of its macros and its launch.
+fn check(what: &str, plan: &Plan, products: &[(Vec<DeviceMatrix>, Epilogue)], sms: usize) {
+    let get = |name: &str| {
+        let mut found = plan.defines.iter().filter(|d| d.0 == name);
+        let value = found.next().unwrap_or_else(|| panic!("no {name}")).1;
+        assert!(found.next().is_none(), "{what}: {name} twice");
+        usize::try_from(value).unwrap()
+    };
+    let (slots, slot, partial) = (get("SLOTS"), get("SLOT_BYTES"), get("PARTIAL_BYTES"));
+    assert!(
+        slots >= 2 && slots.is_multiple_of(PRODUCERS),
+        "{what}: {slots} slots"
+    );
+    assert!(slot.is_multiple_of(128), "{what}");
+    assert!(
+        get("INT4_IN_FLIGHT") >= 1 && get("BF16_IN_FLIGHT") >= 1,
+        "{what}"
+    );
+    assert_eq!(
+        plan.shared as usize,
+        slots * slot + 128 + 2 * partial,
+        "{what}"
+    );
+    let fixed = 16 * slots + WARPS * get("EXCHANGE_BYTES") + 8 * get("ROTARY_HALF") + 1024;
+    assert!(
+        plan.shared as usize + fixed <= BLOCK,
+        "{what}: {} bytes",
+        plan.shared
+    );
+    for (matrices, epilogue) in products {
+        let first = &matrices[0];
+        let kind = Kind::new(matrices, *epilogue);
+        assert!(plan.kinds.contains(&kind), "{what}");
+        // Every row is some tile's, and its codes fit behind a slot's weights: where they begin within 16 bytes, all of
+        // them, and the word after the last.
+        let rows: usize = matrices.iter().map(|m| m.rows).sum();
+        assert_eq!(kind.segments.iter().sum::<usize>(), rows, "{what}");
+        let width = first.scale_defines()[1].1 as usize;
+        let (runs, run_rows) = if *epilogue == Epilogue::Swiglu {
+            (2, 4)
+        } else {
+            (1, 8)
+        };
+        let (groups, nested) = match first.format {
+            Format::Bf16 => continue,
+            Format::Int4 { .. } => (first.cols.div_ceil(128), 0),
+            Format::Nf4 { .. } => (first.cols / 64, 48),
+            Format::Fp8 { .. } => (1, 0),
+        };
+        let bits = 127 + run_rows * groups * width + 32;
+        assert!(8 * kind.run_bytes(width) >= bits, "{what}");
+        let codes = runs * (kind.run_bytes(width) + nested);
+        assert!(8 * 128 * WARPS + codes <= slot, "{what}");
+        // The scales of a run's NF4 codes: one for 256, from any of four on.
+        assert!(
+            nested == 0 || 4 * ((run_rows * groups).div_ceil(256) + 1 + 3) <= nested,
+            "{what}"
+        );
+        let sums = 4 * 8 * (rows / 8).div_ceil(sms) * WARPS;
+        let scratch = if *epilogue == Epilogue::Logits {
+            2 * partial
+        } else {
+            partial
+        };
+        assert!(sums <= scratch, "{what}");
+    }
+}
+
+#[test]
+fn every_product_of_the_tested_models_fits() {
+    // Hidden, heads, kv heads, head size, intermediate, vocabulary; projections fused or not.
+    for (name, shape, fused) in [
+        ("phi3-tiny", [256, 8, 8, 32, 768, 4096], true),
+        ("SmolLM2-135M", [576, 9, 3, 64, 1536, 49152], false),
+        ("Phi-3.5-mini", [3072, 32, 32, 96, 8192, 32064], true),
+        ("Llama-3-8B", [4096, 32, 8, 128, 14336, 128_256], false),
+    ] {
+        let [hidden, heads, kv_heads, head, inner, vocab] = shape;
+        let (q, kv) = (heads * head, kv_heads * head);
+        let c = config(hidden, heads, kv_heads, head);
+        for format in formats() {
+            let of = |rows, cols| matrix(rows, cols, format);
+            let (qkv, gate_up) = if fused {
+                (vec![of(q + 2 * kv, hidden)], vec![of(2 * inner, hidden)])
+            } else {
+                (
+                    vec![of(q, hidden), of(kv, hidden), of(kv, hidden)],
+                    vec![of(inner, hidden); 2],
+                )
+            };
+            let products = [
+                (qkv, Epilogue::Store),
+                (vec![of(hidden, q)], Epilogue::Residual),
+                (gate_up, Epilogue::Swiglu),
+                (vec![of(hidden, inner)], Epilogue::Residual),
+                (vec![of(vocab, hidden)], Epilogue::Logits),
+            ];
+            let kinds: Vec<_> = products
+                .iter()
+                .map(|(m, e)| (Kind::new(m, *e), m[0].scale_defines().to_vec()))
+                .collect();
+            for sms in [132, 114, 144] {
+                let what = format!("{name}, {format:?}, {sms} SMs");
+                let plan = Plan::new(&c, &kinds, sms).unwrap();
+                check(&what, &plan, &products, sms);
+            }
+        }
+    }
+}
+
+#[test]
+fn scales_that_differ_are_decoded_at_run_time() {
+    let c = config(256, 8, 8, 32);
+    let [_, f32_scales, f16_scales, ..] = formats()[..] else {
+        panic!("formats")
+    };
+    let width = |stored: &[Format]| {
+        let kinds: Vec<_> = stored
+            .iter()
+            .map(|f| {
+                let m = matrix(256, 256, *f);
+                (Kind::new(&[m], Epilogue::Store), m.scale_defines().to_vec())
+            })
+            .collect();
+        let plan = Plan::new(&c, &kinds, 132).unwrap();
+        let found = plan.defines.iter().find(|d| d.0 == "SCALE_WIDTH");
+        found.map(|d| d.1)
+    };
+    assert_eq!(width(&[f32_scales]), Some(32));
+    assert_eq!(width(&[f16_scales, f16_scales]), Some(16));
+    assert_eq!(width(&[f32_scales, f16_scales]), Some(0));
+}
+
+#[test]
+fn too_many_heads_or_kinds_are_refused_by_number() {
+    let many_heads = config(8 * 256, 256, 256, 32);
+    let error = Plan::new(&many_heads, &[], 132).unwrap_err().to_string();
+    assert!(
+        error.contains("256 key/value heads") && error.contains("132"),
+        "{error}"
+    );
+    let kinds: Vec<_> = (1..=10)
+        .map(|i| {
+            let m = matrix(8 * i, 256, Format::Bf16);
+            (Kind::new(&[m], Epilogue::Store), m.scale_defines().to_vec())
+        })
+        .collect();
+    let error = Plan::new(&config(256, 8, 8, 32), &kinds, 132)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("10 different") && error.contains("up to 9"),
+        "{error}"
+    );
+}
