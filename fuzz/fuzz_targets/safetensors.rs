@@ -58,30 +58,30 @@ fuzz_target!(|data: &[u8]| {
         checkpoint.requantize();
     }
     let int4 = Method::Int4(QuantizeOptions {
-            group: if kind > 0 {
-                8
-            } else {
-                [128, 32, 5, 1][choose / 3 % 4]
+        group: if kind > 0 {
+            8
+        } else {
+            [128, 32, 5, 1][choose / 3 % 4]
+        },
+        scales: [
+            ScaleChoice::Mini {
+                exponent_bits: 5,
+                mantissa_bits: 5,
             },
-            scales: [
-                ScaleChoice::Mini {
-                    exponent_bits: 5,
-                    mantissa_bits: 5,
-                },
-                ScaleChoice::Mini {
-                    exponent_bits: 8,
-                    mantissa_bits: 0,
-                },
-                ScaleChoice::F16,
-                ScaleChoice::F32,
-            ][choose / 12 % 4],
-            rule: [
-                ScaleRule::Reference,
-                ScaleRule::Nearest,
-                ScaleRule::Search,
-                ScaleRule::Signed,
-            ][choose / 48 % 4],
-        });
+            ScaleChoice::Mini {
+                exponent_bits: 8,
+                mantissa_bits: 0,
+            },
+            ScaleChoice::F16,
+            ScaleChoice::F32,
+        ][choose / 12 % 4],
+        rule: [
+            ScaleRule::Reference,
+            ScaleRule::Nearest,
+            ScaleRule::Search,
+            ScaleRule::Signed,
+        ][choose / 48 % 4],
+    });
     let method = [int4, int4, Method::Nf4, Method::Fp8][choose / 192 % 4];
     let options = ConvertOptions {
         target: ["mlp", "all", "."][choose % 3]

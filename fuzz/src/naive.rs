@@ -90,7 +90,13 @@ fn e4m3(code: u8) -> Option<f32> {
         15 if mantissa == 7.0 => return None,
         _ => (1.0 + mantissa / 8.0) * 2f64.powi(field - 7),
     };
-    Some((if code >> 7 == 1 { -magnitude } else { magnitude }) as f32)
+    Some(
+        (if code >> 7 == 1 {
+            -magnitude
+        } else {
+            magnitude
+        }) as f32,
+    )
 }
 
 /// The formula of the specification in f64, where every step is exact.
