@@ -245,6 +245,26 @@ fn a_part_alone_is_told_without_empty_tables() {
 }
 
 #[test]
+fn what_was_not_run_yet_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    succeed(matrix(
+        out,
+        &["--only", "C0", "--repeats", "1", "--sections", "cells"],
+    ));
+    assert!(report(out).status.success());
+    let text = text(out);
+    let absent = text.split("## Absent").nth(1).unwrap();
+    let absent = absent.split("\n## ").next().unwrap();
+    for id in ["`C0/energy`", "`C4/energy`"] {
+        assert!(absent.contains(id), "{id}: {absent}");
+    }
+    assert!(absent.contains("not run yet"), "{absent}");
+    let measured = text.matches("`C0/p").count() - absent.matches("`C0/p").count();
+    assert!(measured > 0 && absent.contains("`C4/p"), "{absent}");
+}
+
+#[test]
 fn quality_tables_are_taken_in() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path();
@@ -253,12 +273,20 @@ fn quality_tables_are_taken_in() {
     let table = r#"{"title": "LAMBADA", "note": "Synthetic.", "columns": ["config", "accuracy"], "rows": [["C0", 0.5], ["C4", null]]}"#;
     std::fs::write(out.join("quality/lambada.json"), table).unwrap();
     std::fs::write(out.join("quality/items.json"), "[1, 2]").unwrap();
+    std::fs::write(out.join("quality/README.md"), "# Not this\n").unwrap();
+    std::fs::write(
+        out.join("quality/suite.md"),
+        "# A suite\n\nText.\n\n## A task\n",
+    )
+    .unwrap();
     assert!(report(out).status.success());
     let text = text(out);
     assert!(
         text.contains("### LAMBADA") && text.contains("From `quality/lambada.json`."),
         "{text}"
     );
+    let page = "### A suite\n\nFrom `quality/suite.md`.\n\nText.\n\n#### A task\n";
+    assert!(text.contains(page) && !text.contains("Not this"), "{text}");
     assert!(
         text.contains("| C0     |      0.5 |") && text.contains("| C4     |          |"),
         "{text}"

@@ -1,4 +1,5 @@
-//! Quality tables: whatever `quality/*.json` holds in the form of a [`Table`] becomes part of the report.
+//! Quality: whatever `quality/*.json` holds in the form of a [`Table`], and every page `quality/*.md` but README.md
+//! (`smq-run eval suite` writes such), becomes part of the report.
 
 use std::path::Path;
 
@@ -17,7 +18,8 @@ struct Table {
     rows: Vec<Vec<serde_json::Value>>,
 }
 
-/// The tables of `out`'s `quality` folder as Markdown, by file name; empty without any. Other JSON files there are left alone.
+/// The tables and pages of `out`'s `quality` folder as Markdown, by file name; empty without any. Other files there are left
+/// alone.
 ///
 /// # Errors
 /// A folder or file that cannot be read.
@@ -30,7 +32,8 @@ pub fn sections(out: &Path) -> anyhow::Result<String> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(&dir).with_context(context)? {
         let path = entry.with_context(context)?.path();
-        if path.extension().is_some_and(|e| e == "json") {
+        let is_page = path.extension().is_some_and(|e| e == "md") && !path.ends_with("README.md");
+        if is_page || path.extension().is_some_and(|e| e == "json") {
             paths.push(path);
         }
     }
@@ -39,6 +42,11 @@ pub fn sections(out: &Path) -> anyhow::Result<String> {
     for path in paths {
         let json =
             std::fs::read(&path).with_context(|| format!("{}: cannot read it", path.display()))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.extension().is_some_and(|e| e == "md") {
+            text += &page(&name, &String::from_utf8_lossy(&json));
+            continue;
+        }
         let Ok(table) = serde_json::from_slice::<Table>(&json) else {
             continue;
         };
@@ -50,7 +58,6 @@ pub fn sections(out: &Path) -> anyhow::Result<String> {
         let columns: Vec<_> = table.columns.iter().map(String::as_str).collect();
         let rows = table.rows.iter();
         let rows = rows.map(|r| r.iter().map(cell).collect()).collect();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
         let note = table.note.map_or(String::new(), |n| format!("{n} "));
         text += &format!(
             "\n### {}\n\n{note}From `quality/{name}`.\n\n{}\n",
@@ -59,4 +66,15 @@ pub fn sections(out: &Path) -> anyhow::Result<String> {
         );
     }
     Ok(text)
+}
+
+/// A page as a part of the report: its headings two levels down.
+fn page(name: &str, text: &str) -> String {
+    let (heading, rest) = text.split_once('\n').unwrap_or((text, ""));
+    let down = |line: &str| match line.starts_with('#') {
+        true => format!("##{line}\n"),
+        false => format!("{line}\n"),
+    };
+    let rest: String = rest.lines().map(down).collect();
+    format!("\n{}\nFrom `quality/{name}`.\n{rest}", down(heading))
 }
