@@ -17,6 +17,8 @@ use minijinja::{Environment, Value, context};
 use data::Data;
 use errors::{CLAIM_PERCENT, Increase};
 
+use crate::cli::output::write_bytes;
+
 const TEMPLATE: &str = include_str!("report.md.j2");
 /// First line of a report: whatever has it may be replaced.
 const MARK: &str = "<!-- written by smq-run report; changes are lost -->";
@@ -46,20 +48,8 @@ pub fn write(out: &Path, contract: &Path) -> anyhow::Result<PathBuf> {
     let rate = read_rate(out, &data)?;
     let plots = plots::write(&data, rate.as_ref().map(|r| r.0), &out.join("plots"))?;
     let text = render(&data, &plots, rate.as_ref(), &quality::sections(out)?)?;
-    replace(&report, text.as_bytes())?;
+    write_bytes(&report, text.as_bytes())?;
     Ok(report)
-}
-
-/// Writes a file whole or not at all.
-fn replace(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
-    let context = || format!("{}: cannot write it", path.display());
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).with_context(context)?;
-    std::io::Write::write_all(&mut file, contents).with_context(context)?;
-    file.persist(path)
-        .map_err(|e| e.error)
-        .with_context(context)?;
-    Ok(())
 }
 
 /// The memory's read rate in 10^9 bytes a second and its source; none for what ran on a CPU.

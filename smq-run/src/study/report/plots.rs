@@ -10,6 +10,7 @@ use smq_convert::inspect::figure::{
 use super::data::Data;
 use super::errors;
 use super::summary::{DECODE, DEVICE_MEMORY, Metric, PEAK_RSS, TPOT, TTFT};
+use crate::cli::output::write_bytes;
 use crate::study::worker::Workload;
 
 /// Height of every plot.
@@ -46,7 +47,7 @@ pub fn write(
     let mut plots = Vec::new();
     let mut add = |name: &str, caption: String, svg: Option<String>| -> anyhow::Result<()> {
         if let Some(svg) = svg {
-            super::replace(&dir.join(name), svg.as_bytes())?;
+            write_bytes(&dir.join(name), svg.as_bytes())?;
             plots.push((name.to_owned(), caption));
         }
         Ok(())

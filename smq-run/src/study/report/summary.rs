@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use super::data::{Data, Repeats};
 use super::errors;
+use crate::cli::output::write_bytes;
 use crate::study::plan::workload_id;
 use crate::study::record::Timed;
 use crate::study::statistics::Estimate;
@@ -124,7 +125,7 @@ fn save(dir: &Path, name: &str, rows: &Rows) -> anyhow::Result<()> {
     for row in rows {
         writer.write_record(row).with_context(context)?;
     }
-    super::replace(&path, &writer.into_inner().map_err(|e| e.into_error())?)
+    write_bytes(&path, &writer.into_inner().map_err(|e| e.into_error())?)
 }
 
 fn text(values: &[&str]) -> Vec<String> {
