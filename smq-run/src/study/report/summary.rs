@@ -187,13 +187,18 @@ fn cells(data: &Data) -> Rows {
         .iter()
         .filter(|(id, _)| !id.ends_with("/energy"))
     {
-        let mut row = vec![String::new(); rows[0].len()];
-        row[0] = id.split('/').next().unwrap_or_default().to_owned();
-        row[12] = id.clone();
-        row[13] = reason.clone();
-        rows.push(row);
+        rows.push(absent(rows[0].len(), id, reason));
     }
     rows
+}
+
+/// A row that has only its config, and at its end its id and why nothing is there.
+fn absent(width: usize, id: &str, reason: &str) -> Vec<String> {
+    let mut row = vec![String::new(); width];
+    row[0] = id.split('/').next().unwrap_or_default().to_owned();
+    row[width - 2] = id.to_owned();
+    row[width - 1] = reason.to_owned();
+    row
 }
 
 fn energy(data: &Data) -> Rows {
@@ -237,11 +242,7 @@ fn energy(data: &Data) -> Rows {
         }
     }
     for (id, reason) in data.absent.iter().filter(|(id, _)| id.ends_with("/energy")) {
-        let mut row = vec![String::new(); rows[0].len()];
-        row[0] = id.trim_end_matches("/energy").to_owned();
-        row[11] = id.clone();
-        row[12] = reason.clone();
-        rows.push(row);
+        rows.push(absent(rows[0].len(), id, reason));
     }
     rows
 }
