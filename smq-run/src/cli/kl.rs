@@ -3,16 +3,14 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::generate::at_least_one;
 use super::output::{is_stdout, write_json};
+use super::ppl::TextArgs;
 use super::{Global, Opened};
 use crate::eval::kl::{Base, KlReport};
-use crate::eval::ppl::PplOptions;
 use crate::tokenizer::Tokenizer;
 
 #[derive(Debug, Args)]
@@ -22,18 +20,8 @@ pub(super) struct KlArgs {
     /// What to compare with: the same model, not quantized
     #[arg(long, value_name = "MODEL")]
     base: PathBuf,
-    /// The text, UTF-8
-    #[arg(long, value_name = "FILE")]
-    text: PathBuf,
-    /// Tokens a window
-    #[arg(long, default_value_t = 512, value_name = "N")]
-    window: usize,
-    /// Use only this many leading tokens of the text
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    max_tokens: Option<usize>,
-    /// Also write the result as JSON; - writes it to standard output instead of the summary
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    text: TextArgs,
 }
 
 #[derive(Serialize)]
@@ -47,8 +35,7 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
-    let context = || format!("cannot read {}", args.text.display());
-    let text = std::fs::read_to_string(&args.text).with_context(context)?;
+    let text = args.text.read()?;
     // A checkpoint directory has no hashes to verify.
     let base_global = Global {
         verify: global.verify && !args.base.is_dir(),
@@ -58,10 +45,7 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
         Opened::new(&args.model, global)?,
         Opened::new(&args.base, &base_global)?,
     );
-    let options = PplOptions {
-        window: args.window,
-        max_tokens: args.max_tokens,
-    };
+    let options = args.text.options();
     let (mut engine, _) = opened.load()?;
     let (mut base_engine, _) = base.load()?;
     let positions = engine.config().max_positions;
@@ -85,14 +69,14 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
     let report = Report {
         model: args.model.display().to_string(),
         base: args.base.display().to_string(),
-        text: args.text.display().to_string(),
+        text: args.text.text.display().to_string(),
         device: engine.device(),
         result: &result,
     };
-    if let Some(path) = &args.json {
+    if let Some(path) = &args.text.json {
         write_json(path, &report)?;
     }
-    if !args.json.as_deref().is_some_and(is_stdout) {
+    if !args.text.json.as_deref().is_some_and(is_stdout) {
         print(&result)?;
     }
     Ok(())

@@ -18,9 +18,16 @@ use crate::tokenizer::Tokenizer;
 pub(super) struct PplArgs {
     /// A .smq file or a checkpoint directory
     model: PathBuf,
+    #[command(flatten)]
+    text: TextArgs,
+}
+
+/// A text that is scored in windows, and where the result goes.
+#[derive(Debug, Args)]
+pub(super) struct TextArgs {
     /// The text, UTF-8
     #[arg(long, value_name = "FILE")]
-    text: PathBuf,
+    pub text: PathBuf,
     /// Tokens a window
     #[arg(long, default_value_t = 512, value_name = "N")]
     window: usize,
@@ -29,7 +36,21 @@ pub(super) struct PplArgs {
     max_tokens: Option<usize>,
     /// Also write the result as JSON; - writes it to standard output instead of the summary
     #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    pub json: Option<PathBuf>,
+}
+
+impl TextArgs {
+    pub(super) fn read(&self) -> anyhow::Result<String> {
+        let context = || format!("cannot read {}", self.text.display());
+        std::fs::read_to_string(&self.text).with_context(context)
+    }
+
+    pub(super) fn options(&self) -> PplOptions {
+        PplOptions {
+            window: self.window,
+            max_tokens: self.max_tokens,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -42,15 +63,11 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
-    let context = || format!("cannot read {}", args.text.display());
-    let text = std::fs::read_to_string(&args.text).with_context(context)?;
+    let text = args.text.read()?;
     let opened = Opened::new(&args.model, global)?;
     let tokenizer = Tokenizer::load(&opened.source)?;
     let (mut engine, _) = opened.load()?;
-    let options = PplOptions {
-        window: args.window,
-        max_tokens: args.max_tokens,
-    };
+    let options = args.text.options();
     // indicatif draws on standard error, and not at all where that is no terminal.
     let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
         "{wide_bar} {pos}/{len} windows, {elapsed} elapsed, {eta} left",
@@ -62,14 +79,14 @@ pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let report = Report {
         model: args.model.display().to_string(),
-        text: args.text.display().to_string(),
+        text: args.text.text.display().to_string(),
         device: engine.device(),
         result: &result,
     };
-    if let Some(path) = &args.json {
+    if let Some(path) = &args.text.json {
         write_json(path, &report)?;
     }
-    if !args.json.as_deref().is_some_and(is_stdout) {
+    if !args.text.json.as_deref().is_some_and(is_stdout) {
         let mut out = std::io::stdout().lock();
         writeln!(
             out,
