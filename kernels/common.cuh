@@ -204,6 +204,21 @@ DEVICE void barrier_arrive(u64 *barrier, u32 arrivals = 1) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
 
+// Arrives for the whole warp, whose lanes are done with what the barrier guards. compute-sanitizer's racecheck does not
+// follow a lane's reads to another lane's arrival behind __syncwarp (README.md), so for it every lane arrives.
+#if RACECHECK
+#define A_WARP 32 // arrivals that a barrier expects of it
+DEVICE void barrier_arrive_warp(u64 *barrier, u32 arrivals = 1) {
+    for (u32 i = 0; i < arrivals; i++) barrier_arrive(barrier);
+}
+#else
+#define A_WARP 1
+DEVICE void barrier_arrive_warp(u64 *barrier, u32 arrivals = 1) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(barrier, arrivals);
+}
+#endif
+
 // Arrives and announces the bytes that copies will bring.
 DEVICE void barrier_expect(u64 *barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)

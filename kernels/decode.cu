@@ -95,8 +95,8 @@ struct Ring {
     u64 *full, *empty;
     INSIDE u8 *at(const Cursor &c) const { return slots + c.slot * SLOT_BYTES; }
     INSIDE void wait(const Cursor &c) const { barrier_wait(&full[c.slot], c.parity); }
-    // By one lane of each warp that shares the slot: WARPS / weight of them.
-    INSIDE void release(const Cursor &c, int weight) const { barrier_arrive(&empty[c.slot], weight); }
+    // By each warp that shares the slot: WARPS / weight of them.
+    INSIDE void release(const Cursor &c, int weight) const { barrier_arrive_warp(&empty[c.slot], weight); }
 };
 __shared__ u64 barriers[2 * SLOTS]; // full, empty
 INSIDE Ring Cursor::ring() { return {shared, barriers, barriers + SLOTS}; }
@@ -306,7 +306,7 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     if (threadIdx.x == 0) {
         for (int s = 0; s < SLOTS; s++) {
             barrier_init(&ring.full[s], 1);
-            barrier_init(&ring.empty[s], WARPS);
+            barrier_init(&ring.empty[s], A_WARP * WARPS);
         }
         fence_barrier_init();
     }

@@ -233,8 +233,7 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
                 const u16 *key = (const u16 *)c.ring.at(c.at) + token * HEAD_DIM + 8 * t;
                 attend(running, key, key + STAGE_TOKENS * HEAD_DIM, begin + token < share.limit, own_queries);
             }
-            __syncwarp();
-            if (lane == 0) c.ring.release(c.at, 1);
+            c.ring.release(c.at, 1);
             c.at.advance();
         }
         merge_quads(running, lane);

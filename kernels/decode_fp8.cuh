@@ -92,8 +92,7 @@ template <int K> __device__ __noinline__ Multiplied multiply_fp8(Multiply m, Lan
                     mma_f16(acc, f16_of_e4m3(lows[w]), f16_of_e4m3(highs[w]), f16_of_e4m3(lows[w] >> 16),
                             f16_of_e4m3(highs[w] >> 16), b[chunk][2 * w], b[chunk][2 * w + 1]);
             }
-            __syncwarp();
-            if (lane == 0) ring.release(m.at, 1);
+            ring.release(m.at, 1);
             m.at.advance();
         }
         scales.advance(tile, 1);

@@ -155,8 +155,7 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
                     sum[h] = fmaf(exact, a.scale * s, sum[h]);
                 }
             }
-            __syncwarp();
-            if (lane == 0) ring.release(at, TEAMS);
+            ring.release(at, TEAMS);
         }
         scales.advance(tile, WHOLE ? TEAMS : 1);
         const float total = add_lanes(sum[0], sum[1], lane);

@@ -219,8 +219,7 @@ template <int K> __device__ __noinline__ Multiplied multiply_nf4(Multiply m, Nf4
                     sum[h] += in ? (d[2 * h] + d[2 * h + 1]) * (a.unit * absmax) : 0.0f;
                 }
             }
-            __syncwarp();
-            if (lane == 0) ring.release(at, TEAMS);
+            ring.release(at, TEAMS);
         }
         scales.advance(tile, WHOLE ? TEAMS : 1);
         const float total = add_lanes(sum[0], sum[1], lane);

@@ -308,8 +308,7 @@ template <int K> __device__ __noinline__ Multiplied multiply_bf16(Multiply m) {
                 mma_bf16(acc, low.x, high.x, low.y, high.y, x[chunk].b[0], x[chunk].b[1]);
                 mma_bf16(acc, low.z, high.z, low.w, high.w, x[chunk].b[2], x[chunk].b[3]);
             }
-            __syncwarp();
-            if (lane == 0) ring.release(m.at, 1);
+            ring.release(m.at, 1);
             m.at.advance();
         }
         const float total = add_lanes(counts ? acc[0] + acc[1] : 0.0f, counts ? acc[2] + acc[3] : 0.0f, lane);

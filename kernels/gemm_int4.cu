@@ -22,17 +22,16 @@
 // keeps STAGES groups on their way to shared memory: nibbles by cp.async, scales decoded to f32, tokens by
 // TMA as [2][TILE_M][64] bf16, two halves of 64 columns with the 128-byte swizzle. (Nibbles straight to
 // the consumers' registers: the compiler puts all those loads on one scoreboard, so waiting for the oldest
-// waits for the newest; slower up to 64 tokens.) A cluster is MULTICAST blocks with neighbouring weight rows,
-// each loading its part of the tokens for all, times SPLIT_K blocks with the same weight rows and consecutive
-// groups: they add up through distributed shared memory in the order of groups. Same bits every run.
+// waits for the newest; slower up to 64 tokens.) A cluster is SPLIT_K blocks with the same weight rows and
+// consecutive groups: they add up through distributed shared memory in the order of groups. Same bits every run.
 //
 // Macros: K (multiple of 32), ROWS (multiple of 8; SWIGLU: of 64), EPILOGUE, OUT_INT4, TILE_M (tokens a
-// tile: 16, 32, 64, 96, 128), WARPGROUPS, SPLIT_K, MULTICAST (1, 2, 4), STAGES, SCALE_FORMAT, SCALE_WIDTH,
+// tile: 16, 32, 64, 96, 128), WARPGROUPS, SPLIT_K, STAGES, SCALE_FORMAT, SCALE_WIDTH,
 // SCALE_MANTISSA, MIN_BLOCKS (blocks an SM, for the register allocation; 1).
-// Grid: x = ceil(UNITS / (WARPGROUPS MULTICAST)) MULTICAST SPLIT_K, UNITS = ceil(ROWS / 64), SWIGLU: XI / 32;
+// Grid: x = ceil(UNITS / WARPGROUPS) SPLIT_K, UNITS = ceil(ROWS / 64), SWIGLU: XI / 32;
 //       y = token tiles, or fewer where SPLIT_K = 1: a block then loops over tiles y, y + gridDim.y, ...
 // Block: 128 (WARPGROUPS + 1) threads. Dynamic shared memory: SHARED_BYTES.
-// Tensor map of X: bf16, 2-D, sizes {XK, rows of the buffer}, row stride 2 XK bytes, box {64, BOX_ROWS},
+// Tensor map of X: bf16, 2-D, sizes {XK, rows of the buffer}, row stride 2 XK bytes, box {64, TILE_M},
 // 128-byte swizzle, no interleave, no fill of NaN.
 #include "common.cuh"
 
@@ -52,10 +51,7 @@
 #define ROW_BYTES (K / 2)
 #define CONSUMERS (128 * WARPGROUPS)
 #define THREADS (CONSUMERS + 128)
-#define CLUSTER (MULTICAST * SPLIT_K)
 #define BLOCK_ROWS (64 * WARPGROUPS)
-// Multicast divides a stage's tokens by halves, then by rows.
-#define BOX_ROWS (MULTICAST <= 2 ? TILE_M : TILE_M / (MULTICAST / 2))
 #define BLOCKS_8 (TILE_M / 8) // blocks of 8 tokens, the columns of four accumulators
 #define ACCUMULATORS (TILE_M / 2)
 
@@ -90,7 +86,7 @@
 #define CONSUMER_REGISTERS (SHARED_OUT > 232 ? 232 : SHARED_OUT)
 
 static_assert(K % 32 == 0 && ROWS % 8 == 0, "rows of nibbles and outputs are 16-byte aligned");
-static_assert(BOX_ROWS % 8 == 0, "the swizzle repeats every 8 rows");
+static_assert(TILE_M % 8 == 0, "the swizzle repeats every 8 rows");
 static_assert(SPLIT_K == 1 || STAGES >= WARPGROUPS, "partial sums reuse the tokens' stages");
 static_assert(SPLIT_K <= GROUPS, "each block of a split has a group");
 
@@ -103,11 +99,6 @@ DEVICE u32 address_in(u32 address, u32 rank) {
     u32 mapped;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
     return mapped;
-}
-
-DEVICE void barrier_arrive_in(u64 *barrier, u32 rank) {
-    u32 p = address_in(shared_address(barrier), rank);
-    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(p) : "memory");
 }
 
 DEVICE u32 cluster_rank() {
@@ -128,16 +119,10 @@ DEVICE float4 load_in_cluster(u32 p) {
     return v;
 }
 
-// Box at (column, row) of X to shared memory, to every block of the cluster in `mask`.
-DEVICE void load_box(const tensor_map *map, u32 destination, u64 *barrier, int column, int row, u16 mask) {
-#define TENSOR_COPY "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-#if MULTICAST > 1
-    asm volatile(TENSOR_COPY ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(destination), "l"(map),
-                 "r"(column), "r"(row), "r"(shared_address(barrier)), "h"(mask) : "memory");
-#else
-    asm volatile(TENSOR_COPY " [%0], [%1, {%2, %3}], [%4];" ::"r"(destination), "l"(map), "r"(column), "r"(row),
-                 "r"(shared_address(barrier)) : "memory");
-#endif
+// Box at (column, row) of X to shared memory.
+DEVICE void load_box(const tensor_map *map, u32 destination, u64 *barrier, int column, int row) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+                 "[%4];" ::"r"(destination), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)) : "memory");
 }
 
 // 16 bytes to shared memory, zeros unless `present`; asks L2 for whole lines, whose rest comes next.
@@ -276,13 +261,13 @@ DEVICE void emit(const lane_output &lane, int block, float4 v) {
 // All threads of the block: the barriers are initialised, here and in the cluster.
 DEVICE void barriers_ready() {
     asm volatile("bar.sync 0;" ::: "memory");
-    if (CLUSTER > 1) {
+    if (SPLIT_K > 1) {
         cluster_arrive_relaxed();
         cluster_wait();
     }
 }
 
-KERNEL __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, MIN_BLOCKS)
+KERNEL __cluster_dims__(SPLIT_K, 1, 1) __launch_bounds__(THREADS, MIN_BLOCKS)
 gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbles, const void *__restrict__ scales,
           int bias, int m, void *out) {
     extern __shared__ u8 dynamic[];
@@ -291,16 +276,15 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
 
     let_next_kernel_start();
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    u32 rank = CLUSTER > 1 ? cluster_rank() : 0;
-    u32 row_rank = rank % MULTICAST, split = rank / MULTICAST;
+    u32 split = SPLIT_K > 1 ? cluster_rank() : 0;
     int begin = GROUPS * split / SPLIT_K, count = GROUPS * (split + 1) / SPLIT_K - begin;
     int tiles = (m + TILE_M - 1) / TILE_M;
-    int first_unit = (blockIdx.x / CLUSTER * MULTICAST + row_rank) * WARPGROUPS;
+    int first_unit = blockIdx.x / SPLIT_K * WARPGROUPS;
 
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
-            barrier_init(full + s, 1 + 4 + 128); // tokens, scales by warp, nibbles by thread
-            barrier_init(empty + s, 4 * WARPGROUPS * MULTICAST);
+            barrier_init(full + s, 1 + 4 * A_WARP + 128); // tokens, scales by warp, nibbles by thread
+            barrier_init(empty + s, A_WARP * 4 * WARPGROUPS);
         }
         fence_barrier_init();
     }
@@ -350,20 +334,13 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
             for (int i = 0; i < decodes; i++) {
                 if (thread + 128 * i < BLOCK_ROWS) scale_slot[slot * BLOCK_ROWS + 128 * i] = scale[i];
             }
-            __syncwarp();
-            if (lane == 0) barrier_arrive(full + slot);
+            barrier_arrive_warp(full + slot);
         };
-        u16 mask = (u16)(((1u << MULTICAST) - 1) << (split * MULTICAST));
         auto copy_tokens = [&](int slot, int g, int tile) {
             u32 stage = shared_address(shared) + slot * TOKEN_BYTES;
             barrier_expect(full + slot, TOKEN_BYTES);
-            int half = row_rank % 2, row = row_rank / 2 * BOX_ROWS, column = 128 * (begin + g);
-            if (MULTICAST == 1) {
-                load_box(&x_map, stage, full + slot, column, tile * TILE_M, mask);
-                half = 1;
-            }
-            stage += half * HALF_BYTES + row * 128;
-            load_box(&x_map, stage, full + slot, column + 64 * half, tile * TILE_M + row, mask);
+            for (int half = 0; half < 2; half++)
+                load_box(&x_map, stage + half * HALF_BYTES, full + slot, 128 * (begin + g) + 64 * half, tile * TILE_M);
         };
 
         // The first stages: weights before the previous kernel is done, tokens after it.
@@ -430,8 +407,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
                 wgmma_wait_all();
 #pragma unroll
                 for (int n = 0; n < ACCUMULATORS; n++) asm volatile("" : "+f"(partial[n])::"memory");
-                if (MULTICAST > 1 && lane < MULTICAST) barrier_arrive_in(empty + slot, split * MULTICAST + lane);
-                if (MULTICAST == 1 && lane == 0) barrier_arrive(empty + slot);
+                barrier_arrive_warp(empty + slot);
                 if (++slot == STAGES) slot = 0, phase ^= 1;
 #pragma unroll
                 for (int n = 0; n < ACCUMULATORS; n++) total[n] += partial[n] * (n & 2 ? scale_r8 : scale_r);
@@ -466,7 +442,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
                     float4 part[SPLIT_K];
 #pragma unroll
                     for (int k = 0; k < SPLIT_K; k++) {
-                        part[k] = load_in_cluster(address_in(mine + j * CONSUMERS * 16, k * MULTICAST + row_rank));
+                        part[k] = load_in_cluster(address_in(mine + j * CONSUMERS * 16, k));
                     }
                     float4 v = part[0];
 #pragma unroll
@@ -491,7 +467,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
 #endif
         }
     }
-    if (CLUSTER > 1) { // others may still read this block's shared memory, or arrive at its barriers
+    if (SPLIT_K > 1) { // others may still read this block's shared memory, or arrive at its barriers
         __syncwarp();
         cluster_arrive_relaxed();
         cluster_wait();

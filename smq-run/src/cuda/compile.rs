@@ -164,6 +164,10 @@ fn options(arch: &str, defines: &[(&str, i64)]) -> Vec<String> {
             .iter()
             .map(|(name, value)| format!("-D{name}={value}")),
     );
+    // For compute-sanitizer (kernels/README.md).
+    if std::env::var_os("SMQ_RACECHECK").is_some() {
+        options.push("-DRACECHECK=1".into());
+    }
     options
 }
 

@@ -291,7 +291,6 @@ impl Cut {
             ("TILE_M", tile as i64),
             ("WARPGROUPS", warpgroups as i64),
             ("SPLIT_K", split as i64),
-            ("MULTICAST", 1),
             ("STAGES", stages as i64),
             ("MIN_BLOCKS", 1),
         ];

@@ -36,7 +36,7 @@ fn check(what: &str, w: &DeviceMatrix, m: usize, target: Target) {
     };
     let get = |name| find(name).unwrap_or_else(|| panic!("{what}: no {name}"));
     let (tile, warpgroups, split) = (get("TILE_M"), get("WARPGROUPS"), get("SPLIT_K"));
-    let (multicast, stages) = (get("MULTICAST"), get("STAGES"));
+    let stages = get("STAGES");
     let swiglu = matches!(target, Target::Swiglu(..));
 
     assert_eq!((get("K"), get("ROWS")), (w.cols, w.rows), "{what}");
@@ -44,10 +44,6 @@ fn check(what: &str, w: &DeviceMatrix, m: usize, target: Target) {
     assert!(
         [16, 32, 64, 96, 128].contains(&tile),
         "{what}: tiles of {tile}"
-    );
-    assert!(
-        [1, 2].contains(&multicast),
-        "{what}: the box is a whole tile"
     );
     assert_eq!(w.cols % 32, 0, "{what}");
     assert_eq!(w.rows % if swiglu { 64 } else { 8 }, 0, "{what}");
@@ -58,7 +54,7 @@ fn check(what: &str, w: &DeviceMatrix, m: usize, target: Target) {
     } else {
         w.rows.div_ceil(64)
     };
-    let x = units.div_ceil(warpgroups * multicast) * multicast * split;
+    let x = units.div_ceil(warpgroups) * split;
     // SwiGLU's blocks loop over several token tiles, which asks for no split.
     let y = if swiglu && m > 128 {
         1
@@ -68,7 +64,7 @@ fn check(what: &str, w: &DeviceMatrix, m: usize, target: Target) {
     assert!(y == m.div_ceil(tile) || split == 1, "{what}");
     assert_eq!(cut.grid, [x as u32, y as u32], "{what}");
     assert!(
-        multicast * split <= CLUSTER && x % (multicast * split) == 0,
+        split <= CLUSTER && x % split == 0,
         "{what}"
     );
     assert!(
