@@ -337,6 +337,9 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     }
 
     Phase phase = {program[lane]};
+#if NF4_CORES
+    fill_nf4_tables();
+#endif
     wait_for_previous_kernel();
     const int past = state[0];
 #if EXCHANGE_BYTES
@@ -346,9 +349,6 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
 #endif
     u8 *scratch = shared + SLOTS * SLOT_BYTES + 128;
     Consumer c = {ring, {0, 0}, (u32)state[3], scratch, scratch, 0, exchange, 0.0f, 0.0f};
-#if NF4_CORES
-    for (int i = threadIdx.x; i < 256; i += CONSUMERS) nf4_codes[i] = __uint_as_float(NF4_ABSMAX_BITS[i]);
-#endif
     for (int i = threadIdx.x; i < ROTARY_HALF; i += CONSUMERS) {
         float angle = (float)past * inv_freq[i];
         rope[i] = cosf(angle) * attention_factor;
