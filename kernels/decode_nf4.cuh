@@ -23,45 +23,45 @@ DEVICE int nf4_row(int lane) { return 2 * ((lane ^ lane / 4) % 4) + lane / 16; }
 __shared__ float nf4_codes[256];
 __shared__ __align__(128) u32 nf4_pairs[256][32]; // of every byte, for every lane: its low nibble's f16 below
 
-struct __align__(16) LineHalves {
-    u32 parts[2][128]; // hi, lo: pairs of neighbours, the odd one below, as a byte has weights
-    float unit[2];     // of each half
-};
-
 DEVICE u32 f16_pair(float low, float high) {
     u32 pair;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
 }
 
-DEVICE void store_halves(LineHalves &to, uint4 a, uint4 b, int lane) {
-    u32 bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-    u32 largest = 0;
+struct __align__(16) LineHalves {
+    u32 parts[2][128]; // hi, lo: pairs of neighbours, the odd one below, as a byte has weights
+    float unit[2];     // of each half
+    INSIDE void store(uint4 a, uint4 b, int lane) {
+        u32 bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+        u32 largest = 0;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        bits[i] &= ~3u; // without the tags
-        largest = max(largest, bits[i] & 0x7fffffffu);
+        for (int i = 0; i < 8; i++) {
+            bits[i] &= ~3u; // without the tags
+            largest = max(largest, bits[i] & 0x7fffffffu);
+        }
+#pragma unroll
+        for (int d = 1; d < 16; d *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+        // |v factor| < 2; tiny halves keep a finite factor, and one that is not finite becomes NaN.
+        const bool finite = largest < 0x7f800000u;
+        const u32 exponent = finite ? max(largest >> 23, 30u) : 127u;
+        const float factor = __uint_as_float((254 - exponent) << 23);
+        u32 hi[4], lo[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float even = __uint_as_float(bits[2 * i]) * factor, odd = __uint_as_float(bits[2 * i + 1]) * factor;
+            hi[i] = f16_pair(odd, even);
+            lo[i] = f16_pair(odd - f16_to_f32((u16)hi[i]), even - f16_to_f32((u16)(hi[i] >> 16)));
+        }
+        *(uint4 *)(parts[0] + 4 * lane) = make_uint4(hi[0], hi[1], hi[2], hi[3]);
+        *(uint4 *)(parts[1] + 4 * lane) = make_uint4(lo[0], lo[1], lo[2], lo[3]);
+        if (lane % 16 == 0) unit[lane / 16] = finite ? __uint_as_float(exponent << 23) : __uint_as_float(0x7fffffffu);
     }
-#pragma unroll
-    for (int d = 1; d < 16; d *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
-    // |v factor| < 2; tiny halves keep a finite factor, and one that is not finite becomes NaN.
-    const bool finite = largest < 0x7f800000u;
-    const u32 exponent = finite ? max(largest >> 23, 30u) : 127u;
-    const float factor = __uint_as_float((254 - exponent) << 23);
-    u32 hi[4], lo[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const float even = __uint_as_float(bits[2 * i]) * factor, odd = __uint_as_float(bits[2 * i + 1]) * factor;
-        hi[i] = f16_pair(odd, even);
-        lo[i] = f16_pair(odd - f16_to_f32((u16)hi[i]), even - f16_to_f32((u16)(hi[i] >> 16)));
-    }
-    *(uint4 *)(to.parts[0] + 4 * lane) = make_uint4(hi[0], hi[1], hi[2], hi[3]);
-    *(uint4 *)(to.parts[1] + 4 * lane) = make_uint4(lo[0], lo[1], lo[2], lo[3]);
-    if (lane % 16 == 0) to.unit[lane / 16] = finite ? __uint_as_float(exponent << 23) : __uint_as_float(0x7fffffffu);
-}
+};
 
 // A lane's part of it: its b registers, and the unit of block lane % 4.
 struct Halves {
+    using Line = LineHalves;
     u32 b[8];
     float unit;
     INSIDE void load(const LineHalves &from, int lane) {
@@ -104,61 +104,37 @@ DEVICE float nf4_absmax_of(const LaneScales &scales, const u8 *slot, u32 nested,
 
 template <int K> __device__ __noinline__ Multiplied multiply_nf4(Multiply m, LaneScales scales, u32 nested, u8 *scratch) {
     static_assert(K % 64 == 0, "blocks lie in one row");
-    constexpr Shape S = {K, NF4, STORE, 0, 0, 0};
-    constexpr int LINES = S.lines, KSPLIT = S.ksplit;
-    constexpr bool WHOLE = KSPLIT == 1; // as in multiply_int4
-    constexpr int MINE = (KSPLIT + TEAMS - 1) / TEAMS;
-    LineHalves *exchange = (LineHalves *)scratch;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
-    const int team = warp / FOUR, member = warp % FOUR;
+    using Mine = Team<K, NF4>;
+    constexpr int LINES = Mine::LINES, KSPLIT = Mine::KSPLIT, MINE = Mine::MINE;
+    constexpr bool WHOLE = Mine::WHOLE;
+    const Mine of;
+    const int lane = of.lane, r = lane / 4, t = lane % 4;
     const Ring ring = m.at.ring();
-    auto line_of = [&](int mine, int i) { return (WHOLE ? 0 : (team + mine * TEAMS) * WARPS) + member * TEAM_LINES + i; };
 
     Halves x[MINE][TEAM_LINES];
-    if constexpr (WHOLE) {
-        Elements<K, 1> raw;
-        raw.wait(m.x, m.tag, [&](int) { return warp < LINES ? 256 * warp + 8 * lane : K; });
-        if (warp < LINES) store_halves(exchange[warp], raw.v[0][0], raw.v[0][1], lane);
-        sync_threads(1, CONSUMERS);
-#pragma unroll
-        for (int i = 0; i < TEAM_LINES; i++) x[0][i].load(exchange[min(line_of(0, i), LINES - 1)], lane);
-    } else {
-#pragma unroll
-        for (int mine = 0; mine < MINE; mine++) {
-            Elements<K, TEAM_LINES> raw;
-            raw.wait(m.x, m.tag, [&](int i) { return min(256 * line_of(mine, i) + 8 * lane, K); });
-#pragma unroll
-            for (int i = 0; i < TEAM_LINES; i++) {
-                __syncwarp();
-                store_halves(exchange[warp], raw.v[i][0], raw.v[i][1], lane);
-                __syncwarp();
-                x[mine][i].load(exchange[warp], lane);
-            }
-        }
-    }
+    of.load(x, m, scratch);
     SquareSums squares;
     squares.load(m.sums, lane);
 
     const u32 table = shared_address(&nf4_pairs[0][lane]);
     const bool second = (t ^ r % 4) / 2, odd = (t ^ r % 4) % 2;
-    if (WHOLE) scales.advance(0, team);
+    if (WHOLE) scales.advance(0, of.team);
 #pragma unroll 1
-    for (int tile = WHOLE ? team : 0; tile < m.count; tile += WHOLE ? TEAMS : 1) {
+    for (int tile = WHOLE ? of.team : 0; tile < m.count; tile += WHOLE ? TEAMS : 1) {
         float sum = 0.0f;
 #pragma unroll
         for (int mine = 0; mine < MINE; mine++) {
-            if (!WHOLE && team + mine * TEAMS >= KSPLIT) break;
-            const Cursor at = m.at.after(WHOLE ? tile : tile * KSPLIT + team + mine * TEAMS);
+            if (!WHOLE && of.slot(mine) >= KSPLIT) break;
+            const Cursor at = m.at.after(WHOLE ? tile : tile * KSPLIT + of.slot(mine));
             ring.wait(at);
             const u8 *slot = ring.at(at);
-            const int stride = WHOLE ? S.row_bytes : min(S.row_bytes - (team + mine * TEAMS) * 128 * WARPS, 128 * WARPS);
+            const int stride = of.stride(mine);
 #pragma unroll
             for (int i = 0; i < TEAM_LINES; i++) {
-                if (!WHOLE && line_of(mine, 0) >= LINES) break; // single lines that are not there have x of 0
-                const int line = line_of(mine, i);
-                if (WHOLE && line >= LINES) break;
-                const u8 *base = slot + r / 4 * stride + (member * TEAM_LINES + i) * 128 + 8 * t;
-                const float absmax = nf4_absmax_of(scales, slot, nested, min(4 * line + t, S.groups - 1));
+                // Where K takes several slots, lines that are not there beside one that is have x of 0.
+                if (of.line(mine, WHOLE ? i : 0) >= LINES) break;
+                const u8 *base = slot + r / 4 * stride + (of.member * TEAM_LINES + i) * 128 + 8 * t;
+                const float absmax = nf4_absmax_of(scales, slot, nested, min(4 * of.line(mine, i) + t, Mine::S.groups - 1));
                 const Halves &a = x[mine][i];
                 u32 words[4][2];
                 float d[2][4] = {};
@@ -193,7 +169,7 @@ template <int K> __device__ __noinline__ Multiplied multiply_nf4(Multiply m, Lan
         scales.advance(tile, WHOLE ? TEAMS : 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 5); // the row's other blocks
         sum += __shfl_xor_sync(0xffffffffu, sum, 10);
-        if (r % 4 == 0 && (WHOLE || team < KSPLIT)) m.partial[(8 * tile + nf4_row(lane)) * WARPS + (WHOLE ? member : warp)] = sum;
+        if (r % 4 == 0 && (WHOLE || of.team < KSPLIT)) m.partial[(8 * tile + nf4_row(lane)) * WARPS + (WHOLE ? of.member : of.warp)] = sum;
     }
     return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
 }
