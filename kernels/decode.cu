@@ -27,7 +27,7 @@
 // SLOT_BYTES, INT4_IN_FLIGHT and BF16_IN_FLIGHT (slots of a producer on their way at a time: more do not arrive sooner, they queue in the
 // memory system, and activations queue behind them), PARTIAL_BYTES, EXCHANGE_BYTES (0, 784 with int4, 1040 with NF4); BF16_CORES, BF16_CORE0_K and so on; and of each kind of product i < KINDS: KINDi_K, KINDi_STORAGE,
 // KINDi_EPILOGUE, KINDi_SEG0, KINDi_SEG1, KINDi_SEG2.
-// Dynamic shared memory: SLOTS SLOT_BYTES + 128 + 2 PARTIAL_BYTES.
+// Dynamic shared memory: SLOTS SLOT_BYTES + 128 + 2 PARTIAL_BYTES; NF4 has 33 KiB of tables besides.
 
 #include "common.cuh"
 
@@ -337,6 +337,9 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     }
 
     Phase phase = {program[lane]};
+#if NF4_CORES
+    fill_nf4_tables();
+#endif
     wait_for_previous_kernel();
     const int past = state[0];
 #if EXCHANGE_BYTES
@@ -346,9 +349,6 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
 #endif
     u8 *scratch = shared + SLOTS * SLOT_BYTES + 128;
     Consumer c = {ring, {0, 0}, (u32)state[3], scratch, scratch, 0, exchange, 0.0f, 0.0f};
-#if NF4_CORES
-    for (int i = threadIdx.x; i < 256; i += CONSUMERS) nf4_codes[i] = __uint_as_float(NF4_ABSMAX_BITS[i]);
-#endif
     for (int i = threadIdx.x; i < ROTARY_HALF; i += CONSUMERS) {
         float angle = (float)past * inv_freq[i];
         rope[i] = cosf(angle) * attention_factor;

@@ -19,43 +19,43 @@
 struct __align__(16) LineLimbs {
     u32 limbs[3][64]; // word 2 lane + odd: that limb of the lane's even or odd ones of 8 consecutive elements
     float unit[2];    // of the fixed point over 16, of each half
+    INSIDE void store(uint4 a, uint4 b, int lane) {
+        u32 bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+        u32 largest = 0; // magnitudes compare as their bits do, NaN and infinity above all numbers
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            bits[i] &= ~3u; // without the tags
+            largest = max(largest, bits[i] & 0x7fffffffu);
+        }
+#pragma unroll
+        for (int d = 1; d < 16; d *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+        // 2^(21 - e) with 2^e <= largest < 2^(e + 1): |fixed point| < 2^22. Tiny groups keep a finite factor, and a group
+        // with an element that is not finite gets a unit that is NaN, so that it is not lost.
+        const bool finite = largest < 0x7f800000u;
+        const u32 exponent = finite ? max(largest >> 23, 30u) : 127u;
+        const float factor = __uint_as_float((127 + 21 + 127 - exponent) << 23);
+        u32 y[8]; // the bytes of the fixed point plus 0x808080 are its balanced digits plus 128
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            y[i] = __float_as_uint(fmaf(__uint_as_float(bits[i]), factor, 12582912.0f)) - INT_IN_FLOAT + 0x808080;
+        u32 out[3][2];
+#pragma unroll
+        for (int odd = 0; odd < 2; odd++) {
+            u32 low01 = __byte_perm(y[odd], y[2 + odd], 0x5140), low23 = __byte_perm(y[4 + odd], y[6 + odd], 0x5140);
+            u32 top01 = __byte_perm(y[odd], y[2 + odd], 0x0062), top23 = __byte_perm(y[4 + odd], y[6 + odd], 0x0062);
+            out[0][odd] = __byte_perm(low01, low23, 0x5410) ^ 0x80808080u;
+            out[1][odd] = __byte_perm(low01, low23, 0x7632) ^ 0x80808080u;
+            out[2][odd] = __byte_perm(top01, top23, 0x5410) ^ 0x80808080u;
+        }
+#pragma unroll
+        for (int i = 0; i < 3; i++) *(uint2 *)(limbs[i] + 2 * lane) = make_uint2(out[i][0], out[i][1]);
+        if (lane % 16 == 0) unit[lane / 16] = finite ? __uint_as_float((exponent - 25) << 23) : __uint_as_float(0x7fffffffu);
+    }
 };
-
-DEVICE void store_limbs(LineLimbs &to, uint4 a, uint4 b, int lane) {
-    u32 bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-    u32 largest = 0; // magnitudes compare as their bits do, NaN and infinity above all numbers
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        bits[i] &= ~3u; // without the tags
-        largest = max(largest, bits[i] & 0x7fffffffu);
-    }
-#pragma unroll
-    for (int d = 1; d < 16; d *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
-    // 2^(21 - e) with 2^e <= largest < 2^(e + 1): |fixed point| < 2^22. Tiny groups keep a finite factor, and a group
-    // with an element that is not finite gets a unit that is NaN, so that it is not lost.
-    const bool finite = largest < 0x7f800000u;
-    const u32 exponent = finite ? max(largest >> 23, 30u) : 127u;
-    const float factor = __uint_as_float((127 + 21 + 127 - exponent) << 23);
-    u32 y[8]; // the bytes of the fixed point plus 0x808080 are its balanced digits plus 128
-#pragma unroll
-    for (int i = 0; i < 8; i++)
-        y[i] = __float_as_uint(fmaf(__uint_as_float(bits[i]), factor, 12582912.0f)) - INT_IN_FLOAT + 0x808080;
-    u32 out[3][2];
-#pragma unroll
-    for (int odd = 0; odd < 2; odd++) {
-        u32 low01 = __byte_perm(y[odd], y[2 + odd], 0x5140), low23 = __byte_perm(y[4 + odd], y[6 + odd], 0x5140);
-        u32 top01 = __byte_perm(y[odd], y[2 + odd], 0x0062), top23 = __byte_perm(y[4 + odd], y[6 + odd], 0x0062);
-        out[0][odd] = __byte_perm(low01, low23, 0x5410) ^ 0x80808080u;
-        out[1][odd] = __byte_perm(low01, low23, 0x7632) ^ 0x80808080u;
-        out[2][odd] = __byte_perm(top01, top23, 0x5410) ^ 0x80808080u;
-    }
-#pragma unroll
-    for (int i = 0; i < 3; i++) *(uint2 *)(to.limbs[i] + 2 * lane) = make_uint2(out[i][0], out[i][1]);
-    if (lane % 16 == 0) to.unit[lane / 16] = finite ? __uint_as_float((exponent - 25) << 23) : __uint_as_float(0x7fffffffu);
-}
 
 // A lane's part of it: its b registers, column r = lane / 4 being limb r % 4 of half r / 4.
 struct Limbs {
+    using Line = LineLimbs;
     u32 b[8];    // word u of a lane's 32 elements: b[2u] its even, b[2u + 1] its odd ones
     float scale; // the unit of half lane / 4 % 2, the half of this lane's c
     INSIDE void load(const LineLimbs &from, int lane) {
@@ -76,41 +76,56 @@ DEVICE void mma_s8(int c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-template <int K>
-__device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, u32 packed, u8 *scratch) {
-    LineLimbs *exchange = (LineLimbs *)scratch;
-    constexpr Shape S = {K, INT4, STORE, 0, 0, 0};
-    constexpr int LINES = S.lines, KSPLIT = S.ksplit;
-    // Tiles in one slot go around the teams; else each team has the same slots of every tile.
-    constexpr bool WHOLE = KSPLIT == 1;
-    constexpr int MINE = (KSPLIT + TEAMS - 1) / TEAMS;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
-    const int team = warp / FOUR, member = warp % FOUR;
-    const Ring ring = m.at.ring();
-    auto line_of = [&](int mine, int i) { return (WHOLE ? 0 : (team + mine * TEAMS) * WARPS) + member * TEAM_LINES + i; };
-
-    Limbs x[MINE][TEAM_LINES];
-    if constexpr (WHOLE) {
-        Elements<K, 1> raw;
-        raw.wait(m.x, m.tag, [&](int) { return warp < LINES ? 256 * warp + 8 * lane : K; });
-        if (warp < LINES) store_limbs(exchange[warp], raw.v[0][0], raw.v[0][1], lane);
-        sync_threads(1, CONSUMERS);
+// int4 and NF4: what a warp has of the slots of a product. Tiles in one slot go around the teams; else each team has the same
+// MINE slots of every tile.
+template <int K, int STORAGE> struct Team {
+    static constexpr Shape S = {K, STORAGE, STORE, 0, 0, 0};
+    static constexpr int LINES = S.lines, KSPLIT = S.ksplit, MINE = (KSPLIT + TEAMS - 1) / TEAMS;
+    static constexpr bool WHOLE = KSPLIT == 1;
+    int warp, lane, team, member;
+    INSIDE Team() : warp(threadIdx.x / 32), lane(threadIdx.x % 32), team(warp / FOUR), member(warp % FOUR) {}
+    INSIDE int slot(int mine) const { return team + mine * TEAMS; }
+    INSIDE int line(int mine, int i) const { return (WHOLE ? 0 : slot(mine) * WARPS) + member * TEAM_LINES + i; }
+    // Bytes from row to row.
+    INSIDE int stride(int mine) const { return WHOLE ? S.row_bytes : min(S.row_bytes - slot(mine) * 128 * WARPS, 128 * WARPS); }
+    // The x of its lines.
+    template <class Part> INSIDE void load(Part (&x)[MINE][TEAM_LINES], const Multiply &m, u8 *scratch) const {
+        typename Part::Line *exchange = (typename Part::Line *)scratch;
+        if constexpr (WHOLE) {
+            Elements<K, 1> raw;
+            raw.wait(m.x, m.tag, [&](int) { return warp < LINES ? 256 * warp + 8 * lane : K; });
+            if (warp < LINES) exchange[warp].store(raw.v[0][0], raw.v[0][1], lane);
+            sync_threads(1, CONSUMERS);
 #pragma unroll
-        for (int i = 0; i < TEAM_LINES; i++) x[0][i].load(exchange[min(line_of(0, i), LINES - 1)], lane);
-    } else {
+            for (int i = 0; i < TEAM_LINES; i++) x[0][i].load(exchange[min(line(0, i), LINES - 1)], lane);
+        } else {
 #pragma unroll
-        for (int mine = 0; mine < MINE; mine++) {
-            Elements<K, TEAM_LINES> raw;
-            raw.wait(m.x, m.tag, [&](int i) { return min(256 * line_of(mine, i) + 8 * lane, K); });
+            for (int mine = 0; mine < MINE; mine++) {
+                Elements<K, TEAM_LINES> raw;
+                raw.wait(m.x, m.tag, [&](int i) { return min(256 * line(mine, i) + 8 * lane, K); });
 #pragma unroll
-            for (int i = 0; i < TEAM_LINES; i++) {
-                __syncwarp();
-                store_limbs(exchange[warp], raw.v[i][0], raw.v[i][1], lane);
-                __syncwarp();
-                x[mine][i].load(exchange[warp], lane);
+                for (int i = 0; i < TEAM_LINES; i++) {
+                    __syncwarp();
+                    exchange[warp].store(raw.v[i][0], raw.v[i][1], lane);
+                    __syncwarp();
+                    x[mine][i].load(exchange[warp], lane);
+                }
             }
         }
     }
+};
+
+template <int K>
+__device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, u32 packed, u8 *scratch) {
+    using Mine = Team<K, INT4>;
+    constexpr int LINES = Mine::LINES, KSPLIT = Mine::KSPLIT, MINE = Mine::MINE;
+    constexpr bool WHOLE = Mine::WHOLE;
+    const Mine of;
+    const int lane = of.lane, r = lane / 4, t = lane % 4;
+    const Ring ring = m.at.ring();
+
+    Limbs x[MINE][TEAM_LINES];
+    of.load(x, m, scratch);
     SquareSums squares;
     squares.load(m.sums, lane);
 
@@ -118,27 +133,27 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
     const bool counts = t / 2 == r % 2;
     const float limb0 = counts ? (t % 2 ? 65536.0f : 1.0f) : 0.0f, limb1 = counts && t % 2 == 0 ? 256.0f : 0.0f;
     const float base0 = -12582912.0f * limb0, base1 = -12582912.0f * limb1;
-    if (WHOLE) scales.advance(0, team);
+    if (WHOLE) scales.advance(0, of.team);
 #pragma unroll 1
-    for (int tile = WHOLE ? team : 0; tile < m.count; tile += WHOLE ? TEAMS : 1) {
+    for (int tile = WHOLE ? of.team : 0; tile < m.count; tile += WHOLE ? TEAMS : 1) {
         float sum[2] = {}; // rows lane / 8 and 4 + lane / 8
 #pragma unroll
         for (int mine = 0; mine < MINE; mine++) {
-            if (!WHOLE && team + mine * TEAMS >= KSPLIT) break;
-            const Cursor at = m.at.after(WHOLE ? tile : tile * KSPLIT + team + mine * TEAMS);
+            if (!WHOLE && of.slot(mine) >= KSPLIT) break;
+            const Cursor at = m.at.after(WHOLE ? tile : tile * KSPLIT + of.slot(mine));
             ring.wait(at);
             const u8 *slot = ring.at(at);
-            const int stride = WHOLE ? S.row_bytes : min(S.row_bytes - (team + mine * TEAMS) * 128 * WARPS, 128 * WARPS);
-            const u8 *base = slot + lane / 8 * stride + member * TEAM_LINES * 128 + lane % 8 * 16;
+            const int stride = of.stride(mine);
+            const u8 *base = slot + lane / 8 * stride + of.member * TEAM_LINES * 128 + lane % 8 * 16;
             // Two lines' scales at a time, one in each half of the lanes.
             float scale[(TEAM_LINES + 1) / 2];
 #pragma unroll
             for (int i = 0; i < TEAM_LINES; i += 2)
-                scale[i / 2] = scales.load(slot, line_of(mine, i) + (i + 1 < TEAM_LINES ? lane / 16 : 0), S.groups, packed, lane);
+                scale[i / 2] = scales.load(slot, of.line(mine, i) + (i + 1 < TEAM_LINES ? lane / 16 : 0), Mine::S.groups, packed, lane);
 #pragma unroll
             for (int i = 0; i < TEAM_LINES; i++) {
                 // A line that is not there has scales of 0.
-                const u8 *from = line_of(mine, i) < LINES ? base + 128 * i : slot;
+                const u8 *from = of.line(mine, i) < LINES ? base + 128 * i : slot;
                 const uint4 low = *(const uint4 *)from, high = *(const uint4 *)(from + 4 * stride);
                 const Limbs &a = x[mine][i];
                 int d[4] = {INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT};
@@ -159,8 +174,8 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
         }
         scales.advance(tile, WHOLE ? TEAMS : 1);
         const float total = add_lanes(sum[0], sum[1], lane);
-        if ((lane & 6) == 0 && (WHOLE || team < KSPLIT))
-            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + (WHOLE ? member : warp)] = total;
+        if ((lane & 6) == 0 && (WHOLE || of.team < KSPLIT))
+            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + (WHOLE ? of.member : of.warp)] = total;
     }
     return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
 }

@@ -374,8 +374,8 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     [[maybe_unused]] const u32 packed = phase.at(SCALES);
     if (s.storage != BF16) {
         const u32 width = packed >> 8 & 255;
-        // The row whose scales a lane loads; NF4: the first of two, four apart.
-        const int row = s.storage == INT4 ? lane / 2 % 8 : s.storage == NF4 ? lane / 8 : 4 * (lane % 2) + lane / 8;
+        // The row whose scales a lane loads.
+        const int row = s.storage == INT4 ? lane / 2 % 8 : s.storage == NF4 ? nf4_row(lane) : 4 * (lane % 2) + lane / 8;
         const int run_rows = s.step, run = row / run_rows;
         const Place place(s, tiles.first);
         scales.bit = first_bit(s, place, run, phase.at(FIRST1), width);
@@ -406,7 +406,7 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
 #define INT4_CORE(K)                                                                                                   \
     if (s.storage == INT4 && s.k == K) done = multiply_int4<K>(m, scales, packed, c.exchange);
 #define NF4_CORE(K)                                                                                                    \
-    if (s.storage == NF4 && s.k == K) done = multiply_nf4<K>(m, nf4_scales(s, phase, tiles, lane), c.exchange);
+    if (s.storage == NF4 && s.k == K) done = multiply_nf4<K>(m, scales, nested_in_slot(s, scales, phase.at(RUN_BYTES)), c.exchange);
 #define FP8_CORE(K)                                                                                                    \
     if (s.storage == FP8 && s.k == K) done = multiply_fp8<K>(m, scales, c.exchange);
     FOR_CORES

@@ -51,6 +51,15 @@ impl Storage {
             Self::Fp8 => 256,
         }
     }
+
+    /// Bytes of a block's tables of values: NF4's, of pairs by byte for each lane, and of absmax codes.
+    fn table_bytes(self) -> usize {
+        if self == Self::Nf4 {
+            4 * (256 * 32 + 256)
+        } else {
+            0
+        }
+    }
 }
 
 /// One kind of product: what the kernel is compiled for.
@@ -222,6 +231,8 @@ impl Plan {
         let codes = codes.max().unwrap_or(0);
         let exchange = kinds.iter().map(|k| k.storage.exchange_bytes());
         let exchange = exchange.max().unwrap_or(0);
+        let tables = kinds.iter().map(|k| k.storage.table_bytes());
+        let tables = tables.max().unwrap_or(0);
         let slot = (8 * 128 * WARPS + codes).next_multiple_of(128);
         let queries = c.heads / c.kv_heads;
         let batch = queries.div_ceil(queries.div_ceil(512 / c.head_dim));
@@ -242,7 +253,7 @@ impl Plan {
             .max()
             .unwrap_or(0)
             .next_multiple_of(128);
-        let fixed = 1024 + 8 * c.rope.rotary_dim + 16 * 64 + WARPS * exchange + 1024;
+        let fixed = 1024 + 8 * c.rope.rotary_dim + 16 * 64 + WARPS * exchange + tables + 1024;
         let slots = BLOCK_BYTES.saturating_sub(fixed + 128 + 2 * partial) / slot;
         if slots < 2 {
             return Err(Error::Config(format!(

@@ -64,7 +64,12 @@ fn check(what: &str, plan: &Plan, products: &[(Vec<DeviceMatrix>, Epilogue)], sm
         slots * slot + 128 + 2 * partial,
         "{what}"
     );
-    let fixed = 16 * slots + WARPS * get("EXCHANGE_BYTES") + 8 * get("ROTARY_HALF") + 1024;
+    let mut fixed = 16 * slots + WARPS * get("EXCHANGE_BYTES") + 8 * get("ROTARY_HALF") + 1024;
+    if get("NF4_CORES") > 0 {
+        // Static shared memory, of which there are 48 KiB at most.
+        fixed += 4 * (256 * 32 + 256);
+        assert!(fixed <= 48 << 10, "{what}: {fixed} static bytes");
+    }
     assert!(
         plan.shared as usize + fixed <= BLOCK,
         "{what}: {} bytes",
