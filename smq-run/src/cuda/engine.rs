@@ -12,7 +12,7 @@ use super::state::{RING, State};
 use super::upload::UploadReport;
 use super::weights::DeviceModel;
 use crate::config::ModelConfig;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, TokenScore, check_keep};
 use crate::error::{Error, Result};
 use crate::source::Source;
 
@@ -102,6 +102,14 @@ impl CudaEngine {
         self.kernels.gpu()
     }
 
+    /// As [`set_factors`](Self::set_factors), where they are not in use.
+    fn use_factors(&mut self, long: bool) -> Result<()> {
+        if long == self.long {
+            return Ok(());
+        }
+        self.set_factors(long)
+    }
+
     /// Makes LongRoPE's factors those of a sequence in the short or the long range.
     fn set_factors(&mut self, long: bool) -> Result<()> {
         let inv_freq = self.config.rope.inv_freq(long);
@@ -156,12 +164,7 @@ impl CudaEngine {
         if tokens.is_empty() {
             return Err(Error::Input("no tokens given".into()));
         }
-        if len > self.config.max_positions {
-            let limit = self.config.max_positions;
-            return Err(Error::Input(format!(
-                "{len} tokens exceed the model's longest context of {limit}"
-            )));
-        }
+        self.check_len(len)?;
         self.check_ids(tokens)?;
         // Hugging Face picks the factors by the whole sequence's length; keys rotated with the others are useless
         // then, so everything is computed anew.
@@ -171,9 +174,7 @@ impl CudaEngine {
             .sequence
             .as_ref()
             .is_none_or(|s| s.cache.capacity < len);
-        if switch {
-            self.set_factors(long)?;
-        }
+        self.use_factors(long)?;
         self.reserve(
             len.max(if grow { 2 * past } else { 0 })
                 .min(self.config.max_positions)
@@ -207,6 +208,45 @@ impl CudaEngine {
         }
         self.steps = self.steps.wrapping_add(1);
         Ok(switch && past > 0)
+    }
+
+    /// What a pass through the model works with, and what runs it.
+    fn pass(&mut self) -> Result<(Parts<'_>, &mut Prefill)> {
+        let Some(sequence) = &self.sequence else {
+            return Err(Error::Cuda("the sequence has no cache".into()));
+        };
+        let parts = Parts {
+            kernels: &self.kernels,
+            config: &self.config,
+            model: &self.model,
+            state: &self.state,
+            cache: &sequence.cache,
+        };
+        Ok((parts, &mut self.prefill))
+    }
+
+    /// Makes ready for one new sequence of all these tokens.
+    fn start_whole(&mut self, tokens: &[u32]) -> Result<()> {
+        let limit = self.config.max_positions;
+        if tokens.is_empty() || tokens.len() > limit {
+            return Err(Error::Input(format!(
+                "{} tokens were given, expected 1 to {limit}",
+                tokens.len()
+            )));
+        }
+        self.check_ids(tokens)?;
+        self.start(tokens.len())?;
+        self.use_factors(self.config.rope.is_long(tokens.len()))
+    }
+
+    fn check_len(&self, len: usize) -> Result<()> {
+        let limit = self.config.max_positions;
+        if len > limit {
+            return Err(Error::Input(format!(
+                "{len} tokens exceed the model's longest context of {limit}"
+            )));
+        }
+        Ok(())
     }
 
     fn check_ids(&self, tokens: &[u32]) -> Result<()> {
@@ -249,9 +289,7 @@ impl Engine for CudaEngine {
 
     fn start(&mut self, capacity: usize) -> Result<()> {
         self.tokens.clear();
-        if self.long {
-            self.set_factors(false)?;
-        }
+        self.use_factors(false)?;
         self.reserve(capacity.min(self.config.max_positions))
     }
 
@@ -317,30 +355,57 @@ impl Engine for CudaEngine {
         self.gpu().main().synchronize()
     }
 
-    fn log_probs(&mut self, tokens: &[u32]) -> Result<Vec<f64>> {
-        self.start(tokens.len())?;
-        let limit = self.config.max_positions;
-        if tokens.is_empty() || tokens.len() > limit {
-            return Err(Error::Input(format!(
-                "{} tokens were given, expected 1 to {limit}",
-                tokens.len()
-            )));
-        }
-        self.check_ids(tokens)?;
-        let long = self.config.rope.is_long(tokens.len());
-        if long != self.long {
-            self.set_factors(long)?;
-        }
-        let Some(sequence) = &self.sequence else {
-            return Err(Error::Cuda("the sequence has no cache".into()));
+    fn scores(&mut self, tokens: &[u32]) -> Result<Vec<TokenScore>> {
+        self.start_whole(tokens)?;
+        let (parts, prefill) = self.pass()?;
+        prefill.scores(&parts, tokens, 0, tokens.len(), &tokens[1..])
+    }
+
+    fn continuation_scores(
+        &mut self,
+        context: &[u32],
+        continuations: &[Vec<u32>],
+    ) -> Result<Vec<Vec<TokenScore>>> {
+        let Some((&last, shared)) = context.split_last() else {
+            return Err(Error::Input("the context is empty".into()));
         };
-        let parts = Parts {
-            kernels: &self.kernels,
-            config: &self.config,
-            model: &self.model,
-            state: &self.state,
-            cache: &sequence.cache,
-        };
-        self.prefill.log_probs(&parts, tokens)
+        let longest = continuations.iter().map(Vec::len).max().unwrap_or(0);
+        self.check_ids(context)?;
+        continuations.iter().try_for_each(|c| self.check_ids(c))?;
+        self.check_len(shared.len() + longest)?;
+        self.start(shared.len() + longest)?;
+        // The factors that the context's keys in the cache are rotated with, once they are there.
+        let mut cached = None;
+        let mut out = Vec::with_capacity(continuations.len());
+        for continuation in continuations {
+            let Some((_, fed)) = continuation.split_last() else {
+                out.push(Vec::new());
+                continue;
+            };
+            // What a continuation leaves in the cache behind the context, the next one overwrites before it is read.
+            let fed = [&[last], fed].concat();
+            let long = self.config.rope.is_long(shared.len() + fed.len());
+            if cached != Some(long) {
+                self.use_factors(long)?;
+                let (parts, prefill) = self.pass()?;
+                prefill.cache(&parts, shared, 0)?;
+                cached = Some(long);
+            }
+            let (parts, prefill) = self.pass()?;
+            out.push(prefill.scores(&parts, &fed, shared.len(), fed.len(), continuation)?);
+        }
+        Ok(out)
+    }
+
+    fn logit_rows(
+        &mut self,
+        tokens: &[u32],
+        keep: usize,
+        on_rows: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        check_keep(tokens.len(), keep)?;
+        self.start_whole(tokens)?;
+        let (parts, prefill) = self.pass()?;
+        prefill.logit_rows(&parts, tokens, keep, on_rows)
     }
 }
