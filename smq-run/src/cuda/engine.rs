@@ -259,6 +259,55 @@ impl CudaEngine {
         }
     }
 
+    /// Greedy text with steps queued ahead; some may still run when it returns.
+    fn queue_ahead(
+        &mut self,
+        prompt: &[u32],
+        limit: usize,
+        on_token: &mut dyn FnMut(u32, bool) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let mut switched = self.append(prompt)?;
+        let first = self.steps.wrapping_sub(1);
+        let start = self.tokens.len();
+        // Tokens are queued, then seen; `queued` steps follow the prompt's.
+        let (mut queued, mut seen) = (0, 0);
+        while seen < limit {
+            // Ahead while a step only needs the token that the GPU itself chose. A longer sequence than the factors
+            // or the cache are for needs its tokens on the host.
+            let room = |queued: usize| {
+                let len = start + queued + 1;
+                len <= self.config.max_positions
+                    && self.config.rope.is_long(len) == self.long
+                    && self
+                        .sequence
+                        .as_ref()
+                        .is_some_and(|s| len <= s.cache.capacity)
+            };
+            while queued + 1 < limit && queued < seen + AHEAD && room(queued) {
+                let Some(sequence) = &self.sequence else {
+                    break;
+                };
+                sequence.step.run(self.kernels.gpu().main())?;
+                self.steps = self.steps.wrapping_add(1);
+                queued += 1;
+            }
+            let token = self.token(first.wrapping_add(seen as u32))?;
+            let flow = on_token(token, std::mem::take(&mut switched))?;
+            seen += 1;
+            if flow.is_break() || seen == limit || start + seen > self.config.max_positions {
+                break;
+            }
+            if seen > queued {
+                // Nothing runs ahead: this token is appended from here.
+                switched = self.append(&[token])?;
+                queued = seen;
+            } else {
+                self.tokens.push(token);
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for the token that step `step` chose.
     fn token(&self, step: u32) -> Result<u32> {
         let stream = self.gpu().main();
@@ -312,47 +361,11 @@ impl Engine for CudaEngine {
         limit: usize,
         on_token: &mut dyn FnMut(u32, bool) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
-        let mut switched = self.append(prompt)?;
-        let first = self.steps.wrapping_sub(1);
-        let start = self.tokens.len();
-        // Tokens are queued, then seen; `queued` steps follow the prompt's.
-        let (mut queued, mut seen) = (0, 0);
-        while seen < limit {
-            // Ahead while a step only needs the token that the GPU itself chose. A longer sequence than the factors
-            // or the cache are for needs its tokens on the host.
-            let room = |queued: usize| {
-                let len = start + queued + 1;
-                len <= self.config.max_positions
-                    && self.config.rope.is_long(len) == self.long
-                    && self
-                        .sequence
-                        .as_ref()
-                        .is_some_and(|s| len <= s.cache.capacity)
-            };
-            while queued + 1 < limit && queued < seen + AHEAD && room(queued) {
-                let Some(sequence) = &self.sequence else {
-                    break;
-                };
-                sequence.step.run(self.kernels.gpu().main())?;
-                self.steps = self.steps.wrapping_add(1);
-                queued += 1;
-            }
-            let token = self.token(first.wrapping_add(seen as u32))?;
-            let flow = on_token(token, std::mem::take(&mut switched))?;
-            seen += 1;
-            if flow.is_break() || seen == limit || start + seen > self.config.max_positions {
-                break;
-            }
-            if seen > queued {
-                // Nothing runs ahead: this token is appended from here.
-                switched = self.append(&[token])?;
-                queued = seen;
-            } else {
-                self.tokens.push(token);
-            }
-        }
-        // Steps that ran ahead are of no use; whoever comes next starts anew.
-        self.gpu().main().synchronize()
+        let done = self.queue_ahead(prompt, limit, on_token);
+        // Steps that ran ahead are of no use; whoever comes next starts anew. Another engine may be next, whose step fills
+        // the GPU as this one's does: two of them at once would each wait for blocks that cannot start.
+        let ended = self.gpu().main().synchronize();
+        done.and(ended)
     }
 
     fn scores(&mut self, tokens: &[u32]) -> Result<Vec<TokenScore>> {
