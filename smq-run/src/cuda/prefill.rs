@@ -32,6 +32,17 @@ pub(super) fn warpgroups(m: usize) -> usize {
     if m > 512 { 2 } else { 1 }
 }
 
+/// The macros of `rows.cu`.
+pub(super) fn row_defines(c: &ModelConfig, sms: usize) -> Defines {
+    vec![
+        ("HIDDEN", c.hidden as i64),
+        ("INTERMEDIATE", c.intermediate as i64),
+        ("VOCAB", c.vocab as i64),
+        ("EPS_BITS", i64::from(c.rms_norm_eps.to_bits())),
+        ("GRID", sms as i64),
+    ]
+}
+
 /// The macros of `attention_prefill.cu`; `order` is that of the output, 1 for int4.
 pub(super) fn prefill_defines(c: &ModelConfig, order: i64, warpgroups: usize) -> Defines {
     let mut defines = attention_defines(c);
@@ -103,13 +114,7 @@ impl Prefill {
     pub fn new(kernels: &Kernels, c: &ModelConfig) -> Result<Self> {
         let gpu = kernels.gpu();
         let rows = |name| {
-            let defines = vec![
-                ("HIDDEN", c.hidden as i64),
-                ("INTERMEDIATE", c.intermediate as i64),
-                ("VOCAB", c.vocab as i64),
-                ("EPS_BITS", i64::from(c.rms_norm_eps.to_bits())),
-                ("GRID", i64::from(gpu.sm_count())),
-            ];
+            let defines = row_defines(c, gpu.sm_count() as usize);
             kernels.get("rows.cu", defines, name)
         };
         let attention = |name, order, warpgroups| {
