@@ -67,3 +67,28 @@ fn products(matrices: &[DeviceMatrix], targets: &[Target], sms: usize, add: &mut
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn an_unquantized_model_needs_each_of_its_files_once() {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/phi3-tiny");
+        let source = Source::open(&fixture).unwrap();
+        let needs = kernels_of(&source, None, SMS).unwrap();
+        let files: Vec<_> = needs.iter().map(|(file, _)| *file).collect();
+        let attention = "attention_prefill.cu";
+        let want = [
+            "rows.cu",
+            attention,
+            attention,
+            attention,
+            attention,
+            "decode.cu",
+        ];
+        assert_eq!(files, want);
+    }
+}

@@ -176,7 +176,7 @@ impl Prefill {
     /// # Errors
     /// As [`Prefill::run`].
     pub fn cache(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
-        self.reserve(parts, tokens.len().min(CHUNK), false)?;
+        self.reserve(parts, tokens.len().clamp(1, CHUNK), false)?;
         for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
             self.layers(parts, chunk, past + i * CHUNK)?;
         }
