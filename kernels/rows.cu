@@ -7,8 +7,9 @@
 //              order.                                              grid: (ceil(XI / 2048), rows), block: 256
 // last_row:    next_x = x * norm of one row and its sum of squares for the head's product, as decode.cu
 //              reads them.                                                           grid: 1, block: 1024
-// log_prob_rows: out[m] = logits[m, target[m]] - ln sum exp logits[m] of f32 logits [rows, VOCAB], sums in f64
-//              over threads.                                                        grid: rows, block: 512
+// score_rows:  log_probs[m] = logits[m, target[m]] - ln sum exp logits[m] of f32 logits [rows, VOCAB], sums in f64
+//              over threads; is_top[m] = 1 where target[m] is the first of the largest logits, else 0.
+//                                                                                   grid: rows, block: 512
 //
 // Bound by memory; a thread moves 16 bytes at a time.
 // Macros: HIDDEN, INTERMEDIATE, VOCAB, EPS_BITS, GRID (partial sums of last_row). The order is an argument, int4_order.
@@ -116,7 +117,8 @@ KERNEL __launch_bounds__(1024) last_row(const float *x, const float *norm, float
     store_block_sum(square_sum, square_sums, GRID);
 }
 
-KERNEL __launch_bounds__(512) log_prob_rows(const float *logits, const int *targets, double *out) {
+KERNEL __launch_bounds__(512)
+    score_rows(const float *logits, const int *targets, double *log_probs, int *is_top) {
     let_next_kernel_start();
     wait_for_previous_kernel();
     const u64 m = blockIdx.x;
@@ -131,15 +133,23 @@ KERNEL __launch_bounds__(512) log_prob_rows(const float *logits, const int *targ
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < 16; i++) largest = fmaxf(largest, maxima[i]);
+    const int target = targets[m];
+    const float chosen = row[target];
     double sum = 0.0;
-    for (int i = threadIdx.x; i < VOCAB; i += 512) sum += (double)expf(row[i] - largest);
+    int beaten = 0;
+    for (int i = threadIdx.x; i < VOCAB; i += 512) {
+        const float logit = row[i];
+        sum += (double)expf(logit - largest);
+        beaten |= logit > chosen || (logit == chosen && i < target);
+    }
 #pragma unroll
     for (int d = 16; d > 0; d /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, d);
     if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
-    __syncthreads();
+    beaten = __syncthreads_or(beaten); // also the barrier before the sums are read
     if (threadIdx.x == 0) {
         sum = 0.0;
         for (int i = 0; i < 16; i++) sum += sums[i];
-        out[m] = (double)row[targets[m]] - (double)largest - log(sum);
+        log_probs[m] = (double)chosen - (double)largest - log(sum);
+        is_top[m] = !beaten;
     }
 }

@@ -25,6 +25,15 @@ pub struct Step<'e> {
     pub rope_switched: bool,
 }
 
+/// How likely a given token was.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenScore {
+    /// Natural logarithm of its probability.
+    pub log_prob: f64,
+    /// Whether it is the most likely token, the first among equals.
+    pub is_top: bool,
+}
+
 /// A model on a device, with one sequence.
 pub trait Engine: Send {
     /// The model's shape.
@@ -74,49 +83,58 @@ pub trait Engine: Send {
         sampled(self, &mut sampler, prompt, limit, on_token)
     }
 
-    /// Natural-log probability of each token but the first, given those before it, as one new
-    /// sequence: `tokens.len() - 1` values.
+    /// Scores each token but the first, given those before it, as one new sequence: `tokens.len() - 1` values.
     ///
     /// # Errors
     /// As [`Engine::extend`].
-    fn log_probs(&mut self, tokens: &[u32]) -> Result<Vec<f64>>;
+    fn scores(&mut self, tokens: &[u32]) -> Result<Vec<TokenScore>>;
 
-    /// Natural-log probabilities of the tokens of each continuation, given `context` and the continuation's tokens
-    /// before them: one list a continuation. The sequence is undefined afterwards.
+    /// The natural-log probabilities of [`Engine::scores`].
+    ///
+    /// # Errors
+    /// As [`Engine::scores`].
+    fn log_probs(&mut self, tokens: &[u32]) -> Result<Vec<f64>> {
+        let scores = self.scores(tokens)?;
+        Ok(scores.into_iter().map(|s| s.log_prob).collect())
+    }
+
+    /// Scores the tokens of each continuation, given `context` and the continuation's tokens before them: one list a
+    /// continuation. The sequence is undefined afterwards.
     ///
     /// This default scores context and continuation together each time, for which all their tokens must fit the model's
     /// context; an engine that can return to the end of the context computes it once and does not feed the last token.
     ///
     /// # Errors
     /// As [`Engine::extend`]; [`Error::Input`] if the context is empty.
-    fn continuation_log_probs(
+    fn continuation_scores(
         &mut self,
         context: &[u32],
         continuations: &[Vec<u32>],
-    ) -> Result<Vec<Vec<f64>>> {
+    ) -> Result<Vec<Vec<TokenScore>>> {
         if context.is_empty() {
             return Err(Error::Input("the context is empty".into()));
         }
         let score = |continuation: &Vec<u32>| {
-            let all = self.log_probs(&[context, continuation].concat())?;
+            let all = self.scores(&[context, continuation].concat())?;
             Ok(all[context.len() - 1..].to_vec())
         };
         continuations.iter().map(score).collect()
     }
 
-    /// Passes the `[vocab]` logits after each of the last `keep` tokens of one new sequence to `on_row`, in order.
+    /// Passes the `[vocab]` logits after each of the last `keep` tokens of one new sequence to `on_rows`, in order, one or
+    /// more rows at a time.
     ///
     /// This default appends the last `keep - 1` tokens one at a time. An engine with a pass over many rows of
     /// logits overrides it.
     ///
     /// # Errors
     /// As [`Engine::extend`]; [`Error::Input`] if `keep` is not 1 to `tokens.len()`, or if LongRoPE's factors
-    /// would switch within the kept rows, where one token at a time differs from one pass; whatever `on_row` returns.
+    /// would switch within the kept rows, where one token at a time differs from one pass; whatever `on_rows` returns.
     fn logit_rows(
         &mut self,
         tokens: &[u32],
         keep: usize,
-        on_row: &mut dyn FnMut(&[f32]) -> Result<()>,
+        on_rows: &mut dyn FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
         check_keep(tokens.len(), keep)?;
         let (first, rest) = tokens.split_at(tokens.len() + 1 - keep);
@@ -130,15 +148,15 @@ pub trait Engine: Send {
             )));
         }
         self.start(tokens.len())?;
-        on_row(self.extend(first)?.logits)?;
+        on_rows(self.extend(first)?.logits)?;
         for token in rest {
-            on_row(self.extend(std::slice::from_ref(token))?.logits)?;
+            on_rows(self.extend(std::slice::from_ref(token))?.logits)?;
         }
         Ok(())
     }
 }
 
-fn check_keep(tokens: usize, keep: usize) -> Result<()> {
+pub(crate) fn check_keep(tokens: usize, keep: usize) -> Result<()> {
     if keep == 0 || keep > tokens {
         return Err(Error::Input(format!(
             "logits after {keep} tokens were asked for, expected 1 to the sequence's {tokens}"
@@ -308,8 +326,8 @@ impl<'a> CpuEngine<'a> {
         Ok((result?, rope_switched))
     }
 
-    /// Log-probability of each target after its row of `hidden`, `[targets or more, hidden]`.
-    fn target_log_probs(&self, hidden: &[f32], targets: &[u32]) -> Result<Vec<f64>> {
+    /// Scores each target after its row of `hidden`, `[targets or more, hidden]`.
+    fn target_scores(&self, hidden: &[f32], targets: &[u32]) -> Result<Vec<TokenScore>> {
         let (width, vocab) = (self.config().hidden, self.config().vocab);
         if let Some(id) = targets.iter().find(|id| **id as usize >= vocab) {
             return Err(Error::Input(format!(
@@ -321,7 +339,7 @@ impl<'a> CpuEngine<'a> {
         for (x, targets) in blocks.zip(targets.chunks(LOGIT_ROWS)) {
             let logits = self.decoder.logits(&x[..targets.len() * width])?;
             let rows = logits.par_chunks_exact(vocab).zip(targets);
-            out.par_extend(rows.map(|(row, &target)| log_softmax(row, target as usize)));
+            out.par_extend(rows.map(|(row, &target)| score(row, target as usize)));
         }
         Ok(out)
     }
@@ -357,17 +375,17 @@ impl Engine for CpuEngine<'_> {
         })
     }
 
-    fn log_probs(&mut self, tokens: &[u32]) -> Result<Vec<f64>> {
+    fn scores(&mut self, tokens: &[u32]) -> Result<Vec<TokenScore>> {
         self.start(tokens.len())?;
         let (hidden, _) = self.append(tokens, tokens.len())?;
-        self.target_log_probs(&hidden, &tokens[1..])
+        self.target_scores(&hidden, &tokens[1..])
     }
 
-    fn continuation_log_probs(
+    fn continuation_scores(
         &mut self,
         context: &[u32],
         continuations: &[Vec<u32>],
-    ) -> Result<Vec<Vec<f64>>> {
+    ) -> Result<Vec<Vec<TokenScore>>> {
         let Some((&last, shared)) = context.split_last() else {
             return Err(Error::Input("the context is empty".into()));
         };
@@ -387,7 +405,7 @@ impl Engine for CpuEngine<'_> {
             self.sequence.truncate(shared.len());
             let fed = [&[last], fed].concat();
             let (hidden, _) = self.append(&fed, fed.len())?;
-            out.push(self.target_log_probs(&hidden, continuation)?);
+            out.push(self.target_scores(&hidden, continuation)?);
         }
         Ok(out)
     }
@@ -396,25 +414,28 @@ impl Engine for CpuEngine<'_> {
         &mut self,
         tokens: &[u32],
         keep: usize,
-        on_row: &mut dyn FnMut(&[f32]) -> Result<()>,
+        on_rows: &mut dyn FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
         check_keep(tokens.len(), keep)?;
         self.start(tokens.len())?;
         let (hidden, _) = self.append(tokens, keep)?;
         let config = self.config();
-        let (width, vocab) = (config.hidden, config.vocab);
+        let width = config.hidden;
         for x in hidden.chunks(width * LOGIT_ROWS) {
-            let logits = rayon::scope(|_| self.decoder.logits(x))?;
-            logits.chunks_exact(vocab).try_for_each(&mut *on_row)?;
+            on_rows(&rayon::scope(|_| self.decoder.logits(x))?)?;
         }
         Ok(())
     }
 }
 
-/// `ln softmax(logits)[index]`.
-#[must_use]
-pub fn log_softmax(logits: &[f32], index: usize) -> f64 {
-    f64::from(logits[index]) - log_sum_exp(logits)
+/// Scores token `index` by the logits before it.
+fn score(logits: &[f32], index: usize) -> TokenScore {
+    let chosen = logits[index];
+    let beats = |(i, logit): (usize, &f32)| *logit > chosen || (*logit == chosen && i < index);
+    TokenScore {
+        log_prob: f64::from(chosen) - log_sum_exp(logits),
+        is_top: !logits.iter().enumerate().any(beats),
+    }
 }
 
 /// `ln sum exp(logits)`.

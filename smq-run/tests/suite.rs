@@ -5,6 +5,7 @@
 //! are pinned to 5 %, which is also less than what separates the widths that the test orders.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use smq_convert::{
@@ -36,7 +37,7 @@ fn options(out: &Path, only: &[&str]) -> SuiteOptions {
         out: out.to_owned(),
         tasks: Vec::new(),
         only: only.iter().map(|s| (*s).to_owned()).collect(),
-        limit: None,
+        limits: BTreeMap::new(),
         prompts: Prompts {
             chat: true,
             max_new_tokens: 8,
@@ -154,7 +155,7 @@ fn an_interrupted_suite_goes_on_and_its_summary_adds_up() {
 
     // Other parameters: refused, nothing overwritten.
     let mut other = options.clone();
-    other.limit = Some(2);
+    other.limits = Task::ALL.map(|task| (task, 2)).into();
     let error = suite(&other).unwrap_err().to_string();
     assert!(error.contains("results of another model"), "{error}");
     assert_eq!(std::fs::read(dir.path().join("suite.json")).unwrap(), json);

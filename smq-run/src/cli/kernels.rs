@@ -7,10 +7,19 @@ use anyhow::bail;
 use clap::Args;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
+use rayon::prelude::*;
 use smq_format::scale::ScaleFormat;
 
+use super::Global;
 use super::output::{is_stdout, write_json};
+use crate::Source;
+use crate::cuda::cache;
 use crate::cuda::check::{self, KernelReport, Options, Report};
+use crate::cuda::compile::compile;
+use crate::cuda::needs::{Need, SMS, kernels_of};
+
+/// What an H100 and an H200 run.
+const ARCH: &str = "sm_90a";
 
 #[derive(Debug, Args)]
 pub(super) struct KernelsArgs {
@@ -20,12 +29,19 @@ pub(super) struct KernelsArgs {
     /// How int4 weights' scales are stored: f32, f16 or eXmY
     #[arg(long, value_name = "FORMAT", default_value = "E5M5", value_parser = check::parse_scales)]
     scales: ScaleFormat,
+    /// Only compile into the cache what these models need on an H100 or H200; no GPU is needed, but NVRTC. A later run must
+    /// use the same NVRTC version
+    #[arg(long, value_name = "MODEL", num_args = 1.., conflicts_with_all = ["filter", "json"])]
+    compile: Vec<PathBuf>,
     /// Also write the figures as JSON; - writes them to standard output instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-pub(super) fn run(args: &KernelsArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &KernelsArgs, global: &Global) -> anyhow::Result<()> {
+    if !args.compile.is_empty() {
+        return compile_all(&args.compile, global.max_tokens);
+    }
     let options = Options {
         filter: args.filter.clone(),
         scales: args.scales,
@@ -53,6 +69,33 @@ pub(super) fn run(args: &KernelsArgs) -> anyhow::Result<()> {
         (0, _) => Ok(()),
         (failed, all) => bail!("{failed} of {all} checks failed"),
     }
+}
+
+/// Compiles each kernel of these models once, on all cores.
+fn compile_all(models: &[PathBuf], max_tokens: Option<usize>) -> anyhow::Result<()> {
+    let Some(cache) = cache::directory() else {
+        bail!("there is no cache to compile into; set SMQ_KERNEL_CACHE to a directory");
+    };
+    let mut needs: Vec<Need> = Vec::new();
+    for path in models {
+        let source = Source::open(path)?;
+        for need in kernels_of(&source, max_tokens, SMS)? {
+            if !needs.contains(&need) {
+                needs.push(need);
+            }
+        }
+    }
+    needs.par_iter().try_for_each(|(file, defines)| {
+        compile(ARCH, file, defines)?;
+        anyhow::Ok(())
+    })?;
+    writeln!(
+        std::io::stdout(),
+        "{} kernel files in {}",
+        needs.len(),
+        cache.display()
+    )?;
+    Ok(())
 }
 
 fn print(r: &Report) -> std::io::Result<()> {

@@ -115,7 +115,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Generate(args) => generate::run(args, &cli.global),
         Command::Bench(args) => bench::run(args, &cli.global),
-        Command::Kernels(args) => kernels::run(args),
+        Command::Kernels(args) => kernels::run(args, &cli.global),
         Command::Eval(command) => run_eval(command, &cli.global),
         Command::Matrix(args) => matrix::run(args, &cli.global),
         Command::Report(args) => report::run(args),

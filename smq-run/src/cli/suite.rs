@@ -1,7 +1,9 @@
 //! `smq-run eval suite`.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -29,9 +31,9 @@ pub(super) struct SuiteArgs {
     /// Only these variants beside C0, comma-separated, such as mlp-e5m5,all-e5m0-nearest [default: all]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
-    /// Only the first N items of each task
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    limit: Option<usize>,
+    /// Only the first N items of each task, or of the tasks named: 500, or lambada=1000,gsm8k=100
+    #[arg(long, value_name = "N | TASK=N", value_delimiter = ',')]
+    limit: Vec<Limit>,
     /// Most new tokens of a gsm8k answer
     #[arg(long, value_name = "N", default_value_t = MAX_NEW_TOKENS, value_parser = at_least_one)]
     max_new_tokens: usize,
@@ -44,6 +46,33 @@ pub(super) struct SuiteArgs {
     /// Use only this many leading tokens of the text
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     text_tokens: Option<usize>,
+}
+
+/// Most items of one task, or of every task.
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    task: Option<Task>,
+    items: usize,
+}
+
+impl FromStr for Limit {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (task, items) = match s.split_once('=') {
+            Some((task, items)) => (Some(task.parse()?), items),
+            None => (None, s),
+        };
+        let items = at_least_one(items)?;
+        Ok(Self { task, items })
+    }
+}
+
+/// The limit of each task that has one; its own goes before that of all.
+fn limits(given: &[Limit]) -> BTreeMap<Task, usize> {
+    let of = |task: Option<Task>| given.iter().rev().find(move |l| l.task == task);
+    let limit = |task| Some((task, of(Some(task)).or_else(|| of(None))?.items));
+    Task::ALL.into_iter().filter_map(limit).collect()
 }
 
 /// indicatif draws on standard error, and not at all where that is no terminal.
@@ -68,7 +97,7 @@ pub(super) fn run(args: &SuiteArgs, global: &Global) -> anyhow::Result<()> {
         out: args.out.clone(),
         tasks: args.tasks.clone(),
         only: args.only.clone(),
-        limit: args.limit,
+        limits: limits(&args.limit),
         prompts: Prompts {
             chat: true,
             max_new_tokens: args.max_new_tokens,
@@ -93,4 +122,28 @@ pub(super) fn run(args: &SuiteArgs, global: &Global) -> anyhow::Result<()> {
         summary.variants.len()
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tasks_own_limit_goes_before_that_of_all() {
+        let parsed = |text: &str| {
+            text.split(',')
+                .map(str::parse)
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let of = |text: &str| limits(&parsed(text).unwrap());
+        assert_eq!(of("lambada=7"), BTreeMap::from([(Task::Lambada, 7)]));
+        let both = of("gsm8k=3,20");
+        assert_eq!(
+            (both[&Task::Gsm8k], both[&Task::Arc], both.len()),
+            (3, 20, 4)
+        );
+        for bad in ["0", "x", "arc=", "arc=0", "who=3", "3="] {
+            assert!(parsed(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use super::generate::at_least_one;
 use super::output::{is_stdout, write_json, write_jsonl};
 use super::{Global, Opened};
 use crate::eval::metrics::Score;
-use crate::eval::task::{MAX_NEW_TOKENS, Metric, Prompts, Task, evaluate, scores};
+use crate::eval::task::{MAX_NEW_TOKENS, Metric, Prompts, Task, encode_all, evaluate, scores};
 use crate::tokenizer::Tokenizer;
 
 #[derive(Debug, Args)]
@@ -88,9 +88,11 @@ pub(super) fn run(
     let bar = ProgressBar::new(requests.len() as u64).with_style(ProgressStyle::with_template(
         "{wide_bar} {pos}/{len} items, {elapsed} elapsed, {eta} left",
     )?);
+    let positions = engine.config().max_positions;
+    let requests = encode_all(&tokenizer, prompts, positions, &requests)?;
     let mut items = Vec::with_capacity(requests.len());
-    for (index, request) in requests.iter().enumerate() {
-        items.push(evaluate(&mut *engine, &tokenizer, prompts, index, request)?);
+    for request in &requests {
+        items.push(evaluate(&mut *engine, &tokenizer, prompts, request)?);
         bar.inc(1);
     }
     bar.finish_and_clear();

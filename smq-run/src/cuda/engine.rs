@@ -12,7 +12,7 @@ use super::state::{RING, State};
 use super::upload::UploadReport;
 use super::weights::DeviceModel;
 use crate::config::ModelConfig;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, TokenScore, check_keep};
 use crate::error::{Error, Result};
 use crate::source::Source;
 
@@ -102,6 +102,14 @@ impl CudaEngine {
         self.kernels.gpu()
     }
 
+    /// As [`set_factors`](Self::set_factors), where they are not in use.
+    fn use_factors(&mut self, long: bool) -> Result<()> {
+        if long == self.long {
+            return Ok(());
+        }
+        self.set_factors(long)
+    }
+
     /// Makes LongRoPE's factors those of a sequence in the short or the long range.
     fn set_factors(&mut self, long: bool) -> Result<()> {
         let inv_freq = self.config.rope.inv_freq(long);
@@ -156,12 +164,7 @@ impl CudaEngine {
         if tokens.is_empty() {
             return Err(Error::Input("no tokens given".into()));
         }
-        if len > self.config.max_positions {
-            let limit = self.config.max_positions;
-            return Err(Error::Input(format!(
-                "{len} tokens exceed the model's longest context of {limit}"
-            )));
-        }
+        self.check_len(len)?;
         self.check_ids(tokens)?;
         // Hugging Face picks the factors by the whole sequence's length; keys rotated with the others are useless
         // then, so everything is computed anew.
@@ -171,9 +174,7 @@ impl CudaEngine {
             .sequence
             .as_ref()
             .is_none_or(|s| s.cache.capacity < len);
-        if switch {
-            self.set_factors(long)?;
-        }
+        self.use_factors(long)?;
         self.reserve(
             len.max(if grow { 2 * past } else { 0 })
                 .min(self.config.max_positions)
@@ -209,6 +210,45 @@ impl CudaEngine {
         Ok(switch && past > 0)
     }
 
+    /// What a pass through the model works with, and what runs it.
+    fn pass(&mut self) -> Result<(Parts<'_>, &mut Prefill)> {
+        let Some(sequence) = &self.sequence else {
+            return Err(Error::Cuda("the sequence has no cache".into()));
+        };
+        let parts = Parts {
+            kernels: &self.kernels,
+            config: &self.config,
+            model: &self.model,
+            state: &self.state,
+            cache: &sequence.cache,
+        };
+        Ok((parts, &mut self.prefill))
+    }
+
+    /// Makes ready for one new sequence of all these tokens.
+    fn start_whole(&mut self, tokens: &[u32]) -> Result<()> {
+        let limit = self.config.max_positions;
+        if tokens.is_empty() || tokens.len() > limit {
+            return Err(Error::Input(format!(
+                "{} tokens were given, expected 1 to {limit}",
+                tokens.len()
+            )));
+        }
+        self.check_ids(tokens)?;
+        self.start(tokens.len())?;
+        self.use_factors(self.config.rope.is_long(tokens.len()))
+    }
+
+    fn check_len(&self, len: usize) -> Result<()> {
+        let limit = self.config.max_positions;
+        if len > limit {
+            return Err(Error::Input(format!(
+                "{len} tokens exceed the model's longest context of {limit}"
+            )));
+        }
+        Ok(())
+    }
+
     fn check_ids(&self, tokens: &[u32]) -> Result<()> {
         let vocab = self.config.vocab;
         match tokens.iter().find(|t| **t as usize >= vocab) {
@@ -219,56 +259,8 @@ impl CudaEngine {
         }
     }
 
-    /// Waits for the token that step `step` chose.
-    fn token(&self, step: u32) -> Result<u32> {
-        let stream = self.gpu().main();
-        self.state.token(step, || stream.check())
-    }
-}
-
-impl Engine for CudaEngine {
-    fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
-    fn device(&self) -> &'static str {
-        "cuda"
-    }
-
-    fn gpu(&self) -> Option<&GpuInfo> {
-        Some(&self.info)
-    }
-
-    fn load_report(&self) -> Option<&UploadReport> {
-        Some(&self.upload)
-    }
-
-    fn bytes_per_token(&self) -> usize {
-        self.model.bytes_per_token()
-    }
-
-    fn start(&mut self, capacity: usize) -> Result<()> {
-        self.tokens.clear();
-        if self.long {
-            self.set_factors(false)?;
-        }
-        self.reserve(capacity.min(self.config.max_positions))
-    }
-
-    fn extend(&mut self, tokens: &[u32]) -> Result<engine::Step<'_>> {
-        let rope_switched = self.append(tokens)?;
-        let stream = self.kernels.gpu().main();
-        self.logits.resize(self.config.vocab, 0.0);
-        // SAFETY: the host array is waited for right below.
-        unsafe { self.state.logits.copy_to(stream, &mut self.logits)? };
-        stream.synchronize()?;
-        Ok(engine::Step {
-            logits: &self.logits,
-            rope_switched,
-        })
-    }
-
-    fn greedy(
+    /// Greedy text with steps queued ahead; some may still run when it returns.
+    fn queue_ahead(
         &mut self,
         prompt: &[u32],
         limit: usize,
@@ -313,34 +305,120 @@ impl Engine for CudaEngine {
                 self.tokens.push(token);
             }
         }
-        // Steps that ran ahead are of no use; whoever comes next starts anew.
-        self.gpu().main().synchronize()
+        Ok(())
     }
 
-    fn log_probs(&mut self, tokens: &[u32]) -> Result<Vec<f64>> {
-        self.start(tokens.len())?;
-        let limit = self.config.max_positions;
-        if tokens.is_empty() || tokens.len() > limit {
-            return Err(Error::Input(format!(
-                "{} tokens were given, expected 1 to {limit}",
-                tokens.len()
-            )));
-        }
-        self.check_ids(tokens)?;
-        let long = self.config.rope.is_long(tokens.len());
-        if long != self.long {
-            self.set_factors(long)?;
-        }
-        let Some(sequence) = &self.sequence else {
-            return Err(Error::Cuda("the sequence has no cache".into()));
+    /// Waits for the token that step `step` chose.
+    fn token(&self, step: u32) -> Result<u32> {
+        let stream = self.gpu().main();
+        self.state.token(step, || stream.check())
+    }
+}
+
+impl Engine for CudaEngine {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn device(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn gpu(&self) -> Option<&GpuInfo> {
+        Some(&self.info)
+    }
+
+    fn load_report(&self) -> Option<&UploadReport> {
+        Some(&self.upload)
+    }
+
+    fn bytes_per_token(&self) -> usize {
+        self.model.bytes_per_token()
+    }
+
+    fn start(&mut self, capacity: usize) -> Result<()> {
+        self.tokens.clear();
+        self.use_factors(false)?;
+        self.reserve(capacity.min(self.config.max_positions))
+    }
+
+    fn extend(&mut self, tokens: &[u32]) -> Result<engine::Step<'_>> {
+        let rope_switched = self.append(tokens)?;
+        let stream = self.kernels.gpu().main();
+        self.logits.resize(self.config.vocab, 0.0);
+        // SAFETY: the host array is waited for right below.
+        unsafe { self.state.logits.copy_to(stream, &mut self.logits)? };
+        stream.synchronize()?;
+        Ok(engine::Step {
+            logits: &self.logits,
+            rope_switched,
+        })
+    }
+
+    fn greedy(
+        &mut self,
+        prompt: &[u32],
+        limit: usize,
+        on_token: &mut dyn FnMut(u32, bool) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let done = self.queue_ahead(prompt, limit, on_token);
+        // Steps that ran ahead are of no use; whoever comes next starts anew. Another engine may be next, whose step fills
+        // the GPU as this one's does: two of them at once would each wait for blocks that cannot start.
+        let ended = self.gpu().main().synchronize();
+        done.and(ended)
+    }
+
+    fn scores(&mut self, tokens: &[u32]) -> Result<Vec<TokenScore>> {
+        self.start_whole(tokens)?;
+        let (parts, prefill) = self.pass()?;
+        prefill.scores(&parts, tokens, 0, tokens.len(), &tokens[1..])
+    }
+
+    fn continuation_scores(
+        &mut self,
+        context: &[u32],
+        continuations: &[Vec<u32>],
+    ) -> Result<Vec<Vec<TokenScore>>> {
+        let Some((&last, shared)) = context.split_last() else {
+            return Err(Error::Input("the context is empty".into()));
         };
-        let parts = Parts {
-            kernels: &self.kernels,
-            config: &self.config,
-            model: &self.model,
-            state: &self.state,
-            cache: &sequence.cache,
-        };
-        self.prefill.log_probs(&parts, tokens)
+        let longest = continuations.iter().map(Vec::len).max().unwrap_or(0);
+        self.check_ids(context)?;
+        continuations.iter().try_for_each(|c| self.check_ids(c))?;
+        self.check_len(shared.len() + longest)?;
+        self.start(shared.len() + longest)?;
+        // The factors that the context's keys in the cache are rotated with, once they are there.
+        let mut cached = None;
+        let mut out = Vec::with_capacity(continuations.len());
+        for continuation in continuations {
+            let Some((_, fed)) = continuation.split_last() else {
+                out.push(Vec::new());
+                continue;
+            };
+            // What a continuation leaves in the cache behind the context, the next one overwrites before it is read.
+            let fed = [&[last], fed].concat();
+            let long = self.config.rope.is_long(shared.len() + fed.len());
+            if cached != Some(long) {
+                self.use_factors(long)?;
+                let (parts, prefill) = self.pass()?;
+                prefill.cache(&parts, shared, 0)?;
+                cached = Some(long);
+            }
+            let (parts, prefill) = self.pass()?;
+            out.push(prefill.scores(&parts, &fed, shared.len(), fed.len(), continuation)?);
+        }
+        Ok(out)
+    }
+
+    fn logit_rows(
+        &mut self,
+        tokens: &[u32],
+        keep: usize,
+        on_rows: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        check_keep(tokens.len(), keep)?;
+        self.start_whole(tokens)?;
+        let (parts, prefill) = self.pass()?;
+        prefill.logit_rows(&parts, tokens, keep, on_rows)
     }
 }

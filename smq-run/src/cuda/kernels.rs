@@ -1,6 +1,7 @@
 //! Kernels compiled for one model, each once, and calls of them.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::args::Args;
@@ -17,7 +18,14 @@ pub type Defines = Vec<(&'static str, i64)>;
 #[derive(Debug)]
 pub struct Kernels {
     gpu: Arc<Gpu>,
-    modules: Mutex<HashMap<(&'static str, Defines), Module>>,
+    modules: Mutex<HashMap<(&'static str, Defines), Loaded>>,
+}
+
+/// A module and those of its kernels that were asked for: finding one takes the driver several microseconds.
+#[derive(Debug)]
+struct Loaded {
+    module: Module,
+    kernels: Vec<Arc<Kernel>>,
 }
 
 /// A kernel with its shape and arguments, ready to be queued any number of times.
@@ -51,16 +59,20 @@ impl Kernels {
     /// As [`Module::build`].
     pub fn get(&self, file: &'static str, defines: Defines, name: &str) -> Result<Arc<Kernel>> {
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (file, defines);
-        let module = match modules.get(&key) {
-            Some(module) => module.clone(),
-            None => {
-                let module = Module::build(&self.gpu, file, &key.1)?;
-                modules.insert(key, module.clone());
-                module
+        let loaded = match modules.entry((file, defines)) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => {
+                let module = Module::build(&self.gpu, file, &place.key().1)?;
+                let kernels = Vec::new();
+                place.insert(Loaded { module, kernels })
             }
         };
-        Ok(Arc::new(module.kernel(name)?))
+        if let Some(kernel) = loaded.kernels.iter().find(|k| k.name() == name) {
+            return Ok(kernel.clone());
+        }
+        let kernel = Arc::new(loaded.module.kernel(name)?);
+        loaded.kernels.push(kernel.clone());
+        Ok(kernel)
     }
 }
 

@@ -20,6 +20,7 @@ pub mod kernels;
 pub mod launch;
 pub mod memory;
 pub mod module;
+pub mod needs;
 pub mod pinned;
 pub mod prefill;
 pub mod rows;

@@ -1,5 +1,7 @@
 //! A prompt's pass: many positions at once through every layer.
 
+mod head;
+
 use std::sync::Arc;
 
 use super::arena::Arena;
@@ -10,6 +12,7 @@ use super::kernels::{Call, Defines, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
 use super::module::Kernel;
+use super::pinned::PinnedBuffer;
 use super::rows::{Activations, RowProducts, Target, reads_int4_order, scratch_bytes};
 use super::weights::DeviceMatrix;
 use crate::config::ModelConfig;
@@ -19,7 +22,7 @@ use crate::error::{Error, Result};
 pub const CHUNK: usize = 2048;
 /// cuBLASLt's workspace, bytes.
 const WORKSPACE: usize = 32 << 20;
-/// Logits rows of [`Prefill::log_probs`] at a time.
+/// Rows of logits that the GPU holds at a time: a vocabulary is wide.
 const LOGIT_ROWS: usize = 256;
 /// Positions of a tile of keys in `attention_prefill.cu`.
 const KEYS: usize = 64;
@@ -27,6 +30,17 @@ const KEYS: usize = 64;
 /// Warpgroups of a block of `attention_prefill.cu` for `m` rows, as measured best.
 pub(super) fn warpgroups(m: usize) -> usize {
     if m > 512 { 2 } else { 1 }
+}
+
+/// The macros of `rows.cu`.
+pub(super) fn row_defines(c: &ModelConfig, sms: usize) -> Defines {
+    vec![
+        ("HIDDEN", c.hidden as i64),
+        ("INTERMEDIATE", c.intermediate as i64),
+        ("VOCAB", c.vocab as i64),
+        ("EPS_BITS", i64::from(c.rms_norm_eps.to_bits())),
+        ("GRID", sms as i64),
+    ]
 }
 
 /// The macros of `attention_prefill.cu`; `order` is that of the output, 1 for int4.
@@ -56,13 +70,15 @@ pub struct Prefill {
     norm: Arc<Kernel>,
     swiglu: Arc<Kernel>,
     last_row: Arc<Kernel>,
-    log_prob: Arc<Kernel>,
+    score: Arc<Kernel>,
     /// By the order of the output: plain, int4.
     rope: [Arc<Kernel>; 2],
     /// The same, with one and with two warpgroups a block.
     attention: [[Arc<Kernel>; 2]; 2],
     products: RowProducts,
     buffers: Option<Buffers>,
+    /// f32 `[LOGIT_ROWS, vocab]`, once logits are asked for.
+    host_logits: Option<PinnedBuffer>,
 }
 
 #[derive(Debug)]
@@ -81,10 +97,12 @@ struct Buffers {
     /// bf16 `[capacity, 2 intermediate]`.
     gate_up: Span,
     activated: Activations,
-    /// f32 `[LOGIT_ROWS, vocab]`; empty until log-probabilities are asked for.
+    /// f32 `[LOGIT_ROWS, vocab]`; empty until several rows of logits are asked for.
     logits: Span,
     /// f64 `[LOGIT_ROWS]`.
     log_probs: Span,
+    /// i32 `[LOGIT_ROWS]`.
+    is_top: Span,
     _arena: Arena,
 }
 
@@ -96,13 +114,7 @@ impl Prefill {
     pub fn new(kernels: &Kernels, c: &ModelConfig) -> Result<Self> {
         let gpu = kernels.gpu();
         let rows = |name| {
-            let defines = vec![
-                ("HIDDEN", c.hidden as i64),
-                ("INTERMEDIATE", c.intermediate as i64),
-                ("VOCAB", c.vocab as i64),
-                ("EPS_BITS", i64::from(c.rms_norm_eps.to_bits())),
-                ("GRID", i64::from(gpu.sm_count())),
-            ];
+            let defines = row_defines(c, gpu.sm_count() as usize);
             kernels.get("rows.cu", defines, name)
         };
         let attention = |name, order, warpgroups| {
@@ -114,7 +126,7 @@ impl Prefill {
             norm: rows("norm_rows")?,
             swiglu: rows("swiglu_rows")?,
             last_row: rows("last_row")?,
-            log_prob: rows("log_prob_rows")?,
+            score: rows("score_rows")?,
             rope: [
                 attention("rope_and_cache", 0, 2)?,
                 attention("rope_and_cache", 1, 2)?,
@@ -131,6 +143,7 @@ impl Prefill {
             ],
             products: RowProducts::new(Blas::new(gpu, WORKSPACE)?, Arena::sizes().take(0)?),
             buffers: None,
+            host_logits: None,
         })
     }
 
@@ -141,11 +154,8 @@ impl Prefill {
     /// [`Error::Cuda`](crate::Error::Cuda) if memory is not there or the driver fails.
     pub fn run(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
         let Parts { model, state, .. } = parts;
-        self.reserve(parts, tokens.len().min(CHUNK), false)?;
+        self.cache(parts, tokens, past)?;
         let stream = parts.kernels.gpu().main();
-        for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
-            self.layers(parts, chunk, past + i * CHUNK)?;
-        }
         let b = self.buffers()?;
         let last = (tokens.len() - 1) % CHUNK;
         let call = Call {
@@ -161,56 +171,16 @@ impl Prefill {
         unsafe { call.run(stream) }
     }
 
-    /// The log-probability of each token but the first, given those before it, from an empty cache.
+    /// Queues the pass of `tokens`, which follow `past` cached positions, for their keys and values alone.
     ///
     /// # Errors
     /// As [`Prefill::run`].
-    pub fn log_probs(&mut self, parts: &Parts<'_>, tokens: &[u32]) -> Result<Vec<f64>> {
-        let Parts {
-            kernels,
-            config: c,
-            model,
-            ..
-        } = parts;
-        self.reserve(parts, tokens.len().min(CHUNK), true)?;
-        let stream = kernels.gpu().main();
-        let mut out = Vec::with_capacity(tokens.len());
+    pub fn cache(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
+        self.reserve(parts, tokens.len().clamp(1, CHUNK), false)?;
         for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
-            self.layers(parts, chunk, i * CHUNK)?;
-            let b = self.buffers()?;
-            let start = i * CHUNK;
-            let targets = &tokens[start + 1..(start + chunk.len() + 1).min(tokens.len())];
-            let head = std::slice::from_ref(&model.head);
-            for (j, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
-                let m = targets.len();
-                let int4 = reads_int4_order(head, m);
-                let x = b.x.ptr() + (4 * j * LOGIT_ROWS * c.hidden) as u64;
-                let mut log_probs = vec![0.0f64; m];
-                // SAFETY: every buffer holds LOGIT_ROWS rows; the stream is waited for below.
-                unsafe {
-                    self.norm_call(x, model.norm, b, m, int4).run(stream)?;
-                    b.logits.part(0, 4 * m * c.vocab)?.fill(stream, 0)?;
-                    let target = Target::Add(b.logits.ptr());
-                    self.products.run(kernels, stream, head, m, &b.h, target)?;
-                    b.tokens.part(0, 4 * m)?.copy_from(stream, targets)?;
-                    let call = Call {
-                        kernel: self.log_prob.clone(),
-                        launch: Launch::new(m, 512).overlap(),
-                        args: Args::new()
-                            .ptr(b.logits.ptr())
-                            .ptr(b.tokens.ptr())
-                            .ptr(b.log_probs.ptr()),
-                    };
-                    call.run(stream)?;
-                    b.log_probs
-                        .part(0, 8 * m)?
-                        .copy_to(stream, &mut log_probs)?;
-                }
-                stream.synchronize()?;
-                out.extend(log_probs);
-            }
+            self.layers(parts, chunk, past + i * CHUNK)?;
         }
-        Ok(out)
+        Ok(())
     }
 
     fn layers(&self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
@@ -396,6 +366,7 @@ impl Prefill {
                 activated,
                 logits: a.take(4 * logit_rows * c.vocab)?,
                 log_probs: a.take(8 * logit_rows)?,
+                is_top: a.take(4 * logit_rows)?,
                 _arena: Arena::sizes(),
             };
             Ok((buffers, a.take(scratch)?))

@@ -4,7 +4,7 @@
 use super::args::Args;
 use super::blas::{Blas, Input, MatMul, Output, Scaled};
 use super::fp8::QuantizedRows;
-use super::kernels::{Call, Kernels};
+use super::kernels::{Call, Defines, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
 use super::stream::Stream;
@@ -17,6 +17,9 @@ use crate::error::Result;
 fn widen_from(w: &DeviceMatrix) -> usize {
     if w.rows < 8192 { 384 } else { 1024 }
 }
+
+/// No int4 product of more rows goes through the int4 kernel.
+pub(super) const LARGEST_INT4_ROWS: usize = 1024;
 
 /// A buffer of activation rows, bf16 `[capacity, stride]`, stride in elements.
 #[derive(Debug, Clone, Copy)]
@@ -193,13 +196,18 @@ impl RowProducts {
     }
 }
 
+/// The macros of `dequantize.cu` for a matrix.
+pub(super) fn widen_defines(w: &DeviceMatrix) -> Defines {
+    let mut defines = vec![("K", w.cols as i64), ("GROUP", 128), ("OUT_INT4", 0)];
+    defines.extend(w.scale_defines());
+    defines
+}
+
 /// Widens a whole matrix of codes to bf16 at `out`, plain order.
 ///
 /// # Errors
 /// As [`Kernels::get`].
 pub fn widen(kernels: &Kernels, w: &DeviceMatrix, out: u64) -> Result<Call> {
-    let mut defines = vec![("K", w.cols as i64), ("GROUP", 128), ("OUT_INT4", 0)];
-    defines.extend(w.scale_defines());
     let codes = Args::new().ptr(w.data.ptr());
     let (name, args) = match w.format {
         Format::Bf16 | Format::Int4 { .. } => {
@@ -217,7 +225,7 @@ pub fn widen(kernels: &Kernels, w: &DeviceMatrix, out: u64) -> Result<Call> {
         Format::Fp8 { scales } => ("dequantize_fp8", codes.ptr(scales.ptr())),
     };
     Ok(Call {
-        kernel: kernels.get("dequantize.cu", defines, name)?,
+        kernel: kernels.get("dequantize.cu", widen_defines(w), name)?,
         launch: Launch::new((w.rows * w.cols / 8).div_ceil(512), 256).overlap(),
         args: args.i32(w.rows as i32).i32(0).ptr(out),
     })

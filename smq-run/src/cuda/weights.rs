@@ -196,6 +196,19 @@ impl DeviceModel {
         Ok((model, report))
     }
 
+    /// The model's shapes and formats, its weights nowhere.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), but for memory.
+    pub(super) fn sizes(source: &Source, c: &ModelConfig) -> Result<Self> {
+        let mut placer = Placer {
+            source,
+            arena: &mut Arena::sizes(),
+            pieces: &mut Vec::new(),
+        };
+        placer.model(c)
+    }
+
     /// Weight bytes that one decoded token reads.
     #[must_use]
     pub fn bytes_per_token(&self) -> usize {

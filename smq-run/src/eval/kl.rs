@@ -98,25 +98,30 @@ impl<'a> Base<'a> {
         }
         let window = self.options.window;
         let mut positions: Vec<Position> = Vec::with_capacity(self.ids.len());
-        let mut rows = Vec::with_capacity(window * vocab);
         for index in 0..self.windows() {
             progress(index);
             let tokens = &self.ids[index * window..(index + 1) * window];
             let fresh = match self.kept.get(index) {
                 Some(_) => None,
-                None => Some(logits(self.engine, tokens, Vec::new())?),
+                None => Some(logits(self.engine, tokens)?),
             };
-            rows = logits(model, tokens, rows)?;
-            let base = fresh.as_ref().unwrap_or_else(|| &self.kept[index]);
-            let pairs = base
-                .par_chunks_exact(vocab)
-                .zip(rows.par_chunks_exact(vocab));
+            let mut base = &fresh.as_ref().unwrap_or_else(|| &self.kept[index])[..];
             // The last position has no next token in its window.
-            positions.par_extend(
-                pairs
-                    .zip(&tokens[1..])
-                    .map(|((base, row), target)| compare_rows(base, row, *target as usize)),
-            );
+            let mut targets = &tokens[1..];
+            model.logit_rows(tokens, window, &mut |rows| {
+                let (these, rest) = base.split_at(rows.len());
+                let (next, later) = targets.split_at(targets.len().min(rows.len() / vocab));
+                (base, targets) = (rest, later);
+                let pairs = these
+                    .par_chunks_exact(vocab)
+                    .zip(rows.par_chunks_exact(vocab));
+                positions.par_extend(
+                    pairs
+                        .zip(next)
+                        .map(|((base, row), target)| compare_rows(base, row, *target as usize)),
+                );
+                Ok(())
+            })?;
             let kept_bytes = (self.kept.len() + 1) * window * vocab * size_of::<f32>();
             if let Some(fresh) = fresh.filter(|_| kept_bytes <= KEPT_BYTES) {
                 self.kept.push(fresh);
@@ -161,11 +166,11 @@ impl<'a> Base<'a> {
     }
 }
 
-/// Logits after every token, `[tokens, vocab]`, in the memory of `rows`.
-fn logits(engine: &mut dyn Engine, tokens: &[u32], mut rows: Vec<f32>) -> Result<Vec<f32>> {
-    rows.clear();
-    engine.logit_rows(tokens, tokens.len(), &mut |row| {
-        rows.extend_from_slice(row);
+/// Logits after every token, `[tokens, vocab]`.
+fn logits(engine: &mut dyn Engine, tokens: &[u32]) -> Result<Vec<f32>> {
+    let mut rows = Vec::with_capacity(tokens.len() * engine.config().vocab);
+    engine.logit_rows(tokens, tokens.len(), &mut |some| {
+        rows.extend_from_slice(some);
         Ok(())
     })?;
     Ok(rows)

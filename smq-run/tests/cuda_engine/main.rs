@@ -16,6 +16,7 @@ mod log_probs;
 mod logits;
 mod models;
 mod reference;
+mod rows;
 mod stale;
 
 type Outcome = Result<(), Failed>;
@@ -61,7 +62,7 @@ fn tests() -> Vec<(String, Test)> {
         let test = move || logits::quantized(scales);
         add(&format!("logits_{}", scales.name()), Box::new(test));
     }
-    let fixed: [(&str, Plain); 23] = [
+    let fixed: [(&str, Plain); 26] = [
         ("logits_nf4", logits::nf4),
         ("logits_fp8", logits::fp8),
         ("logits_int4_head", logits::int4_head),
@@ -84,6 +85,9 @@ fn tests() -> Vec<(String, Test)> {
         ("greedy_grows_its_cache", greedy::grows_its_cache),
         ("log_probs_c0", log_probs::unquantized),
         ("log_probs_int4", log_probs::int4),
+        ("rows_of_logits", rows::logit_rows),
+        ("rows_of_continuations", rows::continuations),
+        ("rows_of_two_engines", rows::two_engines),
         ("perplexity", log_probs::perplexity_of_the_sample),
         ("stale_buffers_c0", stale::unquantized),
         ("stale_buffers_int4", stale::int4),

@@ -39,10 +39,28 @@ pub struct Reference {
 impl Reference {
     /// Each length is that of a whole sequence, which decides LongRoPE's factors.
     pub fn new(source: &Source, tokens: &[u32], lengths: impl IntoIterator<Item = usize>) -> Self {
+        Self::with(source, tokens, lengths, |len| len)
+    }
+
+    /// All of `tokens` are one sequence, whose length decides them.
+    pub fn of_pass(
+        source: &Source,
+        tokens: &[u32],
+        lengths: impl IntoIterator<Item = usize>,
+    ) -> Self {
+        Self::with(source, tokens, lengths, |_| tokens.len())
+    }
+
+    fn with(
+        source: &Source,
+        tokens: &[u32],
+        lengths: impl IntoIterator<Item = usize>,
+        whole: impl Fn(usize) -> usize,
+    ) -> Self {
         let lengths: Vec<usize> = lengths.into_iter().collect();
         let all = |precision| {
             let decoder = Decoder::load_with(source, precision).unwrap();
-            let logits = after(&decoder, tokens, &lengths);
+            let logits = after(&decoder, tokens, &lengths, &whole);
             (logits, decoder.config().layers)
         };
         let (exact, layers) = all(Precision::F32);
@@ -65,15 +83,20 @@ impl Reference {
     }
 }
 
-/// One pass for the lengths within LongRoPE's original context, one for those beyond.
-fn after(decoder: &Decoder<'_>, tokens: &[u32], lengths: &[usize]) -> HashMap<usize, Vec<f32>> {
+/// One pass for the lengths (those of `whole`) within LongRoPE's original context, one for those beyond.
+fn after(
+    decoder: &Decoder<'_>,
+    tokens: &[u32],
+    lengths: &[usize],
+    whole: impl Fn(usize) -> usize,
+) -> HashMap<usize, Vec<f32>> {
     let c = decoder.config();
     let mut out = HashMap::new();
     for long in [false, true] {
         let lengths: Vec<usize> = lengths
             .iter()
             .copied()
-            .filter(|len| c.rope.is_long(*len) == long)
+            .filter(|len| c.rope.is_long(whole(*len)) == long)
             .collect();
         let Some(&most) = lengths.iter().max() else {
             continue;

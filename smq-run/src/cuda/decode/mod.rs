@@ -96,11 +96,7 @@ impl Decoder {
         products: &[(&[DeviceMatrix], Epilogue)],
     ) -> Result<Self> {
         let sms = kernels.gpu().sm_count();
-        let kinds: Vec<_> = products
-            .iter()
-            .map(|(m, epilogue)| (Kind::new(m, *epilogue), m[0].scale_defines().to_vec()))
-            .collect();
-        let plan = Plan::new(c, &kinds, sms as usize)?;
+        let plan = plan_of(c, products, sms as usize)?;
         let kernel = kernels.get("decode.cu", plan.defines.clone(), "decode")?;
         let launch = Launch::new(sms, plan.threads).shared(plan.shared).overlap();
         Ok(Self {
@@ -216,6 +212,19 @@ impl Step {
         // SAFETY: as in `run`.
         unsafe { self.head.run(stream) }
     }
+}
+
+/// How `decode.cu` is cut for a model's steps.
+pub(super) fn step_plan(c: &ModelConfig, model: &DeviceModel, sms: usize) -> Result<Plan> {
+    plan_of(c, &products(model), sms)
+}
+
+fn plan_of(c: &ModelConfig, products: &[(&[DeviceMatrix], Epilogue)], sms: usize) -> Result<Plan> {
+    let kinds: Vec<_> = products
+        .iter()
+        .map(|(m, epilogue)| (Kind::new(m, *epilogue), m[0].scale_defines().to_vec()))
+        .collect();
+    Plan::new(c, &kinds, sms)
 }
 
 /// Every product of a model with what surrounds it.

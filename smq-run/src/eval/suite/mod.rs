@@ -17,7 +17,7 @@ use smq_convert::Checkpoint;
 
 use super::kl::Base;
 use super::ppl::PplOptions;
-use super::task::{Prompts, Request, Task, evaluate};
+use super::task::{Encoded, Prompts, Task, encode_all, evaluate};
 use crate::cli::output::{write_bytes, write_json};
 use crate::demo::{convert_to, int4, report};
 use crate::engine::{self, Device, Engine};
@@ -41,8 +41,8 @@ pub struct SuiteOptions {
     pub tasks: Vec<Task>,
     /// Which variants by name, C0 always; empty: all.
     pub only: Vec<String>,
-    /// Only the first items of each task.
-    pub limit: Option<usize>,
+    /// Only the first items of a task, where it has a limit.
+    pub limits: BTreeMap<Task, usize>,
     /// Most new tokens of a free answer.
     pub prompts: Prompts,
     /// The text for the distance from C0, where it is not in the data directory.
@@ -66,8 +66,9 @@ pub trait Progress {
 /// Everything that the variants have in common.
 struct Plan {
     variants: Vec<Variant>,
-    requests: BTreeMap<Task, Vec<Request>>,
-    text: Option<String>,
+    requests: BTreeMap<Task, Vec<Encoded>>,
+    /// The text's tokens.
+    text: Option<Vec<u32>>,
     parameters: Parameters,
 }
 
@@ -80,7 +81,7 @@ pub fn run(options: &SuiteOptions, progress: &mut dyn Progress) -> anyhow::Resul
     let source = Source::open(&options.checkpoint)?;
     let tokenizer = Tokenizer::load(&source)?;
     let mut base = engine::load(&source, options.device, options.max_tokens)?;
-    let plan = Plan::new(options, base.device())?;
+    let plan = Plan::new(options, &tokenizer, &*base)?;
     let store = Store::open(&options.out, &plan.parameters)?;
     measure(
         options, &plan, &store, &tokenizer, &source, &mut *base, progress,
@@ -121,15 +122,8 @@ fn measure(
             mean_rel_mse: None,
         },
     )?;
-    let mut base = match &plan.text {
-        Some(text) => {
-            let ids = options
-                .text
-                .tokens(tokenizer, text, base.config().max_positions)?;
-            Some(Base::new(base, ids, options.text))
-        }
-        None => None,
-    };
+    let text = plan.text.clone();
+    let mut base = text.map(|ids| Base::new(base, ids, options.text));
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
     let dir = tempfile::tempdir_in(&options.out)
         .with_context(|| format!("cannot write in {}", options.out.display()))?;
@@ -192,7 +186,7 @@ fn tasks(
         }
         let mut items = Vec::with_capacity(requests.len());
         for (index, request) in requests.iter().enumerate() {
-            let item = evaluate(engine, tokenizer, options.prompts, index, request);
+            let item = evaluate(engine, tokenizer, options.prompts, request);
             items.push(item.with_context(|| format!("{name}, {}", task.name()))?);
             counter.progress.step(index + 1);
         }
@@ -226,7 +220,12 @@ impl Counter<'_> {
 }
 
 impl Plan {
-    fn new(options: &SuiteOptions, device: &str) -> anyhow::Result<Self> {
+    fn new(
+        options: &SuiteOptions,
+        tokenizer: &Tokenizer,
+        base: &dyn Engine,
+    ) -> anyhow::Result<Self> {
+        let positions = base.config().max_positions;
         let mut variants = Variant::all();
         for name in &options.only {
             if !variants.iter().any(|v| v.name == *name) {
@@ -251,8 +250,10 @@ impl Plan {
                 ),
                 _ => continue,
             };
-            let items = task.read(&path, options.limit)?;
+            let items = task.read(&path, options.limits.get(&task).copied())?;
             files.insert(task, DataFile::of(&path, Some(items.len()))?);
+            let items = encode_all(tokenizer, options.prompts, positions, &items)
+                .with_context(|| path.display().to_string())?;
             requests.insert(task, items);
         }
         let text_path = options.text_file.clone();
@@ -263,8 +264,9 @@ impl Plan {
         let text = text_path
             .as_ref()
             .map(|path| {
-                std::fs::read_to_string(path)
-                    .with_context(|| format!("cannot read {}", path.display()))
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+                anyhow::Ok(options.text.tokens(tokenizer, &text, positions)?)
             })
             .transpose()?;
         let text_file = text_path
@@ -274,7 +276,7 @@ impl Plan {
             producer: concat!("smq-run ", env!("CARGO_PKG_VERSION")).to_owned(),
             model: file_name(&options.checkpoint),
             model_blake3: model_hashes(&options.checkpoint)?,
-            device: device.to_owned(),
+            device: base.device().to_owned(),
             tasks: files,
             max_new_tokens: options.prompts.max_new_tokens,
             text: text_file,

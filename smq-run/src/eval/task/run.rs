@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use rayon::prelude::*;
+
 use super::{Item, Metric, Request, gsm8k};
 use crate::chat::Message;
-use crate::engine::{Engine, log_sum_exp};
+use crate::engine::{Engine, TokenScore};
 use crate::error::{Error, Result};
-use crate::eval::encode;
+use crate::eval::encode::{self, Pair};
 use crate::tokenizer::Tokenizer;
 
 /// How free answers are asked for.
@@ -28,43 +30,150 @@ impl Default for Prompts {
     }
 }
 
-/// Scores one item; the index is its place among those read.
+/// A request in tokens: the same for every model of one tokenizer and one longest context.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Encoded {
+    /// Its place among those read.
+    index: usize,
+    body: Body,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Body {
+    Continuation(Pair),
+    Choice {
+        /// Neighbours of one context together.
+        groups: Vec<(Vec<u32>, Vec<Vec<u32>>)>,
+        /// Characters of each choice.
+        lengths: Vec<usize>,
+        gold: usize,
+    },
+    Answer {
+        prompt: Vec<u32>,
+        reference: String,
+    },
+}
+
+/// Encodes requests for a model of `positions`, in their order.
 ///
 /// # Errors
-/// [`Error::Input`] naming the item if it does not fit the model or its logits are not finite; [`Error::Tokenizer`],
-/// [`Error::Template`], [`Error::Cuda`].
-pub fn evaluate(
-    engine: &mut dyn Engine,
+/// [`Error::Input`] naming the item if it does not fit the model; [`Error::Tokenizer`], [`Error::Template`].
+pub fn encode_all(
     tokenizer: &Tokenizer,
     prompts: Prompts,
-    index: usize,
-    request: &Request,
-) -> Result<Item> {
-    let named = |error| match error {
+    positions: usize,
+    requests: &[Request],
+) -> Result<Vec<Encoded>> {
+    let encoded = |(index, request)| {
+        let body = body(tokenizer, prompts, positions, request).map_err(|e| named(index, e))?;
+        Ok(Encoded { index, body })
+    };
+    requests.par_iter().enumerate().map(encoded).collect()
+}
+
+fn named(index: usize, error: Error) -> Error {
+    match error {
         Error::Input(message) => Error::Input(format!("item {index}: {message}")),
         other => other,
+    }
+}
+
+fn body(
+    tokenizer: &Tokenizer,
+    prompts: Prompts,
+    positions: usize,
+    request: &Request,
+) -> Result<Body> {
+    let fitting = |context: &str, continuation: &str| {
+        let mut pair = encode::pair(tokenizer, context, continuation)?;
+        pair.truncate_left(positions)?;
+        Ok(pair)
     };
-    let mut item = match request {
+    Ok(match request {
         Request::Continuation {
             context,
             continuation,
-        } => continuation_item(engine, tokenizer, context, continuation),
+        } => Body::Continuation(fitting(context, continuation)?),
         Request::Choice {
             context,
             choices,
             gold,
-        } => choice_item(engine, tokenizer, context, choices, *gold),
-        Request::Answer { prompt, reference } => {
-            answer_item(engine, tokenizer, prompts, prompt, reference)
+        } => {
+            let pair = |choice: &String| fitting(context, &format!(" {choice}"));
+            let pairs = choices.iter().map(pair).collect::<Result<Vec<Pair>>>()?;
+            // Truncation may leave contexts of different lengths: only equal ones are computed together.
+            let same = pairs.chunk_by(|a, b| a.context == b.context);
+            let group = |same: &[Pair]| {
+                let continuations = same.iter().map(|p| p.continuation.clone());
+                (same[0].context.clone(), continuations.collect())
+            };
+            Body::Choice {
+                groups: same.map(group).collect(),
+                lengths: choices.iter().map(|c| c.chars().count()).collect(),
+                gold: *gold,
+            }
+        }
+        Request::Answer { prompt, reference } => Body::Answer {
+            prompt: question(tokenizer, prompts, positions, prompt)?,
+            reference: reference.clone(),
+        },
+    })
+}
+
+/// The tokens of a question, its start left out where it leaves no room for the answer.
+fn question(
+    tokenizer: &Tokenizer,
+    prompts: Prompts,
+    positions: usize,
+    prompt: &str,
+) -> Result<Vec<u32>> {
+    let content = prompt.to_owned();
+    let role = "user";
+    let text = match tokenizer.chat().filter(|_| prompts.chat) {
+        Some(chat) => chat.render(&[Message { role, content }], true)?,
+        None => content,
+    };
+    let max_new_tokens = prompts.max_new_tokens;
+    let Some(room) = positions.checked_sub(max_new_tokens).filter(|r| *r > 0) else {
+        return Err(Error::Input(format!(
+            "{max_new_tokens} new tokens leave no room for a prompt in the model's longest context of {positions}"
+        )));
+    };
+    let mut ids = encode::prompt(tokenizer, &text)?;
+    ids.drain(..ids.len().saturating_sub(room));
+    Ok(ids)
+}
+
+/// Scores one item.
+///
+/// # Errors
+/// [`Error::Input`] naming the item if it does not fit the model or its logits are not finite; [`Error::Tokenizer`],
+/// [`Error::Cuda`].
+pub fn evaluate(
+    engine: &mut dyn Engine,
+    tokenizer: &Tokenizer,
+    prompts: Prompts,
+    encoded: &Encoded,
+) -> Result<Item> {
+    let Encoded { index, body } = encoded;
+    let mut item = match body {
+        Body::Continuation(pair) => continuation_item(engine, pair),
+        Body::Choice {
+            groups,
+            lengths,
+            gold,
+        } => choice_item(engine, groups, lengths, *gold),
+        Body::Answer { prompt, reference } => {
+            respond(engine, tokenizer, prompt, prompts.max_new_tokens)
+                .map(|response| answer_item(response, reference))
         }
     }
-    .map_err(named)?;
+    .map_err(|e| named(*index, e))?;
     if item.log_likelihoods.iter().any(|l| !l.is_finite()) {
-        return Err(named(Error::Input(
-            "the model produced a logit that is not finite: its weights are damaged".into(),
-        )));
+        let message = "the model produced a logit that is not finite: its weights are damaged";
+        return Err(named(*index, Error::Input(message.into())));
     }
-    item.index = index;
+    item.index = *index;
     Ok(item)
 }
 
@@ -78,30 +187,12 @@ fn item(metrics: impl IntoIterator<Item = (Metric, f64)>) -> Item {
     }
 }
 
-fn continuation_item(
-    engine: &mut dyn Engine,
-    tokenizer: &Tokenizer,
-    context: &str,
-    continuation: &str,
-) -> Result<Item> {
-    let mut pair = encode::pair(tokenizer, context, continuation)?;
-    pair.truncate_left(engine.config().max_positions)?;
-    let targets = &pair.continuation;
-    let fed = [&pair.context, &targets[..targets.len() - 1]].concat();
-    let (mut log_likelihood, mut greedy, mut row) = (0.0, true, 0);
-    engine.logit_rows(&fed, targets.len(), &mut |logits| {
-        let target = logits.get(targets[row] as usize).ok_or_else(|| {
-            Error::Input(format!(
-                "token id {} is outside the model's vocabulary",
-                targets[row]
-            ))
-        })?;
-        log_likelihood += f64::from(*target) - log_sum_exp(logits);
-        greedy &= argmax(logits.iter().copied()) == targets[row] as usize;
-        row += 1;
-        Ok(())
-    })?;
-    let acc = f64::from(u8::from(greedy));
+fn continuation_item(engine: &mut dyn Engine, pair: &Pair) -> Result<Item> {
+    let continuation = std::slice::from_ref(&pair.continuation);
+    let scores = engine.continuation_scores(&pair.context, continuation)?;
+    let scores: Vec<TokenScore> = scores.into_iter().flatten().collect();
+    let log_likelihood = scores.iter().map(|s| s.log_prob).sum();
+    let acc = f64::from(u8::from(scores.iter().all(|s| s.is_top)));
     let mut item = item([(Metric::Acc, acc), (Metric::Perplexity, log_likelihood)]);
     item.log_likelihoods = vec![log_likelihood];
     Ok(item)
@@ -109,29 +200,20 @@ fn continuation_item(
 
 fn choice_item(
     engine: &mut dyn Engine,
-    tokenizer: &Tokenizer,
-    context: &str,
-    choices: &[String],
+    groups: &[(Vec<u32>, Vec<Vec<u32>>)],
+    lengths: &[usize],
     gold: usize,
 ) -> Result<Item> {
-    let positions = engine.config().max_positions;
-    let mut pairs = Vec::with_capacity(choices.len());
-    for choice in choices {
-        let mut pair = encode::pair(tokenizer, context, &format!(" {choice}"))?;
-        pair.truncate_left(positions)?;
-        pairs.push(pair);
-    }
-    // Truncation may leave contexts of different lengths: only equal ones are computed together.
-    let mut log_likelihoods = Vec::with_capacity(pairs.len());
-    for same in pairs.chunk_by(|a, b| a.context == b.context) {
-        let continuations: Vec<Vec<u32>> = same.iter().map(|p| p.continuation.clone()).collect();
-        let scored = engine.continuation_log_probs(&same[0].context, &continuations)?;
-        log_likelihoods.extend(scored.iter().map(|tokens| tokens.iter().sum::<f64>()));
+    let mut log_likelihoods = Vec::with_capacity(lengths.len());
+    for (context, continuations) in groups {
+        let scored = engine.continuation_scores(context, continuations)?;
+        let sum = |scores: &Vec<TokenScore>| scores.iter().map(|s| s.log_prob).sum::<f64>();
+        log_likelihoods.extend(scored.iter().map(sum));
     }
     let by_length = log_likelihoods
         .iter()
-        .zip(choices)
-        .map(|(l, choice)| l / choice.chars().count() as f64);
+        .zip(lengths)
+        .map(|(l, length)| l / *length as f64);
     let right = |index: usize| f64::from(u8::from(index == gold));
     let mut item = item([
         (Metric::Acc, right(argmax(log_likelihoods.iter().copied()))),
@@ -141,27 +223,7 @@ fn choice_item(
     Ok(item)
 }
 
-fn answer_item(
-    engine: &mut dyn Engine,
-    tokenizer: &Tokenizer,
-    prompts: Prompts,
-    prompt: &str,
-    reference: &str,
-) -> Result<Item> {
-    let text = match tokenizer.chat().filter(|_| prompts.chat) {
-        Some(chat) => {
-            let content = prompt.to_owned();
-            chat.render(
-                &[Message {
-                    role: "user",
-                    content,
-                }],
-                true,
-            )?
-        }
-        None => prompt.to_owned(),
-    };
-    let response = respond(engine, tokenizer, &text, prompts.max_new_tokens)?;
+fn answer_item(response: String, reference: &str) -> Item {
     let extracted = BTreeMap::from([
         (Metric::StrictMatch, gsm8k::strict(&response)),
         (Metric::FlexibleExtract, gsm8k::flexible(&response)),
@@ -174,14 +236,14 @@ fn answer_item(
     );
     item.extracted = extracted;
     item.response = Some(response);
-    Ok(item)
+    item
 }
 
 /// Greedy text up to the first stop string.
 fn respond(
     engine: &mut dyn Engine,
     tokenizer: &Tokenizer,
-    text: &str,
+    prompt: &[u32],
     max_new_tokens: usize,
 ) -> Result<String> {
     let stops: Vec<&str> = gsm8k::STOPS
@@ -194,14 +256,6 @@ fn respond(
         .filter_map(|stop| tokenizer.token_id(stop))
         .chain(tokenizer.stop_ids().iter().copied())
         .collect();
-    let positions = engine.config().max_positions;
-    let Some(room) = positions.checked_sub(max_new_tokens).filter(|r| *r > 0) else {
-        return Err(Error::Input(format!(
-            "{max_new_tokens} new tokens leave no room for a prompt in the model's longest context of {positions}"
-        )));
-    };
-    let ids = encode::prompt(tokenizer, text)?;
-    let prompt = &ids[ids.len().saturating_sub(room)..];
     let mut stream = tokenizer.stream();
     let mut shown = String::new();
     engine.start(prompt.len() + max_new_tokens)?;

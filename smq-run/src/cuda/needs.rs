@@ -1,0 +1,94 @@
+//! Every kernel that a model may need, known without a GPU, so that all can be compiled ahead.
+
+use super::decode::step_plan;
+use super::kernels::Defines;
+use super::prefill::{prefill_defines, row_defines};
+use super::rows::{Cut, LARGEST_INT4_ROWS, Target, reads_int4_order, widen_defines};
+use super::weights::{DeviceMatrix, DeviceModel, Format};
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::source::Source;
+
+/// A kernel file and its macros.
+pub type Need = (&'static str, Defines);
+
+/// Multiprocessors of an H100 (SXM) and an H200.
+pub const SMS: usize = 132;
+
+/// Each once; for prompts of any length, up to `max_tokens` positions (by default the model's longest context), on a GPU
+/// of `sms` multiprocessors.
+///
+/// # Errors
+/// As [`DeviceModel::load`], but for memory.
+pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Result<Vec<Need>> {
+    let mut c = ModelConfig::from_json(source.require("config.json")?)?;
+    if let Some(max) = max_tokens {
+        c.max_positions = c.max_positions.min(max);
+    }
+    let model = DeviceModel::sizes(source, &c)?;
+    let mut list: Vec<Need> = vec![("rows.cu", row_defines(&c, sms))];
+    for (order, warpgroups) in [(0, 1), (0, 2), (1, 1), (1, 2)] {
+        let defines = prefill_defines(&c, order, warpgroups);
+        list.push(("attention_prefill.cu", defines));
+    }
+    list.push(("decode.cu", step_plan(&c, &model, sms)?.defines));
+    let mut add = |need: Need| {
+        if !list.contains(&need) {
+            list.push(need);
+        }
+    };
+    let one = std::slice::from_ref::<DeviceMatrix>;
+    for layer in &model.layers {
+        products(&layer.qkv, &[Target::Bf16(0, 0)], sms, &mut add);
+        products(one(&layer.o), &[Target::Add(0)], sms, &mut add);
+        products(one(&layer.down), &[Target::Add(0)], sms, &mut add);
+        let swiglu = [false, true].map(|order| Target::Swiglu(0, order));
+        products(&layer.gate_up, &swiglu, sms, &mut add);
+    }
+    products(one(&model.head), &[Target::Add(0)], sms, &mut add);
+    Ok(list)
+}
+
+/// What the products with `matrices` need, side by side, for any number of rows.
+fn products(matrices: &[DeviceMatrix], targets: &[Target], sms: usize, add: &mut impl FnMut(Need)) {
+    for w in matrices {
+        match w.format {
+            Format::Bf16 => {}
+            Format::Fp8 { .. } => add(("fp8.cu", vec![("K", w.cols as i64)])),
+            Format::Int4 { .. } | Format::Nf4 { .. } => add(("dequantize.cu", widen_defines(w))),
+        }
+    }
+    for m in (1..=LARGEST_INT4_ROWS).filter(|m| reads_int4_order(matrices, *m)) {
+        for target in targets {
+            add((
+                "gemm_int4.cu",
+                Cut::new(&matrices[0], m, *target, sms).defines,
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn an_unquantized_model_needs_each_of_its_files_once() {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/phi3-tiny");
+        let source = Source::open(&fixture).unwrap();
+        let needs = kernels_of(&source, None, SMS).unwrap();
+        let files: Vec<_> = needs.iter().map(|(file, _)| *file).collect();
+        let attention = "attention_prefill.cu";
+        let want = [
+            "rows.cu",
+            attention,
+            attention,
+            attention,
+            attention,
+            "decode.cu",
+        ];
+        assert_eq!(files, want);
+    }
+}
