@@ -1,5 +1,6 @@
 //! From raw lines to `report.md`, `summary/*.csv` and `plots/*.svg`.
 
+mod chart;
 pub mod data;
 pub mod errors;
 mod plots;
@@ -16,6 +17,8 @@ use minijinja::{Environment, Value, context};
 
 use data::Data;
 use errors::{CLAIM_PERCENT, Increase};
+use plots::Plots;
+use quality::Quality;
 
 use crate::cli::output::write_bytes;
 
@@ -31,6 +34,7 @@ const KERNELS: &str = "raw/kernels.json";
 /// Raw lines that are missing, damaged or another contract's; a report.md that somebody wrote by hand.
 pub fn write(out: &Path, contract: &Path) -> anyhow::Result<PathBuf> {
     let data = Data::read(out, contract)?;
+    let quality = Quality::read(out)?;
     let report = out.join("report.md");
     if let Ok(text) = std::fs::read_to_string(&report) {
         ensure!(
@@ -46,8 +50,11 @@ pub fn write(out: &Path, contract: &Path) -> anyhow::Result<PathBuf> {
     }
     summary::write(&data, &out.join("summary"))?;
     let rate = read_rate(out, &data)?;
-    let plots = plots::write(&data, rate.as_ref().map(|r| r.0), &out.join("plots"))?;
-    let text = render(&data, &plots, rate.as_ref(), &quality::sections(out)?)?;
+    let dir = out.join("plots");
+    let mut plots = Plots { dir: &dir };
+    let shown = plots::of_matrix(&data, rate.as_ref().map(|r| r.0), &mut plots)?;
+    let sections = quality.sections(&mut plots)?;
+    let text = render(&data, &shown, rate.as_ref(), &sections)?;
     write_bytes(&report, text.as_bytes())?;
     Ok(report)
 }
@@ -101,27 +108,10 @@ fn claim(data: &Data) -> Option<Value> {
 
 fn render(
     data: &Data,
-    plots: &[(String, String)],
+    plots: &std::collections::BTreeMap<&'static str, String>,
     rate: Option<&(f64, String)>,
     quality: &str,
 ) -> anyhow::Result<String> {
-    let plot = |name: &str| {
-        let (name, caption) = plots.iter().find(|(n, _)| n == name)?;
-        Some(format!("![{caption}](plots/{name})\n\n{caption}"))
-    };
-    let plots: std::collections::BTreeMap<_, _> = [
-        "decode_rate",
-        "ttft",
-        "roofline",
-        "memory",
-        "energy",
-        "scale_errors",
-        "scale_errors_log",
-        "size_error",
-    ]
-    .into_iter()
-    .map(|name| (name, plot(&format!("{name}.svg"))))
-    .collect();
     let (shapes, c) = (data.shapes(false), &data.contract);
     let setups: Vec<_> = data
         .environments
