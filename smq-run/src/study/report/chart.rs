@@ -1,11 +1,13 @@
 //! A chart of series in the style of `smq-inspect --html`, and where the names of its points go.
 
-use plotters::coord::ranged1d::Ranged;
+use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::prelude::*;
 use smq_convert::inspect::figure::{
     Canvas, Drawn, GRID, INK, PALETTE, draw, ending_at, label_font, padded, starting_at, tick,
     title_font, under,
 };
+
+use super::log_axis::LogAxis;
 
 /// Height of a plot that has no rows to count.
 pub const HEIGHT: u32 = 440;
@@ -21,7 +23,7 @@ const NAME_HALF: i32 = 7;
 /// Points of one colour: value and half of its confidence interval, by place on the x axis.
 #[derive(Debug, Clone, Default)]
 pub struct Series {
-    /// In the legend; empty: not there, and without markers.
+    /// In the legend, once where several share it; empty: not there, and without markers.
     pub label: String,
     /// Place, value and half-width.
     pub points: Vec<(f64, f64, Option<f64>)>,
@@ -107,12 +109,13 @@ pub fn plots(
     }
     let svg = draw(figure, HEIGHT, |canvas| {
         canvas.fill(&WHITE)?;
-        let labels: Vec<_> = first
-            .iter()
-            .enumerate()
-            .filter(|(_, s)| !s.label.is_empty() && !s.points.is_empty())
-            .map(|(i, s)| (s.label.as_str(), s.style(i)))
-            .collect();
+        let mut labels: Vec<(&str, (RGBColor, bool))> = Vec::new();
+        for (i, s) in first.iter().enumerate() {
+            let known = labels.iter().any(|l| l.0 == s.label);
+            if !s.label.is_empty() && !s.points.is_empty() && !known {
+                labels.push((s.label.as_str(), s.style(i)));
+            }
+        }
         legend(canvas, &labels)?;
         let panels = canvas.split_evenly((1, axes.len()));
         for ((panel, axes), series) in panels.iter().zip(axes).zip(series) {
@@ -161,16 +164,25 @@ pub fn marker(
 /// One chart in `panel`, a part of `canvas`.
 fn chart(canvas: &Canvas<'_>, panel: &Canvas<'_>, axes: &Axes<'_>, series: &[Series]) -> Drawn {
     let points = || series.iter().flat_map(|s| &s.points);
-    let places = || points().map(|p| p.0).chain(axes.columns.iter().map(|c| c.0));
+    let places = || {
+        points()
+            .map(|p| p.0)
+            .chain(axes.columns.iter().map(|c| c.0))
+    };
     let x = match axes.names.len() {
         0 if axes.log_x => {
             let x = log_range(places());
             x.start..x.end * (x.end / x.start).powf(axes.room)
         }
         0 => {
-            let x = padded(places());
-            let size = x.end - x.start;
-            x.start - 0.04 * size..x.end + (0.04 + axes.room) * size
+            let (low, high) = places().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| {
+                (l.min(v), h.max(v))
+            });
+            let (size, least) = (high - low, 1e-4 * high.abs().max(low.abs()));
+            match size > least {
+                true => low - 0.08 * size..high + (0.08 + axes.room) * size,
+                false => padded(places()),
+            }
         }
         n => -0.5..n as f64 - 0.5,
     };
@@ -201,21 +213,21 @@ fn chart(canvas: &Canvas<'_>, panel: &Canvas<'_>, axes: &Axes<'_>, series: &[Ser
         ),
         (false, true) => contents(
             canvas,
-            builder.build_cartesian_2d(x, y.clone().log_scale())?,
+            builder.build_cartesian_2d(x, LogAxis(y.clone()))?,
             axes,
             series,
             y,
         ),
         (true, false) => contents(
             canvas,
-            builder.build_cartesian_2d(x.log_scale(), y.clone())?,
+            builder.build_cartesian_2d(LogAxis(x), y.clone())?,
             axes,
             series,
             y,
         ),
         (true, true) => contents(
             canvas,
-            builder.build_cartesian_2d(x.log_scale(), y.clone().log_scale())?,
+            builder.build_cartesian_2d(LogAxis(x), LogAxis(y.clone()))?,
             axes,
             series,
             y,
@@ -245,8 +257,8 @@ fn contents<X, Y>(
     y: std::ops::Range<f64>,
 ) -> Drawn
 where
-    X: Ranged<ValueType = f64> + plotters::coord::ranged1d::ValueFormatter<f64>,
-    Y: Ranged<ValueType = f64> + plotters::coord::ranged1d::ValueFormatter<f64>,
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
     let named = !axes.names.is_empty();
     let x_label = |v: &f64| if named { String::new() } else { tick(*v) };
@@ -285,7 +297,11 @@ where
             canvas.draw(&PathElement::new(dash, colour.stroke_width(1)))?;
         }
         let style = ending_at(name_font(colour));
-        canvas.draw(&Text::new(level.label.as_str(), (across.end - 4, at - 9), style))?;
+        canvas.draw(&Text::new(
+            level.label.as_str(),
+            (across.end - 4, at - 9),
+            style,
+        ))?;
         taken.push(Label::ending(&level.label, (across.end - 4, at - 9)));
     }
     let lowest = |v: f64| if axes.from_zero { v.max(0.0) } else { v };
@@ -420,7 +436,15 @@ mod tests {
             assert!(a.left >= 0 && a.right <= 200 && a.top >= 0 && a.bottom <= 100);
             assert!(taken[..i].iter().all(|b| !a.overlaps(b)), "{a:?}");
         }
-        assert_eq!(place("too long a name for this", (100, 50), (&(90..110), &down), &[]), None);
+        assert_eq!(
+            place(
+                "too long a name for this",
+                (100, 50),
+                (&(90..110), &down),
+                &[]
+            ),
+            None
+        );
     }
 
     #[test]

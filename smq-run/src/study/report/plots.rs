@@ -25,7 +25,12 @@ impl Plots<'_> {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn add(&mut self, name: &str, caption: String, svg: Option<String>) -> anyhow::Result<String> {
+    pub fn add(
+        &mut self,
+        name: &str,
+        caption: String,
+        svg: Option<String>,
+    ) -> anyhow::Result<String> {
         let Some(svg) = svg else {
             return Ok(String::new());
         };
@@ -54,7 +59,9 @@ pub fn of_matrix(
     let repeats = "Bars are 95 % confidence intervals over repeats.";
     add(
         "decode_rate",
-        format!("Decode rate (1 / TPOT) by config; a colour a workload (prompt + output tokens). {repeats}"),
+        format!(
+            "Decode rate (1 / TPOT) by config; a colour a workload (prompt + output tokens). {repeats}"
+        ),
         by_config(data, "decode rate", "tokens/s", &shapes, &DECODE, 1.0)?,
     )?;
     let prompts = shortest_outputs(&shapes);
@@ -94,7 +101,14 @@ pub fn of_matrix(
     add(
         "long_context",
         format!("Time per output token after long prompts, by config. {repeats}"),
-        by_config(data, "time per output token", "TPOT (ms)", &long, &TPOT, 1.0)?,
+        by_config(
+            data,
+            "time per output token",
+            "TPOT (ms)",
+            &long,
+            &TPOT,
+            1.0,
+        )?,
     )?;
     add(
         "energy",

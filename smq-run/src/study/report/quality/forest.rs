@@ -9,7 +9,9 @@ use super::super::chart::{legend, marker, stand_alone};
 use crate::eval::suite::Summary;
 
 /// Height of a mark.
-const MARK: i32 = 9;
+const MARK: i32 = 11;
+/// Where the axis ends at the left: no accuracy falls by more than all of it, though an interval may say so.
+const LEAST: f64 = -105.0;
 
 /// A variant's changes of accuracy, percent of C0's.
 struct Row<'a> {
@@ -48,7 +50,7 @@ pub fn tasks(summary: &Summary) -> anyhow::Result<Option<String>> {
     }
     let names: Vec<_> = tasks.iter().map(|t| t.name()).collect();
     let limit = -100.0 * summary.accepted_relative_drop;
-    let each = MARK * tasks.len() as i32 + 16;
+    let each = MARK * (tasks.len() as i32 + 1) + 14;
     let height = (44 + 60 + each * rows.len() as i32).max(160);
     let svg = draw("change of accuracy by task", height as u32, |canvas| {
         canvas.fill(&WHITE)?;
@@ -67,7 +69,8 @@ fn chart(canvas: &Canvas<'_>, rows: &[Row<'_>], names: &[&str], limit: f64) -> D
     legend(canvas, &labels)?;
     let ends = rows.iter().flat_map(|r| {
         let intervals = r.tasks.iter().flatten().flat_map(|t| t.1);
-        intervals.chain(r.mean).chain([0.0, limit])
+        let all = intervals.chain(r.mean).chain([0.0, limit]);
+        all.map(|v| v.max(LEAST))
     });
     let n = rows.len() as f64;
     let mut builder = ChartBuilder::on(canvas);
@@ -100,6 +103,9 @@ fn chart(canvas: &Canvas<'_>, rows: &[Row<'_>], names: &[&str], limit: f64) -> D
     }
     for (i, row) in rows.iter().enumerate() {
         let (_, middle) = chart.backend_coord(&(0.0, -(i as f64)));
+        let (_, below) = chart.backend_coord(&(0.0, -(i as f64) - 0.5));
+        let border = [(across.start, below), (across.end, below)];
+        canvas.draw(&PathElement::new(border, GRID.stroke_width(1)))?;
         let style = ending_at(label_font());
         canvas.draw(&Text::new(row.name, (across.start - 10, middle), style))?;
         // Tasks above each other and the mean last, around the row's middle.
@@ -109,9 +115,15 @@ fn chart(canvas: &Canvas<'_>, rows: &[Row<'_>], names: &[&str], limit: f64) -> D
                 continue;
             };
             let colour = PALETTE[t % PALETTE.len()];
-            let bar = [(x_of(low), y_of(t)), (x_of(high), y_of(t))];
+            let bar = [(x_of(low.max(LEAST)), y_of(t)), (x_of(high), y_of(t))];
             canvas.draw(&PathElement::new(bar, colour.stroke_width(2)))?;
-            marker(canvas, (x_of(change), y_of(t)), colour, t >= PALETTE.len(), 4)?;
+            marker(
+                canvas,
+                (x_of(change), y_of(t)),
+                colour,
+                t >= PALETTE.len(),
+                4,
+            )?;
         }
         if let Some(mean) = row.mean {
             marker(canvas, (x_of(mean), y_of(row.tasks.len())), INK, true, 4)?;

@@ -254,7 +254,9 @@ impl Quality {
     }
 }
 
-fn unit(s: &Sensitivity) -> &'static str {
+/// What was quantized at a time.
+#[must_use]
+pub fn unit(s: &Sensitivity) -> &'static str {
     match s.unit {
         crate::eval::sensitivity::Unit::Layer => "layer",
         crate::eval::sensitivity::Unit::Projection => "projection",
@@ -341,10 +343,10 @@ pub fn automatic_table(rows: &[verdict::Automatic]) -> String {
                 format!("{:.3}", r.auto.kl / u.kl),
                 r.verdict().to_owned(),
             ]),
-            None => row.extend(["none".to_owned(), String::new(), String::new()].into_iter().chain([
-                String::new(),
-                String::new(),
-            ])),
+            None => {
+                row.push("none".to_owned());
+                row.resize(columns.len(), String::new());
+            }
         }
         row
     });

@@ -29,7 +29,7 @@ fn rule_of(d: &Distance) -> &str {
 /// Mean KL against bits a weight: a line a rule and target; exact scales, which are far wider, as levels.
 pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
     let all = verdict::distances(summary);
-    let mut series: BTreeMap<(usize, String), Series> = BTreeMap::new();
+    let mut series: BTreeMap<(usize, bool), Series> = BTreeMap::new();
     let mut columns: BTreeMap<String, (f64, usize)> = BTreeMap::new();
     let mut levels = Vec::new();
     for d in &all {
@@ -37,15 +37,18 @@ pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
         if d.scales == "f32" && !d.is_auto() {
             levels.push(Level {
                 y: d.kl,
-                label: format!("{}, {rule}, exact f32 scales ({:.3} bits)", d.target, d.bits),
+                label: format!(
+                    "{}, {rule}, exact f32 scales ({:.3} bits)",
+                    d.target, d.bits
+                ),
                 colour: colour(rule),
             });
             continue;
         }
         let s = series
-            .entry((colour(rule), d.target.clone()))
+            .entry((colour(rule), d.target == "all"))
             .or_insert_with(|| Series {
-                label: format!("{rule}, {}", d.target).trim_end_matches(", ").to_owned(),
+                label: rule.to_owned(),
                 line: true,
                 style: Some((colour(rule), d.target == "all")),
                 ..Series::default()
@@ -97,13 +100,17 @@ pub fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
     let mut series = Vec::new();
     for target in targets {
         let triangles = target == "all";
-        let of = |auto| all.iter().filter(move |d| d.target == target && d.is_auto() == auto);
+        let of = |auto| {
+            all.iter()
+                .filter(move |d| d.target == target && d.is_auto() == auto)
+        };
         if of(true).next().is_none() {
             continue;
         }
         let uniform = frontier(of(false).map(|d| (d.bits, d.kl)).collect());
         let name = |x: f64, y: f64| {
-            let same = of(false).find(|d| d.bits.to_bits() == x.to_bits() && d.kl.to_bits() == y.to_bits());
+            let same = of(false)
+                .find(|d| d.bits.to_bits() == x.to_bits() && d.kl.to_bits() == y.to_bits());
             same.map_or(String::new(), |d| d.name.clone())
         };
         series.push(Series {
@@ -115,7 +122,9 @@ pub fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
         });
         series.push(by_x(Series {
             label: format!("auto, {target}"),
-            points: of(true).map(|d| (d.bits, d.kl, Some(Z * d.stderr))).collect(),
+            points: of(true)
+                .map(|d| (d.bits, d.kl, Some(Z * d.stderr)))
+                .collect(),
             names: of(true).map(|d| d.name.clone()).collect(),
             line: true,
             style: Some((1, triangles)),
@@ -144,7 +153,10 @@ pub fn sensitivity(s: &Sensitivity) -> anyhow::Result<Option<String>> {
             Some(layer) if p.mean_kl.value >= named_from => layer.to_string(),
             _ => String::new(),
         };
-        for (series, x) in by_projection.iter_mut().zip([p.relative_error, p.squared_error]) {
+        for (series, x) in by_projection
+            .iter_mut()
+            .zip([p.relative_error, p.squared_error])
+        {
             let s = series.entry(label.to_owned()).or_insert_with(|| Series {
                 label: label.to_owned(),
                 ..Series::default()
@@ -161,9 +173,17 @@ pub fn sensitivity(s: &Sensitivity) -> anyhow::Result<Option<String>> {
         ..Axes::default()
     };
     let axes = [
-        axes("relative squared error of the weights", "mean KL divergence from C0 (nats)", false),
+        axes(
+            "relative squared error of the weights",
+            "mean KL divergence from C0 (nats)",
+            false,
+        ),
         axes("squared error of the weights (sum)", "", true),
     ];
     let [left, right] = by_projection.map(|s| s.into_values().collect::<Vec<_>>());
-    plots("weight error against distance from C0", &axes, &[&left, &right])
+    plots(
+        "weight error against distance from C0",
+        &axes,
+        &[&left, &right],
+    )
 }

@@ -119,7 +119,10 @@ pub fn comparisons(suites: &[(String, Summary)]) -> Vec<Comparison> {
         for target in ["mlp", "all"] {
             let of = || all.iter().filter(|d| d.target == target && !d.is_auto());
             let exact = of().find(|d| d.scales == "f32" && d.rule == PUBLISHED);
-            let widths: Vec<_> = of().filter(|d| d.mantissa_bits().is_some()).cloned().collect();
+            let widths: Vec<_> = of()
+                .filter(|d| d.mantissa_bits().is_some())
+                .cloned()
+                .collect();
             let best = widths.iter().min_by(|a, b| a.kl.total_cmp(&b.kl)).cloned();
             if let (Some(exact), Some(best)) = (exact, best) {
                 out.push(Comparison {
@@ -138,7 +141,9 @@ pub fn comparisons(suites: &[(String, Summary)]) -> Vec<Comparison> {
 }
 
 impl Comparison {
-    fn find(&self, rule: &str, x: u32) -> Option<&Distance> {
+    /// The variant of a rule and width.
+    #[must_use]
+    pub fn find(&self, rule: &str, x: u32) -> Option<&Distance> {
         let same = |d: &&Distance| d.rule == rule && d.mantissa_bits() == Some(x);
         self.widths.iter().find(same)
     }
@@ -303,7 +308,10 @@ mod tests {
             distance("e5m5", PUBLISHED, 4.086, 0.2),
             distance("e5m2", "signed", 4.063, 0.19),
         ]);
-        assert_eq!(published(&[one.clone(), other.clone()]), choice(PUBLISHED, 5));
+        assert_eq!(
+            published(&[one.clone(), other.clone()]),
+            choice(PUBLISHED, 5)
+        );
         assert_eq!(recommended(&[one, other]), choice("signed", 2));
         assert_eq!(recommended(&[]), None);
     }
