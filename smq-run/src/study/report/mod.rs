@@ -59,7 +59,11 @@ pub fn write(out: &Path, contract: &Path) -> anyhow::Result<PathBuf> {
     let mut plots = Plots { dir: &dir };
     let shown = plots::of_matrix(&data, rate.as_ref().map(|r| r.0), &mut plots)?;
     let sections = quality.sections(&mut plots)?;
-    let text = render(&data, &shown, rate.as_ref(), &sections)?;
+    let note = data
+        .environments
+        .first()
+        .map(|(e, _)| quality.note(&e.model.path));
+    let text = render(&data, &shown, rate.as_ref(), &sections, note)?;
     write_bytes(&report, text.as_bytes())?;
     write_bytes(&findings, findings::page(&data, &quality)?.as_bytes())?;
     Ok(report)
@@ -117,6 +121,7 @@ fn render(
     plots: &std::collections::BTreeMap<&'static str, String>,
     rate: Option<&(f64, String)>,
     quality: &str,
+    note: Option<&str>,
 ) -> anyhow::Result<String> {
     let (shapes, c) = (data.shapes(false), &data.contract);
     let setups: Vec<_> = data
@@ -160,7 +165,12 @@ fn render(
             device => first.map(|f| f.device.clone()),
             nvml_absent => first.and_then(|f| f.nvml_absent.clone()),
             energy_absent => data.absent.iter().find(|(id, _)| id.ends_with("/energy")).map(|a| a.1.clone()),
-            cells => data.workloads.iter().map(|r| r.cells.len()).sum::<usize>(),
+            energy_missing => data.absent.iter().filter_map(|(id, why)| {
+            Some(format!("{} ({why})", id.strip_suffix("/energy")?))
+        }).collect::<Vec<_>>(),
+        model => data.model(),
+        note,
+        cells => data.workloads.iter().map(|r| r.cells.len()).sum::<usize>(),
             throttled => flagged("throttled"),
             hot => flagged("hot"),
             decode => by(&summary::DECODE, 1),

@@ -73,7 +73,7 @@ pub(super) fn values(data: &Data) -> Option<Value> {
         summary => base.map(|b| summary(&rows, b)).unwrap_or_default(),
         base => base.map(|b| b.config.id.clone()),
         widths => widths(&rows),
-        noise => noise(data, decode),
+        noise => noise(data),
         long => long(data),
         no_energy => rows.iter().filter(|r| r.joules.is_none()).map(|r| r.config.id.clone()).collect::<Vec<_>>(),
         device => data.workloads.first().and_then(|r| r.cells.first()).map(|c| c.device.clone()),
@@ -127,7 +127,7 @@ fn table(
     markdown(&columns, cells.collect())
 }
 
-/// For each target, the int4 config that decodes fastest, in terms of `base`.
+/// The main int4 config of each target, in terms of `base`.
 fn summary(rows: &[Row<'_>], base: &Row<'_>) -> Vec<Value> {
     let mut targets: Vec<&str> = Vec::new();
     let int4 = || rows.iter().filter(|r| r.config.scheme == "int4");
@@ -143,7 +143,7 @@ fn summary(rows: &[Row<'_>], base: &Row<'_>) -> Vec<Value> {
         let main = of.rev().max_by_key(|r| r.config.mantissa_bits())?;
         let ratio = |get: fn(&Row<'_>) -> Option<f64>| {
             let r = get(main).zip(get(base)).map(|(v, b)| v / b);
-            r.map(|r| format!("{r:.2}"))
+            r.map_or("absent".to_owned(), |r| format!("{r:.2}x"))
         };
         Some(context! {
             config => main.config.id.clone(),
@@ -201,15 +201,20 @@ fn widths(rows: &[Row<'_>]) -> Option<Value> {
     })
 }
 
-/// By how much two configs that share a file differ in decode rate, percent.
-fn noise(data: &Data, shape: Workload) -> Option<Value> {
+/// By how much two configs that share a file differ in decode rate, percent, in the workload where they differ most.
+fn noise(data: &Data) -> Option<Value> {
     for (_, f) in &data.files {
         let [a, b, ..] = f.configs.as_slice() else {
             continue;
         };
-        let rate = |id: &str| Some(DECODE.over(data.repeats(id, shape)?)?.mean);
-        if let (Some(x), Some(y)) = (rate(&a.id), rate(&b.id)) {
-            let percent = format!("{:.2}", 100.0 * (x / y - 1.0).abs());
+        let rate = |id: &str, shape| Some(DECODE.over(data.repeats(id, shape)?)?.mean);
+        let difference = |&shape: &Workload| {
+            let ratio = rate(&a.id, shape)? / rate(&b.id, shape)?;
+            Some(100.0 * (ratio - 1.0).abs())
+        };
+        let shapes = data.shapes(false);
+        if let Some(most) = shapes.iter().filter_map(difference).reduce(f64::max) {
+            let percent = format!("{most:.1}");
             return Some(context! { a => a.id.clone(), b => b.id.clone(), percent });
         }
     }

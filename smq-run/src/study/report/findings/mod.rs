@@ -25,7 +25,7 @@ pub fn page(data: &Data, quality: &Quality) -> anyhow::Result<String> {
     let comparisons = verdict::comparisons(&quality.suites);
     let recommended = verdict::recommended(&comparisons);
     let published = verdict::published(&comparisons);
-    let model = data.environments.first().map(|(e, _)| e.model.path.clone());
+    let model = data.model();
     let spots = errors::sweet_spots(&errors::sweep(data));
     let values = context! {
         mark => MARK,
@@ -67,9 +67,19 @@ fn choice(c: &Choice, comparisons: &[Comparison]) -> Value {
         rule => c.rule.clone(),
         x => c.mantissa_bits,
         bits => 6 + c.mantissa_bits,
-        least => format!("{:+.0}", changes.iter().copied().fold(f64::INFINITY, f64::min)),
-        most => format!("{:+.0}", changes.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
+        change => range(&changes),
         better => changes.iter().all(|p| *p < 0.0),
+    }
+}
+
+/// `-29 to -23 %`, or `-25 %` where both ends round to the same.
+fn range(percent: &[f64]) -> String {
+    let end = |f: fn(f64, f64) -> f64, from| percent.iter().copied().fold(from, f);
+    let low = format!("{:+.0}", end(f64::min, f64::INFINITY));
+    let high = format!("{:+.0}", end(f64::max, f64::NEG_INFINITY));
+    match low == high {
+        true => format!("{low} %"),
+        false => format!("{low} to {high} %"),
     }
 }
 
@@ -99,7 +109,17 @@ fn projections(data: &Data) -> Option<Value> {
         "its squared error, +%",
     ];
     let table = markdown(&columns, rows.collect());
-    Some(context! { config => config.id.clone(), id => *id, worst => worst.0.clone(), table })
+    let tensor = all
+        .iter()
+        .max_by(|a, b| a.1.worst_mse_percent.total_cmp(&b.1.worst_mse_percent))?;
+    Some(context! {
+        config => config.id.clone(),
+        id => *id,
+        kind => worst.0.clone(),
+        tensor => tensor.1.worst.clone(),
+        percent => format!("{:.4}", tensor.1.worst_mse_percent),
+        table,
+    })
 }
 
 /// Increase of the mean relative MSE by E5M5 over exact scales, percent.

@@ -34,13 +34,15 @@ pub(super) fn values(quality: &Quality, recommended: Option<&Choice>) -> Vec<Val
 fn value(file: &str, s: &Summary, recommended: Option<&Choice>) -> Value {
     let tasks: Vec<_> = s.parameters.tasks.keys().copied().collect();
     let measured = |v: &&VariantSummary| v.mean_relative_drop.is_some();
+    // A page has room for a few; the report has all.
+    let all_fit = s.variants.iter().filter(measured).count() <= 8;
     let told = |v: &&VariantSummary| {
         let n = &v.variant;
         let chosen = recommended.is_some_and(|c| {
             n.rule.as_deref() == Some(&c.rule)
                 && n.scales.as_deref() == Some(&format!("e5m{}", c.mantissa_bits))
         });
-        n.config.is_some() || chosen || n.name.starts_with("auto")
+        n.config.is_some() || chosen || all_fit || n.name.contains("auto-")
     };
     let rows = s.variants.iter().filter(measured).filter(told).map(|v| {
         let mut row = vec![

@@ -11,7 +11,7 @@ use crate::eval::sensitivity::Sensitivity;
 use crate::eval::suite::Summary;
 
 /// In the order of their colours; others follow.
-const RULES: [&str; 5] = ["reference", "nearest", "search", "signed", "auto"];
+const RULES: [&str; 4] = ["reference", "nearest", "search", "signed"];
 /// Half a 95 % confidence interval, in standard errors of a mean over thousands of positions.
 const Z: f64 = 1.96;
 /// Points named in a sensitivity plot, the worst first.
@@ -22,19 +22,15 @@ fn colour(rule: &str) -> usize {
     at.unwrap_or(RULES.len())
 }
 
-fn rule_of(d: &Distance) -> &str {
-    if d.is_auto() { "auto" } else { &d.rule }
-}
-
-/// Mean KL against bits a weight: a line a rule and target; exact scales, which are far wider, as levels.
+/// Mean KL against bits a weight of uniform variants: a line a rule and target; exact scales, which are far wider, as levels.
 pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
     let all = verdict::distances(summary);
     let mut series: BTreeMap<(usize, bool), Series> = BTreeMap::new();
     let mut columns: BTreeMap<String, (f64, usize)> = BTreeMap::new();
     let mut levels = Vec::new();
-    for d in &all {
-        let rule = rule_of(d);
-        if d.scales == "f32" && !d.is_auto() {
+    for d in all.iter().filter(|d| !d.is_auto()) {
+        let rule = d.rule.as_str();
+        if d.scales == "f32" {
             levels.push(Level {
                 y: d.kl,
                 label: format!(
@@ -54,14 +50,14 @@ pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
                 ..Series::default()
             });
         s.points.push((d.bits, d.kl, Some(Z * d.stderr)));
-        match (d.is_auto(), d.mantissa_bits()) {
-            (false, Some(_)) => {
+        match d.mantissa_bits() {
+            Some(_) => {
                 let column = columns.entry(d.scales.to_uppercase()).or_default();
                 column.0 += d.bits;
                 column.1 += 1;
                 s.names.push(String::new());
             }
-            _ => s.names.push(d.name.clone()),
+            None => s.names.push(d.name.clone()),
         }
     }
     let series: Vec<Series> = series.into_values().map(by_x).collect();

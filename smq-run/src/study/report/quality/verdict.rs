@@ -54,7 +54,7 @@ impl Distance {
     /// Whether width and rule were chosen for each tensor.
     #[must_use]
     pub fn is_auto(&self) -> bool {
-        self.name.starts_with("auto")
+        self.name.split('-').any(|part| part == "auto")
     }
 
     /// x of E5Mx.
