@@ -260,6 +260,8 @@ where
     X: Ranged<ValueType = f64> + ValueFormatter<f64>,
     Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
+    let (across, down) = chart.plotting_area().get_pixel_range();
+    let across_px = across.end - across.start;
     let named = !axes.names.is_empty();
     let x_label = |v: &f64| if named { String::new() } else { tick(*v) };
     chart
@@ -272,12 +274,11 @@ where
         .axis_desc_style(title_font())
         .x_desc(axes.x_title)
         .y_desc(axes.y_title)
-        .x_labels(11)
+        .x_labels(across_px as usize / 80)
         .y_labels(7)
         .x_label_formatter(&x_label)
         .y_label_formatter(&|v| tick(*v))
         .draw()?;
-    let (across, down) = chart.plotting_area().get_pixel_range();
     let mut taken: Vec<Label> = Vec::new();
     for (x, name) in &axes.columns {
         let (at, _) = chart.backend_coord(&(*x, y.end));

@@ -9,7 +9,7 @@ use super::super::chart::{legend, marker, stand_alone};
 use crate::eval::suite::Summary;
 
 /// Height of a mark.
-const MARK: i32 = 11;
+const MARK: i32 = 8;
 /// Where the axis ends at the left: no accuracy falls by more than all of it, though an interval may say so.
 const LEAST: f64 = -105.0;
 
@@ -50,7 +50,7 @@ pub fn tasks(summary: &Summary) -> anyhow::Result<Option<String>> {
     }
     let names: Vec<_> = tasks.iter().map(|t| t.name()).collect();
     let limit = -100.0 * summary.accepted_relative_drop;
-    let each = MARK * (tasks.len() as i32 + 1) + 14;
+    let each = MARK * (tasks.len() as i32 + 1) + 10;
     let height = (44 + 60 + each * rows.len() as i32).max(160);
     let svg = draw("change of accuracy by task", height as u32, |canvas| {
         canvas.fill(&WHITE)?;
@@ -122,11 +122,11 @@ fn chart(canvas: &Canvas<'_>, rows: &[Row<'_>], names: &[&str], limit: f64) -> D
                 (x_of(change), y_of(t)),
                 colour,
                 t >= PALETTE.len(),
-                4,
+                3,
             )?;
         }
         if let Some(mean) = row.mean {
-            marker(canvas, (x_of(mean), y_of(row.tasks.len())), INK, true, 4)?;
+            marker(canvas, (x_of(mean), y_of(row.tasks.len())), INK, true, 3)?;
         }
     }
     Ok(())

@@ -116,15 +116,17 @@ pub fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
             line: true,
             style: Some((6, triangles)),
         });
-        series.push(by_x(Series {
-            label: format!("auto, {target}"),
-            points: of(true)
-                .map(|d| (d.bits, d.kl, Some(Z * d.stderr)))
-                .collect(),
-            names: of(true).map(|d| d.name.clone()).collect(),
-            line: true,
-            style: Some((1, triangles)),
-        }));
+        for (weighed, colour) in [(false, 1), (true, 0)] {
+            let of = || of(true).filter(|d| d.name.ends_with("-weighed") == weighed);
+            let how = if weighed { "auto weighed" } else { "auto" };
+            series.push(by_x(Series {
+                label: format!("{how}, {target}"),
+                points: of().map(|d| (d.bits, d.kl, Some(Z * d.stderr))).collect(),
+                names: of().map(|_| String::new()).collect(),
+                line: true,
+                style: Some((colour, triangles)),
+            }));
+        }
     }
     let axes = Axes {
         x_title: "bits a quantized weight, scales included",
