@@ -15,7 +15,7 @@ mod report;
 mod rows;
 mod sort;
 mod table;
-mod tensor_name;
+pub mod tensor_name;
 #[cfg(test)]
 mod tests;
 mod verify;

@@ -2,7 +2,7 @@
 
 /// A name's layer, and what is the same in every layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
+pub struct Place {
     /// The first number among the dotted parts, as `3` in `model.layers.3.mlp.down_proj.weight`.
     pub layer: Option<u32>,
     /// The name with every number replaced by `*` and a final `.weight` dropped.
@@ -10,7 +10,7 @@ pub(crate) struct Place {
 }
 
 /// Where a tensor sits in a model. Later numbers (experts, say) do not set a projection apart.
-pub(crate) fn place(name: &str) -> Place {
+pub fn place(name: &str) -> Place {
     let mut layer = None;
     let stem = name.strip_suffix(".weight").unwrap_or(name);
     let parts: Vec<&str> = stem

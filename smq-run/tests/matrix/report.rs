@@ -120,7 +120,10 @@ fn the_report_names_what_it_has_and_what_it_lacks() {
     }
     assert!(text.contains("No roofline: these cells did not run on a GPU."));
     assert!(text.contains("Absent: the model ran on the CPU, and NVML measures GPUs."));
-    assert!(text.contains("So the claim holds of the squared"), "{text}");
+    assert!(
+        text.contains("So the claim holds of the squared error"),
+        "{text}"
+    );
     assert!(
         text.contains("model.layers.2.mlp.down_proj.weight"),
         "the worst tensor"
@@ -144,7 +147,7 @@ fn the_report_names_what_it_has_and_what_it_lacks() {
         .collect();
     files.sort_unstable();
     assert_eq!(shown, files);
-    assert_eq!(files.len(), 6, "{files:?}");
+    assert_eq!(files.len(), 7, "{files:?}");
     for name in files {
         let svg = std::fs::read_to_string(out.join("plots").join(name)).unwrap();
         assert!(

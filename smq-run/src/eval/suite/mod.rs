@@ -22,9 +22,10 @@ use crate::cli::output::{write_bytes, write_json};
 use crate::demo::{convert_to, int4, report};
 use crate::engine::{self, Device, Engine};
 use crate::{Source, Tokenizer};
-pub(super) use store::file_name;
+pub(crate) use store::file_name;
 pub use store::{DataFile, FileFacts, Parameters, Store};
 pub use summary::{ACCEPTED_RELATIVE_DROP, Compared, Summary, VariantSummary};
+pub use table::page;
 pub(super) use variants::rule_name;
 pub use variants::{Quantized, Variant, VariantName};
 

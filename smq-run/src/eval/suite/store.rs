@@ -189,7 +189,7 @@ pub(super) fn hash(path: &Path) -> anyhow::Result<String> {
 }
 
 /// A path without its directory.
-pub(in crate::eval) fn file_name(path: &Path) -> String {
+pub(crate) fn file_name(path: &Path) -> String {
     let name = path.file_name().unwrap_or(path.as_os_str());
     name.to_string_lossy().into_owned()
 }

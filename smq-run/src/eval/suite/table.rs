@@ -8,9 +8,13 @@ use crate::eval::metrics::Score;
 use crate::eval::task::{Metric, Task};
 
 /// The whole page.
-pub(super) fn page(summary: &Summary) -> String {
+#[must_use]
+pub fn page(summary: &Summary) -> String {
     let p = &summary.parameters;
-    let mut out = format!("# {}: what quantization costs on tasks\n\n", p.model);
+    let mut out = match p.tasks.is_empty() {
+        true => format!("# {}: distance from C0\n\n", p.model),
+        false => format!("# {}: what quantization costs on tasks\n\n", p.model),
+    };
     out += &format!(
         "`{}` on {}. Every difference is against C0 of the same weights.\n\n",
         p.producer, p.device
@@ -92,7 +96,10 @@ fn figure(metric: Metric, compared: &Compared) -> String {
     });
     let p = compared
         .mcnemar
-        .map_or(String::new(), |m| format!(" p={:.3}", m.p_value));
+        .map_or(String::new(), |m| match m.p_value < 0.001 {
+            true => " p<0.001".to_owned(),
+            false => format!(" p={:.3}", m.p_value),
+        });
     format!("{:.2}{change}{p}", 100.0 * value)
 }
 

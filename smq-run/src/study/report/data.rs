@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::ensure;
 
+use crate::eval::suite::file_name;
 use crate::study::contract::{Config, Contract};
 use crate::study::log;
 use crate::study::plan::{Kind, Plan, Selection, cell_id, energy_id};
@@ -196,6 +197,13 @@ impl Data {
         // What was measured after all, at another try, is not absent.
         let measured = |id: &str| self.workloads.iter().any(|r| r.config == id);
         self.absent.retain(|(id, _)| !measured(id));
+    }
+
+    /// The checkpoint directory's name, of the first lines.
+    #[must_use]
+    pub fn model(&self) -> Option<String> {
+        let first = self.environments.first();
+        first.map(|(e, _)| file_name(Path::new(&e.model.path)))
     }
 
     /// The repeats of a workload of a config.

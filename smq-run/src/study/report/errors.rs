@@ -3,7 +3,10 @@
 //! With `E = sum (w - w')^2` over a tensor, or over all, the increase of the squared error is `E(E5Mx) / E(exact) - 1`, and of
 //! its root (RMS) `sqrt(E(E5Mx) / E(exact)) - 1`. Exact is always rule `reference` with f32 scales: config C3.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
+use smq_convert::inspect::tensor_name::place;
 
 use super::data::Data;
 use crate::study::contract::Config;
@@ -156,6 +159,20 @@ pub fn sweet_spots(points: &[Point]) -> Vec<SweetSpot> {
         }
     };
     rules.into_iter().map(spot).collect()
+}
+
+/// What a file's scales add by kind of projection, as `*.mlp.down_proj`.
+#[must_use]
+pub fn by_projection(tensors: &[TensorErrors]) -> Vec<(String, Increase)> {
+    let mut kinds = BTreeMap::<String, Vec<TensorErrors>>::new();
+    for t in tensors {
+        kinds
+            .entry(place(&t.name).projection)
+            .or_default()
+            .push(t.clone());
+    }
+    let increase = |(kind, tensors): (String, Vec<_>)| Some((kind, Increase::of_file(&tensors)?));
+    kinds.into_iter().filter_map(increase).collect()
 }
 
 /// Each E5Mx file: its config, raw id, and what its scales add over all its tensors.

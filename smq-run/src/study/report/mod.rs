@@ -1,7 +1,10 @@
-//! From raw lines to `report.md`, `summary/*.csv` and `plots/*.svg`.
+//! From raw lines to `report.md`, `findings.md`, `summary/*.csv` and `plots/*.svg`.
 
+mod chart;
 pub mod data;
 pub mod errors;
+mod findings;
+mod log_axis;
 mod plots;
 pub mod quality;
 pub mod summary;
@@ -16,11 +19,13 @@ use minijinja::{Environment, Value, context};
 
 use data::Data;
 use errors::{CLAIM_PERCENT, Increase};
+use plots::Plots;
+use quality::Quality;
 
 use crate::cli::output::write_bytes;
 
 const TEMPLATE: &str = include_str!("report.md.j2");
-/// First line of a report: whatever has it may be replaced.
+/// First line of both pages: whatever has it may be replaced.
 const MARK: &str = "<!-- written by smq-run report; changes are lost -->";
 /// A measured read rate, under the results directory.
 const KERNELS: &str = "raw/kernels.json";
@@ -31,13 +36,17 @@ const KERNELS: &str = "raw/kernels.json";
 /// Raw lines that are missing, damaged or another contract's; a report.md that somebody wrote by hand.
 pub fn write(out: &Path, contract: &Path) -> anyhow::Result<PathBuf> {
     let data = Data::read(out, contract)?;
+    let quality = Quality::read(out)?;
     let report = out.join("report.md");
-    if let Ok(text) = std::fs::read_to_string(&report) {
-        ensure!(
-            text.starts_with(MARK),
-            "{}: was not written by this program; move it away",
-            report.display()
-        );
+    let findings = out.join("findings.md");
+    for page in [&report, &findings] {
+        if let Ok(text) = std::fs::read_to_string(page) {
+            ensure!(
+                text.starts_with(MARK),
+                "{}: was not written by this program; move it away",
+                page.display()
+            );
+        }
     }
     for dir in ["summary", "plots"] {
         let dir = out.join(dir);
@@ -46,9 +55,17 @@ pub fn write(out: &Path, contract: &Path) -> anyhow::Result<PathBuf> {
     }
     summary::write(&data, &out.join("summary"))?;
     let rate = read_rate(out, &data)?;
-    let plots = plots::write(&data, rate.as_ref().map(|r| r.0), &out.join("plots"))?;
-    let text = render(&data, &plots, rate.as_ref(), &quality::sections(out)?)?;
+    let dir = out.join("plots");
+    let mut plots = Plots { dir: &dir };
+    let shown = plots::of_matrix(&data, rate.as_ref().map(|r| r.0), &mut plots)?;
+    let sections = quality.sections(&mut plots)?;
+    let note = data
+        .environments
+        .first()
+        .map(|(e, _)| quality.note(&e.model.path));
+    let text = render(&data, &shown, rate.as_ref(), &sections, note)?;
     write_bytes(&report, text.as_bytes())?;
+    write_bytes(&findings, findings::page(&data, &quality)?.as_bytes())?;
     Ok(report)
 }
 
@@ -101,27 +118,11 @@ fn claim(data: &Data) -> Option<Value> {
 
 fn render(
     data: &Data,
-    plots: &[(String, String)],
+    plots: &std::collections::BTreeMap<&'static str, String>,
     rate: Option<&(f64, String)>,
     quality: &str,
+    note: Option<&str>,
 ) -> anyhow::Result<String> {
-    let plot = |name: &str| {
-        let (name, caption) = plots.iter().find(|(n, _)| n == name)?;
-        Some(format!("![{caption}](plots/{name})\n\n{caption}"))
-    };
-    let plots: std::collections::BTreeMap<_, _> = [
-        "decode_rate",
-        "ttft",
-        "roofline",
-        "memory",
-        "energy",
-        "scale_errors",
-        "scale_errors_log",
-        "size_error",
-    ]
-    .into_iter()
-    .map(|name| (name, plot(&format!("{name}.svg"))))
-    .collect();
     let (shapes, c) = (data.shapes(false), &data.contract);
     let setups: Vec<_> = data
         .environments
@@ -140,6 +141,68 @@ fn render(
     };
     let by = |metric, digits| tables::by_workload(data, &shapes, metric, 1.0, digits);
     let first = data.workloads.first().and_then(|r| r.cells.first());
+    render_template(
+        TEMPLATE,
+        context! {
+            mark => MARK,
+            plots,
+            setups,
+            mixed => differ(|e| &e.commit) || differ(|e| &e.model.id) || differ(|e| &e.contract_blake3),
+            contract => context! {
+                path => c.path.display().to_string(),
+                blake3 => c.blake3.clone(),
+                warmup => Value::from(Serde(c.warmup)),
+                energy => Value::from(Serde(c.energy)),
+                repeats => c.workloads.repeats,
+                long_repeats => c.long_context.repeats,
+                rows => c.scale_errors.rows_per_tensor,
+                error_target => c.scale_errors.target.clone(),
+                group => c.quantization.group,
+                rule => c.quantization.rule.clone(),
+                seed => c.decoding.seed,
+                hot => c.flags.temperature_above_c,
+            },
+            device => first.map(|f| f.device.clone()),
+            nvml_absent => first.and_then(|f| f.nvml_absent.clone()),
+            energy_absent => data.absent.iter().find(|(id, _)| id.ends_with("/energy")).map(|a| a.1.clone()),
+            energy_missing => data.absent.iter().filter_map(|(id, why)| {
+            Some(format!("{} ({why})", id.strip_suffix("/energy")?))
+        }).collect::<Vec<_>>(),
+        model => data.model(),
+        note,
+        cells => data.workloads.iter().map(|r| r.cells.len()).sum::<usize>(),
+            throttled => flagged("throttled"),
+            hot => flagged("hot"),
+            decode => by(&summary::DECODE, 1),
+            ttft => by(&summary::TTFT, 2),
+            all_cells => tables::cells(data, false),
+            long_cells => (!data.shapes(true).is_empty()).then(|| tables::cells(data, true)),
+            roofline => rate.zip(shapes.last()).map(|((rate, source), &shape)| context! {
+                rate => format!("{rate:.0}"),
+                source,
+                shape => shape.to_string(),
+                table => tables::roofline(data, shape, *rate),
+            }),
+            energy => (!data.energy.is_empty()).then(|| tables::energy(data)),
+            files => (!data.files.is_empty()).then(|| tables::files(data)),
+            claim => claim(data),
+            file_increases => (!errors::files(data).is_empty()).then(|| tables::file_increases(data)),
+            sweep => (!errors::sweep(data).is_empty()).then(|| context! {
+                table => tables::sweep(data),
+                spots => tables::sweet_spots(data),
+                reference => errors::sweet_spots(&errors::sweep(data))
+                    .into_iter()
+                    .find(|s| s.rule == data.contract.quantization.rule)
+                    .map(|s| Value::from(Serde(s))),
+            }),
+            absent => (!data.absent.is_empty()).then(|| tables::absent(data)),
+            quality,
+        },
+    )
+}
+
+/// A page from its template.
+fn render_template(template: &str, values: Value) -> anyhow::Result<String> {
     let mut jinja = Environment::new();
     let syntax = SyntaxConfig::builder()
         .trim_blocks(true)
@@ -147,56 +210,6 @@ fn render(
         .keep_trailing_newline(true)
         .build()?;
     jinja.set_syntax(syntax);
-    jinja.add_template("report", TEMPLATE)?;
-    let text = jinja.get_template("report")?.render(context! {
-        mark => MARK,
-        plots,
-        setups,
-        mixed => differ(|e| &e.commit) || differ(|e| &e.model.id) || differ(|e| &e.contract_blake3),
-        contract => context! {
-            path => c.path.display().to_string(),
-            blake3 => c.blake3.clone(),
-            warmup => Value::from(Serde(c.warmup)),
-            energy => Value::from(Serde(c.energy)),
-            repeats => c.workloads.repeats,
-            long_repeats => c.long_context.repeats,
-            rows => c.scale_errors.rows_per_tensor,
-            error_target => c.scale_errors.target.clone(),
-            group => c.quantization.group,
-            rule => c.quantization.rule.clone(),
-            seed => c.decoding.seed,
-            hot => c.flags.temperature_above_c,
-        },
-        device => first.map(|f| f.device.clone()),
-        nvml_absent => first.and_then(|f| f.nvml_absent.clone()),
-        energy_absent => data.absent.iter().find(|(id, _)| id.ends_with("/energy")).map(|a| a.1.clone()),
-        cells => data.workloads.iter().map(|r| r.cells.len()).sum::<usize>(),
-        throttled => flagged("throttled"),
-        hot => flagged("hot"),
-        decode => by(&summary::DECODE, 1),
-        ttft => by(&summary::TTFT, 2),
-        all_cells => tables::cells(data, false),
-        long_cells => (!data.shapes(true).is_empty()).then(|| tables::cells(data, true)),
-        roofline => rate.zip(shapes.last()).map(|((rate, source), &shape)| context! {
-            rate => format!("{rate:.0}"),
-            source,
-            shape => shape.to_string(),
-            table => tables::roofline(data, shape, *rate),
-        }),
-        energy => (!data.energy.is_empty()).then(|| tables::energy(data)),
-        files => (!data.files.is_empty()).then(|| tables::files(data)),
-        claim => claim(data),
-        file_increases => (!errors::files(data).is_empty()).then(|| tables::file_increases(data)),
-        sweep => (!errors::sweep(data).is_empty()).then(|| context! {
-            table => tables::sweep(data),
-            spots => tables::sweet_spots(data),
-            reference => errors::sweet_spots(&errors::sweep(data))
-                .into_iter()
-                .find(|s| s.rule == data.contract.quantization.rule)
-                .map(|s| Value::from(Serde(s))),
-        }),
-        absent => (!data.absent.is_empty()).then(|| tables::absent(data)),
-        quality,
-    })?;
-    Ok(text)
+    jinja.add_template("page", template)?;
+    Ok(jinja.get_template("page")?.render(values)?)
 }

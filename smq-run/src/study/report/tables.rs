@@ -316,12 +316,27 @@ pub fn sweet_spots(data: &Data) -> String {
     )
 }
 
-/// What is absent.
+/// What is absent; repeats that lack for the same reason share a row.
 #[must_use]
 pub fn absent(data: &Data) -> String {
-    let rows = data
-        .absent
-        .iter()
-        .map(|(id, reason)| vec![format!("`{id}`"), reason.clone()]);
+    let mut rows: Vec<(&str, Vec<&str>, &str)> = Vec::new();
+    for (id, reason) in &data.absent {
+        let (workload, repeat) = match id.rsplit_once('/') {
+            Some((workload, repeat)) if repeat.starts_with('r') => (workload, Some(repeat)),
+            _ => (id.as_str(), None),
+        };
+        let same = |(w, _, r): &&mut (&str, Vec<&str>, &str)| *w == workload && r == reason;
+        match rows.iter_mut().find(same) {
+            Some((_, repeats, _)) => repeats.extend(repeat),
+            None => rows.push((workload, repeat.into_iter().collect(), reason)),
+        }
+    }
+    let rows = rows.into_iter().map(|(workload, repeats, reason)| {
+        let id = match repeats.is_empty() {
+            true => format!("`{workload}`"),
+            false => format!("`{workload}/` {}", repeats.join(", ")),
+        };
+        vec![id, reason.to_owned()]
+    });
     markdown(&["what", "why"], rows.collect())
 }

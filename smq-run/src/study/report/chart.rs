@@ -1,0 +1,459 @@
+//! A chart of series in the style of `smq-inspect --html`, and where the names of its points go.
+
+use plotters::coord::ranged1d::{Ranged, ValueFormatter};
+use plotters::prelude::*;
+use smq_convert::inspect::figure::{
+    Canvas, Drawn, GRID, INK, PALETTE, draw, ending_at, label_font, padded, starting_at, tick,
+    title_font, under,
+};
+
+use super::log_axis::LogAxis;
+
+/// Height of a plot that has no rows to count.
+pub const HEIGHT: u32 = 440;
+/// Height of the legend's row.
+const LEGEND: i32 = 44;
+/// Size of points' names; plotters divides by 1.24 for SVG.
+const NAME: f64 = 14.0;
+/// Width of a character of them, at most, pixels.
+const NAME_CHAR: i32 = 7;
+/// Half the height of them, pixels.
+const NAME_HALF: i32 = 7;
+
+/// Points of one colour: value and half of its confidence interval, by place on the x axis.
+#[derive(Debug, Clone, Default)]
+pub struct Series {
+    /// In the legend, once where several share it; empty: not there, and without markers.
+    pub label: String,
+    /// Place, value and half-width.
+    pub points: Vec<(f64, f64, Option<f64>)>,
+    /// Names beside the points, by index; an empty one is not written.
+    pub names: Vec<String>,
+    /// Joined by a line.
+    pub line: bool,
+    /// Place in the palette, and whether its markers are triangles; by default the series' own place.
+    pub style: Option<(usize, bool)>,
+}
+
+impl Series {
+    /// Colour, and whether the markers are triangles, of the `i`th series.
+    fn style(&self, i: usize) -> (RGBColor, bool) {
+        if self.label.is_empty() && self.style.is_none() {
+            return (INK, false);
+        }
+        let (at, triangles) = self.style.unwrap_or((i, i >= PALETTE.len()));
+        (PALETTE[at % PALETTE.len()], triangles)
+    }
+}
+
+/// A horizontal line across the chart.
+#[derive(Debug, Clone)]
+pub struct Level {
+    /// Where.
+    pub y: f64,
+    /// Written over its right end.
+    pub label: String,
+    /// Place in the palette.
+    pub colour: usize,
+}
+
+/// A plot's axes.
+#[derive(Debug, Clone, Default)]
+pub struct Axes<'a> {
+    /// Under the x axis.
+    pub x_title: &'a str,
+    /// Beside the y axis.
+    pub y_title: &'a str,
+    /// Names under whole x, in place of numbers.
+    pub names: Vec<String>,
+    /// Names over vertical lines at these x.
+    pub columns: Vec<(f64, String)>,
+    /// Lines across.
+    pub levels: Vec<Level>,
+    /// Whether x is logarithmic.
+    pub log_x: bool,
+    /// Whether y is.
+    pub log: bool,
+    /// Whether y begins at 0.
+    pub from_zero: bool,
+    /// Room to the right of the last point, as a part of the points' range.
+    pub room: f64,
+}
+
+/// Draws the series; none where no series has a point.
+///
+/// # Errors
+/// If the plotting library fails.
+pub fn plot(
+    figure: &'static str,
+    axes: &Axes<'_>,
+    series: &[Series],
+) -> anyhow::Result<Option<String>> {
+    plots(figure, std::slice::from_ref(axes), &[series])
+}
+
+/// Charts side by side under the first one's legend; none where the first has no point.
+///
+/// # Errors
+/// If the plotting library fails.
+pub fn plots(
+    figure: &'static str,
+    axes: &[Axes<'_>],
+    series: &[&[Series]],
+) -> anyhow::Result<Option<String>> {
+    let Some(first) = series.first() else {
+        return Ok(None);
+    };
+    if first.iter().all(|s| s.points.is_empty()) {
+        return Ok(None);
+    }
+    let svg = draw(figure, HEIGHT, |canvas| {
+        canvas.fill(&WHITE)?;
+        let mut labels: Vec<(&str, (RGBColor, bool))> = Vec::new();
+        for (i, s) in first.iter().enumerate() {
+            let known = labels.iter().any(|l| l.0 == s.label);
+            if !s.label.is_empty() && !s.points.is_empty() && !known {
+                labels.push((s.label.as_str(), s.style(i)));
+            }
+        }
+        legend(canvas, &labels)?;
+        let panels = canvas.split_evenly((1, axes.len()));
+        for ((panel, axes), series) in panels.iter().zip(axes).zip(series) {
+            chart(canvas, panel, axes, series)?;
+        }
+        Ok(())
+    })?;
+    Ok(Some(stand_alone(&svg)))
+}
+
+/// A file of its own, unlike a figure within a page, names its namespace.
+pub fn stand_alone(svg: &str) -> String {
+    svg.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1)
+}
+
+/// A row of labels above the charts.
+pub fn legend(canvas: &Canvas<'_>, labels: &[(&str, (RGBColor, bool))]) -> Drawn {
+    let mut x = 100;
+    for (label, (colour, triangles)) in labels {
+        marker(canvas, (x, LEGEND / 2), *colour, *triangles, 5)?;
+        canvas.draw(&Text::new(
+            *label,
+            (x + 10, LEGEND / 2),
+            starting_at(label_font()),
+        ))?;
+        x += 34 + 8 * label.chars().count() as i32;
+    }
+    Ok(())
+}
+
+/// A point's marker at a pixel.
+pub fn marker(
+    canvas: &Canvas<'_>,
+    at: (i32, i32),
+    colour: RGBColor,
+    triangle: bool,
+    radius: i32,
+) -> Drawn {
+    match triangle {
+        true => canvas.draw(&TriangleMarker::new(at, radius + 2, colour.filled()))?,
+        false => canvas.draw(&Circle::new(at, radius, colour.filled()))?,
+    }
+    Ok(())
+}
+
+/// One chart in `panel`, a part of `canvas`.
+fn chart(canvas: &Canvas<'_>, panel: &Canvas<'_>, axes: &Axes<'_>, series: &[Series]) -> Drawn {
+    let points = || series.iter().flat_map(|s| &s.points);
+    let places = || {
+        points()
+            .map(|p| p.0)
+            .chain(axes.columns.iter().map(|c| c.0))
+    };
+    let x = match axes.names.len() {
+        0 if axes.log_x => {
+            let x = log_range(places());
+            x.start..x.end * (x.end / x.start).powf(axes.room)
+        }
+        0 => {
+            let (low, high) = places().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| {
+                (l.min(v), h.max(v))
+            });
+            let (size, least) = (high - low, 1e-4 * high.abs().max(low.abs()));
+            match size > least {
+                true => low - 0.08 * size..high + (0.08 + axes.room) * size,
+                false => padded(places()),
+            }
+        }
+        n => -0.5..n as f64 - 0.5,
+    };
+    // No figure is negative where the axis begins at 0, whatever a wide interval says.
+    let lowest = |v: f64| if axes.from_zero { v.max(0.0) } else { v };
+    let ends = points().flat_map(|p| {
+        let half = p.2.unwrap_or(0.0);
+        [lowest(p.1 - half), p.1 + half]
+    });
+    let levels = axes.levels.iter().map(|l| l.y);
+    let y = match axes.log {
+        true => log_range(ends.chain(levels)),
+        false => padded(ends.chain(levels).chain(axes.from_zero.then_some(0.0))),
+    };
+    let mut builder = ChartBuilder::on(panel);
+    builder
+        .margin(10)
+        .margin_top(LEGEND + if axes.columns.is_empty() { 0 } else { 18 })
+        .x_label_area_size(50)
+        .y_label_area_size(92);
+    match (axes.log_x, axes.log) {
+        (false, false) => contents(
+            canvas,
+            builder.build_cartesian_2d(x, y.clone())?,
+            axes,
+            series,
+            y.start..y.end,
+        ),
+        (false, true) => contents(
+            canvas,
+            builder.build_cartesian_2d(x, LogAxis(y.clone()))?,
+            axes,
+            series,
+            y,
+        ),
+        (true, false) => contents(
+            canvas,
+            builder.build_cartesian_2d(LogAxis(x), y.clone())?,
+            axes,
+            series,
+            y,
+        ),
+        (true, true) => contents(
+            canvas,
+            builder.build_cartesian_2d(LogAxis(x), LogAxis(y.clone()))?,
+            axes,
+            series,
+            y,
+        ),
+    }
+}
+
+/// Positive values with a margin in proportion.
+fn log_range(values: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
+    let positive = values.filter(|v| *v > 0.0 && v.is_finite());
+    let (low, high) = positive.fold((f64::INFINITY, 0.0_f64), |(l, h), v| (l.min(v), h.max(v)));
+    match low <= high {
+        true => {
+            let margin = (high / low).powf(0.08).max(1.1);
+            low / margin..high * margin
+        }
+        false => 0.1..1.0,
+    }
+}
+
+/// Mesh, series and names of a chart.
+fn contents<X, Y>(
+    canvas: &Canvas<'_>,
+    mut chart: ChartContext<'_, SVGBackend<'_>, Cartesian2d<X, Y>>,
+    axes: &Axes<'_>,
+    series: &[Series],
+    y: std::ops::Range<f64>,
+) -> Drawn
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    let (across, down) = chart.plotting_area().get_pixel_range();
+    let across_px = across.end - across.start;
+    let named = !axes.names.is_empty();
+    let x_label = |v: &f64| if named { String::new() } else { tick(*v) };
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .axis_style(INK)
+        .label_style(label_font())
+        .axis_desc_style(title_font())
+        .x_desc(axes.x_title)
+        .y_desc(axes.y_title)
+        .x_labels(across_px as usize / 80)
+        .y_labels(7)
+        .x_label_formatter(&x_label)
+        .y_label_formatter(&|v| tick(*v))
+        .draw()?;
+    let mut taken: Vec<Label> = Vec::new();
+    for (x, name) in &axes.columns {
+        let (at, _) = chart.backend_coord(&(*x, y.end));
+        let line = [(at, down.start), (at, down.end)];
+        canvas.draw(&PathElement::new(line, GRID.stroke_width(1)))?;
+        canvas.draw(&Text::new(
+            name.as_str(),
+            (at, down.start - 18),
+            under(label_font()),
+        ))?;
+    }
+    for level in &axes.levels {
+        let colour = PALETTE[level.colour % PALETTE.len()];
+        let (_, at) = chart.backend_coord(&(axes.columns.first().map_or(0.0, |c| c.0), level.y));
+        for x in across.clone().step_by(10) {
+            let dash = [(x, at), ((x + 6).min(across.end), at)];
+            canvas.draw(&PathElement::new(dash, colour.stroke_width(1)))?;
+        }
+        let style = ending_at(name_font(colour));
+        canvas.draw(&Text::new(
+            level.label.as_str(),
+            (across.end - 4, at - 9),
+            style,
+        ))?;
+        taken.push(Label::ending(&level.label, (across.end - 4, at - 9)));
+    }
+    let lowest = |v: f64| if axes.from_zero { v.max(0.0) } else { v };
+    let mut names = Vec::new();
+    for (i, s) in series.iter().enumerate() {
+        let (colour, triangles) = s.style(i);
+        if s.line {
+            let line = s.points.iter().map(|p| (p.0, p.1));
+            chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
+        }
+        for (n, &(x, v, half)) in s.points.iter().enumerate() {
+            if let Some(half) = half {
+                let bar = [(x, lowest(v - half).max(y.start)), (x, v + half)];
+                chart.draw_series([PathElement::new(bar, colour.stroke_width(2))])?;
+            }
+            let at = chart.backend_coord(&(x, v));
+            if !s.label.is_empty() {
+                marker(canvas, at, colour, triangles, 4)?;
+                taken.push(Label::around(at));
+            }
+            if let Some(name) = s.names.get(n).filter(|name| !name.is_empty()) {
+                names.push((name.as_str(), at, colour));
+            }
+        }
+    }
+    for (name, at, colour) in names {
+        if let Some(label) = place(name, at, (&across, &down), &taken) {
+            canvas.draw(&Text::new(
+                name,
+                (label.left, (label.top + label.bottom) / 2),
+                starting_at(name_font(colour)),
+            ))?;
+            taken.push(label);
+        }
+    }
+    for (i, name) in axes.names.iter().enumerate() {
+        let (at, _) = chart.backend_coord(&(i as f64, y.end));
+        canvas.draw(&Text::new(
+            name.as_str(),
+            (at, down.end + 10),
+            under(label_font()),
+        ))?;
+    }
+    Ok(())
+}
+
+/// The style of points' names.
+fn name_font(colour: RGBColor) -> TextStyle<'static> {
+    ("sans-serif", NAME).into_font().color(&colour)
+}
+
+/// Pixels that text or a marker covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Label {
+    left: i32,
+    right: i32,
+    top: i32,
+    bottom: i32,
+}
+
+impl Label {
+    fn starting(text: &str, (x, y): (i32, i32)) -> Self {
+        let width = NAME_CHAR * text.chars().count() as i32;
+        Self {
+            left: x,
+            right: x + width,
+            top: y - NAME_HALF,
+            bottom: y + NAME_HALF,
+        }
+    }
+
+    fn ending(text: &str, (x, y): (i32, i32)) -> Self {
+        let width = NAME_CHAR * text.chars().count() as i32;
+        Self::starting(text, (x - width, y))
+    }
+
+    /// A marker.
+    fn around((x, y): (i32, i32)) -> Self {
+        Self {
+            left: x - 5,
+            right: x + 5,
+            top: y - 5,
+            bottom: y + 5,
+        }
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.left < other.right
+            && other.left < self.right
+            && self.top < other.bottom
+            && other.top < self.bottom
+    }
+}
+
+/// Room for a point's name: right of it, left, above or below; none where everything is taken.
+fn place(
+    name: &str,
+    (x, y): (i32, i32),
+    (across, down): (&std::ops::Range<i32>, &std::ops::Range<i32>),
+    taken: &[Label],
+) -> Option<Label> {
+    let half = NAME_CHAR * name.chars().count() as i32 / 2;
+    [
+        Label::starting(name, (x + 7, y)),
+        Label::ending(name, (x - 7, y)),
+        Label::starting(name, (x - half, y - 13)),
+        Label::starting(name, (x - half, y + 13)),
+    ]
+    .into_iter()
+    .find(|label| {
+        let inside = label.left >= across.start && label.right <= across.end;
+        let inside = inside && label.top >= down.start && label.bottom <= down.end;
+        inside && !taken.iter().any(|t| t.overlaps(label))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_never_cover_each_other_or_a_marker() {
+        let (across, down) = (0..200, 0..100);
+        let points: Vec<(i32, i32)> = (0..12).map(|i| (20 + 9 * i, 50 + 4 * (i % 3))).collect();
+        let mut taken: Vec<Label> = points.iter().map(|&p| Label::around(p)).collect();
+        let markers = taken.len();
+        for &p in &points {
+            taken.extend(place("E5M3", p, (&across, &down), &taken.clone()));
+        }
+        assert!(taken.len() > markers, "some have room");
+        for (i, a) in taken.iter().enumerate().skip(markers) {
+            assert!(a.left >= 0 && a.right <= 200 && a.top >= 0 && a.bottom <= 100);
+            assert!(taken[..i].iter().all(|b| !a.overlaps(b)), "{a:?}");
+        }
+        assert_eq!(
+            place(
+                "too long a name for this",
+                (100, 50),
+                (&(90..110), &down),
+                &[]
+            ),
+            None
+        );
+    }
+
+    #[test]
+    fn logarithmic_ranges_hold_their_positive_values() {
+        let r = log_range([0.0, -1.0, 0.01, 10.0].into_iter());
+        assert!(r.start > 0.0 && r.start < 0.01 && r.end > 10.0);
+        assert_eq!(log_range(std::iter::empty()), 0.1..1.0);
+        let one = log_range([2.0].into_iter());
+        assert!(one.start < 2.0 && one.end > 2.0);
+    }
+}

@@ -1,0 +1,187 @@
+//! Plots of distances from C0 and of sensitivity.
+
+use std::collections::BTreeMap;
+
+use smq_convert::inspect::tensor_name::place;
+
+use super::super::chart::{Axes, Level, Series, plot, plots};
+use super::super::plots::frontier;
+use super::verdict::{self, Distance};
+use crate::eval::sensitivity::Sensitivity;
+use crate::eval::suite::Summary;
+
+/// In the order of their colours; others follow.
+const RULES: [&str; 4] = ["reference", "nearest", "search", "signed"];
+/// Half a 95 % confidence interval, in standard errors of a mean over thousands of positions.
+const Z: f64 = 1.96;
+/// Points named in a sensitivity plot, the worst first.
+const NAMED: usize = 24;
+
+fn colour(rule: &str) -> usize {
+    let at = RULES.iter().position(|r| *r == rule);
+    at.unwrap_or(RULES.len())
+}
+
+/// Mean KL against bits a weight of uniform variants: a line a rule and target; exact scales, which are far wider, as levels.
+pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
+    let all = verdict::distances(summary);
+    let mut series: BTreeMap<(usize, bool), Series> = BTreeMap::new();
+    let mut columns: BTreeMap<String, (f64, usize)> = BTreeMap::new();
+    let mut levels = Vec::new();
+    for d in all.iter().filter(|d| !d.is_auto()) {
+        let rule = d.rule.as_str();
+        if d.scales == "f32" {
+            levels.push(Level {
+                y: d.kl,
+                label: format!(
+                    "{}, {rule}, exact f32 scales ({:.3} bits)",
+                    d.target, d.bits
+                ),
+                colour: colour(rule),
+            });
+            continue;
+        }
+        let s = series
+            .entry((colour(rule), d.target == "all"))
+            .or_insert_with(|| Series {
+                label: rule.to_owned(),
+                line: true,
+                style: Some((colour(rule), d.target == "all")),
+                ..Series::default()
+            });
+        s.points.push((d.bits, d.kl, Some(Z * d.stderr)));
+        match d.mantissa_bits() {
+            Some(_) => {
+                let column = columns.entry(d.scales.to_uppercase()).or_default();
+                column.0 += d.bits;
+                column.1 += 1;
+                s.names.push(String::new());
+            }
+            None => s.names.push(d.name.clone()),
+        }
+    }
+    let series: Vec<Series> = series.into_values().map(by_x).collect();
+    let axes = Axes {
+        x_title: "bits a quantized weight, scales included",
+        y_title: "mean KL divergence from C0 (nats)",
+        columns: columns
+            .into_iter()
+            .map(|(name, (sum, n))| (sum / n as f64, name))
+            .collect(),
+        room: if levels.is_empty() { 0.0 } else { 0.4 },
+        levels,
+        log: true,
+        ..Axes::default()
+    };
+    plot("distance from C0 by bits a weight", &axes, &series)
+}
+
+/// A line's points by place.
+fn by_x(mut s: Series) -> Series {
+    let mut all: Vec<_> = s.points.into_iter().zip(s.names).collect();
+    all.sort_by(|a, b| a.0.0.total_cmp(&b.0.0));
+    (s.points, s.names) = all.into_iter().unzip();
+    s
+}
+
+/// Auto's points beside the frontier of the uniform variants, by target; none without auto.
+pub fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
+    let all = verdict::distances(summary);
+    if !all.iter().any(Distance::is_auto) {
+        return Ok(None);
+    }
+    let mut targets: Vec<&str> = all.iter().map(|d| d.target.as_str()).collect();
+    targets.sort_unstable();
+    targets.dedup();
+    let mut series = Vec::new();
+    for target in targets {
+        let triangles = target == "all";
+        let of = |auto| {
+            all.iter()
+                .filter(move |d| d.target == target && d.is_auto() == auto)
+        };
+        if of(true).next().is_none() {
+            continue;
+        }
+        let uniform = frontier(of(false).map(|d| (d.bits, d.kl)).collect());
+        let name = |x: f64, y: f64| {
+            let same = of(false)
+                .find(|d| d.bits.to_bits() == x.to_bits() && d.kl.to_bits() == y.to_bits());
+            same.map_or(String::new(), |d| d.name.clone())
+        };
+        series.push(Series {
+            label: format!("best uniform, {target}"),
+            names: uniform.iter().map(|p| name(p.0, p.1)).collect(),
+            points: uniform,
+            line: true,
+            style: Some((6, triangles)),
+        });
+        for (weighed, colour) in [(false, 1), (true, 0)] {
+            let of = || of(true).filter(|d| d.name.ends_with("-weighed") == weighed);
+            let how = if weighed { "auto weighed" } else { "auto" };
+            series.push(by_x(Series {
+                label: format!("{how}, {target}"),
+                points: of().map(|d| (d.bits, d.kl, Some(Z * d.stderr))).collect(),
+                names: of().map(|_| String::new()).collect(),
+                line: true,
+                style: Some((colour, triangles)),
+            }));
+        }
+    }
+    let axes = Axes {
+        x_title: "bits a quantized weight, scales included",
+        y_title: "mean KL divergence from C0 (nats)",
+        log: true,
+        ..Axes::default()
+    };
+    plot("auto against uniform", &axes, &series)
+}
+
+/// Weight error against KL of each unit, relative on the left, squared on the right; a colour a projection.
+pub fn sensitivity(s: &Sensitivity) -> anyhow::Result<Option<String>> {
+    let mut worst: Vec<_> = s.points.iter().map(|p| p.mean_kl.value).collect();
+    worst.sort_by(|a, b| b.total_cmp(a));
+    let named_from = worst.get(NAMED - 1).copied().unwrap_or(0.0);
+    let mut by_projection: [BTreeMap<String, Series>; 2] = Default::default();
+    for p in &s.points {
+        let at = place(&p.name);
+        let last = at.projection.rsplit('.').next().unwrap_or_default();
+        let label = if last == "*" { "layer" } else { last };
+        let name = match at.layer {
+            Some(layer) if p.mean_kl.value >= named_from => layer.to_string(),
+            _ => String::new(),
+        };
+        for (series, x) in by_projection
+            .iter_mut()
+            .zip([p.relative_error, p.squared_error])
+        {
+            let s = series.entry(label.to_owned()).or_insert_with(|| Series {
+                label: label.to_owned(),
+                ..Series::default()
+            });
+            s.points.push((x, p.mean_kl.value, None));
+            s.names.push(name.clone());
+        }
+    }
+    let axes = |x_title, y_title, log_x| Axes {
+        x_title,
+        y_title,
+        log: true,
+        log_x,
+        ..Axes::default()
+    };
+    let axes = [
+        axes(
+            "relative squared error of the weights",
+            "mean KL divergence from C0 (nats)",
+            false,
+        ),
+        axes("squared error of the weights (sum)", "", true),
+    ];
+    let [left, right] = by_projection.map(|s| s.into_values().collect::<Vec<_>>());
+    plots(
+        "weight error against distance from C0",
+        &axes,
+        &[&left, &right],
+    )
+}
