@@ -36,6 +36,7 @@ fn options(out: &Path, only: &[&str]) -> SuiteOptions {
         out: out.to_owned(),
         tasks: Vec::new(),
         only: only.iter().map(|s| (*s).to_owned()).collect(),
+        sensitivity: None,
         limit: None,
         prompts: Prompts {
             chat: true,

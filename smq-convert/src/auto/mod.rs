@@ -56,8 +56,8 @@ pub struct AutoOptions {
     pub goal: Goal,
     /// What a squared error costs, by tensor; otherwise all count the same.
     pub sensitivity: Option<Sensitivity>,
-    /// One scale width for all int4 tensors.
-    pub one_width: bool,
+    /// A scale width for each product, in place of one for all int4 tensors.
+    pub mixed_widths: bool,
     /// Replace an existing file.
     pub overwrite: bool,
     /// Threads; 0 takes every core. Never changes the choice.
@@ -199,9 +199,9 @@ fn allocated(
         Goal::MaxKl(nats) => Bound::Error(nats),
     };
     let count = curves[0].widths.len();
-    let all: Vec<Vec<usize>> = match options.one_width {
-        true => (0..count).map(|width| vec![width]).collect(),
-        false => vec![(0..count).collect()],
+    let all: Vec<Vec<usize>> = match options.mixed_widths {
+        true => vec![(0..count).collect()],
+        false => (0..count).map(|width| vec![width]).collect(),
     };
     // The best of the sets of widths; of equally good ones the first.
     let mut best: Option<(Candidate, Vec<Option<usize>>)> = None;
@@ -332,7 +332,7 @@ fn parameters(options: &AutoOptions, chosen: &[ChosenTensor]) -> BTreeMap<String
         Goal::Budget(bits) => ("auto_budget_bits", bits.to_string()),
         Goal::MaxKl(nats) => ("auto_max_kl_nats", nats.to_string()),
     };
-    let widths = if options.one_width { "one" } else { "product" };
+    let widths = if options.mixed_widths { "mixed" } else { "one" };
     let mut out: BTreeMap<String, String> = [
         bound,
         ("auto_widths", widths.to_owned()),

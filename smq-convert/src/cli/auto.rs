@@ -45,9 +45,10 @@ pub(super) struct AutoArgs {
     /// --mbits auto: weigh errors by what smq-run eval sensitivity --json measured
     #[arg(long, value_name = "FILE")]
     sensitivity: Option<PathBuf>,
-    /// --mbits auto: one scale width for all int4 tensors, which the CUDA decode kernel is then compiled for
+    /// --mbits auto: choose a scale width for each product, in place of one for all, which the CUDA decode kernel is
+    /// compiled for
     #[arg(long)]
-    one_width: bool,
+    mixed_widths: bool,
 }
 
 impl AutoArgs {
@@ -60,7 +61,7 @@ impl AutoArgs {
             ("--budget", self.budget.is_some()),
             ("--max-kl", self.max_kl.is_some()),
             ("--sensitivity", self.sensitivity.is_some()),
-            ("--one-width", self.one_width),
+            ("--mixed-widths", self.mixed_widths),
         ];
         match given.iter().find(|(_, given)| *given) {
             Some((option, _)) => {
@@ -104,7 +105,7 @@ impl AutoArgs {
             rule,
             goal,
             sensitivity: sensitivity.transpose()?,
-            one_width: self.one_width,
+            mixed_widths: self.mixed_widths,
             overwrite,
             jobs,
         })
