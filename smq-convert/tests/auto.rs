@@ -215,14 +215,14 @@ fn a_rule_is_recorded_for_each_tensor() {
         let int4 = auto.tensors.iter().filter_map(|t| t.options);
         int4.filter(|o| o.rule == rule).count()
     };
-    let (search, signed) = (count(ScaleRule::Search), count(ScaleRule::Signed));
-    assert!(search > 0 && signed > 0, "{search} {signed}");
+    let (nearest, signed) = (count(ScaleRule::Nearest), count(ScaleRule::Signed));
+    assert!(nearest > 0 && signed > 0, "{nearest} {signed}");
     let file = path.to_str().unwrap();
     assert!(inspect(&[file, "--recheck", &fixture()]).starts_with("ok: "));
     let json: serde_json::Value = serde_json::from_str(&inspect(&[file, "--json"])).unwrap();
     let tensors = json["tensors"].as_array().unwrap();
     let named = |rule: &str| tensors.iter().filter(|t| t["scale_rule"] == rule).count();
-    assert_eq!((named("search"), named("signed")), (search, signed));
+    assert_eq!((named("nearest"), named("signed")), (nearest, signed));
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub struct AutoOptions {
     pub target: Target,
     /// Elements a group.
     pub group: usize,
-    /// The only scale rule; otherwise the best of `search` and `signed` for each tensor.
+    /// The only scale rule; otherwise the best of `nearest` and `signed` for each tensor.
     pub rule: Option<ScaleRule>,
     /// The bound.
     pub goal: Goal,

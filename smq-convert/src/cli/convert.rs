@@ -65,7 +65,7 @@ struct ConvertArgs {
     /// int4: consecutive elements of a row that share a scale [default: 128, or an int4 checkpoint's]
     #[arg(long, value_name = "ELEMS")]
     group_size: Option<usize>,
-    /// int4: how a group's scale is chosen [default: reference; with --mbits auto the better of search and signed]
+    /// int4: how a group's scale is chosen [default: reference; with --mbits auto the better of nearest and signed]
     #[arg(long, value_enum)]
     scale_rule: Option<ScaleRule>,
     /// What to quantize: mlp, all (attention too; embeddings and lm_head never), or a regex over names
