@@ -1,12 +1,13 @@
 //! Source -> plan -> quantize -> writer, one tensor ahead of the disk.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use smq_format::statistics::{STATISTICS_VERSION, TensorStatistics};
 use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
 
+use crate::auto::{Auto, AutoOptions, choose, measured_bytes};
+use crate::choice::{Choice, rule_name};
 use crate::error::ConvertError;
 use crate::import::Form;
 use crate::known::check_against_config;
@@ -53,17 +54,33 @@ pub type Progress<'a> = &'a (dyn Fn(u64) -> bool + Sync);
 /// # Errors
 /// As [`convert`], for all that can be known from headers.
 pub fn dry_run(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Plan, ConvertError> {
+    plan_of(checkpoint, &uniform(checkpoint, options)?)
+}
+
+/// Chooses as [`convert_auto`] would, and plans that: `progress` gets the bytes that [`choose`] counts.
+///
+/// # Errors
+/// As [`convert_auto`], for all that can be known without writing.
+pub fn dry_run_auto(
+    checkpoint: &Checkpoint,
+    options: &AutoOptions,
+    progress: Progress,
+) -> Result<(Auto, Plan), ConvertError> {
+    check_against_config(checkpoint)?;
+    let auto = choose(checkpoint, options, progress)?;
+    let plan = plan_of(checkpoint, &auto.choice)?;
+    Ok((auto, plan))
+}
+
+fn uniform(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Choice, ConvertError> {
     check_options(checkpoint, options.quantize)?;
     check_against_config(checkpoint)?;
+    Choice::uniform(checkpoint, &options.target, options.quantize)
+}
+
+fn plan_of(checkpoint: &Checkpoint, choice: &Choice) -> Result<Plan, ConvertError> {
     let files = checkpoint.embedded_files()?;
-    let provenance = provenance(checkpoint, options);
-    plan(
-        checkpoint,
-        &files,
-        &options.target,
-        options.quantize,
-        provenance,
-    )
+    plan(checkpoint, &files, choice, provenance(checkpoint, choice))
 }
 
 /// Converts `checkpoint` into the file `target`, which appears whole or not at all.
@@ -80,33 +97,64 @@ pub fn convert(
     progress: Progress,
 ) -> Result<Summary, ConvertError> {
     let started = Instant::now();
-    let plan = dry_run(checkpoint, options)?;
+    let choice = uniform(checkpoint, options)?;
     check_target(checkpoint, target)?;
-    let mut writer = SmqWriter::create(target, options.overwrite)?;
+    let writer = SmqWriter::create(target, options.overwrite)?;
+    write(checkpoint, &choice, writer, started, options.jobs, progress)
+}
+
+/// Measures, chooses and converts; otherwise as [`convert`]. `progress` gets the bytes that [`choose`] counts, then
+/// these and the source bytes done.
+///
+/// # Errors
+/// As [`choose`] and [`convert`].
+pub fn convert_auto(
+    checkpoint: &Checkpoint,
+    target: &Path,
+    options: &AutoOptions,
+    progress: Progress,
+) -> Result<(Auto, Summary), ConvertError> {
+    let started = Instant::now();
+    check_against_config(checkpoint)?;
+    check_target(checkpoint, target)?;
+    // Before the weights are measured, which may take minutes.
+    let writer = SmqWriter::create(target, options.overwrite)?;
+    let auto = choose(checkpoint, options, progress)?;
+    let measured = measured_bytes(checkpoint, options);
+    let progress = |done_bytes: u64| progress(measured + done_bytes);
+    let choice = &auto.choice;
+    let summary = write(checkpoint, choice, writer, started, options.jobs, &progress)?;
+    Ok((auto, summary))
+}
+
+/// Threads of our own.
+pub(crate) fn pool(jobs: usize) -> Result<rayon::ThreadPool, ConvertError> {
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(jobs);
+    builder.build().map_err(|e| ConvertError::Threads {
+        jobs,
+        reason: e.to_string(),
+    })
+}
+
+fn write(
+    checkpoint: &Checkpoint,
+    choice: &Choice,
+    mut writer: SmqWriter,
+    started: Instant,
+    jobs: usize,
+    progress: Progress,
+) -> Result<Summary, ConvertError> {
+    plan_of(checkpoint, choice)?;
     for (name, contents) in checkpoint.embedded_files()? {
         writer.add_file(name, &contents)?;
     }
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.jobs)
-        .build()
-        .map_err(|e| ConvertError::Threads {
-            jobs: options.jobs,
-            reason: e.to_string(),
-        })?;
     let mut hasher = SourceHasher::new(checkpoint);
-    let (statistics, scale_bytes) = pool.install(|| {
-        let written = write_tensors(
-            checkpoint,
-            &plan,
-            options,
-            &mut writer,
-            &mut hasher,
-            progress,
-        );
+    let (statistics, scale_bytes) = pool(jobs)?.install(|| {
+        let written = write_tensors(checkpoint, choice, &mut writer, &mut hasher, progress);
         hasher.finish_all();
         written
     })?;
-    let mut provenance = provenance(checkpoint, options);
+    let mut provenance = provenance(checkpoint, choice);
     for (source, hash) in provenance.sources.iter_mut().zip(hasher.hashes()) {
         source.blake3 = hash;
     }
@@ -135,8 +183,7 @@ enum Ready<'a> {
 /// Quantizes each tensor while the one before it is hashed and written, so that at most two are held.
 fn write_tensors(
     checkpoint: &Checkpoint,
-    plan: &Plan,
-    options: &ConvertOptions,
+    choice: &Choice,
     writer: &mut SmqWriter,
     hasher: &mut SourceHasher,
     progress: Progress,
@@ -145,14 +192,14 @@ fn write_tensors(
     let mut scale_bytes = 0;
     let mut done_bytes = 0;
     let mut previous: Option<(&SourceTensor, Ready)> = None;
-    for (tensor, planned) in checkpoint.tensors().iter().zip(&plan.tensors) {
+    for (tensor, method) in checkpoint.tensors().iter().zip(&choice.methods) {
         let write = || match previous.take() {
             Some((tensor, ready)) => write_tensor(writer, tensor, ready, &mut statistics),
             None => Ok(0),
         };
         let ((written, ()), ready) = rayon::join(
             || rayon::join(write, || hasher.advance(tensor)),
-            || prepare(checkpoint, tensor, planned.quantized, options.quantize),
+            || prepare(checkpoint, tensor, *method),
         );
         scale_bytes += written?;
         previous = Some((tensor, ready?));
@@ -170,16 +217,15 @@ fn write_tensors(
 fn prepare<'a>(
     checkpoint: &'a Checkpoint,
     tensor: &SourceTensor,
-    quantized: bool,
-    method: Method,
+    method: Option<Method>,
 ) -> Result<Ready<'a>, ConvertError> {
     let bytes = checkpoint.bytes(tensor);
     let columns = tensor.shape.last().copied().unwrap_or(1);
     let located = |error| not_quantized(checkpoint, tensor, error);
-    if !quantized {
+    let Some(method) = method else {
         check_finite(bytes, tensor.dtype, columns).map_err(located)?;
         return Ok(Ready::Raw(bytes));
-    }
+    };
     let result = quantize_tensor(checkpoint, tensor, method).map_err(located)?;
     Ok(Ready::Quantized(Box::new(result)))
 }
@@ -262,7 +308,7 @@ fn any_all_ones(block: &[u8], mask: u16) -> bool {
     })
 }
 
-fn not_quantized(
+pub(crate) fn not_quantized(
     checkpoint: &Checkpoint,
     tensor: &SourceTensor,
     error: QuantizeError,
@@ -285,27 +331,14 @@ fn not_quantized(
     }
 }
 
-fn rule_name(rule: ScaleRule) -> String {
-    let value = clap::ValueEnum::to_possible_value(&rule);
-    value.map(|v| v.get_name().to_owned()).unwrap_or_default()
-}
-
 /// Provenance key of an imported file, and its values.
 pub(crate) const IMPORT_CODES: &str = "import_codes";
 const CODES_KEPT: &str = "kept";
 pub(crate) const CODES_REQUANTIZED: &str = "requantized";
 
 /// Everything that decides the bytes; hashes of the sources are filled in later.
-fn provenance(checkpoint: &Checkpoint, options: &ConvertOptions) -> Provenance {
-    let mut parameters = BTreeMap::from([("target".to_owned(), options.target.name().to_owned())]);
-    parameters.extend(match options.quantize {
-        Method::Int4(int4) => vec![
-            ("group_size".to_owned(), int4.group.to_string()),
-            ("scale_rule".to_owned(), rule_name(int4.rule)),
-            ("scales".to_owned(), int4.scales.name()),
-        ],
-        method => vec![("scheme".to_owned(), method.name().to_owned())],
-    });
+fn provenance(checkpoint: &Checkpoint, choice: &Choice) -> Provenance {
+    let mut parameters = choice.parameters.clone();
     if let Some(import) = checkpoint.import() {
         let codes = match checkpoint.keeps_codes() {
             true => CODES_KEPT,
@@ -342,7 +375,7 @@ fn check_target(checkpoint: &Checkpoint, target: &Path) -> Result<(), ConvertErr
     }
 }
 
-fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(), ConvertError> {
+pub(crate) fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(), ConvertError> {
     let wrong = |option, value, rule| {
         Err(ConvertError::Option {
             option,

@@ -127,6 +127,14 @@ pub enum ConvertError {
         /// What is allowed.
         rule: String,
     },
+    /// A file of sensitivities.
+    #[error("{}: {problem}", path.display())]
+    Sensitivity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// The target is a file of the checkpoint.
     #[error(
         "{} is a file of the checkpoint that is being converted; choose another name for the .smq file",

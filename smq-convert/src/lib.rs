@@ -5,9 +5,11 @@
 //! ```
 //!
 //! [`source`] maps a Hugging Face checkpoint, [`mod@plan`] decides what becomes of each tensor and how large
-//! the file will be, [`mod@quantize`] does the arithmetic of `spec/method.md`, and [`mod@convert`] runs them.
+//! the file will be, [`auto`] chooses storage from measured errors, [`mod@quantize`] does the arithmetic of `spec/method.md`, and [`mod@convert`] runs them.
 //! [`import`] reads checkpoints that are int4 already. [`inspect`] is behind `smq-inspect`; [`mod@synth`] makes full-size checkpoints without trained weights.
 
+pub mod auto;
+pub mod choice;
 pub mod cli;
 pub mod convert;
 pub mod error;
@@ -21,7 +23,9 @@ pub mod source;
 mod source_hash;
 pub mod synth;
 
-pub use convert::{ConvertOptions, Summary, convert, dry_run};
+pub use auto::{Auto, AutoOptions, Goal, sensitivity::Sensitivity};
+pub use choice::Choice;
+pub use convert::{ConvertOptions, Summary, convert, convert_auto, dry_run, dry_run_auto};
 pub use error::ConvertError;
 pub use plan::{Plan, Target};
 pub use quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule};

@@ -8,6 +8,7 @@ use smq_format::statistics::{
 };
 use smq_format::{Index, Provenance, Scheme, SourceFile, Statistics, TensorEntry};
 
+use crate::choice::Choice;
 use crate::error::ConvertError;
 use crate::quantize::{Method, ScaleChoice};
 use crate::source::{Checkpoint, SourceTensor};
@@ -43,6 +44,25 @@ impl Target {
                 Target::Pattern(regex) => regex.is_match(name),
             }
     }
+
+    /// Whether a tensor is selected and has elements.
+    pub fn takes(&self, tensor: &SourceTensor) -> bool {
+        self.selects(&tensor.name, tensor.shape.len()) && tensor.elems() > 0
+    }
+
+    /// The error where it takes none.
+    pub(crate) fn selects_nothing(&self, checkpoint: &Checkpoint) -> ConvertError {
+        let matrices = checkpoint.tensors().iter().filter(|t| t.shape.len() == 2);
+        let examples: Vec<_> = matrices.take(4).map(|t| t.name.as_str()).collect();
+        ConvertError::NothingToQuantize {
+            target: self.name().to_owned(),
+            path: checkpoint.path().to_path_buf(),
+            examples: match examples.as_slice() {
+                [] => "none".to_owned(),
+                names => format!("{}, ...", names.join(", ")),
+            },
+        }
+    }
 }
 
 impl std::str::FromStr for Target {
@@ -60,8 +80,8 @@ impl std::str::FromStr for Target {
 /// What will become of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Planned {
-    /// Whether it is quantized; otherwise it is stored as it is.
-    pub quantized: bool,
+    /// How it is quantized; `None` is stored as it is.
+    pub method: Option<Method>,
     /// Bytes of its blobs.
     pub stored_bytes: u64,
 }
@@ -77,15 +97,14 @@ pub struct Plan {
     pub file_bytes: u64,
 }
 
-/// Plans a conversion of `checkpoint` with `files` embedded.
+/// Plans a conversion of `checkpoint` as `choice` says, with `files` embedded.
 ///
 /// # Errors
-/// A target that selects nothing; a tensor the format cannot hold.
+/// A tensor the format cannot hold.
 pub fn plan(
     checkpoint: &Checkpoint,
     files: &[(&str, Vec<u8>)],
-    target: &Target,
-    method: Method,
+    choice: &Choice,
     provenance: Provenance,
 ) -> Result<Plan, ConvertError> {
     let mut index = Index {
@@ -112,20 +131,19 @@ pub fn plan(
             offset: place(contents.len() as u64),
         });
     }
-    for tensor in checkpoint.tensors() {
-        let selected = target.selects(&tensor.name, tensor.shape.len()) && tensor.elems() > 0;
-        let quantized = selected || tensor.packed.is_some();
-        let scheme = if quantized {
-            statistics.tensors.push(record_of(tensor));
-            likely_scheme(method)
-        } else {
-            Scheme::Raw(tensor.dtype)
+    for (tensor, method) in checkpoint.tensors().iter().zip(&choice.methods) {
+        let scheme = match method {
+            Some(method) => {
+                statistics.tensors.push(record_of(tensor));
+                likely_scheme(*method)
+            }
+            None => Scheme::Raw(tensor.dtype),
         };
         let lengths = scheme
             .blob_lengths(&tensor.name, &tensor.shape)
             .map_err(ConvertError::plan(checkpoint.path()))?;
         planned.push(Planned {
-            quantized,
+            method: *method,
             stored_bytes: lengths.iter().map(|l| l.1).sum(),
         });
         let blobs = lengths.into_iter().map(|(role, length)| Blob {
@@ -141,9 +159,6 @@ pub fn plan(
             scheme,
             blobs: blobs.collect(),
         });
-    }
-    if statistics.tensors.is_empty() {
-        return Err(nothing_to_quantize(checkpoint, target));
     }
     let defect = ConvertError::plan(checkpoint.path());
     let index_bytes = index.encode().map_err(&defect)?;
@@ -213,19 +228,6 @@ fn record_of(tensor: &SourceTensor) -> TensorStatistics {
         exponent_counts: vec![0; EXPONENT_BUCKETS],
         block_rows: block_rows as u64,
         row_blocks: vec![0.0; rows.div_ceil(block_rows)],
-    }
-}
-
-fn nothing_to_quantize(checkpoint: &Checkpoint, target: &Target) -> ConvertError {
-    let matrices = checkpoint.tensors().iter().filter(|t| t.shape.len() == 2);
-    let examples: Vec<_> = matrices.take(4).map(|t| t.name.as_str()).collect();
-    ConvertError::NothingToQuantize {
-        target: target.name().to_owned(),
-        path: checkpoint.path().to_path_buf(),
-        examples: match examples.as_slice() {
-            [] => "none".to_owned(),
-            names => format!("{}, ...", names.join(", ")),
-        },
     }
 }
 

@@ -29,10 +29,13 @@ pub struct DemoOptions {
     pub device: Device,
 }
 
-/// int4 in groups of 128.
+/// Columns that share a scale.
+pub(crate) const GROUP: usize = 128;
+
+/// int4 in groups of [`GROUP`].
 pub(crate) fn int4(scales: ScaleChoice, rule: ScaleRule) -> Method {
     Method::Int4(QuantizeOptions {
-        group: 128,
+        group: GROUP,
         scales,
         rule,
     })

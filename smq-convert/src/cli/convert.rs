@@ -9,24 +9,25 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::DecimalBytes;
 
+use super::auto::{AutoArgs, MantissaBits, print_choice, print_total};
 use super::export::{self, ExportArgs};
 use super::progress_bar;
 use crate::{
-    Checkpoint, ConvertOptions, Method, Plan, QuantizeOptions, ScaleChoice, ScaleRule, Summary,
-    Target, convert, dry_run, synth,
+    Auto, AutoOptions, Checkpoint, ConvertOptions, Method, Plan, QuantizeOptions, ScaleChoice,
+    ScaleRule, Summary, Target, auto, convert, convert_auto, dry_run, dry_run_auto, synth,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
 const DEFAULT_GROUP: usize = 128;
 /// Mantissa bits of an int4 scale where the user does not say.
-const DEFAULT_MBITS: i8 = 5;
+const DEFAULT_MBITS: MantissaBits = MantissaBits::Given(5);
 
 /// Quantize a safetensors checkpoint once into a .smq file
 #[derive(Parser)]
 #[command(
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  smq-convert --mbits 5 phi35/ phi35-e5m5.smq\n  smq-convert --mbits -1 --target all phi35/ phi35-f32.smq\n  smq-convert --scheme nf4 phi35/ phi35-nf4.smq\n  smq-convert --to compressed-tensors phi35-e5m5.smq phi35-int4/\n  smq-convert synth --like config.json synthetic/"
+    after_help = "Examples:\n  smq-convert --mbits 5 phi35/ phi35-e5m5.smq\n  smq-convert --mbits -1 --target all phi35/ phi35-f32.smq\n  smq-convert --scheme nf4 phi35/ phi35-nf4.smq\n  smq-convert --mbits auto --budget 4.5 --target all phi35/ phi35-auto.smq\n  smq-convert --to compressed-tensors phi35-e5m5.smq phi35-int4/\n  smq-convert synth --like config.json synthetic/"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -54,16 +55,17 @@ struct ConvertArgs {
     /// activations
     #[arg(long, value_enum, default_value_t = SchemeName::Int4)]
     scheme: SchemeName,
-    /// int4: mantissa bits of the E5Mx scales, 0 to 10; -1 keeps exact f32 scales [default: 5]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i8).range(-1..=10))]
-    mbits: Option<i8>,
+    /// int4: mantissa bits of the E5Mx scales, 0 to 10; -1 keeps exact f32 scales; auto chooses them for each tensor
+    /// from measured errors, and what stays as it is [default: 5]
+    #[arg(long, value_name = "N|auto", allow_negative_numbers = true)]
+    mbits: Option<MantissaBits>,
     /// int4: scale format instead of --mbits: f32, f16, or eXmY such as e5m5, e4m3, e8m0
     #[arg(long, value_name = "FORMAT", conflicts_with = "mbits", value_parser = parse_scales)]
     scales: Option<ScaleChoice>,
     /// int4: consecutive elements of a row that share a scale [default: 128, or an int4 checkpoint's]
     #[arg(long, value_name = "ELEMS")]
     group_size: Option<usize>,
-    /// int4: how a group's scale is chosen [default: reference]
+    /// int4: how a group's scale is chosen [default: reference; with --mbits auto the better of nearest and signed]
     #[arg(long, value_enum)]
     scale_rule: Option<ScaleRule>,
     /// What to quantize: mlp, all (attention too; embeddings and lm_head never), or a regex over names
@@ -78,9 +80,11 @@ struct ConvertArgs {
     /// Replace OUT.smq if it exists; with --to, the checkpoint in a directory that is not empty
     #[arg(long)]
     force: bool,
-    /// Show what would be written, without reading the weights
+    /// Show what would be written, without reading the weights (with --mbits auto they are read, to choose)
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    auto: AutoArgs,
     #[command(flatten)]
     export: ExportArgs,
 }
@@ -92,18 +96,52 @@ enum SchemeName {
     Fp8,
 }
 
+/// What to do, as the command line says it.
+enum Task {
+    Uniform(ConvertOptions),
+    Auto(AutoOptions),
+}
+
 impl ConvertArgs {
     /// # Errors
+    /// Options that do not go together.
+    fn task(self, checkpoint: &Checkpoint) -> anyhow::Result<Task> {
+        let group = checkpoint.import().map_or(DEFAULT_GROUP, |i| i.group);
+        let group = self.group_size.unwrap_or(group);
+        let int4 = self.scheme == SchemeName::Int4;
+        let bits = match (self.scales, self.mbits.unwrap_or(DEFAULT_MBITS)) {
+            (None, MantissaBits::Auto) if int4 => {
+                let options = self.auto.options(
+                    checkpoint,
+                    self.target,
+                    group,
+                    self.scale_rule,
+                    self.force,
+                    self.jobs,
+                )?;
+                return Ok(Task::Auto(options));
+            }
+            (_, MantissaBits::Given(bits)) => bits,
+            _ => -1, // refused below: another scheme has no mantissa bits
+        };
+        let quantize = self.method(group, bits)?;
+        self.auto.refuse()?;
+        Ok(Task::Uniform(ConvertOptions {
+            quantize,
+            target: self.target,
+            overwrite: self.force,
+            jobs: self.jobs,
+        }))
+    }
+
+    /// # Errors
     /// An option that only int4 has.
-    fn method(&self, checkpoint: &Checkpoint) -> anyhow::Result<Method> {
+    fn method(&self, group: usize, mbits: i8) -> anyhow::Result<Method> {
         let method = match self.scheme {
             SchemeName::Int4 => {
-                let group = checkpoint.import().map_or(DEFAULT_GROUP, |i| i.group);
                 return Ok(Method::Int4(QuantizeOptions {
-                    group: self.group_size.unwrap_or(group),
-                    scales: self
-                        .scales
-                        .unwrap_or(scales_of(self.mbits.unwrap_or(DEFAULT_MBITS))),
+                    group,
+                    scales: self.scales.unwrap_or(scales_of(mbits)),
                     rule: self.scale_rule.unwrap_or(ScaleRule::Reference),
                 }));
             }
@@ -177,34 +215,49 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         );
         checkpoint.requantize();
     }
-    let options = ConvertOptions {
-        quantize: args.method(&checkpoint)?,
-        target: args.target,
-        overwrite: args.force,
-        jobs: args.jobs,
+    let (dry, out) = (args.dry_run, args.out.clone());
+    let task = args.task(&checkpoint)?;
+    let interrupted = interrupts();
+    let tensor_bytes = checkpoint.tensors().iter().map(|t| t.range.len() as u64);
+    let tensor_bytes: u64 = tensor_bytes.sum();
+    let total_bytes = match &task {
+        Task::Uniform(_) => tensor_bytes,
+        Task::Auto(options) => tensor_bytes + auto::measured_bytes(&checkpoint, options),
     };
-    if args.dry_run {
-        let plan = dry_run(&checkpoint, &options)?;
-        return print_plan(&checkpoint, options.quantize, &plan);
+    let bar = progress_bar(total_bytes, "converting");
+    let progress = |done_bytes: u64| {
+        bar.set_position(done_bytes);
+        !interrupted.load(Ordering::Relaxed)
+    };
+    if dry {
+        let (auto, plan) = match &task {
+            Task::Uniform(options) => (None, dry_run(&checkpoint, options)?),
+            Task::Auto(options) => {
+                let (auto, plan) = dry_run_auto(&checkpoint, options, &progress)?;
+                (Some(auto), plan)
+            }
+        };
+        bar.finish_and_clear();
+        return print_plan(&checkpoint, &plan, auto.as_ref());
     }
-    let out = args
-        .out
-        .context("no output file given; name it after the checkpoint, or pass --dry-run")?;
+    let out =
+        out.context("no output file given; name it after the checkpoint, or pass --dry-run")?;
     for leftover in smq_format::leftovers(&out) {
         eprintln!(
             "note: {} was left by a run that was killed; delete it",
             leftover.display()
         );
     }
-    let interrupted = interrupts();
-    let tensor_bytes = checkpoint.tensors().iter().map(|t| t.range.len() as u64);
-    let bar = progress_bar(tensor_bytes.sum(), "converting");
-    let summary = convert(&checkpoint, &out, &options, &|done_bytes| {
-        bar.set_position(done_bytes);
-        !interrupted.load(Ordering::Relaxed)
-    });
+    let result = match &task {
+        Task::Uniform(options) => {
+            convert(&checkpoint, &out, options, &progress).map(|summary| (None, summary))
+        }
+        Task::Auto(options) => convert_auto(&checkpoint, &out, options, &progress)
+            .map(|(auto, summary)| (Some(auto), summary)),
+    };
     bar.finish_and_clear();
-    print_summary(&out, &checkpoint, &summary?)
+    let (auto, summary) = result?;
+    print_summary(&out, &checkpoint, &summary, auto.as_ref())
 }
 
 fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
@@ -279,7 +332,7 @@ pub fn parse_scales(s: &str) -> Result<ScaleChoice, String> {
 }
 
 /// A borderless table whose columns after the first are right-aligned.
-fn table(header: &[&str]) -> Table {
+pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     for column in table.column_iter_mut().skip(1) {
@@ -292,7 +345,7 @@ fn bits_per_weight(stored_bytes: u64, elems: u64) -> f64 {
     stored_bytes as f64 * 8.0 / elems as f64
 }
 
-fn print_plan(checkpoint: &Checkpoint, method: Method, plan: &Plan) -> anyhow::Result<()> {
+fn print_plan(checkpoint: &Checkpoint, plan: &Plan, auto: Option<&Auto>) -> anyhow::Result<()> {
     let mut rows = table(&[
         "tensor",
         "shape",
@@ -303,12 +356,8 @@ fn print_plan(checkpoint: &Checkpoint, method: Method, plan: &Plan) -> anyhow::R
     ]);
     let (mut elems, mut quantized_bytes) = (0, 0);
     for (tensor, planned) in checkpoint.tensors().iter().zip(&plan.tensors) {
-        let becomes = if planned.quantized {
-            method.name()
-        } else {
-            "as it is"
-        };
-        if planned.quantized {
+        let becomes = planned.method.map_or("as it is", Method::name);
+        if planned.method.is_some() {
             elems += tensor.elems() as u64;
             quantized_bytes += planned.stored_bytes;
         }
@@ -328,7 +377,10 @@ fn print_plan(checkpoint: &Checkpoint, method: Method, plan: &Plan) -> anyhow::R
         ]);
     }
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{rows}")?;
+    match auto {
+        Some(auto) => print_choice(&mut out, auto)?,
+        None => writeln!(out, "{rows}")?,
+    }
     writeln!(
         out,
         "\n{} bytes would be written for {} of input ({:.1} %); quantized weights take {:.4} bits each",
@@ -363,6 +415,7 @@ fn print_summary(
     path: &std::path::Path,
     checkpoint: &Checkpoint,
     summary: &Summary,
+    auto: Option<&Auto>,
 ) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let seconds = summary.elapsed.as_secs_f64();
@@ -384,6 +437,9 @@ fn print_summary(
         DecimalBytes(summary.f16_scale_bytes),
         100.0 * (summary.scale_bytes as f64 / summary.f16_scale_bytes as f64 - 1.0),
     )?;
+    if let Some(auto) = auto {
+        print_total(&mut out, auto)?;
+    }
     let mut worst: Vec<_> = summary.statistics.iter().collect();
     worst.sort_by(|a, b| b.stored.mean_rel_mse.total_cmp(&a.stored.mean_rel_mse));
     let mut rows = table(&[

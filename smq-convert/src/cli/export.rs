@@ -17,7 +17,7 @@ use crate::synth::DEFAULT_SHARD_BYTES;
 #[derive(Args)]
 pub(super) struct ExportArgs {
     /// Write the .smq file CHECKPOINT as a Hugging Face directory
-    #[arg(long, value_enum, value_name = "FORM", conflicts_with_all = ["scheme", "mbits", "scales", "group_size", "scale_rule", "target", "requantize", "jobs", "dry_run"])]
+    #[arg(long, value_enum, value_name = "FORM", conflicts_with_all = ["scheme", "mbits", "scales", "group_size", "scale_rule", "target", "requantize", "jobs", "dry_run", "budget", "max_kl", "sensitivity", "mixed_widths"])]
     to: Option<Form>,
     /// Element type of the dequantized weights, for --to safetensors: f32 is exact, bf16 rounds [default: f32]
     #[arg(long, value_enum, requires = "to")]

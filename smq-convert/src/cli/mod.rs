@@ -1,5 +1,6 @@
 //! What the command lines share.
 
+mod auto;
 pub mod convert;
 mod export;
 mod progress;

@@ -7,6 +7,8 @@ use smq_format::scale::ScaleFormat;
 use smq_format::statistics::{ErrorSummary, TensorStatistics};
 use smq_format::{Role, Scheme, SmqFile, TensorEntry, bits};
 
+use crate::choice::{recorded_rule, rule_name};
+
 use super::number::{bits_per_elem, percent};
 use super::report::*;
 use super::tensor_name::place;
@@ -31,7 +33,10 @@ impl Report {
         let tensors: Vec<TensorReport> = index
             .tensors
             .iter()
-            .map(|t| tensor(t, records.get(t.name.as_str()).copied()))
+            .map(|t| {
+                let record = records.get(t.name.as_str()).copied();
+                tensor(t, record, &index.provenance.parameters)
+            })
             .collect();
         Report {
             report_version: REPORT_VERSION,
@@ -188,7 +193,11 @@ fn format_name(format: ScaleFormat) -> String {
     }
 }
 
-fn tensor(entry: &TensorEntry, record: Option<&TensorStatistics>) -> TensorReport {
+fn tensor(
+    entry: &TensorEntry,
+    record: Option<&TensorStatistics>,
+    parameters: &BTreeMap<String, String>,
+) -> TensorReport {
     let place = place(&entry.name);
     let elems = entry.elems() as u64;
     let scale_blobs = entry.blobs.iter().filter(|b| is_scales(b.role));
@@ -200,6 +209,10 @@ fn tensor(entry: &TensorEntry, record: Option<&TensorStatistics>) -> TensorRepor
         source_dtype: entry.source_dtype.name().to_owned(),
         scheme: entry.scheme.name().to_owned(),
         scale_format: scale_format(entry.scheme).map(|s| s.0),
+        scale_rule: match entry.scheme {
+            Scheme::Int4 { .. } => recorded_rule(parameters, &entry.name).map(rule_name),
+            _ => None,
+        },
         scale_bias: match entry.scheme {
             Scheme::Int4 {
                 scales: ScaleFormat::Mini(m),

@@ -51,10 +51,14 @@ fn facts(t: &TensorReport) -> Vec<(String, String)> {
         let bias = t
             .scale_bias
             .map_or_else(String::new, |b| format!(" with exponent bias {b}"));
+        let rule = t
+            .scale_rule
+            .as_ref()
+            .map_or_else(String::new, |rule| format!(", rule {rule}"));
         let groups = count(t.groups);
         lines.push((
             "scales",
-            format!("{format}{bias}, {groups} groups of {group}"),
+            format!("{format}{bias}{rule}, {groups} groups of {group}"),
         ));
     }
     for b in &t.blobs {

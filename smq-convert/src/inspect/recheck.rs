@@ -3,11 +3,11 @@
 use std::fmt::Debug;
 use std::path::Path;
 
-use clap::ValueEnum;
 use smq_format::scale::ScaleFormat;
 use smq_format::{Scheme, SmqFile, Statistics, TensorData, TensorView};
 
 use super::error::InspectError;
+use crate::choice::recorded_rule;
 use crate::convert::{CODES_REQUANTIZED, IMPORT_CODES, quantize_tensor};
 use crate::quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule, remeasure};
 use crate::source::{Checkpoint, SourceTensor};
@@ -200,8 +200,7 @@ fn method_of(file: &SmqFile, view: &TensorView) -> Option<Method> {
         Scheme::Fp8 => return Some(Method::Fp8),
         Scheme::Int4 { group, scales } => (group, scales),
     };
-    let rule = file.index().provenance.parameters.get("scale_rule");
-    let rule = rule.and_then(|name| ScaleRule::from_str(name, false).ok());
+    let rule = recorded_rule(&file.index().provenance.parameters, view.name());
     Some(Method::Int4(QuantizeOptions {
         group,
         scales: match scales {

@@ -222,6 +222,8 @@ pub struct TensorReport {
     pub scheme: String,
     /// Scale format, such as `E5M5`; `dq8` for the double quantization of NF4, `null` for `raw`.
     pub scale_format: Option<String>,
+    /// Scale rule as the provenance records it; `null` unless int4.
+    pub scale_rule: Option<String>,
     /// Exponent bias of the scale format, where it has one.
     pub scale_bias: Option<i16>,
     /// Elements that share a scale; `null` for `raw`.

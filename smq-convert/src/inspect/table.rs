@@ -83,7 +83,7 @@ pub(crate) fn cells(t: &TensorReport, e: &TensorErrors) -> [String; COLUMNS.len(
     [
         t.name.clone(),
         times(&t.shape),
-        t.scale_format.clone().unwrap_or_default(),
+        scales(t),
         bits(t.bits_per_weight),
         scientific(e.stored.mean_rel_mse),
         scientific(f64::from(e.stored.p99_rel_mse)),
@@ -94,6 +94,15 @@ pub(crate) fn cells(t: &TensorReport, e: &TensorErrors) -> [String; COLUMNS.len(
         count(e.clipped_weights),
         count(e.under_window_scales),
     ]
+}
+
+/// `E5M5`, and the rule where it is not the reference's.
+fn scales(t: &TensorReport) -> String {
+    let format = t.scale_format.as_deref().unwrap_or_default();
+    match t.scale_rule.as_deref() {
+        None | Some("reference") => format.to_owned(),
+        Some(rule) => format!("{format} {rule}"),
+    }
 }
 
 /// The line of totals: means weighted over groups.

@@ -292,7 +292,7 @@ fn json_fields_are_the_documented_ones() {
     assert_eq!(
         keys(tensor),
         "bits_per_weight blobs elems errors group_elems groups layer name projection scale_bias \
-        scale_bytes scale_format scheme shape source_bytes source_dtype stored_bytes"
+        scale_bytes scale_format scale_rule scheme shape source_bytes source_dtype stored_bytes"
     );
     assert_eq!(
         keys(&tensor["blobs"][0]),
@@ -319,7 +319,7 @@ fn csv_has_a_row_a_tensor() {
     let mut lines = text.lines();
     assert_eq!(
         lines.next().unwrap(),
-        "name,layer,projection,shape,source_dtype,scheme,scale_format,scale_bias,group_elems,elems,groups,source_bytes,\
+        "name,layer,projection,shape,source_dtype,scheme,scale_format,scale_rule,scale_bias,group_elems,elems,groups,source_bytes,\
          stored_bytes,scale_bytes,bits_per_weight,mean_rel_mse,p50_rel_mse,p90_rel_mse,p99_rel_mse,p999_rel_mse,\
          max_rel_mse,mean_cosine,sqnr_db,exact_mean_rel_mse,exact_max_rel_mse,exact_mean_cosine,exact_sqnr_db,\
          scale_format_cost_percent,clipped_weights,under_window_scales,zero_groups"
@@ -327,12 +327,12 @@ fn csv_has_a_row_a_tensor() {
     assert_eq!(
         lines.next().unwrap(),
         format!(
-            "norm.weight,,norm,128,bf16,raw,,,,128,0,256,256,0,16.0{}",
+            "norm.weight,,norm,128,bf16,raw,,,,,128,0,256,256,0,16.0{}",
             ",".repeat(16)
         )
     );
     let up = lines.next().unwrap();
-    assert!(up.starts_with("model.layers.0.mlp.up.weight,0,model.layers.*.mlp.up,4x256,bf16,int4-e5mx,E5M5,32,128,1024,8,2048,531,19,"), "{up}");
+    assert!(up.starts_with("model.layers.0.mlp.up.weight,0,model.layers.*.mlp.up,4x256,bf16,int4-e5mx,E5M5,,32,128,1024,8,2048,531,19,"), "{up}");
     assert_eq!(lines.count(), 3);
 }
 

@@ -28,9 +28,13 @@ pub(super) struct SuiteArgs {
     /// Only these tasks, comma-separated [default: all whose data is there]
     #[arg(long, value_name = "TASKS", value_delimiter = ',')]
     tasks: Vec<Task>,
-    /// Only these variants beside C0, comma-separated, such as mlp-e5m5,all-e5m0-nearest [default: all]
+    /// Only these variants beside C0, comma-separated, such as mlp-e5m5,all-e5m0-nearest, or all-auto-4.5 for what
+    /// smq-convert --mbits auto --budget 4.5 chooses [default: all that are uniform]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
+    /// What weighs the errors of variants such as all-auto-4.5-weighed: the JSON of eval sensitivity
+    #[arg(long, value_name = "FILE")]
+    sensitivity: Option<PathBuf>,
     /// Only the first N items of each task, or of the tasks named: 500, or lambada=1000,gsm8k=100
     #[arg(long, value_name = "N | TASK=N", value_delimiter = ',')]
     limit: Vec<Limit>,
@@ -98,6 +102,7 @@ pub(super) fn run(args: &SuiteArgs, global: &Global) -> anyhow::Result<()> {
         tasks: args.tasks.clone(),
         only: args.only.clone(),
         limits: limits(&args.limit),
+        sensitivity: args.sensitivity.clone(),
         prompts: Prompts {
             chat: true,
             max_new_tokens: args.max_new_tokens,

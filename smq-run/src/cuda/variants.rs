@@ -197,6 +197,35 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
         if stored != "int4" {
             continue;
         }
+        let of_stored = |m: &[DeviceMatrix], as_bf16: bool, mantissa_bits| {
+            let scales = MiniFloat::new(5, mantissa_bits, 100).map(ScaleFormat::Mini);
+            let format = match scales.filter(|_| !as_bf16) {
+                Some(format) => Format::Int4 {
+                    scales: nowhere,
+                    format,
+                },
+                None => Format::Bf16,
+            };
+            let alike = m.iter().map(|m| matrix(m.rows, m.cols, format));
+            alike.collect::<Vec<_>>()
+        };
+        let [head_product, layer_products @ ..] = [4, 0, 1, 2, 3].map(|i| products[i]);
+        // As `smq-convert --mbits auto` may choose: every product of a layer bf16 in one and int4 in another, and each
+        // with scales of another width.
+        let mut mixed = vec![of_stored(head_product.0, true, 0)];
+        let mut epilogues = vec![head_product.1];
+        for (width, (m, epilogue)) in layer_products.into_iter().enumerate() {
+            mixed.extend([of_stored(m, true, 0), of_stored(m, false, width as u32)]);
+            epilogues.extend([epilogue; 2]);
+        }
+        let kinds: Vec<_> = mixed
+            .iter()
+            .zip(epilogues)
+            .map(|(m, epilogue)| (Kind::new(m, epilogue), m[0].scale_defines().to_vec()))
+            .collect();
+        if let Some(plan) = s.config().and_then(|c| Plan::new(&c, &kinds, SMS).ok()) {
+            add("decode.cu", "bf16 and int4 of many widths", plan.defines);
+        }
         for (part, w, target) in [
             ("qkv", &qkv[0], Target::Bf16(0, qkv[0].rows)),
             ("o", &o, Target::Add(0)),

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
+use smq_convert::choice::rule_name;
 use smq_convert::{Checkpoint, ScaleChoice, ScaleRule, Target};
 use smq_format::SmqFile;
 
@@ -16,7 +17,7 @@ use super::kl::Base;
 use super::metrics::Score;
 use super::paired::spearman;
 use super::ppl::PplOptions;
-use super::suite::{file_name, rule_name};
+use super::suite::file_name;
 use crate::demo::{convert_to, int4};
 use crate::engine::{self, Device};
 use crate::{Source, Tokenizer};

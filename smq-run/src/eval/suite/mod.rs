@@ -13,21 +13,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use smq_convert::Checkpoint;
+use smq_convert::{AutoOptions, Checkpoint, Goal, Sensitivity, convert_auto};
 
 use super::kl::Base;
 use super::ppl::PplOptions;
 use super::task::{Encoded, Prompts, Task, encode_all, evaluate};
 use crate::cli::output::{write_bytes, write_json};
-use crate::demo::{convert_to, int4, report};
+use crate::demo::{GROUP, convert_to, int4, report};
 use crate::engine::{self, Device, Engine};
 use crate::{Source, Tokenizer};
 pub(crate) use store::file_name;
 pub use store::{DataFile, FileFacts, Parameters, Store};
 pub use summary::{ACCEPTED_RELATIVE_DROP, Compared, Summary, VariantSummary};
 pub use table::page;
-pub(super) use variants::rule_name;
-pub use variants::{Quantized, Variant, VariantName};
+pub use variants::{Quantized, Storage, Variant, VariantName};
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -40,8 +39,10 @@ pub struct SuiteOptions {
     pub out: PathBuf,
     /// Which tasks; empty: those whose data is there.
     pub tasks: Vec<Task>,
-    /// Which variants by name, C0 always; empty: all.
+    /// Which variants by name, C0 always; empty: all but those of chosen storage.
     pub only: Vec<String>,
+    /// What weighs the errors of `-weighed` variants.
+    pub sensitivity: Option<PathBuf>,
     /// Only the first items of a task, where it has a limit.
     pub limits: BTreeMap<Task, usize>,
     /// Most new tokens of a free answer.
@@ -135,7 +136,7 @@ fn measure(
             continue;
         };
         let path = dir.path().join(format!("{name}.smq"));
-        convert_to(&checkpoint, &path, &how.target, int4(how.scales, how.rule))?;
+        let chosen_bits = make(options, &checkpoint, how, &path)?;
         let facts = report(&path)?;
         {
             let source = Source::open(&path)?;
@@ -160,7 +161,7 @@ fn measure(
                 name,
                 &FileFacts {
                     file_bytes: source.file_bytes(),
-                    bits_per_weight: facts.sizes.bits_per_quantized_weight,
+                    bits_per_weight: chosen_bits.or(facts.sizes.bits_per_quantized_weight),
                     mean_rel_mse: facts.totals.as_ref().map(|t| t.mean_rel_mse),
                 },
             )?;
@@ -168,6 +169,38 @@ fn measure(
         std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Makes a variant's file; returns bits a weight of the target's tensors where storage is chosen.
+fn make(
+    options: &SuiteOptions,
+    checkpoint: &Checkpoint,
+    how: &Quantized,
+    path: &Path,
+) -> anyhow::Result<Option<f64>> {
+    let (budget_bits, weighed) = match how.storage {
+        Storage::Uniform { scales, rule } => {
+            convert_to(checkpoint, path, &how.target, int4(scales, rule))?;
+            return Ok(None);
+        }
+        Storage::Auto {
+            budget_bits,
+            weighed,
+        } => (budget_bits, weighed),
+    };
+    let sensitivity = options.sensitivity.as_deref().filter(|_| weighed);
+    let auto = AutoOptions {
+        target: how.target.clone(),
+        group: GROUP,
+        rule: None,
+        goal: Goal::Budget(budget_bits),
+        sensitivity: sensitivity.map(Sensitivity::read).transpose()?,
+        mixed_widths: false,
+        overwrite: true,
+        jobs: 0,
+    };
+    let (auto, _) = convert_auto(checkpoint, path, &auto, &|_| true)?;
+    Ok(Some(auto.bits_per_weight))
 }
 
 /// The tasks of one variant that are not there yet.
@@ -229,10 +262,20 @@ impl Plan {
         let positions = base.config().max_positions;
         let mut variants = Variant::all();
         for name in &options.only {
-            if !variants.iter().any(|v| v.name == *name) {
-                let names: Vec<_> = variants.iter().map(|v| v.name.as_str()).collect();
-                bail!("there is no variant {name}; there are {}", names.join(", "));
+            if variants.iter().any(|v| v.name == *name) {
+                continue;
             }
+            if name.ends_with("-weighed") && options.sensitivity.is_none() {
+                bail!("{name} weighs errors by a measured sensitivity; pass --sensitivity FILE");
+            }
+            let Some(auto) = Variant::auto(name) else {
+                let names: Vec<_> = variants.iter().map(|v| v.name.as_str()).collect();
+                bail!(
+                    "there is no variant {name}; there are {}, and mlp-auto-BITS, all-auto-BITS, each also with -weighed",
+                    names.join(", ")
+                );
+            };
+            variants.push(auto);
         }
         if !options.only.is_empty() {
             variants.retain(|v| v.quantized.is_none() || options.only.contains(&v.name));
@@ -283,6 +326,11 @@ impl Plan {
             text: text_file,
             window: options.text.window,
             text_tokens: options.text.max_tokens,
+            sensitivity: options
+                .sensitivity
+                .as_deref()
+                .map(|path| DataFile::of(path, None))
+                .transpose()?,
         };
         Ok(Self {
             variants,

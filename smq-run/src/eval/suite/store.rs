@@ -40,15 +40,24 @@ pub struct Parameters {
     pub window: usize,
     /// Leading tokens of it that count; absent: all.
     pub text_tokens: Option<usize>,
+    /// What weighs the errors of variants of chosen storage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<DataFile>,
 }
 
 impl Parameters {
-    /// Whether results of both can stand side by side: other tasks may be there, not the same ones on other data.
+    /// Whether results of both can stand side by side: other tasks may be there, not the same ones on other data, and of
+    /// a sensitivity the same.
     fn agree_with(&self, other: &Self) -> bool {
         let without_tasks = |p: &Self| Self {
             tasks: BTreeMap::new(),
+            sensitivity: None,
             ..p.clone()
         };
+        let pair = self.sensitivity.as_ref().zip(other.sensitivity.as_ref());
+        if pair.is_some_and(|(this, there)| this.blake3 != there.blake3) {
+            return false;
+        }
         let same = |(task, file)| other.tasks.get(task).is_none_or(|there| there == file);
         without_tasks(self) == without_tasks(other) && self.tasks.iter().all(same)
     }
@@ -82,7 +91,7 @@ impl DataFile {
 pub struct FileFacts {
     /// Of the .smq file or all shards.
     pub file_bytes: u64,
-    /// Of the quantized tensors; absent for C0, as what follows.
+    /// Of the quantized tensors, and of those that chosen storage leaves as they are; absent for C0, as what follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bits_per_weight: Option<f64>,
     /// Mean over groups of the relative MSE.
@@ -114,6 +123,7 @@ impl Store {
                 out.display()
             );
             union.tasks.extend(there.tasks);
+            union.sensitivity = union.sensitivity.or(there.sensitivity);
         }
         std::fs::create_dir_all(&cells)
             .with_context(|| format!("cannot create {}", cells.display()))?;

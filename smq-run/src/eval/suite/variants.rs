@@ -1,6 +1,7 @@
 //! What the suite compares: C0 and every config, scale rule and width, each over the MLP alone and over all linears.
 
 use serde::{Deserialize, Serialize};
+use smq_convert::choice::rule_name;
 use smq_convert::{ScaleChoice, ScaleRule, Target};
 
 /// Mantissa bits measured, of E5Mx scales.
@@ -9,7 +10,8 @@ const WIDTHS: [u32; 5] = [0, 1, 2, 3, 5];
 /// A model to measure.
 #[derive(Debug, Clone)]
 pub struct Variant {
-    /// `C0`, or `target-scales`, `target-scales-rule` where the rule is not the reference.
+    /// `C0`; `target-scales`, `target-scales-rule` where the rule is not the reference; `target-auto-bits`, with `-weighed`
+    /// where a sensitivity weighs the errors.
     pub name: String,
     /// How it is made; `None` is the checkpoint itself.
     pub quantized: Option<Quantized>,
@@ -20,10 +22,27 @@ pub struct Variant {
 pub struct Quantized {
     /// Which tensors.
     pub target: Target,
-    /// Scale format.
-    pub scales: ScaleChoice,
-    /// Scale rule.
-    pub rule: ScaleRule,
+    /// To what.
+    pub storage: Storage,
+}
+
+/// To what tensors are quantized.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Storage {
+    /// All alike.
+    Uniform {
+        /// Scale format.
+        scales: ScaleChoice,
+        /// Scale rule.
+        rule: ScaleRule,
+    },
+    /// As `smq-convert --mbits auto` chooses.
+    Auto {
+        /// Bits a weight of the target's tensors, at most.
+        budget_bits: f64,
+        /// By measured sensitivities.
+        weighed: bool,
+    },
 }
 
 /// [`Variant`] as results name it.
@@ -37,10 +56,10 @@ pub struct VariantName {
     /// `mlp` or `all`; absent for C0, as all that follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// `f32`, `e5m5`.
+    /// `f32`, `e5m5`, `auto`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scales: Option<String>,
-    /// `reference`, `nearest`, `search` or `signed`.
+    /// `reference`, `nearest`, `search` or `signed`; absent where it is chosen for each tensor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
 }
@@ -63,8 +82,7 @@ impl Variant {
                     name: format!("{}-{}{suffix}", target.name(), scales.name()),
                     quantized: Some(Quantized {
                         target: target.clone(),
-                        scales,
-                        rule,
+                        storage: Storage::Uniform { scales, rule },
                     }),
                 });
             };
@@ -89,6 +107,33 @@ impl Variant {
         variants
     }
 
+    /// A variant of chosen storage by its name, such as `all-auto-4.5` or `mlp-auto-6-weighed`.
+    #[must_use]
+    pub fn auto(name: &str) -> Option<Self> {
+        let (target, rest) = name.split_once("-auto-")?;
+        let (bits, weighed) = match rest.strip_suffix("-weighed") {
+            Some(bits) => (bits, true),
+            None => (rest, false),
+        };
+        let digits = |b: u8| b.is_ascii_digit() || b == b'.';
+        let target = match target {
+            "mlp" => Target::Mlp,
+            "all" => Target::All,
+            _ => return None,
+        };
+        let budget_bits = bits.parse().ok().filter(|_| bits.bytes().all(digits))?;
+        Some(Self {
+            name: name.to_owned(),
+            quantized: Some(Quantized {
+                target,
+                storage: Storage::Auto {
+                    budget_bits,
+                    weighed,
+                },
+            }),
+        })
+    }
+
     /// As results name it.
     #[must_use]
     pub fn named(&self) -> VariantName {
@@ -100,26 +145,48 @@ impl Variant {
             "all-e5m5" => Some("C6"),
             _ => None,
         };
-        let of = |get: fn(&Quantized) -> String| self.quantized.as_ref().map(get);
+        let quantized = self.quantized.as_ref();
+        let (scales, rule) = match quantized.map(|q| q.storage) {
+            Some(Storage::Uniform { scales, rule }) => (Some(scales.name()), Some(rule_name(rule))),
+            Some(Storage::Auto { .. }) => (Some("auto".to_owned()), None),
+            None => (None, None),
+        };
         VariantName {
             name: self.name.clone(),
             config: config.map(str::to_owned),
-            target: of(|q| q.target.name().to_owned()),
-            scales: of(|q| q.scales.name()),
-            rule: of(|q| rule_name(q.rule)),
+            target: quantized.map(|q| q.target.name().to_owned()),
+            scales,
+            rule,
         }
     }
-}
-
-/// The rule's name on the command line.
-pub(in crate::eval) fn rule_name(rule: ScaleRule) -> String {
-    let value = clap::ValueEnum::to_possible_value(&rule);
-    value.map_or_else(String::new, |v| v.get_name().to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn chosen_storage_has_a_name() {
+        let storage = |name: &str| Variant::auto(name).and_then(|v| v.quantized);
+        let found = storage("mlp-auto-4.5-weighed").unwrap();
+        assert_eq!(found.target.name(), "mlp");
+        let expected = Storage::Auto {
+            budget_bits: 4.5,
+            weighed: true,
+        };
+        assert_eq!(found.storage, expected);
+        assert!(storage("all-auto-6").is_some());
+        for wrong in [
+            "C0",
+            "all-e5m5",
+            "all-auto-",
+            "all-auto-1e1",
+            "lm_head-auto-5",
+            "all-auto-inf",
+        ] {
+            assert!(storage(wrong).is_none(), "{wrong}");
+        }
+    }
 
     #[test]
     fn every_width_and_rule_once() {

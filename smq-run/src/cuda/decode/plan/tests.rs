@@ -179,6 +179,49 @@ fn scales_that_differ_are_decoded_at_run_time() {
     assert_eq!(width(&[f32_scales, f16_scales]), Some(0));
 }
 
+/// What `smq-convert --mbits auto` may choose: each product of a layer in bf16 and in int4, and each width somewhere.
+#[test]
+fn storage_chosen_for_each_product_fits() {
+    for (shape, fused) in [
+        ([256, 8, 8, 32, 768, 4096], true),
+        ([576, 9, 3, 64, 1536, 49152], false),
+        ([3072, 32, 32, 96, 8192, 32064], true),
+        ([4096, 32, 8, 128, 14336, 128_256], false),
+    ] {
+        let [hidden, heads, kv_heads, head, inner, vocab] = shape;
+        let (q, kv) = (heads * head, kv_heads * head);
+        let int4 = |mantissa_bits| Format::Int4 {
+            scales: Span::at(0, 0),
+            format: ScaleFormat::Mini(MiniFloat::new(5, mantissa_bits, 100).unwrap()),
+        };
+        let mut products = vec![(vec![matrix(vocab, hidden, Format::Bf16)], Epilogue::Logits)];
+        for format in [Format::Bf16].into_iter().chain((0..=10).map(int4)) {
+            let of = |rows, cols| matrix(rows, cols, format);
+            let (qkv, gate_up) = match fused {
+                true => (vec![of(q + 2 * kv, hidden)], vec![of(2 * inner, hidden)]),
+                false => (
+                    vec![of(q, hidden), of(kv, hidden), of(kv, hidden)],
+                    vec![of(inner, hidden); 2],
+                ),
+            };
+            products.extend([
+                (qkv, Epilogue::Store),
+                (vec![of(hidden, q)], Epilogue::Residual),
+                (gate_up, Epilogue::Swiglu),
+                (vec![of(hidden, inner)], Epilogue::Residual),
+            ]);
+        }
+        let kinds: Vec<_> = products
+            .iter()
+            .map(|(m, e)| (Kind::new(m, *e), m[0].scale_defines().to_vec()))
+            .collect();
+        let plan = Plan::new(&config(hidden, heads, kv_heads, head), &kinds, 132).unwrap();
+        assert_eq!(plan.kinds.len(), 9);
+        assert!(plan.defines.contains(&("SCALE_WIDTH", 0)));
+        check(&format!("{shape:?}"), &plan, &products, 132);
+    }
+}
+
 #[test]
 fn too_many_heads_or_kinds_are_refused_by_number() {
     let many_heads = config(8 * 256, 256, 256, 32);

@@ -1,0 +1,351 @@
+//! Storage chosen for each tensor from measured errors (`--mbits auto`): scale width, scale rule, or as it is.
+//!
+//! ```text
+//!   each tensor quantized at every width -> squared errors, weighed by sensitivities -> allocation -> Choice
+//! ```
+//!
+//! `spec/method.md`, "Chosen storage", says what is minimized and under which assumption.
+
+pub mod allocate;
+pub mod measure;
+pub mod products;
+pub mod sensitivity;
+
+use std::collections::BTreeMap;
+
+use allocate::{Bound, Candidate, allocate, total};
+use measure::{Curve, Measured, measure, passes};
+use products::products;
+use sensitivity::Sensitivity;
+
+use crate::choice::{Choice, rule_parameters};
+use crate::convert::{Progress, check_options, pool};
+use crate::error::ConvertError;
+use crate::plan::Target;
+use crate::quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
+use crate::source::{Checkpoint, SourceTensor};
+
+/// What bounds the choice.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Goal {
+    /// Bits a weight of the selected tensors, scales included, at most.
+    Budget(f64),
+    /// Predicted mean KL divergence from the unquantized model, nats, at most.
+    MaxKl(f64),
+}
+
+impl Goal {
+    fn option(self) -> (&'static str, String) {
+        match self {
+            Goal::Budget(bits) => ("--budget", bits.to_string()),
+            Goal::MaxKl(nats) => ("--max-kl", nats.to_string()),
+        }
+    }
+}
+
+/// What to choose from, and by what.
+#[derive(Debug, Clone)]
+pub struct AutoOptions {
+    /// Which tensors are quantized, or left as they are where that is better.
+    pub target: Target,
+    /// Elements a group.
+    pub group: usize,
+    /// The only scale rule; otherwise the best of `nearest` and `signed` for each tensor.
+    pub rule: Option<ScaleRule>,
+    /// The bound.
+    pub goal: Goal,
+    /// What a squared error costs, by tensor; otherwise all count the same.
+    pub sensitivity: Option<Sensitivity>,
+    /// A scale width for each product, in place of one for all int4 tensors.
+    pub mixed_widths: bool,
+    /// Replace an existing file.
+    pub overwrite: bool,
+    /// Threads; 0 takes every core. Never changes the choice.
+    pub jobs: usize,
+}
+
+/// A choice and what it comes to.
+#[derive(Debug, Clone)]
+pub struct Auto {
+    /// For the converter.
+    pub choice: Choice,
+    /// The selected tensors, in the checkpoint's order.
+    pub tensors: Vec<ChosenTensor>,
+    /// Of the selected tensors, those included that are left as they are.
+    pub bits_per_weight: f64,
+    /// Mean KL divergence, nats, where sensitivities are known.
+    pub predicted_kl: Option<f64>,
+}
+
+/// What became of a selected tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChosenTensor {
+    /// Its name.
+    pub name: String,
+    /// Its elements.
+    pub elems: u64,
+    /// How it is quantized; `None`: not at all.
+    pub options: Option<QuantizeOptions>,
+    /// Bytes of its blobs.
+    pub bytes: u64,
+    /// `sum (w - w')^2` over all elements.
+    pub squared_error: f64,
+    /// `sum w^2` over all elements.
+    pub squared_weight: f64,
+}
+
+/// Bytes that [`choose`] reports to its progress.
+#[must_use]
+pub fn measured_bytes(checkpoint: &Checkpoint, options: &AutoOptions) -> u64 {
+    let bytes = selected(checkpoint, &options.target).map(|t| t.range.len() as u64);
+    passes(options.rule) * bytes.sum::<u64>()
+}
+
+/// Measures every selected tensor and chooses.
+///
+/// # Errors
+/// Bad options, a checkpoint that is int4 already, a sensitivity of other tensors, a bound that cannot be kept or that
+/// leaves nothing to quantize, weights that are not finite, `progress` returning false.
+pub fn choose(
+    checkpoint: &Checkpoint,
+    options: &AutoOptions,
+    progress: Progress,
+) -> Result<Auto, ConvertError> {
+    check(checkpoint, options)?;
+    let tensors: Vec<&SourceTensor> = selected(checkpoint, &options.target).collect();
+    if tensors.is_empty() {
+        return Err(options.target.selects_nothing(checkpoint));
+    }
+    let weights = match &options.sensitivity {
+        Some(sensitivity) => sensitivity.weights(checkpoint, &tensors)?,
+        None => vec![1.0; tensors.len()],
+    };
+    let mut done_bytes = 0;
+    let curves = pool(options.jobs)?.install(|| {
+        let curve = |tensor: &&SourceTensor| {
+            measure(checkpoint, tensor, options.group, options.rule, &mut || {
+                done_bytes += tensor.range.len() as u64;
+                progress(done_bytes)
+            })
+        };
+        tensors.iter().map(curve).collect::<Result<Vec<_>, _>>()
+    })?;
+    let widths = allocated(options, &tensors, &curves, &weights)?;
+    Ok(auto(
+        checkpoint, options, &tensors, &curves, &weights, &widths,
+    ))
+}
+
+fn selected<'c>(
+    checkpoint: &'c Checkpoint,
+    target: &'c Target,
+) -> impl Iterator<Item = &'c SourceTensor> {
+    checkpoint.tensors().iter().filter(|t| target.takes(t))
+}
+
+fn check(checkpoint: &Checkpoint, options: &AutoOptions) -> Result<(), ConvertError> {
+    let wrong = |option, value: String, rule: &str| {
+        Err(ConvertError::Option {
+            option,
+            value,
+            rule: rule.to_owned(),
+        })
+    };
+    if checkpoint.import().is_some() {
+        return wrong(
+            "--mbits",
+            "auto".to_owned(),
+            "compares with unquantized weights, and the checkpoint is int4 already; give the mantissa bits",
+        );
+    }
+    let (option, value) = options.goal.option();
+    match options.goal {
+        Goal::Budget(bits) if !bits.is_finite() || bits <= 0.0 => {
+            return wrong(option, value, "must be a positive number of bits a weight");
+        }
+        Goal::MaxKl(nats) if !nats.is_finite() || nats < 0.0 => {
+            return wrong(option, value, "must be a number of nats, at least 0");
+        }
+        Goal::MaxKl(_) if options.sensitivity.is_none() => {
+            return wrong(
+                option,
+                value,
+                "is predicted from a measured sensitivity, and there is none: write one with `smq-run eval sensitivity \
+                 CHECKPOINT --text FILE --unit projection --json sensitivity.json` and pass --sensitivity sensitivity.json",
+            );
+        }
+        _ => {}
+    }
+    let int4 = QuantizeOptions {
+        group: options.group,
+        scales: ScaleChoice::F32,
+        rule: ScaleRule::Reference,
+    };
+    check_options(checkpoint, Method::Int4(int4))
+}
+
+/// Mantissa bits by tensor; `None`: as it is. Tensors of one product get the same.
+fn allocated(
+    options: &AutoOptions,
+    tensors: &[&SourceTensor],
+    curves: &[Curve],
+    weights: &[f64],
+) -> Result<Vec<Option<usize>>, ConvertError> {
+    let names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
+    let products = products(&names);
+    let elems: u64 = tensors.iter().map(|t| t.elems() as u64).sum();
+    let bound = match options.goal {
+        Goal::Budget(bits) => Bound::Bytes((bits * elems as f64 / 8.0) as u64),
+        Goal::MaxKl(nats) => Bound::Error(nats),
+    };
+    let count = curves[0].widths.len();
+    let all: Vec<Vec<usize>> = match options.mixed_widths {
+        true => vec![(0..count).collect()],
+        false => (0..count).map(|width| vec![width]).collect(),
+    };
+    // The best of the sets of widths; of equally good ones the first.
+    let mut best: Option<(Candidate, Vec<Option<usize>>)> = None;
+    for widths in all {
+        let storages: Vec<_> = widths.into_iter().map(Some).chain([None]).collect();
+        let candidates: Vec<Vec<Candidate>> = products
+            .iter()
+            .map(|members| {
+                let of = |storage| sum(members, curves, weights, storage);
+                storages.iter().map(|storage| of(*storage)).collect()
+            })
+            .collect();
+        let Some(chosen) = allocate(&candidates, bound) else {
+            continue;
+        };
+        let total = total(&candidates, &chosen);
+        if best
+            .as_ref()
+            .is_none_or(|(b, _)| bound.compare(total, *b).is_lt())
+        {
+            let mut of_tensors = vec![None; tensors.len()];
+            for (members, &index) in products.iter().zip(&chosen) {
+                members
+                    .iter()
+                    .for_each(|&m| of_tensors[m] = storages[index]);
+            }
+            best = Some((total, of_tensors));
+        }
+    }
+    let (option, value) = options.goal.option();
+    let bits = |bytes: u64| 8.0 * bytes as f64 / elems as f64;
+    let raw_bits = bits(curves.iter().map(|c| c.raw_bytes).sum());
+    let smallest_bits = bits(curves.iter().map(|c| c.widths[0].bytes).sum());
+    let refused = |rule: String| ConvertError::Option {
+        option,
+        value: value.clone(),
+        rule,
+    };
+    match best {
+        None => Err(refused(format!(
+            "the selected tensors take {smallest_bits:.4} bits a weight at least (E5M0 scales, groups of {}); raise it",
+            options.group
+        ))),
+        Some((_, chosen)) if chosen.iter().all(Option::is_none) => Err(refused(format!(
+            "leaves every selected tensor as it is, at {raw_bits:.4} bits a weight, which is the checkpoint itself; the \
+             bound must leave something to quantize"
+        ))),
+        Some((_, chosen)) => Ok(chosen),
+    }
+}
+
+/// A product's members together.
+fn sum(members: &[usize], curves: &[Curve], weights: &[f64], storage: Option<usize>) -> Candidate {
+    let mut sum = Candidate {
+        bytes: 0,
+        error: 0.0,
+    };
+    for &member in members {
+        let curve = &curves[member];
+        let (bytes, error) = match storage {
+            Some(width) => {
+                let Measured {
+                    bytes,
+                    squared_error,
+                    ..
+                } = curve.widths[width];
+                (bytes, weights[member] * squared_error)
+            }
+            None => (curve.raw_bytes, 0.0),
+        };
+        sum.bytes += bytes;
+        sum.error += error;
+    }
+    sum
+}
+
+fn auto(
+    checkpoint: &Checkpoint,
+    options: &AutoOptions,
+    tensors: &[&SourceTensor],
+    curves: &[Curve],
+    weights: &[f64],
+    widths: &[Option<usize>],
+) -> Auto {
+    let mut chosen = Vec::with_capacity(tensors.len());
+    for ((tensor, curve), width) in tensors.iter().zip(curves).zip(widths) {
+        let measured = width.map(|width| curve.widths[width]);
+        chosen.push(ChosenTensor {
+            name: tensor.name.clone(),
+            elems: tensor.elems() as u64,
+            options: measured.map(|m| m.options),
+            bytes: measured.map_or(curve.raw_bytes, |m| m.bytes),
+            squared_error: measured.map_or(0.0, |m| m.squared_error),
+            squared_weight: curve.squared_weight,
+        });
+    }
+    let elems: u64 = chosen.iter().map(|t| t.elems).sum();
+    let bytes: u64 = chosen.iter().map(|t| t.bytes).sum();
+    let errors = chosen.iter().zip(weights);
+    let cost = errors.map(|(t, w)| w * t.squared_error).sum::<f64>();
+    let of_name: BTreeMap<&str, Method> = chosen
+        .iter()
+        .filter_map(|t| Some((t.name.as_str(), Method::Int4(t.options?))))
+        .collect();
+    let methods = checkpoint
+        .tensors()
+        .iter()
+        .map(|t| of_name.get(t.name.as_str()).copied())
+        .collect();
+    Auto {
+        choice: Choice {
+            methods,
+            parameters: parameters(options, &chosen),
+        },
+        bits_per_weight: 8.0 * bytes as f64 / elems as f64,
+        predicted_kl: options.sensitivity.as_ref().map(|_| cost),
+        tensors: chosen,
+    }
+}
+
+/// What decided the choice, as far as the file does not say it.
+fn parameters(options: &AutoOptions, chosen: &[ChosenTensor]) -> BTreeMap<String, String> {
+    let rules = chosen.iter();
+    let rules: Vec<_> = rules
+        .filter_map(|t| Some((t.name.as_str(), t.options?.rule)))
+        .collect();
+    let bound = match options.goal {
+        Goal::Budget(bits) => ("auto_budget_bits", bits.to_string()),
+        Goal::MaxKl(nats) => ("auto_max_kl_nats", nats.to_string()),
+    };
+    let widths = if options.mixed_widths { "mixed" } else { "one" };
+    let mut out: BTreeMap<String, String> = [
+        bound,
+        ("auto_widths", widths.to_owned()),
+        ("group_size", options.group.to_string()),
+        ("scales", "auto".to_owned()),
+        ("target", options.target.name().to_owned()),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into();
+    if let Some(sensitivity) = &options.sensitivity {
+        let key = "auto_sensitivity_blake3".to_owned();
+        out.insert(key, sensitivity.blake3.clone());
+    }
+    out.extend(rule_parameters(&rules));
+    out
+}

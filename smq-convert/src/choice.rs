@@ -1,0 +1,86 @@
+//! What becomes of each tensor, and how that was decided.
+
+use std::collections::BTreeMap;
+
+use clap::ValueEnum;
+
+use crate::error::ConvertError;
+use crate::plan::Target;
+use crate::quantize::{Method, ScaleRule};
+use crate::source::Checkpoint;
+
+/// Provenance key of the scale rule; followed by a space and a tensor's name, of that tensor's where it is another.
+const SCALE_RULE: &str = "scale_rule";
+
+/// What becomes of each tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
+    /// One a tensor, in the checkpoint's order; `None` is stored as it is.
+    pub methods: Vec<Option<Method>>,
+    /// What decided that, for the file's provenance.
+    pub parameters: BTreeMap<String, String>,
+}
+
+impl Choice {
+    /// The same method for every tensor that `target` selects, and for those that are int4 already.
+    ///
+    /// # Errors
+    /// [`ConvertError::NothingToQuantize`].
+    pub fn uniform(
+        checkpoint: &Checkpoint,
+        target: &Target,
+        method: Method,
+    ) -> Result<Self, ConvertError> {
+        let quantized = |t: &crate::source::SourceTensor| t.packed.is_some() || target.takes(t);
+        let methods: Vec<_> = checkpoint
+            .tensors()
+            .iter()
+            .map(|t| quantized(t).then_some(method))
+            .collect();
+        if methods.iter().all(Option::is_none) {
+            return Err(target.selects_nothing(checkpoint));
+        }
+        let mut parameters = BTreeMap::from([("target".to_owned(), target.name().to_owned())]);
+        parameters.extend(match method {
+            Method::Int4(int4) => vec![
+                ("group_size".to_owned(), int4.group.to_string()),
+                (SCALE_RULE.to_owned(), rule_name(int4.rule)),
+                ("scales".to_owned(), int4.scales.name()),
+            ],
+            method => vec![("scheme".to_owned(), method.name().to_owned())],
+        });
+        Ok(Self {
+            methods,
+            parameters,
+        })
+    }
+}
+
+/// The rule's name on the command line.
+#[must_use]
+pub fn rule_name(rule: ScaleRule) -> String {
+    let value = rule.to_possible_value();
+    value.map(|v| v.get_name().to_owned()).unwrap_or_default()
+}
+
+/// Parameters that record the rules of `tensors`, by name: the most frequent one, and each tensor that has another.
+pub(crate) fn rule_parameters(tensors: &[(&str, ScaleRule)]) -> Vec<(String, String)> {
+    let count = |rule| tensors.iter().filter(|t| t.1 == rule).count();
+    let mut rules = ScaleRule::value_variants().to_vec();
+    rules.sort_by_key(|rule| std::cmp::Reverse(count(*rule)));
+    let others = tensors.iter().filter(|t| t.1 != rules[0]);
+    let others = others.map(|(name, rule)| (format!("{SCALE_RULE} {name}"), rule_name(*rule)));
+    let mut out: Vec<_> = others.collect();
+    out.push((SCALE_RULE.to_owned(), rule_name(rules[0])));
+    out
+}
+
+/// The rule that a file's provenance records of an int4 tensor.
+pub(crate) fn recorded_rule(
+    parameters: &BTreeMap<String, String>,
+    tensor: &str,
+) -> Option<ScaleRule> {
+    let own = parameters.get(&format!("{SCALE_RULE} {tensor}"));
+    let name = own.or_else(|| parameters.get(SCALE_RULE))?;
+    ScaleRule::from_str(name, false).ok()
+}

@@ -1,0 +1,155 @@
+//! `smq-convert --mbits auto`: its options, and the table of what was chosen.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{bail, ensure};
+use clap::Args;
+
+use super::convert::table;
+use crate::auto::{Auto, AutoOptions, ChosenTensor, Goal, sensitivity::Sensitivity};
+use crate::choice::rule_name;
+use crate::quantize::ScaleRule;
+use crate::{Checkpoint, Target};
+
+/// Mantissa bits as given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MantissaBits {
+    /// Chosen for each tensor.
+    Auto,
+    /// -1 keeps exact f32 scales.
+    Given(i8),
+}
+
+impl std::str::FromStr for MantissaBits {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        match s.parse() {
+            _ if s == "auto" => Ok(MantissaBits::Auto),
+            Ok(bits @ -1..=10) => Ok(MantissaBits::Given(bits)),
+            _ => Err(format!("{s} is not in -1..=10, and not auto")),
+        }
+    }
+}
+
+/// Options of the choice.
+#[derive(Debug, Args)]
+pub(super) struct AutoArgs {
+    /// --mbits auto: at most so many bits a weight over the tensors of --target, scales included
+    #[arg(long, value_name = "BITS_PER_WEIGHT", conflicts_with = "max_kl")]
+    budget: Option<f64>,
+    /// --mbits auto: the smallest file whose mean KL divergence, predicted from --sensitivity, is at most this, in nats
+    #[arg(long, value_name = "NATS")]
+    max_kl: Option<f64>,
+    /// --mbits auto: weigh errors by what smq-run eval sensitivity --json measured
+    #[arg(long, value_name = "FILE")]
+    sensitivity: Option<PathBuf>,
+    /// --mbits auto: choose a scale width for each product, in place of one for all, which the CUDA decode kernel is
+    /// compiled for
+    #[arg(long)]
+    mixed_widths: bool,
+}
+
+impl AutoArgs {
+    /// Refuses them where nothing is chosen.
+    ///
+    /// # Errors
+    /// The first that is given.
+    pub(super) fn refuse(&self) -> anyhow::Result<()> {
+        let given = [
+            ("--budget", self.budget.is_some()),
+            ("--max-kl", self.max_kl.is_some()),
+            ("--sensitivity", self.sensitivity.is_some()),
+            ("--mixed-widths", self.mixed_widths),
+        ];
+        match given.iter().find(|(_, given)| *given) {
+            Some((option, _)) => {
+                bail!("{option} is for --mbits auto: add that, or leave {option} out")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The options; `checkpoint` is for the message.
+    ///
+    /// # Errors
+    /// No bound; a sensitivity that is needed and absent, or cannot be read.
+    pub(super) fn options(
+        &self,
+        checkpoint: &Checkpoint,
+        target: Target,
+        group: usize,
+        rule: Option<ScaleRule>,
+        overwrite: bool,
+        jobs: usize,
+    ) -> anyhow::Result<AutoOptions> {
+        let goal = match (self.budget, self.max_kl) {
+            (Some(bits), _) => Goal::Budget(bits),
+            (None, Some(nats)) => Goal::MaxKl(nats),
+            (None, None) => bail!(
+                "--mbits auto needs a bound: pass --budget BITS_PER_WEIGHT, or --max-kl NATS with --sensitivity FILE"
+            ),
+        };
+        ensure!(
+            self.max_kl.is_none() || self.sensitivity.is_some(),
+            "--max-kl is predicted from a measured sensitivity: run `smq-run eval sensitivity {} --text FILE --unit projection \
+             --target '{}' --json sensitivity.json` and pass --sensitivity sensitivity.json",
+            checkpoint.path().display(),
+            target.name()
+        );
+        let sensitivity = self.sensitivity.as_deref().map(Sensitivity::read);
+        Ok(AutoOptions {
+            target,
+            group,
+            rule,
+            goal,
+            sensitivity: sensitivity.transpose()?,
+            mixed_widths: self.mixed_widths,
+            overwrite,
+            jobs,
+        })
+    }
+}
+
+/// What was chosen, tensor by tensor.
+pub(super) fn print_choice(out: &mut impl Write, auto: &Auto) -> anyhow::Result<()> {
+    let mut rows = table(&["tensor", "becomes", "rule", "bits/weight", "rel. error"]);
+    for t in &auto.tensors {
+        let becomes = t.options.map(|o| format!("int4 {}", o.scales.name()));
+        rows.add_row([
+            t.name.clone(),
+            becomes.unwrap_or_else(|| "as it is".to_owned()),
+            t.options
+                .map_or_else(|| "-".to_owned(), |o| rule_name(o.rule)),
+            format!("{:.3}", 8.0 * t.bytes as f64 / t.elems as f64),
+            format!("{:.6}", relative(t.squared_error, t.squared_weight)),
+        ]);
+    }
+    writeln!(out, "{rows}\n")?;
+    print_total(out, auto)
+}
+
+/// What the choice comes to.
+pub(super) fn print_total(out: &mut impl Write, auto: &Auto) -> anyhow::Result<()> {
+    let sum = |of: fn(&ChosenTensor) -> f64| auto.tensors.iter().map(of).sum::<f64>();
+    let kept = auto.tensors.iter().filter(|t| t.options.is_none()).count();
+    writeln!(
+        out,
+        "chosen: {} tensors in {:.4} bits a weight, {kept} of them as they are; relative squared error {:.6}",
+        auto.tensors.len(),
+        auto.bits_per_weight,
+        relative(sum(|t| t.squared_error), sum(|t| t.squared_weight)),
+    )?;
+    if let Some(kl) = auto.predicted_kl {
+        writeln!(
+            out,
+            "predicted mean KL divergence: {kl:.6} nats, if the tensors' effects add up; check it with smq-run eval kl"
+        )?;
+    }
+    Ok(())
+}
+
+fn relative(error: f64, weight: f64) -> f64 {
+    if error == 0.0 { 0.0 } else { error / weight }
+}
