@@ -57,10 +57,17 @@ DEVICE void store_eight(u16 *row, int k, const float v[8], bool in_int4_order) {
 
 KERNEL __launch_bounds__(256) norm_rows(const float *x, const float *weight, u16 *out, int int4_order) {
     let_next_kernel_start();
-    wait_for_previous_kernel();
     constexpr int STEPS = (XK / 8 + 255) / 256;
     const u64 m = blockIdx.x;
     float v[STEPS][8];
+    float4 w[STEPS][2]; // before the wait: one trip to memory less behind it
+#pragma unroll
+    for (int s = 0; s < STEPS; s++) {
+        const int k = (s * 256 + threadIdx.x) * 8;
+        const float4 *from = (const float4 *)(weight + k);
+        if (k < HIDDEN) w[s][0] = from[0], w[s][1] = from[1];
+    }
+    wait_for_previous_kernel();
     float square_sum = 0.0f;
 #pragma unroll
     for (int s = 0; s < STEPS; s++) {
@@ -78,9 +85,10 @@ KERNEL __launch_bounds__(256) norm_rows(const float *x, const float *weight, u16
     for (int s = 0; s < STEPS; s++) {
         int k = (s * 256 + threadIdx.x) * 8;
         if (k >= XK) break;
+        const float weights[8] = {w[s][0].x, w[s][0].y, w[s][0].z, w[s][0].w, w[s][1].x, w[s][1].y, w[s][1].z, w[s][1].w};
         float y[8];
 #pragma unroll
-        for (int i = 0; i < 8; i++) y[i] = k < HIDDEN ? v[s][i] * factor * weight[k + i] : 0.0f;
+        for (int i = 0; i < 8; i++) y[i] = k < HIDDEN ? v[s][i] * factor * weights[i] : 0.0f;
         store_eight(out + m * XK, k, y, int4_order);
     }
 }

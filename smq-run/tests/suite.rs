@@ -24,6 +24,10 @@ struct Silent {
 }
 
 impl Progress for Silent {
+    fn skip(&mut self, name: &str, why: &str) {
+        panic!("{name} was skipped: {why}");
+    }
+
     fn cell(&mut self, name: &str, index: usize, cells: usize, _steps: usize) {
         assert!(index <= cells, "{name} is {index} of {cells}");
         self.cells.push(name.to_owned());
@@ -174,7 +178,7 @@ fn unknown_variants_and_absent_data_are_refused() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("there is no variant mlp-e5m9; there are C0, mlp-f32"),
+        error.contains("there is no variant mlp-e5m9; there are C0, mlp-fp8, mlp-nf4, mlp-f32"),
         "{error}"
     );
     let mut empty = options(dir.path(), &[]);

@@ -63,10 +63,7 @@ fn check(what: &str, w: &DeviceMatrix, m: usize, target: Target) {
     };
     assert!(y == m.div_ceil(tile) || split == 1, "{what}");
     assert_eq!(cut.grid, [x as u32, y as u32], "{what}");
-    assert!(
-        split <= CLUSTER && x % split == 0,
-        "{what}"
-    );
+    assert!(split <= CLUSTER && x % split == 0, "{what}");
     assert!(
         split <= w.cols.div_ceil(128),
         "{what}: a group for each of {split}"

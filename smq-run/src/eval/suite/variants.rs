@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use smq_convert::choice::rule_name;
-use smq_convert::{ScaleChoice, ScaleRule, Target};
+use smq_convert::{Method, ScaleChoice, ScaleRule, Target};
+
+use crate::demo::int4;
 
 /// Mantissa bits measured, of E5Mx scales.
 const WIDTHS: [u32; 5] = [0, 1, 2, 3, 5];
@@ -10,8 +12,8 @@ const WIDTHS: [u32; 5] = [0, 1, 2, 3, 5];
 /// A model to measure.
 #[derive(Debug, Clone)]
 pub struct Variant {
-    /// `C0`; `target-scales`, `target-scales-rule` where the rule is not the reference; `target-auto-bits`, with `-weighed`
-    /// where a sensitivity weighs the errors.
+    /// `C0`; `target-fp8`, `target-nf4`; `target-scales`, `target-scales-rule` where the rule is not the reference;
+    /// `target-auto-bits`, with `-weighed` where a sensitivity weighs the errors.
     pub name: String,
     /// How it is made; `None` is the checkpoint itself.
     pub quantized: Option<Quantized>,
@@ -29,13 +31,17 @@ pub struct Quantized {
 /// To what tensors are quantized.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Storage {
-    /// All alike.
+    /// All to int4 alike.
     Uniform {
         /// Scale format.
         scales: ScaleChoice,
         /// Scale rule.
         rule: ScaleRule,
     },
+    /// As bitsandbytes does.
+    Nf4,
+    /// E4M3 weights, and activations too.
+    Fp8,
     /// As `smq-convert --mbits auto` chooses.
     Auto {
         /// Bits a weight of the target's tensors, at most.
@@ -43,6 +49,19 @@ pub enum Storage {
         /// By measured sensitivities.
         weighed: bool,
     },
+}
+
+impl Storage {
+    /// How the converter is asked for it; `None` where it chooses for each tensor.
+    #[must_use]
+    pub fn method(self) -> Option<Method> {
+        match self {
+            Self::Uniform { scales, rule } => Some(int4(scales, rule)),
+            Self::Nf4 => Some(Method::Nf4),
+            Self::Fp8 => Some(Method::Fp8),
+            Self::Auto { .. } => None,
+        }
+    }
 }
 
 /// [`Variant`] as results name it.
@@ -56,10 +75,10 @@ pub struct VariantName {
     /// `mlp` or `all`; absent for C0, as all that follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// `f32`, `e5m5`, `auto`.
+    /// `f32`, `e5m5`; where the weights are not int4 or storage is chosen, `fp8`, `nf4`, `auto`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scales: Option<String>,
-    /// `reference`, `nearest`, `search` or `signed`; absent where it is chosen for each tensor.
+    /// `reference`, `nearest`, `search` or `signed`; absent where there is none, or one for each tensor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
 }
@@ -73,6 +92,16 @@ impl Variant {
             quantized: None,
         }];
         for target in [Target::Mlp, Target::All] {
+            for storage in [Storage::Fp8, Storage::Nf4] {
+                let name = storage.method().map_or("", Method::name);
+                variants.push(Self {
+                    name: format!("{}-{name}", target.name()),
+                    quantized: Some(Quantized {
+                        target: target.clone(),
+                        storage,
+                    }),
+                });
+            }
             let mut add = |scales: ScaleChoice, rule| {
                 let suffix = match rule {
                     ScaleRule::Reference => String::new(),
@@ -139,6 +168,10 @@ impl Variant {
     pub fn named(&self) -> VariantName {
         let config = match self.name.as_str() {
             "C0" => Some("C0"),
+            "mlp-fp8" => Some("C1"),
+            "all-fp8" => Some("C1-all"),
+            "mlp-nf4" => Some("C2"),
+            "all-nf4" => Some("C2-all"),
             "mlp-f32" => Some("C3"),
             "mlp-e5m5" => Some("C4"),
             "mlp-e5m3" | "mlp-e5m0" => Some("C5"),
@@ -148,7 +181,10 @@ impl Variant {
         let quantized = self.quantized.as_ref();
         let (scales, rule) = match quantized.map(|q| q.storage) {
             Some(Storage::Uniform { scales, rule }) => (Some(scales.name()), Some(rule_name(rule))),
-            Some(Storage::Auto { .. }) => (Some("auto".to_owned()), None),
+            Some(storage) => (
+                Some(storage.method().map_or("auto", Method::name).to_owned()),
+                None,
+            ),
             None => (None, None),
         };
         VariantName {
@@ -203,11 +239,16 @@ mod tests {
         ] {
             assert!(names.contains(&name), "{name}");
         }
-        assert_eq!(names.len(), 1 + 2 * (2 + 5 + 1 + 10));
+        assert_eq!(names.len(), 1 + 2 * (2 + 2 + 5 + 1 + 10));
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all.len());
         let configs: Vec<_> = all.iter().filter_map(|v| v.named().config).collect();
-        assert_eq!(configs, ["C0", "C3", "C4", "C5", "C5", "C6"]);
+        assert_eq!(
+            configs,
+            [
+                "C0", "C1", "C2", "C3", "C4", "C5", "C5", "C1-all", "C2-all", "C6"
+            ]
+        );
     }
 }

@@ -22,7 +22,7 @@ fn colour(rule: &str) -> usize {
     at.unwrap_or(RULES.len())
 }
 
-/// Mean KL against bits a weight of uniform variants: a line a rule and target; exact scales, which are far wider, as levels.
+/// Mean KL against bits a weight of uniform variants: a line a rule and target; exact scales, which are far wider, and other formats as levels.
 pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
     let all = verdict::distances(summary);
     let mut series: BTreeMap<(usize, bool), Series> = BTreeMap::new();
@@ -30,13 +30,15 @@ pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
     let mut levels = Vec::new();
     for d in all.iter().filter(|d| !d.is_auto()) {
         let rule = d.rule.as_str();
-        if d.scales == "f32" {
+        // FP8 and NF4 have no rule.
+        if d.scales == "f32" || rule.is_empty() {
+            let what = match d.scales.as_str() {
+                "f32" => format!("{rule}, exact f32 scales"),
+                other => other.to_uppercase(),
+            };
             levels.push(Level {
                 y: d.kl,
-                label: format!(
-                    "{}, {rule}, exact f32 scales ({:.3} bits)",
-                    d.target, d.bits
-                ),
+                label: format!("{}, {what} ({:.3} bits)", d.target, d.bits),
                 colour: colour(rule),
             });
             continue;
