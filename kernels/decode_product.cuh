@@ -98,6 +98,9 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
     const int runs = s.paired ? 2 : 1, run_bytes = s.storage != BF16 ? phase.at(RUN_BYTES) : 0;
     const int code_bytes = runs * (run_bytes + (s.storage == NF4 ? NESTED_BYTES : 0));
     const int row_bytes = s.row_bytes;
+    // Slots of pieces of rows need more on their way than whole rows do.
+    const int four_bit = s.ksplit > 1 ? max(INT4_IN_FLIGHT, 2) : INT4_IN_FLIGHT;
+    const int in_flight = s.storage == INT4 || s.storage == NF4 ? four_bit : BF16_IN_FLIGHT;
     const Tiles tiles(s);
     int chunk = pump.skip;
 #pragma unroll 1
@@ -109,7 +112,7 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
 #pragma unroll 1
         for (; chunk < s.ksplit; chunk += PRODUCERS) {
             const int bytes = min(row_bytes - chunk * 128 * WARPS, 128 * WARPS); // of a row in this slot
-            u8 *slot = pump.next(8 * bytes + code_bytes, s.storage == INT4 || s.storage == NF4 ? INT4_IN_FLIGHT : BF16_IN_FLIGHT);
+            u8 *slot = pump.next(8 * bytes + code_bytes, in_flight);
             // Rows that are contiguous in the file are one copy.
             if (s.ksplit > 1) {
                 const u8 *second = s.paired ? from1 : from + 4 * row_bytes;
