@@ -46,6 +46,7 @@ pub fn page(data: &Data, quality: &Quality) -> anyhow::Result<String> {
         recommended => recommended.as_ref().map(|c| choice(c, &comparisons)),
         published => published.as_ref().map(|c| choice(c, &comparisons)),
         same => recommended.is_some() && recommended == published,
+        nf4 => nf4(&comparisons),
         distances => distances(&comparisons, [&published, &recommended]),
         configs => configs::values(data),
         tasks => tasks::values(quality, recommended.as_ref()),
@@ -146,6 +147,30 @@ fn trained(comparisons: &[Comparison]) -> String {
     )
 }
 
+/// NF4 beside the nearest int4 of the same tensors.
+fn nf4(comparisons: &[Comparison]) -> Option<Value> {
+    let both = || {
+        comparisons
+            .iter()
+            .filter_map(|c| Some((c.nf4.as_ref()?, &c.best)))
+    };
+    let (first, _) = both().next()?;
+    let change = |(nf4, best): (&Distance, &Distance)| 100.0 * (nf4.kl / best.kl - 1.0);
+    let (low, high) = both()
+        .map(change)
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), p| {
+            (low.min(p), high.max(p))
+        });
+    Some(context! {
+        bits => format!("{:.3}", first.bits),
+        count => both().count(),
+        change => match low == high {
+            true => format!("{low:+.0} %"),
+            false => format!("{low:+.0} to {high:+.0} %"),
+        },
+    })
+}
+
 /// Each comparison's exact scales, and the choices beside them.
 fn distances(comparisons: &[Comparison], choices: [&Option<Choice>; 2]) -> Option<String> {
     if comparisons.is_empty() {
@@ -159,7 +184,12 @@ fn distances(comparisons: &[Comparison], choices: [&Option<Choice>; 2]) -> Optio
         .collect();
     let mut columns = vec!["model", "target", "exact f32, reference", "E5M5, reference"];
     columns.extend(names.iter().map(String::as_str));
-    columns.extend(["nearest to C0 of all", "its mean KL", "source"]);
+    columns.extend(["nearest to C0 of all int4", "its mean KL"]);
+    let has_nf4 = comparisons.iter().any(|c| c.nf4.is_some());
+    if has_nf4 {
+        columns.push("NF4");
+    }
+    columns.push("source");
     let rows = comparisons.iter().map(|c| {
         let text = |d: Option<&Distance>| d.map_or("absent".to_owned(), Distance::text);
         let mut row = vec![
@@ -173,11 +203,11 @@ fn distances(comparisons: &[Comparison], choices: [&Option<Choice>; 2]) -> Optio
                 .iter()
                 .map(|x| text(c.find(&x.rule, x.mantissa_bits))),
         );
-        row.extend([
-            format!("`{}`", c.best.name),
-            c.best.text(),
-            format!("`quality/{}`", c.file),
-        ]);
+        row.extend([format!("`{}`", c.best.name), c.best.text()]);
+        if has_nf4 {
+            row.push(text(c.nf4.as_ref()));
+        }
+        row.push(format!("`quality/{}`", c.file));
         row
     });
     Some(markdown(&columns, rows.collect()))
@@ -188,6 +218,9 @@ fn automatic(quality: &Quality) -> Vec<Value> {
     let of = quality.suites.iter().filter_map(|(file, summary)| {
         let rows = verdict::automatic(summary);
         let count = |word| rows.iter().filter(|r| r.verdict() == word).count();
+        let nf4 = verdict::distances(summary)
+            .into_iter()
+            .find(|d| d.scales == "nf4" && rows.iter().any(|r| r.auto.target == d.target));
         (!rows.is_empty()).then(|| {
             context! {
                 model => summary.parameters.model.clone(),
@@ -195,6 +228,7 @@ fn automatic(quality: &Quality) -> Vec<Value> {
                 all => rows.len(),
                 better => count("better"),
                 worse => count("worse"),
+                nf4 => nf4.map(|d| format!("`{}` has {} at {:.3} bits", d.name, d.text(), d.bits)),
                 table => quality::automatic_table(&rows),
             }
         })

@@ -145,7 +145,7 @@ impl Quality {
                 add(plots.add(
                     &format!("auto-{stem}.svg"),
                     format!(
-                        "{model}: a width and rule for each tensor (auto) against the best uniform ones of each size."
+                        "{model}: a width and rule for each tensor (auto) against the best uniform int4 of each size."
                     ),
                     plots::automatic(summary)?,
                 )?);
@@ -316,14 +316,14 @@ fn page(from: &str, text: &str) -> String {
     format!("\n{}\nFrom `{from}`.\n{rest}", down(heading))
 }
 
-/// Auto beside the best uniform variant of its size.
+/// Auto beside the best uniform int4 variant of its size.
 #[must_use]
 pub fn automatic_table(rows: &[verdict::Automatic]) -> String {
     let columns = [
         "auto",
         "bits/weight",
         "mean KL",
-        "best uniform no larger",
+        "best uniform int4 no larger",
         "bits/weight",
         "mean KL",
         "auto / uniform",

@@ -97,6 +97,8 @@ pub struct Comparison {
     pub widths: Vec<Distance>,
     /// The nearest to C0 of all E5Mx.
     pub best: Distance,
+    /// NF4, where it was measured.
+    pub nf4: Option<Distance>,
 }
 
 /// A model's comparisons come from its suite with most variants.
@@ -132,6 +134,7 @@ pub fn comparisons(suites: &[(String, Summary)]) -> Vec<Comparison> {
                     exact: exact.clone(),
                     widths,
                     best,
+                    nf4: of().find(|d| d.scales == "nf4").cloned(),
                 });
             }
         }
@@ -216,7 +219,7 @@ pub fn recommended(comparisons: &[Comparison]) -> Option<Choice> {
     fewest(comparisons, &best.rule, than)
 }
 
-/// An auto variant beside the best uniform one of its target that is no larger.
+/// An auto variant beside the best uniform int4 one of its target that is no larger.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Automatic {
     /// It.
@@ -246,6 +249,7 @@ pub fn automatic(summary: &Summary) -> Vec<Automatic> {
     let beside = |auto: Distance| {
         let no_larger = |u: &&Distance| {
             (auto.target.is_empty() || u.target == auto.target)
+                && !u.rule.is_empty() // FP8 and NF4 have none
                 && u.bits <= auto.bits + SAME_SIZE_BITS
         };
         let best = uniform.iter().filter(no_larger);
@@ -280,6 +284,7 @@ mod tests {
             exact: distance("f32", PUBLISHED, 4.25, 0.2),
             best: widths[0].clone(),
             widths,
+            nf4: None,
         }
     }
 
