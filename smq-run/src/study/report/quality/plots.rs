@@ -101,6 +101,8 @@ pub fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
         let of = |auto| {
             all.iter()
                 .filter(move |d| d.target == target && d.is_auto() == auto)
+                // FP8 and NF4 have no rule.
+                .filter(move |d| auto || !d.rule.is_empty())
         };
         if of(true).next().is_none() {
             continue;
@@ -112,12 +114,20 @@ pub fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
             same.map_or(String::new(), |d| d.name.clone())
         };
         series.push(Series {
-            label: format!("best uniform, {target}"),
+            label: format!("best uniform int4, {target}"),
             names: uniform.iter().map(|p| name(p.0, p.1)).collect(),
             points: uniform,
             line: true,
             style: Some((6, triangles)),
         });
+        if let Some(d) = all.iter().find(|d| d.target == target && d.scales == "nf4") {
+            series.push(Series {
+                label: format!("NF4, {target}"),
+                points: vec![(d.bits, d.kl, Some(Z * d.stderr))],
+                style: Some((2, triangles)),
+                ..Series::default()
+            });
+        }
         for (weighed, colour) in [(false, 1), (true, 0)] {
             let of = || of(true).filter(|d| d.name.ends_with("-weighed") == weighed);
             let how = if weighed { "auto weighed" } else { "auto" };
