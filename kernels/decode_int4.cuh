@@ -21,14 +21,7 @@ struct __align__(16) LineLimbs {
     float unit[2];    // of the fixed point over 16, of each half
     INSIDE void store(uint4 a, uint4 b, int lane) {
         u32 bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        u32 largest = 0; // magnitudes compare as their bits do, NaN and infinity above all numbers
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            bits[i] &= ~3u; // without the tags
-            largest = max(largest, bits[i] & 0x7fffffffu);
-        }
-#pragma unroll
-        for (int d = 1; d < 16; d *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+        const u32 largest = untag_largest(bits);
         // 2^(21 - e) with 2^e <= largest < 2^(e + 1): |fixed point| < 2^22. Tiny groups keep a finite factor, and a group
         // with an element that is not finite gets a unit that is NaN, so that it is not lost.
         const bool finite = largest < 0x7f800000u;

@@ -34,14 +34,7 @@ struct __align__(16) LineHalves {
     float unit[2];     // of each half
     INSIDE void store(uint4 a, uint4 b, int lane) {
         u32 bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        u32 largest = 0;
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            bits[i] &= ~3u; // without the tags
-            largest = max(largest, bits[i] & 0x7fffffffu);
-        }
-#pragma unroll
-        for (int d = 1; d < 16; d *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+        const u32 largest = untag_largest(bits);
         // |v factor| < 2; tiny halves keep a finite factor, and one that is not finite becomes NaN.
         const bool finite = largest < 0x7f800000u;
         const u32 exponent = finite ? max(largest >> 23, 30u) : 127u;

@@ -188,6 +188,20 @@ template <int K, int N> struct Elements {
     }
 };
 
+// Takes the tags off eight elements of a lane, and returns the bits of the largest magnitude of its half warp's: they compare
+// as magnitudes do, NaN and infinity above all numbers.
+DEVICE u32 untag_largest(u32 (&bits)[8]) {
+    u32 largest = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        bits[i] &= ~3u;
+        largest = max(largest, bits[i] & 0x7fffffffu);
+    }
+#pragma unroll
+    for (int d = 1; d < 16; d *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+    return largest;
+}
+
 // ---- the product ----
 
 // Where a lane finds its share of the tiles' scales: row lane / 2 % 8, half lane % 2 of a line.

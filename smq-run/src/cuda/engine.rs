@@ -182,32 +182,28 @@ impl CudaEngine {
         )?;
         self.tokens.extend_from_slice(tokens);
         let from = if switch || grow { 0 } else { past };
-        let Some(sequence) = &self.sequence else {
-            return Err(Error::Cuda("the sequence has no cache".into()));
-        };
         let stream = self.kernels.gpu().main().clone();
-        let pending = &self.tokens[from..];
-        if let ([token], true) = (pending, from > 0) {
+        if let ([token], true) = (&self.tokens[from..], from > 0) {
             // SAFETY: the host array outlives the copy, which is done when the call returns.
             unsafe { self.state.state.part(8, 4)?.copy_from(&stream, &[*token])? };
-            sequence.step.run(&stream)?;
+            self.step()?.run(&stream)?;
         } else {
-            let parts = Parts {
-                kernels: &self.kernels,
-                config: &self.config,
-                model: &self.model,
-                state: &self.state,
-                cache: &sequence.cache,
-            };
-            self.prefill.run(&parts, pending, from)?;
+            let pending = self.tokens[from..].to_vec();
+            let (parts, prefill) = self.pass()?;
+            prefill.run(&parts, &pending, from)?;
             // The choice moves the position on by one.
             let position = [len as u32 - 1];
             // SAFETY: as above.
             unsafe { self.state.state.part(0, 4)?.copy_from(&stream, &position)? };
-            sequence.step.run_head(&stream)?;
+            self.step()?.run_head(&stream)?;
         }
         self.steps = self.steps.wrapping_add(1);
         Ok(switch && past > 0)
+    }
+
+    fn step(&self) -> Result<&Step> {
+        let missing = || Error::Cuda("the sequence has no cache".into());
+        self.sequence.as_ref().map(|s| &s.step).ok_or_else(missing)
     }
 
     /// What a pass through the model works with, and what runs it.
