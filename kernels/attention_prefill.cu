@@ -1,16 +1,18 @@
-// Attention of a prompt: `rows` new tokens of one sequence, at positions past .. past + rows - 1.
+// Attention of a prompt: `rows` new tokens in cache rows past .. past + rows - 1. They are one sequence's, whose positions
+// those are, or (PACKED = 1) several sequences', each row with what it sees.
 //
-// rope_and_cache    rotates q and k, writes q_out and the new rows of both caches.
+//   seen     PACKED = 1: for each row {context_begin, context_end, own_begin, position}. The row in cache row c sees cache
+//            rows context_begin .. context_end - 1 and own_begin .. c; context_begin is the first of all (where no
+//            context is seen, context_begin = context_end = own_begin)
 //   qkv      bf16 [rows, (HEADS + 2 KV_HEADS) HEAD_DIM]
-//   q_out    bf16 [rows, HEADS HEAD_DIM]
 //   k_cache, v_cache  bf16 [KV_HEADS, capacity, HEAD_DIM]
-//   angle of element j of position p: p * inv_freq[j]; cosine and sine times attention_factor
-//   grid: rows, block: 256. Bound by memory: a thread moves 8 elements at a time, and a row's
-//   cosines and sines are computed once, for all its heads.
 //
 // attention_prefill out[i, h, :] = sum_j softmax_j(q[i, h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :],
-//                   h' = h / (HEADS / KV_HEADS), j <= past + i (with WINDOW > 0 also j > past + i - WINDOW)
-//   q        bf16 [rows, HEADS HEAD_DIM], rotated
+//                   h' = h / (HEADS / KV_HEADS), j <= past + i (with WINDOW > 0 also j > past + i - WINDOW), or the
+//                   cache rows that row i sees (then WINDOW is in `seen`)
+//   q        bf16 [rows, HEADS HEAD_DIM], rotated; with ROTATES = 1 it is qkv, to be rotated here by `table` (rope.cu): for
+//            short prompts without a past, where a launch costs more than rotating a head's keys once for every 64
+//            queries. The block whose queries are a tile of keys writes that tile to the caches
 //   out      bf16 [rows, OUT_STRIDE], plain or (X_INT4 = 1) in int4 order, zeros beyond HEADS HEAD_DIM
 //   grid: (HEADS, ceil(rows / (64 PREFILL_WARPGROUPS))), block: 128 PREFILL_WARPGROUPS, dynamic shared memory:
 //   2 HEAD_DIM (64 PREFILL_WARPGROUPS + 4 PREFILL_KEYS) bytes.
@@ -23,9 +25,13 @@
 //   a wgmma operand for K (contiguous along HEAD_DIM, the summed dimension) as well as for V (contiguous along N),
 //   for every HEAD_DIM.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), ROTARY_HALF (multiple of 8), WINDOW (0: none), X_INT4.
-#include "common.cuh"
+// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), ROTARY_HALF (multiple of 8), WINDOW (0: none), X_INT4, PACKED,
+// ROTATES (with PREFILL_WARPGROUPS 1).
+#include "rotation.cuh"
 
+#ifndef ROTATES
+#define ROTATES 0
+#endif
 #ifndef PREFILL_WARPGROUPS
 #define PREFILL_WARPGROUPS 2 // or 1: a little faster for up to 512 rows, but keys and values are read twice as often
 #endif
@@ -33,109 +39,15 @@
 #define PREFILL_KEYS 64 // a tile
 #endif
 #ifndef PREFILL_BLOCKS
-#define PREFILL_BLOCKS ((HEAD_DIM <= 96 ? 4 : 2) / PREFILL_WARPGROUPS) // an SM, as far as registers go
+// an SM, as far as registers go
+#define PREFILL_BLOCKS ((HEAD_DIM <= 96 && !ROTATES && !PACKED ? 4 : 2) / PREFILL_WARPGROUPS)
 #endif
 #ifndef OUT_STRIDE
 #define OUT_STRIDE (X_INT4 ? (HEADS * HEAD_DIM + 127) / 128 * 128 : HEADS * HEAD_DIM)
 #endif
 
 constexpr int GROUP = HEADS / KV_HEADS;
-constexpr int QKV_WIDTH = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
 static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 128 && HEADS % KV_HEADS == 0, "shape");
-
-// ---- rotation and cache ----
-
-constexpr int ROPE_THREADS = 256;
-static_assert(ROTARY_HALF % 8 == 0 && 2 * ROTARY_HALF <= HEAD_DIM, "a thread rotates 8 pairs");
-
-DEVICE void unpack(uint4 raw, float v[8]) {
-    v[0] = bf16_low(raw.x), v[1] = bf16_high(raw.x), v[2] = bf16_low(raw.y), v[3] = bf16_high(raw.y);
-    v[4] = bf16_low(raw.z), v[5] = bf16_high(raw.z), v[6] = bf16_low(raw.w), v[7] = bf16_high(raw.w);
-}
-DEVICE uint4 pack(const float v[8]) {
-    return make_uint4(bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]), bf16_pair(v[4], v[5]), bf16_pair(v[6], v[7]));
-}
-
-KERNEL __launch_bounds__(ROPE_THREADS)
-    rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, int capacity, int rows, int past,
-                   const float *inv_freq, float attention_factor) {
-    let_next_kernel_start();
-    __shared__ __align__(16) float cosines[ROTARY_HALF], sines[ROTARY_HALF];
-    const int row = blockIdx.x, position = past + row;
-    const u16 *from = qkv + (u64)row * QKV_WIDTH;
-    // Where head `head` of the row goes: queries, then keys, then values.
-    auto destination = [&](int head) {
-        if (head < HEADS) return q_out + ((u64)row * HEADS + head) * HEAD_DIM;
-        const int kv_head = head - HEADS;
-        return kv_head < KV_HEADS ? k_cache + ((u64)kv_head * capacity + position) * HEAD_DIM
-                                  : v_cache + ((u64)(kv_head - KV_HEADS) * capacity + position) * HEAD_DIM;
-    };
-
-    // All loads first, the angles meanwhile. 8 elements and the 8 that they rotate with; then what is only copied: the
-    // rest of q and k, if rotation is partial, and the values.
-    constexpr int HEAD_PAIRS = ROTARY_HALF / 8, PAIRS = (HEADS + KV_HEADS) * HEAD_PAIRS;
-    constexpr int HEAD_REST = HEAD_DIM / 8 - 2 * HEAD_PAIRS, REST = (HEADS + KV_HEADS) * HEAD_REST;
-    constexpr int COPIES = REST + KV_HEADS * (HEAD_DIM / 8);
-    constexpr int PAIR_ROUNDS = (PAIRS + ROPE_THREADS - 1) / ROPE_THREADS;
-    constexpr int COPY_ROUNDS = (COPIES + ROPE_THREADS - 1) / ROPE_THREADS;
-    auto copied = [&](int index, int &head, int &i) {
-        constexpr int width = HEAD_REST > 0 ? HEAD_REST : 1;
-        const bool is_rest = index < REST;
-        const int value = index - REST;
-        head = is_rest ? index / width : HEADS + KV_HEADS + value / (HEAD_DIM / 8);
-        i = is_rest ? 2 * ROTARY_HALF + index % width * 8 : value % (HEAD_DIM / 8) * 8;
-    };
-    uint4 low[PAIR_ROUNDS], high[PAIR_ROUNDS], copies[COPY_ROUNDS];
-    wait_for_previous_kernel();
-#pragma unroll
-    for (int round = 0; round < PAIR_ROUNDS; ++round) {
-        const int index = min(round * ROPE_THREADS + (int)threadIdx.x, PAIRS - 1);
-        const u16 *x = from + index / HEAD_PAIRS * HEAD_DIM + index % HEAD_PAIRS * 8;
-        low[round] = load_once(x);
-        high[round] = load_once(x + ROTARY_HALF);
-    }
-#pragma unroll
-    for (int round = 0; round < COPY_ROUNDS; ++round) {
-        int head, i;
-        copied(min(round * ROPE_THREADS + (int)threadIdx.x, COPIES - 1), head, i);
-        copies[round] = load_once(from + head * HEAD_DIM + i);
-    }
-    for (int j = threadIdx.x; j < ROTARY_HALF; j += ROPE_THREADS) {
-        float sine, cosine;
-        sincosf((float)position * inv_freq[j], &sine, &cosine);
-        cosines[j] = cosine * attention_factor;
-        sines[j] = sine * attention_factor;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int round = 0; round < PAIR_ROUNDS; ++round) {
-        const int index = round * ROPE_THREADS + threadIdx.x;
-        if (index >= PAIRS) break;
-        const int i = index % HEAD_PAIRS * 8;
-        float a[8], b[8];
-        unpack(low[round], a);
-        unpack(high[round], b);
-#pragma unroll
-        for (int e = 0; e < 8; ++e) {
-            const float rotated = a[e] * cosines[i + e] - b[e] * sines[i + e];
-            b[e] = b[e] * cosines[i + e] + a[e] * sines[i + e];
-            a[e] = rotated;
-        }
-        u16 *to = destination(index / HEAD_PAIRS) + i;
-        *(uint4 *)to = pack(a);
-        *(uint4 *)(to + ROTARY_HALF) = pack(b);
-    }
-#pragma unroll
-    for (int round = 0; round < COPY_ROUNDS; ++round) {
-        const int index = round * ROPE_THREADS + threadIdx.x;
-        if (index >= COPIES) break;
-        int head, i;
-        copied(index, head, i);
-        *(uint4 *)(destination(head) + i) = copies[round];
-    }
-}
-
-// ---- attention ----
 
 constexpr int TILE_ROWS = 64 * PREFILL_WARPGROUPS;
 constexpr int THREADS = 128 * PREFILL_WARPGROUPS;
@@ -172,6 +84,44 @@ template <int COUNT> DEVICE void copy_tile(u32 to, const u16 *from, int stride, 
 #pragma unroll
         for (int panel = 0; panel < HEAD_DIM / 32; ++panel)
             copy_async(there + pass * PASS_ROWS * 64 + panel * (64 * COUNT), source + panel * 32, valid);
+    }
+}
+
+// Piece `piece` (8 elements) of a row of a tile.
+template <int COUNT> DEVICE uint4 *tile_piece(u8 *tile, int row, int piece) {
+    return (uint4 *)(tile + piece / 4 * (64 * COUNT) + row * 64 + (piece % 4 ^ row / 2 % 4) * 16);
+}
+
+// A thread's share of rotating a tile of 64 rows where it lies: its angles come before the tile does.
+struct Rotation {
+    static constexpr int PIECES = ROTARY_HALF / 8, STEPS = (64 * PIECES + THREADS - 1) / THREADS;
+    Angles angles[STEPS];
+    INSIDE void load(const float *table, int rows) { // of the tile's first row
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step) {
+            const int index = step * THREADS + threadIdx.x;
+            angles[step].load(table + min(index / PIECES, rows - 1) * 2 * ROTARY_HALF + index % PIECES * 8);
+        }
+    }
+    INSIDE void apply(u8 *tile, int rows) const { // then wgmma may read it, after a barrier
+#pragma unroll
+        for (int step = 0; step < STEPS; ++step) {
+            const int index = step * THREADS + threadIdx.x, row = index / PIECES, piece = index % PIECES;
+            if (row >= min(rows, 64)) break; // zeros stay zeros
+            uint4 *low = tile_piece<64>(tile, row, piece), *high = tile_piece<64>(tile, row, piece + PIECES);
+            angles[step].rotate(*low, *high);
+        }
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+};
+
+// The first `rows` rows of a tile of 64 to `to`, HEAD_DIM apart.
+DEVICE void save_tile(u8 *tile, u16 *to, int rows) {
+    constexpr int PIECES = HEAD_DIM / 8;
+    for (int index = threadIdx.x; index < 64 * PIECES; index += THREADS) {
+        const int row = index / PIECES, piece = index % PIECES;
+        if (row >= rows) break;
+        *(uint4 *)(to + row * HEAD_DIM + piece * 8) = *tile_piece<64>(tile, row, piece);
     }
 }
 
@@ -279,8 +229,8 @@ DEVICE int output_word(int segment, int pair) {
 }
 
 KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
-    attention_prefill(const u16 *q, const u16 *k_cache, const u16 *v_cache, int capacity, int rows, int past,
-                      u16 *out) {
+    attention_prefill(const u16 *q, u16 *k_cache, u16 *v_cache, int capacity, int rows, int past, const float *table,
+                      const int4 *seen, u16 *out) {
     let_next_kernel_start();
     extern __shared__ __align__(1024) u8 shared[];
     const u32 q_tile = shared_address(shared), k_tiles = q_tile + Q_BYTES, v_tiles = k_tiles + 2 * KV_BYTES;
@@ -291,19 +241,38 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     const int row = group_row + threadIdx.x % 128 / 32 * 16 + lane / 4; // this thread's, and row + 8
     const int last_row = min(first_row + TILE_ROWS, rows) - 1, last_group_row = min(group_row + 63, rows - 1);
 
-    // Tiles of keys that some row of the block sees; of the warpgroup (none, if it has no rows).
+    wait_for_previous_kernel();
+#if PACKED
+    // What this thread's two rows see, and the first that some row of the block does.
+    const int4 sees[2] = {seen[min(row, rows - 1)], seen[min(row + 8, rows - 1)]};
+    __shared__ int first_seen[THREADS / 32];
+    const int warp_first = __reduce_min_sync(0xffffffffu, min(sees[0].x, sees[1].x));
+    if (lane == 0) first_seen[threadIdx.x / 32] = warp_first;
+    sync_threads(1, THREADS);
+    int block_first = first_seen[0];
+#pragma unroll
+    for (int i = 1; i < THREADS / 32; ++i) block_first = min(block_first, first_seen[i]);
+    const int begin = block_first / PREFILL_KEYS;
+#else
     const int begin = WINDOW > 0 ? max(past + first_row - WINDOW + 1, 0) / PREFILL_KEYS : 0;
+#endif
+    // Tiles of keys that some row of the block sees; of the warpgroup (none, if it has no rows).
     const int end = (past + last_row) / PREFILL_KEYS + 1;
     const int group_end = group_row < rows ? (past + last_group_row) / PREFILL_KEYS + 1 : begin;
 
     const u64 head_offset = (u64)(head / GROUP) * capacity * HEAD_DIM;
-    auto copy_keys_or_values = [&](u32 to, const u16 *cache, int tile) {
+    const int kv_stride = ROTATES ? QKV_WIDTH : HEAD_DIM, q_stride = ROTATES ? QKV_WIDTH : HEADS * HEAD_DIM;
+    const u16 *keys = ROTATES ? q + (HEADS + head / GROUP) * HEAD_DIM : k_cache + head_offset;
+    const u16 *values = ROTATES ? keys + KV_HEADS * HEAD_DIM : v_cache + head_offset;
+    auto copy_keys_or_values = [&](u32 to, const u16 *from, int tile) {
         if (tile < end)
-            copy_tile<PREFILL_KEYS>(to + tile % 2 * KV_BYTES, cache + head_offset + (u64)tile * PREFILL_KEYS * HEAD_DIM,
-                                    HEAD_DIM, past + rows - tile * PREFILL_KEYS);
+            copy_tile<PREFILL_KEYS>(to + tile % 2 * KV_BYTES, from + (u64)tile * PREFILL_KEYS * kv_stride, kv_stride,
+                                    past + rows - tile * PREFILL_KEYS);
     };
-    auto copy_keys = [&](int tile) { copy_keys_or_values(k_tiles, k_cache, tile); };
-    auto copy_values = [&](int tile) { copy_keys_or_values(v_tiles, v_cache, tile); };
+    auto copy_keys = [&](int tile) { copy_keys_or_values(k_tiles, keys, tile); };
+    auto copy_values = [&](int tile) { copy_keys_or_values(v_tiles, values, tile); };
+    auto key_tile = [&](int tile) { return shared + Q_BYTES + tile % 2 * KV_BYTES; };
+    auto key_table = [&](int tile) { return table + tile * PREFILL_KEYS * 2 * ROTARY_HALF; };
 
     float s[PREFILL_KEYS / 2], o[HEAD_DIM / 2], rescale[2];
     u32 p[PREFILL_KEYS / 4];
@@ -329,6 +298,14 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     };
     auto weigh = [&](int tile) { // mask and softmax
         const int first_key = tile * PREFILL_KEYS;
+#if PACKED
+#pragma unroll
+        for (int i = 0; i < PREFILL_KEYS / 2; ++i) {
+            const int key = first_key + i / 4 * 8 + 2 * t + i % 2, h = i / 2 % 2;
+            const bool in_context = key >= sees[h].x && key < sees[h].y;
+            if (!in_context && (key < sees[h].z || key > past + row + 8 * h)) s[i] = MASKED;
+        }
+#else
         if (first_key + PREFILL_KEYS - 1 > past + group_row ||
             (WINDOW > 0 && first_key <= past + group_row + 63 - WINDOW))
 #pragma unroll
@@ -336,6 +313,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
                 const int key = first_key + i / 4 * 8 + 2 * t + i % 2, position = past + row + i / 2 % 2 * 8;
                 if (key > position || (WINDOW > 0 && key <= position - WINDOW)) s[i] = MASKED;
             }
+#endif
         softmax(s, running, rescale);
     };
     auto pack_weights = [&]() {
@@ -345,22 +323,40 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     // After it this tile's values and the next tile's keys are there and the tiles before are no longer in use; the
     // next values and the keys after the next are on their way.
     auto next_tiles = [&](int tile) {
+        Rotation rotation;
+        const int keys_left = rows - (tile + 1) * PREFILL_KEYS;
+        const bool rotates = ROTATES && tile + 1 < end;
+        if (rotates) rotation.load(key_table(tile + 1), keys_left);
         wait_for_copies<0>();
         sync_threads(1, THREADS);
         copy_values(tile + 1);
         copy_keys(tile + 2);
         commit_copies();
+        if (rotates) {
+            rotation.apply(key_tile(tile + 1), keys_left);
+            sync_threads(1, THREADS);
+        }
     };
 
-    wait_for_previous_kernel();
-    copy_tile<TILE_ROWS>(q_tile, q + ((u64)first_row * HEADS + head) * HEAD_DIM, HEADS * HEAD_DIM, rows - first_row);
+    copy_tile<TILE_ROWS>(q_tile, q + (u64)first_row * q_stride + head * HEAD_DIM, q_stride, rows - first_row);
     copy_keys(begin);
     commit_copies();
     copy_values(begin);
     copy_keys(begin + 1);
     commit_copies();
+    static_assert(!ROTATES || TILE_ROWS == 64 && PREFILL_KEYS == 64, "a block's queries are a tile of keys, which it writes");
+    Rotation q_rotation, k_rotation;
+    if (ROTATES) {
+        q_rotation.load(table + first_row * 2 * ROTARY_HALF, rows - first_row);
+        k_rotation.load(key_table(begin), rows - begin * PREFILL_KEYS);
+    }
     wait_for_copies<1>();
     sync_threads(1, THREADS);
+    if (ROTATES) {
+        q_rotation.apply(shared, rows - first_row);
+        k_rotation.apply(key_tile(begin), rows - begin * PREFILL_KEYS);
+        sync_threads(1, THREADS);
+    }
     int tile = begin;
     if (begin < group_end) {
         wgmma_begin();
@@ -389,6 +385,11 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         next_tiles(tile);
         wgmma_begin();
         start_output(tile);
+        if (ROTATES && head % GROUP == 0) { // the last tile is the queries' own
+            const u64 at = head_offset + (u64)tile * PREFILL_KEYS * HEAD_DIM;
+            save_tile(key_tile(tile), k_cache + at, rows - tile * PREFILL_KEYS);
+            save_tile(key_tile(tile) + 2 * KV_BYTES, v_cache + at, rows - tile * PREFILL_KEYS);
+        }
         wgmma_wait<0>(o);
         ++tile;
     }

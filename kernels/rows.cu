@@ -3,6 +3,7 @@
 // embed_rows:  x[m, HIDDEN] (f32) = embedding[tokens[m]].                          grid: rows, block: 256
 // norm_rows:   out[m, XK] (bf16) = x[m] / sqrt(mean(x[m]^2) + eps) * weight, in plain or in int4 order
 //              (common.cuh), columns HIDDEN .. XK zero.                            grid: rows, block: 256
+// norm_some_rows: the same of x[rows[m]].                                          grid: rows, block: 256
 // swiglu_rows: out[m, XI] (bf16) = silu(gate[m]) * up[m] of gate_up[m, 2 INTERMEDIATE] (bf16), plain or int4
 //              order.                                              grid: (ceil(XI / 2048), rows), block: 256
 // last_row:    next_x = x * norm of one row and its sum of squares for the head's product, as decode.cu
@@ -55,7 +56,8 @@ DEVICE void store_eight(u16 *row, int k, const float v[8], bool in_int4_order) {
     }
 }
 
-KERNEL __launch_bounds__(256) norm_rows(const float *x, const float *weight, u16 *out, int int4_order) {
+// Row m of `out` is that of x[m], or of x[rows[m]] if there are `rows`.
+DEVICE void norm(const float *x, const int *rows, const float *weight, u16 *out, int int4_order) {
     let_next_kernel_start();
     constexpr int STEPS = (XK / 8 + 255) / 256;
     const u64 m = blockIdx.x;
@@ -68,12 +70,13 @@ KERNEL __launch_bounds__(256) norm_rows(const float *x, const float *weight, u16
         if (k < HIDDEN) w[s][0] = from[0], w[s][1] = from[1];
     }
     wait_for_previous_kernel();
+    const u64 row = rows ? rows[m] : m;
     float square_sum = 0.0f;
 #pragma unroll
     for (int s = 0; s < STEPS; s++) {
         int k = (s * 256 + threadIdx.x) * 8;
         bool in = k < HIDDEN;
-        const float4 *from = (const float4 *)(x + m * HIDDEN + k);
+        const float4 *from = (const float4 *)(x + row * HIDDEN + k);
         float4 zero = make_float4(0, 0, 0, 0), a = in ? from[0] : zero, b = in ? from[1] : zero;
         v[s][0] = a.x, v[s][1] = a.y, v[s][2] = a.z, v[s][3] = a.w;
         v[s][4] = b.x, v[s][5] = b.y, v[s][6] = b.z, v[s][7] = b.w;
@@ -91,6 +94,15 @@ KERNEL __launch_bounds__(256) norm_rows(const float *x, const float *weight, u16
         for (int i = 0; i < 8; i++) y[i] = k < HIDDEN ? v[s][i] * factor * weights[i] : 0.0f;
         store_eight(out + m * XK, k, y, int4_order);
     }
+}
+
+KERNEL __launch_bounds__(256) norm_rows(const float *x, const float *weight, u16 *out, int int4_order) {
+    norm(x, 0, weight, out, int4_order);
+}
+
+KERNEL __launch_bounds__(256)
+    norm_some_rows(const float *x, const int *rows, const float *weight, u16 *out, int int4_order) {
+    norm(x, rows, weight, out, int4_order);
 }
 
 KERNEL __launch_bounds__(256) swiglu_rows(const u16 *gate_up, u16 *out, int int4_order) {

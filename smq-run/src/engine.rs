@@ -34,6 +34,15 @@ pub struct TokenScore {
     pub is_top: bool,
 }
 
+/// A context, and what may follow it.
+#[derive(Debug, Clone, Copy)]
+pub struct Continuations<'a> {
+    /// At least one token.
+    pub context: &'a [u32],
+    /// Any number of them, of any length.
+    pub continuations: &'a [Vec<u32>],
+}
+
 /// A model on a device, with one sequence.
 pub trait Engine: Send {
     /// The model's shape.
@@ -119,6 +128,22 @@ pub trait Engine: Send {
             Ok(all[context.len() - 1..].to_vec())
         };
         continuations.iter().map(score).collect()
+    }
+
+    /// [`continuation_scores`](Engine::continuation_scores) of every item. An engine that computes several sequences at
+    /// once overrides it, and [`Engine::pass_tokens`].
+    ///
+    /// # Errors
+    /// As [`Engine::continuation_scores`].
+    fn batch_scores(&mut self, items: &[Continuations<'_>]) -> Result<Vec<Vec<Vec<TokenScore>>>> {
+        let scores =
+            |item: &Continuations<'_>| self.continuation_scores(item.context, item.continuations);
+        items.iter().map(scores).collect()
+    }
+
+    /// Tokens of several items that [`Engine::batch_scores`] is best given together.
+    fn pass_tokens(&self) -> usize {
+        1
     }
 
     /// Passes the `[vocab]` logits after each of the last `keep` tokens of one new sequence to `on_rows`, in order, one or

@@ -14,7 +14,9 @@ use serde_json::Value;
 use smq_run::config::ModelConfig;
 use smq_run::engine::{Step, TokenScore};
 use smq_run::eval::encode;
-use smq_run::eval::task::{Item, Metric, Prompts, Request, Task, encode_all, evaluate, scores};
+use smq_run::eval::task::{
+    Item, Metric, Prompts, Request, Task, batches, encode_all, evaluate, scores,
+};
 use smq_run::{CpuEngine, Engine, Result, Source, Tokenizer};
 
 const TOLERANCE_NATS: f64 = 1e-3;
@@ -37,10 +39,14 @@ fn items(task: Task, limit: Option<usize>) -> (Vec<Request>, Vec<Item>) {
     let requests = task.read(&path, limit).unwrap();
     let (prompts, positions) = (Prompts::default(), engine.config().max_positions);
     let encoded = encode_all(&tokenizer, prompts, positions, &requests).unwrap();
-    let items = encoded
-        .iter()
-        .map(|e| evaluate(&mut engine, &tokenizer, prompts, e).unwrap())
-        .collect();
+    // Runs of one item, as the engine asks, and longer ones: the same items.
+    let mut of_runs = |tokens| -> Vec<Item> {
+        batches(&encoded, tokens)
+            .flat_map(|batch| evaluate(&mut engine, &tokenizer, prompts, batch).unwrap())
+            .collect()
+    };
+    let items = of_runs(1);
+    assert_eq!(items, of_runs(500));
     (requests, items)
 }
 

@@ -12,7 +12,9 @@ use super::generate::at_least_one;
 use super::output::{is_stdout, write_json, write_jsonl};
 use super::{Global, Opened};
 use crate::eval::metrics::Score;
-use crate::eval::task::{MAX_NEW_TOKENS, Metric, Prompts, Task, encode_all, evaluate, scores};
+use crate::eval::task::{
+    MAX_NEW_TOKENS, Metric, Prompts, Task, batches, encode_all, evaluate, scores,
+};
 use crate::tokenizer::Tokenizer;
 
 #[derive(Debug, Args)]
@@ -91,9 +93,9 @@ pub(super) fn run(
     let positions = engine.config().max_positions;
     let requests = encode_all(&tokenizer, prompts, positions, &requests)?;
     let mut items = Vec::with_capacity(requests.len());
-    for request in &requests {
-        items.push(evaluate(&mut *engine, &tokenizer, prompts, request)?);
-        bar.inc(1);
+    for batch in batches(&requests, engine.pass_tokens()) {
+        items.extend(evaluate(&mut *engine, &tokenizer, prompts, batch)?);
+        bar.inc(batch.len() as u64);
     }
     bar.finish_and_clear();
     if let Some(path) = &args.out {

@@ -27,6 +27,7 @@ const SOURCES: &[(&str, &str)] = &[
         include_str!("../../../kernels/gemm_int4.cu"),
     ),
     ("measure.cu", include_str!("../../../kernels/measure.cu")),
+    ("rope.cu", include_str!("../../../kernels/rope.cu")),
     ("rows.cu", include_str!("../../../kernels/rows.cu")),
 ];
 
@@ -54,6 +55,10 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/decode_product.cuh"),
     ),
     ("nf4.cuh", include_str!("../../../kernels/nf4.cuh")),
+    (
+        "rotation.cuh",
+        include_str!("../../../kernels/rotation.cuh"),
+    ),
 ];
 
 /// Names of the embedded kernel files.

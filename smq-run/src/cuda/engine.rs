@@ -7,12 +7,13 @@ use super::decode::{Cache, Parts, Step};
 use super::device::{Gpu, GpuInfo};
 use super::kernels::Kernels;
 use super::memory::DeviceBuffer;
-use super::prefill::Prefill;
+use super::packing::pack;
+use super::prefill::{CHUNK, Prefill};
 use super::state::{RING, State};
 use super::upload::UploadReport;
 use super::weights::DeviceModel;
 use crate::config::ModelConfig;
-use crate::engine::{self, Engine, TokenScore, check_keep};
+use crate::engine::{self, Continuations, Engine, TokenScore, check_keep};
 use crate::error::{Error, Result};
 use crate::source::Source;
 
@@ -367,7 +368,7 @@ impl Engine for CudaEngine {
     fn scores(&mut self, tokens: &[u32]) -> Result<Vec<TokenScore>> {
         self.start_whole(tokens)?;
         let (parts, prefill) = self.pass()?;
-        prefill.scores(&parts, tokens, 0, tokens.len(), &tokens[1..])
+        prefill.scores(&parts, tokens)
     }
 
     fn continuation_scores(
@@ -375,35 +376,45 @@ impl Engine for CudaEngine {
         context: &[u32],
         continuations: &[Vec<u32>],
     ) -> Result<Vec<Vec<TokenScore>>> {
-        let Some((&last, shared)) = context.split_last() else {
-            return Err(Error::Input("the context is empty".into()));
+        let one = Continuations {
+            context,
+            continuations,
         };
-        let longest = continuations.iter().map(Vec::len).max().unwrap_or(0);
-        self.check_ids(context)?;
-        continuations.iter().try_for_each(|c| self.check_ids(c))?;
-        self.check_len(shared.len() + longest)?;
-        self.start(shared.len() + longest)?;
-        // The factors that the context's keys in the cache are rotated with, once they are there.
-        let mut cached = None;
-        let mut out = Vec::with_capacity(continuations.len());
-        for continuation in continuations {
-            let Some((_, fed)) = continuation.split_last() else {
-                out.push(Vec::new());
-                continue;
-            };
-            // What a continuation leaves in the cache behind the context, the next one overwrites before it is read.
-            let fed = [&[last], fed].concat();
-            let long = self.config.rope.is_long(shared.len() + fed.len());
-            if cached != Some(long) {
-                self.use_factors(long)?;
-                let (parts, prefill) = self.pass()?;
-                prefill.cache(&parts, shared, 0)?;
-                cached = Some(long);
+        Ok(self.batch_scores(&[one])?.remove(0))
+    }
+
+    fn batch_scores(&mut self, items: &[Continuations<'_>]) -> Result<Vec<Vec<Vec<TokenScore>>>> {
+        for item in items {
+            if item.context.is_empty() {
+                return Err(Error::Input("the context is empty".into()));
             }
+            self.check_ids(item.context)?;
+            item.continuations
+                .iter()
+                .try_for_each(|c| self.check_ids(c))?;
+            let longest = item.continuations.iter().map(Vec::len).max().unwrap_or(0);
+            self.check_len((item.context.len() + longest).saturating_sub(1))?;
+        }
+        let mut out: Vec<Vec<Vec<TokenScore>>> = items
+            .iter()
+            .map(|item| vec![Vec::new(); item.continuations.len()])
+            .collect();
+        for pack in pack(items, &self.config, CHUNK) {
+            self.tokens.clear();
+            self.use_factors(pack.long)?;
+            self.reserve(pack.tokens.len())?;
             let (parts, prefill) = self.pass()?;
-            out.push(prefill.scores(&parts, &fed, shared.len(), fed.len(), continuation)?);
+            let scores = prefill.packed_scores(&parts, &pack)?;
+            for (scored, score) in pack.scored.iter().zip(scores) {
+                let (item, continuation) = scored.of;
+                out[item][continuation].push(score);
+            }
         }
         Ok(out)
+    }
+
+    fn pass_tokens(&self) -> usize {
+        CHUNK
     }
 
     fn logit_rows(

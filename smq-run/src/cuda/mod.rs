@@ -21,6 +21,7 @@ pub mod launch;
 pub mod memory;
 pub mod module;
 pub mod needs;
+pub mod packing;
 pub mod pinned;
 pub mod prefill;
 pub mod rows;

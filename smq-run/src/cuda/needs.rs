@@ -2,7 +2,8 @@
 
 use super::decode::step_plan;
 use super::kernels::Defines;
-use super::prefill::{prefill_defines, row_defines};
+use super::prefill::attention::{Attention, rope_defines};
+use super::prefill::row_defines;
 use super::rows::{Cut, LARGEST_INT4_ROWS, Target, reads_int4_order, widen_defines};
 use super::weights::{DeviceMatrix, DeviceModel, Format};
 use crate::config::ModelConfig;
@@ -27,9 +28,9 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
     }
     let model = DeviceModel::sizes(source, &c)?;
     let mut list: Vec<Need> = vec![("rows.cu", row_defines(&c, sms))];
-    for (order, warpgroups) in [(0, 1), (0, 2), (1, 1), (1, 2)] {
-        let defines = prefill_defines(&c, order, warpgroups);
-        list.push(("attention_prefill.cu", defines));
+    list.extend([false, true].map(|packed| ("rope.cu", rope_defines(&c, packed))));
+    for kind in Attention::ALL {
+        list.extend([0, 1].map(|order| ("attention_prefill.cu", kind.defines(&c, order))));
     }
     list.push(("decode.cu", step_plan(&c, &model, sms)?.defines));
     let mut add = |need: Need| {
@@ -80,15 +81,14 @@ mod tests {
         let source = Source::open(&fixture).unwrap();
         let needs = kernels_of(&source, None, SMS).unwrap();
         let files: Vec<_> = needs.iter().map(|(file, _)| *file).collect();
-        let attention = "attention_prefill.cu";
-        let want = [
-            "rows.cu",
-            attention,
-            attention,
-            attention,
-            attention,
-            "decode.cu",
+        let count = |file: &str| files.iter().filter(|f| **f == file).count();
+        let all = [
+            ("rows.cu", 1),
+            ("rope.cu", 2),
+            ("attention_prefill.cu", 10),
+            ("decode.cu", 1),
         ];
-        assert_eq!(files, want);
+        assert!(all.iter().all(|(file, n)| count(file) == *n), "{files:?}");
+        assert_eq!(files.len(), all.iter().map(|(_, n)| n).sum::<usize>());
     }
 }

@@ -1,5 +1,6 @@
 //! A prompt's pass: many positions at once through every layer.
 
+pub(super) mod attention;
 mod head;
 
 use std::sync::Arc;
@@ -7,16 +8,18 @@ use std::sync::Arc;
 use super::arena::Arena;
 use super::args::Args;
 use super::blas::Blas;
-use super::decode::{Parts, attention_defines};
+use super::decode::Parts;
 use super::kernels::{Call, Defines, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
 use super::module::Kernel;
+use super::packing::Seen;
 use super::pinned::PinnedBuffer;
 use super::rows::{Activations, RowProducts, Target, reads_int4_order, scratch_bytes};
 use super::weights::DeviceMatrix;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
+use attention::{Attention, Orders, rope_defines, table_call};
 
 /// Positions that go through the layers together; bounds the activations' memory.
 pub const CHUNK: usize = 2048;
@@ -24,14 +27,6 @@ pub const CHUNK: usize = 2048;
 const WORKSPACE: usize = 32 << 20;
 /// Rows of logits that the GPU holds at a time: a vocabulary is wide.
 const LOGIT_ROWS: usize = 256;
-/// Positions of a tile of keys in `attention_prefill.cu`.
-const KEYS: usize = 64;
-
-/// Warpgroups of a block of `attention_prefill.cu` for `m` rows, as measured best.
-pub(super) fn warpgroups(m: usize) -> usize {
-    if m > 512 { 2 } else { 1 }
-}
-
 /// The macros of `rows.cu`.
 pub(super) fn row_defines(c: &ModelConfig, sms: usize) -> Defines {
     vec![
@@ -43,26 +38,6 @@ pub(super) fn row_defines(c: &ModelConfig, sms: usize) -> Defines {
     ]
 }
 
-/// The macros of `attention_prefill.cu`; `order` is that of the output, 1 for int4.
-pub(super) fn prefill_defines(c: &ModelConfig, order: i64, warpgroups: usize) -> Defines {
-    let mut defines = attention_defines(c);
-    defines.extend([
-        ("X_INT4", order),
-        ("PREFILL_WARPGROUPS", warpgroups as i64),
-        ("PREFILL_KEYS", KEYS as i64),
-        ("OUT_STRIDE", padded(c.heads * c.head_dim) as i64),
-    ]);
-    defines
-}
-
-/// The launch of its attention of `m` rows.
-pub(super) fn attention_launch(c: &ModelConfig, m: usize) -> Launch {
-    let tile = 64 * warpgroups(m);
-    Launch::new([c.heads as u32, m.div_ceil(tile) as u32], 2 * tile as u32)
-        .shared((2 * c.head_dim * (tile + 4 * KEYS)) as u32)
-        .overlap()
-}
-
 /// The pass's kernels and buffers.
 #[derive(Debug)]
 pub struct Prefill {
@@ -71,14 +46,23 @@ pub struct Prefill {
     swiglu: Arc<Kernel>,
     last_row: Arc<Kernel>,
     score: Arc<Kernel>,
-    /// By the order of the output: plain, int4.
-    rope: [Arc<Kernel>; 2],
-    /// The same, with one and with two warpgroups a block.
-    attention: [[Arc<Kernel>; 2]; 2],
+    norm_some: Arc<Kernel>,
+    rope: Arc<Kernel>,
     products: RowProducts,
     buffers: Option<Buffers>,
     /// f32 `[LOGIT_ROWS, vocab]`, once logits are asked for.
     host_logits: Option<PinnedBuffer>,
+}
+
+/// What every layer of a pass has in common.
+#[derive(Debug)]
+pub(super) struct Pass {
+    /// Rows.
+    m: usize,
+    /// Rows of the cache before them.
+    past: usize,
+    kind: Attention,
+    attention: Orders,
 }
 
 #[derive(Debug)]
@@ -89,6 +73,10 @@ struct Buffers {
     x: Span,
     /// After a norm.
     h: Activations,
+    /// [`Seen`] of each row, of several packed sequences.
+    seen: Span,
+    /// f32 `[capacity, 2, rotary_dim / 2]` (`rotation.cuh`).
+    rotations: Span,
     /// bf16 `[capacity, (heads + 2 kv_heads) head_dim]`.
     qkv: Span,
     /// bf16 `[capacity, heads head_dim]`.
@@ -117,30 +105,18 @@ impl Prefill {
             let defines = row_defines(c, gpu.sm_count() as usize);
             kernels.get("rows.cu", defines, name)
         };
-        let attention = |name, order, warpgroups| {
-            let defines = prefill_defines(c, order, warpgroups);
-            kernels.get("attention_prefill.cu", defines, name)
-        };
+        // Packed sequences are what evaluations need.
+        for kind in Attention::ALL.into_iter().filter(|k| !k.packed) {
+            kind.kernels(kernels, c)?;
+        }
         Ok(Self {
             embed: rows("embed_rows")?,
             norm: rows("norm_rows")?,
             swiglu: rows("swiglu_rows")?,
             last_row: rows("last_row")?,
             score: rows("score_rows")?,
-            rope: [
-                attention("rope_and_cache", 0, 2)?,
-                attention("rope_and_cache", 1, 2)?,
-            ],
-            attention: [
-                [
-                    attention("attention_prefill", 0, 1)?,
-                    attention("attention_prefill", 0, 2)?,
-                ],
-                [
-                    attention("attention_prefill", 1, 1)?,
-                    attention("attention_prefill", 1, 2)?,
-                ],
-            ],
+            norm_some: rows("norm_some_rows")?,
+            rope: kernels.get("rope.cu", rope_defines(c, false), "rope_and_cache")?,
             products: RowProducts::new(Blas::new(gpu, WORKSPACE)?, Arena::sizes().take(0)?),
             buffers: None,
             host_logits: None,
@@ -178,13 +154,26 @@ impl Prefill {
     pub fn cache(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
         self.reserve(parts, tokens.len().clamp(1, CHUNK), false)?;
         for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
-            self.layers(parts, chunk, past + i * CHUNK)?;
+            self.layers(parts, chunk, past + i * CHUNK, None)?;
         }
         Ok(())
     }
 
-    fn layers(&self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
-        let Parts { kernels, model, .. } = parts;
+    /// Queues the pass of up to [`CHUNK`] tokens, which go into the cache behind `past` others: of one sequence, or of
+    /// several, each row with what it sees.
+    fn layers(
+        &self,
+        parts: &Parts<'_>,
+        tokens: &[u32],
+        past: usize,
+        seen: Option<&[Seen]>,
+    ) -> Result<()> {
+        let Parts {
+            kernels,
+            model,
+            config: c,
+            ..
+        } = parts;
         let b = self.buffers()?;
         let stream = kernels.gpu().main();
         let m = tokens.len();
@@ -196,39 +185,45 @@ impl Prefill {
                 .ptr(model.embedding.ptr())
                 .ptr(b.x.ptr()),
         };
-        // SAFETY: `tokens` outlives the copy (pageable memory is read before the call returns), and every buffer
+        let kind = Attention::of(m, past, seen.is_some());
+        let pass = Pass {
+            m,
+            past,
+            kind,
+            attention: kind.kernels(kernels, c)?,
+        };
+        // SAFETY: what is copied outlives the copy (pageable memory is read before the call returns), and every buffer
         // holds at least `m` rows.
         unsafe {
             b.tokens.part(0, 4 * m)?.copy_from(stream, tokens)?;
+            if let Some(seen) = seen {
+                b.seen.part(0, size_of_val(seen))?.copy_from(stream, seen)?;
+            }
             embed.run(stream)?;
+            table_call(parts, &pass, b.seen.ptr(), b.rotations.ptr())?.run(stream)?;
         }
-        (0..model.layers.len()).try_for_each(|i| self.layer(parts, b, i, m, past))
+        (0..model.layers.len()).try_for_each(|i| self.layer(parts, b, i, &pass))
     }
 
-    fn layer(
-        &self,
-        parts: &Parts<'_>,
-        b: &Buffers,
-        index: usize,
-        m: usize,
-        past: usize,
-    ) -> Result<()> {
+    fn layer(&self, parts: &Parts<'_>, b: &Buffers, index: usize, pass: &Pass) -> Result<()> {
         let Parts {
             kernels,
             config: c,
             model,
-            state,
             cache,
+            ..
         } = parts;
         let layer = &model.layers[index];
         let stream = kernels.gpu().main();
         let (keys, values) = cache.layer(index);
         let one = std::slice::from_ref::<DeviceMatrix>;
+        let Pass { m, past, kind, .. } = *pass;
         let o_order = reads_int4_order(one(&layer.o), m);
         let down_order = reads_int4_order(one(&layer.down), m);
         let width = (c.heads + 2 * c.kv_heads) * c.head_dim;
+        let q = if kind.rotates { b.qkv } else { b.q };
         let rope = Call {
-            kernel: self.rope[usize::from(o_order)].clone(),
+            kernel: self.rope.clone(),
             launch: Launch::new(m, 256).overlap(),
             args: Args::new()
                 .ptr(b.qkv.ptr())
@@ -236,21 +231,21 @@ impl Prefill {
                 .ptr(keys)
                 .ptr(values)
                 .i32(cache.capacity as i32)
-                .i32(m as i32)
                 .i32(past as i32)
-                .ptr(state.inv_freq.ptr())
-                .f32(c.rope.attention_factor()),
+                .ptr(b.rotations.ptr()),
         };
         let attention = Call {
-            kernel: self.attention[usize::from(o_order)][warpgroups(m) - 1].clone(),
-            launch: attention_launch(c, m),
+            kernel: pass.attention[usize::from(o_order)].clone(),
+            launch: kind.launch(c, m),
             args: Args::new()
-                .ptr(b.q.ptr())
+                .ptr(q.ptr())
                 .ptr(keys)
                 .ptr(values)
                 .i32(cache.capacity as i32)
                 .i32(m as i32)
                 .i32(past as i32)
+                .ptr(b.rotations.ptr())
+                .ptr(b.seen.ptr())
                 .ptr(b.attended.span.ptr()),
         };
         let products = &self.products;
@@ -262,7 +257,9 @@ impl Prefill {
                 .run(stream)?;
             let qkv = Target::Bf16(b.qkv.ptr(), width);
             products.run(kernels, stream, &layer.qkv, m, &b.h, qkv)?;
-            rope.run(stream)?;
+            if !kind.rotates {
+                rope.run(stream)?;
+            }
             attention.run(stream)?;
             let x = Target::Add(b.x.ptr());
             products.run(kernels, stream, one(&layer.o), m, &b.attended, x)?;
@@ -358,6 +355,8 @@ impl Prefill {
                 capacity: m,
                 tokens: a.take(4 * m.max(LOGIT_ROWS))?,
                 x: a.take(4 * m * c.hidden)?,
+                seen: a.take(size_of::<Seen>() * m)?,
+                rotations: a.take(4 * m * c.rope.rotary_dim)?,
                 h,
                 qkv: a.take(2 * m * (c.heads + 2 * c.kv_heads) * c.head_dim)?,
                 q: a.take(2 * m * width)?,

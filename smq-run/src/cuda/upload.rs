@@ -41,7 +41,7 @@ pub struct UploadReport {
     pub bytes: usize,
     /// From the call to the last byte on the GPU.
     pub seconds: f64,
-    /// Of that, what locking the pinned memory took.
+    /// Of that, waiting for pinned memory to be locked, which begins while the weights' places are found.
     pub seconds_locking: f64,
     /// Reading the source into it: the mean over threads, as is the next one.
     pub seconds_filling: f64,
@@ -65,58 +65,29 @@ impl UploadReport {
 pub struct Staging {
     buffer: PinnedBuffer,
     threads: usize,
-    seconds: f64,
 }
 
 impl Staging {
-    /// For every core.
+    /// For every core, as far as `bytes` to copy keep them busy.
     ///
     /// # Errors
     /// If the system has no memory to lock.
-    pub fn new(gpu: &Gpu) -> Result<Self> {
+    pub fn new(gpu: &Gpu, bytes: usize) -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::of_threads(gpu, cores.min(MAX_THREADS))
-    }
-
-    fn of_threads(gpu: &Gpu, threads: usize) -> Result<Self> {
-        let start = Instant::now();
+        let threads = bytes.div_ceil(SLOT_BYTES).clamp(1, cores.min(MAX_THREADS));
         let buffer = PinnedBuffer::huge(gpu, threads * SLOTS * SLOT_BYTES)?;
-        let seconds = start.elapsed().as_secs_f64();
-        Ok(Self {
-            buffer,
-            threads,
-            seconds,
-        })
+        Ok(Self { buffer, threads })
     }
 }
 
-/// Copies every piece, and returns when all are there.
+/// Copies every piece, and returns when all are there. Locking the memory of `staging` is not in its report.
 ///
 /// # Errors
 /// [`Error::Cuda`] if a piece and its place differ in length or the driver fails.
 ///
 /// # Safety
 /// The places are allocated, and nothing else on the GPU uses them meanwhile.
-pub unsafe fn upload(gpu: &Gpu, pieces: &[Piece<'_>]) -> Result<UploadReport> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let most = cores.min(MAX_THREADS);
-    let bytes: usize = pieces.iter().map(|p| p.source.len()).sum();
-    let mut staging = Staging::of_threads(gpu, bytes.div_ceil(SLOT_BYTES).clamp(1, most))?;
-    // SAFETY: as promised by the caller.
-    let mut report = unsafe { upload_through(gpu, &mut staging, pieces) }?;
-    report.seconds += staging.seconds;
-    report.seconds_locking = staging.seconds;
-    Ok(report)
-}
-
-/// As [`upload`], through pinned memory that is there already.
-///
-/// # Errors
-/// As [`upload`].
-///
-/// # Safety
-/// As [`upload`].
-pub unsafe fn upload_through(
+pub unsafe fn upload(
     gpu: &Gpu,
     staging: &mut Staging,
     pieces: &[Piece<'_>],

@@ -4,6 +4,7 @@ use smq_format::scale::{MiniFloat, ScaleFormat};
 
 use super::decode::plan::{Epilogue, Kind, Plan};
 use super::memory::Span;
+use super::prefill::attention::{Attention, rope_defines};
 use super::rows::{self, Target};
 use super::weights::{DeviceMatrix, Format};
 use crate::config::ModelConfig;
@@ -117,20 +118,27 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
     };
     let eps = 1e-5_f32;
     let number = |n: usize| n as i64;
-    let attention = vec![
-        ("HEADS", number(s.heads)),
-        ("KV_HEADS", number(s.kv_heads)),
-        ("HEAD_DIM", number(s.head_dim)),
-        ("ROTARY_HALF", number(s.head_dim / 2)),
-        ("WINDOW", 0),
-    ];
-    for order in [0, 1] {
-        let own = vec![("X_INT4", order)];
-        add(
-            "attention_prefill.cu",
-            &format!("order {order}"),
-            [attention.clone(), own].concat(),
-        );
+    if let Some(c) = s.config() {
+        for packed in [false, true] {
+            let case = if packed { "packed" } else { "" };
+            add("rope.cu", case, rope_defines(&c, packed));
+        }
+        for kind in Attention::ALL {
+            let Attention {
+                warpgroups,
+                rotates,
+                packed,
+            } = kind;
+            let case = match (rotates, packed) {
+                (true, _) => ", rotates",
+                (_, true) => ", packed",
+                _ => "",
+            };
+            for order in [0, 1] {
+                let case = format!("order {order}, {warpgroups} warpgroups{case}");
+                add("attention_prefill.cu", &case, kind.defines(&c, order));
+            }
+        }
     }
     let row_defines = vec![
         ("HIDDEN", number(s.hidden)),

@@ -2,7 +2,7 @@
 
 use smq_convert::Method;
 use smq_run::cuda::CudaEngine;
-use smq_run::engine::TokenScore;
+use smq_run::engine::{Continuations, TokenScore};
 use smq_run::{Engine, Source};
 
 use crate::models::{self, E5M5, Model, any_tokens, sample_tokens};
@@ -160,61 +160,66 @@ pub fn continuations() -> Outcome {
     none(failures)
 }
 
-/// Against the whole sequence in one pass. Either one is as near to the exact scores as log_probs.rs asks of a pass, half a
-/// nat at most, so they are no further apart than a nat; an rms of a quarter of one is still far less than what a wrong
-/// position, factor or token costs.
+/// Packed together, and each context alone, against the whole sequence in one pass. Any of them is as near to the exact
+/// scores as log_probs.rs asks of a pass, half a nat at most, so they are no further apart than a nat; an rms of a quarter
+/// of one is still far less than what a wrong position, factor or token costs.
 fn continuations_of(name: &str, source: &Source) -> Vec<String> {
     let mut engine = CudaEngine::load(source, None).unwrap();
     let mut failures = Vec::new();
     let all = sample_tokens(CHUNK + 100);
-    for (len, lengths) in CONTEXTS {
-        let name = format!("{name}, context {len}");
-        let context = &all[..len];
-        let given: Vec<Vec<u32>> = lengths
-            .iter()
-            .enumerate()
-            .map(|(i, n)| all[len + 7 * i..len + 7 * i + n].to_vec())
-            .collect();
-        let got = engine.continuation_scores(context, &given).unwrap();
-        let (mut worst, mut squares, mut count) = (0.0_f64, 0.0, 0);
-        for (scores, continuation) in got.iter().zip(&given) {
-            // Without the last token, which is never fed: its length must not decide the factors.
-            let whole = [context, continuation].concat();
-            let fed = &whole[..whole.len() - 1];
-            if scores.len() != continuation.len() {
-                failures.push(format!("{name}: {} scores", scores.len()));
+    let given: Vec<(&[u32], Vec<Vec<u32>>)> = CONTEXTS
+        .iter()
+        .map(|(len, lengths)| {
+            let continuation = |(i, n): (usize, &usize)| all[len + 7 * i..len + 7 * i + n].to_vec();
+            (
+                &all[..*len],
+                lengths.iter().enumerate().map(continuation).collect(),
+            )
+        })
+        .collect();
+    let items: Vec<_> = given
+        .iter()
+        .map(|(context, continuations)| Continuations {
+            context,
+            continuations,
+        })
+        .collect();
+    let packed = engine.batch_scores(&items).unwrap();
+    if packed != engine.batch_scores(&items).unwrap() {
+        failures.push(format!("{name}: other bits the second time"));
+    }
+    for ((context, continuations), packed) in given.iter().zip(&packed) {
+        let name = format!("{name}, context {}", context.len());
+        let alone = engine.continuation_scores(context, continuations).unwrap();
+        // Without the last token, which is never fed: its length must not decide the factors.
+        let mut whole = |continuation: &Vec<u32>| match continuation.len() {
+            0 => Vec::new(),
+            n => {
+                let sequence = [context, &continuation[..n - 1]].concat();
+                rows(&mut engine, &sequence, n)
             }
-            if continuation.is_empty() {
-                continue;
+        };
+        let want: Vec<Vec<Vec<f32>>> = continuations.iter().map(&mut whole).collect();
+        for (how, got) in [("packed", packed), ("alone", &alone)] {
+            let lengths = |of: &[Vec<TokenScore>]| of.iter().map(Vec::len).collect::<Vec<_>>();
+            if lengths(got) != continuations.iter().map(Vec::len).collect::<Vec<_>>() {
+                failures.push(format!("{name}, {how}: {:?} scores", lengths(got)));
             }
-            let rows = rows(&mut engine, fed, continuation.len());
-            for ((score, row), target) in scores.iter().zip(&rows).zip(continuation) {
+            let scores = got.iter().flatten();
+            let rows = want.iter().flatten().zip(continuations.iter().flatten());
+            let off = |(score, (row, target)): (&TokenScore, (&Vec<f32>, &u32))| {
                 let off = (score.log_prob - log_prob(row, *target)).abs();
-                worst = if off.is_nan() {
-                    f64::INFINITY
-                } else {
-                    worst.max(off)
-                };
-                squares += off * off;
-                count += 1;
-            }
-        }
-        let rms = (squares / f64::from(count)).sqrt();
-        println!("{name}: {count} tokens, off by {rms:.5} rms and {worst:.5} at most");
-        if worst > 1.0 || rms > 0.25 {
-            failures.push(format!("{name}: off by {rms} rms, {worst} at most"));
-        }
-        // In another order, and alone, the same bits.
-        let backwards: Vec<Vec<u32>> = given.iter().rev().cloned().collect();
-        let mut turned = engine.continuation_scores(context, &backwards).unwrap();
-        turned.reverse();
-        if turned != got {
-            failures.push(format!("{name}: other bits in another order"));
-        }
-        for (continuation, scores) in given.iter().zip(&got) {
-            let one = std::slice::from_ref(continuation);
-            if engine.continuation_scores(context, one).unwrap() != [scores.clone()] {
-                failures.push(format!("{name}: other bits alone"));
+                if off.is_nan() { f64::INFINITY } else { off }
+            };
+            let off: Vec<f64> = scores.zip(rows).map(off).collect();
+            let worst = off.iter().copied().fold(0.0, f64::max);
+            let rms = (off.iter().map(|o| o * o).sum::<f64>() / off.len() as f64).sqrt();
+            println!(
+                "{name}, {how}: {} tokens, off by {rms:.5} rms and {worst:.5} at most",
+                off.len()
+            );
+            if worst > 1.0 || rms > 0.25 {
+                failures.push(format!("{name}, {how}: off by {rms} rms, {worst} at most"));
             }
         }
     }

@@ -11,10 +11,9 @@ use super::report::{Check, KernelReport};
 use crate::cuda::args::Args;
 use crate::cuda::kernels::Call;
 use crate::cuda::launch::Launch;
-use crate::cuda::prefill::{attention_launch, prefill_defines, warpgroups};
+use crate::cuda::prefill::attention::{Attention, rope_defines, table_launch};
 use crate::error::Result;
 
-const FILE: &str = "attention_prefill.cu";
 pub(super) const ROWS: [usize; 3] = [128, 512, 2048];
 /// Rows whose attention is compared, all heads of each.
 const SAMPLE: usize = 64;
@@ -37,20 +36,35 @@ fn prefill(lab: &mut Lab<'_>, m: usize, with_rope: bool, with_attention: bool) -
     let c = lab.config.clone();
     let (d, heads) = (c.head_dim, c.kv_heads);
     let width = heads * d;
-    let defines = prefill_defines(&c, 1, warpgroups(m));
+    let fused = Attention::of(m, 0, false);
+    let apart = Attention {
+        rotates: false,
+        ..fused
+    };
+    let rope_kernel = |name| lab.kernels.get("rope.cu", rope_defines(&c, false), name);
     let capacity = m.next_multiple_of(CAPACITY_STEP);
     let side = heads * capacity * d;
     let qkv = bf16s(60, 3 * width * m);
     let inv_freq = c.rope.inv_freq(false);
     let (qkv_there, inv_freq_there) = (lab.upload(&qkv)?, lab.upload(&inv_freq)?);
-    let [q, keys, values, out] = [
+    let [q, keys, values, table] = [
         lab.poisoned(2 * m * width)?,
         lab.poisoned(2 * side)?,
         lab.poisoned(2 * side)?,
-        lab.poisoned(2 * m * width)?,
+        lab.poisoned(4 * m * c.rope.rotary_dim)?,
     ];
+    let table_call = Call {
+        kernel: rope_kernel("rotation_table")?,
+        launch: table_launch(&c, m),
+        args: Args::new()
+            .ptr(inv_freq_there.ptr())
+            .f32(c.rope.attention_factor())
+            .i32(0)
+            .ptr(0)
+            .ptr(table.ptr()),
+    };
     let rope_call = Call {
-        kernel: lab.kernels.get(FILE, defines.clone(), "rope_and_cache")?,
+        kernel: rope_kernel("rope_and_cache")?,
         launch: Launch::new(m, 256).overlap(),
         args: Args::new()
             .ptr(qkv_there.ptr())
@@ -58,11 +72,10 @@ fn prefill(lab: &mut Lab<'_>, m: usize, with_rope: bool, with_attention: bool) -
             .ptr(keys.ptr())
             .ptr(values.ptr())
             .i32(capacity as i32)
-            .i32(m as i32)
             .i32(0)
-            .ptr(inv_freq_there.ptr())
-            .f32(c.rope.attention_factor()),
+            .ptr(table.ptr()),
     };
+    lab.run(&table_call)?;
     lab.run(&rope_call)?;
     let rotated: Vec<bf16> = lab.download(&q, m * width)?;
     let (k, v): (Vec<bf16>, Vec<bf16>) = (lab.download(&keys, side)?, lab.download(&values, side)?);
@@ -106,31 +119,47 @@ fn prefill(lab: &mut Lab<'_>, m: usize, with_rope: bool, with_attention: bool) -
             &floor,
         );
     }
-    if with_attention {
+    if !with_attention {
+        return Ok(());
+    }
+    let rows = sample(61, m, SAMPLE);
+    let of_row = |row: &usize| -> Vec<_> {
+        let of_head = |h: usize| {
+            let q = wide(&rotated[(row * heads + h) * d..][..d]);
+            let head = h * capacity * d..(h + 1) * capacity * d;
+            attend_head(&q, &k[head.clone()], &v[head], row + 1)
+        };
+        (0..heads).flat_map(of_head).collect()
+    };
+    let outputs: Vec<Vec<_>> = rows.par_iter().map(of_row).collect();
+    let kinds = if fused.rotates {
+        vec![apart, fused]
+    } else {
+        vec![apart]
+    };
+    for kind in kinds {
+        let out = lab.poisoned(2 * m * width)?;
+        let cache = [lab.poisoned(2 * side)?, lab.poisoned(2 * side)?];
+        let (from, keys, values) = match kind.rotates {
+            true => (&qkv_there, &cache[0], &cache[1]),
+            false => (&q, &keys, &values),
+        };
         let call = Call {
-            kernel: lab.kernels.get(FILE, defines, "attention_prefill")?,
-            launch: attention_launch(&c, m),
+            kernel: kind.kernels(&lab.kernels, &c)?[1].clone(),
+            launch: kind.launch(&c, m),
             args: Args::new()
-                .ptr(q.ptr())
+                .ptr(from.ptr())
                 .ptr(keys.ptr())
                 .ptr(values.ptr())
                 .i32(capacity as i32)
                 .i32(m as i32)
                 .i32(0)
+                .ptr(table.ptr())
+                .ptr(0)
                 .ptr(out.ptr()),
         };
         lab.run(&call)?;
         let got: Vec<bf16> = lab.download(&out, m * width)?;
-        let rows = sample(61, m, SAMPLE);
-        let of_row = |row: &usize| -> Vec<_> {
-            let of_head = |h: usize| {
-                let q = wide(&rotated[(row * heads + h) * d..][..d]);
-                let head = h * capacity * d..(h + 1) * capacity * d;
-                attend_head(&q, &k[head.clone()], &v[head], row + 1)
-            };
-            (0..heads).flat_map(of_head).collect()
-        };
-        let outputs: Vec<Vec<_>> = rows.par_iter().map(of_row).collect();
         let mut worst = Worst::default();
         let written = got.iter().all(|v| !v.is_nan());
         worst.require(written, || {
@@ -146,11 +175,28 @@ fn prefill(lab: &mut Lab<'_>, m: usize, with_rope: bool, with_attention: bool) -
                 });
             }
         }
+        if kind.rotates {
+            for (name, there, want) in [("keys", keys, &k), ("values", values, &v)] {
+                let got: Vec<bf16> = lab.download(there, side)?;
+                // Poison behind the last row included.
+                let equal = got
+                    .iter()
+                    .zip(want)
+                    .all(|(a, b)| a.to_bits() == b.to_bits());
+                worst.require(equal, || {
+                    format!("{name} in the cache are not those of rope_and_cache")
+                });
+            }
+        }
         let checked = format!("{} of {m} rows, all {heads} heads", rows.len());
         let check = Check::new(worst, checked, "2^-8 sum p |v| + 2^-8 |y|");
         let us = lab.time(std::slice::from_ref(&call))?;
         let flop = 4.0 * (d * heads) as f64 * (m * (m + 1) / 2) as f64;
-        let report = KernelReport::new("attention_prefill", LAYER, us, check);
+        let name = match kind.rotates {
+            true => "attention_prefill rotating",
+            false => "attention_prefill",
+        };
+        let report = KernelReport::new(name, LAYER, us, check);
         lab.report(report.rows(m).flop(flop), &Floor::None);
     }
     Ok(())

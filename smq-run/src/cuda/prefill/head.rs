@@ -1,66 +1,69 @@
 //! The head behind a prompt's pass: logits of many positions, scored on the GPU or brought to the host.
 
-use super::{Buffers, CHUNK, LOGIT_ROWS, Prefill};
+use super::{CHUNK, LOGIT_ROWS, Prefill};
 use crate::cuda::args::Args;
 use crate::cuda::decode::Parts;
 use crate::cuda::kernels::Call;
 use crate::cuda::launch::Launch;
+use crate::cuda::packing::Pack;
 use crate::cuda::pinned::PinnedBuffer;
 use crate::cuda::rows::{Target, reads_int4_order};
 use crate::engine::TokenScore;
 use crate::error::Result;
 
+/// Rows of a pass whose logits are asked for.
+#[derive(Debug, Clone, Copy)]
+enum Wanted<'a> {
+    /// So many, from this one on.
+    From(usize, usize),
+    /// These.
+    Some(&'a [i32]),
+}
+
 impl Prefill {
-    /// Scores `targets`, the tokens after each of the last `keep` of `tokens` (the last one's may be left out), which
-    /// follow `past` cached positions. Waits for them.
+    /// Scores each token but the first of a new sequence. Waits for them.
     ///
     /// # Errors
     /// As [`Prefill::run`].
-    pub fn scores(
-        &mut self,
-        parts: &Parts<'_>,
-        tokens: &[u32],
-        past: usize,
-        keep: usize,
-        mut targets: &[u32],
-    ) -> Result<Vec<TokenScore>> {
+    pub fn scores(&mut self, parts: &Parts<'_>, tokens: &[u32]) -> Result<Vec<TokenScore>> {
         self.reserve(parts, tokens.len().min(CHUNK), true)?;
-        let stream = parts.kernels.gpu().main();
-        let mut out = Vec::with_capacity(targets.len());
-        self.logits(parts, tokens, past, keep, &mut |b, m| {
-            let (these, rest) = targets.split_at(m.min(targets.len()));
+        let mut out = Vec::with_capacity(tokens.len());
+        let mut targets = &tokens[1..];
+        for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
+            self.layers(parts, chunk, i * CHUNK, None)?;
+            let (these, rest) = targets.split_at(chunk.len().min(targets.len()));
             targets = rest;
-            if these.is_empty() {
-                return Ok(());
+            for (block, these) in these.chunks(LOGIT_ROWS).enumerate() {
+                let wanted = Wanted::From(block * LOGIT_ROWS, these.len());
+                self.logits(parts, wanted)?;
+                self.score(parts, these, &mut out)?;
             }
-            let n = these.len();
-            let score = Call {
-                kernel: self.score.clone(),
-                launch: Launch::new(n, 512).overlap(),
-                args: Args::new()
-                    .ptr(b.logits.ptr())
-                    .ptr(b.tokens.ptr())
-                    .ptr(b.log_probs.ptr())
-                    .ptr(b.is_top.ptr()),
-            };
-            let (mut log_probs, mut is_top) = (vec![0.0f64; n], vec![0i32; n]);
-            // SAFETY: every buffer holds LOGIT_ROWS rows; the stream is waited for below.
-            unsafe {
-                b.tokens.part(0, 4 * n)?.copy_from(stream, these)?;
-                score.run(stream)?;
-                b.log_probs
-                    .part(0, 8 * n)?
-                    .copy_to(stream, &mut log_probs)?;
-                b.is_top.part(0, 4 * n)?.copy_to(stream, &mut is_top)?;
+        }
+        Ok(out)
+    }
+
+    /// Scores every row of `pack` that is to be scored, in their order. Waits for them.
+    ///
+    /// # Errors
+    /// As [`Prefill::run`].
+    pub fn packed_scores(&mut self, parts: &Parts<'_>, pack: &Pack) -> Result<Vec<TokenScore>> {
+        self.reserve(parts, pack.tokens.len().clamp(1, CHUNK), true)?;
+        let mut out = Vec::with_capacity(pack.scored.len());
+        let mut scored = &pack.scored[..];
+        let chunks = pack.tokens.chunks(CHUNK).zip(pack.seen.chunks(CHUNK));
+        for (i, (tokens, seen)) in chunks.enumerate() {
+            let past = i * CHUNK;
+            self.layers(parts, tokens, past, Some(seen))?;
+            let inside = scored.partition_point(|s| s.row < past + tokens.len());
+            let (these, rest) = scored.split_at(inside);
+            scored = rest;
+            for block in these.chunks(LOGIT_ROWS) {
+                let rows: Vec<i32> = block.iter().map(|s| (s.row - past) as i32).collect();
+                let targets: Vec<u32> = block.iter().map(|s| s.target).collect();
+                self.logits(parts, Wanted::Some(&rows))?;
+                self.score(parts, &targets, &mut out)?;
             }
-            stream.synchronize()?;
-            let score = |(log_prob, is_top): (f64, i32)| TokenScore {
-                log_prob,
-                is_top: is_top != 0,
-            };
-            out.extend(log_probs.into_iter().zip(is_top).map(score));
-            Ok(())
-        })?;
+        }
         Ok(out)
     }
 
@@ -77,32 +80,43 @@ impl Prefill {
         on_rows: &mut dyn FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
         self.reserve(parts, tokens.len().min(CHUNK), true)?;
-        let (gpu, vocab) = (parts.kernels.gpu(), parts.config.vocab);
         let mut host = match self.host_logits.take() {
             Some(host) => host,
-            None => PinnedBuffer::huge(gpu, 4 * LOGIT_ROWS * vocab)?,
+            None => PinnedBuffer::huge(parts.kernels.gpu(), 4 * LOGIT_ROWS * parts.config.vocab)?,
         };
-        let done = self.logits(parts, tokens, 0, keep, &mut |b, m| {
-            let rows = &mut host.as_mut_slice::<f32>()[..m * vocab];
-            // SAFETY: both hold LOGIT_ROWS rows, and the copy is waited for before the host reads.
-            unsafe { b.logits.copy_to(gpu.main(), rows)? };
-            gpu.main().synchronize()?;
-            on_rows(rows)
-        });
+        let done = self.logits_to(&mut host, parts, tokens, keep, on_rows);
         self.host_logits = Some(host);
         done
     }
 
-    /// Queues the pass of `tokens`, which follow `past` cached positions; each block of up to [`LOGIT_ROWS`] of the last
-    /// `keep` positions goes through the head, and `on_block` is told how many rows of logits the buffers then hold.
-    fn logits(
+    fn logits_to(
         &self,
+        host: &mut PinnedBuffer,
         parts: &Parts<'_>,
         tokens: &[u32],
-        past: usize,
         keep: usize,
-        on_block: &mut dyn FnMut(&Buffers, usize) -> Result<()>,
+        on_rows: &mut dyn FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
+        let (b, stream) = (self.buffers()?, parts.kernels.gpu().main());
+        let skipped = tokens.len().saturating_sub(keep);
+        for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
+            self.layers(parts, chunk, i * CHUNK, None)?;
+            let first = skipped.saturating_sub(i * CHUNK).min(chunk.len());
+            for row in (first..chunk.len()).step_by(LOGIT_ROWS) {
+                let m = LOGIT_ROWS.min(chunk.len() - row);
+                self.logits(parts, Wanted::From(row, m))?;
+                let rows = &mut host.as_mut_slice::<f32>()[..m * parts.config.vocab];
+                // SAFETY: both hold LOGIT_ROWS rows, and the copy is waited for before the host reads.
+                unsafe { b.logits.copy_to(stream, rows)? };
+                stream.synchronize()?;
+                on_rows(rows)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues the head over at most [`LOGIT_ROWS`] rows of the last pass.
+    fn logits(&self, parts: &Parts<'_>, wanted: Wanted<'_>) -> Result<()> {
         let Parts {
             kernels,
             config: c,
@@ -111,25 +125,70 @@ impl Prefill {
         } = parts;
         let (b, stream) = (self.buffers()?, kernels.gpu().main());
         let head = std::slice::from_ref(&model.head);
-        let skipped = tokens.len().saturating_sub(keep);
-        for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
-            self.layers(parts, chunk, past + i * CHUNK)?;
-            let first = skipped.saturating_sub(i * CHUNK).min(chunk.len());
-            for row in (first..chunk.len()).step_by(LOGIT_ROWS) {
-                let m = LOGIT_ROWS.min(chunk.len() - row);
+        let m = match wanted {
+            Wanted::From(_, m) => m,
+            Wanted::Some(rows) => rows.len(),
+        };
+        let int4 = reads_int4_order(head, m);
+        let norm = match wanted {
+            Wanted::From(row, m) => {
                 let x = b.x.ptr() + (4 * row * c.hidden) as u64;
-                let int4 = reads_int4_order(head, m);
-                // SAFETY: the activations hold the chunk's rows, of which these are some, and the logits LOGIT_ROWS;
-                // they live as long as `self`, whose owner waits for the stream.
-                unsafe {
-                    self.norm_call(x, model.norm, b, m, int4).run(stream)?;
-                    b.logits.part(0, 4 * m * c.vocab)?.fill(stream, 0)?;
-                    let target = Target::Add(b.logits.ptr());
-                    self.products.run(kernels, stream, head, m, &b.h, target)?;
-                }
-                on_block(b, m)?;
+                self.norm_call(x, model.norm, b, m, int4)
             }
+            Wanted::Some(rows) => {
+                // SAFETY: the host array is read before the call returns; `tokens` holds LOGIT_ROWS values or more.
+                unsafe { b.tokens.part(0, 4 * m)?.copy_from(stream, rows)? };
+                Call {
+                    kernel: self.norm_some.clone(),
+                    launch: Launch::new(m, 256).overlap(),
+                    args: Args::new()
+                        .ptr(b.x.ptr())
+                        .ptr(b.tokens.ptr())
+                        .ptr(model.norm.ptr())
+                        .ptr(b.h.span.ptr())
+                        .i32(i32::from(int4)),
+                }
+            }
+        };
+        // SAFETY: the activations hold the pass's rows, of which these are some, and the logits LOGIT_ROWS; they live as
+        // long as `self`, whose owner waits for the stream.
+        unsafe {
+            norm.run(stream)?;
+            b.logits.part(0, 4 * m * c.vocab)?.fill(stream, 0)?;
+            let target = Target::Add(b.logits.ptr());
+            self.products.run(kernels, stream, head, m, &b.h, target)
         }
+    }
+
+    /// Scores `targets` by the rows of logits that are there, appends the scores to `out`, and waits for that.
+    fn score(&self, parts: &Parts<'_>, targets: &[u32], out: &mut Vec<TokenScore>) -> Result<()> {
+        let (b, stream) = (self.buffers()?, parts.kernels.gpu().main());
+        let n = targets.len();
+        let score = Call {
+            kernel: self.score.clone(),
+            launch: Launch::new(n, 512).overlap(),
+            args: Args::new()
+                .ptr(b.logits.ptr())
+                .ptr(b.tokens.ptr())
+                .ptr(b.log_probs.ptr())
+                .ptr(b.is_top.ptr()),
+        };
+        let (mut log_probs, mut is_top) = (vec![0.0f64; n], vec![0i32; n]);
+        // SAFETY: every buffer holds LOGIT_ROWS rows; the stream is waited for below.
+        unsafe {
+            b.tokens.part(0, 4 * n)?.copy_from(stream, targets)?;
+            score.run(stream)?;
+            b.log_probs
+                .part(0, 8 * n)?
+                .copy_to(stream, &mut log_probs)?;
+            b.is_top.part(0, 4 * n)?.copy_to(stream, &mut is_top)?;
+        }
+        stream.synchronize()?;
+        let score = |(log_prob, is_top): (f64, i32)| TokenScore {
+            log_prob,
+            is_top: is_top != 0,
+        };
+        out.extend(log_probs.into_iter().zip(is_top).map(score));
         Ok(())
     }
 }

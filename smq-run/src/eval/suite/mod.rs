@@ -17,7 +17,7 @@ use smq_convert::{AutoOptions, Checkpoint, Goal, Sensitivity, convert_auto};
 
 use super::kl::Base;
 use super::ppl::PplOptions;
-use super::task::{Encoded, Prompts, Task, encode_all, evaluate};
+use super::task::{Encoded, Prompts, Task, batches, encode_all, evaluate};
 use crate::cli::output::{write_bytes, write_json};
 use crate::demo::{GROUP, convert_to, report};
 use crate::engine::{self, Device, Engine};
@@ -230,10 +230,10 @@ fn tasks(
             continue;
         }
         let mut items = Vec::with_capacity(requests.len());
-        for (index, request) in requests.iter().enumerate() {
-            let item = evaluate(engine, tokenizer, options.prompts, request);
-            items.push(item.with_context(|| format!("{name}, {}", task.name()))?);
-            counter.progress.step(index + 1);
+        for batch in batches(requests, engine.pass_tokens()) {
+            let more = evaluate(engine, tokenizer, options.prompts, batch);
+            items.extend(more.with_context(|| format!("{name}, {}", task.name()))?);
+            counter.progress.step(items.len());
         }
         store.put_items(name, *task, &items)?;
     }

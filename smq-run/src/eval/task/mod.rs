@@ -23,7 +23,7 @@ use super::metrics::{Score, mean, perplexity};
 use crate::error::{Error, Result};
 pub use gsm8k::MAX_NEW_TOKENS;
 pub(crate) use hellaswag::is_python_space;
-pub use run::{Encoded, Prompts, encode_all, evaluate};
+pub use run::{Encoded, Prompts, batches, encode_all, evaluate};
 
 /// A task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

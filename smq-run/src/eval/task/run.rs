@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{Item, Metric, Request, gsm8k};
 use crate::chat::Message;
-use crate::engine::{Engine, TokenScore};
+use crate::engine::{Continuations, Engine, TokenScore};
 use crate::error::{Error, Result};
 use crate::eval::encode::{self, Pair};
 use crate::tokenizer::Tokenizer;
@@ -144,37 +144,93 @@ fn question(
     Ok(ids)
 }
 
-/// Scores one item.
+/// Cuts `encoded` into runs that [`evaluate`] is best given together: about `tokens` of them each
+/// ([`Engine::pass_tokens`]), at least one item; free answers are one a run.
+pub fn batches(encoded: &[Encoded], tokens: usize) -> impl Iterator<Item = &[Encoded]> {
+    let mut rest = encoded;
+    std::iter::from_fn(move || {
+        let mut sum = 0;
+        let fits = |e: &&Encoded| match e.tokens() {
+            Some(n) => {
+                sum += n;
+                sum <= tokens
+            }
+            None => false,
+        };
+        let len = rest.iter().take_while(fits).count().max(1);
+        let (batch, later) = rest.split_at_checked(len)?;
+        rest = later;
+        Some(batch)
+    })
+}
+
+impl Encoded {
+    /// That are scored or give context; none of a free answer.
+    fn tokens(&self) -> Option<usize> {
+        let of = |c: Continuations<'_>| {
+            c.context.len() + c.continuations.iter().map(Vec::len).sum::<usize>()
+        };
+        match self.body {
+            Body::Answer { .. } => None,
+            _ => Some(self.scored().map(of).sum()),
+        }
+    }
+
+    /// What is to be scored.
+    fn scored(&self) -> impl Iterator<Item = Continuations<'_>> {
+        let (one, groups) = match &self.body {
+            Body::Continuation(pair) => (Some(pair), &[][..]),
+            Body::Choice { groups, .. } => (None, &groups[..]),
+            Body::Answer { .. } => (None, &[][..]),
+        };
+        let one = one.map(|pair| Continuations {
+            context: &pair.context,
+            continuations: std::slice::from_ref(&pair.continuation),
+        });
+        one.into_iter()
+            .chain(groups.iter().map(|group| Continuations {
+                context: &group.0,
+                continuations: &group.1,
+            }))
+    }
+}
+
+/// Scores items: one figure a request, in their order. What is scored goes to the engine together.
 ///
 /// # Errors
-/// [`Error::Input`] naming the item if it does not fit the model or its logits are not finite; [`Error::Tokenizer`],
+/// [`Error::Input`] if an item does not fit the model or its logits are not finite, which names it; [`Error::Tokenizer`],
 /// [`Error::Cuda`].
 pub fn evaluate(
     engine: &mut dyn Engine,
     tokenizer: &Tokenizer,
     prompts: Prompts,
-    encoded: &Encoded,
-) -> Result<Item> {
-    let Encoded { index, body } = encoded;
-    let mut item = match body {
-        Body::Continuation(pair) => continuation_item(engine, pair),
-        Body::Choice {
-            groups,
-            lengths,
-            gold,
-        } => choice_item(engine, groups, lengths, *gold),
-        Body::Answer { prompt, reference } => {
-            respond(engine, tokenizer, prompt, prompts.max_new_tokens)
-                .map(|response| answer_item(response, reference))
+    encoded: &[Encoded],
+) -> Result<Vec<Item>> {
+    let scored: Vec<Continuations<'_>> = encoded.iter().flat_map(Encoded::scored).collect();
+    let mut scores = engine.batch_scores(&scored)?.into_iter();
+    let mut items = Vec::with_capacity(encoded.len());
+    for one in encoded {
+        // Those of one item follow one another.
+        let scores: Vec<Vec<TokenScore>> = (0..one.scored().count())
+            .flat_map(|_| scores.next())
+            .flatten()
+            .collect();
+        let mut item = match &one.body {
+            Body::Continuation(_) => continuation_item(&scores),
+            Body::Choice { lengths, gold, .. } => choice_item(&scores, lengths, *gold),
+            Body::Answer { prompt, reference } => {
+                let answer = respond(engine, tokenizer, prompt, prompts.max_new_tokens);
+                answer_item(answer.map_err(|e| named(one.index, e))?, reference)
+            }
+        };
+        if item.log_likelihoods.iter().any(|l| !l.is_finite()) {
+            let message = "the model produced a logit that is not finite: its weights are damaged";
+            return Err(named(one.index, Error::Input(message.into())));
         }
+        item.index = one.index;
+        items.push(item);
     }
-    .map_err(|e| named(*index, e))?;
-    if item.log_likelihoods.iter().any(|l| !l.is_finite()) {
-        let message = "the model produced a logit that is not finite: its weights are damaged";
-        return Err(named(*index, Error::Input(message.into())));
-    }
-    item.index = *index;
-    Ok(item)
+    Ok(items)
 }
 
 fn item(metrics: impl IntoIterator<Item = (Metric, f64)>) -> Item {
@@ -187,29 +243,18 @@ fn item(metrics: impl IntoIterator<Item = (Metric, f64)>) -> Item {
     }
 }
 
-fn continuation_item(engine: &mut dyn Engine, pair: &Pair) -> Result<Item> {
-    let continuation = std::slice::from_ref(&pair.continuation);
-    let scores = engine.continuation_scores(&pair.context, continuation)?;
-    let scores: Vec<TokenScore> = scores.into_iter().flatten().collect();
-    let log_likelihood = scores.iter().map(|s| s.log_prob).sum();
-    let acc = f64::from(u8::from(scores.iter().all(|s| s.is_top)));
+fn continuation_item(scores: &[Vec<TokenScore>]) -> Item {
+    let scores = || scores.iter().flatten();
+    let log_likelihood = scores().map(|s| s.log_prob).sum();
+    let acc = f64::from(u8::from(scores().all(|s| s.is_top)));
     let mut item = item([(Metric::Acc, acc), (Metric::Perplexity, log_likelihood)]);
     item.log_likelihoods = vec![log_likelihood];
-    Ok(item)
+    item
 }
 
-fn choice_item(
-    engine: &mut dyn Engine,
-    groups: &[(Vec<u32>, Vec<Vec<u32>>)],
-    lengths: &[usize],
-    gold: usize,
-) -> Result<Item> {
-    let mut log_likelihoods = Vec::with_capacity(lengths.len());
-    for (context, continuations) in groups {
-        let scored = engine.continuation_scores(context, continuations)?;
-        let sum = |scores: &Vec<TokenScore>| scores.iter().map(|s| s.log_prob).sum::<f64>();
-        log_likelihoods.extend(scored.iter().map(sum));
-    }
+fn choice_item(scores: &[Vec<TokenScore>], lengths: &[usize], gold: usize) -> Item {
+    let sum = |scores: &Vec<TokenScore>| scores.iter().map(|s| s.log_prob).sum::<f64>();
+    let log_likelihoods: Vec<f64> = scores.iter().map(sum).collect();
     let by_length = log_likelihoods
         .iter()
         .zip(lengths)
@@ -220,7 +265,7 @@ fn choice_item(
         (Metric::AccNorm, right(argmax(by_length))),
     ]);
     item.log_likelihoods = log_likelihoods;
-    Ok(item)
+    item
 }
 
 fn answer_item(response: String, reference: &str) -> Item {

@@ -1,0 +1,92 @@
+// Rotation of a prompt's queries and keys: `rows` new tokens in cache rows past .. past + rows - 1.
+//
+// rotation_table    table[i, :, j] = attention_factor (cos, sin)(p inv_freq[j]) for the position p of row i: past + i, or
+//                   (PACKED = 1) seen[i].position (attention_prefill.cu).
+//   table    f32 [rows, 2, ROTARY_HALF]
+//   grid: rows, block: ROTARY_HALF rounded up to 32. Once a pass: every layer rotates by the same angles.
+//
+// rope_and_cache    rotates q and k, writes q_out and the new rows of both caches.
+//   qkv      bf16 [rows, (HEADS + 2 KV_HEADS) HEAD_DIM]
+//   q_out    bf16 [rows, HEADS HEAD_DIM]
+//   k_cache, v_cache  bf16 [KV_HEADS, capacity, HEAD_DIM]
+//   grid: rows, block: 256. Bound by memory: a thread moves 8 elements at a time.
+//
+// Macros: those of rotation.cuh, and PACKED.
+#include "rotation.cuh"
+
+constexpr int ROPE_THREADS = 256;
+
+KERNEL rotation_table(const float *inv_freq, float attention_factor, int past, const int4 *seen, float *table) {
+    let_next_kernel_start();
+    wait_for_previous_kernel();
+    const int row = blockIdx.x, j = threadIdx.x;
+    if (j >= ROTARY_HALF) return;
+    const int position = PACKED ? seen[row].w : past + row;
+    float sine, cosine;
+    sincosf((float)position * inv_freq[j], &sine, &cosine);
+    table[row * 2 * ROTARY_HALF + j] = cosine * attention_factor;
+    table[(row * 2 + 1) * ROTARY_HALF + j] = sine * attention_factor;
+}
+
+KERNEL __launch_bounds__(ROPE_THREADS)
+    rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, int capacity, int past, const float *table) {
+    let_next_kernel_start();
+    const int row = blockIdx.x, slot = past + row;
+    const u16 *from = qkv + (u64)row * QKV_WIDTH;
+    // Where head `head` of the row goes: queries, then keys, then values.
+    auto destination = [&](int head) {
+        if (head < HEADS) return q_out + ((u64)row * HEADS + head) * HEAD_DIM;
+        const int kv_head = head - HEADS;
+        return kv_head < KV_HEADS ? k_cache + ((u64)kv_head * capacity + slot) * HEAD_DIM
+                                  : v_cache + ((u64)(kv_head - KV_HEADS) * capacity + slot) * HEAD_DIM;
+    };
+
+    // All loads first. 8 elements and the 8 that they rotate with; then what is only copied: the rest of q and k, if
+    // rotation is partial, and the values.
+    constexpr int HEAD_PAIRS = ROTARY_HALF / 8, PAIRS = (HEADS + KV_HEADS) * HEAD_PAIRS;
+    constexpr int HEAD_REST = HEAD_DIM / 8 - 2 * HEAD_PAIRS, REST = (HEADS + KV_HEADS) * HEAD_REST;
+    constexpr int COPIES = REST + KV_HEADS * (HEAD_DIM / 8);
+    constexpr int PAIR_ROUNDS = (PAIRS + ROPE_THREADS - 1) / ROPE_THREADS;
+    constexpr int COPY_ROUNDS = (COPIES + ROPE_THREADS - 1) / ROPE_THREADS;
+    auto copied = [&](int index, int &head, int &i) {
+        constexpr int width = HEAD_REST > 0 ? HEAD_REST : 1;
+        const bool is_rest = index < REST;
+        const int value = index - REST;
+        head = is_rest ? index / width : HEADS + KV_HEADS + value / (HEAD_DIM / 8);
+        i = is_rest ? 2 * ROTARY_HALF + index % width * 8 : value % (HEAD_DIM / 8) * 8;
+    };
+    uint4 low[PAIR_ROUNDS], high[PAIR_ROUNDS], copies[COPY_ROUNDS];
+    Angles angles[PAIR_ROUNDS];
+    wait_for_previous_kernel();
+#pragma unroll
+    for (int round = 0; round < PAIR_ROUNDS; ++round) {
+        const int index = min(round * ROPE_THREADS + (int)threadIdx.x, PAIRS - 1);
+        const u16 *x = from + index / HEAD_PAIRS * HEAD_DIM + index % HEAD_PAIRS * 8;
+        low[round] = load_once(x);
+        high[round] = load_once(x + ROTARY_HALF);
+        angles[round].load(table + row * 2 * ROTARY_HALF + index % HEAD_PAIRS * 8);
+    }
+#pragma unroll
+    for (int round = 0; round < COPY_ROUNDS; ++round) {
+        int head, i;
+        copied(min(round * ROPE_THREADS + (int)threadIdx.x, COPIES - 1), head, i);
+        copies[round] = load_once(from + head * HEAD_DIM + i);
+    }
+#pragma unroll
+    for (int round = 0; round < PAIR_ROUNDS; ++round) {
+        const int index = round * ROPE_THREADS + threadIdx.x;
+        if (index >= PAIRS) break;
+        angles[round].rotate(low[round], high[round]);
+        u16 *to = destination(index / HEAD_PAIRS) + index % HEAD_PAIRS * 8;
+        *(uint4 *)to = low[round];
+        *(uint4 *)(to + ROTARY_HALF) = high[round];
+    }
+#pragma unroll
+    for (int round = 0; round < COPY_ROUNDS; ++round) {
+        const int index = round * ROPE_THREADS + threadIdx.x;
+        if (index >= COPIES) break;
+        int head, i;
+        copied(index, head, i);
+        *(uint4 *)(destination(head) + i) = copies[round];
+    }
+}
