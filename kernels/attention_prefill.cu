@@ -4,15 +4,12 @@
 //   seen     PACKED = 1: for each row {context_begin, context_end, own_begin, position}. The row in cache row c sees cache
 //            rows context_begin .. context_end - 1 and own_begin .. c; context_begin is the first of all (where no
 //            context is seen, context_begin = context_end = own_begin)
-//   qkv      bf16 [rows, (HEADS + 2 KV_HEADS) HEAD_DIM]
 //   k_cache, v_cache  bf16 [KV_HEADS, capacity, HEAD_DIM]
 //
 // attention_prefill out[i, h, :] = sum_j softmax_j(q[i, h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :],
 //                   h' = h / (HEADS / KV_HEADS), j <= past + i (with WINDOW > 0 also j > past + i - WINDOW), or the
 //                   cache rows that row i sees (then WINDOW is in `seen`)
-//   q        bf16 [rows, HEADS HEAD_DIM], rotated; with ROTATES = 1 it is qkv, to be rotated here by `table` (rope.cu): for
-//            short prompts without a past, where a launch costs more than rotating a head's keys once for every 64
-//            queries. The block whose queries are a tile of keys writes that tile to the caches
+//   q        bf16 [rows, HEADS HEAD_DIM], rotated
 //   out      bf16 [rows, OUT_STRIDE], plain or (X_INT4 = 1) in int4 order, zeros beyond HEADS HEAD_DIM
 //   grid: (HEADS, ceil(rows / (64 PREFILL_WARPGROUPS))), block: 128 PREFILL_WARPGROUPS, dynamic shared memory:
 //   2 HEAD_DIM (64 PREFILL_WARPGROUPS + 4 PREFILL_KEYS) bytes.
@@ -25,12 +22,11 @@
 //   a wgmma operand for K (contiguous along HEAD_DIM, the summed dimension) as well as for V (contiguous along N),
 //   for every HEAD_DIM.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), ROTARY_HALF (multiple of 8), WINDOW (0: none), X_INT4, PACKED,
-// ROTATES (with PREFILL_WARPGROUPS 1).
-#include "rotation.cuh"
+// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), WINDOW (0: none), X_INT4, PACKED.
+#include "common.cuh"
 
-#ifndef ROTATES
-#define ROTATES 0
+#ifndef PACKED
+#define PACKED 0
 #endif
 #ifndef PREFILL_WARPGROUPS
 #define PREFILL_WARPGROUPS 2 // or 1: a little faster for up to 512 rows, but keys and values are read twice as often
@@ -40,7 +36,7 @@
 #endif
 #ifndef PREFILL_BLOCKS
 // an SM, as far as registers go
-#define PREFILL_BLOCKS ((HEAD_DIM <= 96 && !ROTATES && !PACKED ? 4 : 2) / PREFILL_WARPGROUPS)
+#define PREFILL_BLOCKS ((HEAD_DIM <= 96 && !PACKED ? 4 : 2) / PREFILL_WARPGROUPS)
 #endif
 #ifndef OUT_STRIDE
 #define OUT_STRIDE (X_INT4 ? (HEADS * HEAD_DIM + 127) / 128 * 128 : HEADS * HEAD_DIM)
@@ -84,44 +80,6 @@ template <int COUNT> DEVICE void copy_tile(u32 to, const u16 *from, int stride, 
 #pragma unroll
         for (int panel = 0; panel < HEAD_DIM / 32; ++panel)
             copy_async(there + pass * PASS_ROWS * 64 + panel * (64 * COUNT), source + panel * 32, valid);
-    }
-}
-
-// Piece `piece` (8 elements) of a row of a tile.
-template <int COUNT> DEVICE uint4 *tile_piece(u8 *tile, int row, int piece) {
-    return (uint4 *)(tile + piece / 4 * (64 * COUNT) + row * 64 + (piece % 4 ^ row / 2 % 4) * 16);
-}
-
-// A thread's share of rotating a tile of 64 rows where it lies: its angles come before the tile does.
-struct Rotation {
-    static constexpr int PIECES = ROTARY_HALF / 8, STEPS = (64 * PIECES + THREADS - 1) / THREADS;
-    Angles angles[STEPS];
-    INSIDE void load(const float *table, int rows) { // of the tile's first row
-#pragma unroll
-        for (int step = 0; step < STEPS; ++step) {
-            const int index = step * THREADS + threadIdx.x;
-            angles[step].load(table + min(index / PIECES, rows - 1) * 2 * ROTARY_HALF + index % PIECES * 8);
-        }
-    }
-    INSIDE void apply(u8 *tile, int rows) const { // then wgmma may read it, after a barrier
-#pragma unroll
-        for (int step = 0; step < STEPS; ++step) {
-            const int index = step * THREADS + threadIdx.x, row = index / PIECES, piece = index % PIECES;
-            if (row >= min(rows, 64)) break; // zeros stay zeros
-            uint4 *low = tile_piece<64>(tile, row, piece), *high = tile_piece<64>(tile, row, piece + PIECES);
-            angles[step].rotate(*low, *high);
-        }
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    }
-};
-
-// The first `rows` rows of a tile of 64 to `to`, HEAD_DIM apart.
-DEVICE void save_tile(u8 *tile, u16 *to, int rows) {
-    constexpr int PIECES = HEAD_DIM / 8;
-    for (int index = threadIdx.x; index < 64 * PIECES; index += THREADS) {
-        const int row = index / PIECES, piece = index % PIECES;
-        if (row >= rows) break;
-        *(uint4 *)(to + row * HEAD_DIM + piece * 8) = *tile_piece<64>(tile, row, piece);
     }
 }
 
@@ -229,7 +187,7 @@ DEVICE int output_word(int segment, int pair) {
 }
 
 KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
-    attention_prefill(const u16 *q, u16 *k_cache, u16 *v_cache, int capacity, int rows, int past, const float *table,
+    attention_prefill(const u16 *q, const u16 *k_cache, const u16 *v_cache, int capacity, int rows, int past,
                       const int4 *seen, u16 *out) {
     let_next_kernel_start();
     extern __shared__ __align__(1024) u8 shared[];
@@ -261,18 +219,13 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     const int group_end = group_row < rows ? (past + last_group_row) / PREFILL_KEYS + 1 : begin;
 
     const u64 head_offset = (u64)(head / GROUP) * capacity * HEAD_DIM;
-    const int kv_stride = ROTATES ? QKV_WIDTH : HEAD_DIM, q_stride = ROTATES ? QKV_WIDTH : HEADS * HEAD_DIM;
-    const u16 *keys = ROTATES ? q + (HEADS + head / GROUP) * HEAD_DIM : k_cache + head_offset;
-    const u16 *values = ROTATES ? keys + KV_HEADS * HEAD_DIM : v_cache + head_offset;
-    auto copy_keys_or_values = [&](u32 to, const u16 *from, int tile) {
+    auto copy_keys_or_values = [&](u32 to, const u16 *cache, int tile) {
         if (tile < end)
-            copy_tile<PREFILL_KEYS>(to + tile % 2 * KV_BYTES, from + (u64)tile * PREFILL_KEYS * kv_stride, kv_stride,
-                                    past + rows - tile * PREFILL_KEYS);
+            copy_tile<PREFILL_KEYS>(to + tile % 2 * KV_BYTES, cache + head_offset + (u64)tile * PREFILL_KEYS * HEAD_DIM,
+                                    HEAD_DIM, past + rows - tile * PREFILL_KEYS);
     };
-    auto copy_keys = [&](int tile) { copy_keys_or_values(k_tiles, keys, tile); };
-    auto copy_values = [&](int tile) { copy_keys_or_values(v_tiles, values, tile); };
-    auto key_tile = [&](int tile) { return shared + Q_BYTES + tile % 2 * KV_BYTES; };
-    auto key_table = [&](int tile) { return table + tile * PREFILL_KEYS * 2 * ROTARY_HALF; };
+    auto copy_keys = [&](int tile) { copy_keys_or_values(k_tiles, k_cache, tile); };
+    auto copy_values = [&](int tile) { copy_keys_or_values(v_tiles, v_cache, tile); };
 
     float s[PREFILL_KEYS / 2], o[HEAD_DIM / 2], rescale[2];
     u32 p[PREFILL_KEYS / 4];
@@ -323,40 +276,21 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     // After it this tile's values and the next tile's keys are there and the tiles before are no longer in use; the
     // next values and the keys after the next are on their way.
     auto next_tiles = [&](int tile) {
-        Rotation rotation;
-        const int keys_left = rows - (tile + 1) * PREFILL_KEYS;
-        const bool rotates = ROTATES && tile + 1 < end;
-        if (rotates) rotation.load(key_table(tile + 1), keys_left);
         wait_for_copies<0>();
         sync_threads(1, THREADS);
         copy_values(tile + 1);
         copy_keys(tile + 2);
         commit_copies();
-        if (rotates) {
-            rotation.apply(key_tile(tile + 1), keys_left);
-            sync_threads(1, THREADS);
-        }
     };
 
-    copy_tile<TILE_ROWS>(q_tile, q + (u64)first_row * q_stride + head * HEAD_DIM, q_stride, rows - first_row);
+    copy_tile<TILE_ROWS>(q_tile, q + ((u64)first_row * HEADS + head) * HEAD_DIM, HEADS * HEAD_DIM, rows - first_row);
     copy_keys(begin);
     commit_copies();
     copy_values(begin);
     copy_keys(begin + 1);
     commit_copies();
-    static_assert(!ROTATES || TILE_ROWS == 64 && PREFILL_KEYS == 64, "a block's queries are a tile of keys, which it writes");
-    Rotation q_rotation, k_rotation;
-    if (ROTATES) {
-        q_rotation.load(table + first_row * 2 * ROTARY_HALF, rows - first_row);
-        k_rotation.load(key_table(begin), rows - begin * PREFILL_KEYS);
-    }
     wait_for_copies<1>();
     sync_threads(1, THREADS);
-    if (ROTATES) {
-        q_rotation.apply(shared, rows - first_row);
-        k_rotation.apply(key_tile(begin), rows - begin * PREFILL_KEYS);
-        sync_threads(1, THREADS);
-    }
     int tile = begin;
     if (begin < group_end) {
         wgmma_begin();
@@ -385,11 +319,6 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         next_tiles(tile);
         wgmma_begin();
         start_output(tile);
-        if (ROTATES && head % GROUP == 0) { // the last tile is the queries' own
-            const u64 at = head_offset + (u64)tile * PREFILL_KEYS * HEAD_DIM;
-            save_tile(key_tile(tile), k_cache + at, rows - tile * PREFILL_KEYS);
-            save_tile(key_tile(tile) + 2 * KV_BYTES, v_cache + at, rows - tile * PREFILL_KEYS);
-        }
         wgmma_wait<0>(o);
         ++tile;
     }

@@ -29,6 +29,10 @@ const SOURCES: &[(&str, &str)] = &[
     ("measure.cu", include_str!("../../../kernels/measure.cu")),
     ("rope.cu", include_str!("../../../kernels/rope.cu")),
     ("rows.cu", include_str!("../../../kernels/rows.cu")),
+    (
+        "swiglu_bf16.cu",
+        include_str!("../../../kernels/swiglu_bf16.cu"),
+    ),
 ];
 
 /// What kernel files include.
@@ -55,10 +59,6 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/decode_product.cuh"),
     ),
     ("nf4.cuh", include_str!("../../../kernels/nf4.cuh")),
-    (
-        "rotation.cuh",
-        include_str!("../../../kernels/rotation.cuh"),
-    ),
 ];
 
 /// Names of the embedded kernel files.

@@ -27,6 +27,7 @@ pub mod prefill;
 pub mod rows;
 pub mod state;
 pub mod stream;
+pub mod swiglu;
 pub mod tensor_map;
 pub mod upload;
 pub mod variants;

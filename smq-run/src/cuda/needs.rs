@@ -3,8 +3,9 @@
 use super::decode::step_plan;
 use super::kernels::Defines;
 use super::prefill::attention::{Attention, rope_defines};
-use super::prefill::row_defines;
+use super::prefill::{CHUNK, row_defines};
 use super::rows::{Cut, LARGEST_INT4_ROWS, Target, reads_int4_order, widen_defines};
+use super::swiglu::{SwigluCut, fuses_bf16};
 use super::weights::{DeviceMatrix, DeviceModel, Format};
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -45,6 +46,10 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
         products(one(&layer.down), &[Target::Add(0)], sms, &mut add);
         let swiglu = [false, true].map(|order| Target::Swiglu(0, order));
         products(&layer.gate_up, &swiglu, sms, &mut add);
+        for m in (1..=CHUNK).filter(|m| fuses_bf16(&layer.gate_up, *m)) {
+            let cut = SwigluCut::new(&layer.gate_up[0], m);
+            add(("swiglu_bf16.cu", cut.defines));
+        }
     }
     products(one(&model.head), &[Target::Add(0)], sms, &mut add);
     Ok(list)
@@ -85,7 +90,8 @@ mod tests {
         let all = [
             ("rows.cu", 1),
             ("rope.cu", 2),
-            ("attention_prefill.cu", 10),
+            ("attention_prefill.cu", 8),
+            ("swiglu_bf16.cu", 4),
             ("decode.cu", 1),
         ];
         assert!(all.iter().all(|(file, n)| count(file) == *n), "{files:?}");

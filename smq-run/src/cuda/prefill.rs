@@ -15,7 +15,9 @@ use super::memory::Span;
 use super::module::Kernel;
 use super::packing::Seen;
 use super::pinned::PinnedBuffer;
-use super::rows::{Activations, RowProducts, Target, reads_int4_order, scratch_bytes};
+use super::rows::{
+    Activations, RowProducts, Target, joins_gate_and_up, reads_int4_order, scratch_bytes,
+};
 use super::weights::DeviceMatrix;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -185,7 +187,7 @@ impl Prefill {
                 .ptr(model.embedding.ptr())
                 .ptr(b.x.ptr()),
         };
-        let kind = Attention::of(m, past, seen.is_some());
+        let kind = Attention::of(m, seen.is_some());
         let pass = Pass {
             m,
             past,
@@ -221,7 +223,6 @@ impl Prefill {
         let o_order = reads_int4_order(one(&layer.o), m);
         let down_order = reads_int4_order(one(&layer.down), m);
         let width = (c.heads + 2 * c.kv_heads) * c.head_dim;
-        let q = if kind.rotates { b.qkv } else { b.q };
         let rope = Call {
             kernel: self.rope.clone(),
             launch: Launch::new(m, 256).overlap(),
@@ -238,13 +239,12 @@ impl Prefill {
             kernel: pass.attention[usize::from(o_order)].clone(),
             launch: kind.launch(c, m),
             args: Args::new()
-                .ptr(q.ptr())
+                .ptr(b.q.ptr())
                 .ptr(keys)
                 .ptr(values)
                 .i32(cache.capacity as i32)
                 .i32(m as i32)
                 .i32(past as i32)
-                .ptr(b.rotations.ptr())
                 .ptr(b.seen.ptr())
                 .ptr(b.attended.span.ptr()),
         };
@@ -257,16 +257,14 @@ impl Prefill {
                 .run(stream)?;
             let qkv = Target::Bf16(b.qkv.ptr(), width);
             products.run(kernels, stream, &layer.qkv, m, &b.h, qkv)?;
-            if !kind.rotates {
-                rope.run(stream)?;
-            }
+            rope.run(stream)?;
             attention.run(stream)?;
             let x = Target::Add(b.x.ptr());
             products.run(kernels, stream, one(&layer.o), m, &b.attended, x)?;
             let order = reads_int4_order(&layer.gate_up, m);
             self.norm_call(b.x.ptr(), layer.post_attention_norm, b, m, order)
                 .run(stream)?;
-            if order {
+            if joins_gate_and_up(&layer.gate_up, m, down_order) {
                 let activated = Target::Swiglu(b.activated.span.ptr(), down_order);
                 products.run(kernels, stream, &layer.gate_up, m, &b.h, activated)?;
             } else {

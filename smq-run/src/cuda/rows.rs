@@ -8,6 +8,7 @@ use super::kernels::{Call, Defines, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
 use super::stream::Stream;
+use super::swiglu::{fuses_bf16, swiglu_call};
 use super::tensor_map::TensorMap;
 use super::weights::{DeviceMatrix, Format};
 use crate::error::Result;
@@ -39,8 +40,8 @@ pub enum Target {
     Bf16(u64, usize),
     /// Added to f32 `[m, rows]`.
     Add(u64),
-    /// `silu(gate) up`, bf16 `[m, rows / 2 rounded up to 128]`; the flag asks for int4 order. Only for
-    /// [`reads_int4_order`] matrices.
+    /// `silu(gate) up`, bf16 `[m, rows / 2 rounded up to 128]`; the flag asks for int4 order. Only where
+    /// [`joins_gate_and_up`].
     Swiglu(u64, bool),
 }
 
@@ -56,6 +57,12 @@ pub struct RowProducts {
 #[must_use]
 pub fn reads_int4_order(matrices: &[DeviceMatrix], m: usize) -> bool {
     matches!(matrices, [one] if one.is_int4() && m < widen_from(one))
+}
+
+/// Whether the product with `matrices` can join gate and up, in this order.
+#[must_use]
+pub fn joins_gate_and_up(matrices: &[DeviceMatrix], m: usize, int4_order: bool) -> bool {
+    reads_int4_order(matrices, m) || (!int4_order && fuses_bf16(matrices, m))
 }
 
 /// Bytes of scratch memory that the product with `matrices` takes: for a matrix widened to bf16, or for activations as
@@ -102,6 +109,11 @@ impl RowProducts {
         if reads_int4_order(matrices, m) {
             let call = int4_call(kernels, &matrices[0], m, x, target)?;
             // SAFETY: the caller's promise; the weights are the model's.
+            return unsafe { call.run(stream) };
+        }
+        if let Target::Swiglu(out, _) = target {
+            let call = swiglu_call(kernels, &matrices[0], m, x, out)?;
+            // SAFETY: as above.
             return unsafe { call.run(stream) };
         }
         let quantized = match matrices {

@@ -19,23 +19,55 @@ impl TensorMap {
     /// [`Error::Cuda`] if the matrix is longer than `memory`, or for what TMA does not take: an
     /// address or row that is no multiple of 16 bytes, a box wider than 128 bytes or of over 256 rows.
     pub fn bf16(memory: Span, columns: usize, rows: usize, box_size: (u32, u32)) -> Result<Self> {
-        let row_bytes = 2 * columns as u64;
         memory.part(0, 2 * columns * rows)?;
-        let mut map = CUtensorMap { opaque: [0; 16] };
         let sizes = [columns as u64, rows as u64];
-        let box_size: [u32; 2] = box_size.into();
-        // SAFETY: no context is needed; the arrays are as long as two dimensions (and the one stride
-        // between them) ask for, and `map`, aligned as its type says, takes the result.
+        Self::tiled(memory, sizes, [2 * columns as u64], box_size.into())
+    }
+
+    /// Of the same, its rows in eights, one of the upper and one of the lower half in turns: dimensions column, row of
+    /// eight, half, eight. Boxes have `box_columns` and `box_eights` of each half.
+    ///
+    /// # Errors
+    /// As [`TensorMap::bf16`]; `rows` is a multiple of 16.
+    pub fn bf16_halves(
+        memory: Span,
+        columns: usize,
+        rows: usize,
+        (box_columns, box_eights): (u32, u32),
+    ) -> Result<Self> {
+        memory.part(0, 2 * columns * rows)?;
+        let row_bytes = 2 * columns as u64;
+        let sizes = [columns as u64, 8, 2, rows as u64 / 16];
+        let strides = [row_bytes, row_bytes * rows as u64 / 2, 8 * row_bytes];
+        Self::tiled(memory, sizes, strides, [box_columns, 8, 2, box_eights])
+    }
+
+    /// `strides`: bytes from one to the next in each dimension but the first.
+    fn tiled<const N: usize, const STRIDES: usize>(
+        memory: Span,
+        sizes: [u64; N],
+        strides: [u64; STRIDES],
+        box_size: [u32; N],
+    ) -> Result<Self> {
+        const {
+            assert!(
+                STRIDES + 1 == N,
+                "a stride for each dimension but the first"
+            )
+        };
+        let mut map = CUtensorMap { opaque: [0; 16] };
+        // SAFETY: no context is needed; the arrays are as long as N dimensions ask for, and `map`, aligned as its type
+        // says, takes the result.
         let result = unsafe {
             sys::cuTensorMapEncodeTiled(
                 &raw mut map,
                 sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                2,
+                N as u32,
                 memory.ptr() as *mut _,
                 sizes.as_ptr(),
-                &raw const row_bytes,
+                strides.as_ptr(),
                 box_size.as_ptr(),
-                [1, 1].as_ptr(),
+                [1; N].as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
                 sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,

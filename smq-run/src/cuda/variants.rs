@@ -6,6 +6,7 @@ use super::decode::plan::{Epilogue, Kind, Plan};
 use super::memory::Span;
 use super::prefill::attention::{Attention, rope_defines};
 use super::rows::{self, Target};
+use super::swiglu::{SwigluCut, fuses_bf16};
 use super::weights::{DeviceMatrix, Format};
 use crate::config::ModelConfig;
 
@@ -124,16 +125,8 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
             add("rope.cu", case, rope_defines(&c, packed));
         }
         for kind in Attention::ALL {
-            let Attention {
-                warpgroups,
-                rotates,
-                packed,
-            } = kind;
-            let case = match (rotates, packed) {
-                (true, _) => ", rotates",
-                (_, true) => ", packed",
-                _ => "",
-            };
+            let Attention { warpgroups, packed } = kind;
+            let case = if packed { ", packed" } else { "" };
             for order in [0, 1] {
                 let case = format!("order {order}, {warpgroups} warpgroups{case}");
                 add("attention_prefill.cu", &case, kind.defines(&c, order));
@@ -201,6 +194,12 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
         // None of these models is refused: the test of `plan.rs` says so.
         if let Some(plan) = s.config().and_then(|c| Plan::new(&c, &kinds, SMS).ok()) {
             add("decode.cu", stored, plan.defines);
+        }
+        for m in [16, 32, 64, 128] {
+            if fuses_bf16(&gate_up, m) {
+                let cut = SwigluCut::new(&gate_up[0], m);
+                add("swiglu_bf16.cu", &format!("{m} rows"), cut.defines);
+            }
         }
         if stored != "int4" {
             continue;

@@ -36,11 +36,7 @@ fn prefill(lab: &mut Lab<'_>, m: usize, with_rope: bool, with_attention: bool) -
     let c = lab.config.clone();
     let (d, heads) = (c.head_dim, c.kv_heads);
     let width = heads * d;
-    let fused = Attention::of(m, 0, false);
-    let apart = Attention {
-        rotates: false,
-        ..fused
-    };
+    let kind = Attention::of(m, false);
     let rope_kernel = |name| lab.kernels.get("rope.cu", rope_defines(&c, false), name);
     let capacity = m.next_multiple_of(CAPACITY_STEP);
     let side = heads * capacity * d;
@@ -132,72 +128,42 @@ fn prefill(lab: &mut Lab<'_>, m: usize, with_rope: bool, with_attention: bool) -
         (0..heads).flat_map(of_head).collect()
     };
     let outputs: Vec<Vec<_>> = rows.par_iter().map(of_row).collect();
-    let kinds = if fused.rotates {
-        vec![apart, fused]
-    } else {
-        vec![apart]
+    let out = lab.poisoned(2 * m * width)?;
+    let call = Call {
+        kernel: kind.kernels(&lab.kernels, &c)?[1].clone(),
+        launch: kind.launch(&c, m),
+        args: Args::new()
+            .ptr(q.ptr())
+            .ptr(keys.ptr())
+            .ptr(values.ptr())
+            .i32(capacity as i32)
+            .i32(m as i32)
+            .i32(0)
+            .ptr(0)
+            .ptr(out.ptr()),
     };
-    for kind in kinds {
-        let out = lab.poisoned(2 * m * width)?;
-        let cache = [lab.poisoned(2 * side)?, lab.poisoned(2 * side)?];
-        let (from, keys, values) = match kind.rotates {
-            true => (&qkv_there, &cache[0], &cache[1]),
-            false => (&q, &keys, &values),
-        };
-        let call = Call {
-            kernel: kind.kernels(&lab.kernels, &c)?[1].clone(),
-            launch: kind.launch(&c, m),
-            args: Args::new()
-                .ptr(from.ptr())
-                .ptr(keys.ptr())
-                .ptr(values.ptr())
-                .i32(capacity as i32)
-                .i32(m as i32)
-                .i32(0)
-                .ptr(table.ptr())
-                .ptr(0)
-                .ptr(out.ptr()),
-        };
-        lab.run(&call)?;
-        let got: Vec<bf16> = lab.download(&out, m * width)?;
-        let mut worst = Worst::default();
-        let written = got.iter().all(|v| !v.is_nan());
-        worst.require(written, || {
-            "some outputs are not written, or not numbers".into()
-        });
-        for (row, outputs) in rows.iter().zip(&outputs) {
-            for (i, o) in outputs.iter().enumerate() {
-                let got = got[row * width + int4_order(i)].to_f64();
-                // Weights are rounded to bf16, 2^-8 at most, and so is the output.
-                let rounding = f64::exp2(-8.0) * o.magnitude + f64::exp2(-8.0) * o.value.abs();
-                worst.take(got, o.value, o.tolerance + rounding, || {
-                    format!("row {row}, column {i}")
-                });
-            }
+    lab.run(&call)?;
+    let got: Vec<bf16> = lab.download(&out, m * width)?;
+    let mut worst = Worst::default();
+    let written = got.iter().all(|v| !v.is_nan());
+    worst.require(written, || {
+        "some outputs are not written, or not numbers".into()
+    });
+    for (row, outputs) in rows.iter().zip(&outputs) {
+        for (i, o) in outputs.iter().enumerate() {
+            let got = got[row * width + int4_order(i)].to_f64();
+            // Weights are rounded to bf16, 2^-8 at most, and so is the output.
+            let rounding = f64::exp2(-8.0) * o.magnitude + f64::exp2(-8.0) * o.value.abs();
+            worst.take(got, o.value, o.tolerance + rounding, || {
+                format!("row {row}, column {i}")
+            });
         }
-        if kind.rotates {
-            for (name, there, want) in [("keys", keys, &k), ("values", values, &v)] {
-                let got: Vec<bf16> = lab.download(there, side)?;
-                // Poison behind the last row included.
-                let equal = got
-                    .iter()
-                    .zip(want)
-                    .all(|(a, b)| a.to_bits() == b.to_bits());
-                worst.require(equal, || {
-                    format!("{name} in the cache are not those of rope_and_cache")
-                });
-            }
-        }
-        let checked = format!("{} of {m} rows, all {heads} heads", rows.len());
-        let check = Check::new(worst, checked, "2^-8 sum p |v| + 2^-8 |y|");
-        let us = lab.time(std::slice::from_ref(&call))?;
-        let flop = 4.0 * (d * heads) as f64 * (m * (m + 1) / 2) as f64;
-        let name = match kind.rotates {
-            true => "attention_prefill rotating",
-            false => "attention_prefill",
-        };
-        let report = KernelReport::new(name, LAYER, us, check);
-        lab.report(report.rows(m).flop(flop), &Floor::None);
     }
+    let checked = format!("{} of {m} rows, all {heads} heads", rows.len());
+    let check = Check::new(worst, checked, "2^-8 sum p |v| + 2^-8 |y|");
+    let us = lab.time(std::slice::from_ref(&call))?;
+    let flop = 4.0 * (d * heads) as f64 * (m * (m + 1) / 2) as f64;
+    let report = KernelReport::new("attention_prefill", LAYER, us, check);
+    lab.report(report.rows(m).flop(flop), &Floor::None);
     Ok(())
 }

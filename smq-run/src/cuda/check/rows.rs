@@ -15,6 +15,7 @@ use crate::cuda::decode::plan::Epilogue;
 use crate::cuda::kernels::Call;
 use crate::cuda::memory::DeviceBuffer;
 use crate::cuda::rows::{Activations, Target, int4_call};
+use crate::cuda::swiglu::{fuses_bf16, swiglu_call};
 use crate::error::Result;
 
 const ROWS: [usize; 9] = [2, 4, 8, 16, 32, 64, 128, 512, 2048];
@@ -72,6 +73,11 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     for layer in row_layers(lab, "gemm_int4") {
         of("gemm_int4", layer.name, int4_products(lab, &layer))?;
     }
+    for layer in row_layers(lab, "swiglu_bf16") {
+        if layer.epilogue == Epilogue::Swiglu {
+            of("swiglu_bf16", layer.name, bf16_swiglu(lab, &layer))?;
+        }
+    }
     for layer in row_layers(lab, "cublaslt") {
         of("cublaslt", layer.name, bf16_products(lab, &layer))?;
     }
@@ -85,6 +91,8 @@ pub(super) struct Io {
     pub out: DeviceBuffer,
     /// Bytes of an output row.
     row_bytes: usize,
+    /// Outputs of joined gate and up are in plain order.
+    plain: bool,
 }
 
 impl Io {
@@ -103,6 +111,7 @@ impl Io {
             start,
             out: DeviceBuffer::new(&lab.gpu, (MOST + 1) * row_bytes, "a check")?,
             row_bytes,
+            plain: false,
         })
     }
 
@@ -178,11 +187,8 @@ impl Io {
                     }
                     _ if halves == 2 => {
                         let (want, tolerance) = swiglu(e, ups[i][j], relative);
-                        (
-                            int4_order(*r),
-                            want,
-                            tolerance + f64::exp2(-8.0) * want.abs(),
-                        )
+                        let column = if self.plain { *r } else { int4_order(*r) };
+                        (column, want, tolerance + f64::exp2(-8.0) * want.abs())
                     }
                     _ => (
                         *r,
@@ -243,6 +249,40 @@ fn int4_products(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
         let us = lab.time(&calls)?;
         let floor: Floor = copies.floor(lab)?;
         let report = KernelReport::new("gemm_int4", layer.name, us, check);
+        let report = report.weights(&host).rows(m).flop(flop(layer, m));
+        lab.report(report, &floor);
+    }
+    Ok(())
+}
+
+/// Gate and up in bf16, joined.
+fn bf16_swiglu(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
+    let host = layer.weights(lab, false);
+    let copies = Copies::new(lab, &host)?;
+    let mut io = Io::new(lab, layer, true)?;
+    io.plain = true;
+    let x = lab.upload(&io.x)?;
+    let activations = Activations {
+        span: x.span(),
+        capacity: MOST,
+        stride: host.cols,
+    };
+    for m in ROWS {
+        if !fuses_bf16(&copies.matrices[..1], m) {
+            continue;
+        }
+        let calls: Vec<Call> = copies
+            .matrices
+            .iter()
+            .map(|w| swiglu_call(&lab.kernels, w, m, &activations, io.out.ptr()))
+            .collect::<Result<_>>()?;
+        io.reset(lab, layer, m)?;
+        lab.run(&calls[0])?;
+        let factors: (Rows<'_>, Rows<'_>) = (&|r| host.row(r), &|t| io.token(layer, t));
+        let check = io.check(lab, layer, factors, m, BF16)?;
+        let us = lab.time(&calls)?;
+        let floor: Floor = copies.floor(lab)?;
+        let report = KernelReport::new("swiglu_bf16", layer.name, us, check);
         let report = report.weights(&host).rows(m).flop(flop(layer, m));
         lab.report(report, &floor);
     }

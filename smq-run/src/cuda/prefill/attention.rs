@@ -14,8 +14,6 @@ use crate::error::Result;
 const FILE: &str = "attention_prefill.cu";
 /// Positions of a tile of keys.
 const KEYS: usize = 64;
-/// Up to so many rows attention rotates queries and keys itself, as measured best.
-const ROTATES_UP_TO: usize = 128;
 /// Up to so many rows one warpgroup a block is faster.
 const ONE_WARPGROUP_UP_TO: usize = 512;
 
@@ -27,38 +25,23 @@ pub(in crate::cuda) type Orders = [Arc<Kernel>; 2];
 pub(in crate::cuda) struct Attention {
     /// Of a block.
     pub warpgroups: usize,
-    /// It rotates, where `rope_and_cache` would.
-    pub rotates: bool,
     /// Several sequences.
     pub packed: bool,
 }
 
 impl Attention {
     /// Every way that a pass may need.
-    pub const ALL: [Self; 5] = {
-        const fn kind(warpgroups: usize, rotates: bool, packed: bool) -> Attention {
-            Attention {
-                warpgroups,
-                rotates,
-                packed,
-            }
+    pub const ALL: [Self; 4] = {
+        const fn kind(warpgroups: usize, packed: bool) -> Attention {
+            Attention { warpgroups, packed }
         }
-        [
-            kind(1, true, false),
-            kind(1, false, false),
-            kind(2, false, false),
-            kind(1, false, true),
-            kind(2, false, true),
-        ]
+        [kind(1, false), kind(2, false), kind(1, true), kind(2, true)]
     };
 
-    /// That of `m` rows behind `past` others.
-    pub fn of(m: usize, past: usize, packed: bool) -> Self {
-        Self {
-            warpgroups: if m > ONE_WARPGROUP_UP_TO { 2 } else { 1 },
-            rotates: past == 0 && !packed && m <= ROTATES_UP_TO,
-            packed,
-        }
+    /// That of `m` rows.
+    pub fn of(m: usize, packed: bool) -> Self {
+        let warpgroups = if m > ONE_WARPGROUP_UP_TO { 2 } else { 1 };
+        Self { warpgroups, packed }
     }
 
     /// Its macros; `order` is that of the output, 1 for int4.
@@ -67,7 +50,6 @@ impl Attention {
         defines.extend([
             ("X_INT4", order),
             ("PACKED", i64::from(self.packed)),
-            ("ROTATES", i64::from(self.rotates)),
             ("PREFILL_WARPGROUPS", self.warpgroups as i64),
             ("PREFILL_KEYS", KEYS as i64),
             ("OUT_STRIDE", padded(c.heads * c.head_dim) as i64),
