@@ -66,6 +66,13 @@ impl Model {
         }
     }
 
+    pub fn at(path: &str) -> Self {
+        Self {
+            path: path.into(),
+            _dir: None,
+        }
+    }
+
     /// To spoil.
     pub fn fixture_copy() -> Self {
         let dir = tempfile::tempdir().unwrap();
