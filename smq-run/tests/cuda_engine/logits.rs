@@ -13,7 +13,7 @@ const WIDEN_MIN_ROWS: usize = 1024;
 /// LongRoPE's long factors begin after so many tokens of the fixture.
 const ORIGINAL: usize = 512;
 /// Decode steps after a prompt.
-pub const STEPS: usize = 8;
+const STEPS: usize = 8;
 pub const DECODED: usize = 64;
 
 pub fn unquantized() -> Outcome {
@@ -89,19 +89,26 @@ fn of_fixture_as(
         .chain(growth);
     let reference = Reference::new(&source, &tokens, lengths);
     let mut engine = CudaEngine::load(&source, None).unwrap();
-    let mut failures = of_prompts(name, &mut engine, &reference, &tokens, prompts, widened);
+    let mut failures = of_prompts(
+        name,
+        &mut engine,
+        &reference,
+        &tokens,
+        (prompts, STEPS),
+        widened,
+    );
     failures.extend(decoding(name, &mut engine, &reference, &tokens, decode));
     failures.extend(growing(name, &mut engine, &reference, &tokens));
     failures
 }
 
-/// Each prompt, then further tokens one by one.
+/// Each prompt, then `steps` further tokens one by one.
 pub fn of_prompts(
     name: &str,
     engine: &mut CudaEngine,
     reference: &Reference,
     tokens: &[u32],
-    prompts: &[usize],
+    (prompts, steps): (&[usize], usize),
     widened: impl Fn(usize) -> bool,
 ) -> Vec<String> {
     let case = |&prompt: &usize| {
@@ -110,8 +117,8 @@ pub fn of_prompts(
             false => Path::Prompt,
         };
         let mut case = Case::new(format!("{name}, prompt {prompt}"), reference, path);
-        engine.start(prompt + STEPS).unwrap();
-        for len in prompt..=prompt + STEPS {
+        engine.start(prompt + steps).unwrap();
+        for len in prompt..=prompt + steps {
             let new = if len == prompt { 0 } else { len - 1 };
             let step = engine.extend(&tokens[new..len]).unwrap();
             assert!(
@@ -195,9 +202,14 @@ fn of_synthetic_as(name: &str, source: &Source, widened: bool, decode: Path) -> 
         .chain(1..=DECODED);
     let reference = Reference::new(source, &tokens, lengths);
     let mut engine = CudaEngine::load(source, None).unwrap();
-    let mut failures = of_prompts(name, &mut engine, &reference, &tokens, &PROMPTS, |_| {
-        widened
-    });
+    let mut failures = of_prompts(
+        name,
+        &mut engine,
+        &reference,
+        &tokens,
+        (&PROMPTS, STEPS),
+        |_| widened,
+    );
     failures.extend(decoding(name, &mut engine, &reference, &tokens, decode));
     failures
 }
