@@ -4,7 +4,8 @@
 // 128 bytes of a row are 128 columns, a half is 64. Both sides are exact in f16: mma.m16n8k16, f16 x f16 -> f32, so that
 // sums are f32's (tensor cores add FP8 products with fewer bits). Column 4 half of b holds that half's x.
 //
-// Every warp has a line of each slot; the rows' scales follow a slot's weights.
+// Every warp has a line of each slot; the rows' scales follow a slot's weights. Rows are multiples of 16 bytes: a last line may
+// be short.
 #pragma once
 
 #if FP8_CORES
@@ -21,6 +22,7 @@ DEVICE u32 round_to_e4m3(float low, float high) {
 template <int K> __device__ __noinline__ Multiplied multiply_fp8(Multiply m, LaneScales scales, u8 *scratch) {
     constexpr Shape S = {K, FP8, STORE, 0, 0, 0};
     constexpr int LINES = S.lines, KSPLIT = S.ksplit;
+    static_assert(K % 16 == 0, "rows are copied in 16 bytes");
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
     const Ring ring = m.at.ring();
     __shared__ u32 maxima[WARPS];
@@ -85,7 +87,10 @@ template <int K> __device__ __noinline__ Multiplied multiply_fp8(Multiply m, Lan
             if (chunk * WARPS + warp < LINES) {
                 const int stride = min(S.row_bytes - chunk * 128 * WARPS, 128 * WARPS);
                 const u8 *base = slot + lane / 8 * stride + warp * 128 + lane % 8 * 16;
-                const uint4 low = *(const uint4 *)base, high = *(const uint4 *)(base + 4 * stride);
+                // What follows a short line in the slot may be NaN, which its x of 0 would not hide.
+                const bool there = K % 128 == 0 || 128 * (chunk * WARPS + warp) + lane % 8 * 16 < K;
+                const uint4 none = {0, 0, 0, 0}, low = there ? *(const uint4 *)base : none;
+                const uint4 high = there ? *(const uint4 *)(base + 4 * stride) : none;
                 const u32 lows[4] = {low.x, low.y, low.z, low.w}, highs[4] = {high.x, high.y, high.z, high.w};
 #pragma unroll
                 for (int w = 0; w < 4; w++)

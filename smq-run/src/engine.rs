@@ -110,8 +110,7 @@ pub trait Engine: Send {
     /// Scores the tokens of each continuation, given `context` and the continuation's tokens before them: one list a
     /// continuation. The sequence is undefined afterwards.
     ///
-    /// This default scores context and continuation together each time, for which all their tokens must fit the model's
-    /// context; an engine that can return to the end of the context computes it once and does not feed the last token.
+    /// The context is computed once, and a continuation's last token is not fed: it needs no place in the model's context.
     ///
     /// # Errors
     /// As [`Engine::extend`]; [`Error::Input`] if the context is empty.
@@ -119,16 +118,7 @@ pub trait Engine: Send {
         &mut self,
         context: &[u32],
         continuations: &[Vec<u32>],
-    ) -> Result<Vec<Vec<TokenScore>>> {
-        if context.is_empty() {
-            return Err(Error::Input("the context is empty".into()));
-        }
-        let score = |continuation: &Vec<u32>| {
-            let all = self.scores(&[context, continuation].concat())?;
-            Ok(all[context.len() - 1..].to_vec())
-        };
-        continuations.iter().map(score).collect()
-    }
+    ) -> Result<Vec<Vec<TokenScore>>>;
 
     /// [`continuation_scores`](Engine::continuation_scores) of every item. An engine that computes several sequences at
     /// once overrides it, and [`Engine::pass_tokens`].
@@ -149,36 +139,14 @@ pub trait Engine: Send {
     /// Passes the `[vocab]` logits after each of the last `keep` tokens of one new sequence to `on_rows`, in order, one or
     /// more rows at a time.
     ///
-    /// This default appends the last `keep - 1` tokens one at a time. An engine with a pass over many rows of
-    /// logits overrides it.
-    ///
     /// # Errors
-    /// As [`Engine::extend`]; [`Error::Input`] if `keep` is not 1 to `tokens.len()`, or if LongRoPE's factors
-    /// would switch within the kept rows, where one token at a time differs from one pass; whatever `on_rows` returns.
+    /// As [`Engine::extend`]; [`Error::Input`] if `keep` is not 1 to `tokens.len()`; whatever `on_rows` returns.
     fn logit_rows(
         &mut self,
         tokens: &[u32],
         keep: usize,
         on_rows: &mut dyn FnMut(&[f32]) -> Result<()>,
-    ) -> Result<()> {
-        check_keep(tokens.len(), keep)?;
-        let (first, rest) = tokens.split_at(tokens.len() + 1 - keep);
-        let rope = &self.config().rope;
-        if rope.is_long(first.len()) != rope.is_long(tokens.len()) {
-            return Err(Error::Input(format!(
-                "LongRoPE's factors switch between {} and {} tokens, and this device gives logits one token at a \
-                 time; use shorter sequences, or --device cpu",
-                first.len(),
-                tokens.len()
-            )));
-        }
-        self.start(tokens.len())?;
-        on_rows(self.extend(first)?.logits)?;
-        for token in rest {
-            on_rows(self.extend(std::slice::from_ref(token))?.logits)?;
-        }
-        Ok(())
-    }
+    ) -> Result<()>;
 }
 
 pub(crate) fn check_keep(tokens: usize, keep: usize) -> Result<()> {

@@ -92,11 +92,6 @@ impl Progress for Bar {
     fn step(&mut self, done: usize) {
         self.0.set_position(done as u64);
     }
-
-    fn skip(&mut self, name: &str, why: &str) {
-        self.0
-            .suspend(|| eprintln!("warning: {name} is left out: {why}"));
-    }
 }
 
 pub(super) fn run(args: &SuiteArgs, global: &Global) -> anyhow::Result<()> {

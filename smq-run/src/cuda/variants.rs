@@ -167,10 +167,6 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
         ("FP8", Format::Fp8 { scales: nowhere }),
     ];
     for (stored, format) in formats {
-        // FP8 rows are whole lines of 128 bytes.
-        if stored == "FP8" && !s.hidden.is_multiple_of(128) {
-            continue;
-        }
         let of = |rows, cols| matrix(rows, cols, format);
         let (qkv, gate_up) = if s.fused {
             (

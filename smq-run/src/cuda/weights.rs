@@ -344,11 +344,10 @@ impl<'s> Placer<'_, 's, '_> {
                 (Cow::Borrowed(codes), Format::Fp8 { scales })
             }
         };
-        // Rows start at 16 bytes, bf16's and FP8's are whole lines of 128 bytes, NF4's whole blocks.
+        // Rows start at 16 bytes, bf16's are whole lines of 128 bytes, NF4's whole blocks.
         let step = match format {
             Format::Bf16 | Format::Nf4 { .. } => 64,
-            Format::Fp8 { .. } => 128,
-            Format::Int4 { .. } => 32,
+            Format::Int4 { .. } | Format::Fp8 { .. } => 32,
         };
         if !m.cols.is_multiple_of(step) || !m.rows.is_multiple_of(8) {
             return bad(format!(

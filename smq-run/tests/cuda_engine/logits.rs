@@ -14,7 +14,7 @@ const WIDEN_MIN_ROWS: usize = 1024;
 const ORIGINAL: usize = 512;
 /// Decode steps after a prompt.
 const STEPS: usize = 8;
-const DECODED: usize = 64;
+pub const DECODED: usize = 64;
 
 pub fn unquantized() -> Outcome {
     none(of_fixture("C0", &Model::fixture(), &LENGTHS, false))
@@ -89,19 +89,26 @@ fn of_fixture_as(
         .chain(growth);
     let reference = Reference::new(&source, &tokens, lengths);
     let mut engine = CudaEngine::load(&source, None).unwrap();
-    let mut failures = of_prompts(name, &mut engine, &reference, &tokens, prompts, widened);
+    let mut failures = of_prompts(
+        name,
+        &mut engine,
+        &reference,
+        &tokens,
+        (prompts, STEPS),
+        widened,
+    );
     failures.extend(decoding(name, &mut engine, &reference, &tokens, decode));
     failures.extend(growing(name, &mut engine, &reference, &tokens));
     failures
 }
 
-/// Each prompt, then further tokens one by one.
-fn of_prompts(
+/// Each prompt, then `steps` further tokens one by one.
+pub fn of_prompts(
     name: &str,
     engine: &mut CudaEngine,
     reference: &Reference,
     tokens: &[u32],
-    prompts: &[usize],
+    (prompts, steps): (&[usize], usize),
     widened: impl Fn(usize) -> bool,
 ) -> Vec<String> {
     let case = |&prompt: &usize| {
@@ -110,8 +117,8 @@ fn of_prompts(
             false => Path::Prompt,
         };
         let mut case = Case::new(format!("{name}, prompt {prompt}"), reference, path);
-        engine.start(prompt + STEPS).unwrap();
-        for len in prompt..=prompt + STEPS {
+        engine.start(prompt + steps).unwrap();
+        for len in prompt..=prompt + steps {
             let new = if len == prompt { 0 } else { len - 1 };
             let step = engine.extend(&tokens[new..len]).unwrap();
             assert!(
@@ -126,7 +133,7 @@ fn of_prompts(
 }
 
 /// From one token on.
-fn decoding(
+pub fn decoding(
     name: &str,
     engine: &mut CudaEngine,
     reference: &Reference,
@@ -181,25 +188,12 @@ fn growing(
     failures
 }
 
-/// Any model, `SMQ_MODEL`: prompts around a tile of tokens and of several, then token by token.
-pub fn of_given(path: &str) -> Outcome {
-    const PROMPTS: [usize; 5] = [1, 127, 128, 129, 700];
-    let source = Source::open(path.as_ref()).unwrap();
-    let tokens = any_tokens(700 + STEPS, 1000);
-    let lengths = PROMPTS
-        .iter()
-        .flat_map(|p| *p..=p + STEPS)
-        .chain(1..=DECODED);
-    let reference = Reference::new(&source, &tokens, lengths);
-    let mut engine = CudaEngine::load(&source, Some(1024)).unwrap();
-    let mut failures = of_prompts(path, &mut engine, &reference, &tokens, &PROMPTS, |_| false);
-    let decoded = decoding(path, &mut engine, &reference, &tokens, Path::Decode);
-    failures.extend(decoded);
-    none(failures)
-}
-
 /// Models without trained weights: a few short prompts.
 fn of_synthetic(name: &str, source: &Source, widened: bool) -> Vec<String> {
+    of_synthetic_as(name, source, widened, Path::Decode)
+}
+
+fn of_synthetic_as(name: &str, source: &Source, widened: bool, decode: Path) -> Vec<String> {
     const PROMPTS: [usize; 4] = [1, 5, 64, 130];
     let tokens = any_tokens(130 + STEPS, 1000);
     let lengths = PROMPTS
@@ -208,16 +202,15 @@ fn of_synthetic(name: &str, source: &Source, widened: bool) -> Vec<String> {
         .chain(1..=DECODED);
     let reference = Reference::new(source, &tokens, lengths);
     let mut engine = CudaEngine::load(source, None).unwrap();
-    let mut failures = of_prompts(name, &mut engine, &reference, &tokens, &PROMPTS, |_| {
-        widened
-    });
-    failures.extend(decoding(
+    let mut failures = of_prompts(
         name,
         &mut engine,
         &reference,
         &tokens,
-        Path::Decode,
-    ));
+        (&PROMPTS, STEPS),
+        |_| widened,
+    );
+    failures.extend(decoding(name, &mut engine, &reference, &tokens, decode));
     failures
 }
 
@@ -230,6 +223,22 @@ pub fn llama() -> Outcome {
 pub fn llama_int4() -> Outcome {
     let model = Model::synthetic(&models::llama()).quantized(models::E5M5, "all");
     none(of_synthetic("Llama int4", &model.open(), true))
+}
+
+/// Rows that end within a line of 128 bytes, in one slot of the ring and in two. What follows them there is other layers'
+/// weights, where not all are FP8.
+pub fn llama_fp8() -> Outcome {
+    let mut config = models::llama();
+    config["intermediate_size"] = 1568.into();
+    let model = Model::synthetic(&config);
+    let mut failures = Vec::new();
+    for target in ["all", "mlp"] {
+        let fp8 = model.quantized_as(Method::Fp8, target);
+        let name = format!("Llama FP8 {target}");
+        let source = fp8.open();
+        failures.extend(of_synthetic_as(&name, &source, false, Path::Fp8Decode));
+    }
+    none(failures)
 }
 
 /// Three queries to a key, a rotation of 48 of 64 elements, a window shorter than the prompt, and LongRoPE.

@@ -1,7 +1,7 @@
 //! The CUDA engine against the CPU reference on a real GPU; where there is none the tests count as ignored.
 //!
 //! They read the repository's fixtures; `SMQ_REPOSITORY` says where it is, if not where this was built. `SMQ_MODEL` names a
-//! further model (a checkpoint or a .smq, bf16 or int4) whose logits are compared too.
+//! checkpoint directory whose logits are compared too, in every scheme.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test
 
 use std::process::ExitCode;
@@ -11,6 +11,7 @@ use smq_convert::ScaleChoice;
 use smq_run::cuda::Gpu;
 
 mod errors;
+mod given;
 mod greedy;
 mod log_probs;
 mod logits;
@@ -22,7 +23,7 @@ mod stale;
 type Outcome = Result<(), Failed>;
 /// A test without parameters.
 type Plain = fn() -> Outcome;
-type Test = Box<dyn FnOnce() -> Outcome + Send>;
+type Test = Box<dyn FnOnce() -> Result<Completion, Failed> + Send>;
 
 fn main() -> ExitCode {
     let args = Arguments::from_args();
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     let present = gpu.is_ok();
     let trials = tests().into_iter().map(|(name, test)| {
         Trial::ignorable_test(name, move || match present {
-            true => test().map(|()| Completion::Completed),
+            true => test(),
             false => Ok(Completion::ignored_with("no GPU")),
         })
     });
@@ -45,7 +46,18 @@ fn main() -> ExitCode {
 
 fn tests() -> Vec<(String, Test)> {
     let mut tests: Vec<(String, Test)> = Vec::new();
-    let mut add = |name: &str, test: Test| tests.push((name.to_owned(), test));
+    for (scheme, method) in given::schemes() {
+        let name = format!("logits_of_the_given_model_{scheme}");
+        let test = move || match std::env::var("SMQ_MODEL") {
+            Ok(path) => given::logits(&path, &scheme, method).map(|()| Completion::Completed),
+            Err(_) => Ok(Completion::ignored_with("SMQ_MODEL names no checkpoint")),
+        };
+        tests.push((name, Box::new(test)));
+    }
+    let mut add = |name: &str, test: Box<dyn FnOnce() -> Outcome + Send>| {
+        let test = move || test().map(|()| Completion::Completed);
+        tests.push((name.to_owned(), Box::new(test)));
+    };
     add("logits_c0", Box::new(logits::unquantized));
     let mini = |mantissa_bits| ScaleChoice::Mini {
         exponent_bits: 5,
@@ -62,12 +74,13 @@ fn tests() -> Vec<(String, Test)> {
         let test = move || logits::quantized(scales);
         add(&format!("logits_{}", scales.name()), Box::new(test));
     }
-    let fixed: [(&str, Plain); 26] = [
+    let fixed: [(&str, Plain); 27] = [
         ("logits_nf4", logits::nf4),
         ("logits_fp8", logits::fp8),
         ("logits_int4_head", logits::int4_head),
         ("logits_llama", logits::llama),
         ("logits_llama_int4", logits::llama_int4),
+        ("logits_llama_fp8", logits::llama_fp8),
         (
             "logits_grouped_partial_window",
             logits::grouped_partial_window,
@@ -99,12 +112,6 @@ fn tests() -> Vec<(String, Test)> {
             errors::a_cache_larger_than_the_card,
         ),
     ];
-    if let Ok(path) = std::env::var("SMQ_MODEL") {
-        add(
-            "logits_of_the_given_model",
-            Box::new(move || logits::of_given(&path)),
-        );
-    }
     for (name, test) in fixed {
         add(name, Box::new(test));
     }

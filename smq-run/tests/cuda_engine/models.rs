@@ -33,7 +33,12 @@ pub fn sample_text() -> String {
 
 /// A text's first tokens.
 pub fn sample_tokens(n: usize) -> Vec<u32> {
-    let tokenizer = Tokenizer::load(&Source::open(&fixture()).unwrap()).unwrap();
+    sample_tokens_of(&Source::open(&fixture()).unwrap(), n)
+}
+
+/// The same by another model's tokenizer.
+pub fn sample_tokens_of(source: &Source, n: usize) -> Vec<u32> {
+    let tokenizer = Tokenizer::load(source).unwrap();
     let ids = tokenizer.encode(&sample_text(), true).unwrap();
     ids.into_iter().cycle().take(n).collect()
 }
@@ -62,6 +67,13 @@ impl Model {
     pub fn fixture() -> Self {
         Self {
             path: fixture(),
+            _dir: None,
+        }
+    }
+
+    pub fn at(path: &str) -> Self {
+        Self {
+            path: path.into(),
             _dir: None,
         }
     }

@@ -200,11 +200,12 @@ impl<'r> Case<'r> {
         let (gpu, twin) = (rms(self.gpu), rms(self.twin));
         let line = format!(
             "{}: rms {gpu:.5} ({:.2} of the bf16 twin's {twin:.5}, {spread:.2} allowed), largest {:.2} of its bound \
-             at {}",
+             at {} (the twin's {:.2})",
             self.name,
             gpu / twin,
             self.worst.0,
-            self.worst.1
+            self.worst.1,
+            self.twin_worst
         );
         println!("{line}");
         let most = (SPREAD * self.twin_worst).max(1.0);

@@ -3,6 +3,7 @@
 use smq_convert::Method;
 use smq_format::{Dtype, Scheme, fp8, nf4};
 
+use super::copies::SLACK;
 use super::host::HostMatrix;
 use super::lab::Lab;
 use super::products::Layer;
@@ -29,28 +30,34 @@ impl Coded {
         let quantized = quantized.map_err(|e| Error::Cuda(format!("{e:?}")))?;
         let (scheme, blobs) = (quantized.scheme, quantized.blobs);
         let count = lab.copies_of(blobs.iter().map(Vec::len).sum());
+        let place = |blob: &Vec<u8>| {
+            let buffer = lab.poisoned(blob.len() + SLACK)?;
+            buffer.upload(lab.stream(), 0, blob)?;
+            Ok(buffer)
+        };
         let memory: Vec<Vec<DeviceBuffer>> = (0..count)
-            .map(|_| blobs.iter().map(|blob| lab.upload(blob)).collect())
+            .map(|_| blobs.iter().map(place).collect())
             .collect::<Result<_>>()?;
-        let matrix = |blobs: &Vec<DeviceBuffer>| DeviceMatrix {
-            rows,
-            cols,
-            data: blobs[0].span(),
-            format: match scheme {
-                Scheme::Nf4 { offset_bits } => Format::Nf4 {
-                    absmax: blobs[1].span(),
-                    nested_absmax: blobs[2].span(),
-                    offset: f32::from_bits(offset_bits),
+        let matrix = |memory: &Vec<DeviceBuffer>| -> Result<DeviceMatrix> {
+            let blob = |i: usize| memory[i].span().part(0, blobs[i].len());
+            Ok(DeviceMatrix {
+                rows,
+                cols,
+                data: blob(0)?,
+                format: match scheme {
+                    Scheme::Nf4 { offset_bits } => Format::Nf4 {
+                        absmax: blob(1)?,
+                        nested_absmax: blob(2)?,
+                        offset: f32::from_bits(offset_bits),
+                    },
+                    _ => Format::Fp8 { scales: blob(1)? },
                 },
-                _ => Format::Fp8 {
-                    scales: blobs[1].span(),
-                },
-            },
+            })
         };
         let bytes = blobs.last().map_or(&[][..], Vec::as_slice);
         let scales = bytes.as_chunks::<4>().0.iter();
         Ok(Self {
-            matrices: memory.iter().map(matrix).collect(),
+            matrices: memory.iter().map(matrix).collect::<Result<_>>()?,
             scheme,
             cols,
             scales: scales.map(|b| f32::from_le_bytes(*b)).collect(),

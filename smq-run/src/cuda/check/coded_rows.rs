@@ -7,7 +7,7 @@ use smq_format::fp8;
 use super::coded::Coded;
 use super::host::bf16s;
 use super::lab::{Floor, Lab, of};
-use super::products::Layer;
+use super::products::{Layer, short_lines};
 use super::reference::{Rows, Worst};
 use super::report::{Check, KernelReport};
 use super::row_kernels::file;
@@ -29,6 +29,7 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     for (layer, cols) in [
         ("hidden", lab.config.hidden),
         ("down", lab.config.intermediate),
+        ("576 columns", 576),
     ] {
         if lab.wants("quantize_rows", layer) {
             for m in ROWS {
@@ -39,6 +40,12 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     for (kernel, method) in [("nf4_rows", Method::Nf4), ("fp8_rows", Method::Fp8)] {
         for layer in row_layers(lab, kernel) {
             of(kernel, layer.name, products(lab, &layer, kernel, method))?;
+        }
+    }
+    for layer in short_lines() {
+        if lab.wants("fp8_rows", layer.name) {
+            let done = products(lab, &layer, "fp8_rows", Method::Fp8);
+            of("fp8_rows", layer.name, done)?;
         }
     }
     Ok(())
@@ -105,7 +112,7 @@ fn products(lab: &mut Lab<'_>, layer: &Layer, kernel: &'static str, method: Meth
     let coded = Coded::new(lab, layer, method)?;
     let io = Io::new(lab, layer, false)?;
     let there = lab.upload(&io.x)?;
-    // Columns of the layers here are multiples of 128: no padding.
+    // No padding: columns are multiples of 128, or quantized to rows that have none.
     let x = Activations {
         span: there.span(),
         capacity: MOST,

@@ -7,7 +7,7 @@ use crate::cuda::weights::{DeviceMatrix, Format};
 use crate::error::Result;
 
 /// Bytes that kernels may read behind weights.
-const SLACK: usize = 64;
+pub(super) const SLACK: usize = 64;
 
 /// A matrix several times in device memory.
 pub(super) struct Copies {

@@ -1,5 +1,5 @@
-//! Every kernel at every shape of Phi-3.5-mini: first whether it is right, against plain f64 sums on the CPU, then how
-//! fast it is beside what memory allows.
+//! Every kernel at every shape of Phi-3.5-mini, and FP8 rows that end within a line of 128 bytes: first whether it is right,
+//! against plain f64 sums on the CPU, then how fast it is beside what memory allows.
 //!
 //! Calls are the engine's own. A kernel is timed as one of many in a graph that is replayed, each launch with other
 //! weights, so that they come from memory and not from the L2 cache; activations stay where they are, as in the engine.

@@ -1,9 +1,12 @@
 //! The decode products.
 
+use smq_convert::Method;
+
+use super::coded::Coded;
 use super::copies::Copies;
 use super::host::{HostMatrix, normals};
 use super::lab::{Floor, Lab, of};
-use super::reference::{Exact, Worst, products, swiglu};
+use super::reference::{Exact, Rows, Worst, products, swiglu};
 use super::report::{Check, KernelReport};
 use crate::config::ModelConfig;
 use crate::cuda::decode::Decoder;
@@ -12,7 +15,9 @@ use crate::cuda::decode::program::{Buffers, Uses};
 use crate::cuda::kernels::Call;
 use crate::cuda::memory::Span;
 use crate::cuda::state::State;
+use crate::cuda::weights::DeviceMatrix;
 use crate::error::Result;
+use crate::linear::QuantizedX;
 
 /// Products that one launch has, so that its start does not count.
 const IN_A_ROW: usize = 64;
@@ -53,6 +58,17 @@ pub(super) fn layers(c: &ModelConfig) -> [Layer; 5] {
     })
 }
 
+/// FP8 rows that end within a line of 128 bytes: SmolLM2's, and ones that take two slots of the ring.
+pub(super) fn short_lines() -> [Layer; 2] {
+    [("576 columns", 576), ("1568 columns", 1568)].map(|(name, cols)| Layer {
+        name,
+        rows: 576,
+        cols,
+        epilogue: Epilogue::Store,
+        normed: true,
+    })
+}
+
 impl Layer {
     /// Random weights.
     pub fn weights(&self, lab: &Lab<'_>, int4: bool) -> HostMatrix {
@@ -72,12 +88,63 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
             }
         }
     }
+    for layer in &short_lines() {
+        if lab.wants("decode", layer.name) {
+            of("decode", layer.name, fp8(lab, layer))?;
+        }
+    }
     Ok(())
 }
+
+/// x as given to a kernel, times what it divides by.
+type Activations<'a> = &'a dyn Fn(&[f32]) -> Vec<f64>;
+
+/// An error over the sum of the terms' magnitudes, and that in words. int4: sums of a group are exact but for 22 bits of x,
+/// then f32; bf16: x in two parts, 2^-17, then f32, in tensor cores that truncate; FP8: codes are exact, then as bf16.
+const INT4: (f64, &str) = (1.0 / 262_144.0, "2^-18 sum |w| |x|");
+const WIDE: (f64, &str) = (1.0 / 32_768.0, "2^-15 sum |w| |x|");
 
 fn case(lab: &mut Lab<'_>, layer: &Layer, int4: bool) -> Result<()> {
     let host = layer.weights(lab, int4);
     let copies = Copies::new(lab, &host)?;
+    let factors: (Rows<'_>, Activations<'_>) = (&|r| host.row(r), &|x| {
+        x.iter().copied().map(f64::from).collect()
+    });
+    let tolerance = if int4 { INT4 } else { WIDE };
+    let (us, check) = product(lab, layer, &copies.matrices, factors, tolerance)?;
+    let floor: Floor = copies.floor(lab)?;
+    let report = KernelReport::new("decode", layer.name, us, check)
+        .weights(&host)
+        .rows(1);
+    lab.report(report, &floor);
+    Ok(())
+}
+
+fn fp8(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
+    let coded = Coded::new(lab, layer, Method::Fp8)?;
+    let w = |r: usize| coded.row(r).into_iter().map(f64::from).collect();
+    let x = |x: &[f32]| {
+        // The kernel takes the lowest bits for tags.
+        let x: Vec<f32> = x.iter().map(|v| f32::from_bits(v.to_bits() & !3)).collect();
+        let codes = QuantizedX::new(&x, layer.cols);
+        let scale = f64::from(codes.scales[0]);
+        codes.values.iter().map(|v| f64::from(*v) * scale).collect()
+    };
+    let (us, check) = product(lab, layer, &coded.matrices, (&w, &x), WIDE)?;
+    let mut report = KernelReport::new("decode", layer.name, us, check).rows(1);
+    report.weights = Some(Method::Fp8.name());
+    lab.report(report, &Floor::None);
+    Ok(())
+}
+
+/// Microseconds of a product with one of `matrices`, and whether that with the first is right.
+fn product(
+    lab: &Lab<'_>,
+    layer: &Layer,
+    matrices: &[DeviceMatrix],
+    (w_row, x_seen): (Rows<'_>, Activations<'_>),
+    (relative, tolerance): (f64, &'static str),
+) -> Result<(f64, Check)> {
     let c = lab.config.clone();
     let (sms, rows) = (lab.gpu.sm_count() as usize, layer.rows);
     let x = normals(20, layer.cols);
@@ -107,7 +174,7 @@ fn case(lab: &mut Lab<'_>, layer: &Layer, int4: bool) -> Result<()> {
         },
         layer.epilogue,
     ];
-    let one = &copies.matrices[..1];
+    let one = &matrices[..1];
     let kinds = epilogues.map(|e| (one, e));
     let decoder = Decoder::new(&lab.kernels, &c, &kinds[..1 + usize::from(head)])?;
     let phase = |i: usize, epilogue| {
@@ -115,7 +182,7 @@ fn case(lab: &mut Lab<'_>, layer: &Layer, int4: bool) -> Result<()> {
             input: None,
             output: 0,
         };
-        let w = copies.matrices[i % copies.matrices.len()];
+        let w = matrices[i % matrices.len()];
         decoder.product(&[w], epilogue, &buffers, uses).0
     };
     let mut row: Vec<_> = (0..IN_A_ROW).map(|i| phase(i, epilogues[0])).collect();
@@ -130,14 +197,6 @@ fn case(lab: &mut Lab<'_>, layer: &Layer, int4: bool) -> Result<()> {
     };
     lab.run(&call(IN_A_ROW, 1)?)?;
 
-    // int4: sums of a group are exact but for 22 bits of x, then f32; bf16: x in two parts, 2^-17, then f32. A tag takes
-    // 2^-21 of the result.
-    let relative = f64::exp2(if int4 { -18.0 } else { -15.0 });
-    let tolerance = if int4 {
-        "2^-18 sum |w| |x|"
-    } else {
-        "2^-15 sum |w| |x|"
-    };
     let factor = match layer.normed {
         true => {
             let sum: f64 = square_sums.iter().copied().map(f64::from).sum();
@@ -146,9 +205,10 @@ fn case(lab: &mut Lab<'_>, layer: &Layer, int4: bool) -> Result<()> {
         }
         false => 1.0,
     };
-    let x: Vec<f64> = x.iter().map(|v| f64::from(*v) * factor).collect();
+    let x: Vec<f64> = x_seen(&x).into_iter().map(|v| v * factor).collect();
     let all: Vec<usize> = (0..rows).collect();
-    let exact: Vec<Exact> = products(&|r| host.row(r), &all, &[x]).concat();
+    let exact: Vec<Exact> = products(w_row, &all, &[x]).concat();
+    // A tag takes 2^-21 of the result.
     let mut worst = Worst::default();
     let got: Vec<f32> = lab.download(&out, rows)?;
     match layer.epilogue {
@@ -207,12 +267,7 @@ fn case(lab: &mut Lab<'_>, layer: &Layer, int4: bool) -> Result<()> {
     } else {
         lab.time(&[call(0, IN_A_ROW)?])? / IN_A_ROW as f64
     };
-    let floor: Floor = copies.floor(lab)?;
-    let report = KernelReport::new("decode", layer.name, us, check)
-        .weights(&host)
-        .rows(1);
-    lab.report(report, &floor);
-    Ok(())
+    Ok((us, check))
 }
 
 #[cfg(test)]

@@ -21,7 +21,6 @@ use super::task::{Encoded, Prompts, Task, batches, encode_all, evaluate};
 use crate::cli::output::{write_bytes, write_json};
 use crate::demo::{GROUP, convert_to, report};
 use crate::engine::{self, Device, Engine};
-use crate::error::Error;
 use crate::{Source, Tokenizer};
 pub(crate) use store::file_name;
 pub use store::{DataFile, FileFacts, Parameters, Store};
@@ -64,8 +63,6 @@ pub trait Progress {
     fn cell(&mut self, name: &str, index: usize, cells: usize, steps: usize);
     /// So many steps of it are done.
     fn step(&mut self, done: usize);
-    /// A variant does not run on this device; results will not have it.
-    fn skip(&mut self, name: &str, why: &str);
 }
 
 /// Everything that the variants have in common.
@@ -143,15 +140,7 @@ fn measure(
         let facts = report(&path)?;
         {
             let source = Source::open(&path)?;
-            let mut engine = match engine::load(&source, options.device, options.max_tokens) {
-                // A device may not run every format at this model's shape. What was asked for by name has to.
-                Err(why @ Error::Tensor { .. }) if options.only.is_empty() => {
-                    counter.progress.skip(name, &why.to_string());
-                    counter.done += plan.requests.len() + usize::from(base.is_some());
-                    continue;
-                }
-                engine => engine?,
-            };
+            let mut engine = engine::load(&source, options.device, options.max_tokens)?;
             tasks(
                 options,
                 plan,

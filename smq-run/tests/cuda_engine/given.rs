@@ -1,0 +1,74 @@
+//! Logits of the checkpoint that `SMQ_MODEL` names, such as SmolLM2: as it is and in every scheme, one test each.
+
+use smq_convert::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
+use smq_run::cuda::CudaEngine;
+
+use crate::logits::{DECODED, decoding, of_prompts};
+use crate::models::{Model, sample_tokens_of};
+use crate::reference::{Path, Reference};
+use crate::{Outcome, none};
+
+/// Around a tile of tokens, and several tiles.
+const PROMPTS: [usize; 5] = [1, 127, 128, 129, 700];
+/// Tokens after each. Of SmolLM2 in FP8 the CPU's distance from f32 differs by half of itself between orders of summation at 9
+/// positions, by an eighth at 64: less than these say little about an rms.
+const STEPS: usize = 63;
+
+/// Name and method of each scheme; none for the checkpoint itself.
+pub fn schemes() -> Vec<(String, Option<Method>)> {
+    let int4 = |scales| {
+        Method::Int4(QuantizeOptions {
+            group: 128,
+            scales,
+            rule: ScaleRule::Reference,
+        })
+    };
+    let mini = |mantissa_bits| ScaleChoice::Mini {
+        exponent_bits: 5,
+        mantissa_bits,
+    };
+    let mut list = vec![
+        ("unquantized".to_owned(), None),
+        ("fp8".to_owned(), Some(Method::Fp8)),
+        ("nf4".to_owned(), Some(Method::Nf4)),
+    ];
+    let scales = [ScaleChoice::F32, mini(5), mini(3), mini(0)];
+    list.extend(scales.map(|s| (s.name(), Some(int4(s)))));
+    list
+}
+
+/// Prompts, then token by token. One pass on the CPU, in f32 and in bf16, has every length.
+pub fn logits(checkpoint: &str, name: &str, method: Option<Method>) -> Outcome {
+    let given = Model::at(checkpoint);
+    let model = match method {
+        None => given,
+        Some(method) => given.quantized_as(method, "all"),
+    };
+    let source = model.open();
+    // int4 projections that lie apart are widened at any length, fused ones never at these. NF4 always is, but the twin
+    // rounds its weights, too.
+    let fused = source.contains("model.layers.0.self_attn.qkv_proj.weight");
+    let widened = matches!(method, Some(Method::Int4(_))) && !fused;
+    let decode = match method {
+        Some(Method::Fp8) => Path::Fp8Decode,
+        _ => Path::Decode,
+    };
+    let tokens = sample_tokens_of(&source, 700 + STEPS);
+    let lengths = PROMPTS
+        .iter()
+        .flat_map(|p| *p..=p + STEPS)
+        .chain(1..=DECODED);
+    let reference = Reference::new(&source, &tokens, lengths);
+    let mut engine = CudaEngine::load(&source, Some(1024))?;
+    let mut failures = of_prompts(
+        name,
+        &mut engine,
+        &reference,
+        &tokens,
+        (&PROMPTS, STEPS),
+        |_| widened,
+    );
+    let decoded = decoding(name, &mut engine, &reference, &tokens, decode);
+    failures.extend(decoded);
+    none(failures)
+}
