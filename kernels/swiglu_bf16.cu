@@ -1,14 +1,14 @@
 // out = silu(X Wg^T) (X Wu^T) of up to TILE_M activation rows: a short prompt's gate and up projections in bf16, f32 sums.
 //
-//   X    bf16 [m, XK] plain; tensor map 2-D: sizes {XK, rows of the buffer}, box {64, TILE_M / CLUSTER}
+//   X    bf16 [m, XK] plain; tensor map 2-D: sizes {XK, rows of the buffer}, box {64, TILE_M}
 //   W    bf16 [2 I, K], gate rows first; tensor map 4-D: sizes {K, 8, 2, I / 8} of column, row of eight, gate or up, and
 //        eight; box {64, 8, 2, 8}: 64 gate rows and their up rows, eights in turns
 //        both: 128-byte swizzle, no interleave, no fill of NaN
 //   out  bf16 [m, I]
 //
 // Bound by memory: every weight is read once, while the tokens come from L2 again for each block (as many bytes at 128
-// tokens); with CLUSTER = 2 two blocks share their reads. cuBLASLt takes 39.4 us for Phi-3.5's at 128 tokens, and writes gate
-// and up for swiglu_rows to read again.
+// tokens; two blocks that share those reads by multicast are no faster). 39 us for Phi-3.5's at 128 tokens, 36 at 16, where
+// reading the weights alone takes 32.5; cuBLASLt takes 39.4 at 128, and writes gate and up for swiglu_rows to read again.
 //
 // Tensor cores: wgmma m64nNk16 with weights as A and tokens as B, both from shared memory. A consumer warpgroup has 32 gate
 // rows and their up rows: in a warp's 16 rows of the result, rows 0 .. 7 are gate's and 8 .. 15 up's, so a thread has both.
@@ -16,7 +16,7 @@
 // Block: two consumer warpgroups and a producer warp; a ring of STAGES stages of 64 columns: W [128][64], X [TILE_M][64]. Weights
 // are on their way before the previous kernel is done.
 //
-// Macros: K (multiple of 64), INTERMEDIATE (multiple of 64), TILE_M (16, 32, 64, 128), STAGES, CLUSTER (1, 2).
+// Macros: K (multiple of 64), INTERMEDIATE (multiple of 64), TILE_M (16, 32, 64, 128), STAGES.
 // Grid: INTERMEDIATE / 64, block: 288, dynamic shared memory: SHARED_BYTES.
 #include "common.cuh"
 
@@ -31,19 +31,9 @@
 #define CONSUMERS 256
 #define ACCUMULATORS (TILE_M / 2)
 
-static_assert(K % 64 == 0 && INTERMEDIATE % (64 * CLUSTER) == 0, "whole boxes, whole clusters");
-static_assert(TILE_M / CLUSTER % 8 == 0, "the swizzle repeats every 8 rows");
+static_assert(K % 64 == 0 && INTERMEDIATE % 64 == 0, "whole boxes");
 
 struct __align__(64) tensor_map { u64 words[16]; };
-
-DEVICE u32 cluster_rank() {
-    u32 rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-DEVICE void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
-}
 
 // 64 gate rows from row 8 `eight` on and their up rows.
 DEVICE void load_weights(const tensor_map *map, u32 to, u64 *barrier, int column, int eight) {
@@ -52,22 +42,10 @@ DEVICE void load_weights(const tensor_map *map, u32 to, u64 *barrier, int column
                  "r"(shared_address(barrier)) : "memory");
 }
 
-// TILE_M / CLUSTER tokens from `row` on, to every block of the cluster.
-DEVICE void load_tokens(const tensor_map *map, u32 to, u64 *barrier, int column, int row) {
-#if CLUSTER == 1
+// The first TILE_M tokens.
+DEVICE void load_tokens(const tensor_map *map, u32 to, u64 *barrier, int column) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
-                 "[%4];" ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)) : "memory");
-#else
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-                 "[%1, {%2, %3}], [%4], %5;" ::"r"(to), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)),
-                 "h"((u16)((1 << CLUSTER) - 1)) : "memory");
-#endif
-}
-
-// Arrives for a warp at the barrier of block `rank` of the cluster.
-DEVICE void arrive_in_cluster(u64 *barrier, u32 rank) {
-    asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)), "r"(rank) : "memory");
+                 "[%4];" ::"r"(to), "l"(map), "r"(column), "r"(0), "r"(shared_address(barrier)) : "memory");
 }
 
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -108,24 +86,23 @@ DEVICE void wgmma(float (&c)[ACCUMULATORS], u64 a, u64 b, u32 accumulate) {
 #endif
 }
 
-KERNEL __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(CONSUMERS + 32, 1)
+KERNEL __launch_bounds__(CONSUMERS + 32, 1)
 swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ tensor_map w_map, int m, u16 *out) {
     extern __shared__ u8 dynamic[];
     u8 *shared = dynamic + (-shared_address(dynamic) & 1023);
     u64 *full = (u64 *)(shared + BARRIER_OFFSET), *empty = full + STAGES;
-    const u32 stages = shared_address(shared), rank = CLUSTER > 1 ? cluster_rank() : 0;
+    const u32 stages = shared_address(shared);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
     let_next_kernel_start();
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
             barrier_init(full + s, 1);
-            barrier_init(empty + s, CONSUMERS / 32 * CLUSTER);
+            barrier_init(empty + s, CONSUMERS / 32 * A_WARP);
         }
         fence_barrier_init();
     }
-    if (CLUSTER > 1) cluster_sync();
-    else __syncthreads();
+    __syncthreads();
 
     if (warp == CONSUMERS / 32) {
         if (lane == 0) {
@@ -135,8 +112,8 @@ swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ te
                 load_weights(&w_map, stages + slot * STAGE_BYTES, full + slot, 64 * step, 8 * blockIdx.x);
             };
             auto tokens = [&](int step) {
-                const int slot = step % STAGES, first = TILE_M / CLUSTER * rank;
-                load_tokens(&x_map, stages + slot * STAGE_BYTES + W_BYTES + first * 128, full + slot, 64 * step, first);
+                const int slot = step % STAGES;
+                load_tokens(&x_map, stages + slot * STAGE_BYTES + W_BYTES, full + slot, 64 * step);
             };
             constexpr int AHEAD = STEPS < STAGES ? STEPS : STAGES;
             for (int step = 0; step < AHEAD; step++) weights(step);
@@ -148,17 +125,9 @@ swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ te
                 tokens(step);
             }
         }
-        __syncwarp();
     } else {
         const int warpgroup = warp / 4, quarter = warp % 4, r = lane / 4, t = lane % 4;
         float c[ACCUMULATORS];
-        auto release = [&](int step) {
-            __syncwarp();
-            if (CLUSTER > 1) {
-                if (lane < CLUSTER) arrive_in_cluster(empty + step % STAGES, lane);
-            } else if (lane == 0)
-                barrier_arrive(empty + step % STAGES);
-        };
 #pragma unroll 1
         for (int step = 0; step < STEPS; step++) {
             const u32 stage = stages + step % STAGES * STAGE_BYTES;
@@ -169,7 +138,7 @@ swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ te
             for (int s = 0; s < 4; s++) wgmma(c, a + 2 * s, b + 2 * s, step + s > 0);
             wgmma_commit();
             wgmma_wait<1>(); // the step before is done
-            if (step > 0) release(step - 1);
+            if (step > 0) barrier_arrive_warp(empty + (step - 1) % STAGES);
         }
         wgmma_wait<0>();
 #pragma unroll
@@ -190,5 +159,4 @@ swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ te
             *(uint4 *)(out + (u64)(i / 8) * INTERMEDIATE + 64 * blockIdx.x + i % 8 * 8) =
                 *(const uint4 *)(staged + i / 8 * OUT_PITCH + i % 8 * 8);
     }
-    if (CLUSTER > 1) cluster_sync(); // the other block may still arrive here, or send
 }

@@ -17,7 +17,7 @@ const SHARED: usize = (227 << 10) - 1024;
 #[must_use]
 pub fn fuses_bf16(matrices: &[DeviceMatrix], m: usize) -> bool {
     let fits = |w: &DeviceMatrix| {
-        // Whole pairs of blocks, whose outputs need no padding.
+        // Whole groups of 128 outputs, which need no padding.
         w.rows.is_multiple_of(256) && w.cols.is_multiple_of(64)
     };
     m <= MOST_ROWS && matches!(matrices, [w] if matches!(w.format, Format::Bf16) && fits(w))
@@ -30,8 +30,6 @@ pub struct SwigluCut {
     pub defines: Defines,
     /// Tokens of a tile.
     tile: usize,
-    /// Blocks that share their reads of tokens.
-    cluster: usize,
     /// Dynamic shared memory, bytes.
     shared: usize,
 }
@@ -42,7 +40,6 @@ impl SwigluCut {
     pub fn new(w: &DeviceMatrix, m: usize) -> Self {
         let tiles = [16, 32, 64, MOST_ROWS];
         let tile = tiles.into_iter().find(|t| *t >= m).unwrap_or(MOST_ROWS);
-        let cluster = if tile > 16 { 2 } else { 1 };
         let (stage, staged) = (128 * 128 + 128 * tile, 144 * tile);
         let stages = ((SHARED - staged) / (stage + 16)).min(8);
         Self {
@@ -51,10 +48,8 @@ impl SwigluCut {
                 ("INTERMEDIATE", (w.rows / 2) as i64),
                 ("TILE_M", tile as i64),
                 ("STAGES", stages as i64),
-                ("CLUSTER", cluster as i64),
             ],
             tile,
-            cluster,
             shared: stages * (stage + 16) + staged + 1024,
         }
     }
@@ -73,7 +68,7 @@ pub fn swiglu_call(
     out: u64,
 ) -> Result<Call> {
     let cut = SwigluCut::new(w, m);
-    let x_box = (64, (cut.tile / cut.cluster) as u32);
+    let x_box = (64, cut.tile as u32);
     let x_map = TensorMap::bf16(x.span, x.stride, x.capacity, x_box)?;
     let w_map = TensorMap::bf16_halves(w.data, w.cols, w.rows, (64, 8))?;
     Ok(Call {
@@ -116,7 +111,6 @@ mod tests {
             let cut = SwigluCut::new(&w, m);
             assert!(cut.tile >= m && (cut.tile == 16 || cut.tile < 2 * m));
             assert!(cut.shared <= 227 << 10, "{cut:?}");
-            assert!((cut.tile / cut.cluster).is_multiple_of(8));
         }
     }
 }

@@ -41,9 +41,9 @@ pub struct UploadReport {
     pub bytes: usize,
     /// From the call to the last byte on the GPU.
     pub seconds: f64,
-    /// Of that, what locking the pinned memory took: the mean over threads, as are the next ones.
+    /// Of that, waiting for pinned memory to be locked, which begins while the weights' places are found.
     pub seconds_locking: f64,
-    /// Reading the source into it.
+    /// Reading the source into it: the mean over threads, as is the next one.
     pub seconds_filling: f64,
     /// Waiting for copies to free a slot, and for the last ones.
     pub seconds_waiting: f64,
@@ -59,39 +59,66 @@ impl UploadReport {
     }
 }
 
-/// Copies every piece, and returns when all are there.
+/// The pinned slots of all threads. They take some milliseconds to make, which may pass while
+/// something else is done.
+#[derive(Debug)]
+pub struct Staging {
+    buffer: PinnedBuffer,
+    threads: usize,
+}
+
+impl Staging {
+    /// For every core, as far as `bytes` to copy keep them busy.
+    ///
+    /// # Errors
+    /// If the system has no memory to lock.
+    pub fn new(gpu: &Gpu, bytes: usize) -> Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = bytes.div_ceil(SLOT_BYTES).clamp(1, cores.min(MAX_THREADS));
+        let buffer = PinnedBuffer::huge(gpu, threads * SLOTS * SLOT_BYTES)?;
+        Ok(Self { buffer, threads })
+    }
+}
+
+/// Copies every piece, and returns when all are there. Locking the memory of `staging` is not in its report.
 ///
 /// # Errors
-/// [`Error::Cuda`] if a piece and its place differ in length, the system has no memory to lock, or the driver fails.
+/// [`Error::Cuda`] if a piece and its place differ in length or the driver fails.
 ///
 /// # Safety
 /// The places are allocated, and nothing else on the GPU uses them meanwhile.
-pub unsafe fn upload(gpu: &Gpu, pieces: &[Piece<'_>]) -> Result<UploadReport> {
+pub unsafe fn upload(
+    gpu: &Gpu,
+    staging: &mut Staging,
+    pieces: &[Piece<'_>],
+) -> Result<UploadReport> {
     let start = Instant::now();
     let jobs = jobs(pieces)?;
     let next = AtomicUsize::new(0);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = jobs.len().clamp(1, cores.min(MAX_THREADS));
-    let done = std::thread::scope(|scope| {
-        let (jobs, next) = (&jobs, &next);
-        // SAFETY: as promised by the caller; each job is taken once.
-        let work = |_| scope.spawn(move || unsafe { copy_jobs(gpu, jobs, next) });
-        let workers: Vec<_> = (0..threads).map(work).collect();
+    let threads = staging.threads;
+    let memory = staging.buffer.as_mut_slice::<u8>();
+    let times = std::thread::scope(|scope| {
+        let work = |slots| {
+            let (jobs, next) = (&jobs, &next);
+            // SAFETY: as promised by the caller; each job is taken once, and each slot is one
+            // thread's.
+            scope.spawn(move || unsafe { copy_jobs(gpu, jobs, next, slots) })
+        };
+        let workers: Vec<_> = memory.chunks_mut(SLOTS * SLOT_BYTES).map(work).collect();
         let failed = |_| Error::Cuda("a thread failed while it copied to the GPU".into());
         let results = workers.into_iter().map(|w| w.join().map_err(failed)?);
-        results.collect::<Vec<Result<Done>>>()
+        results.collect::<Vec<Result<Times>>>()
     });
-    let done = done.into_iter().collect::<Result<Vec<Done>>>()?;
-    let seconds = start.elapsed().as_secs_f64();
-    let mean = |of: fn(&Done) -> Duration| {
-        done.iter().map(of).sum::<Duration>().as_secs_f64() / threads as f64
+    let times = times.into_iter().collect::<Result<Vec<Times>>>()?;
+    let mean = |of: fn(&Times) -> Duration| {
+        times.iter().map(of).sum::<Duration>().as_secs_f64() / threads as f64
     };
     Ok(UploadReport {
         bytes: pieces.iter().map(|p| p.source.len()).sum(),
-        seconds,
-        seconds_locking: mean(|d| d.locking),
-        seconds_filling: mean(|d| d.filling),
-        seconds_waiting: mean(|d| d.waiting),
+        seconds: start.elapsed().as_secs_f64(),
+        seconds_locking: 0.0,
+        seconds_filling: mean(|t| t.filling),
+        seconds_waiting: mean(|t| t.waiting),
         threads,
     })
 }
@@ -155,26 +182,24 @@ fn jobs<'a>(pieces: &[Piece<'a>]) -> Result<Vec<Job<'a>>> {
     Ok(jobs)
 }
 
-/// What one thread spent its time on, and its slots: to be unlocked when all is there, since that takes time too.
-#[derive(Debug)]
-struct Done {
-    locking: Duration,
+/// What one thread spent its time on.
+#[derive(Debug, Default)]
+struct Times {
     filling: Duration,
     waiting: Duration,
-    _slots: PinnedBuffer,
 }
 
-/// One thread's work: takes jobs until there are none left, and returns when its slots are free. It locks them itself:
-/// the driver does that for one thread after the other, but the first one's copies need not wait for the last one's.
+/// One thread's work: takes jobs until there are none left, and returns when its slots are free.
 ///
 /// # Safety
 /// As [`upload`].
-unsafe fn copy_jobs(gpu: &Gpu, jobs: &[Job<'_>], next: &AtomicUsize) -> Result<Done> {
-    let start = Instant::now();
-    let mut slots = PinnedBuffer::huge(gpu, SLOTS * SLOT_BYTES)?;
-    let locking = start.elapsed();
-    let (mut filling, mut waiting) = (Duration::ZERO, Duration::ZERO);
-    let memory = slots.as_mut_slice::<u8>();
+unsafe fn copy_jobs(
+    gpu: &Gpu,
+    jobs: &[Job<'_>],
+    next: &AtomicUsize,
+    memory: &mut [u8],
+) -> Result<Times> {
+    let mut times = Times::default();
     let event = |_| Event::new(gpu.context());
     let free = (0..SLOTS).map(event).collect::<Result<Vec<_>>>()?;
     let mut run = || -> Result<()> {
@@ -186,13 +211,13 @@ unsafe fn copy_jobs(gpu: &Gpu, jobs: &[Job<'_>], next: &AtomicUsize) -> Result<D
             let start = Instant::now();
             free.synchronize()?;
             let waited = Instant::now();
-            waiting += waited - start;
+            times.waiting += waited - start;
             let mut at = slot;
             for part in job {
                 memory[at..][..part.source.len()].copy_from_slice(part.source);
                 at += part.source.len();
             }
-            filling += waited.elapsed();
+            times.filling += waited.elapsed();
             let mut at = slot;
             for part in job {
                 let bytes = &memory[at..][..part.source.len()];
@@ -208,14 +233,8 @@ unsafe fn copy_jobs(gpu: &Gpu, jobs: &[Job<'_>], next: &AtomicUsize) -> Result<D
     // Whatever happened, no copy may still read a slot when it is freed or filled again.
     let start = Instant::now();
     let ended = gpu.copy().synchronize();
-    waiting += start.elapsed();
-    copied.and(ended)?;
-    Ok(Done {
-        locking,
-        filling,
-        waiting,
-        _slots: slots,
-    })
+    times.waiting += start.elapsed();
+    copied.and(ended).map(|()| times)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! A model's weights on the GPU, as the file has them.
 
 use std::borrow::Cow;
+use std::time::Instant;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -10,7 +11,7 @@ use smq_format::{Dtype, Scales, TensorData};
 use super::arena::Arena;
 use super::device::Gpu;
 use super::memory::Span;
-use super::upload::{Piece, UploadReport, upload};
+use super::upload::{Piece, Staging, UploadReport, upload};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::model::names::{self, LayerNames, NamedMatrix};
@@ -174,15 +175,24 @@ impl DeviceModel {
     /// [`Error::Cuda`] if the memory is not there.
     pub fn load(gpu: &Gpu, source: &Source, c: &ModelConfig) -> Result<(Self, UploadReport)> {
         let mut pieces = Vec::new();
-        let (arena, mut model) = Arena::build(gpu, "the weights", |arena| {
-            pieces.clear();
-            let mut placer = Placer {
-                source,
-                arena,
-                pieces: &mut pieces,
-            };
-            placer.model(c)
-        })?;
+        let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);
+        let (placed, staging, waited) = std::thread::scope(|scope| {
+            let staging = scope.spawn(|| Staging::new(gpu, bytes));
+            let placed = Arena::build(gpu, "the weights", |arena| {
+                pieces.clear();
+                let mut placer = Placer {
+                    source,
+                    arena,
+                    pieces: &mut pieces,
+                };
+                placer.model(c)
+            });
+            let start = Instant::now();
+            (placed, staging.join(), start.elapsed().as_secs_f64())
+        });
+        let (arena, mut model) = placed?;
+        let failed = |_| Error::Cuda("a thread failed while it locked memory".into());
+        let mut staging = staging.map_err(failed)??;
         model._arena = arena;
         let pieces: Vec<Piece<'_>> = pieces
             .iter()
@@ -192,7 +202,9 @@ impl DeviceModel {
             })
             .collect();
         // SAFETY: the places are parts of the arena, which nothing uses yet.
-        let report = unsafe { upload(gpu, &pieces) }?;
+        let mut report = unsafe { upload(gpu, &mut staging, &pieces) }?;
+        report.seconds += waited;
+        report.seconds_locking = waited;
         Ok((model, report))
     }
 

@@ -1,6 +1,6 @@
 //! Copies, pinned memory, and what is said when memory runs out.
 
-use smq_run::cuda::upload::{Piece, pinned_copy_rate, upload};
+use smq_run::cuda::upload::{Piece, Staging, pinned_copy_rate, upload};
 use smq_run::cuda::{Arena, Args, DeviceBuffer, Gpu, Launch, PinnedBuffer};
 
 use super::{Outcome, equal, kernel};
@@ -71,8 +71,9 @@ pub fn uploads_arrive_whole(gpu: &Gpu) -> Outcome {
         });
         at += len;
     }
+    let mut staging = Staging::new(gpu, bytes.len())?;
     // SAFETY: the places are parts of the buffer.
-    let report = unsafe { upload(gpu, &pieces) }?;
+    let report = unsafe { upload(gpu, &mut staging, &pieces) }?;
     equal(report.bytes, bytes.len())?;
     let mut got = vec![0; bytes.len()];
     buffer.download(gpu.main(), 0, &mut got)?;
