@@ -448,3 +448,6 @@ fn check_codes(name: &str, scales: Scales<'_>) -> Result<()> {
                 .map_err(|e| Error::tensor(name, e.to_string()))
         })
 }
+
+#[cfg(test)]
+mod tests;

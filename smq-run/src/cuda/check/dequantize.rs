@@ -39,7 +39,11 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     if lab.wants("dequantize", RAGGED.name) {
         for group in RAGGED.groups() {
             let scales = lab.scales;
-            of("dequantize", RAGGED.name, int4(lab, &RAGGED, scales, *group))?;
+            of(
+                "dequantize",
+                RAGGED.name,
+                int4(lab, &RAGGED, scales, *group),
+            )?;
         }
     }
     Ok(())
