@@ -192,8 +192,11 @@ fn distances(comparisons: &[Comparison], choices: [&Option<Choice>; 2]) -> Optio
         .collect();
     let mut columns = vec!["model", "target", "exact f32, reference", "E5M5, reference"];
     columns.extend(names.iter().map(String::as_str));
-    columns.extend(["nearest to C0 of all int4", "its mean KL"]);
     let has_smaller = comparisons.iter().any(|c| c.smaller.is_some());
+    columns.extend(match has_smaller {
+        true => ["nearest in larger groups", "its mean KL"],
+        false => ["nearest to C0 of all int4", "its mean KL"],
+    });
     if has_smaller {
         columns.extend(["nearest in smaller groups", "its mean KL"]);
     }
