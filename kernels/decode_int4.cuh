@@ -100,8 +100,8 @@ DEVICE void load_words(u32 (&words)[4], const u8 *from) {
     }
 }
 
-// The scales of the 8 rows of `LINES` lines, which the lanes of a warp load: in groups of 128 two lines' at a time, one in each half of the
-// lanes; else those of one row of a line by four lanes.
+// The scales of the 8 rows of `LINES` lines, which the lanes of a warp load: in groups of 128 two lines' at a time, one in
+// each half of the lanes; else those of one row of a line by four lanes.
 template <int LINES> constexpr int SCALE_LOADS = INT4_PARTS == 1 ? (LINES + 1) / 2 : LINES * INT4_PARTS / 2;
 constexpr int LOADS_A_LINE = (INT4_PARTS + 1) / 2;
 // Load `n` of a lane: the line, and the group of the line's.
@@ -215,7 +215,8 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
                                highs[w] & 0xf0f0f0f0u, a.b[2 * w], a.b[2 * w + 1]);
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
-                        const float s = __shfl_sync(0xffffffffu, scale[scale_load(i, part)], scale_lane(i, 4 * h + lane / 8, r % 2, part));
+                        const int holder = scale_lane(i, 4 * h + lane / 8, r % 2, part);
+                        const float s = __shfl_sync(0xffffffffu, scale[scale_load(i, part)], holder);
                         const float exact = fmaf(__int_as_float(d[2 * h]), limb0, base0) +
                                             fmaf(__int_as_float(d[2 * h + 1]), limb1, base1);
                         sum[h] = fmaf(exact, a.scale * s, sum[h]);

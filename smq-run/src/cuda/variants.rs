@@ -196,7 +196,12 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
         if let Some(plan) = s.config().and_then(|c| Plan::new(&c, &kinds, SMS).ok()) {
             add("decode.cu", stored, plan.defines);
         }
-        let Format::Int4 { group, .. } = format else {
+        let Format::Int4 {
+            group,
+            format: ScaleFormat::Mini(_),
+            ..
+        } = format
+        else {
             continue;
         };
         let of_stored = |m: &[DeviceMatrix], as_bf16: bool, mantissa_bits| {
