@@ -25,7 +25,7 @@
 // grid: GRID = number of SMs, all resident at once (one block an SM, by its shared memory); block: 32 (WARPS + 2).
 // Macros: HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF, WINDOW (0: none), SPLITS, EPS_BITS, RING, GRID, WARPS, SLOTS,
 // SLOT_BYTES, INT4_IN_FLIGHT and BF16_IN_FLIGHT (slots of a producer on their way at a time: more do not arrive sooner, they queue in the
-// memory system, and activations queue behind them), PARTIAL_BYTES, EXCHANGE_BYTES (0, 784 with int4, 1040 with NF4); BF16_CORES, BF16_CORE0_K and so on; and of each kind of product i < KINDS: KINDi_K, KINDi_STORAGE,
+// memory system, and activations queue behind them), PARTIAL_BYTES, EXCHANGE_BYTES (0, 784 with int4, 1040 with NF4); INT4_GROUP (128, 64, 32); BF16_CORES, BF16_CORE0_K and so on; and of each kind of product i < KINDS: KINDi_K, KINDi_STORAGE,
 // KINDi_EPILOGUE, KINDi_SEG0, KINDi_SEG1, KINDi_SEG2.
 // Dynamic shared memory: SLOTS SLOT_BYTES + 128 + 2 PARTIAL_BYTES; NF4 has 33 KiB of tables besides.
 

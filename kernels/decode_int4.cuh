@@ -1,15 +1,26 @@
-// int4 weights of a decode product (decode_product.cuh), in groups of 128.
+// int4 weights of a decode product (decode_product.cuh), in groups of 128, or PARTS of 64 or 32 of these.
 //
-// 128 bytes of a row are 256 columns, a half is a group. mma.m16n8k32, s8 x s8 -> s32: w & 0xf0f0f0f0 and the same of
-// w << 4 are 8 nibbles as 16 q, three instructions. x comes as 23-bit fixed point relative to the group's largest
+// 128 bytes of a row are 256 columns, a half is 128. mma.m16n8k32, s8 x s8 -> s32: w & 0xf0f0f0f0 and the same of
+// w << 4 are 8 nibbles as 16 q, three instructions. x comes as 23-bit fixed point relative to the half's largest
 // magnitude, three limbs of 8 bits (balanced digits), one a column. The sum of a group is exact in s32; it is scaled
 // in f32. Not an approximation of W4A16: bf16 activations have 8 bits. The tile's scale codes follow each slot's
 // weights and are decoded beside the mmas.
+//
+// An mma adds up over the four lanes of a row, so these have to be in one group. In groups of 128 a lane's four words are 16
+// consecutive bytes of a half; else each of its parts gives every lane 4 / PARTS words. Such loads of two rows meet in the same
+// banks: of groups of 64, a line takes 16 instead of 8 cycles of the shared-memory pipe, of the 82 that it takes to read.
 //
 // A slot is four warps', three (WARPS / 4) lines each, and the others have other slots: what a slot costs beside its
 // lines, waiting for it and adding up over lanes, is paid by four warps instead of twelve, and instructions are what
 // bounds this loop.
 #pragma once
+
+constexpr int INT4_PARTS = 128 / INT4_GROUP; // groups of a half line
+constexpr int PART_WORDS = 4 / INT4_PARTS;   // a lane's in each
+static_assert(INT4_PARTS * PART_WORDS == 4, "groups of 128, 64 or 32");
+
+// The row of a tile whose scales a lane loads.
+DEVICE int int4_scale_row(int lane) { return INT4_PARTS == 1 ? lane / 2 % 8 : lane / 4; }
 
 // An integer of up to 22 bits in the mantissa of 1.5 * 2^23: no conversion, an addition undoes it.
 #define INT_IN_FLOAT 0x4b400000
@@ -49,18 +60,62 @@ struct __align__(16) LineLimbs {
 // A lane's part of it: its b registers, column r = lane / 4 being limb r % 4 of half r / 4.
 struct Limbs {
     using Line = LineLimbs;
-    u32 b[8];    // word u of a lane's 32 elements: b[2u] its even, b[2u + 1] its odd ones
+    u32 b[8];    // word u of a lane's 32 elements, in the order of its weights: b[2u] its even, b[2u + 1] its odd ones
     float scale; // the unit of half lane / 4 % 2, the half of this lane's c
     INSIDE void load(const LineLimbs &from, int lane) {
         const int r = lane / 4, t = lane % 4, part = r % 4;
-        const uint4 *words = (const uint4 *)(from.limbs[min(part, 2)] + 32 * (r / 4) + 8 * t);
-        uint4 p = words[0], q = words[1], none = {0, 0, 0, 0};
-        if (part == 3) p = none, q = none;
-        b[0] = p.x, b[1] = p.y, b[2] = p.z, b[3] = p.w;
-        b[4] = q.x, b[5] = q.y, b[6] = q.z, b[7] = q.w;
+        const u32 *half = from.limbs[min(part, 2)] + 32 * (r / 4);
+        if constexpr (INT4_PARTS < 4) {
+            const uint4 *words = (const uint4 *)(half + 2 * PART_WORDS * t);
+            uint4 p = words[0], q = words[INT4_PARTS == 1 ? 1 : 4], none = {0, 0, 0, 0};
+            if (part == 3) p = none, q = none;
+            b[0] = p.x, b[1] = p.y, b[2] = p.z, b[3] = p.w;
+            b[4] = q.x, b[5] = q.y, b[6] = q.z, b[7] = q.w;
+        } else {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const uint2 p = *(const uint2 *)(half + 8 * i + 2 * t);
+                b[2 * i] = part == 3 ? 0 : p.x, b[2 * i + 1] = part == 3 ? 0 : p.y;
+            }
+        }
         scale = from.unit[r % 2];
     }
 };
+
+// A lane's four words of a row of a line: the first byte's place, and what is there.
+DEVICE int first_byte(int lane) { return INT4_PARTS == 1 ? lane % 8 * 16 : lane / 4 % 2 * 64 + lane % 4 * 4 * PART_WORDS; }
+DEVICE void load_words(u32 (&words)[4], const u8 *from) {
+    if constexpr (INT4_PARTS == 1) {
+        const uint4 v = *(const uint4 *)from;
+        words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+    } else if constexpr (INT4_PARTS == 2) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint2 v = *(const uint2 *)(from + 32 * i);
+            words[2 * i] = v.x, words[2 * i + 1] = v.y;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; i++) words[i] = *(const u32 *)(from + 16 * i);
+    }
+}
+
+// The scales of the 8 rows of `LINES` lines, which the lanes of a warp load: in groups of 128 two lines' at a time, one in
+// each half of the lanes; else those of one row of a line by four lanes.
+template <int LINES> constexpr int SCALE_LOADS = INT4_PARTS == 1 ? (LINES + 1) / 2 : LINES * INT4_PARTS / 2;
+constexpr int LOADS_A_LINE = (INT4_PARTS + 1) / 2;
+// Load `n` of a lane: the line, and the group of the line's.
+template <int LINES> DEVICE int scale_line(int n, int lane) {
+    return INT4_PARTS == 1 ? 2 * n + (2 * n + 1 < LINES ? lane / 16 : 0) : n / LOADS_A_LINE;
+}
+DEVICE int scale_group(int n, int lane) {
+    return INT4_PARTS == 1 ? lane % 2 : INT4_PARTS * (lane / 2 % 2) + n % LOADS_A_LINE * 2 + lane % 2;
+}
+// Which load has group `part` of a half of a row of a line, and in which lane.
+DEVICE int scale_load(int line, int part) { return INT4_PARTS == 1 ? line / 2 : (line * INT4_PARTS + part) / 2; }
+DEVICE int scale_lane(int line, int row, int half, int part) {
+    return INT4_PARTS == 1 ? 16 * (line % 2) + 2 * row + half : 4 * row + 2 * half + part % 2;
+}
 
 DEVICE void mma_s8(int c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -137,30 +192,35 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
             ring.wait(at);
             const u8 *slot = ring.at(at);
             const int stride = of.stride(mine);
-            const u8 *base = slot + lane / 8 * stride + of.member * TEAM_LINES * 128 + lane % 8 * 16;
-            // Two lines' scales at a time, one in each half of the lanes.
-            float scale[(TEAM_LINES + 1) / 2];
+            const u8 *base = slot + lane / 8 * stride + of.member * TEAM_LINES * 128 + first_byte(lane);
+            float scale[SCALE_LOADS<TEAM_LINES>];
 #pragma unroll
-            for (int i = 0; i < TEAM_LINES; i += 2)
-                scale[i / 2] = scales.load(slot, of.line(mine, i) + (i + 1 < TEAM_LINES ? lane / 16 : 0), Mine::S.groups, packed, lane);
+            for (int n = 0; n < SCALE_LOADS<TEAM_LINES>; n++) {
+                const int line = of.line(mine, scale_line<TEAM_LINES>(n, lane));
+                scale[n] = scales.load(slot, 2 * INT4_PARTS * line + scale_group(n, lane), Mine::S.groups, packed);
+            }
 #pragma unroll
             for (int i = 0; i < TEAM_LINES; i++) {
                 // A line that is not there has scales of 0.
                 const u8 *from = of.line(mine, i) < LINES ? base + 128 * i : slot;
-                const uint4 low = *(const uint4 *)from, high = *(const uint4 *)(from + 4 * stride);
                 const Limbs &a = x[mine][i];
-                int d[4] = {INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT};
-                const u32 lows[4] = {low.x, low.y, low.z, low.w}, highs[4] = {high.x, high.y, high.z, high.w};
+                u32 lows[4], highs[4];
+                load_words(lows, from), load_words(highs, from + 4 * stride);
 #pragma unroll
-                for (int w = 0; w < 4; w++)
-                    mma_s8(d, lows[w] << 4 & 0xf0f0f0f0u, highs[w] << 4 & 0xf0f0f0f0u, lows[w] & 0xf0f0f0f0u,
-                           highs[w] & 0xf0f0f0f0u, a.b[2 * w], a.b[2 * w + 1]);
+                for (int part = 0; part < INT4_PARTS; part++) {
+                    int d[4] = {INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT};
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    const float s = __shfl_sync(0xffffffffu, scale[i / 2], 16 * (i % 2) + 2 * (4 * h + lane / 8) + r % 2);
-                    const float exact = fmaf(__int_as_float(d[2 * h]), limb0, base0) +
-                                        fmaf(__int_as_float(d[2 * h + 1]), limb1, base1);
-                    sum[h] = fmaf(exact, a.scale * s, sum[h]);
+                    for (int w = part * PART_WORDS; w < (part + 1) * PART_WORDS; w++)
+                        mma_s8(d, lows[w] << 4 & 0xf0f0f0f0u, highs[w] << 4 & 0xf0f0f0f0u, lows[w] & 0xf0f0f0f0u,
+                               highs[w] & 0xf0f0f0f0u, a.b[2 * w], a.b[2 * w + 1]);
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        const int holder = scale_lane(i, 4 * h + lane / 8, r % 2, part);
+                        const float s = __shfl_sync(0xffffffffu, scale[scale_load(i, part)], holder);
+                        const float exact = fmaf(__int_as_float(d[2 * h]), limb0, base0) +
+                                            fmaf(__int_as_float(d[2 * h + 1]), limb1, base1);
+                        sum[h] = fmaf(exact, a.scale * s, sum[h]);
+                    }
                 }
             }
             ring.release(at, TEAMS);

@@ -1,4 +1,4 @@
-// A product of a decode step: y[rows] = W[rows, K] x[K] for one activation row, W bf16, int4 (groups of 128), NF4 or FP8.
+// A product of a decode step: y[rows] = W[rows, K] x[K] for one activation row, W bf16, int4, NF4 or FP8.
 //
 // A block owns a contiguous run of tiles of 8 weight rows. A tile takes ksplit slots of the ring, each up to WARPS lines: 128
 // bytes of each of the 8 rows. A warp keeps the x of its lines in registers, in fragment order, for all tiles.
@@ -47,7 +47,7 @@ struct Shape {
     constexpr INSIDE Shape(int k, int storage, int epilogue, int rows0, int rows1, int rows2)
         : k(k), storage(storage), epilogue(epilogue), paired(epilogue == SWIGLU),
           row_bytes(storage == BF16 ? 2 * k : storage == FP8 ? k : k / 2), lines((row_bytes + 127) / 128),
-          ksplit((lines + WARPS - 1) / WARPS), groups(storage == FP8 ? 1 : storage == NF4 ? k / 64 : (k + 127) / 128),
+          ksplit((lines + WARPS - 1) / WARPS), groups(storage == FP8 ? 1 : storage == NF4 ? k / 64 : (k + INT4_GROUP - 1) / INT4_GROUP),
           step(paired ? 4 : 8), tiles{rows0 / step, (rows0 + (paired ? 0 : rows1)) / step,
                                       (rows0 + (paired ? 0 : rows1) + rows2) / step} {}
 };
@@ -204,7 +204,7 @@ DEVICE u32 untag_largest(u32 (&bits)[8]) {
 
 // ---- the product ----
 
-// Where a lane finds its share of the tiles' scales: row lane / 2 % 8, half lane % 2 of a line.
+// Where a lane finds its share of the tiles' scales: those of its row.
 struct LaneScales {
     u32 bit;    // of its run's first code, in the stream
     u32 step;   // bits a tile
@@ -222,13 +222,13 @@ struct LaneScales {
                 bit = step * (from + tiles - next_tile[i]), bias = next_bias[i];
 #endif
     }
-    INSIDE float load(const u8 *slot, int line, int groups, u32 packed, int lane) const {
+    // Of group `group` of the row, which has `groups`; 0 where it is not there.
+    INSIDE float load(const u8 *slot, int group, int groups, u32 packed) const {
 #if SCALE_WIDTH
         const int format = SCALE_FORMAT, width = SCALE_WIDTH, mantissa = SCALE_MANTISSA;
 #else
         const int format = packed & 255, width = packed >> 8 & 255, mantissa = packed >> 16;
 #endif
-        const int group = 2 * line + lane % 2;
         const u32 at = (bit & 127) + offset + (u32)min(group, groups - 1) * width;
         const u32 *words = (const u32 *)(slot + WEIGHT_BYTES + run_offset) + (at >> 5);
         const u32 code = __funnelshift_r(words[0], words[1], at & 31) & (0xffffffffu >> (32 - width));
@@ -392,7 +392,7 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     if (s.storage != BF16) {
         const u32 width = packed >> 8 & 255;
         // The row whose scales a lane loads.
-        const int row = s.storage == INT4 ? lane / 2 % 8 : s.storage == NF4 ? nf4_row(lane) : 4 * (lane % 2) + lane / 8;
+        const int row = s.storage == INT4 ? int4_scale_row(lane) : s.storage == NF4 ? nf4_row(lane) : 4 * (lane % 2) + lane / 8;
         const int run_rows = s.step, run = row / run_rows;
         const Place place(s, tiles.first);
         scales.bit = first_bit(s, place, run, phase.at(FIRST1), width);

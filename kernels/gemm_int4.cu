@@ -1,9 +1,9 @@
-// Y = X W^T for several activation rows: W int4 in groups of 128 columns, X bf16, f32 accumulation.
+// Y = X W^T for several activation rows: W int4 in groups of GROUP columns, X bf16, f32 accumulation.
 //
-//   X        bf16 [m, XK], XK = K rounded up to 128, columns in int4 order within each group of 128, zeros
-//            beyond K; given as a tensor map (below)
+//   X        bf16 [m, XK], XK = K rounded up to 128, zeros beyond K; GROUP = 128: columns in int4 order within each
+//            128, else plain; given as a tensor map (below)
 //   nibbles  [ROWS, K/2] bytes, low nibble = even column, two's complement
-//   scales   one per (row, group of 128 columns), row-major; see load_scale
+//   scales   one per (row, group), row-major; see load_scale
 //
 // Epilogues (m tokens):
 //   EPILOGUE_BF16    out bf16 [m, ROWS] = Y
@@ -13,20 +13,22 @@
 //
 // Tensor cores: wgmma m64nNk16 with weights as A, from registers, and tokens as N. Per warp, A is the
 // m16k16 fragment of mma.m16n8k16, and in int4 order the canonical nibbles are that fragment: 16 bytes of a
-// lane are its share of a row's group (8 k-steps). Nothing is repacked.
+// lane are its share of 128 columns of a row (8 k-steps), a part of each of them. Nothing is repacked.
+// Smaller groups need k-steps that lie in one, and the other kernels know no order for that: X is plain, and a lane takes
+// a byte of each word of a row. That is a permute for each pair of weights, and four times the shared memory's bytes.
 //
 // Numerics: the tensor cores multiply the integers q (over 4) by X, exactly; each group's sum is multiplied
 // by its f32 scale and added up in f32. No weight is rounded.
 //
 // Block: WARPGROUPS consumers of 64 weight rows each, which share the tokens, and a producer warpgroup that
-// keeps STAGES groups on their way to shared memory: nibbles by cp.async, scales decoded to f32, tokens by
+// keeps STAGES steps of 128 columns on their way to shared memory: nibbles by cp.async, scales decoded to f32, tokens by
 // TMA as [2][TILE_M][64] bf16, two halves of 64 columns with the 128-byte swizzle. (Nibbles straight to
 // the consumers' registers: the compiler puts all those loads on one scoreboard, so waiting for the oldest
 // waits for the newest; slower up to 64 tokens.) A cluster is SPLIT_K blocks with the same weight rows and
-// consecutive groups: they add up through distributed shared memory in the order of groups. Same bits every run.
+// consecutive steps: they add up through distributed shared memory in the order of steps. Same bits every run.
 //
-// Macros: K (multiple of 32), ROWS (multiple of 8; SWIGLU: of 64), EPILOGUE, OUT_INT4, TILE_M (tokens a
-// tile: 16, 32, 64, 96, 128), WARPGROUPS, SPLIT_K, STAGES, SCALE_FORMAT, SCALE_WIDTH,
+// Macros: K (multiple of 32), ROWS (multiple of 8; SWIGLU: of 64), GROUP (128, 64, 32), EPILOGUE, OUT_INT4, TILE_M
+// (tokens a tile: 16, 32, 64, 96, 128), WARPGROUPS, SPLIT_K, STAGES, SCALE_FORMAT, SCALE_WIDTH,
 // SCALE_MANTISSA, MIN_BLOCKS (blocks an SM, for the register allocation; 1).
 // Grid: x = ceil(UNITS / WARPGROUPS) SPLIT_K, UNITS = ceil(ROWS / 64), SWIGLU: XI / 32;
 //       y = token tiles, or fewer where SPLIT_K = 1: a block then loops over tiles y, y + gridDim.y, ...
@@ -46,8 +48,11 @@
 #define MIN_BLOCKS 1
 #endif
 
-#define GROUPS ((K + 127) / 128)
-#define COLUMNS_OF_LAST (K - 128 * (GROUPS - 1)) // of the last group
+#define STEPS ((K + 127) / 128)
+#define COLUMNS_OF_LAST (K - 128 * (STEPS - 1)) // of the last step
+#define PARTS (128 / GROUP)                     // groups of a step
+#define GROUPS ((K + GROUP - 1) / GROUP)
+#define K_STEPS (GROUP / 16) // products of a group
 #define ROW_BYTES (K / 2)
 #define CONSUMERS (128 * WARPGROUPS)
 #define THREADS (CONSUMERS + 128)
@@ -66,14 +71,14 @@
 #define OUT_COLUMNS ROWS
 #endif
 
-// Shared memory: tokens | nibbles [BLOCK_ROWS][64] | scales [BLOCK_ROWS], STAGES of each | bf16 output of
+// Shared memory: tokens | nibbles [BLOCK_ROWS][64] | scales [PARTS][BLOCK_ROWS], STAGES of each | bf16 output of
 // each warpgroup, rows padded against bank conflicts | barriers.
 #define HALF_BYTES (TILE_M * 128)
 #define TOKEN_BYTES (2 * HALF_BYTES)
 #define NIBBLE_BYTES (BLOCK_ROWS * 64)
 #define NIBBLE_OFFSET (STAGES * TOKEN_BYTES)
 #define SCALE_OFFSET (NIBBLE_OFFSET + STAGES * NIBBLE_BYTES)
-#define OUT_OFFSET (SCALE_OFFSET + STAGES * BLOCK_ROWS * 4)
+#define OUT_OFFSET (SCALE_OFFSET + STAGES * PARTS * BLOCK_ROWS * 4)
 #define OUT_PITCH (UNIT_COLUMNS + 8)
 #define OUT_BYTES (EPILOGUE == EPILOGUE_ADD ? 0 : TILE_M * OUT_PITCH * 2)
 #define BARRIER_OFFSET (OUT_OFFSET + WARPGROUPS * OUT_BYTES)
@@ -88,7 +93,8 @@
 static_assert(K % 32 == 0 && ROWS % 8 == 0, "rows of nibbles and outputs are 16-byte aligned");
 static_assert(TILE_M % 8 == 0, "the swizzle repeats every 8 rows");
 static_assert(SPLIT_K == 1 || STAGES >= WARPGROUPS, "partial sums reuse the tokens' stages");
-static_assert(SPLIT_K <= GROUPS, "each block of a split has a group");
+static_assert(SPLIT_K <= STEPS, "each block of a split has a step");
+static_assert(GROUP == 128 || GROUP == 64 || GROUP == 32, "a step has whole groups, and a group whole words");
 
 // ---- clusters and copies (PTX ISA, barrier.cluster, cp.async and cp.async.bulk.tensor) ----
 
@@ -181,30 +187,7 @@ DEVICE void wgmma(float (&c)[ACCUMULATORS], const u32 (&a)[4], u64 tokens, u32 a
 
 // ---- weights ----
 
-// q / 4 of nibbles i and i + 4 of a word as bf16, exact; the scale makes up for the 4. Where int4_pair shifts
-// for every i, odd ones here stay 4 bits higher: there the nibble n = q + 8 is the bf16 n 2^-129 (the first
-// two binades are one linear scale), and n 2^-129 2^127 - 2 = q / 4.
-DEVICE u32 quarter_pair(u32 word, int i) {
-    u32 pair, shifted = i < 2 ? word : word >> 8;
-    if (i % 2 == 0) {
-        asm("lop3.b32 %0, %1, 0x000f000f, 0x43084308, 0x6a;" : "=r"(pair) : "r"(shifted)); // 136 + q
-        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(pair), "r"(0x3e803e80u), "r"(0xc208c208u));
-    } else {
-        asm("lop3.b32 %0, %1, 0x00f000f0, 0x00800080, 0x6a;" : "=r"(pair) : "r"(shifted));
-        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(pair), "r"(0x7f007f00u), "r"(0xc000c000u));
-    }
-    return pair;
-}
-
-// The A fragments of a group's 8 k-steps, from the lane's 16 bytes of fragment rows r and r + 8.
-DEVICE void dequantize(u32 (&a)[8][4], uint4 w, uint4 w8) {
-#pragma unroll
-    for (int s = 0; s < 8; s++) {
-        u32 word = (&w.x)[s / 2], word8 = (&w8.x)[s / 2], i = s % 2 * 2;
-        a[s][0] = quarter_pair(word, i), a[s][1] = quarter_pair(word8, i);
-        a[s][2] = quarter_pair(word, i + 1), a[s][3] = quarter_pair(word8, i + 1);
-    }
-}
+#include "gemm_int4_weights.cuh"
 
 // Output column of fragment row r of a unit's warp `quarter`. SWIGLU: a warp has 8 gate rows and, as r + 8, the
 // up rows that go with them; for int4 order, a unit is columns 8 u .. 8 u + 7 of each lane t = quarter, which
@@ -277,7 +260,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
     let_next_kernel_start();
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     u32 split = SPLIT_K > 1 ? cluster_rank() : 0;
-    int begin = GROUPS * split / SPLIT_K, count = GROUPS * (split + 1) / SPLIT_K - begin;
+    int begin = STEPS * split / SPLIT_K, count = STEPS * (split + 1) / SPLIT_K - begin; // steps of 128 columns
     int tiles = (m + TILE_M - 1) / TILE_M;
     int first_unit = blockIdx.x / SPLIT_K * WARPGROUPS;
 
@@ -296,7 +279,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
         if (CONSUMER_REGISTERS > LAUNCH_REGISTERS) {
             asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
         }
-        // A thread copies 16 bytes of rows thread / 4 + 32 i, and decodes the scale of rows thread + 128 i.
+        // A thread copies 16 bytes of rows thread / 4 + 32 i, and decodes the scales of rows thread + 128 i.
         int thread = threadIdx.x % 128;
         const int copies = BLOCK_ROWS / 32, decodes = (BLOCK_ROWS + 127) / 128;
         u32 offset[copies], scale_index[decodes];
@@ -306,33 +289,36 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
         }
 #pragma unroll
         for (int i = 0; i < decodes; i++) {
-            scale_index[i] = weight_row(first_unit, (thread + 128 * i) % BLOCK_ROWS) * GROUPS + begin;
+            scale_index[i] = weight_row(first_unit, (thread + 128 * i) % BLOCK_ROWS) * GROUPS + PARTS * begin;
         }
-        bool beyond_last = 32 * (thread % 4) >= COLUMNS_OF_LAST; // the thread's columns of the last group
+        bool beyond_last = 32 * (thread % 4) >= COLUMNS_OF_LAST; // the thread's columns of the last step
         u32 nibble_slot = shared_address(shared) + NIBBLE_OFFSET + thread * 16;
         float *scale_slot = (float *)(shared + SCALE_OFFSET) + thread;
         barriers_ready();
 
         auto copy_nibbles = [&](int slot, int g) {
-            bool present = COLUMNS_OF_LAST == 128 || begin + g < GROUPS - 1 || !beyond_last;
+            bool present = COLUMNS_OF_LAST == 128 || begin + g < STEPS - 1 || !beyond_last;
 #pragma unroll
             for (int i = 0; i < copies; i++) {
                 copy_16(nibble_slot + slot * NIBBLE_BYTES + i * 2048, nibbles + offset[i] + (begin + g) * 64, present);
             }
             barrier_arrive_after_copies(full + slot);
         };
-        auto load_scales = [&](float (&scale)[decodes], int g) {
+        auto load_scales = [&](float (&scale)[PARTS * decodes], int g) {
 #pragma unroll
-            for (int i = 0; i < decodes; i++) {
-                u32 index = scale_index[i] + g;
+            for (int i = 0; i < PARTS * decodes; i++) {
+                u32 index = scale_index[i / PARTS] + PARTS * g + i % PARTS;
+                // Of a group that is not there, whose sum is 0, the last one's: what follows may be no number.
+                if (GROUPS % PARTS) index -= max(PARTS * (begin + g) + i % PARTS - (GROUPS - 1), 0);
                 // Times 4: see quarter_pair.
                 scale[i] = 4.0f * load_scale(scales, index, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, bias);
             }
         };
-        auto store_scales = [&](int slot, const float (&scale)[decodes]) {
+        auto store_scales = [&](int slot, const float (&scale)[PARTS * decodes]) {
 #pragma unroll
-            for (int i = 0; i < decodes; i++) {
-                if (thread + 128 * i < BLOCK_ROWS) scale_slot[slot * BLOCK_ROWS + 128 * i] = scale[i];
+            for (int i = 0; i < PARTS * decodes; i++) {
+                if (thread + 128 * (i / PARTS) < BLOCK_ROWS)
+                    scale_slot[(slot * PARTS + i % PARTS) * BLOCK_ROWS + 128 * (i / PARTS)] = scale[i];
             }
             barrier_arrive_warp(full + slot);
         };
@@ -346,7 +332,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
         // The first stages: weights before the previous kernel is done, tokens after it.
         int first = min(STAGES, count);
         for (int g = 0; g < first; g++) copy_nibbles(g, g);
-        float scale[decodes];
+        float scale[PARTS * decodes];
         load_scales(scale, 0);
         wait_for_previous_kernel();
         if (thread == 0) {
@@ -382,7 +368,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
         barriers_ready();
 
         int r = lane / 4, t = lane % 4, quarter = warp % 4, unit = first_unit + warpgroup;
-        const uint4 *w = (const uint4 *)(shared + NIBBLE_OFFSET) + (16 * warp + r) * 4 + t;
+        const uint4 *w = (const uint4 *)(shared + NIBBLE_OFFSET) + (16 * warp + r) * 4 + LANE_PIECE(t);
         const float *scale = (const float *)(shared + SCALE_OFFSET) + 16 * warp + r;
         int column = output_column(unit, quarter, r), staged_column = column - unit * UNIT_COLUMNS;
         if (EPILOGUE == EPILOGUE_SWIGLU && OUT_INT4) staged_column = 8 * (r % 4) + 2 * quarter + r / 4;
@@ -398,19 +384,28 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
                 barrier_wait(full + slot, phase);
                 u64 tokens = token_descriptor(shared_address(shared) + slot * TOKEN_BYTES);
                 u32 a[8][4];
-                dequantize(a, w[slot * (NIBBLE_BYTES / 16)], w[slot * (NIBBLE_BYTES / 16) + 32]);
-                float scale_r = scale[slot * BLOCK_ROWS], scale_r8 = scale[slot * BLOCK_ROWS + 8];
-                wgmma_fence();
+                dequantize(a, w + slot * (NIBBLE_BYTES / 16), t);
 #pragma unroll
-                for (int s = 0; s < 8; s++) wgmma(partial, a[s], tokens + s / 4 * (HALF_BYTES / 16) + s % 4 * 2, s > 0);
-                wgmma_commit();
-                wgmma_wait_all();
+                for (int part = 0; part < PARTS; part++) {
+                    const float *of_part = scale + (slot * PARTS + part) * BLOCK_ROWS;
+                    float scale_r = of_part[0], scale_r8 = of_part[8];
+                    wgmma_fence();
 #pragma unroll
-                for (int n = 0; n < ACCUMULATORS; n++) asm volatile("" : "+f"(partial[n])::"memory");
-                barrier_arrive_warp(empty + slot);
-                if (++slot == STAGES) slot = 0, phase ^= 1;
+                    for (int s = 0; s < K_STEPS; s++) {
+                        const int step = part * K_STEPS + s;
+                        wgmma(partial, a[step], tokens + step / 4 * (HALF_BYTES / 16) + step % 4 * 2, s > 0);
+                    }
+                    wgmma_commit();
+                    wgmma_wait_all();
 #pragma unroll
-                for (int n = 0; n < ACCUMULATORS; n++) total[n] += partial[n] * (n & 2 ? scale_r8 : scale_r);
+                    for (int n = 0; n < ACCUMULATORS; n++) asm volatile("" : "+f"(partial[n])::"memory");
+                    if (part == PARTS - 1) {
+                        barrier_arrive_warp(empty + slot);
+                        if (++slot == STAGES) slot = 0, phase ^= 1;
+                    }
+#pragma unroll
+                    for (int n = 0; n < ACCUMULATORS; n++) total[n] += partial[n] * (n & 2 ? scale_r8 : scale_r);
+                }
             }
 
             if (tile == (int)blockIdx.y) wait_for_previous_kernel(); // it may still read or write `out`

@@ -32,10 +32,10 @@ pub struct DemoOptions {
 /// Columns that share a scale.
 pub(crate) const GROUP: usize = 128;
 
-/// int4 in groups of [`GROUP`].
-pub(crate) fn int4(scales: ScaleChoice, rule: ScaleRule) -> Method {
+/// int4 in groups of `group`.
+pub(crate) fn int4(scales: ScaleChoice, rule: ScaleRule, group: usize) -> Method {
     Method::Int4(QuantizeOptions {
-        group: GROUP,
+        group,
         scales,
         rule,
     })
@@ -43,7 +43,7 @@ pub(crate) fn int4(scales: ScaleChoice, rule: ScaleRule) -> Method {
 
 /// The configs of the study that differ in their weights: name, weights, method, and the file's name. C5's E5M5 is C4.
 fn configs() -> [(&'static str, &'static str, Method, &'static str); 6] {
-    let reference = |scales| int4(scales, ScaleRule::Reference);
+    let reference = |scales| int4(scales, ScaleRule::Reference, GROUP);
     let e5 = |mantissa_bits| {
         reference(ScaleChoice::Mini {
             exponent_bits: 5,

@@ -108,7 +108,7 @@ fn print(r: &Report) -> std::io::Result<()> {
     writeln!(out, "{}", table(&r.kernels))?;
     writeln!(
         out,
-        "floor: a kernel that only reads as many bytes (r), or copies them (c), launched alike; over 100 %: launches \
+        "weights: int4 with scales of so many columns each. floor: a kernel that only reads as many bytes (r), or copies them (c), launched alike; over 100 %: launches \
          overlap better than its. error: the largest, over its tolerance."
     )?;
     for k in &r.kernels {
@@ -142,9 +142,9 @@ fn table(kernels: &[KernelReport]) -> Table {
     for k in kernels {
         let number =
             |v: Option<f64>, digits: usize| v.map_or(String::new(), |v| format!("{v:.digits$}"));
-        let weights = match (&k.weights, &k.scales) {
-            (Some(weights), Some(scales)) => format!("{weights} {scales}"),
-            (weights, _) => weights.unwrap_or_default().to_owned(),
+        let weights = match (&k.weights, &k.scales, k.group) {
+            (Some(weights), Some(scales), Some(group)) => format!("{weights} {scales}/{group}"),
+            (weights, ..) => weights.unwrap_or_default().to_owned(),
         };
         let rows = match (k.cached, k.rows) {
             (Some(cached), _) => format!("{cached} cached"),

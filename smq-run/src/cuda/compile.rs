@@ -58,6 +58,10 @@ const HEADERS: &[(&str, &str)] = &[
         "decode_product.cuh",
         include_str!("../../../kernels/decode_product.cuh"),
     ),
+    (
+        "gemm_int4_weights.cuh",
+        include_str!("../../../kernels/gemm_int4_weights.cuh"),
+    ),
     ("nf4.cuh", include_str!("../../../kernels/nf4.cuh")),
 ];
 

@@ -4,7 +4,9 @@ use super::decode::step_plan;
 use super::kernels::Defines;
 use super::prefill::attention::{Attention, rope_defines};
 use super::prefill::{CHUNK, row_defines};
-use super::rows::{Cut, LARGEST_INT4_ROWS, Target, reads_int4_order, widen_defines};
+use super::rows::{
+    Cut, LARGEST_INT4_ROWS, Target, is_int4_product, reads_int4_order, widen_defines,
+};
 use super::swiglu::{SwigluCut, fuses_bf16};
 use super::weights::{DeviceMatrix, DeviceModel, Format};
 use crate::config::ModelConfig;
@@ -44,8 +46,11 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
         products(&layer.qkv, &[Target::Bf16(0, 0)], sms, &mut add);
         products(one(&layer.o), &[Target::Add(0)], sms, &mut add);
         products(one(&layer.down), &[Target::Add(0)], sms, &mut add);
-        let swiglu = [false, true].map(|order| Target::Swiglu(0, order));
-        products(&layer.gate_up, &swiglu, sms, &mut add);
+        let gate_up = match reads_int4_order(&layer.gate_up, 1) {
+            true => &[Target::Swiglu(0, false), Target::Swiglu(0, true)][..],
+            false => &[Target::Bf16(0, 0)],
+        };
+        products(&layer.gate_up, gate_up, sms, &mut add);
         for m in (1..=CHUNK).filter(|m| fuses_bf16(&layer.gate_up, *m)) {
             let cut = SwigluCut::new(&layer.gate_up[0], m);
             add(("swiglu_bf16.cu", cut.defines));
@@ -64,7 +69,7 @@ fn products(matrices: &[DeviceMatrix], targets: &[Target], sms: usize, add: &mut
             Format::Int4 { .. } | Format::Nf4 { .. } => add(("dequantize.cu", widen_defines(w))),
         }
     }
-    for m in (1..=LARGEST_INT4_ROWS).filter(|m| reads_int4_order(matrices, *m)) {
+    for m in (1..=LARGEST_INT4_ROWS).filter(|m| is_int4_product(matrices, *m)) {
         for target in targets {
             add((
                 "gemm_int4.cu",

@@ -10,7 +10,7 @@ use super::memory::Span;
 use super::stream::Stream;
 use super::swiglu::{fuses_bf16, swiglu_call};
 use super::tensor_map::TensorMap;
-use super::weights::{DeviceMatrix, Format};
+use super::weights::{DeviceMatrix, Format, LARGEST_GROUP};
 use crate::error::Result;
 
 /// From this many activation rows on, widening the weights once and cuBLASLt's products are faster than the int4 kernel:
@@ -53,10 +53,17 @@ pub struct RowProducts {
     scratch: Span,
 }
 
-/// Whether the product with `matrices` wants its activations in int4 order: where the int4 kernel does it.
+/// Whether the int4 kernel does the product with `matrices`.
+#[must_use]
+pub fn is_int4_product(matrices: &[DeviceMatrix], m: usize) -> bool {
+    matches!(matrices, [one] if one.is_int4() && m < widen_from(one))
+}
+
+/// Whether the product with `matrices` wants its activations in int4 order: where the int4 kernel does it, of the
+/// largest groups; smaller ones lie within the kernel's steps in plain order only.
 #[must_use]
 pub fn reads_int4_order(matrices: &[DeviceMatrix], m: usize) -> bool {
-    matches!(matrices, [one] if one.is_int4() && m < widen_from(one))
+    is_int4_product(matrices, m) && matrices[0].group() == LARGEST_GROUP
 }
 
 /// Whether the product with `matrices` can join gate and up, in this order.
@@ -72,7 +79,7 @@ pub fn scratch_bytes(matrices: &[DeviceMatrix], m: usize) -> usize {
     let bytes = |w: &DeviceMatrix| match w.format {
         Format::Bf16 => 0,
         Format::Fp8 { .. } => QuantizedRows::bytes(m, w.cols),
-        Format::Int4 { .. } | Format::Nf4 { .. } if reads_int4_order(matrices, m) => 0,
+        Format::Int4 { .. } | Format::Nf4 { .. } if is_int4_product(matrices, m) => 0,
         Format::Int4 { .. } | Format::Nf4 { .. } => 2 * w.rows * w.cols,
     };
     matrices.iter().map(bytes).max().unwrap_or(0)
@@ -106,7 +113,7 @@ impl RowProducts {
         x: &Activations,
         target: Target,
     ) -> Result<()> {
-        if reads_int4_order(matrices, m) {
+        if is_int4_product(matrices, m) {
             let call = int4_call(kernels, &matrices[0], m, x, target)?;
             // SAFETY: the caller's promise; the weights are the model's.
             return unsafe { call.run(stream) };
@@ -210,7 +217,11 @@ impl RowProducts {
 
 /// The macros of `dequantize.cu` for a matrix.
 pub(super) fn widen_defines(w: &DeviceMatrix) -> Defines {
-    let mut defines = vec![("K", w.cols as i64), ("GROUP", 128), ("OUT_INT4", 0)];
+    let mut defines = vec![
+        ("K", w.cols as i64),
+        ("GROUP", w.group() as i64),
+        ("OUT_INT4", 0),
+    ];
     defines.extend(w.scale_defines());
     defines
 }
@@ -272,8 +283,8 @@ impl Cut {
         let stages = match tile {
             16 | 32 => 8,
             64 => 6,
-            // Where a block loops over token tiles, its ring keeps running.
-            _ if loops => 5,
+            // Where a block loops over token tiles, its ring keeps running; groups of 32 leave no room for that.
+            _ if loops && w.group() > 32 => 5,
             _ => 4,
         };
         let warpgroups = 2;
@@ -287,14 +298,15 @@ impl Cut {
         } else {
             w.rows.div_ceil(64)
         };
-        let groups = w.cols.div_ceil(128);
+        // The kernel takes 128 columns at a time, which have so many scales.
+        let (steps, parts) = (w.cols.div_ceil(128), 128 / w.group());
         let blocks = units.div_ceil(warpgroups);
         let split = if swiglu || m.div_ceil(tile) > 2 {
             1
         } else {
             [4, 2]
                 .into_iter()
-                .find(|s| blocks * s <= sms && *s <= groups)
+                .find(|s| blocks * s <= sms && *s <= steps)
                 .unwrap_or(1)
         };
         let columns = if swiglu { 32 } else { 64 } + 8;
@@ -306,6 +318,7 @@ impl Cut {
         let mut defines = vec![
             ("K", w.cols as i64),
             ("ROWS", w.rows as i64),
+            ("GROUP", w.group() as i64),
             ("EPILOGUE", epilogue),
             ("OUT_INT4", order),
             ("TILE_M", tile as i64),
@@ -322,8 +335,10 @@ impl Cut {
                 if loops { 1 } else { m.div_ceil(tile) as u32 },
             ],
             threads: 128 * (warpgroups as u32 + 1),
-            shared: (stages * (tile * 256 + warpgroups * 64 * 68) + staged + 16 * stages + 1024)
-                as u32,
+            shared: (stages * (tile * 256 + warpgroups * 64 * (64 + 4 * parts))
+                + staged
+                + 16 * stages
+                + 1024) as u32,
             tile,
         }
     }

@@ -147,15 +147,17 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
         s.intermediate,
     );
     let nowhere = Span::at(0, 0);
+    let int4 = |format, group| Format::Int4 {
+        scales: nowhere,
+        format,
+        group,
+    };
     let formats = [
         ("bf16", Format::Bf16),
-        (
-            "int4",
-            Format::Int4 {
-                scales: nowhere,
-                format: e5m5,
-            },
-        ),
+        ("int4", int4(e5m5, 128)),
+        ("int4 in groups of 64", int4(e5m5, 64)),
+        ("int4 in groups of 64, f32", int4(ScaleFormat::F32, 64)),
+        ("int4 in groups of 32", int4(e5m5, 32)),
         (
             "NF4",
             Format::Nf4 {
@@ -197,16 +199,18 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
                 add("swiglu_bf16.cu", &format!("{m} rows"), cut.defines);
             }
         }
-        if stored != "int4" {
+        let Format::Int4 {
+            group,
+            format: ScaleFormat::Mini(_),
+            ..
+        } = format
+        else {
             continue;
-        }
+        };
         let of_stored = |m: &[DeviceMatrix], as_bf16: bool, mantissa_bits| {
             let scales = MiniFloat::new(5, mantissa_bits, 100).map(ScaleFormat::Mini);
             let format = match scales.filter(|_| !as_bf16) {
-                Some(format) => Format::Int4 {
-                    scales: nowhere,
-                    format,
-                },
+                Some(format) => int4(format, group),
                 None => Format::Bf16,
             };
             let alike = m.iter().map(|m| matrix(m.rows, m.cols, format));
@@ -227,24 +231,30 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
             .map(|(m, epilogue)| (Kind::new(m, epilogue), m[0].scale_defines().to_vec()))
             .collect();
         if let Some(plan) = s.config().and_then(|c| Plan::new(&c, &kinds, SMS).ok()) {
-            add("decode.cu", "bf16 and int4 of many widths", plan.defines);
+            let case = format!("bf16 and {stored} of many widths");
+            add("decode.cu", &case, plan.defines);
         }
+        let swiglu = match rows::reads_int4_order(&gate_up[..1], 1) {
+            true => Target::Swiglu(0, true),
+            false => Target::Bf16(0, gate_up[0].rows),
+        };
         for (part, w, target) in [
             ("qkv", &qkv[0], Target::Bf16(0, qkv[0].rows)),
             ("o", &o, Target::Add(0)),
             ("down", &down, Target::Add(0)),
-            ("gate_up", &gate_up[0], Target::Swiglu(0, true)),
+            ("gate_up", &gate_up[0], swiglu),
         ] {
-            let mut widen = vec![("K", number(w.cols)), ("GROUP", 128), ("OUT_INT4", 0)];
-            widen.extend(w.scale_defines());
-            add("dequantize.cu", part, widen);
-            add("fp8.cu", part, vec![("K", number(w.cols))]);
+            let case = format!("{stored}, {part}");
+            add("dequantize.cu", &case, rows::widen_defines(w));
+            if stored == "int4" {
+                add("fp8.cu", part, vec![("K", number(w.cols))]);
+            }
             // Only matrices that are whole go through gemm_int4.
             for m in [16, 64, 128, 512] {
                 let fits = s.fused || matches!(target, Target::Add(_));
                 if fits {
                     let cut = rows::Cut::new(w, m, target, SMS);
-                    add("gemm_int4.cu", &format!("{part}, {m} rows"), cut.defines);
+                    add("gemm_int4.cu", &format!("{case}, {m} rows"), cut.defines);
                 }
             }
         }

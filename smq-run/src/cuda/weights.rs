@@ -17,8 +17,10 @@ use crate::error::{Error, Result};
 use crate::model::names::{self, LayerNames, NamedMatrix};
 use crate::source::{Source, check_fp8};
 
-/// Columns that share a scale in the kernels.
-pub const GROUP: usize = 128;
+/// Columns that share a scale in the int4 kernels; others do not run.
+pub const GROUPS: [usize; 3] = [32, 64, 128];
+/// The kernels' largest group, whose macros are those of matrices without groups, too.
+pub const LARGEST_GROUP: usize = 128;
 /// Bytes that kernels may read behind a blob.
 const SLACK: usize = 64;
 
@@ -40,12 +42,14 @@ pub struct DeviceMatrix {
 pub enum Format {
     /// bf16 elements.
     Bf16,
-    /// Nibbles, and one scale a group of [`GROUP`] columns.
+    /// Nibbles, and one scale a group of columns.
     Int4 {
         /// The scale stream.
         scales: Span,
         /// Its format.
         format: ScaleFormat,
+        /// Columns of a group, one of [`GROUPS`].
+        group: usize,
     },
     /// NF4 nibbles in blocks of 64 of the flattened matrix.
     Nf4 {
@@ -81,7 +85,7 @@ impl DeviceMatrix {
     pub fn scales(&self) -> (u64, i32) {
         match self.format {
             Format::Bf16 => (0, 0),
-            Format::Int4 { scales, format } => {
+            Format::Int4 { scales, format, .. } => {
                 let bias = match format {
                     ScaleFormat::Mini(m) => i32::from(m.bias()),
                     _ => 0,
@@ -116,13 +120,22 @@ impl DeviceMatrix {
         ]
     }
 
+    /// Columns that share a scale, as the int4 kernels' macros have it: [`LARGEST_GROUP`] where it is not int4.
+    #[must_use]
+    pub fn group(&self) -> usize {
+        match self.format {
+            Format::Int4 { group, .. } => group,
+            _ => LARGEST_GROUP,
+        }
+    }
+
     /// Bytes that one pass over the weights reads.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let scales = match self.format {
             Format::Bf16 => 0,
-            Format::Int4 { format, .. } => {
-                self.rows * self.cols.div_ceil(GROUP) * format.width_bits() as usize / 8
+            Format::Int4 { format, group, .. } => {
+                self.rows * self.cols.div_ceil(group) * format.width_bits() as usize / 8
             }
             Format::Nf4 {
                 absmax,
@@ -184,6 +197,7 @@ impl DeviceModel {
                     source,
                     arena,
                     pieces: &mut pieces,
+                    grouped: None,
                 };
                 placer.model(c)
             });
@@ -217,6 +231,7 @@ impl DeviceModel {
             source,
             arena: &mut Arena::sizes(),
             pieces: &mut Vec::new(),
+            grouped: None,
         };
         placer.model(c)
     }
@@ -237,6 +252,8 @@ struct Placer<'a, 's, 'p> {
     source: &'s Source,
     arena: &'a mut Arena,
     pieces: &'p mut Vec<(Cow<'s, [u8]>, Span)>,
+    /// The groups of the first int4 matrix, and its name.
+    grouped: Option<(usize, String)>,
 }
 
 impl<'s> Placer<'_, 's, '_> {
@@ -308,25 +325,18 @@ impl<'s> Placer<'_, 's, '_> {
                 scales,
                 group,
             } => {
-                if group != GROUP && group < m.cols {
-                    return bad(format!(
-                        "has groups of {group}; --device cuda runs groups of {GROUP}: convert again with \
-                         --group-size {GROUP}, or run with --device cpu"
-                    ));
-                }
-                if group != GROUP && m.cols > GROUP {
-                    return bad(format!(
-                        "has one group of {} columns a row; --device cuda runs groups of {GROUP}",
-                        m.cols
-                    ));
-                }
+                let group = self.group(m, group)?;
                 check_codes(&m.name, scales)?;
                 let format = scales.format;
                 let stream = self.arena.take(scales.stream.len() + SLACK)?;
                 let place = stream.part(0, scales.stream.len())?;
                 self.pieces.push((Cow::Borrowed(scales.stream), place));
-                let scales = stream;
-                (Cow::Borrowed(nibbles), Format::Int4 { scales, format })
+                let format = Format::Int4 {
+                    scales: stream,
+                    format,
+                    group,
+                };
+                (Cow::Borrowed(nibbles), format)
             }
             TensorData::Nf4 { nibbles, scales } => {
                 for i in 0..scales.nested_absmax.len() / 4 {
@@ -376,6 +386,35 @@ impl<'s> Placer<'_, 's, '_> {
         })
     }
 
+    /// The kernels' group for `m`, whose file has groups of `group`. A step is compiled for one.
+    fn group(&mut self, m: &NamedMatrix, group: usize) -> Result<usize> {
+        let bad = |message: String| Err(Error::tensor(&m.name, message));
+        // A row of one group is the first part of a larger one.
+        let one_a_row = group >= m.cols && m.cols <= LARGEST_GROUP;
+        let group = match GROUPS.contains(&group) {
+            true => group,
+            false if one_a_row => LARGEST_GROUP,
+            false => {
+                return bad(format!(
+                    "has groups of {}; --device cuda runs groups of 32, 64 or 128: convert again with --group-size \
+                     {LARGEST_GROUP}, or run with --device cpu",
+                    group.min(m.cols)
+                ));
+            }
+        };
+        match &self.grouped {
+            Some((first, name)) if *first != group => bad(format!(
+                "has groups of {group}, and {name} has groups of {first}; --device cuda runs groups of one size in a \
+                 model: convert again with one --group-size, or run with --device cpu"
+            )),
+            Some(_) => Ok(group),
+            None => {
+                self.grouped = Some((group, m.name.clone()));
+                Ok(group)
+            }
+        }
+    }
+
     fn vector(&mut self, name: &str, len: usize) -> Result<Span> {
         let values = self.source.vector(name, len)?;
         self.place(Cow::Owned(bytemuck::cast_slice(&values).to_vec()))
@@ -420,3 +459,6 @@ fn check_codes(name: &str, scales: Scales<'_>) -> Result<()> {
                 .map_err(|e| Error::tensor(name, e.to_string()))
         })
 }
+
+#[cfg(test)]
+mod tests;

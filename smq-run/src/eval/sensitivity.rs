@@ -18,7 +18,7 @@ use super::metrics::Score;
 use super::paired::spearman;
 use super::ppl::PplOptions;
 use super::suite::file_name;
-use crate::demo::{convert_to, int4};
+use crate::demo::{GROUP, convert_to, int4};
 use crate::engine::{self, Device};
 use crate::{Source, Tokenizer};
 
@@ -135,7 +135,7 @@ pub fn run(
         progress(done, units.len(), name);
         let path = dir.path().join("unit.smq");
         let target = only(tensors)?;
-        let method = int4(options.scales, options.rule);
+        let method = int4(options.scales, options.rule, GROUP);
         convert_to(&checkpoint, &path, &target, method)?;
         points.push(point(options, name, &path, &mut base)?);
         std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;

@@ -23,6 +23,11 @@ pub fn int4() -> Outcome {
     none(of("int4", &model.open()))
 }
 
+pub fn groups_of_64() -> Outcome {
+    let model = Model::fixture().quantized_in_groups(E5M5, "all", 64);
+    none(of("groups of 64", &model.open()))
+}
+
 /// Tokens, and where the factors switched.
 fn greedy(engine: &mut CudaEngine, prompt: &[u32], limit: usize) -> (Vec<u32>, Vec<usize>) {
     let (mut tokens, mut switches) = (Vec::new(), Vec::new());

@@ -64,6 +64,35 @@ pub fn int4_head() -> Outcome {
     none(of_fixture("int4 head", &model, &[1, 128], true))
 }
 
+/// Every kind of scales, an int4 head, rows that end in half a group of 128 and those that take several pieces of a ring.
+pub fn groups_of(group: usize) -> Outcome {
+    let mut failures = Vec::new();
+    let mini = |mantissa_bits| ScaleChoice::Mini {
+        exponent_bits: 5,
+        mantissa_bits,
+    };
+    for (scales, target) in [
+        (ScaleChoice::F32, "all"),
+        (ScaleChoice::F16, "mlp"),
+        (mini(2), "all"),
+        (models::E5M5, models::WITH_HEAD),
+    ] {
+        let model = Model::fixture().quantized_in_groups(scales, target, group);
+        let name = format!("{} {target}, groups of {group}", scales.name());
+        failures.extend(of_fixture(&name, &model, &LENGTHS, true));
+    }
+    for (what, config, widened) in [
+        ("Llama", models::llama(), true),
+        ("heads of 96", models::phi(384, 4, 4), false),
+        ("wide MLP", wide(), false),
+    ] {
+        let model = Model::synthetic(&config).quantized_in_groups(models::E5M5, "all", group);
+        let name = format!("{what}, groups of {group}");
+        failures.extend(of_synthetic(&name, &model.open(), widened));
+    }
+    none(failures)
+}
+
 /// One tile of tokens and its neighbours, several tiles, many rows, more than one chunk.
 const LENGTHS: [usize; 7] = [1, 127, 128, 129, 700, 1100, 2300];
 
@@ -271,11 +300,15 @@ pub fn heads_of_128() -> Outcome {
 }
 
 /// Columns of Llama-3-8B's down projection: a row takes several pieces of a ring.
-pub fn wide_mlp() -> Outcome {
+fn wide() -> serde_json::Value {
     let mut config = models::phi(256, 8, 2);
     config["intermediate_size"] = 14336.into();
     config["num_hidden_layers"] = 1.into();
-    let model = Model::synthetic(&config);
+    config
+}
+
+pub fn wide_mlp() -> Outcome {
+    let model = Model::synthetic(&wide());
     let mut failures = of_synthetic("wide MLP", &model.open(), false);
     let int4 = model.quantized(models::E5M5, "all");
     failures.extend(of_synthetic("wide MLP int4", &int4.open(), false));

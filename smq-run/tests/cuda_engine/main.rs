@@ -74,10 +74,12 @@ fn tests() -> Vec<(String, Test)> {
         let test = move || logits::quantized(scales);
         add(&format!("logits_{}", scales.name()), Box::new(test));
     }
-    let fixed: [(&str, Plain); 27] = [
+    let fixed: [(&str, Plain); 30] = [
         ("logits_nf4", logits::nf4),
         ("logits_fp8", logits::fp8),
         ("logits_int4_head", logits::int4_head),
+        ("logits_groups_of_64", || logits::groups_of(64)),
+        ("logits_groups_of_32", || logits::groups_of(32)),
         ("logits_llama", logits::llama),
         ("logits_llama_int4", logits::llama_int4),
         ("logits_llama_fp8", logits::llama_fp8),
@@ -90,6 +92,7 @@ fn tests() -> Vec<(String, Test)> {
         ("logits_wide_mlp", logits::wide_mlp),
         ("greedy_c0", greedy::unquantized),
         ("greedy_int4", greedy::int4),
+        ("greedy_groups_of_64", greedy::groups_of_64),
         ("greedy_stops_where_asked", greedy::stops_where_asked),
         (
             "greedy_ends_with_the_context",

@@ -33,6 +33,7 @@ impl Copies {
                 Some(s) => Format::Int4 {
                     scales: part(place(data), stream)?,
                     format: s.format,
+                    group: s.group,
                 },
             };
             Ok(DeviceMatrix {

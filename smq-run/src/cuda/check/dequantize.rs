@@ -9,7 +9,7 @@ use super::coded::Coded;
 use super::copies::Copies;
 use super::host::{HostMatrix, parse_scales};
 use super::lab::{Floor, Lab, of};
-use super::products::Layer;
+use super::products::{Layer, RAGGED};
 use super::reference::Worst;
 use super::report::{Check, KernelReport};
 use super::rows::row_layers;
@@ -27,18 +27,30 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
         if matches!(layer.name, "gate_up" | "down") {
             for name in SCALES {
                 let format = parse_scales(name).map_err(Error::Cuda)?;
-                of("dequantize", layer.name, int4(lab, &layer, format))?;
+                for group in layer.groups() {
+                    of("dequantize", layer.name, int4(lab, &layer, format, *group))?;
+                }
             }
             for method in [Method::Nf4, Method::Fp8] {
                 of("dequantize", layer.name, coded(lab, &layer, method))?;
             }
         }
     }
+    if lab.wants("dequantize", RAGGED.name) {
+        for group in RAGGED.groups() {
+            let scales = lab.scales;
+            of(
+                "dequantize",
+                RAGGED.name,
+                int4(lab, &RAGGED, scales, *group),
+            )?;
+        }
+    }
     Ok(())
 }
 
-fn int4(lab: &mut Lab<'_>, layer: &Layer, format: ScaleFormat) -> Result<()> {
-    let host = HostMatrix::int4(40, layer.rows, layer.cols, format);
+fn int4(lab: &mut Lab<'_>, layer: &Layer, format: ScaleFormat, group: usize) -> Result<()> {
+    let host = HostMatrix::int4(40, layer.rows, layer.cols, format, group);
     let copies = Copies::new(lab, &host)?;
     // q s is rounded to f32, then to bf16.
     let row = |r: usize| host.row(r).into_iter().map(|v| v as f32).collect();

@@ -6,8 +6,6 @@ use smq_format::bits::pack;
 use smq_format::int4::unpack;
 use smq_format::scale::{MiniFloat, ScaleFormat, Zero, round_mantissa};
 
-use crate::cuda::weights::GROUP;
-
 /// Scales lie between this and a 32nd of it, either sign.
 const LARGEST_SCALE: f32 = 0.03;
 /// Standard deviation of bf16 weights.
@@ -113,6 +111,8 @@ pub(super) struct HostMatrix {
 #[derive(Debug)]
 pub(super) struct HostScales {
     pub format: ScaleFormat,
+    /// Columns of a group.
+    pub group: usize,
     /// Packed codes.
     pub stream: Vec<u8>,
     /// What they mean, `[rows, groups]`.
@@ -120,12 +120,12 @@ pub(super) struct HostScales {
 }
 
 impl HostMatrix {
-    /// Random nibbles with random scales, a few of them zero.
-    pub fn int4(seed: u64, rows: usize, cols: usize, format: ScaleFormat) -> Self {
+    /// Random nibbles with random scales of groups, a few of them zero.
+    pub fn int4(seed: u64, rows: usize, cols: usize, format: ScaleFormat, group: usize) -> Self {
         let words = generate((rows * cols / 2).div_ceil(8), |i| hash(seed, i));
         let mut data: Vec<u8> = bytemuck::cast_slice(&words).to_vec();
         data.truncate(rows * cols / 2);
-        let codes = generate(rows * cols.div_ceil(GROUP), |i| {
+        let codes = generate(rows * cols.div_ceil(group), |i| {
             let h = hash(seed + 1, i);
             if h.is_multiple_of(64) {
                 return 0;
@@ -142,6 +142,7 @@ impl HostMatrix {
         let values = codes.iter().map(|c| format.decode(*c).unwrap_or(f32::NAN));
         let scales = HostScales {
             format,
+            group,
             values: values.collect(),
             stream: pack(codes.iter().copied(), format.width_bits()),
         };
@@ -176,11 +177,11 @@ impl HostMatrix {
                 .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64())
                 .collect(),
             Some(scales) => {
-                let groups = self.cols.div_ceil(GROUP);
-                let scales = &scales.values[r * groups..(r + 1) * groups];
+                let groups = self.cols.div_ceil(scales.group);
+                let values = &scales.values[r * groups..(r + 1) * groups];
                 let pairs = bytes.iter().enumerate().flat_map(|(i, b)| {
                     let (even, odd) = unpack(*b);
-                    let scale = f64::from(scales[2 * i / GROUP]);
+                    let scale = f64::from(values[2 * i / scales.group]);
                     [f64::from(even) * scale, f64::from(odd) * scale]
                 });
                 pairs.collect()
@@ -216,8 +217,17 @@ mod tests {
 
     #[test]
     fn every_scale_is_valid_and_rows_are_what_the_format_says() {
-        for name in ["E5M0", "e5m5", "E4M3", "E8M0", "E2M10", "f16", "F32"] {
-            let m = HostMatrix::int4(9, 16, 384, parse_scales(name).unwrap());
+        for (name, group) in [
+            ("E5M0", 128),
+            ("e5m5", 64),
+            ("E4M3", 128),
+            ("E8M0", 32),
+            ("E2M10", 256),
+            ("f16", 128),
+            ("F32", 64),
+        ] {
+            let m = HostMatrix::int4(9, 16, 384, parse_scales(name).unwrap(), group);
+            let groups = 384_usize.div_ceil(group);
             let scales = m.scales.as_ref().unwrap();
             assert!(
                 scales
@@ -233,8 +243,8 @@ mod tests {
                 let bytes = &m.data[r * 192..(r + 1) * 192];
                 smq_format::int4::dequantize_row(
                     bytes,
-                    &scales.values[3 * r..3 * r + 3],
-                    128,
+                    &scales.values[groups * r..groups * (r + 1)],
+                    group,
                     &mut expected,
                 );
                 let row: Vec<f32> = m.row(r).iter().map(|v| *v as f32).collect();

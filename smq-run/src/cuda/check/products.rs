@@ -23,6 +23,7 @@ use crate::linear::QuantizedX;
 const IN_A_ROW: usize = 64;
 
 /// A linear layer.
+#[derive(Clone, Copy)]
 pub(super) struct Layer {
     pub name: &'static str,
     pub rows: usize,
@@ -31,6 +32,15 @@ pub(super) struct Layer {
     /// Whether it follows a norm.
     normed: bool,
 }
+
+/// Rows that end in half a group of 128, as SmolLM2's do.
+pub(super) const RAGGED: Layer = Layer {
+    name: "576 columns",
+    rows: 1536,
+    cols: 576,
+    epilogue: Epilogue::Store,
+    normed: true,
+};
 
 /// All of a model.
 pub(super) fn layers(c: &ModelConfig) -> [Layer; 5] {
@@ -70,21 +80,29 @@ pub(super) fn short_lines() -> [Layer; 2] {
 }
 
 impl Layer {
-    /// Random weights.
-    pub fn weights(&self, lab: &Lab<'_>, int4: bool) -> HostMatrix {
-        match int4 {
-            true => HostMatrix::int4(10, self.rows, self.cols, lab.scales),
-            false => HostMatrix::bf16(12, self.rows, self.cols),
+    /// Random weights, int4 in groups, or bf16.
+    pub fn weights(&self, lab: &Lab<'_>, group: Option<usize>) -> HostMatrix {
+        match group {
+            Some(group) => HostMatrix::int4(10, self.rows, self.cols, lab.scales, group),
+            None => HostMatrix::bf16(12, self.rows, self.cols),
+        }
+    }
+
+    /// Groups that int4 is checked with.
+    pub fn groups(&self) -> &'static [usize] {
+        match self.name == RAGGED.name {
+            true => &[128, 64, 32],
+            false => &[128, 64],
         }
     }
 }
 
 /// Checks and times each.
 pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
-    for layer in &layers(&lab.config) {
+    for layer in layers(&lab.config).iter().chain([&RAGGED]) {
         if lab.wants("decode", layer.name) {
-            for int4 in [true, false] {
-                of("decode", layer.name, case(lab, layer, int4))?;
+            for group in layer.groups().iter().copied().map(Some).chain([None]) {
+                of("decode", layer.name, case(lab, layer, group))?;
             }
         }
     }
@@ -104,8 +122,9 @@ type Activations<'a> = &'a dyn Fn(&[f32]) -> Vec<f64>;
 const INT4: (f64, &str) = (1.0 / 262_144.0, "2^-18 sum |w| |x|");
 const WIDE: (f64, &str) = (1.0 / 32_768.0, "2^-15 sum |w| |x|");
 
-fn case(lab: &mut Lab<'_>, layer: &Layer, int4: bool) -> Result<()> {
-    let host = layer.weights(lab, int4);
+fn case(lab: &mut Lab<'_>, layer: &Layer, group: Option<usize>) -> Result<()> {
+    let host = layer.weights(lab, group);
+    let int4 = group.is_some();
     let copies = Copies::new(lab, &host)?;
     let factors: (Rows<'_>, Activations<'_>) = (&|r| host.row(r), &|x| {
         x.iter().copied().map(f64::from).collect()

@@ -19,6 +19,9 @@ pub struct KernelReport {
     /// How int4 weights' scales are stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scales: Option<String>,
+    /// Columns that share one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<usize>,
     /// Rows of activations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rows: Option<usize>,
@@ -92,6 +95,7 @@ impl KernelReport {
             layer,
             weights: None,
             scales: None,
+            group: None,
             rows: None,
             cached: None,
             us,
@@ -112,6 +116,7 @@ impl KernelReport {
         Self {
             weights,
             scales,
+            group: w.scales.as_ref().map(|s| s.group),
             ..self
         }
     }

@@ -7,14 +7,14 @@ use rayon::prelude::*;
 use super::copies::Copies;
 use super::host::{bf16s, normals, sample};
 use super::lab::{Floor, Lab, of};
-use super::products::{Layer, layers};
+use super::products::{Layer, RAGGED, layers};
 use super::reference::{Exact, Rows, Worst, int4_order, products, swiglu};
 use super::report::{Check, KernelReport};
 use crate::cuda::blas::{Input, MatMul, Output};
 use crate::cuda::decode::plan::Epilogue;
 use crate::cuda::kernels::Call;
 use crate::cuda::memory::DeviceBuffer;
-use crate::cuda::rows::{Activations, Target, int4_call};
+use crate::cuda::rows::{Activations, Target, int4_call, reads_int4_order};
 use crate::cuda::swiglu::{fuses_bf16, swiglu_call};
 use crate::error::Result;
 
@@ -60,18 +60,21 @@ pub(super) fn row_layers(lab: &Lab<'_>, kernel: &str) -> Vec<Layer> {
 }
 
 /// Where a layer's product goes.
-fn target(layer: &Layer, out: u64) -> Target {
+fn target(layer: &Layer, swiglu: bool, out: u64) -> Target {
     match layer.epilogue {
         Epilogue::Residual => Target::Add(out),
-        Epilogue::Swiglu => Target::Swiglu(out, true),
+        Epilogue::Swiglu if swiglu => Target::Swiglu(out, true),
         _ => Target::Bf16(out, layer.rows),
     }
 }
 
 /// Checks and times int4 products beside cuBLASLt's.
 pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
-    for layer in row_layers(lab, "gemm_int4") {
-        of("gemm_int4", layer.name, int4_products(lab, &layer))?;
+    let ragged = Some(RAGGED).filter(|l| lab.wants("gemm_int4", l.name));
+    for layer in row_layers(lab, "gemm_int4").into_iter().chain(ragged) {
+        for group in layer.groups() {
+            of("gemm_int4", layer.name, int4_products(lab, &layer, *group))?;
+        }
     }
     for layer in row_layers(lab, "swiglu_bf16") {
         if layer.epilogue == Epilogue::Swiglu {
@@ -218,24 +221,26 @@ pub(super) fn flop(layer: &Layer, m: usize) -> f64 {
     2.0 * (m * layer.rows) as f64 * layer.cols as f64
 }
 
-/// Columns of the layers here are multiples of 128: no padding.
-fn int4_products(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
-    let host = layer.weights(lab, true);
+fn int4_products(lab: &mut Lab<'_>, layer: &Layer, group: usize) -> Result<()> {
+    let host = layer.weights(lab, Some(group));
     let copies = Copies::new(lab, &host)?;
-    let io = Io::new(lab, layer, true)?;
-    let mut ordered = vec![bf16::zeroed(); io.x.len()];
-    for (to, from) in ordered.chunks_mut(host.cols).zip(io.x.chunks(host.cols)) {
+    // What follows a product with smaller groups is another kernel's.
+    let largest = reads_int4_order(&copies.matrices[..1], 1);
+    let io = Io::new(lab, layer, largest)?;
+    let stride = host.cols.next_multiple_of(128);
+    let mut ordered = vec![bf16::zeroed(); MOST * stride];
+    for (to, from) in ordered.chunks_mut(stride).zip(io.x.chunks(host.cols)) {
         for (k, v) in from.iter().enumerate() {
-            to[int4_order(k)] = *v;
+            to[if largest { int4_order(k) } else { k }] = *v;
         }
     }
     let x = lab.upload(&ordered)?;
     let activations = Activations {
         span: x.span(),
         capacity: MOST,
-        stride: host.cols,
+        stride,
     };
-    let target = target(layer, io.out.ptr());
+    let target = target(layer, largest, io.out.ptr());
     for m in ROWS {
         let calls: Vec<Call> = copies
             .matrices
@@ -257,7 +262,7 @@ fn int4_products(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
 
 /// Gate and up in bf16, joined.
 fn bf16_swiglu(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
-    let host = layer.weights(lab, false);
+    let host = layer.weights(lab, None);
     let copies = Copies::new(lab, &host)?;
     let mut io = Io::new(lab, layer, true)?;
     io.plain = true;
@@ -290,7 +295,7 @@ fn bf16_swiglu(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
 }
 
 fn bf16_products(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
-    let host = layer.weights(lab, false);
+    let host = layer.weights(lab, None);
     let copies = Copies::new(lab, &host)?;
     let io = Io::new(lab, layer, false)?;
     let x = lab.upload(&io.x)?;

@@ -3,7 +3,7 @@
 use crate::config::ModelConfig;
 use crate::cuda::kernels::Defines;
 use crate::cuda::state::RING;
-use crate::cuda::weights::{DeviceMatrix, Format};
+use crate::cuda::weights::{DeviceMatrix, Format, LARGEST_GROUP};
 use crate::error::{Error, Result};
 
 /// What surrounds a product (`decode_product.cuh` says exactly).
@@ -67,6 +67,8 @@ impl Storage {
 pub struct Kind {
     cols: usize,
     storage: Storage,
+    /// int4: columns that share a scale.
+    group: usize,
     epilogue: Epilogue,
     /// Rows of up to three matrices.
     segments: [usize; 3],
@@ -122,6 +124,7 @@ impl Kind {
         Self {
             cols: first.cols,
             storage: Storage::of(first),
+            group: first.group(),
             epilogue,
             segments,
         }
@@ -137,7 +140,7 @@ impl Kind {
     pub fn groups(&self) -> usize {
         match self.storage {
             Storage::Bf16 => 0,
-            Storage::Int4 => self.cols.div_ceil(128),
+            Storage::Int4 => self.cols.div_ceil(self.group),
             Storage::Nf4 => self.cols / 64,
             Storage::Fp8 => 1,
         }
@@ -293,6 +296,9 @@ impl Plan {
                 i64::from(kinds.iter().any(|k| k.segments[2] > 0)),
             ),
         ]);
+        // The int4 products' groups are alike (`DeviceModel`), those of the others the largest.
+        let group = kinds.iter().map(|k| k.group).min();
+        defines.push(("INT4_GROUP", number(group.unwrap_or(LARGEST_GROUP))));
         // Where all scales are stored alike, how is known at compile time.
         match &scales[..] {
             [all] => defines.extend(all.iter().copied()),

@@ -2,7 +2,7 @@ use smq_format::scale::{MiniFloat, ScaleFormat};
 
 use super::*;
 use crate::cuda::arena::Arena;
-use crate::cuda::weights::Format;
+use crate::cuda::weights::{Format, GROUPS};
 
 /// Bytes of shared memory that a block can have.
 const BLOCK_BYTES: usize = 227 << 10;
@@ -11,6 +11,10 @@ const CLUSTER: usize = 8;
 const SMS: usize = 132;
 
 fn int4(rows: usize, cols: usize) -> DeviceMatrix {
+    int4_of(rows, cols, LARGEST_GROUP)
+}
+
+fn int4_of(rows: usize, cols: usize, group: usize) -> DeviceMatrix {
     let mut arena = Arena::sizes();
     let format = MiniFloat::new(5, 5, 100).map(ScaleFormat::Mini).unwrap();
     DeviceMatrix {
@@ -18,8 +22,9 @@ fn int4(rows: usize, cols: usize) -> DeviceMatrix {
         cols,
         data: arena.take(rows * cols / 2).unwrap(),
         format: Format::Int4 {
-            scales: arena.take(rows * cols.div_ceil(128) * 2).unwrap(),
+            scales: arena.take(rows * cols.div_ceil(group) * 2).unwrap(),
             format,
+            group,
         },
     }
 }
@@ -75,7 +80,9 @@ fn check(what: &str, w: &DeviceMatrix, m: usize, target: Target) {
         Target::Add(_) => 0,
         _ => warpgroups * tile * columns * 2,
     };
-    let needed = stages * (tile * 256 + warpgroups * 64 * 68) + staged + 16 * stages + 1024;
+    // Tokens, nibbles and a scale a group of each row of 128 columns.
+    let row = 64 + 4 * (128 / get("GROUP"));
+    let needed = stages * (tile * 256 + warpgroups * 64 * row) + staged + 16 * stages + 1024;
     assert!(cut.shared as usize >= needed, "{what}: {needed} bytes");
     assert!(
         cut.shared as usize <= BLOCK_BYTES,
@@ -93,17 +100,24 @@ fn every_product_of_the_tested_models_fits() {
         ("Phi-3.5-mini", [3072, 9216, 3072, 8192]),
         ("Llama-3-8B", [4096, 6144, 4096, 14336]),
     ] {
-        let (qkv_w, o) = (int4(qkv, hidden), int4(hidden, width));
-        let (gate_up, down) = (int4(2 * inner, hidden), int4(hidden, inner));
-        for m in [
-            1, 2, 15, 16, 17, 32, 33, 64, 65, 127, 128, 129, 200, 257, 700, 1023,
-        ] {
-            check(&format!("{name}, qkv"), &qkv_w, m, Target::Bf16(0, qkv));
-            check(&format!("{name}, o"), &o, m, Target::Add(0));
-            check(&format!("{name}, down"), &down, m, Target::Add(0));
-            for order in [false, true] {
-                let target = Target::Swiglu(0, order);
-                check(&format!("{name}, gate_up"), &gate_up, m, target);
+        for group in GROUPS {
+            let name = format!("{name}, groups of {group}");
+            let of = |rows, cols| int4_of(rows, cols, group);
+            let (qkv_w, o) = (of(qkv, hidden), of(hidden, width));
+            let (gate_up, down) = (of(2 * inner, hidden), of(hidden, inner));
+            for m in [
+                1, 2, 15, 16, 17, 32, 33, 64, 65, 127, 128, 129, 200, 257, 700, 1023,
+            ] {
+                check(&format!("{name}, qkv"), &qkv_w, m, Target::Bf16(0, qkv));
+                check(&format!("{name}, o"), &o, m, Target::Add(0));
+                check(&format!("{name}, down"), &down, m, Target::Add(0));
+                for target in [
+                    Target::Swiglu(0, false),
+                    Target::Swiglu(0, true),
+                    Target::Bf16(0, 2 * inner),
+                ] {
+                    check(&format!("{name}, gate_up"), &gate_up, m, target);
+                }
             }
         }
     }
@@ -123,6 +137,12 @@ fn every_route_has_scratch() {
         assert_eq!(scratch_bytes(&apart, m), 2 * 128 * 128);
     }
     assert!(!reads_int4_order(&fused, from));
+    // Smaller groups go through the same kernel, in plain order.
+    let small = [int4_of(256, 128, 64)];
+    assert!(is_int4_product(&small, from - 1) && !is_int4_product(&small, from));
+    assert!(!reads_int4_order(&small, 1));
+    assert_eq!(scratch_bytes(&small, from - 1), 0);
+    assert_eq!(scratch_bytes(&small, from), 2 * 256 * 128);
     assert_eq!(scratch_bytes(&fused, from), 2 * 256 * 128);
     let bf16 = DeviceMatrix {
         format: Format::Bf16,

@@ -1,18 +1,22 @@
-//! What the suite compares: C0 and every config, scale rule and width, each over the MLP alone and over all linears.
+//! What the suite compares: C0 and every config, scale rule and width, and a few in smaller groups, each over the MLP alone
+//! and over all linears.
 
 use serde::{Deserialize, Serialize};
 use smq_convert::choice::rule_name;
 use smq_convert::{Method, ScaleChoice, ScaleRule, Target};
 
-use crate::demo::int4;
+use crate::demo::{GROUP, int4};
 
 /// Mantissa bits measured, of E5Mx scales.
 const WIDTHS: [u32; 5] = [0, 1, 2, 3, 5];
+/// Columns of a smaller group: those of an NF4 block.
+const SMALL_GROUP: usize = 64;
 
 /// A model to measure.
 #[derive(Debug, Clone)]
 pub struct Variant {
-    /// `C0`; `target-fp8`, `target-nf4`; `target-scales`, `target-scales-rule` where the rule is not the reference;
+    /// `C0`; `target-fp8`, `target-nf4`; `target-scales`, `target-scales-rule` where the rule is not the reference, with `-g64`
+    /// in groups of 64;
     /// `target-auto-bits`, with `-weighed` where a sensitivity weighs the errors.
     pub name: String,
     /// How it is made; `None` is the checkpoint itself.
@@ -37,6 +41,8 @@ pub enum Storage {
         scales: ScaleChoice,
         /// Scale rule.
         rule: ScaleRule,
+        /// Columns that share a scale.
+        group: usize,
     },
     /// As bitsandbytes does.
     Nf4,
@@ -56,7 +62,11 @@ impl Storage {
     #[must_use]
     pub fn method(self) -> Option<Method> {
         match self {
-            Self::Uniform { scales, rule } => Some(int4(scales, rule)),
+            Self::Uniform {
+                scales,
+                rule,
+                group,
+            } => Some(int4(scales, rule, group)),
             Self::Nf4 => Some(Method::Nf4),
             Self::Fp8 => Some(Method::Fp8),
             Self::Auto { .. } => None,
@@ -81,6 +91,9 @@ pub struct VariantName {
     /// `reference`, `nearest`, `search` or `signed`; absent where there is none, or one for each tensor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
+    /// Columns that share a scale, where these are not the study's 128.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<usize>,
 }
 
 impl Variant {
@@ -102,19 +115,27 @@ impl Variant {
                     }),
                 });
             }
-            let mut add = |scales: ScaleChoice, rule| {
-                let suffix = match rule {
-                    ScaleRule::Reference => String::new(),
-                    rule => format!("-{}", rule_name(rule)),
-                };
+            let mut add_in = |group, scales: ScaleChoice, rule| {
+                let mut name = format!("{}-{}", target.name(), scales.name());
+                if rule != ScaleRule::Reference {
+                    name += &format!("-{}", rule_name(rule));
+                }
+                if group != GROUP {
+                    name += &format!("-g{group}");
+                }
                 variants.push(Self {
-                    name: format!("{}-{}{suffix}", target.name(), scales.name()),
+                    name,
                     quantized: Some(Quantized {
                         target: target.clone(),
-                        storage: Storage::Uniform { scales, rule },
+                        storage: Storage::Uniform {
+                            scales,
+                            rule,
+                            group,
+                        },
                     }),
                 });
             };
+            let mut add = |scales, rule| add_in(GROUP, scales, rule);
             let e5 = |mantissa_bits| ScaleChoice::Mini {
                 exponent_bits: 5,
                 mantissa_bits,
@@ -132,6 +153,9 @@ impl Variant {
                     add(e5(x), rule);
                 }
             }
+            add_in(SMALL_GROUP, ScaleChoice::F32, ScaleRule::Reference);
+            add_in(SMALL_GROUP, e5(5), ScaleRule::Reference);
+            add_in(SMALL_GROUP, e5(2), ScaleRule::Signed);
         }
         variants
     }
@@ -180,12 +204,18 @@ impl Variant {
         };
         let quantized = self.quantized.as_ref();
         let (scales, rule) = match quantized.map(|q| q.storage) {
-            Some(Storage::Uniform { scales, rule }) => (Some(scales.name()), Some(rule_name(rule))),
+            Some(Storage::Uniform { scales, rule, .. }) => {
+                (Some(scales.name()), Some(rule_name(rule)))
+            }
             Some(storage) => (
                 Some(storage.method().map_or("auto", Method::name).to_owned()),
                 None,
             ),
             None => (None, None),
+        };
+        let group = match quantized.map(|q| q.storage) {
+            Some(Storage::Uniform { group, .. }) => Some(group).filter(|g| *g != GROUP),
+            _ => None,
         };
         VariantName {
             name: self.name.clone(),
@@ -193,6 +223,7 @@ impl Variant {
             target: quantized.map(|q| q.target.name().to_owned()),
             scales,
             rule,
+            group,
         }
     }
 }
@@ -236,13 +267,18 @@ mod tests {
             "mlp-e5m0-nearest",
             "all-e5m3-search",
             "all-e5m1-signed",
+            "mlp-f32-g64",
+            "all-e5m5-g64",
+            "all-e5m2-signed-g64",
         ] {
             assert!(names.contains(&name), "{name}");
         }
-        assert_eq!(names.len(), 1 + 2 * (2 + 2 + 5 + 1 + 10));
+        assert_eq!(names.len(), 1 + 2 * (2 + 2 + 5 + 1 + 10 + 3));
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all.len());
+        let small: Vec<_> = all.iter().filter(|v| v.named().group.is_some()).collect();
+        assert!(small.iter().all(|v| v.name.ends_with("-g64")) && small.len() == 6);
         let configs: Vec<_> = all.iter().filter_map(|v| v.named().config).collect();
         assert_eq!(
             configs,

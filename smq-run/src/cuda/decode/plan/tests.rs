@@ -19,10 +19,18 @@ fn config(hidden: usize, heads: usize, kv_heads: usize, head: usize) -> ModelCon
 
 fn formats() -> Vec<Format> {
     let scales = Span::at(0, 0);
-    let int4 = |format| Format::Int4 { scales, format };
+    let in_groups = |group, format| Format::Int4 {
+        scales,
+        format,
+        group,
+    };
+    let int4 = |format| in_groups(128, format);
     let mini = |mantissa| ScaleFormat::Mini(MiniFloat::new(5, mantissa, 100).unwrap());
     let mut list = vec![Format::Bf16, int4(ScaleFormat::F32), int4(ScaleFormat::F16)];
     list.extend([0, 3, 5, 10].map(|m| int4(mini(m))));
+    for group in [64, 32] {
+        list.extend([ScaleFormat::F32, ScaleFormat::F16, mini(5)].map(|f| in_groups(group, f)));
+    }
     list.push(Format::Nf4 {
         absmax: scales,
         nested_absmax: scales,
@@ -91,7 +99,10 @@ fn check(what: &str, plan: &Plan, products: &[(Vec<DeviceMatrix>, Epilogue)], sm
         };
         let (groups, nested) = match first.format {
             Format::Bf16 => continue,
-            Format::Int4 { .. } => (first.cols.div_ceil(128), 0),
+            Format::Int4 { group, .. } => {
+                assert_eq!(get("INT4_GROUP"), group, "{what}");
+                (first.cols.div_ceil(group), 0)
+            }
             Format::Nf4 { .. } => (first.cols / 64, 48),
             Format::Fp8 { .. } => (1, 0),
         };
@@ -193,6 +204,7 @@ fn storage_chosen_for_each_product_fits() {
         let int4 = |mantissa_bits| Format::Int4 {
             scales: Span::at(0, 0),
             format: ScaleFormat::Mini(MiniFloat::new(5, mantissa_bits, 100).unwrap()),
+            group: 128,
         };
         let mut products = vec![(vec![matrix(vocab, hidden, Format::Bf16)], Epilogue::Logits)];
         for format in [Format::Bf16].into_iter().chain((0..=10).map(int4)) {

@@ -149,26 +149,34 @@ fn trained(comparisons: &[Comparison]) -> String {
 
 /// NF4 beside the nearest int4 of the same tensors.
 fn nf4(comparisons: &[Comparison]) -> Option<Value> {
-    let both = || {
-        comparisons
-            .iter()
-            .filter_map(|c| Some((c.nf4.as_ref()?, &c.best)))
-    };
-    let (first, _) = both().next()?;
-    let change = |(nf4, best): (&Distance, &Distance)| 100.0 * (nf4.kl / best.kl - 1.0);
-    let (low, high) = both()
-        .map(change)
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), p| {
-            (low.min(p), high.max(p))
-        });
+    let of = comparisons
+        .iter()
+        .filter_map(|c| Some((c.nf4.as_ref()?, c)));
+    let same: Vec<_> = of.clone().map(|(nf4, c)| (nf4, &c.best)).collect();
+    let smaller: Vec<_> = of
+        .filter_map(|(nf4, c)| Some((nf4, c.smaller.as_ref()?)))
+        .collect();
     Some(context! {
-        bits => format!("{:.3}", first.bits),
-        count => both().count(),
-        change => match low == high {
-            true => format!("{low:+.0} %"),
-            false => format!("{low:+.0} to {high:+.0} %"),
-        },
+        bits => format!("{:.3}", same.first()?.0.bits),
+        count => same.len(),
+        change => change(&same),
+        smaller => smaller.first().map(|(_, d)| context! {
+            group => d.group,
+            change => change(&smaller),
+            count => smaller.len(),
+        }),
     })
+}
+
+/// How the first of each pair differs from the second, percent.
+fn change(pairs: &[(&Distance, &Distance)]) -> String {
+    let changes = pairs.iter().map(|(a, b)| 100.0 * (a.kl / b.kl - 1.0));
+    let none = (f64::INFINITY, f64::NEG_INFINITY);
+    let (low, high) = changes.fold(none, |(low, high), p| (low.min(p), high.max(p)));
+    match low == high {
+        true => format!("{low:+.0} %"),
+        false => format!("{low:+.0} to {high:+.0} %"),
+    }
 }
 
 /// Each comparison's exact scales, and the choices beside them.
@@ -184,7 +192,14 @@ fn distances(comparisons: &[Comparison], choices: [&Option<Choice>; 2]) -> Optio
         .collect();
     let mut columns = vec!["model", "target", "exact f32, reference", "E5M5, reference"];
     columns.extend(names.iter().map(String::as_str));
-    columns.extend(["nearest to C0 of all int4", "its mean KL"]);
+    let has_smaller = comparisons.iter().any(|c| c.smaller.is_some());
+    columns.extend(match has_smaller {
+        true => ["nearest in larger groups", "its mean KL"],
+        false => ["nearest to C0 of all int4", "its mean KL"],
+    });
+    if has_smaller {
+        columns.extend(["nearest in smaller groups", "its mean KL"]);
+    }
     let has_nf4 = comparisons.iter().any(|c| c.nf4.is_some());
     if has_nf4 {
         columns.push("NF4");
@@ -204,6 +219,11 @@ fn distances(comparisons: &[Comparison], choices: [&Option<Choice>; 2]) -> Optio
                 .map(|x| text(c.find(&x.rule, x.mantissa_bits))),
         );
         row.extend([format!("`{}`", c.best.name), c.best.text()]);
+        if has_smaller {
+            let name = |d: &Distance| format!("`{}` ({:.3} bits)", d.name, d.bits);
+            let smaller = c.smaller.as_ref();
+            row.extend([smaller.map_or("absent".to_owned(), name), text(smaller)]);
+        }
         if has_nf4 {
             row.push(text(c.nf4.as_ref()));
         }

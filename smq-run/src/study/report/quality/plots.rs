@@ -12,6 +12,8 @@ use crate::eval::suite::Summary;
 
 /// In the order of their colours; others follow.
 const RULES: [&str; 4] = ["reference", "nearest", "search", "signed"];
+/// The place in the palette of smaller groups, whatever the rule.
+const SMALLER_GROUPS: usize = 5;
 /// Half a 95 % confidence interval, in standard errors of a mean over thousands of positions.
 const Z: f64 = 1.96;
 /// Points named in a sensitivity plot, the worst first.
@@ -33,7 +35,7 @@ pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
         // FP8 and NF4 have no rule.
         if d.scales == "f32" || rule.is_empty() {
             let what = match d.scales.as_str() {
-                "f32" => format!("{rule}, exact f32 scales"),
+                "f32" => format!("{rule}, exact f32 scales{}", of_group(d)),
                 other => other.to_uppercase(),
             };
             levels.push(Level {
@@ -43,16 +45,21 @@ pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
             });
             continue;
         }
+        // Smaller groups are points of their own: a width has another size there.
+        let (at, label) = match d.group {
+            None => (colour(rule), rule.to_owned()),
+            Some(group) => (SMALLER_GROUPS, format!("groups of {group}")),
+        };
         let s = series
-            .entry((colour(rule), d.target == "all"))
+            .entry((at, d.target == "all"))
             .or_insert_with(|| Series {
-                label: rule.to_owned(),
-                line: true,
-                style: Some((colour(rule), d.target == "all")),
+                label,
+                line: d.group.is_none(),
+                style: Some((at, d.target == "all")),
                 ..Series::default()
             });
         s.points.push((d.bits, d.kl, Some(Z * d.stderr)));
-        match d.mantissa_bits() {
+        match d.mantissa_bits().filter(|_| d.group.is_none()) {
             Some(_) => {
                 let column = columns.entry(d.scales.to_uppercase()).or_default();
                 column.0 += d.bits;
@@ -76,6 +83,12 @@ pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
         ..Axes::default()
     };
     plot("distance from C0 by bits a weight", &axes, &series)
+}
+
+/// What a label says of groups that are not the study's.
+fn of_group(d: &Distance) -> String {
+    d.group
+        .map_or(String::new(), |group| format!(", groups of {group}"))
 }
 
 /// A line's points by place.

@@ -25,6 +25,8 @@ pub struct Distance {
     pub scales: String,
     /// Scale rule.
     pub rule: String,
+    /// Columns that share a scale, where these are not the study's.
+    pub group: Option<usize>,
     /// A quantized weight.
     pub bits: f64,
     /// Mean KL divergence, nats.
@@ -44,6 +46,7 @@ impl Distance {
             target: n.target.clone().unwrap_or_default(),
             scales: n.scales.clone().unwrap_or_default(),
             rule: n.rule.clone().unwrap_or_default(),
+            group: n.group,
             bits: v.file.bits_per_weight?,
             kl: kl.mean_kl.value,
             stderr: kl.mean_kl.stderr.unwrap_or(0.0),
@@ -93,10 +96,12 @@ pub struct Comparison {
     pub target: String,
     /// Exact f32 scales by the published rule.
     pub exact: Distance,
-    /// E5Mx of any rule.
+    /// E5Mx of any rule, in the study's groups.
     pub widths: Vec<Distance>,
-    /// The nearest to C0 of all E5Mx.
+    /// The nearest to C0 of them.
     pub best: Distance,
+    /// The nearest to C0 of E5Mx in smaller groups, where these were measured.
+    pub smaller: Option<Distance>,
     /// NF4, where it was measured.
     pub nf4: Option<Distance>,
 }
@@ -119,13 +124,16 @@ pub fn comparisons(suites: &[(String, Summary)]) -> Vec<Comparison> {
     let mut out = Vec::new();
     for (file, summary, all) in largest.into_values() {
         for target in ["mlp", "all"] {
-            let of = || all.iter().filter(|d| d.target == target && !d.is_auto());
+            let uniform = || all.iter().filter(|d| d.target == target && !d.is_auto());
+            let of = || uniform().filter(|d| d.group.is_none());
+            let nearest = |a: &&Distance, b: &&Distance| a.kl.total_cmp(&b.kl);
+            let smaller = uniform().filter(|d| d.group.is_some() && d.mantissa_bits().is_some());
             let exact = of().find(|d| d.scales == "f32" && d.rule == PUBLISHED);
             let widths: Vec<_> = of()
                 .filter(|d| d.mantissa_bits().is_some())
                 .cloned()
                 .collect();
-            let best = widths.iter().min_by(|a, b| a.kl.total_cmp(&b.kl)).cloned();
+            let best = widths.iter().min_by(nearest).cloned();
             if let (Some(exact), Some(best)) = (exact, best) {
                 out.push(Comparison {
                     file: file.clone(),
@@ -134,6 +142,7 @@ pub fn comparisons(suites: &[(String, Summary)]) -> Vec<Comparison> {
                     exact: exact.clone(),
                     widths,
                     best,
+                    smaller: smaller.min_by(nearest).cloned(),
                     nf4: of().find(|d| d.scales == "nf4").cloned(),
                 });
             }
@@ -269,6 +278,7 @@ mod tests {
             target: "all".to_owned(),
             scales: scales.to_owned(),
             rule: rule.to_owned(),
+            group: None,
             bits,
             kl,
             stderr: 0.001,
@@ -284,6 +294,7 @@ mod tests {
             exact: distance("f32", PUBLISHED, 4.25, 0.2),
             best: widths[0].clone(),
             widths,
+            smaller: None,
             nf4: None,
         }
     }

@@ -1,0 +1,56 @@
+// The int4 weights of gemm_int4.cu from shared memory to the tensor cores' fragments: a step of 128 columns of a warp's 16 rows, 64
+// bytes each, to 8 k-steps of bf16. In groups of 128 a k-step has columns in int4 order, else in plain order.
+#pragma once
+
+#if PARTS == 1
+#define LANE_PIECE(t) (t) // which 16 bytes of a row's step a lane begins to read at
+// q / 4 of nibbles i and i + 4 of a word as bf16, exact; the scale makes up for the 4. Where int4_pair shifts
+// for every i, odd ones here stay 4 bits higher: there the nibble n = q + 8 is the bf16 n 2^-129 (the first
+// two binades are one linear scale), and n 2^-129 2^127 - 2 = q / 4.
+DEVICE u32 quarter_pair(u32 word, int i) {
+    u32 pair, shifted = i < 2 ? word : word >> 8;
+    if (i % 2 == 0) {
+        asm("lop3.b32 %0, %1, 0x000f000f, 0x43084308, 0x6a;" : "=r"(pair) : "r"(shifted)); // 136 + q
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(pair), "r"(0x3e803e80u), "r"(0xc208c208u));
+    } else {
+        asm("lop3.b32 %0, %1, 0x00f000f0, 0x00800080, 0x6a;" : "=r"(pair) : "r"(shifted));
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(pair), "r"(0x7f007f00u), "r"(0xc000c000u));
+    }
+    return pair;
+}
+
+// The A fragments of a step's 8 k-steps, from the lane's 16 bytes of fragment rows r and r + 8.
+DEVICE void dequantize(u32 (&a)[8][4], const uint4 *from, int) {
+    const uint4 w = from[0], w8 = from[32];
+#pragma unroll
+    for (int s = 0; s < 8; s++) {
+        u32 word = (&w.x)[s / 2], word8 = (&w8.x)[s / 2], i = s % 2 * 2;
+        a[s][0] = quarter_pair(word, i), a[s][1] = quarter_pair(word8, i);
+        a[s][2] = quarter_pair(word, i + 1), a[s][3] = quarter_pair(word8, i + 1);
+    }
+}
+#else
+#define LANE_PIECE(t) 0
+// q / 4 of the two nibbles of byte t of a word as bf16, exact; the scale makes up for the 4. The byte goes into both halves
+// of the pair. The lower one keeps its low nibble, made 136 + q as in int4_pair; the upper one its high nibble, which stays
+// 4 bits higher: there n = q + 8 is the bf16 n 2^-129 (the first two binades are one linear scale), and
+// n 2^-129 2^127 - 2 = q / 4.
+DEVICE u32 quarter_neighbours(u32 word, int t) {
+    u32 pair = __byte_perm(word, 0, 0x4040 | t << 8 | t);
+    asm("lop3.b32 %0, %1, 0x00f0000f, 0x00804308, 0x6a;" : "=r"(pair) : "r"(pair));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(pair), "r"(0x7f003e80u), "r"(0xc000c208u));
+    return pair;
+}
+
+// The A fragments of a step's 8 k-steps, from byte t of each word of fragment rows r and r + 8: two words are a k-step.
+DEVICE void dequantize(u32 (&a)[8][4], const uint4 *from, int t) {
+#pragma unroll
+    for (int s = 0; s < 8; s += 2) {
+        const uint4 w = from[s / 2], w8 = from[32 + s / 2];
+        a[s][0] = quarter_neighbours(w.x, t), a[s][1] = quarter_neighbours(w8.x, t);
+        a[s][2] = quarter_neighbours(w.y, t), a[s][3] = quarter_neighbours(w8.y, t);
+        a[s + 1][0] = quarter_neighbours(w.z, t), a[s + 1][1] = quarter_neighbours(w8.z, t);
+        a[s + 1][2] = quarter_neighbours(w.w, t), a[s + 1][3] = quarter_neighbours(w8.w, t);
+    }
+}
+#endif
