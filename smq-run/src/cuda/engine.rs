@@ -10,7 +10,7 @@ use super::memory::DeviceBuffer;
 use super::packing::pack;
 use super::prefill::{CHUNK, Prefill};
 use super::state::{RING, State};
-use super::upload::UploadReport;
+use super::upload::{Staging, UploadReport};
 use super::weights::DeviceModel;
 use crate::config::ModelConfig;
 use crate::engine::{self, Continuations, Engine, TokenScore, check_keep};
@@ -57,7 +57,7 @@ impl CudaEngine {
     /// Copies a model to the first GPU and compiles its kernels. Sequences have at most `max_tokens` positions.
     ///
     /// # Errors
-    /// [`Error::Cuda`] with the remedy if there is no usable GPU, and as [`DeviceModel::load`].
+    /// [`Error::Cuda`] with the remedy if there is no usable GPU, and as [`DeviceModel::place`].
     pub fn load(source: &Source, max_tokens: Option<usize>) -> Result<Self> {
         Self::load_on(Gpu::open(0)?, source, max_tokens)
     }
@@ -78,9 +78,15 @@ impl CudaEngine {
             )));
         }
         let kernels = Kernels::new(gpu.clone());
-        let (model, upload) = DeviceModel::load(&gpu, source, &config)?;
-        let state = State::new(&gpu, &config)?;
-        let prefill = Prefill::new(&kernels, &config)?;
+        let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);
+        let (made, staging) = Staging::while_doing(&gpu, bytes, || {
+            // What is wrong with the model is said before kernels are compiled.
+            let placed = DeviceModel::place(&gpu, source, &config)?;
+            let state = State::new(&gpu, &config)?;
+            Ok((placed, state, Prefill::new(&kernels, &config)?))
+        })?;
+        let (placed, state, prefill) = made;
+        let (model, upload) = placed.upload(&gpu, staging)?;
         let mut engine = Self {
             info: gpu.info()?,
             config,

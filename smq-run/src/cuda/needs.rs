@@ -23,7 +23,7 @@ pub const SMS: usize = 132;
 /// of `sms` multiprocessors.
 ///
 /// # Errors
-/// As [`DeviceModel::load`], but for memory.
+/// As [`DeviceModel::place`], but for memory.
 pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Result<Vec<Need>> {
     let mut c = ModelConfig::from_json(source.require("config.json")?)?;
     if let Some(max) = max_tokens {

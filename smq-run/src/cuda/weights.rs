@@ -1,7 +1,6 @@
 //! A model's weights on the GPU, as the file has them.
 
 use std::borrow::Cow;
-use std::time::Instant;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -180,52 +179,55 @@ pub struct DeviceModel {
     _arena: Arena,
 }
 
+/// A model whose weights have places on the GPU, but are not there yet.
+#[derive(Debug)]
+pub struct PlacedModel<'s> {
+    model: DeviceModel,
+    pieces: Vec<(Cow<'s, [u8]>, Span)>,
+}
+
+impl PlacedModel<'_> {
+    /// Copies every tensor to the GPU, and says what that took.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the driver fails.
+    pub fn upload(self, gpu: &Gpu, mut staging: Staging) -> Result<(DeviceModel, UploadReport)> {
+        let pieces = self.pieces.iter();
+        let pieces: Vec<Piece<'_>> = pieces
+            .map(|(source, to)| Piece { source, to: *to })
+            .collect();
+        // SAFETY: the places are parts of the model's arena, which nothing uses yet.
+        let report = unsafe { upload(gpu, &mut staging, &pieces) }?;
+        Ok((self.model, report))
+    }
+}
+
 impl DeviceModel {
-    /// Copies every tensor of `source` to the GPU, and says what that took.
+    /// Checks every tensor of `source` and finds it a place on the GPU.
     ///
     /// # Errors
     /// As [`Decoder::load`](crate::model::Decoder::load); [`Error::Tensor`] for what the kernels do not do;
     /// [`Error::Cuda`] if the memory is not there.
-    pub fn load(gpu: &Gpu, source: &Source, c: &ModelConfig) -> Result<(Self, UploadReport)> {
+    pub fn place<'s>(gpu: &Gpu, source: &'s Source, c: &ModelConfig) -> Result<PlacedModel<'s>> {
         let mut pieces = Vec::new();
-        let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);
-        let (placed, staging, waited) = std::thread::scope(|scope| {
-            let staging = scope.spawn(|| Staging::new(gpu, bytes));
-            let placed = Arena::build(gpu, "the weights", |arena| {
-                pieces.clear();
-                let mut placer = Placer {
-                    source,
-                    arena,
-                    pieces: &mut pieces,
-                    grouped: None,
-                };
-                placer.model(c)
-            });
-            let start = Instant::now();
-            (placed, staging.join(), start.elapsed().as_secs_f64())
-        });
-        let (arena, mut model) = placed?;
-        let failed = |_| Error::Cuda("a thread failed while it locked memory".into());
-        let mut staging = staging.map_err(failed)??;
+        let (arena, mut model) = Arena::build(gpu, "the weights", |arena| {
+            pieces.clear();
+            let mut placer = Placer {
+                source,
+                arena,
+                pieces: &mut pieces,
+                grouped: None,
+            };
+            placer.model(c)
+        })?;
         model._arena = arena;
-        let pieces: Vec<Piece<'_>> = pieces
-            .iter()
-            .map(|(bytes, to)| Piece {
-                source: bytes,
-                to: *to,
-            })
-            .collect();
-        // SAFETY: the places are parts of the arena, which nothing uses yet.
-        let mut report = unsafe { upload(gpu, &mut staging, &pieces) }?;
-        report.seconds += waited;
-        report.seconds_locking = waited;
-        Ok((model, report))
+        Ok(PlacedModel { model, pieces })
     }
 
     /// The model's shapes and formats, its weights nowhere.
     ///
     /// # Errors
-    /// As [`load`](Self::load), but for memory.
+    /// As [`place`](Self::place), but for memory.
     pub(super) fn sizes(source: &Source, c: &ModelConfig) -> Result<Self> {
         let mut placer = Placer {
             source,

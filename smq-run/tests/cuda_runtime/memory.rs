@@ -54,7 +54,8 @@ pub fn out_of_memory_says_so(gpu: &Gpu) -> Outcome {
 }
 
 pub fn uploads_arrive_whole(gpu: &Gpu) -> Outcome {
-    let bytes: Vec<u8> = (0..64_u32 << 18)
+    // More than all pinned memory, so that it is used again.
+    let bytes: Vec<u8> = (0..200_u32 << 18)
         .flat_map(|i| i.wrapping_mul(0x9e37_79b9).to_le_bytes())
         .collect();
     let buffer = DeviceBuffer::new(gpu, bytes.len(), "a test")?;
