@@ -2,7 +2,7 @@
 //!
 //! A copy from pageable memory goes through the driver's own small buffer, on one thread (8 GB/s on an
 //! H100 whose bus does 54). Here many threads fill the parts of pinned slots (the map's page faults happen
-//! there), and each slot is copied to the GPU at once while others are filled: see [`ring`].
+//! there), and each slot is copied to the GPU at once while others are filled (`upload/ring.rs`).
 
 mod ring;
 
