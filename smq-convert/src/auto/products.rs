@@ -18,7 +18,8 @@ pub fn products(names: &[&str]) -> Vec<Vec<usize>> {
 }
 
 /// A tensor's name, with the first of its fused projections in place of its own.
-fn product(name: &str) -> String {
+#[must_use]
+pub fn product(name: &str) -> String {
     let parts = name.split('.').map(|part| {
         let fused = FUSED.iter().find(|fused| fused.contains(&part));
         fused.map_or(part, |fused| fused[0])

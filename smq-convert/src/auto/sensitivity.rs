@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::products::product;
 use crate::error::ConvertError;
 use crate::plan::Target;
 use crate::source::{Checkpoint, SourceTensor};
@@ -11,25 +12,28 @@ use crate::source::{Checkpoint, SourceTensor};
 /// Largest file; a point takes about 500 bytes.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// What quantizing single layers or projections did to a model's predictions.
+/// What quantizing single layers, products or projections did to a model's predictions.
 #[derive(Debug, Clone)]
 pub struct Sensitivity {
     path: PathBuf,
     /// Of the file.
     pub blake3: String,
     target: Target,
+    /// Points are of matrices that are multiplied as one, and have the first one's name.
+    by_product: bool,
     points: Vec<Point>,
 }
 
 #[derive(Deserialize)]
 struct Contents {
     target: String,
+    unit: Option<String>,
     points: Vec<Point>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 struct Point {
-    /// A tensor's name, or what the names of a layer's begin with.
+    /// A tensor's name, what the names of a layer's begin with, or the name of a product's first.
     name: String,
     /// Elements.
     weights: u64,
@@ -81,6 +85,7 @@ impl Sensitivity {
             path: path.to_path_buf(),
             blake3: blake3::hash(&text).to_hex().to_string(),
             target,
+            by_product: contents.unit.as_deref() == Some("product"),
             points: contents.points,
         })
     }
@@ -139,7 +144,44 @@ impl Sensitivity {
 
     /// Whether a tensor was quantized for a point.
     fn is_of(&self, point: &Point, tensor: &SourceTensor) -> bool {
+        if self.by_product {
+            return self.target.takes(tensor) && product(&tensor.name) == point.name;
+        }
         let rest = tensor.name.strip_prefix(&point.name);
         self.target.takes(tensor) && rest.is_some_and(|r| r.is_empty() || r.starts_with('.'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_point_is_of_a_tensor_a_layer_or_a_product() {
+        let of = |unit: Option<&str>, point: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let point = serde_json::json!({"name": point, "weights": 1, "squared_error": 1.0, "mean_kl": {"value": 1.0}});
+            let text = serde_json::json!({"target": "all", "unit": unit, "points": [point]});
+            std::fs::write(file.path(), text.to_string()).unwrap();
+            let read = Sensitivity::read(file.path()).unwrap();
+            let names = ["q_proj", "k_proj", "v_proj", "o_proj"];
+            names.map(|name| {
+                let tensor = SourceTensor {
+                    name: format!("model.layers.1.self_attn.{name}.weight"),
+                    shape: vec![64, 64],
+                    dtype: smq_format::Dtype::Bf16,
+                    shard: 0,
+                    range: 0..8192,
+                    packed: None,
+                };
+                read.is_of(&read.points[0], &tensor)
+            })
+        };
+        let q = "model.layers.1.self_attn.q_proj.weight";
+        assert_eq!(of(None, q), [true, false, false, false]);
+        assert_eq!(of(Some("projection"), q), [true, false, false, false]);
+        assert_eq!(of(Some("product"), q), [true, true, true, false]);
+        assert_eq!(of(Some("layer"), "model.layers.1"), [true; 4]);
+        assert_eq!(of(Some("layer"), "model.layers.11"), [false; 4]);
     }
 }

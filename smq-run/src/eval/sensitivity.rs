@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
+use smq_convert::auto::products::product;
 use smq_convert::choice::rule_name;
 use smq_convert::{Checkpoint, ScaleChoice, ScaleRule, Target};
 use smq_format::SmqFile;
@@ -28,6 +29,8 @@ use crate::{Source, Tokenizer};
 pub enum Unit {
     /// All selected matrices of a layer.
     Layer,
+    /// Matrices that are multiplied as one: q, k and v; gate and up. Devices that read them as one can measure no less.
+    Product,
     /// One matrix.
     Projection,
 }
@@ -204,12 +207,13 @@ fn units(checkpoint: &Checkpoint, options: &SensitivityOptions) -> Vec<(String, 
             continue;
         }
         let name = match options.unit {
-            Unit::Layer => layer_of(&tensor.name),
-            Unit::Projection => &tensor.name,
+            Unit::Layer => layer_of(&tensor.name).to_owned(),
+            Unit::Product => product(&tensor.name),
+            Unit::Projection => tensor.name.clone(),
         };
-        match units.iter_mut().find(|(unit, _)| unit == name) {
+        match units.iter_mut().find(|(unit, _)| *unit == name) {
             Some((_, tensors)) => tensors.push(tensor.name.clone()),
-            None => units.push((name.to_owned(), vec![tensor.name.clone()])),
+            None => units.push((name, vec![tensor.name.clone()])),
         }
     }
     units

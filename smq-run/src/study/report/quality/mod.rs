@@ -259,6 +259,7 @@ impl Quality {
 pub fn unit(s: &Sensitivity) -> &'static str {
     match s.unit {
         crate::eval::sensitivity::Unit::Layer => "layer",
+        crate::eval::sensitivity::Unit::Product => "product",
         crate::eval::sensitivity::Unit::Projection => "projection",
     }
 }
