@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use self::ring::{Bus, Ring, Take, Times};
+use self::ring::{Bus, Ring, Times};
 use super::device::Gpu;
 use super::memory::{DeviceBuffer, Span};
 use super::pinned::PinnedBuffer;
@@ -27,8 +27,6 @@ const SLOT_PARTS: usize = 4;
 const SLOT_BYTES: usize = SLOT_PARTS * PART_BYTES;
 /// Pinned parts for each thread: while one is filled, another is copied.
 const THREAD_PARTS: usize = 2;
-/// Who fills which part.
-const TAKE: Take = Take::First;
 /// More threads than this read memory no faster.
 const MAX_THREADS: usize = 32;
 
@@ -140,7 +138,7 @@ pub unsafe fn upload(
         free: (0..places).map(event).collect::<Result<_>>()?,
     };
     let threads = staging.threads;
-    let ring = Ring::new(copies.parts.len(), SLOT_PARTS, places, threads, TAKE);
+    let ring = Ring::new(copies.parts.len(), SLOT_PARTS, places, threads);
     let results = run(&ring, &copies, threads);
     // Whatever happened, no copy may still read a slot when it is freed or filled again.
     let end = Instant::now();

@@ -4,7 +4,6 @@
 //! which different threads fill; who fills the last one has the slot copied as a whole. The next slot
 //! of the place waits for that.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,16 +33,6 @@ pub trait Bus: Sync {
     unsafe fn start(&self, slot: usize, place: usize) -> Result<()>;
 }
 
-/// Which part a thread takes next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code)] // `upload::TAKE` names the one in use; both are tested.
-pub enum Take {
-    /// The first that nobody took: a slow thread holds nobody up for longer than one part.
-    First,
-    /// Every `threads`-th: where that divides the ring, a thread's memory is its own.
-    Own,
-}
-
 /// What one thread spent its time on.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Times {
@@ -59,8 +48,6 @@ pub struct Ring {
     parts: usize,
     slot_parts: usize,
     threads: usize,
-    take: Take,
-    next: AtomicUsize,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -82,13 +69,11 @@ struct Place {
 
 impl Ring {
     /// For `parts` in slots of `slot_parts`, filled by `threads`. Nothing may be 0 but `parts`.
-    pub fn new(parts: usize, slot_parts: usize, places: usize, threads: usize, take: Take) -> Self {
+    pub fn new(parts: usize, slot_parts: usize, places: usize, threads: usize) -> Self {
         Self {
             parts,
             slot_parts,
             threads,
-            take,
-            next: AtomicUsize::new(0),
             state: Mutex::new(State {
                 places: vec![Place::default(); places],
                 stopped: false,
@@ -121,15 +106,11 @@ impl Ring {
 
     fn fill_parts(&self, bus: &impl Bus, thread: usize) -> Result<Times> {
         let mut times = Times::default();
-        let mut own = (thread..self.parts).step_by(self.threads);
-        let mut next = || match self.take {
-            Take::First => {
-                Some(self.next.fetch_add(1, Ordering::Relaxed)).filter(|p| *p < self.parts)
-            }
-            Take::Own => own.next(),
-        };
+        // Every `threads`-th: where that divides the ring, a thread fills the same memory again, which is in its core's
+        // cache. Whichever comes next is slower to fill by a third.
+        let own = (thread..self.parts).step_by(self.threads);
         let places = self.state().places.len();
-        while let Some(part) = next() {
+        for part in own {
             let slot = part / self.slot_parts;
             let (round, place) = (slot / places, slot % places);
             let start = Instant::now();
@@ -192,7 +173,7 @@ impl Drop for StopOthers<'_> {
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::thread;
 
@@ -310,57 +291,53 @@ mod tests {
 
     #[test]
     fn every_part_arrives_once_and_nothing_is_overwritten_before() {
-        for take in [Take::First, Take::Own] {
-            for (parts, slot_parts, places, threads) in [
-                (0, 4, 2, 3),
-                (1, 4, 1, 1),
-                (3, 4, 1, 3),
-                (9, 1, 1, 4),
-                (64, 4, 1, 5),
-                (203, 4, 2, 16),
-                (801, 4, 8, 16),
-                (500, 8, 3, 7),
-                (97, 3, 50, 24),
-            ] {
-                let ring = Ring::new(parts, slot_parts, places, threads, take);
-                let (mut copies, results) = run(&ring, Fault::None);
-                let case = (take, parts, slot_parts, places, threads);
-                assert!(results.iter().all(|r| matches!(r, Some(Ok(_)))), "{case:?}");
-                // A place's slots are copied in their order.
-                let of_place = |place: usize| copies.iter().filter(move |c| c.0 % places == place);
-                assert!((0..places).all(|p| of_place(p).is_sorted()), "{case:?}");
-                copies.sort();
-                let expected: Copies = (0..parts.div_ceil(slot_parts))
-                    .map(|slot| {
-                        let parts_of = slot * slot_parts..(slot + 1) * slot_parts;
-                        let there = parts_of.map(|p| if p < parts { p } else { EMPTY });
-                        (slot, there.collect())
-                    })
-                    .collect();
-                assert_eq!(copies, expected, "{case:?}");
-            }
+        for (parts, slot_parts, places, threads) in [
+            (0, 4, 2, 3),
+            (1, 4, 1, 1),
+            (3, 4, 1, 3),
+            (9, 1, 1, 4),
+            (64, 4, 1, 5),
+            (203, 4, 2, 16),
+            (801, 4, 8, 16),
+            (500, 8, 3, 7),
+            (97, 3, 50, 24),
+        ] {
+            let ring = Ring::new(parts, slot_parts, places, threads);
+            let (mut copies, results) = run(&ring, Fault::None);
+            let case = (parts, slot_parts, places, threads);
+            assert!(results.iter().all(|r| matches!(r, Some(Ok(_)))), "{case:?}");
+            // A place's slots are copied in their order.
+            let of_place = |place: usize| copies.iter().filter(move |c| c.0 % places == place);
+            assert!((0..places).all(|p| of_place(p).is_sorted()), "{case:?}");
+            copies.sort();
+            let expected: Copies = (0..parts.div_ceil(slot_parts))
+                .map(|slot| {
+                    let parts_of = slot * slot_parts..(slot + 1) * slot_parts;
+                    let there = parts_of.map(|p| if p < parts { p } else { EMPTY });
+                    (slot, there.collect())
+                })
+                .collect();
+            assert_eq!(copies, expected, "{case:?}");
         }
     }
 
     #[test]
     fn where_one_thread_fails_the_others_end() {
-        for take in [Take::First, Take::Own] {
-            for fault in [Fault::Wait(100), Fault::Fill(150), Fault::Start(30)] {
-                let ring = Ring::new(801, 4, 3, 8, take);
-                let (copies, results) = run(&ring, fault);
-                let failed = results.iter().filter(|r| !matches!(r, Some(Ok(_)))).count();
-                assert_eq!(failed, 1, "{take:?} {fault:?}: {results:?}");
-                let panicked = results.iter().any(Option::is_none);
-                assert_eq!(panicked, matches!(fault, Fault::Fill(_)));
-                // The place where it happened is not used again, so the others cannot have got far.
-                assert!(copies.len() < 100, "{take:?} {fault:?}");
-            }
+        for fault in [Fault::Wait(100), Fault::Fill(150), Fault::Start(30)] {
+            let ring = Ring::new(801, 4, 3, 8);
+            let (copies, results) = run(&ring, fault);
+            let failed = results.iter().filter(|r| !matches!(r, Some(Ok(_)))).count();
+            assert_eq!(failed, 1, "{fault:?}: {results:?}");
+            let panicked = results.iter().any(Option::is_none);
+            assert_eq!(panicked, matches!(fault, Fault::Fill(_)));
+            // The place where it happened is not used again, so the others cannot have got far.
+            assert!(copies.len() < 100, "{fault:?}");
         }
     }
 
     #[test]
     fn stopped_before_it_starts_nothing_is_filled() {
-        let ring = Ring::new(64, 4, 2, 4, Take::Own);
+        let ring = Ring::new(64, 4, 2, 4);
         ring.stop();
         assert!(run(&ring, Fault::None).0.is_empty());
     }
