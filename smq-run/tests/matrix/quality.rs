@@ -150,6 +150,31 @@ fn findings_are_golden() {
     );
 }
 
+/// What is recommended by its divergence is told beside what its rule costs on tasks.
+#[test]
+fn tasks_that_contradict_the_divergence_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    made_up(out);
+    let found = |signed: f64| {
+        let variants = [
+            ("mlp-f32", 4.25, 0.2, Some(-0.005)),
+            ("mlp-e5m2", 4.063, 0.2001, Some(-0.02)),
+            ("mlp-e5m2-signed", 4.063, 0.15, Some(signed)),
+        ];
+        put(out, "suite-m.json", &suite("m", &variants));
+        let findings = page(out, "findings.md");
+        let drop = format!(
+            "Mean drops of int4 E5M2: mlp {:.1} % with the recommended rule, 4.0 with the published one, 1.0 with exact scales.",
+            -signed / 0.5 * 100.0
+        );
+        assert!(findings.contains(&drop), "{drop}: {findings}");
+        findings.contains("Tasks contradict the KL divergence here")
+    };
+    assert!(found(-0.05));
+    assert!(!found(-0.01));
+}
+
 #[test]
 fn long_contexts_and_missing_energy_are_told() {
     let dir = tempfile::tempdir().unwrap();

@@ -170,13 +170,8 @@ fn nf4(comparisons: &[Comparison]) -> Option<Value> {
 
 /// How the first of each pair differs from the second, percent.
 fn change(pairs: &[(&Distance, &Distance)]) -> String {
-    let changes = pairs.iter().map(|(a, b)| 100.0 * (a.kl / b.kl - 1.0));
-    let none = (f64::INFINITY, f64::NEG_INFINITY);
-    let (low, high) = changes.fold(none, |(low, high), p| (low.min(p), high.max(p)));
-    match low == high {
-        true => format!("{low:+.0} %"),
-        false => format!("{low:+.0} to {high:+.0} %"),
-    }
+    let percent = |(a, b): &(&Distance, &Distance)| 100.0 * (a.kl / b.kl - 1.0);
+    range(&pairs.iter().map(percent).collect::<Vec<_>>())
 }
 
 /// Each comparison's exact scales, and the choices beside them.

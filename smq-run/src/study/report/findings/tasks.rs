@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use minijinja::{Value, context};
 
 use super::super::quality::Quality;
-use super::super::quality::verdict::Choice;
+use super::super::quality::verdict::{Choice, PUBLISHED};
 use super::super::tables::markdown;
 use crate::eval::suite::{Summary, VariantSummary};
 
@@ -39,8 +39,10 @@ fn value(file: &str, s: &Summary, recommended: Option<&Choice>) -> Value {
     let told = |v: &&VariantSummary| {
         let n = &v.variant;
         let chosen = recommended.is_some_and(|c| {
-            n.rule.as_deref() == Some(&c.rule)
-                && n.scales.as_deref() == Some(&format!("e5m{}", c.mantissa_bits))
+            let width = format!("e5m{}", c.mantissa_bits);
+            [&c.rule, PUBLISHED].contains(&n.rule.as_deref().unwrap_or_default())
+                && n.scales.as_deref() == Some(&width)
+                && n.group.is_none()
         });
         n.config.is_some() || chosen || all_fit || n.name.contains("auto-")
     };
@@ -93,7 +95,10 @@ fn value(file: &str, s: &Summary, recommended: Option<&Choice>) -> Value {
         let drop = |v: &VariantSummary| v.mean_relative_drop.unwrap_or(f64::INFINITY);
         drop(a).total_cmp(&drop(b))
     });
+    let beside = recommended.map_or(Vec::new(), |c| beside(s, c));
     context! {
+        disagrees => !beside.is_empty() && beside.iter().all(|b| b.recommended > b.published),
+        beside => beside.iter().map(Beside::text).collect::<Vec<_>>().join("; "),
         model => s.parameters.model.clone(),
         file,
         items => counts.collect::<Vec<_>>().join(", "),
@@ -104,4 +109,51 @@ fn value(file: &str, s: &Summary, recommended: Option<&Choice>) -> Value {
         least_drop => least.and_then(|v| v.mean_relative_drop).map(|d| format!("{:.1}", 100.0 * d)),
         table => markdown(&columns, rows.collect()),
     }
+}
+
+/// Mean relative drops of a target's int4 in groups of the study's size.
+struct Beside {
+    target: String,
+    recommended: f64,
+    /// The published rule at the same width.
+    published: f64,
+    /// The published rule with exact scales.
+    exact: Option<f64>,
+}
+
+impl Beside {
+    fn text(&self) -> String {
+        let percent = |d: f64| format!("{:.1}", 100.0 * d);
+        let exact = self.exact.map_or(String::new(), |d| {
+            format!(", {} with exact scales", percent(d))
+        });
+        format!(
+            "{} {} % with the recommended rule, {} with the published one{exact}",
+            self.target,
+            percent(self.recommended),
+            percent(self.published)
+        )
+    }
+}
+
+fn beside(s: &Summary, c: &Choice) -> Vec<Beside> {
+    let drop = |target: &str, scales: &str, rule: &str| {
+        let is = |v: &&VariantSummary| {
+            let n = &v.variant;
+            (n.target.as_deref(), n.scales.as_deref(), n.rule.as_deref())
+                == (Some(target), Some(scales), Some(rule))
+                && n.group.is_none()
+        };
+        s.variants.iter().find(is)?.mean_relative_drop
+    };
+    let width = format!("e5m{}", c.mantissa_bits);
+    let of = |target: &str| {
+        Some(Beside {
+            target: target.to_owned(),
+            recommended: drop(target, &width, &c.rule)?,
+            published: drop(target, &width, PUBLISHED).filter(|_| c.rule != PUBLISHED)?,
+            exact: drop(target, "f32", PUBLISHED),
+        })
+    };
+    ["mlp", "all"].into_iter().filter_map(of).collect()
 }
