@@ -297,13 +297,22 @@ where
             let dash = [(x, at), ((x + 6).min(across.end), at)];
             canvas.draw(&PathElement::new(dash, colour.stroke_width(1)))?;
         }
+        // At the right end, or left of the labels that are there.
+        let mut ends = (across.start + across_px / 2..across.end - 3).rev();
+        let free = |x: &i32| {
+            let label = Label::ending(&level.label, (*x, at - 9));
+            let (top, bottom) = (label.top - 3, label.bottom + 3);
+            let label = Label {
+                top,
+                bottom,
+                ..label
+            };
+            !taken.iter().any(|t| t.overlaps(&label))
+        };
+        let end = (ends.find(free).unwrap_or(across.end - 4), at - 9);
         let style = ending_at(name_font(colour));
-        canvas.draw(&Text::new(
-            level.label.as_str(),
-            (across.end - 4, at - 9),
-            style,
-        ))?;
-        taken.push(Label::ending(&level.label, (across.end - 4, at - 9)));
+        canvas.draw(&Text::new(level.label.as_str(), end, style))?;
+        taken.push(Label::ending(&level.label, end));
     }
     let lowest = |v: f64| if axes.from_zero { v.max(0.0) } else { v };
     let mut names = Vec::new();

@@ -49,7 +49,7 @@ pub fn page(data: &Data, quality: &Quality) -> anyhow::Result<String> {
         nf4 => nf4(&comparisons),
         distances => distances(&comparisons, [&published, &recommended]),
         configs => configs::values(data),
-        tasks => tasks::values(quality, recommended.as_ref()),
+        tasks => tasks::values(quality, recommended.as_ref(), published.as_ref()),
         auto => automatic(quality),
         sensitivity => sensitivities(quality),
         notes => notes(quality),

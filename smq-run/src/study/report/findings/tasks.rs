@@ -10,7 +10,11 @@ use super::super::tables::markdown;
 use crate::eval::suite::{Summary, VariantSummary};
 
 /// A value a model, by name.
-pub(super) fn values(quality: &Quality, recommended: Option<&Choice>) -> Vec<Value> {
+pub(super) fn values(
+    quality: &Quality,
+    recommended: Option<&Choice>,
+    published: Option<&Choice>,
+) -> Vec<Value> {
     let items = |s: &Summary| -> usize {
         let files = s.parameters.tasks.values();
         files.filter_map(|f| f.items).sum()
@@ -27,11 +31,16 @@ pub(super) fn values(quality: &Quality, recommended: Option<&Choice>) -> Vec<Val
         }
     }
     most.into_values()
-        .map(|(file, s)| value(file, s, recommended))
+        .map(|(file, s)| value(file, s, recommended, published))
         .collect()
 }
 
-fn value(file: &str, s: &Summary, recommended: Option<&Choice>) -> Value {
+fn value(
+    file: &str,
+    s: &Summary,
+    recommended: Option<&Choice>,
+    published: Option<&Choice>,
+) -> Value {
     let tasks: Vec<_> = s.parameters.tasks.keys().copied().collect();
     let measured = |v: &&VariantSummary| v.mean_relative_drop.is_some();
     // A page has room for a few; the report has all.
@@ -96,7 +105,12 @@ fn value(file: &str, s: &Summary, recommended: Option<&Choice>) -> Value {
         drop(a).total_cmp(&drop(b))
     });
     let beside = recommended.map_or(Vec::new(), |c| beside(s, c));
+    let enough = published.map_or(Vec::new(), |c| enough(s, c));
     context! {
+        enough => enough.iter().map(|(target, drop, exact)| {
+            format!("{target} {:.1} % ({:.1})", 100.0 * drop, 100.0 * exact)
+        }).collect::<Vec<_>>().join(", "),
+        not_enough => enough.iter().any(|(_, drop, exact)| drop - exact > s.accepted_relative_drop),
         disagrees => !beside.is_empty() && beside.iter().all(|b| b.recommended > b.published),
         beside => beside.iter().map(Beside::text).collect::<Vec<_>>().join("; "),
         model => s.parameters.model.clone(),
@@ -111,7 +125,7 @@ fn value(file: &str, s: &Summary, recommended: Option<&Choice>) -> Value {
     }
 }
 
-/// Mean relative drops of a target's int4 in groups of the study's size.
+/// Mean relative drops of a target.
 struct Beside {
     target: String,
     recommended: f64,
@@ -136,16 +150,29 @@ impl Beside {
     }
 }
 
-fn beside(s: &Summary, c: &Choice) -> Vec<Beside> {
-    let drop = |target: &str, scales: &str, rule: &str| {
-        let is = |v: &&VariantSummary| {
-            let n = &v.variant;
-            (n.target.as_deref(), n.scales.as_deref(), n.rule.as_deref())
-                == (Some(target), Some(scales), Some(rule))
-                && n.group.is_none()
-        };
-        s.variants.iter().find(is)?.mean_relative_drop
+/// The mean relative drop of a target's int4 in groups of the study's size.
+fn drop(s: &Summary, target: &str, scales: &str, rule: &str) -> Option<f64> {
+    let is = |v: &&VariantSummary| {
+        let n = &v.variant;
+        (n.target.as_deref(), n.scales.as_deref(), n.rule.as_deref())
+            == (Some(target), Some(scales), Some(rule))
+            && n.group.is_none()
     };
+    s.variants.iter().find(is)?.mean_relative_drop
+}
+
+/// By target: the drop of what is enough by its divergence, and that of exact scales, both by the published rule.
+fn enough(s: &Summary, c: &Choice) -> Vec<(&'static str, f64, f64)> {
+    let width = format!("e5m{}", c.mantissa_bits);
+    let of = |target: &'static str| {
+        let exact = drop(s, target, "f32", PUBLISHED)?;
+        Some((target, drop(s, target, &width, &c.rule)?, exact))
+    };
+    ["mlp", "all"].into_iter().filter_map(of).collect()
+}
+
+fn beside(s: &Summary, c: &Choice) -> Vec<Beside> {
+    let drop = |target: &str, scales: &str, rule: &str| drop(s, target, scales, rule);
     let width = format!("e5m{}", c.mantissa_bits);
     let of = |target: &str| {
         Some(Beside {

@@ -35,7 +35,7 @@ pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
         // FP8 and NF4 have no rule.
         if d.scales == "f32" || rule.is_empty() {
             let what = match d.scales.as_str() {
-                "f32" => format!("{rule}, exact f32 scales{}", of_group(d)),
+                "f32" => format!("f32 scales, {rule}{}", of_group(d)),
                 other => other.to_uppercase(),
             };
             levels.push(Level {
