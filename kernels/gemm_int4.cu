@@ -35,7 +35,7 @@
 // Block: 128 (WARPGROUPS + 1) threads. Dynamic shared memory: SHARED_BYTES.
 // Tensor map of X: bf16, 2-D, sizes {XK, rows of the buffer}, row stride 2 XK bytes, box {64, TILE_M},
 // 128-byte swizzle, no interleave, no fill of NaN.
-#include "common.cuh"
+#include "wgmma.cuh"
 
 #define EPILOGUE_BF16 0
 #define EPILOGUE_ADD 1
@@ -96,9 +96,7 @@ static_assert(SPLIT_K == 1 || STAGES >= WARPGROUPS, "partial sums reuse the toke
 static_assert(SPLIT_K <= STEPS, "each block of a split has a step");
 static_assert(GROUP == 128 || GROUP == 64 || GROUP == 32, "a step has whole groups, and a group whole words");
 
-// ---- clusters and copies (PTX ISA, barrier.cluster, cp.async and cp.async.bulk.tensor) ----
-
-struct __align__(64) tensor_map { u64 words[16]; };
+// ---- clusters and copies (PTX ISA, barrier.cluster and cp.async) ----
 
 // The same shared memory address in block `rank` of the cluster.
 DEVICE u32 address_in(u32 address, u32 rank) {
@@ -125,12 +123,6 @@ DEVICE float4 load_in_cluster(u32 p) {
     return v;
 }
 
-// Box at (column, row) of X to shared memory.
-DEVICE void load_box(const tensor_map *map, u32 destination, u64 *barrier, int column, int row) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
-                 "[%4];" ::"r"(destination), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)) : "memory");
-}
-
 // 16 bytes to shared memory, zeros unless `present`; asks L2 for whole lines, whose rest comes next.
 DEVICE void copy_16(u32 destination, const u8 *p, bool present) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(destination), "l"(p),
@@ -144,30 +136,11 @@ DEVICE void barrier_arrive_after_copies(u64 *barrier) {
 
 // ---- wgmma ----
 
-DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-DEVICE void wgmma_wait_all() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
-
-// Matrix descriptor of TILE_M rows of 64 bf16 with the 128-byte swizzle: 1024 bytes from one block of 8
-// rows to the next. A k-step of 16 further on is 32 bytes further on.
-DEVICE u64 token_descriptor(u32 address) {
-    return (u64)((address & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
-}
-
-#define C4(o) "+f"(c[o]), "+f"(c[o + 1]), "+f"(c[o + 2]), "+f"(c[o + 3])
-#define C8(o) C4(o), C4(o + 4)
-#define C16(o) C8(o), C8(o + 8)
 #define WGMMA(n, list, inputs, predicate, ...)                                                                  \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " predicate ", 0;\n"                                         \
                  "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" list "}, " inputs ", p, 1, 1, 0;\n}\n" \
                  : __VA_ARGS__                                                                                  \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "r"(accumulate))
-#define L8 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define L16 L8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define L32 L16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define L48 L32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define L64 L48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-
 // c[64, TILE_M] (+)= a[64, 16] tokens[TILE_M, 16]^T. Asynchronous: c and a are in use until the wait.
 DEVICE void wgmma(float (&c)[ACCUMULATORS], const u32 (&a)[4], u64 tokens, u32 accumulate) {
 #if TILE_M == 16
@@ -382,7 +355,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
 #pragma unroll 1
             for (int g = 0; g < count; g++) {
                 barrier_wait(full + slot, phase);
-                u64 tokens = token_descriptor(shared_address(shared) + slot * TOKEN_BYTES);
+                u64 tokens = matrix_descriptor(shared_address(shared) + slot * TOKEN_BYTES);
                 u32 a[8][4];
                 dequantize(a, w + slot * (NIBBLE_BYTES / 16), t);
 #pragma unroll
@@ -396,7 +369,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
                         wgmma(partial, a[step], tokens + step / 4 * (HALF_BYTES / 16) + step % 4 * 2, s > 0);
                     }
                     wgmma_commit();
-                    wgmma_wait_all();
+                    wgmma_wait<0>();
 #pragma unroll
                     for (int n = 0; n < ACCUMULATORS; n++) asm volatile("" : "+f"(partial[n])::"memory");
                     if (part == PARTS - 1) {

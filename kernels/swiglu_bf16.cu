@@ -18,7 +18,7 @@
 //
 // Macros: K (multiple of 64), INTERMEDIATE (multiple of 64), TILE_M (16, 32, 64, 128), STAGES.
 // Grid: INTERMEDIATE / 64, block: 288, dynamic shared memory: SHARED_BYTES.
-#include "common.cuh"
+#include "wgmma.cuh"
 
 #define STEPS (K / 64)
 #define W_BYTES 16384
@@ -33,8 +33,6 @@
 
 static_assert(K % 64 == 0 && INTERMEDIATE % 64 == 0, "whole boxes");
 
-struct __align__(64) tensor_map { u64 words[16]; };
-
 // 64 gate rows from row 8 `eight` on and their up rows.
 DEVICE void load_weights(const tensor_map *map, u32 to, u64 *barrier, int column, int eight) {
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
@@ -42,35 +40,11 @@ DEVICE void load_weights(const tensor_map *map, u32 to, u64 *barrier, int column
                  "r"(shared_address(barrier)) : "memory");
 }
 
-// The first TILE_M tokens.
-DEVICE void load_tokens(const tensor_map *map, u32 to, u64 *barrier, int column) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
-                 "[%4];" ::"r"(to), "l"(map), "r"(column), "r"(0), "r"(shared_address(barrier)) : "memory");
-}
-
-DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int PENDING> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
-
-// Of rows of 64 bf16 with the 128-byte swizzle: 1024 bytes from eight rows to the next. 16 columns on is 32 bytes on.
-DEVICE u64 matrix_descriptor(u32 address) {
-    return (u64)((address & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
-}
-
-#define C4(o) "+f"(c[o]), "+f"(c[o + 1]), "+f"(c[o + 2]), "+f"(c[o + 3])
-#define C8(o) C4(o), C4(o + 4)
-#define C16(o) C8(o), C8(o + 8)
 #define WGMMA(n, list, inputs, predicate, ...)                                                                         \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " predicate ", 0;\n"                                                \
                  "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" list "}, " inputs ", p, 1, 1, 0, 0;\n}\n" \
                  : __VA_ARGS__                                                                                         \
                  : "l"(a), "l"(b), "r"(accumulate))
-#define L8 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define L16 L8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define L32 L16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define L48 L32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define L64 L48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-
 // c[64, TILE_M] (+)= a[64, 16] b[TILE_M, 16]^T. Asynchronous: c is in use until the wait.
 DEVICE void wgmma(float (&c)[ACCUMULATORS], u64 a, u64 b, u32 accumulate) {
 #if TILE_M == 16
@@ -113,7 +87,7 @@ swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ te
             };
             auto tokens = [&](int step) {
                 const int slot = step % STAGES;
-                load_tokens(&x_map, stages + slot * STAGE_BYTES + W_BYTES, full + slot, 64 * step);
+                load_box(&x_map, stages + slot * STAGE_BYTES + W_BYTES, full + slot, 64 * step, 0);
             };
             constexpr int AHEAD = STEPS < STAGES ? STEPS : STAGES;
             for (int step = 0; step < AHEAD; step++) weights(step);

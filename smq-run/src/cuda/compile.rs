@@ -63,6 +63,7 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/gemm_int4_weights.cuh"),
     ),
     ("nf4.cuh", include_str!("../../../kernels/nf4.cuh")),
+    ("wgmma.cuh", include_str!("../../../kernels/wgmma.cuh")),
 ];
 
 /// Names of the embedded kernel files.

@@ -65,10 +65,11 @@ pub fn pack(items: &[Continuations<'_>], c: &ModelConfig, rows: usize) -> Vec<Pa
     });
     for (index, item) in items.iter().enumerate() {
         for pack in &mut open {
-            let fits = |n: &usize| c.rope.is_long(item.context.len() + n - 1) == pack.long;
-            let chosen: Vec<usize> = (0..item.continuations.len())
-                .filter(|i| Some(item.continuations[*i].len()).is_some_and(|n| n > 0 && fits(&n)))
-                .collect();
+            let belongs = |i: &usize| {
+                let len = item.continuations[*i].len();
+                len > 0 && c.rope.is_long(item.context.len() + len - 1) == pack.long
+            };
+            let chosen: Vec<usize> = (0..item.continuations.len()).filter(belongs).collect();
             if chosen.is_empty() {
                 continue;
             }

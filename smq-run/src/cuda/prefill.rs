@@ -77,7 +77,7 @@ struct Buffers {
     h: Activations,
     /// [`Seen`] of each row, of several packed sequences.
     seen: Span,
-    /// f32 `[capacity, 2, rotary_dim / 2]` (`rotation.cuh`).
+    /// f32 `[capacity, 2, rotary_dim / 2]` (`rope.cu`).
     rotations: Span,
     /// bf16 `[capacity, (heads + 2 kv_heads) head_dim]`.
     qkv: Span,

@@ -1,11 +1,10 @@
 //! Logits of the checkpoint that `SMQ_MODEL` names, such as SmolLM2: as it is and in every scheme, one test each.
 
 use smq_convert::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
-use smq_run::cuda::CudaEngine;
 
-use crate::logits::{DECODED, decoding, of_prompts};
+use crate::logits::of_all;
 use crate::models::{Model, sample_tokens_of};
-use crate::reference::{Path, Reference};
+use crate::reference::Path;
 use crate::{Outcome, none};
 
 /// Around a tile of tokens, and several tiles.
@@ -54,21 +53,14 @@ pub fn logits(checkpoint: &str, name: &str, method: Option<Method>) -> Outcome {
         _ => Path::Decode,
     };
     let tokens = sample_tokens_of(&source, 700 + STEPS);
-    let lengths = PROMPTS
-        .iter()
-        .flat_map(|p| *p..=p + STEPS)
-        .chain(1..=DECODED);
-    let reference = Reference::new(&source, &tokens, lengths);
-    let mut engine = CudaEngine::load(&source, Some(1024))?;
-    let mut failures = of_prompts(
+    let all = (&PROMPTS[..], STEPS);
+    none(of_all(
         name,
-        &mut engine,
-        &reference,
+        &source,
+        Some(1024),
         &tokens,
-        (&PROMPTS, STEPS),
-        |_| widened,
-    );
-    let decoded = decoding(name, &mut engine, &reference, &tokens, decode);
-    failures.extend(decoded);
-    none(failures)
+        all,
+        widened,
+        decode,
+    ))
 }

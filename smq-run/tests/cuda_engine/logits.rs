@@ -225,21 +225,35 @@ fn of_synthetic(name: &str, source: &Source, widened: bool) -> Vec<String> {
 fn of_synthetic_as(name: &str, source: &Source, widened: bool, decode: Path) -> Vec<String> {
     const PROMPTS: [usize; 4] = [1, 5, 64, 130];
     let tokens = any_tokens(130 + STEPS, 1000);
-    let lengths = PROMPTS
+    let all = (&PROMPTS[..], STEPS);
+    of_all(name, source, None, &tokens, all, widened, decode)
+}
+
+/// Prompts with steps after each, then token by token, on an engine for `max_tokens`.
+pub fn of_all(
+    name: &str,
+    source: &Source,
+    max_tokens: Option<usize>,
+    tokens: &[u32],
+    (prompts, steps): (&[usize], usize),
+    widened: bool,
+    decode: Path,
+) -> Vec<String> {
+    let lengths = prompts
         .iter()
-        .flat_map(|p| *p..=p + STEPS)
+        .flat_map(|p| *p..=p + steps)
         .chain(1..=DECODED);
-    let reference = Reference::new(source, &tokens, lengths);
-    let mut engine = CudaEngine::load(source, None).unwrap();
+    let reference = Reference::new(source, tokens, lengths);
+    let mut engine = CudaEngine::load(source, max_tokens).unwrap();
     let mut failures = of_prompts(
         name,
         &mut engine,
         &reference,
-        &tokens,
-        (&PROMPTS, STEPS),
+        tokens,
+        (prompts, steps),
         |_| widened,
     );
-    failures.extend(decoding(name, &mut engine, &reference, &tokens, decode));
+    failures.extend(decoding(name, &mut engine, &reference, tokens, decode));
     failures
 }
 

@@ -70,13 +70,16 @@ pub(super) fn layers(c: &ModelConfig) -> [Layer; 5] {
 
 /// FP8 rows that end within a line of 128 bytes: SmolLM2's, and ones that take two slots of the ring.
 pub(super) fn short_lines() -> [Layer; 2] {
-    [("576 columns", 576), ("1568 columns", 1568)].map(|(name, cols)| Layer {
-        name,
+    let short = Layer {
         rows: 576,
-        cols,
-        epilogue: Epilogue::Store,
-        normed: true,
-    })
+        ..RAGGED
+    };
+    let two_slots = Layer {
+        name: "1568 columns",
+        cols: 1568,
+        ..short
+    };
+    [short, two_slots]
 }
 
 impl Layer {

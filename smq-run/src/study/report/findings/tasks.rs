@@ -172,14 +172,13 @@ fn enough(s: &Summary, c: &Choice) -> Vec<(&'static str, f64, f64)> {
 }
 
 fn beside(s: &Summary, c: &Choice) -> Vec<Beside> {
-    let drop = |target: &str, scales: &str, rule: &str| drop(s, target, scales, rule);
     let width = format!("e5m{}", c.mantissa_bits);
     let of = |target: &str| {
         Some(Beside {
             target: target.to_owned(),
-            recommended: drop(target, &width, &c.rule)?,
-            published: drop(target, &width, PUBLISHED).filter(|_| c.rule != PUBLISHED)?,
-            exact: drop(target, "f32", PUBLISHED),
+            recommended: drop(s, target, &width, &c.rule)?,
+            published: drop(s, target, &width, PUBLISHED).filter(|_| c.rule != PUBLISHED)?,
+            exact: drop(s, target, "f32", PUBLISHED),
         })
     };
     ["mlp", "all"].into_iter().filter_map(of).collect()

@@ -1,0 +1,31 @@
+// What products on Hopper's tensor cores share (PTX ISA, wgmma and cp.async.bulk.tensor; sm_90a): boxes of a matrix by tensor
+// map, descriptors of them in shared memory, and lists of accumulator registers for the instructions' text.
+#pragma once
+#include "common.cuh"
+
+struct __align__(64) tensor_map { u64 words[16]; };
+
+// Box at (column, row) of a matrix to shared memory.
+DEVICE void load_box(const tensor_map *map, u32 destination, u64 *barrier, int column, int row) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+                 "[%4];" ::"r"(destination), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)) : "memory");
+}
+
+DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int PENDING> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
+
+// Of rows of 64 bf16 with the 128-byte swizzle: 1024 bytes from eight rows to the next. A k-step of 16 on is 32 bytes on.
+DEVICE u64 matrix_descriptor(u32 address) {
+    return (u64)((address & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+
+// Accumulators c[o] on as operands, and the first operands' names.
+#define C4(o) "+f"(c[o]), "+f"(c[o + 1]), "+f"(c[o + 2]), "+f"(c[o + 3])
+#define C8(o) C4(o), C4(o + 4)
+#define C16(o) C8(o), C8(o + 8)
+#define L8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define L16 L8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define L32 L16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define L48 L32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define L64 L48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
