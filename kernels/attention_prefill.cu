@@ -23,7 +23,7 @@
 //   for every HEAD_DIM.
 //
 // Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), WINDOW (0: none), X_INT4, PACKED.
-#include "common.cuh"
+#include "wgmma.cuh"
 
 #ifndef PACKED
 #define PACKED 0
@@ -85,60 +85,43 @@ template <int COUNT> DEVICE void copy_tile(u32 to, const u16 *from, int stride, 
 
 // A matrix of panels with the 64-byte swizzle: 8 rows are 512 bytes. `panels`: bytes from a panel to the next, if the
 // contiguous dimension is not the summed one.
-DEVICE u64 matrix_descriptor(u32 address, u32 panels) {
+DEVICE u64 panels_descriptor(u32 address, u32 panels) {
     return (u64)(address >> 4) | (u64)(panels >> 4) << 16 | (u64)(512 >> 4) << 32 | (u64)2 << 62;
 }
 
-DEVICE void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // The compiler may move arithmetic on registers across a wait, but not across this.
 template <int N> DEVICE void keep_in_place(float (&values)[N]) {
 #pragma unroll
     for (int i = 0; i < N; ++i) asm volatile("" : "+f"(values[i])::"memory");
 }
-template <int PENDING, int N> DEVICE void wgmma_wait(float (&accumulators)[N]) { // for the products that wrote these
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+template <int PENDING, int N> DEVICE void wait_for(float (&accumulators)[N]) { // the products that write these
+    wgmma_wait<PENDING>();
     keep_in_place(accumulators);
 }
 
-#define F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define F16(d, i) F4(d, i), F4(d, i + 4), F4(d, i + 8), F4(d, i + 12)
-#define R0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-#define R16 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define R32 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define R48 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-
-// s[64, PREFILL_KEYS] (+)= a b, a and b from shared memory, contiguous along the summed dimension.
-DEVICE void multiply_keys(float (&s)[PREFILL_KEYS / 2], u64 a, u64 b, int accumulate) {
+// c[64, PREFILL_KEYS] (+)= a b, a and b from shared memory, contiguous along the summed dimension.
+DEVICE void multiply_keys(float (&c)[PREFILL_KEYS / 2], u64 a, u64 b, int accumulate) {
     static_assert(PREFILL_KEYS == 64, "the product's N");
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" R0 ", " R16 "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
-                 : F16(s, 0), F16(s, 16)
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" L32 "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
+                 : C16(0), C16(16)
                  : "l"(a), "l"(b), "r"(accumulate));
 }
 
-// o[64, HEAD_DIM] += p b, p a fragment of 64 x 16, b from shared memory, contiguous along HEAD_DIM.
-DEVICE void multiply_values(float (&o)[HEAD_DIM / 2], const u32 *p, u64 b) {
+#define MULTIPLY(n, list, inputs, ...)                                                                            \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" list "}, " inputs ", 1, 1, 1, 1;\n" \
+                 : __VA_ARGS__                                                                                    \
+                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b))
+// c[64, HEAD_DIM] += p b, p a fragment of 64 x 16, b from shared memory, contiguous along HEAD_DIM.
+DEVICE void multiply_values(float (&c)[HEAD_DIM / 2], const u32 *p, u64 b) {
 #if HEAD_DIM == 32
-    asm volatile("wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" R0
-                 "}, {%16, %17, %18, %19}, %20, 1, 1, 1, 1;\n"
-                 : F16(o, 0)
-                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b));
+    MULTIPLY(32, L16, "{%16, %17, %18, %19}, %20", C16(0));
 #elif HEAD_DIM == 64
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" R0 ", " R16
-                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;\n"
-                 : F16(o, 0), F16(o, 16)
-                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b));
+    MULTIPLY(64, L32, "{%32, %33, %34, %35}, %36", C16(0), C16(16));
 #elif HEAD_DIM == 96
-    asm volatile("wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 {" R0 ", " R16 ", " R32
-                 "}, {%48, %49, %50, %51}, %52, 1, 1, 1, 1;\n"
-                 : F16(o, 0), F16(o, 16), F16(o, 32)
-                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b));
+    MULTIPLY(96, L48, "{%48, %49, %50, %51}, %52", C16(0), C16(16), C16(32));
 #else
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" R0 ", " R16 ", " R32 ", " R48
-                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;\n"
-                 : F16(o, 0), F16(o, 16), F16(o, 32), F16(o, 48)
-                 : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b));
+    MULTIPLY(128, L64, "{%64, %65, %66, %67}, %68", C16(0), C16(16), C16(32), C16(48));
 #endif
 }
 
@@ -234,8 +217,8 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] = 0.0f;
 
     auto start_scores = [&](int tile) {
-        const u64 a = matrix_descriptor(q_tile + 64 * 64 * warpgroup, 16);
-        const u64 b = matrix_descriptor(k_tiles + tile % 2 * KV_BYTES, 16);
+        const u64 a = panels_descriptor(q_tile + 64 * 64 * warpgroup, 16);
+        const u64 b = panels_descriptor(k_tiles + tile % 2 * KV_BYTES, 16);
 #pragma unroll
         for (int step = 0; step < HEAD_DIM / 16; ++step)
             multiply_keys(s, a + (step / 2 * Q_PANEL + step % 2 * 32 >> 4),
@@ -243,7 +226,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         wgmma_commit();
     };
     auto start_output = [&](int tile) {
-        const u64 b = matrix_descriptor(v_tiles + tile % 2 * KV_BYTES, KV_PANEL);
+        const u64 b = panels_descriptor(v_tiles + tile % 2 * KV_BYTES, KV_PANEL);
 #pragma unroll
         for (int step = 0; step < PREFILL_KEYS / 16; ++step)
             multiply_values(o, p + 4 * step, b + (16 * 64 * step >> 4));
@@ -293,33 +276,33 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     sync_threads(1, THREADS);
     int tile = begin;
     if (begin < group_end) {
-        wgmma_begin();
+        wgmma_fence();
         start_scores(begin);
-        wgmma_wait<0>(s);
+        wait_for<0>(s);
         weigh(begin);
         pack_weights();
         for (; tile < group_end - 1; ++tile) {
             next_tiles(tile);
-            wgmma_begin();
+            wgmma_fence();
             start_scores(tile + 1);
             start_output(tile);
-            wgmma_wait<1>(s);
+            wait_for<1>(s);
             weigh(tile + 1);
-            // The softmax comes before the wait, while the tensor cores work: the branch keeps ptxas from moving the
-            // wait ahead of it. Mostly no maximum grows, and nothing needs rescaling.
-            keep_in_place(s);
-            if (__any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
-                wgmma_wait<0>(o);
+            // Mostly no maximum grows, and nothing needs rescaling.
+            const bool rescales = __any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f);
+            // The softmax comes before the wait, while the tensor cores work: a branch, which is never taken, keeps ptxas
+            // from moving the wait ahead of it. Not the one below: a warpgroup's warps must all wait at one place.
+            if (capacity == 0) asm volatile("wgmma.wait_group.sync.aligned 0;\n\ttrap;" ::: "memory");
+            wait_for<0>(o);
+            if (rescales)
 #pragma unroll
                 for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] *= rescale[i / 2 % 2];
-            } else
-                wgmma_wait<0>(o);
             pack_weights();
         }
         next_tiles(tile);
-        wgmma_begin();
+        wgmma_fence();
         start_output(tile);
-        wgmma_wait<0>(o);
+        wait_for<0>(o);
         ++tile;
     }
     for (; tile < end; ++tile) next_tiles(tile); // the other warpgroups' tiles

@@ -216,7 +216,7 @@ DEVICE void emit(const lane_output &lane, int block, float4 v) {
 
 // All threads of the block: the barriers are initialised, here and in the cluster.
 DEVICE void barriers_ready() {
-    asm volatile("bar.sync 0;" ::: "memory");
+    sync_threads(0, THREADS);
     if (SPLIT_K > 1) {
         cluster_arrive_relaxed();
         cluster_wait();

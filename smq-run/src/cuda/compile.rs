@@ -175,8 +175,8 @@ fn options(arch: &str, defines: &[(&str, i64)]) -> Vec<String> {
             .map(|(name, value)| format!("-D{name}={value}")),
     );
     // For compute-sanitizer (kernels/README.md).
-    if std::env::var_os("SMQ_RACECHECK").is_some() {
-        options.push("-DRACECHECK=1".into());
+    if std::env::var_os("SMQ_SANITIZE").is_some() {
+        options.push("-DSANITIZE=1".into());
     }
     options
 }
