@@ -251,11 +251,5 @@ DEVICE void bulk_copy(void *to_shared, const void *from, u32 bytes, u64 *barrier
                  : "memory");
 }
 
-// Waits for the first `threads` threads of the block (whole warps) at barrier `id` (0 to 15). Warps may come by different
-// calls, which synccheck takes for an error: for it, all calls are one place.
-#if SANITIZE
-static __device__ __noinline__
-#else
-DEVICE
-#endif
-void sync_threads(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+// Waits for the first `threads` threads of the block (whole warps) at barrier `id` (0 to 15).
+DEVICE void sync_threads(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# memcheck, racecheck and synccheck of every kernel at work on the bundled checkpoint: each way of storing weights, a short
-# prompt and one of over 1024 tokens, each with decode steps, and scores of many sequences packed into one pass.
+# memcheck and racecheck of every kernel at work on the bundled checkpoint: each way of storing weights, a short prompt and
+# one of over 1024 tokens, each with decode steps, and scores of many sequences packed into one pass.
 #
 #     kernels/sanitize.sh [OUT_DIR]
 #
-# Needs a GPU and compute-sanitizer (CUDA's own). SMQ_BIN is where the release binaries are, JOBS how many run at once,
-# TOOLS which of the three.
+# Needs a GPU and compute-sanitizer (CUDA's own). SMQ_BIN is where the release binaries are, JOBS how many run at once
+# (racecheck takes gigabytes of memory each).
 # One line a run; the tools' own reports stay in OUT_DIR. Fails if any run reports anything.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -57,7 +57,7 @@ check() { # TOOL MODEL WORK
 export -f check
 export bin out model long
 export SMQ_SANITIZE=1 # README.md
-for tool in ${TOOLS:-memcheck racecheck synccheck}; do
+for tool in memcheck racecheck; do
     for name in bf16 int4 int4-mlp-f32 int4-signed-64 int4-32 nf4 fp8; do
         for work in short long endings lines; do
             echo "$tool $name $work"
