@@ -89,16 +89,6 @@ DEVICE u64 panels_descriptor(u32 address, u32 panels) {
     return (u64)(address >> 4) | (u64)(panels >> 4) << 16 | (u64)(512 >> 4) << 32 | (u64)2 << 62;
 }
 
-// The compiler may move arithmetic on registers across a wait, but not across this.
-template <int N> DEVICE void keep_in_place(float (&values)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(values[i])::"memory");
-}
-template <int PENDING, int N> DEVICE void wait_for(float (&accumulators)[N]) { // the products that write these
-    wgmma_wait<PENDING>();
-    keep_in_place(accumulators);
-}
-
 // c[64, PREFILL_KEYS] (+)= a b, a and b from shared memory, contiguous along the summed dimension.
 DEVICE void multiply_keys(float (&c)[PREFILL_KEYS / 2], u64 a, u64 b, int accumulate) {
     static_assert(PREFILL_KEYS == 64, "the product's N");
@@ -278,7 +268,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     if (begin < group_end) {
         wgmma_fence();
         start_scores(begin);
-        wait_for<0>(s);
+        wgmma_wait<0>(s);
         weigh(begin);
         pack_weights();
         for (; tile < group_end - 1; ++tile) {
@@ -286,14 +276,14 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
             wgmma_fence();
             start_scores(tile + 1);
             start_output(tile);
-            wait_for<1>(s);
+            wgmma_wait<1>(s);
             weigh(tile + 1);
             // Mostly no maximum grows, and nothing needs rescaling.
             const bool rescales = __any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f);
             // The softmax comes before the wait, while the tensor cores work: a branch, which is never taken, keeps ptxas
             // from moving the wait ahead of it. Not the one below: a warpgroup's warps must all wait at one place.
             if (capacity == 0) asm volatile("wgmma.wait_group.sync.aligned 0;\n\ttrap;" ::: "memory");
-            wait_for<0>(o);
+            wgmma_wait<0>(o);
             if (rescales)
 #pragma unroll
                 for (int i = 0; i < HEAD_DIM / 2; ++i) o[i] *= rescale[i / 2 % 2];
@@ -302,7 +292,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         next_tiles(tile);
         wgmma_fence();
         start_output(tile);
-        wait_for<0>(o);
+        wgmma_wait<0>(o);
         ++tile;
     }
     for (; tile < end; ++tile) next_tiles(tile); // the other warpgroups' tiles

@@ -369,9 +369,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
                         wgmma(partial, a[step], tokens + step / 4 * (HALF_BYTES / 16) + step % 4 * 2, s > 0);
                     }
                     wgmma_commit();
-                    wgmma_wait<0>();
-#pragma unroll
-                    for (int n = 0; n < ACCUMULATORS; n++) asm volatile("" : "+f"(partial[n])::"memory");
+                    wgmma_wait<0>(partial);
                     if (part == PARTS - 1) {
                         barrier_arrive_warp(empty + slot);
                         if (++slot == STAGES) slot = 0, phase ^= 1;

@@ -114,9 +114,7 @@ swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ te
             wgmma_wait<1>(); // the step before is done
             if (step > 0) barrier_arrive_warp(empty + (step - 1) % STAGES);
         }
-        wgmma_wait<0>();
-#pragma unroll
-        for (int i = 0; i < ACCUMULATORS; i++) asm volatile("" : "+f"(c[i])::"memory");
+        wgmma_wait<0>(c);
         // Through shared memory, for whole sectors to write. Accumulators 4 j .. are tokens 8 j + 2 t and + 1: gate, gate, up, up.
         u16 *staged = (u16 *)(shared + OUT_OFFSET);
 #pragma unroll

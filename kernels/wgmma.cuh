@@ -14,6 +14,13 @@ DEVICE void load_box(const tensor_map *map, u32 destination, u64 *barrier, int c
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int PENDING> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
+// For the products that write `accumulators`, to read these then. The compiler may move arithmetic on registers across the
+// wait itself, but not across their mention after it.
+template <int PENDING, int N> DEVICE void wgmma_wait(float (&accumulators)[N]) {
+    wgmma_wait<PENDING>();
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(accumulators[i])::"memory");
+}
 
 // Of rows of 64 bf16 with the 128-byte swizzle: 1024 bytes from eight rows to the next. A k-step of 16 on is 32 bytes on.
 DEVICE u64 matrix_descriptor(u32 address) {

@@ -7,8 +7,8 @@ Scores, in CHECKPOINT (C0) and every FILE, with `smq-run eval lambada`:
   last     the last word of the first 400 passages, as published
   random   a word drawn from the second half of each of the first 250, given what precedes it
   longer   the last word of the first 100, after three other passages
-and prints each FILE's mean change of log-likelihood, in nats, with a 95 % interval; of `last` and `random` also of the words
-that occur earlier in the passage and of those that do not. --json keeps every item's. What DIR has is not scored again.
+and prints each FILE's mean change of log-likelihood, in nats, with a 95 % interval; also that of the words that occur earlier
+in the text and of those that do not. --json keeps every item's. What DIR has is not scored again.
 Needs nothing but Python.
 """
 
@@ -79,7 +79,7 @@ def main():
             report[kind]["log_likelihoods"][file.stem] = these
             by = [a - b for a, b in zip(these, base, strict=True)]
             parts = {"all": by, "earlier": [d for d, s in zip(by, seen) if s], "new": [d for d, s in zip(by, seen) if not s]}
-            shown = [f"{name} {change(part)[0]:+.3f} ± {change(part)[1]:.3f}" for name, part in parts.items() if len(part) > 1]
+            shown = ["{} {:+.3f} ± {:.3f}".format(name, *change(part)) for name, part in parts.items() if len(part) > 1]
             print(f"  {file.stem}: {'; '.join(shown)}")
     if args.json:
         args.json.write_text(json.dumps(report, separators=(",", ":")) + "\n")
