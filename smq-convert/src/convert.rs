@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use smq_format::statistics::{STATISTICS_VERSION, TensorStatistics};
 use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
+use smq_model::EMBEDDED_FILES;
 
 use crate::auto::{Auto, AutoOptions, choose, measured_bytes};
 use crate::choice::{Choice, rule_name};
@@ -13,7 +14,7 @@ use crate::import::Form;
 use crate::known::check_against_config;
 use crate::plan::{Plan, Target, plan, sources};
 use crate::quantize::{Method, QuantizeError, Quantized, ScaleRule, keep};
-use crate::source::{Checkpoint, EMBEDDED_FILES, SourceTensor};
+use crate::source::{Checkpoint, SourceTensor};
 use crate::source_hash::SourceHasher;
 
 /// What to make of a checkpoint.
@@ -79,7 +80,7 @@ fn uniform(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Choice, 
 }
 
 fn plan_of(checkpoint: &Checkpoint, choice: &Choice) -> Result<Plan, ConvertError> {
-    let files = checkpoint.embedded_files()?;
+    let files = checkpoint.embedded_files();
     plan(checkpoint, &files, choice, provenance(checkpoint, choice))
 }
 
@@ -145,8 +146,8 @@ fn write(
     progress: Progress,
 ) -> Result<Summary, ConvertError> {
     plan_of(checkpoint, choice)?;
-    for (name, contents) in checkpoint.embedded_files()? {
-        writer.add_file(name, &contents)?;
+    for (name, contents) in checkpoint.embedded_files() {
+        writer.add_file(name, contents)?;
     }
     let mut hasher = SourceHasher::new(checkpoint);
     let (statistics, scale_bytes) = pool(jobs)?.install(|| {

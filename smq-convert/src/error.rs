@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use smq_format::{Defect, Dtype};
+use smq_format::Defect;
 
 /// Why a checkpoint was not converted. No output file is left in any case.
 #[derive(Debug, thiserror::Error)]
@@ -20,39 +20,9 @@ pub enum ConvertError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// A directory without weights.
-    #[error(
-        "{}: no model.safetensors.index.json, no model.safetensors and no single other .safetensors file in it",
-        .0.display()
-    )]
-    NoWeights(PathBuf),
-    /// The shard index lists a file that is not there.
-    #[error(
-        "{}: shard {shard} is missing, though model.safetensors.index.json lists it; download it again",
-        dir.display()
-    )]
-    MissingShard {
-        /// The checkpoint.
-        dir: PathBuf,
-        /// The file.
-        shard: String,
-    },
-    /// The shard index and the shards disagree.
-    #[error("{}: {problem}", path.display())]
-    ShardIndex {
-        /// The shard index.
-        path: PathBuf,
-        /// What disagrees.
-        problem: String,
-    },
-    /// A file that is not safetensors, or a damaged one.
-    #[error("{}: not a complete safetensors file: {reason}; download it again", path.display())]
-    Safetensors {
-        /// The file.
-        path: PathBuf,
-        /// What the parser found.
-        reason: String,
-    },
+    /// The checkpoint cannot be read.
+    #[error(transparent)]
+    Model(#[from] smq_model::Error),
     /// A tensor whose elements .smq does not hold.
     #[error(
         "{}: tensor {tensor:?} has dtype {dtype}; smq-convert reads bf16, f16 and f32",
@@ -207,15 +177,5 @@ impl ConvertError {
                 defect,
             })
         }
-    }
-}
-
-/// The safetensors dtype as ours.
-pub(crate) fn dtype(dtype: safetensors::Dtype) -> Option<Dtype> {
-    match dtype {
-        safetensors::Dtype::BF16 => Some(Dtype::Bf16),
-        safetensors::Dtype::F16 => Some(Dtype::F16),
-        safetensors::Dtype::F32 => Some(Dtype::F32),
-        _ => None,
     }
 }

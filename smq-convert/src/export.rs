@@ -22,11 +22,11 @@ use serde_json::json;
 use smq_format::{Defect, Dtype, SmqFile};
 
 use crate::error::ConvertError;
-use crate::source::{EMBEDDED_FILES, SHARD_INDEX};
 use crate::synth::SynthError;
 use crate::synth::config::pretty;
 use crate::synth::shards::{fill_shards, shard_name};
 use crate::synth::staging::Staging;
+use smq_model::{EMBEDDED_FILES, SHARD_INDEX};
 
 pub use elements::Rounding;
 use plan::Plan;

@@ -103,7 +103,7 @@ pub struct Plan {
 /// A tensor the format cannot hold.
 pub fn plan(
     checkpoint: &Checkpoint,
-    files: &[(&str, Vec<u8>)],
+    files: &[(&str, &[u8])],
     choice: &Choice,
     provenance: Provenance,
 ) -> Result<Plan, ConvertError> {
@@ -173,7 +173,7 @@ pub fn plan(
 
 /// A provenance with hashes still to come.
 pub fn sources(checkpoint: &Checkpoint) -> Vec<SourceFile> {
-    let source = |shard: &crate::source::Shard| SourceFile {
+    let source = |shard: &smq_model::Shard| SourceFile {
         blake3: [0; 32],
         length: shard.bytes().len() as u64,
         name: shard.name.clone(),

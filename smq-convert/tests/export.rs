@@ -130,12 +130,12 @@ fn dequantized_in_f32_is_exact_and_the_rest_is_as_it_was() {
             .iter()
             .map(|p| p.file_name().unwrap().to_str().unwrap().to_owned())
             .collect();
-        for name in smq_convert::source::EMBEDDED_FILES {
+        for name in smq_model::EMBEDDED_FILES {
             let same = fs::read(out.join(name)).unwrap() == fs::read(fixture().join(name)).unwrap();
             assert!(same, "{name}");
             expected.push(name.to_owned());
         }
-        expected.push(smq_convert::source::SHARD_INDEX.to_owned());
+        expected.push(smq_model::SHARD_INDEX.to_owned());
         expected.sort();
         assert_eq!(names(&out), expected);
     }

@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::cuda::GpuInfo;
-use crate::cuda::upload::UploadReport;
-use crate::engine::Engine;
-use crate::error::{Error, Result};
-use crate::generate::{GenerateOptions, Timing, generate};
-use crate::measure::{Machine, Memory, Summary};
-use crate::sample::SamplingOptions;
-use crate::source::Source;
+use crate::measure::{Machine, Memory};
+use smq_engine::Engine;
+use smq_engine::GpuInfo;
+use smq_engine::LoadReport;
+use smq_engine::Summary;
+use smq_engine::generate::{GenerateOptions, Timing, generate};
+use smq_engine::sample::SamplingOptions;
+use smq_engine::{Error, Result};
+use smq_model::Source;
 
 /// What to time.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -85,7 +86,7 @@ pub struct BenchReport {
     pub gpu: Option<GpuInfo>,
     /// What copying the weights to it took.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub upload: Option<UploadReport>,
+    pub upload: Option<LoadReport>,
     /// What was timed.
     pub options: BenchOptions,
     /// How prompts are made.

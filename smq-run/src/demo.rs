@@ -12,7 +12,8 @@ use smq_format::SmqFile;
 
 use crate::bench::{BenchOptions, bench};
 use crate::eval::ppl::{PplOptions, PplReport, perplexity};
-use crate::{Device, Source, Tokenizer, engine};
+use smq_engine::Device;
+use smq_model::{Source, Tokenizer};
 
 /// What to show.
 #[derive(Debug, Clone)]
@@ -153,7 +154,7 @@ fn measure(
     let source = Source::open(model)?;
     let tokenizer = Tokenizer::load(&source)?;
     let started = std::time::Instant::now();
-    let mut engine = engine::load(&source, device, None)?;
+    let mut engine = smq_engine::load(&source, device, None)?;
     let load = started.elapsed();
     let PplReport {
         perplexity,

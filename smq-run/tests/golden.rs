@@ -14,12 +14,13 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use smq_run::engine::log_sum_exp;
+use smq_engine::generate::{GenerateOptions, generate};
+use smq_engine::log_sum_exp;
+use smq_engine::model::{Decoder, Sequence};
+use smq_engine::sample::SamplingOptions;
+use smq_engine::{CpuEngine, Engine};
+use smq_model::{Source, Tokenizer};
 use smq_run::eval::ppl::{PplOptions, perplexity};
-use smq_run::generate::{GenerateOptions, generate};
-use smq_run::model::{Decoder, Sequence};
-use smq_run::sample::SamplingOptions;
-use smq_run::{CpuEngine, Engine, Source, Tokenizer};
 
 const LOGIT_TOLERANCE: f64 = 1e-3;
 

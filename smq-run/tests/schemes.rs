@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use smq_convert::export::{ExportFormat, ExportOptions, export};
 use smq_convert::{Checkpoint, ConvertOptions, Method, Target, convert};
+use smq_engine::model::Precision;
+use smq_engine::{CpuEngine, Engine};
 use smq_format::{Dtype, SmqFile};
-use smq_run::model::Precision;
-use smq_run::{CpuEngine, Engine, Source};
+use smq_model::Source;
 
 const F32_TOLERANCE: f32 = 1e-3;
 const PROMPT: [u32; 12] = [1, 17, 250, 33, 90, 5, 400, 123, 77, 8, 311, 64];

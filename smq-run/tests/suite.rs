@@ -12,12 +12,13 @@ use smq_convert::{AutoOptions, Goal, Sensitivity, convert_auto};
 use smq_convert::{
     Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
 };
+use smq_engine::Device;
+use smq_model::{Source, Tokenizer};
 use smq_run::eval::kl::Base;
 use smq_run::eval::ppl::PplOptions;
 use smq_run::eval::sensitivity::{self, SensitivityOptions, Unit};
 use smq_run::eval::suite::{Progress, SuiteOptions, Summary, VariantSummary, run};
 use smq_run::eval::task::{Metric, Prompts, Task};
-use smq_run::{Device, Source, Tokenizer, engine};
 
 struct Silent {
     cells: Vec<String>,
@@ -313,11 +314,11 @@ fn predicted_divergence_is_about_what_is_measured() {
         max_tokens: Some(4096),
     };
     let source = Source::open(&checkpoint).unwrap();
-    let mut base = engine::load(&source, Device::Cpu, None).unwrap();
+    let mut base = smq_engine::load(&source, Device::Cpu, None).unwrap();
     let tokenizer = Tokenizer::load(&source).unwrap();
     let ids = windows.tokens(&tokenizer, &text, 4096).unwrap();
     let file = Source::open(&path).unwrap();
-    let mut model = engine::load(&file, Device::Cpu, None).unwrap();
+    let mut model = smq_engine::load(&file, Device::Cpu, None).unwrap();
     let mut base = Base::new(&mut *base, ids, windows);
     let measured = base.compare(&mut *model, |_| ()).unwrap().mean_kl.value;
     let predicted = auto.predicted_kl.unwrap();

@@ -11,12 +11,13 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use smq_run::engine::TokenScore;
+use smq_engine::TokenScore;
+use smq_engine::{CpuEngine, Engine, Result};
+use smq_model::{Source, Tokenizer};
 use smq_run::eval::encode;
 use smq_run::eval::task::{
     Item, Metric, Prompts, Request, Task, batches, encode_all, evaluate, scores,
 };
-use smq_run::{CpuEngine, Engine, Result, Source, Tokenizer};
 
 const TOLERANCE_NATS: f64 = 1e-3;
 

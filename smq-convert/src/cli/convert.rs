@@ -460,11 +460,7 @@ fn print_summary(
     }
     writeln!(out, "{rows}")?;
     print_import(&mut out, checkpoint)?;
-    if checkpoint
-        .embedded_files()?
-        .iter()
-        .all(|f| f.0 != "config.json")
-    {
+    if checkpoint.files().file("config.json").is_none() {
         writeln!(
             out,
             "note: there is no config.json beside the weights, so smq-run cannot run this file"

@@ -5,11 +5,12 @@ use std::path::Path;
 
 use safetensors::Dtype as StDtype;
 use serde_json::Value;
+use smq_model::{Checkpoint, Shard, StoredTensor as Stored, dtype};
 
 use super::config::{Declared, declared};
 use super::{Form, Import, Layout, Packed, REMEDY, refused};
-use crate::error::{ConvertError, dtype};
-use crate::source::{Shard, SourceTensor, Stored};
+use crate::error::ConvertError;
+use crate::source::SourceTensor;
 
 /// Ends of the names of an int4 tensor's parts, the integers first.
 const PACK_QUANTIZED: [&str; 5] = [
@@ -21,16 +22,16 @@ const PACK_QUANTIZED: [&str; 5] = [
 ];
 const GPTQ: [&str; 4] = [".qweight", ".scales", ".qzeros", ".g_idx"];
 
-/// Turns what the files hold into tensors, int4 ones from their parts, as the config.json at `config_path` declares.
+/// Turns what the files hold into tensors, int4 ones from their parts, as config.json declares.
 ///
 /// # Errors
 /// A quantization, or a part of one, that cannot be imported; an element type that .smq does not hold.
 pub(crate) fn assemble(
-    config_path: &Path,
-    stored: Vec<Stored>,
-    shards: &[Shard],
+    files: &Checkpoint,
 ) -> Result<(Vec<SourceTensor>, Option<Import>), ConvertError> {
-    let config = quantization_config(config_path);
+    let (config_path, shards) = (&files.config_path(), files.shards());
+    let stored = files.tensors().to_vec();
+    let config = quantization_config(files);
     let declared = match &config {
         Some(config) => declared(config_path, config)?,
         None => {
@@ -115,12 +116,8 @@ pub(crate) fn assemble(
 }
 
 /// The config's `quantization_config`. A file that is no JSON is reported when it is checked against the tensors.
-fn quantization_config(path: &Path) -> Option<Value> {
-    let metadata = std::fs::metadata(path).ok()?;
-    if !metadata.is_file() || metadata.len() > crate::source::MAX_EMBEDDED_BYTES {
-        return None;
-    }
-    let mut config: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+fn quantization_config(files: &Checkpoint) -> Option<Value> {
+    let mut config: Value = serde_json::from_slice(files.file("config.json")?).ok()?;
     let value = config.get_mut("quantization_config")?.take();
     (!value.is_null()).then_some(value)
 }

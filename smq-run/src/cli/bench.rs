@@ -11,7 +11,7 @@ use super::generate::at_least_one;
 use super::output::{is_stdout, write_json};
 use super::{Global, Opened};
 use crate::bench::{BenchOptions, BenchReport, bench};
-use crate::measure::Summary;
+use smq_engine::Summary;
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {

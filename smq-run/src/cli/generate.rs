@@ -8,11 +8,11 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Global, Opened};
-use crate::chat::Message;
-use crate::error::Error;
-use crate::generate::{GenerateOptions, Generation, Stop, Timing, generate};
-use crate::sample::SamplingOptions;
-use crate::tokenizer::Tokenizer;
+use smq_engine::Error;
+use smq_engine::generate::{GenerateOptions, Generation, Stop, Timing, generate};
+use smq_engine::sample::SamplingOptions;
+use smq_model::Message;
+use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {

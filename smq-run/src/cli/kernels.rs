@@ -12,11 +12,11 @@ use smq_format::scale::ScaleFormat;
 
 use super::Global;
 use super::output::{is_stdout, write_json};
-use crate::Source;
-use crate::cuda::cache;
-use crate::cuda::check::{self, KernelReport, Options, Report};
-use crate::cuda::compile::compile;
-use crate::cuda::needs::{Need, SMS, kernels_of};
+use crate::kernels::{self, KernelReport, Options, Report};
+use smq_engine::cuda::cache;
+use smq_engine::cuda::compile::compile;
+use smq_engine::cuda::needs::{Need, SMS, kernels_of};
+use smq_model::Source;
 
 /// What an H100 and an H200 run.
 const ARCH: &str = "sm_90a";
@@ -27,7 +27,7 @@ pub(super) struct KernelsArgs {
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// How int4 weights' scales are stored: f32, f16 or eXmY
-    #[arg(long, value_name = "FORMAT", default_value = "E5M5", value_parser = check::parse_scales)]
+    #[arg(long, value_name = "FORMAT", default_value = "E5M5", value_parser = kernels::parse_scales)]
     scales: ScaleFormat,
     /// Only compile into the cache what these models need on an H100 or H200; no GPU is needed, but NVRTC. A later run must
     /// use the same NVRTC version
@@ -48,7 +48,7 @@ pub(super) fn run(args: &KernelsArgs, global: &Global) -> anyhow::Result<()> {
     };
     let to_stdout = args.json.as_deref().is_some_and(is_stdout);
     let mut done = Vec::new();
-    let report = match check::run(&options, &mut |k| done.push(k.clone())) {
+    let report = match kernels::run(&options, &mut |k| done.push(k.clone())) {
         Ok(report) => report,
         Err(error) => {
             // A kernel that crashes takes the GPU's context along; what came before it is worth showing.

@@ -11,7 +11,7 @@ use super::output::{is_stdout, write_json};
 use super::ppl::TextArgs;
 use super::{Global, Opened};
 use crate::eval::kl::{Base, KlReport};
-use crate::tokenizer::Tokenizer;
+use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]
 pub(super) struct KlArgs {

@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
-use crate::engine::{self, Device, Engine};
 use crate::eval::task::{Prompts, Task};
-use crate::source::Source;
+use smq_engine::{Device, Engine};
+use smq_model::Source;
 
 pub use output::is_broken_pipe;
 
@@ -159,7 +159,7 @@ impl Opened {
     fn load(&self) -> anyhow::Result<(Box<dyn Engine + '_>, Duration)> {
         let start = Instant::now();
         let path = self.source.path().display();
-        let engine = engine::load(&self.source, self.device, self.max_tokens)
+        let engine = smq_engine::load(&self.source, self.device, self.max_tokens)
             .with_context(|| format!("cannot load {path}"))?;
         Ok((engine, self.opening + start.elapsed()))
     }

@@ -12,7 +12,7 @@ use super::generate::at_least_one;
 use super::output::{is_stdout, write_json};
 use super::{Global, Opened};
 use crate::eval::ppl::{PplOptions, PplReport, perplexity};
-use crate::tokenizer::Tokenizer;
+use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]
 pub(super) struct PplArgs {

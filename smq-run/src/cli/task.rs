@@ -15,7 +15,7 @@ use crate::eval::metrics::Score;
 use crate::eval::task::{
     MAX_NEW_TOKENS, Metric, Prompts, Task, batches, encode_all, evaluate, scores,
 };
-use crate::tokenizer::Tokenizer;
+use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]
 pub(super) struct TaskArgs {

@@ -1,8 +1,8 @@
 //! Text to tokens as lm-evaluation-harness does it (`HFLM.tok_encode` and `TemplateLM._encode_pair`, lm-eval 0.4.13).
 
 use super::task::is_python_space;
-use crate::error::{Error, Result};
-use crate::tokenizer::Tokenizer;
+use smq_engine::{Error, Result};
+use smq_model::Tokenizer;
 
 /// A context and a continuation, as tokens of one text.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,7 +21,7 @@ pub fn prompt(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let has_prefix = tokenizer
         .prefix_token()
         .is_some_and(|prefix| text.starts_with(prefix));
-    tokenizer.encode(text, !has_prefix)
+    Ok(tokenizer.encode(text, !has_prefix)?)
 }
 
 /// Splits the tokens of `context` and `continuation`, taken as one text, where the context alone ends.

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::metrics::{Score, mean, quantile};
 use super::ppl::PplOptions;
-use crate::engine::{Engine, log_sum_exp};
-use crate::error::{Error, Result};
+use smq_engine::{Engine, log_sum_exp};
+use smq_engine::{Error, Result};
 
 /// Logits of the base model kept between comparisons, at most.
 const KEPT_BYTES: usize = 2 << 30;

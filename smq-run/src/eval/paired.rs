@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use statrs::distribution::{Binomial, DiscreteCDF};
 
 use super::metrics::{average, bootstrap_means, quantile};
-use crate::error::{Error, Result};
+use smq_engine::{Error, Result};
 
 /// Resamples of a confidence interval: its ends' own error is then a fiftieth of its half-width.
 const RESAMPLES: usize = 10_000;

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use crate::engine::Engine;
-use crate::error::{Error, Result};
-use crate::tokenizer::Tokenizer;
+use smq_engine::Engine;
+use smq_engine::{Error, Result};
+use smq_model::Tokenizer;
 
 /// How a text is cut and scored.
 #[derive(Debug, Clone, Copy)]

@@ -20,8 +20,8 @@ use super::paired::spearman;
 use super::ppl::PplOptions;
 use super::suite::file_name;
 use crate::demo::{GROUP, convert_to, int4};
-use crate::engine::{self, Device};
-use crate::{Source, Tokenizer};
+use smq_engine::Device;
+use smq_model::{Source, Tokenizer};
 
 /// What is quantized at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -126,7 +126,7 @@ pub fn run(
         .with_context(|| format!("cannot read {}", options.text.display()))?;
     let source = Source::open(&options.checkpoint)?;
     let tokenizer = Tokenizer::load(&source)?;
-    let mut engine = engine::load(&source, options.device, options.max_tokens)?;
+    let mut engine = smq_engine::load(&source, options.device, options.max_tokens)?;
     let device = engine.device().to_owned();
     let positions = engine.config().max_positions;
     let ids = options.windows.tokens(&tokenizer, &text, positions)?;
@@ -185,7 +185,7 @@ fn point(
         .sum();
     drop(file);
     let source = Source::open(path)?;
-    let mut engine = engine::load(&source, options.device, options.max_tokens)?;
+    let mut engine = smq_engine::load(&source, options.device, options.max_tokens)?;
     let kl = base.compare(&mut *engine, |_| ())?;
     Ok(Point {
         name: name.to_owned(),

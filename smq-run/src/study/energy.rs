@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::contract::EnergyPlan;
 use super::gpu_state::PowerSource;
 use super::record::{JoulesPerToken, Window};
-use crate::error::Result;
+use smq_engine::Result;
 
 /// Repeats `work` for at least `least_seconds` under the meter, after `settle_seconds` of it that are not recorded.
 ///
@@ -198,7 +198,7 @@ mod tests {
         let meter = Fake::default();
         let once = window(&meter, 5, 0.0, 0.0, &mut || Ok(())).unwrap();
         assert_eq!(once.runs, 1);
-        let mut broken = || Err(crate::Error::Input("no".into()));
+        let mut broken = || Err(smq_engine::Error::Input("no".into()));
         assert!(window(&meter, 5, 0.0, 1e9, &mut broken).is_err());
     }
 

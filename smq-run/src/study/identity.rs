@@ -7,8 +7,9 @@ use smq_convert::Checkpoint;
 
 use super::contract::Contract;
 use super::record::{Environment, ModelIdentity};
-use crate::cuda::{GpuInfo, compile};
 use crate::measure::Machine;
+use smq_engine::GpuInfo;
+use smq_engine::cuda::compile;
 
 /// Of each end of a shard, this much is hashed.
 const END_BYTES: usize = 1 << 20;

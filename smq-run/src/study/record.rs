@@ -8,9 +8,10 @@ use smq_format::statistics::{ErrorSummary, TensorStatistics};
 
 use super::contract::Config;
 use super::gpu_state::GpuState;
-use crate::cuda::GpuInfo;
-use crate::cuda::upload::UploadReport;
-use crate::measure::{Machine, Memory, Summary};
+use crate::measure::{Machine, Memory};
+use smq_engine::GpuInfo;
+use smq_engine::LoadReport;
+use smq_engine::Summary;
 
 /// One line of `raw/matrix.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -149,7 +150,7 @@ pub struct Timed {
     pub load_ms: f64,
     /// Of which copying to the GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upload: Option<UploadReport>,
+    pub upload: Option<LoadReport>,
     /// The process's memory after the workload.
     #[serde(flatten)]
     pub memory: Memory,

@@ -19,9 +19,9 @@ use super::plan::{Group, Kind, Plan, Process, Selection, cell_id, energy_id, fil
 use super::record::{Body, CellRecord, EnergyRecord, FileRecord, Line, TensorErrors};
 use super::scale_errors::Sample;
 use super::worker::{ON_CPU, Reply};
-use crate::config::ModelConfig;
-use crate::cuda::GpuInfo;
-use crate::engine::Device;
+use smq_engine::Device;
+use smq_engine::GpuInfo;
+use smq_model::ModelConfig;
 
 /// What to run.
 #[derive(Debug, Clone)]

@@ -9,10 +9,10 @@ use super::energy::{joules_per_token, window};
 use super::gpu_state::{GpuState, Meter};
 use super::record::{Energy, Timed};
 use crate::bench::{BenchOptions, BenchReport, bench, run_once, synthetic_prompt};
-use crate::cuda::GpuInfo;
-use crate::cuda::device::memory_in_use;
-use crate::engine::{Device, Engine};
-use crate::source::Source;
+use smq_engine::GpuInfo;
+use smq_engine::cuda::device::memory_in_use;
+use smq_engine::{Device, Engine};
+use smq_model::Source;
 
 /// A prompt and an output length, `128x64`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -232,7 +232,7 @@ fn timed(
 }
 
 /// Mean power of the GPU that nobody uses; the last process's work has left the reading's average by then.
-fn idle_watts(meter: &Meter, plan: &EnergyPlan) -> crate::Result<Option<f64>> {
+fn idle_watts(meter: &Meter, plan: &EnergyPlan) -> smq_engine::Result<Option<f64>> {
     if plan.idle_seconds == 0.0 {
         return Ok(None);
     }
@@ -256,7 +256,7 @@ fn energy(
     plan: &EnergyPlan,
     options: &JobOptions,
     idle_watts: Option<f64>,
-) -> crate::Result<Energy> {
+) -> smq_engine::Result<Energy> {
     let prompt = synthetic_prompt(plan.prompt_tokens, engine.config().vocab, options.seed);
     let gpu_before = meter.state();
     let mut measure = |output_tokens, least_seconds| {

@@ -3,9 +3,10 @@
 use std::ops::ControlFlow;
 
 use smq_convert::ScaleChoice;
+use smq_engine::cuda::CudaEngine;
+use smq_engine::{Engine, Error};
 use smq_format::TensorData;
-use smq_run::cuda::CudaEngine;
-use smq_run::{Engine, Error, Source};
+use smq_model::Source;
 
 use crate::models::{self, E5M5, Model, golden_prompt, sample_tokens};
 use crate::stale::embedding_row;
@@ -33,7 +34,7 @@ fn input(error: &Error) -> bool {
 }
 
 fn tensor(error: &Error) -> bool {
-    matches!(error, Error::Tensor { .. })
+    matches!(error, Error::Model(smq_model::Error::Tensor { .. }))
 }
 
 pub fn bad_requests() -> Outcome {
@@ -117,7 +118,7 @@ pub fn unsupported_models() -> Outcome {
     let words = ["mlp.up_proj", "mlp.gate_proj", "--device cpu"];
     check(unlike("gate and up unlike", load(&mixed), tensor, &words));
     let heads = Model::synthetic(&models::phi(320, 8, 8));
-    let kind = |e: &Error| matches!(e, Error::Config(_));
+    let kind = |e: &Error| matches!(e, Error::Model(smq_model::Error::Config(_)));
     let words = ["heads of 40", "--device cuda"];
     check(unlike("heads of 40", load(&heads), kind, &words));
     none(failures)

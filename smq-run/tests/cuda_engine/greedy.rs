@@ -2,10 +2,11 @@
 
 use std::ops::ControlFlow;
 
-use smq_run::cuda::CudaEngine;
-use smq_run::generate::{GenerateOptions, Stop, generate};
-use smq_run::sample::SamplingOptions;
-use smq_run::{Engine, Error, Source};
+use smq_engine::cuda::CudaEngine;
+use smq_engine::generate::{GenerateOptions, Stop, generate};
+use smq_engine::sample::SamplingOptions;
+use smq_engine::{Engine, Error};
+use smq_model::Source;
 
 use crate::models::{E5M5, Model, golden_prompt, sample_tokens};
 use crate::reference::{Path, Reference, argmax, margin};

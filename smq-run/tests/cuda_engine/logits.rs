@@ -1,8 +1,9 @@
 //! Logits, teacher-forced: the tokens are given, whatever the engine would choose.
 
 use smq_convert::{Method, ScaleChoice};
-use smq_run::cuda::CudaEngine;
-use smq_run::{Engine, Source};
+use smq_engine::Engine;
+use smq_engine::cuda::CudaEngine;
+use smq_model::Source;
 
 use crate::models::{self, Model, any_tokens, sample_tokens};
 use crate::reference::{Case, Path, Reference};

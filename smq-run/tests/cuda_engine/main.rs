@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use smq_convert::ScaleChoice;
-use smq_run::cuda::Gpu;
+use smq_engine::cuda::Gpu;
 
 mod errors;
 mod given;

@@ -7,7 +7,7 @@ use smq_convert::synth::{SynthOptions, synth};
 use smq_convert::{
     Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert,
 };
-use smq_run::{Source, Tokenizer};
+use smq_model::{Source, Tokenizer};
 use tempfile::TempDir;
 
 pub const E5M5: ScaleChoice = ScaleChoice::Mini {

@@ -22,8 +22,8 @@
 
 use std::collections::HashMap;
 
-use smq_run::Source;
-use smq_run::model::{Decoder, Precision, Sequence};
+use smq_engine::model::{Decoder, Precision, Sequence};
+use smq_model::Source;
 
 const UNIT_ROUNDOFF: f64 = 1.0 / 256.0;
 const F32_TOLERANCE: f64 = 1e-3;

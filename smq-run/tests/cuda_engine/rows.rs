@@ -1,9 +1,10 @@
 //! Rows of logits and continuations: one pass, a shared context, and two engines on one GPU.
 
 use smq_convert::Method;
-use smq_run::cuda::CudaEngine;
-use smq_run::engine::{Continuations, TokenScore};
-use smq_run::{Engine, Source};
+use smq_engine::Engine;
+use smq_engine::cuda::CudaEngine;
+use smq_engine::{Continuations, TokenScore};
+use smq_model::Source;
 
 use crate::models::{self, E5M5, Model, any_tokens, sample_tokens};
 use crate::reference::{Case, Path, Reference, argmax};
@@ -234,7 +235,7 @@ fn continuations_of(name: &str, source: &Source) -> Vec<String> {
 }
 
 fn log_prob(row: &[f32], target: u32) -> f64 {
-    f64::from(row[target as usize]) - smq_run::engine::log_sum_exp(row)
+    f64::from(row[target as usize]) - smq_engine::log_sum_exp(row)
 }
 
 /// Two models in turns, as `eval kl` has them, give what each gives alone.

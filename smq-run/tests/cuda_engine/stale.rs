@@ -1,8 +1,9 @@
 //! Nothing that an earlier sequence left behind counts: every kernel writes all of what the next one reads.
 
+use smq_engine::Engine;
+use smq_engine::cuda::CudaEngine;
 use smq_format::TensorData;
-use smq_run::cuda::CudaEngine;
-use smq_run::{Engine, Source};
+use smq_model::Source;
 
 use crate::models::{E5M5, Model, sample_tokens};
 use crate::{Outcome, none, same_bits};

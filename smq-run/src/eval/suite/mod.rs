@@ -20,8 +20,8 @@ use super::ppl::PplOptions;
 use super::task::{Encoded, Prompts, Task, batches, encode_all, evaluate};
 use crate::cli::output::{write_bytes, write_json};
 use crate::demo::{GROUP, convert_to, report};
-use crate::engine::{self, Device, Engine};
-use crate::{Source, Tokenizer};
+use smq_engine::{Device, Engine};
+use smq_model::{Source, Tokenizer};
 pub(crate) use store::file_name;
 pub use store::{DataFile, FileFacts, Parameters, Store};
 pub use summary::{ACCEPTED_RELATIVE_DROP, Compared, Summary, VariantSummary};
@@ -82,7 +82,7 @@ struct Plan {
 pub fn run(options: &SuiteOptions, progress: &mut dyn Progress) -> anyhow::Result<Summary> {
     let source = Source::open(&options.checkpoint)?;
     let tokenizer = Tokenizer::load(&source)?;
-    let mut base = engine::load(&source, options.device, options.max_tokens)?;
+    let mut base = smq_engine::load(&source, options.device, options.max_tokens)?;
     let plan = Plan::new(options, &tokenizer, &*base)?;
     let store = Store::open(&options.out, &plan.parameters)?;
     measure(
@@ -140,7 +140,7 @@ fn measure(
         let facts = report(&path)?;
         {
             let source = Source::open(&path)?;
-            let mut engine = engine::load(&source, options.device, options.max_tokens)?;
+            let mut engine = smq_engine::load(&source, options.device, options.max_tokens)?;
             tasks(
                 options,
                 plan,

@@ -20,10 +20,10 @@ use serde::{Deserialize, Serialize};
 use smq_format::map_file;
 
 use super::metrics::{Score, mean, perplexity};
-use crate::error::{Error, Result};
 pub use gsm8k::MAX_NEW_TOKENS;
 pub(crate) use hellaswag::is_python_space;
 pub use run::{Encoded, Prompts, batches, encode_all, evaluate};
+use smq_engine::{Error, Result};
 
 /// A task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -105,7 +105,7 @@ impl Task {
     pub fn read(self, path: &Path, limit: Option<usize>) -> Result<Vec<Request>> {
         let map = map_file(path)?;
         let text = std::str::from_utf8(&map)
-            .map_err(|e| Error::model(path, format!("is not UTF-8: {e}")))?;
+            .map_err(|e| smq_model::Error::model(path, format!("is not UTF-8: {e}")))?;
         let mut requests = Vec::new();
         for (number, line) in text.lines().enumerate() {
             if requests.len() >= limit.unwrap_or(usize::MAX) {
@@ -116,12 +116,15 @@ impl Task {
             }
             let request = self.parse(line).map_err(|message| {
                 let (line, task) = (number + 1, self.name());
-                Error::model(path, format!("line {line} is no item of {task}: {message}"))
+                smq_model::Error::model(
+                    path,
+                    format!("line {line} is no item of {task}: {message}"),
+                )
             })?;
             requests.push(request);
         }
         if requests.is_empty() {
-            return Err(Error::model(path, "holds no item"));
+            return Err(smq_model::Error::model(path, "holds no item").into());
         }
         Ok(requests)
     }

@@ -6,11 +6,11 @@ use std::ops::ControlFlow;
 use rayon::prelude::*;
 
 use super::{Item, Metric, Request, gsm8k};
-use crate::chat::Message;
-use crate::engine::{Continuations, Engine, TokenScore};
-use crate::error::{Error, Result};
 use crate::eval::encode::{self, Pair};
-use crate::tokenizer::Tokenizer;
+use smq_engine::{Continuations, Engine, TokenScore};
+use smq_engine::{Error, Result};
+use smq_model::Message;
+use smq_model::Tokenizer;
 
 /// How free answers are asked for.
 #[derive(Debug, Clone, Copy)]

@@ -1,0 +1,341 @@
+//! A decode step: one kernel that works through a program of phases, every product and attention of a token.
+
+pub mod plan;
+pub mod program;
+
+use std::sync::Arc;
+
+use super::args::Args;
+use super::kernels::{Call, Kernels};
+use super::launch::Launch;
+use super::memory::{DeviceBuffer, Span};
+use super::module::Kernel;
+use super::state::State;
+use super::stream::Stream;
+use super::weights::{DeviceMatrix, DeviceModel};
+use crate::error::Result;
+use plan::{Epilogue, Kind, Plan};
+use program::{Buffers, Phase, Uses};
+use smq_model::ModelConfig;
+
+/// The keys and values of every layer, bf16 `[kv_heads, capacity, head_dim]` each.
+#[derive(Debug, Clone, Copy)]
+pub struct Cache {
+    /// Layer 0's keys, then its values, then layer 1's.
+    pub span: Span,
+    /// Positions.
+    pub capacity: usize,
+    /// Bytes of one layer's keys.
+    pub side_bytes: usize,
+}
+
+impl Cache {
+    /// Bytes that `capacity` positions take.
+    #[must_use]
+    pub fn bytes(c: &ModelConfig, capacity: usize) -> usize {
+        2 * c.layers * c.kv_heads * capacity * c.head_dim * 2
+    }
+
+    /// Addresses of a layer's keys and values.
+    #[must_use]
+    pub fn layer(&self, index: usize) -> (u64, u64) {
+        let keys = self.span.ptr() + (2 * index * self.side_bytes) as u64;
+        (keys, keys + self.side_bytes as u64)
+    }
+}
+
+/// What a pass through the model works with.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// Compiled for this model.
+    pub kernels: &'a Kernels,
+    /// Its shape.
+    pub config: &'a ModelConfig,
+    /// Its weights.
+    pub model: &'a DeviceModel,
+    /// A step's buffers.
+    pub state: &'a State,
+    /// Keys and values.
+    pub cache: &'a Cache,
+}
+
+/// Macros of both attention kernels.
+#[must_use]
+pub fn attention_defines(c: &ModelConfig) -> Vec<(&'static str, i64)> {
+    vec![
+        ("HEADS", c.heads as i64),
+        ("KV_HEADS", c.kv_heads as i64),
+        ("HEAD_DIM", c.head_dim as i64),
+        ("ROTARY_HALF", (c.rope.rotary_dim / 2) as i64),
+        // A window that no sequence outgrows is none.
+        (
+            "WINDOW",
+            c.sliding_window
+                .filter(|w| *w < c.max_positions)
+                .unwrap_or(0) as i64,
+        ),
+    ]
+}
+
+/// The kernel for one model's products.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    plan: Plan,
+    kernel: Arc<Kernel>,
+    launch: Launch,
+}
+
+impl Decoder {
+    /// Compiles it for these products.
+    ///
+    /// # Errors
+    /// As [`Plan::new`] and [`Kernels::get`].
+    pub fn new(
+        kernels: &Kernels,
+        c: &ModelConfig,
+        products: &[(&[DeviceMatrix], Epilogue)],
+    ) -> Result<Self> {
+        let sms = kernels.gpu().sm_count();
+        let plan = plan_of(c, products, sms as usize)?;
+        let kernel = kernels.get("decode.cu", plan.defines.clone(), "decode")?;
+        let launch = Launch::new(sms, plan.threads).shared(plan.shared).overlap();
+        Ok(Self {
+            plan,
+            kernel,
+            launch,
+        })
+    }
+
+    /// A phase of the product of `matrices`, one of those that it was compiled for.
+    #[must_use]
+    pub fn product(
+        &self,
+        matrices: &[DeviceMatrix],
+        epilogue: Epilogue,
+        buffers: &Buffers,
+        uses: Uses,
+    ) -> Phase {
+        let kind = Kind::new(matrices, epilogue);
+        let index = self.plan.kinds.iter().position(|k| *k == kind);
+        Phase::product(&kind, index.unwrap_or(0), epilogue, matrices, buffers, uses)
+    }
+
+    /// A call that works through `program`; `whole`: with the embedding before it. Tables: embedding, the first layer's
+    /// two norms.
+    #[must_use]
+    pub fn call(
+        &self,
+        program: (Span, usize),
+        whole: bool,
+        c: &ModelConfig,
+        s: &State,
+        [embedding, input_norm, first_norm]: [Span; 3],
+    ) -> Call {
+        let (program, phases) = program;
+        Call {
+            kernel: self.kernel.clone(),
+            launch: self.launch,
+            args: Args::new()
+                .ptr(program.ptr())
+                .i32(phases as i32)
+                .i32(i32::from(whole))
+                .ptr(s.state.ptr())
+                .ptr(embedding.ptr())
+                .ptr(input_norm.ptr())
+                .ptr(first_norm.ptr())
+                .ptr(s.inv_freq.ptr())
+                .f32(c.rope.attention_factor())
+                .ptr(s.hidden[0].ptr())
+                .ptr(s.square_sums[0].ptr())
+                .ptr(s.mailbox.device_ptr()),
+        }
+    }
+}
+
+/// The step of one cache.
+#[derive(Debug)]
+pub struct Step {
+    whole: Call,
+    head: Call,
+    _program: DeviceBuffer,
+}
+
+impl Step {
+    /// Compiles the kernel and writes its program for one cache.
+    ///
+    /// # Errors
+    /// As [`Decoder::new`]; [`Error::Cuda`](crate::Error::Cuda) if the memory is not there.
+    pub fn new(parts: &Parts<'_>) -> Result<Self> {
+        let Parts {
+            kernels,
+            config: c,
+            model,
+            state,
+            ..
+        } = *parts;
+        let decoder = Decoder::new(kernels, c, &products(model))?;
+        let phases: Vec<[u32; program::WORDS]> =
+            phases(&decoder, parts).into_iter().map(|p| p.0).collect();
+        let memory = DeviceBuffer::new(
+            kernels.gpu(),
+            size_of_val(&phases[..]),
+            "a decode step's program",
+        )?;
+        memory.upload(kernels.gpu().main(), 0, &phases)?;
+        let first = &model.layers[0];
+        let tables = [model.embedding, first.input_norm, first.post_attention_norm];
+        let bytes = size_of_val(&phases[0]);
+        // The last phase is the head behind a prompt.
+        let count = phases.len() - 1;
+        let head = memory.span().part(count * bytes, bytes)?;
+        Ok(Self {
+            whole: decoder.call((memory.span(), count), true, c, state, tables),
+            head: decoder.call((head, 1), false, c, state, tables),
+            _program: memory,
+        })
+    }
+
+    /// Queues a step.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda) if the driver refuses.
+    pub fn run(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: the program has buffers of its model's and GPU's size, which the engine keeps.
+        unsafe { self.whole.run(stream) }
+    }
+
+    /// Queues only the head and the choice of a token, of what a prompt left.
+    ///
+    /// # Errors
+    /// As [`Step::run`].
+    pub fn run_head(&self, stream: &Stream) -> Result<()> {
+        // SAFETY: as in `run`.
+        unsafe { self.head.run(stream) }
+    }
+}
+
+/// How `decode.cu` is cut for a model's steps.
+pub(super) fn step_plan(c: &ModelConfig, model: &DeviceModel, sms: usize) -> Result<Plan> {
+    plan_of(c, &products(model), sms)
+}
+
+fn plan_of(c: &ModelConfig, products: &[(&[DeviceMatrix], Epilogue)], sms: usize) -> Result<Plan> {
+    let kinds: Vec<_> = products
+        .iter()
+        .map(|(m, epilogue)| (Kind::new(m, *epilogue), m[0].scale_defines().to_vec()))
+        .collect();
+    Plan::new(c, &kinds, sms)
+}
+
+/// Every product of a model with what surrounds it.
+fn products(model: &DeviceModel) -> Vec<(&[DeviceMatrix], Epilogue)> {
+    let one = std::slice::from_ref::<DeviceMatrix>;
+    let mut list: Vec<_> = model
+        .layers
+        .iter()
+        .flat_map(|l| {
+            [
+                (&l.qkv[..], Epilogue::Store),
+                (one(&l.o), Epilogue::Residual),
+                (&l.gate_up[..], Epilogue::Swiglu),
+                (one(&l.down), Epilogue::Residual),
+            ]
+        })
+        .collect();
+    list.push((one(&model.head), Epilogue::Logits));
+    list
+}
+
+/// A whole step, and behind it the head alone with a prompt's input.
+fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Vec<Phase> {
+    let Parts {
+        config: c,
+        model,
+        state: s,
+        cache,
+        ..
+    } = *parts;
+    let one = std::slice::from_ref::<DeviceMatrix>;
+    let mut list = Vec::with_capacity(5 * c.layers + 2);
+    for (i, layer) in model.layers.iter().enumerate() {
+        // The norm behind `down`, and that behind the next `o`.
+        let following = model.layers.get(i + 1);
+        let next_norm = following.map_or(model.norm, |l| l.input_norm);
+        let uses = |output| Uses {
+            input: Some(i),
+            output,
+        };
+        list.push(decoder.product(
+            &layer.qkv,
+            Epilogue::Store,
+            &Buffers {
+                x: s.hidden[0].ptr(),
+                sums: s.square_sums[0].ptr(),
+                out: s.qkv.ptr(),
+                ..Buffers::default()
+            },
+            uses(i),
+        ));
+        let attention = Buffers {
+            x: s.qkv.ptr(),
+            sums: s.attention_parts.ptr(),
+            out: s.attended.ptr(),
+            ..Buffers::default()
+        };
+        list.push(Phase::attention(
+            cache.layer(i),
+            cache.capacity,
+            &attention,
+            uses(i),
+        ));
+        list.push(decoder.product(
+            one(&layer.o),
+            Epilogue::Residual,
+            &Buffers {
+                x: s.attended.ptr(),
+                next_norm: next_norm.ptr(),
+                out: s.hidden[1].ptr(),
+                out_sums: s.square_sums[1].ptr(),
+                ..Buffers::default()
+            },
+            uses(i),
+        ));
+        list.push(decoder.product(
+            &layer.gate_up,
+            Epilogue::Swiglu,
+            &Buffers {
+                x: s.hidden[1].ptr(),
+                sums: s.square_sums[1].ptr(),
+                out: s.activated.ptr(),
+                ..Buffers::default()
+            },
+            uses(i),
+        ));
+        list.push(decoder.product(
+            one(&layer.down),
+            Epilogue::Residual,
+            &Buffers {
+                x: s.activated.ptr(),
+                next_norm: following.map_or(0, |l| l.post_attention_norm.ptr()),
+                out: s.hidden[0].ptr(),
+                out_sums: s.square_sums[0].ptr(),
+                ..Buffers::default()
+            },
+            uses(i + 1),
+        ));
+    }
+    let head = |x: Span, sums: Span, input| {
+        let buffers = Buffers {
+            x: x.ptr(),
+            sums: sums.ptr(),
+            out: s.logits.ptr(),
+            out_sums: s.best.ptr(),
+            ..Buffers::default()
+        };
+        let uses = Uses { input, output: 0 };
+        decoder.product(one(&model.head), Epilogue::Logits, &buffers, uses)
+    };
+    list.push(head(s.hidden[0], s.square_sums[0], Some(c.layers)));
+    list.push(head(s.last_hidden, s.last_square_sums, None));
+    list
+}

@@ -1,0 +1,339 @@
+//! How `decode.cu` is cut for a model and a GPU.
+
+use crate::cuda::kernels::Defines;
+use crate::cuda::state::RING;
+use crate::cuda::weights::{DeviceMatrix, Format, LARGEST_GROUP};
+use crate::error::{Error, Result};
+use smq_model::ModelConfig;
+
+/// What surrounds a product (`decode_product.cuh` says exactly).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Epilogue {
+    /// Stores the result.
+    Store,
+    /// Adds it to the residual stream and prepares the next product's input.
+    Residual,
+    /// `silu(gate) up` of two matrices, or of the halves of one.
+    Swiglu,
+    /// Stores it, and the largest is the next token.
+    Logits,
+}
+
+/// How weights are stored, by `decode_product.cuh`'s numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// bf16.
+    Bf16,
+    /// int4 with scales of groups.
+    Int4,
+    /// NF4 with doubly quantized scales.
+    Nf4,
+    /// E4M3.
+    Fp8,
+}
+
+impl Storage {
+    fn of(m: &DeviceMatrix) -> Self {
+        match m.format {
+            Format::Bf16 => Self::Bf16,
+            Format::Int4 { .. } => Self::Int4,
+            Format::Nf4 { .. } => Self::Nf4,
+            Format::Fp8 { .. } => Self::Fp8,
+        }
+    }
+
+    /// Bytes that a warp exchanges of its activations.
+    fn exchange_bytes(self) -> usize {
+        match self {
+            Self::Bf16 => 0,
+            Self::Int4 => 784,
+            Self::Nf4 => 1040,
+            Self::Fp8 => 256,
+        }
+    }
+
+    /// Bytes of a block's tables of values: NF4's, of pairs by byte for each lane, and of absmax codes.
+    fn table_bytes(self) -> usize {
+        if self == Self::Nf4 {
+            4 * (256 * 32 + 256)
+        } else {
+            0
+        }
+    }
+}
+
+/// One kind of product: what the kernel is compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    cols: usize,
+    storage: Storage,
+    /// int4: columns that share a scale.
+    group: usize,
+    epilogue: Epilogue,
+    /// Rows of up to three matrices.
+    segments: [usize; 3],
+}
+
+/// Bytes of shared memory that a block can have.
+const BLOCK_BYTES: usize = 227 << 10;
+/// Bytes copied for one run of NF4's scales of codes.
+const NESTED_BYTES: usize = 48;
+/// Warps of a block that multiply; lines of 128 bytes of 8 rows in a slot.
+const WARPS: usize = 12;
+/// Warps of a block that copy.
+const PRODUCERS: usize = 2;
+/// Bytes that an SM has on their way from memory at a time, as measured best (kernels/NOTES.md): where all layers are
+/// 4-bit, and else. Activations queue behind more, but less does not feed layers that wait for memory alone.
+const IN_FLIGHT_4_BIT: usize = 25_000;
+const IN_FLIGHT: usize = 50_000;
+
+/// The macros' names for each kind.
+macro_rules! kind_names {
+    ($($n:literal)*) => {
+        [$([
+            concat!("KIND", $n, "_K"),
+            concat!("KIND", $n, "_STORAGE"),
+            concat!("KIND", $n, "_EPILOGUE"),
+            concat!("KIND", $n, "_SEG0"),
+            concat!("KIND", $n, "_SEG1"),
+            concat!("KIND", $n, "_SEG2"),
+        ]),*]
+    };
+}
+const KIND_NAMES: [[&str; 6]; 9] = kind_names!(0 1 2 3 4 5 6 7 8);
+/// The number of different columns of the products of each storage, and these.
+const CORE_NAMES: [[&str; 4]; 4] = [
+    ["BF16_CORES", "BF16_CORE0_K", "BF16_CORE1_K", "BF16_CORE2_K"],
+    ["INT4_CORES", "INT4_CORE0_K", "INT4_CORE1_K", "INT4_CORE2_K"],
+    ["NF4_CORES", "NF4_CORE0_K", "NF4_CORE1_K", "NF4_CORE2_K"],
+    ["FP8_CORES", "FP8_CORE0_K", "FP8_CORE1_K", "FP8_CORE2_K"],
+];
+
+impl Kind {
+    /// Of matrices that are stored alike and multiplied together.
+    #[must_use]
+    pub fn new(matrices: &[DeviceMatrix], epilogue: Epilogue) -> Self {
+        let first = &matrices[0];
+        let mut segments = [0; 3];
+        for (to, m) in segments.iter_mut().zip(matrices) {
+            *to = m.rows;
+        }
+        if epilogue == Epilogue::Swiglu && matrices.len() == 1 {
+            segments = [first.rows / 2, first.rows / 2, 0];
+        }
+        Self {
+            cols: first.cols,
+            storage: Storage::of(first),
+            group: first.group(),
+            epilogue,
+            segments,
+        }
+    }
+
+    /// Most tiles of 8 rows that one of `sms` blocks has.
+    fn max_tiles(&self, sms: usize) -> usize {
+        (self.segments.iter().sum::<usize>() / 8).div_ceil(sms)
+    }
+
+    /// Scale codes of a row.
+    #[must_use]
+    pub fn groups(&self) -> usize {
+        match self.storage {
+            Storage::Bf16 => 0,
+            Storage::Int4 => self.cols.div_ceil(self.group),
+            Storage::Nf4 => self.cols / 64,
+            Storage::Fp8 => 1,
+        }
+    }
+
+    /// Bytes in a slot behind its weights.
+    fn code_bytes(&self, width: usize) -> usize {
+        let nested = if self.storage == Storage::Nf4 {
+            NESTED_BYTES
+        } else {
+            0
+        };
+        match self.storage {
+            Storage::Bf16 => 0,
+            _ => self.runs() * (self.run_bytes(width) + nested),
+        }
+    }
+
+    /// Runs of consecutive scale codes in a tile.
+    fn runs(&self) -> usize {
+        if self.epilogue == Epilogue::Swiglu {
+            2
+        } else {
+            1
+        }
+    }
+
+    /// Bytes copied for one run of scale codes of `width` bits, which begins at any bit: whole 16 bytes around it,
+    /// and the word after the last.
+    #[must_use]
+    pub fn run_bytes(&self, width: usize) -> usize {
+        let codes = 8 / self.runs() * self.groups();
+        (codes * width / 8 + 16 + 4).next_multiple_of(16)
+    }
+}
+
+/// The kernel's macros and launch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Every kind of product that the model has.
+    pub kinds: Vec<Kind>,
+    /// Macros.
+    pub defines: Defines,
+    /// Threads a block.
+    pub threads: u32,
+    /// Dynamic shared memory, bytes.
+    pub shared: u32,
+}
+
+/// Blocks that share a key/value head's tokens: one block an SM where that is possible, at most 8.
+#[must_use]
+pub fn splits(c: &ModelConfig, sms: usize) -> usize {
+    let fits = |s: &usize| s * c.kv_heads <= sms && c.head_dim.is_multiple_of(4 * s);
+    [8, 4, 2].into_iter().find(fits).unwrap_or(1)
+}
+
+impl Plan {
+    /// For the products of a model, each with its scales' macros, on `sms` multiprocessors.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a model with too many heads or too many kinds of product, or one whose rows do not fit
+    /// shared memory.
+    pub fn new(c: &ModelConfig, products: &[(Kind, Defines)], sms: usize) -> Result<Self> {
+        let (mut kinds, mut scales) = (Vec::new(), Vec::new());
+        // Columns by storage: at most three each, the width of the stream, of the heads, of the MLP.
+        let mut cores: [Vec<i64>; 4] = Default::default();
+        for (kind, format) in products {
+            push_new(&mut kinds, *kind);
+            push_new(&mut cores[kind.storage as usize], kind.cols as i64);
+            if kind.storage == Storage::Int4 {
+                push_new(&mut scales, format.clone());
+            }
+        }
+        if kinds.len() > KIND_NAMES.len() {
+            return Err(Error::config(format!(
+                "its layers have {} different shapes and storages of weights; --device cuda runs up to {}, so quantize \
+                 the layers alike, or run with --device cpu",
+                kinds.len(),
+                KIND_NAMES.len()
+            )));
+        }
+        if c.kv_heads > sms {
+            return Err(Error::config(format!(
+                "{} key/value heads are more than this GPU's {sms} multiprocessors; run with --device cpu",
+                c.kv_heads
+            )));
+        }
+        let codes = products
+            .iter()
+            .map(|(k, scales)| k.code_bytes(scales[1].1 as usize));
+        let codes = codes.max().unwrap_or(0);
+        let exchange = kinds.iter().map(|k| k.storage.exchange_bytes());
+        let exchange = exchange.max().unwrap_or(0);
+        let tables = kinds.iter().map(|k| k.storage.table_bytes());
+        let tables = tables.max().unwrap_or(0);
+        let slot = (8 * 128 * WARPS + codes).next_multiple_of(128);
+        let queries = c.heads / c.kv_heads;
+        let batch = queries.div_ceil(queries.div_ceil(512 / c.head_dim));
+        let attention = 4 * (queries + 1 + batch * WARPS) * c.head_dim + 8 * batch * WARPS;
+        // The last product takes both phases' scratch.
+        let sums = |k: &Kind| {
+            let bytes = 4 * 8 * k.max_tiles(sms) * WARPS;
+            if k.epilogue == Epilogue::Logits {
+                bytes.div_ceil(2)
+            } else {
+                bytes
+            }
+        };
+        let partial = kinds
+            .iter()
+            .map(sums)
+            .chain([attention])
+            .max()
+            .unwrap_or(0)
+            .next_multiple_of(128);
+        let fixed = 1024 + 8 * c.rope.rotary_dim + 16 * 64 + WARPS * exchange + tables + 1024;
+        let slots = BLOCK_BYTES.saturating_sub(fixed + 128 + 2 * partial) / slot;
+        if slots < 2 {
+            return Err(Error::config(format!(
+                "a decode step needs {} bytes of shared memory, a block has {BLOCK_BYTES}; leave the largest matrix \
+                 unquantized (--target mlp or all), or run with --device cpu",
+                fixed + 128 + 2 * partial + 2 * slot
+            )));
+        }
+        let slots = slots.min(64) / PRODUCERS * PRODUCERS;
+        let wide = kinds.iter().any(|k| {
+            matches!(k.storage, Storage::Bf16 | Storage::Fp8) && k.epilogue != Epilogue::Logits
+        });
+        let in_flight = |bytes: usize| (bytes / (8 * 128 * WARPS) / PRODUCERS).max(1);
+        let number = |n: usize| n as i64;
+        let mut defines = super::attention_defines(c);
+        defines.extend([
+            ("HIDDEN", number(c.hidden)),
+            ("LAYERS", number(c.layers)),
+            ("SPLITS", number(splits(c, sms))),
+            ("EPS_BITS", i64::from(c.rms_norm_eps.to_bits())),
+            ("RING", number(RING)),
+            ("GRID", number(sms)),
+            ("WARPS", number(WARPS)),
+            ("SLOTS", number(slots)),
+            ("SLOT_BYTES", number(slot)),
+            (
+                "INT4_IN_FLIGHT",
+                number(in_flight(if wide { IN_FLIGHT } else { IN_FLIGHT_4_BIT })),
+            ),
+            ("BF16_IN_FLIGHT", number(in_flight(IN_FLIGHT))),
+            ("PARTIAL_BYTES", number(partial)),
+            ("EXCHANGE_BYTES", number(exchange)),
+            ("KINDS", number(kinds.len())),
+            // Whether a product has three matrices: scale codes then begin anew within it.
+            (
+                "SEGMENTED",
+                i64::from(kinds.iter().any(|k| k.segments[2] > 0)),
+            ),
+        ]);
+        // The int4 products' groups are alike (`DeviceModel`), those of the others the largest.
+        let group = kinds.iter().map(|k| k.group).min();
+        defines.push(("INT4_GROUP", number(group.unwrap_or(LARGEST_GROUP))));
+        // Where all scales are stored alike, how is known at compile time.
+        match &scales[..] {
+            [all] => defines.extend(all.iter().copied()),
+            _ => defines.push(("SCALE_WIDTH", 0)),
+        }
+        for (cols, names) in cores.into_iter().zip(CORE_NAMES) {
+            let values = [&[number(cols.len())], &cols[..]].concat();
+            defines.extend(names.into_iter().zip(values));
+        }
+        for (kind, names) in kinds.iter().zip(KIND_NAMES) {
+            let [s0, s1, s2] = kind.segments.map(number);
+            let values = [
+                number(kind.cols),
+                kind.storage as i64,
+                kind.epilogue as i64,
+                s0,
+                s1,
+                s2,
+            ];
+            defines.extend(names.into_iter().zip(values));
+        }
+        Ok(Self {
+            kinds,
+            defines,
+            threads: 32 * (WARPS + PRODUCERS) as u32,
+            shared: (slots * slot + 128 + 2 * partial) as u32,
+        })
+    }
+}
+
+fn push_new<T: PartialEq>(list: &mut Vec<T>, item: T) {
+    if !list.contains(&item) {
+        list.push(item);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! Every kernel that a model may need, known without a GPU, so that all can be compiled ahead.
+
+use super::decode::step_plan;
+use super::kernels::Defines;
+use super::prefill::attention::{Attention, rope_defines};
+use super::prefill::{CHUNK, row_defines};
+use super::rows::{
+    Cut, LARGEST_INT4_ROWS, Target, is_int4_product, reads_int4_order, widen_defines,
+};
+use super::swiglu::{SwigluCut, fuses_bf16};
+use super::weights::{DeviceMatrix, DeviceModel, Format};
+use crate::error::Result;
+use smq_model::ModelConfig;
+use smq_model::Source;
+
+/// A kernel file and its macros.
+pub type Need = (&'static str, Defines);
+
+/// Multiprocessors of an H100 (SXM) and an H200.
+pub const SMS: usize = 132;
+
+/// Each once; for prompts of any length, up to `max_tokens` positions (by default the model's longest context), on a GPU
+/// of `sms` multiprocessors.
+///
+/// # Errors
+/// As [`DeviceModel::place`], but for memory.
+pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Result<Vec<Need>> {
+    let mut c = ModelConfig::of(source)?;
+    if let Some(max) = max_tokens {
+        c.max_positions = c.max_positions.min(max);
+    }
+    let model = DeviceModel::sizes(source, &c)?;
+    let mut list: Vec<Need> = vec![("rows.cu", row_defines(&c, sms))];
+    list.extend([false, true].map(|packed| ("rope.cu", rope_defines(&c, packed))));
+    for kind in Attention::ALL {
+        list.extend([0, 1].map(|order| ("attention_prefill.cu", kind.defines(&c, order))));
+    }
+    list.push(("decode.cu", step_plan(&c, &model, sms)?.defines));
+    let mut add = |need: Need| {
+        if !list.contains(&need) {
+            list.push(need);
+        }
+    };
+    let one = std::slice::from_ref::<DeviceMatrix>;
+    for layer in &model.layers {
+        products(&layer.qkv, &[Target::Bf16(0, 0)], sms, &mut add);
+        products(one(&layer.o), &[Target::Add(0)], sms, &mut add);
+        products(one(&layer.down), &[Target::Add(0)], sms, &mut add);
+        let gate_up = match reads_int4_order(&layer.gate_up, 1) {
+            true => &[Target::Swiglu(0, false), Target::Swiglu(0, true)][..],
+            false => &[Target::Bf16(0, 0)],
+        };
+        products(&layer.gate_up, gate_up, sms, &mut add);
+        for m in (1..=CHUNK).filter(|m| fuses_bf16(&layer.gate_up, *m)) {
+            let cut = SwigluCut::new(&layer.gate_up[0], m);
+            add(("swiglu_bf16.cu", cut.defines));
+        }
+    }
+    products(one(&model.head), &[Target::Add(0)], sms, &mut add);
+    Ok(list)
+}
+
+/// What the products with `matrices` need, side by side, for any number of rows.
+fn products(matrices: &[DeviceMatrix], targets: &[Target], sms: usize, add: &mut impl FnMut(Need)) {
+    for w in matrices {
+        match w.format {
+            Format::Bf16 => {}
+            Format::Fp8 { .. } => add(("fp8.cu", vec![("K", w.cols as i64)])),
+            Format::Int4 { .. } | Format::Nf4 { .. } => add(("dequantize.cu", widen_defines(w))),
+        }
+    }
+    for m in (1..=LARGEST_INT4_ROWS).filter(|m| is_int4_product(matrices, *m)) {
+        for target in targets {
+            add((
+                "gemm_int4.cu",
+                Cut::new(&matrices[0], m, *target, sms).defines,
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn an_unquantized_model_needs_each_of_its_files_once() {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/phi3-tiny");
+        let source = Source::open(&fixture).unwrap();
+        let needs = kernels_of(&source, None, SMS).unwrap();
+        let files: Vec<_> = needs.iter().map(|(file, _)| *file).collect();
+        let count = |file: &str| files.iter().filter(|f| **f == file).count();
+        let all = [
+            ("rows.cu", 1),
+            ("rope.cu", 2),
+            ("attention_prefill.cu", 8),
+            ("swiglu_bf16.cu", 4),
+            ("decode.cu", 1),
+        ];
+        assert!(all.iter().all(|(file, n)| count(file) == *n), "{files:?}");
+        assert_eq!(files.len(), all.iter().map(|(_, n)| n).sum::<usize>());
+    }
+}

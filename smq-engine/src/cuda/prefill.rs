@@ -1,0 +1,384 @@
+//! A prompt's pass: many positions at once through every layer.
+
+pub mod attention;
+mod head;
+
+use std::sync::Arc;
+
+use super::arena::Arena;
+use super::args::Args;
+use super::blas::Blas;
+use super::decode::Parts;
+use super::kernels::{Call, Defines, Kernels};
+use super::launch::Launch;
+use super::memory::Span;
+use super::module::Kernel;
+use super::packing::Seen;
+use super::pinned::PinnedBuffer;
+use super::rows::{
+    Activations, RowProducts, Target, joins_gate_and_up, reads_int4_order, scratch_bytes,
+};
+use super::weights::DeviceMatrix;
+use crate::error::{Error, Result};
+use attention::{Attention, Orders, rope_defines, table_call};
+use smq_model::ModelConfig;
+
+/// Positions that go through the layers together; bounds the activations' memory.
+pub const CHUNK: usize = 2048;
+/// cuBLASLt's workspace, bytes.
+const WORKSPACE: usize = 32 << 20;
+/// Rows of logits that the GPU holds at a time: a vocabulary is wide.
+const LOGIT_ROWS: usize = 256;
+/// The macros of `rows.cu`.
+pub(super) fn row_defines(c: &ModelConfig, sms: usize) -> Defines {
+    vec![
+        ("HIDDEN", c.hidden as i64),
+        ("INTERMEDIATE", c.intermediate as i64),
+        ("VOCAB", c.vocab as i64),
+        ("EPS_BITS", i64::from(c.rms_norm_eps.to_bits())),
+        ("GRID", sms as i64),
+    ]
+}
+
+/// The pass's kernels and buffers.
+#[derive(Debug)]
+pub struct Prefill {
+    embed: Arc<Kernel>,
+    norm: Arc<Kernel>,
+    swiglu: Arc<Kernel>,
+    last_row: Arc<Kernel>,
+    score: Arc<Kernel>,
+    norm_some: Arc<Kernel>,
+    rope: Arc<Kernel>,
+    products: RowProducts,
+    buffers: Option<Buffers>,
+    /// f32 `[LOGIT_ROWS, vocab]`, once logits are asked for.
+    host_logits: Option<PinnedBuffer>,
+}
+
+/// What every layer of a pass has in common.
+#[derive(Debug)]
+pub(super) struct Pass {
+    /// Rows.
+    m: usize,
+    /// Rows of the cache before them.
+    past: usize,
+    kind: Attention,
+    attention: Orders,
+}
+
+#[derive(Debug)]
+struct Buffers {
+    capacity: usize,
+    tokens: Span,
+    /// f32 `[capacity, hidden]`.
+    x: Span,
+    /// After a norm.
+    h: Activations,
+    /// [`Seen`] of each row, of several packed sequences.
+    seen: Span,
+    /// f32 `[capacity, 2, rotary_dim / 2]` (`rope.cu`).
+    rotations: Span,
+    /// bf16 `[capacity, (heads + 2 kv_heads) head_dim]`.
+    qkv: Span,
+    /// bf16 `[capacity, heads head_dim]`.
+    q: Span,
+    attended: Activations,
+    /// bf16 `[capacity, 2 intermediate]`.
+    gate_up: Span,
+    activated: Activations,
+    /// f32 `[LOGIT_ROWS, vocab]`; empty until several rows of logits are asked for.
+    logits: Span,
+    /// f64 `[LOGIT_ROWS]`.
+    log_probs: Span,
+    /// i32 `[LOGIT_ROWS]`.
+    is_top: Span,
+    _arena: Arena,
+}
+
+impl Prefill {
+    /// Compiles the kernels; buffers come with the first prompt.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda) from compiling, or if cuBLASLt is not there.
+    pub fn new(kernels: &Kernels, c: &ModelConfig) -> Result<Self> {
+        let gpu = kernels.gpu();
+        let rows = |name| {
+            let defines = row_defines(c, gpu.sm_count() as usize);
+            kernels.get("rows.cu", defines, name)
+        };
+        // Packed sequences are what evaluations need.
+        for kind in Attention::ALL.into_iter().filter(|k| !k.packed) {
+            kind.kernels(kernels, c)?;
+        }
+        Ok(Self {
+            embed: rows("embed_rows")?,
+            norm: rows("norm_rows")?,
+            swiglu: rows("swiglu_rows")?,
+            last_row: rows("last_row")?,
+            score: rows("score_rows")?,
+            norm_some: rows("norm_some_rows")?,
+            rope: kernels.get("rope.cu", rope_defines(c, false), "rope_and_cache")?,
+            products: RowProducts::new(Blas::new(gpu, WORKSPACE)?, Arena::sizes().take(0)?),
+            buffers: None,
+            host_logits: None,
+        })
+    }
+
+    /// Queues the pass of `tokens`, which follow `past` cached positions, and leaves the last position's input of
+    /// the head in `state`.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda) if memory is not there or the driver fails.
+    pub fn run(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
+        let Parts { model, state, .. } = parts;
+        self.cache(parts, tokens, past)?;
+        let stream = parts.kernels.gpu().main();
+        let b = self.buffers()?;
+        let last = (tokens.len() - 1) % CHUNK;
+        let call = Call {
+            kernel: self.last_row.clone(),
+            launch: Launch::new(1_u32, 1024).overlap(),
+            args: Args::new()
+                .ptr(b.x.ptr() + (4 * last * parts.config.hidden) as u64)
+                .ptr(model.norm.ptr())
+                .ptr(state.last_hidden.ptr())
+                .ptr(state.last_square_sums.ptr()),
+        };
+        // SAFETY: the buffers hold CHUNK or all rows, and live as long as `self`, whose owner waits for the stream.
+        unsafe { call.run(stream) }
+    }
+
+    /// Queues the pass of `tokens`, which follow `past` cached positions, for their keys and values alone.
+    ///
+    /// # Errors
+    /// As [`Prefill::run`].
+    pub fn cache(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
+        self.reserve(parts, tokens.len().clamp(1, CHUNK), false)?;
+        for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
+            self.layers(parts, chunk, past + i * CHUNK, None)?;
+        }
+        Ok(())
+    }
+
+    /// Queues the pass of up to [`CHUNK`] tokens, which go into the cache behind `past` others: of one sequence, or of
+    /// several, each row with what it sees.
+    fn layers(
+        &self,
+        parts: &Parts<'_>,
+        tokens: &[u32],
+        past: usize,
+        seen: Option<&[Seen]>,
+    ) -> Result<()> {
+        let Parts {
+            kernels,
+            model,
+            config: c,
+            ..
+        } = parts;
+        let b = self.buffers()?;
+        let stream = kernels.gpu().main();
+        let m = tokens.len();
+        let embed = Call {
+            kernel: self.embed.clone(),
+            launch: Launch::new(m, 256).overlap(),
+            args: Args::new()
+                .ptr(b.tokens.ptr())
+                .ptr(model.embedding.ptr())
+                .ptr(b.x.ptr()),
+        };
+        let kind = Attention::of(m, seen.is_some());
+        let pass = Pass {
+            m,
+            past,
+            kind,
+            attention: kind.kernels(kernels, c)?,
+        };
+        // SAFETY: what is copied outlives the copy (pageable memory is read before the call returns), and every buffer
+        // holds at least `m` rows.
+        unsafe {
+            b.tokens.part(0, 4 * m)?.copy_from(stream, tokens)?;
+            if let Some(seen) = seen {
+                b.seen.part(0, size_of_val(seen))?.copy_from(stream, seen)?;
+            }
+            embed.run(stream)?;
+            table_call(parts, &pass, b.seen.ptr(), b.rotations.ptr())?.run(stream)?;
+        }
+        (0..model.layers.len()).try_for_each(|i| self.layer(parts, b, i, &pass))
+    }
+
+    fn layer(&self, parts: &Parts<'_>, b: &Buffers, index: usize, pass: &Pass) -> Result<()> {
+        let Parts {
+            kernels,
+            config: c,
+            model,
+            cache,
+            ..
+        } = parts;
+        let layer = &model.layers[index];
+        let stream = kernels.gpu().main();
+        let (keys, values) = cache.layer(index);
+        let one = std::slice::from_ref::<DeviceMatrix>;
+        let Pass { m, past, kind, .. } = *pass;
+        let o_order = reads_int4_order(one(&layer.o), m);
+        let down_order = reads_int4_order(one(&layer.down), m);
+        let width = (c.heads + 2 * c.kv_heads) * c.head_dim;
+        let rope = Call {
+            kernel: self.rope.clone(),
+            launch: Launch::new(m, 256).overlap(),
+            args: Args::new()
+                .ptr(b.qkv.ptr())
+                .ptr(b.q.ptr())
+                .ptr(keys)
+                .ptr(values)
+                .i32(cache.capacity as i32)
+                .i32(past as i32)
+                .ptr(b.rotations.ptr()),
+        };
+        let attention = Call {
+            kernel: pass.attention[usize::from(o_order)].clone(),
+            launch: kind.launch(c, m),
+            args: Args::new()
+                .ptr(b.q.ptr())
+                .ptr(keys)
+                .ptr(values)
+                .i32(cache.capacity as i32)
+                .i32(m as i32)
+                .i32(past as i32)
+                .ptr(b.seen.ptr())
+                .ptr(b.attended.span.ptr()),
+        };
+        let products = &self.products;
+        // SAFETY: every buffer holds at least `m` rows (`reserve`), the cache `past + m` positions (the engine), and
+        // both live until the engine has waited for the stream.
+        unsafe {
+            let order = reads_int4_order(&layer.qkv, m);
+            self.norm_call(b.x.ptr(), layer.input_norm, b, m, order)
+                .run(stream)?;
+            let qkv = Target::Bf16(b.qkv.ptr(), width);
+            products.run(kernels, stream, &layer.qkv, m, &b.h, qkv)?;
+            rope.run(stream)?;
+            attention.run(stream)?;
+            let x = Target::Add(b.x.ptr());
+            products.run(kernels, stream, one(&layer.o), m, &b.attended, x)?;
+            let order = reads_int4_order(&layer.gate_up, m);
+            self.norm_call(b.x.ptr(), layer.post_attention_norm, b, m, order)
+                .run(stream)?;
+            if joins_gate_and_up(&layer.gate_up, m, down_order) {
+                let activated = Target::Swiglu(b.activated.span.ptr(), down_order);
+                products.run(kernels, stream, &layer.gate_up, m, &b.h, activated)?;
+            } else {
+                let gate_up = Target::Bf16(b.gate_up.ptr(), 2 * c.intermediate);
+                products.run(kernels, stream, &layer.gate_up, m, &b.h, gate_up)?;
+                let columns = padded(c.intermediate).div_ceil(2048) as u32;
+                let swiglu = Call {
+                    kernel: self.swiglu.clone(),
+                    launch: Launch::new([columns, m as u32], 256).overlap(),
+                    args: Args::new()
+                        .ptr(b.gate_up.ptr())
+                        .ptr(b.activated.span.ptr())
+                        .i32(i32::from(down_order)),
+                };
+                swiglu.run(stream)?;
+            }
+            products.run(kernels, stream, one(&layer.down), m, &b.activated, x)
+        }
+    }
+
+    fn norm_call(&self, x: u64, weight: Span, b: &Buffers, m: usize, int4_order: bool) -> Call {
+        Call {
+            kernel: self.norm.clone(),
+            launch: Launch::new(m, 256).overlap(),
+            args: Args::new()
+                .ptr(x)
+                .ptr(weight.ptr())
+                .ptr(b.h.span.ptr())
+                .i32(i32::from(int4_order)),
+        }
+    }
+
+    fn buffers(&self) -> Result<&Buffers> {
+        let missing = || Error::Cuda("a prompt's activations were not allocated".into());
+        self.buffers.as_ref().ok_or_else(missing)
+    }
+
+    /// Makes the buffers hold `m` rows.
+    fn reserve(&mut self, parts: &Parts<'_>, m: usize, logits: bool) -> Result<()> {
+        let Parts {
+            kernels,
+            config: c,
+            model,
+            ..
+        } = parts;
+        let has = |b: &Buffers| b.capacity >= m && (!logits || b.logits.bytes() > 0);
+        if self.buffers.as_ref().is_some_and(has) {
+            return Ok(());
+        }
+        let gpu = kernels.gpu();
+        // Whoever still computes in the old ones.
+        gpu.main().synchronize()?;
+        let old = self.buffers.take();
+        let logits = logits || old.as_ref().is_some_and(|b| b.logits.bytes() > 0);
+        let m = m
+            .max(old.as_ref().map_or(0, |b| b.capacity))
+            .next_multiple_of(128);
+        drop(old);
+        let one = std::slice::from_ref::<DeviceMatrix>;
+        // Few rows may need what many do not, so ask for both.
+        let scratch = model
+            .layers
+            .iter()
+            .flat_map(|l| [&l.qkv[..], one(&l.o), &l.gate_up, one(&l.down)])
+            .chain([one(&model.head)])
+            .map(|w| scratch_bytes(w, m).max(scratch_bytes(w, 1)))
+            .max()
+            .unwrap_or(0);
+        let width = c.heads * c.head_dim;
+        let (arena, (mut buffers, scratch)) = Arena::build(gpu, "a prompt's activations", |a| {
+            let mut activations = |columns: usize| -> Result<Activations> {
+                let stride = padded(columns);
+                Ok(Activations {
+                    span: a.take(2 * m * stride)?,
+                    capacity: m,
+                    stride,
+                })
+            };
+            let (h, attended, activated) = (
+                activations(c.hidden)?,
+                activations(width)?,
+                activations(c.intermediate)?,
+            );
+            let logit_rows = if logits { LOGIT_ROWS } else { 0 };
+            let buffers = Buffers {
+                capacity: m,
+                tokens: a.take(4 * m.max(LOGIT_ROWS))?,
+                x: a.take(4 * m * c.hidden)?,
+                seen: a.take(size_of::<Seen>() * m)?,
+                rotations: a.take(4 * m * c.rope.rotary_dim)?,
+                h,
+                qkv: a.take(2 * m * (c.heads + 2 * c.kv_heads) * c.head_dim)?,
+                q: a.take(2 * m * width)?,
+                attended,
+                gate_up: a.take(2 * m * 2 * c.intermediate)?,
+                activated,
+                logits: a.take(4 * logit_rows * c.vocab)?,
+                log_probs: a.take(8 * logit_rows)?,
+                is_top: a.take(4 * logit_rows)?,
+                _arena: Arena::sizes(),
+            };
+            Ok((buffers, a.take(scratch)?))
+        })?;
+        if let Some(memory) = arena.buffer() {
+            // Padding columns are read as zero.
+            memory.fill(gpu.main(), 0)?;
+        }
+        buffers._arena = arena;
+        self.products.set_scratch(scratch);
+        self.buffers = Some(buffers);
+        Ok(())
+    }
+}
+
+fn padded(columns: usize) -> usize {
+    columns.next_multiple_of(128)
+}

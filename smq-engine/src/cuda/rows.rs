@@ -1,0 +1,378 @@
+//! Products of many activation rows: cuBLASLt for bf16 weights, `gemm_int4.cu` for int4, and for very many rows
+//! int4 weights are widened to bf16 first, NF4 weights for any number. FP8 weights meet activations quantized to FP8.
+
+use super::args::Args;
+use super::blas::{Blas, Input, MatMul, Output, Scaled};
+use super::fp8::QuantizedRows;
+use super::kernels::{Call, Defines, Kernels};
+use super::launch::Launch;
+use super::memory::Span;
+use super::stream::Stream;
+use super::swiglu::{fuses_bf16, swiglu_call};
+use super::tensor_map::TensorMap;
+use super::weights::{DeviceMatrix, Format, LARGEST_GROUP};
+use crate::error::Result;
+
+/// From this many activation rows on, widening the weights once and cuBLASLt's products are faster than the int4 kernel:
+/// sooner for matrices of few rows, whose tiles do not fill the GPU.
+fn widen_from(w: &DeviceMatrix) -> usize {
+    if w.rows < 8192 { 384 } else { 1024 }
+}
+
+/// No int4 product of more rows goes through the int4 kernel.
+pub(super) const LARGEST_INT4_ROWS: usize = 1024;
+
+/// A buffer of activation rows, bf16 `[capacity, stride]`, stride in elements.
+#[derive(Debug, Clone, Copy)]
+pub struct Activations {
+    /// Its memory.
+    pub span: Span,
+    /// Rows that fit.
+    pub capacity: usize,
+    /// Elements from a row to the next: the columns rounded up to 128.
+    pub stride: usize,
+}
+
+/// Where a product goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// bf16 `[m, stride]`.
+    Bf16(u64, usize),
+    /// Added to f32 `[m, rows]`.
+    Add(u64),
+    /// `silu(gate) up`, bf16 `[m, rows / 2 rounded up to 128]`; the flag asks for int4 order. Only where
+    /// [`joins_gate_and_up`].
+    Swiglu(u64, bool),
+}
+
+/// What multiplies rows.
+#[derive(Debug)]
+pub struct RowProducts {
+    blas: Blas,
+    /// A matrix as bf16, or activations as FP8.
+    scratch: Span,
+}
+
+/// Whether the int4 kernel does the product with `matrices`.
+#[must_use]
+pub fn is_int4_product(matrices: &[DeviceMatrix], m: usize) -> bool {
+    matches!(matrices, [one] if one.is_int4() && m < widen_from(one))
+}
+
+/// Whether the product with `matrices` wants its activations in int4 order: where the int4 kernel does it, of the
+/// largest groups; smaller ones lie within the kernel's steps in plain order only.
+#[must_use]
+pub fn reads_int4_order(matrices: &[DeviceMatrix], m: usize) -> bool {
+    is_int4_product(matrices, m) && matrices[0].group() == LARGEST_GROUP
+}
+
+/// Whether the product with `matrices` can join gate and up, in this order.
+#[must_use]
+pub fn joins_gate_and_up(matrices: &[DeviceMatrix], m: usize, int4_order: bool) -> bool {
+    reads_int4_order(matrices, m) || (!int4_order && fuses_bf16(matrices, m))
+}
+
+/// Bytes of scratch memory that the product with `matrices` takes: for a matrix widened to bf16, or for activations as
+/// FP8; 0 where neither is done.
+#[must_use]
+pub fn scratch_bytes(matrices: &[DeviceMatrix], m: usize) -> usize {
+    let bytes = |w: &DeviceMatrix| match w.format {
+        Format::Bf16 => 0,
+        Format::Fp8 { .. } => QuantizedRows::bytes(m, w.cols),
+        Format::Int4 { .. } | Format::Nf4 { .. } if is_int4_product(matrices, m) => 0,
+        Format::Int4 { .. } | Format::Nf4 { .. } => 2 * w.rows * w.cols,
+    };
+    matrices.iter().map(bytes).max().unwrap_or(0)
+}
+
+impl RowProducts {
+    /// With `scratch`, as large as the largest [`scratch_bytes`].
+    #[must_use]
+    pub fn new(blas: Blas, scratch: Span) -> Self {
+        Self { blas, scratch }
+    }
+
+    /// Replaces the scratch memory.
+    pub fn set_scratch(&mut self, scratch: Span) {
+        self.scratch = scratch;
+    }
+
+    /// Queues the products of `m` rows of `x` with `matrices`, side by side in `target`.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda) from compiling or launching.
+    ///
+    /// # Safety
+    /// `x` and `target` are large enough and stay allocated until the stream has run the products.
+    pub unsafe fn run(
+        &self,
+        kernels: &Kernels,
+        stream: &Stream,
+        matrices: &[DeviceMatrix],
+        m: usize,
+        x: &Activations,
+        target: Target,
+    ) -> Result<()> {
+        if is_int4_product(matrices, m) {
+            let call = int4_call(kernels, &matrices[0], m, x, target)?;
+            // SAFETY: the caller's promise; the weights are the model's.
+            return unsafe { call.run(stream) };
+        }
+        if let Target::Swiglu(out, _) = target {
+            let call = swiglu_call(kernels, &matrices[0], m, x, out)?;
+            // SAFETY: as above.
+            return unsafe { call.run(stream) };
+        }
+        let quantized = match matrices {
+            [w, ..] if matches!(w.format, Format::Fp8 { .. }) => {
+                let rows = QuantizedRows::place(self.scratch, m, w.cols)?;
+                // SAFETY: the caller's promise; products before these in the stream are done with the scratch memory.
+                unsafe { rows.call(kernels, m, w.cols, x)?.run(stream) }?;
+                Some(rows)
+            }
+            _ => None,
+        };
+        let mut column = 0;
+        for w in matrices {
+            let (y, y_stride, output) = match target {
+                Target::Bf16(y, stride) => (y + 2 * column as u64, stride, Output::Bf16),
+                Target::Add(y) | Target::Swiglu(y, _) => (y, w.rows, Output::F32),
+            };
+            let product = MatMul {
+                m,
+                n: w.rows,
+                k: w.cols,
+                x_stride: x.stride,
+                y_stride,
+                input: Input::Bf16,
+                output,
+                accumulate: matches!(target, Target::Add(_)),
+            };
+            // SAFETY: the caller's promise; the weights are the model's.
+            unsafe {
+                match (w.format, &quantized) {
+                    (Format::Fp8 { scales }, Some(rows)) => {
+                        self.fp8(stream, &product, w.data, scales, rows, y)
+                    }
+                    _ => self.bf16(kernels, stream, &product, w, x, y),
+                }
+            }?;
+            column += w.rows;
+        }
+        Ok(())
+    }
+
+    /// Multiplies in bf16, weights of codes widened first.
+    ///
+    /// # Safety
+    /// As [`run`](RowProducts::run).
+    unsafe fn bf16(
+        &self,
+        kernels: &Kernels,
+        stream: &Stream,
+        product: &MatMul,
+        w: &DeviceMatrix,
+        x: &Activations,
+        y: u64,
+    ) -> Result<()> {
+        let plan = self.blas.plan(product)?;
+        let data = if w.is_coded() {
+            let wide = self.scratch.part(0, 2 * w.rows * w.cols)?.ptr();
+            // SAFETY: it fits; products before this one in the stream are done with the scratch memory.
+            unsafe { widen(kernels, w, wide)?.run(stream) }?;
+            wide
+        } else {
+            w.data.ptr()
+        };
+        // SAFETY: the caller's promise, and the weights are the model's or just widened.
+        unsafe { self.blas.run(stream, &plan, data, x.span.ptr(), y) }
+    }
+
+    /// Multiplies codes with codes.
+    ///
+    /// # Safety
+    /// As [`run`](RowProducts::run), with what was quantized of its activations.
+    unsafe fn fp8(
+        &self,
+        stream: &Stream,
+        product: &MatMul,
+        codes: Span,
+        scales: Span,
+        x: &QuantizedRows,
+        y: u64,
+    ) -> Result<()> {
+        let plan = self.blas.plan(&MatMul {
+            x_stride: product.k,
+            input: Input::Fp8,
+            ..*product
+        })?;
+        let [w, x] = [(codes, scales), (x.codes, x.scales)].map(|(codes, scales)| Scaled {
+            codes: codes.ptr(),
+            scales: scales.ptr(),
+        });
+        // SAFETY: the caller's promise.
+        unsafe { self.blas.run_fp8(stream, &plan, w, x, y) }
+    }
+}
+
+/// The macros of `dequantize.cu` for a matrix.
+pub fn widen_defines(w: &DeviceMatrix) -> Defines {
+    let mut defines = vec![
+        ("K", w.cols as i64),
+        ("GROUP", w.group() as i64),
+        ("OUT_INT4", 0),
+    ];
+    defines.extend(w.scale_defines());
+    defines
+}
+
+/// Widens a whole matrix of codes to bf16 at `out`, plain order.
+///
+/// # Errors
+/// As [`Kernels::get`].
+pub fn widen(kernels: &Kernels, w: &DeviceMatrix, out: u64) -> Result<Call> {
+    let codes = Args::new().ptr(w.data.ptr());
+    let (name, args) = match w.format {
+        Format::Bf16 | Format::Int4 { .. } => {
+            let (scales, bias) = w.scales();
+            ("dequantize_int4", codes.ptr(scales).i32(bias))
+        }
+        Format::Nf4 {
+            absmax,
+            nested_absmax,
+            offset,
+        } => {
+            let args = codes.ptr(absmax.ptr()).ptr(nested_absmax.ptr());
+            ("dequantize_nf4", args.f32(offset))
+        }
+        Format::Fp8 { scales } => ("dequantize_fp8", codes.ptr(scales.ptr())),
+    };
+    Ok(Call {
+        kernel: kernels.get("dequantize.cu", widen_defines(w), name)?,
+        launch: Launch::new((w.rows * w.cols / 8).div_ceil(512), 256).overlap(),
+        args: args.i32(w.rows as i32).i32(0).ptr(out),
+    })
+}
+
+/// How `gemm_int4.cu` is cut for a matrix and a number of rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// Macros.
+    pub defines: Vec<(&'static str, i64)>,
+    /// Blocks.
+    pub grid: [u32; 2],
+    /// Threads a block.
+    pub threads: u32,
+    /// Dynamic shared memory, bytes.
+    pub shared: u32,
+    /// Tokens of a tile.
+    pub tile: usize,
+}
+
+impl Cut {
+    /// As measured best on an H100 for the shapes of Phi-3.5.
+    #[must_use]
+    pub fn new(w: &DeviceMatrix, m: usize, target: Target, sms: usize) -> Self {
+        let tiles = m.div_ceil(128);
+        let tile = [16, 32, 64, 128]
+            .into_iter()
+            .find(|t| *t >= m.div_ceil(tiles))
+            .unwrap_or(128);
+        let swiglu = matches!(target, Target::Swiglu(..));
+        let loops = swiglu && tiles > 1;
+        let stages = match tile {
+            16 | 32 => 8,
+            64 => 6,
+            // Where a block loops over token tiles, its ring keeps running; groups of 32 leave no room for that.
+            _ if loops && w.group() > 32 => 5,
+            _ => 4,
+        };
+        let warpgroups = 2;
+        let (epilogue, order) = match target {
+            Target::Bf16(..) => (0, 0),
+            Target::Add(_) => (1, 0),
+            Target::Swiglu(_, order) => (2, i64::from(order)),
+        };
+        let units = if swiglu {
+            (w.rows / 2).div_ceil(128) * 4
+        } else {
+            w.rows.div_ceil(64)
+        };
+        // The kernel takes 128 columns at a time, which have so many scales.
+        let (steps, parts) = (w.cols.div_ceil(128), 128 / w.group());
+        let blocks = units.div_ceil(warpgroups);
+        let split = if swiglu || m.div_ceil(tile) > 2 {
+            1
+        } else {
+            [4, 2]
+                .into_iter()
+                .find(|s| blocks * s <= sms && *s <= steps)
+                .unwrap_or(1)
+        };
+        let columns = if swiglu { 32 } else { 64 } + 8;
+        let staged = if epilogue == 1 {
+            0
+        } else {
+            warpgroups * tile * columns * 2
+        };
+        let mut defines = vec![
+            ("K", w.cols as i64),
+            ("ROWS", w.rows as i64),
+            ("GROUP", w.group() as i64),
+            ("EPILOGUE", epilogue),
+            ("OUT_INT4", order),
+            ("TILE_M", tile as i64),
+            ("WARPGROUPS", warpgroups as i64),
+            ("SPLIT_K", split as i64),
+            ("STAGES", stages as i64),
+            ("MIN_BLOCKS", 1),
+        ];
+        defines.extend(w.scale_defines());
+        Self {
+            defines,
+            grid: [
+                (blocks * split) as u32,
+                if loops { 1 } else { m.div_ceil(tile) as u32 },
+            ],
+            threads: 128 * (warpgroups as u32 + 1),
+            shared: (stages * (tile * 256 + warpgroups * 64 * (64 + 4 * parts))
+                + staged
+                + 16 * stages
+                + 1024) as u32,
+            tile,
+        }
+    }
+}
+
+/// The call of `gemm_int4.cu`.
+///
+/// # Errors
+/// As [`Kernels::get`] and [`TensorMap::bf16`].
+pub fn int4_call(
+    kernels: &Kernels,
+    w: &DeviceMatrix,
+    m: usize,
+    x: &Activations,
+    target: Target,
+) -> Result<Call> {
+    let cut = Cut::new(w, m, target, kernels.gpu().sm_count() as usize);
+    let (Target::Bf16(out, _) | Target::Add(out) | Target::Swiglu(out, _)) = target;
+    let map = TensorMap::bf16(x.span, x.stride, x.capacity, (64, cut.tile as u32))?;
+    let (scales, bias) = w.scales();
+    Ok(Call {
+        kernel: kernels.get("gemm_int4.cu", cut.defines, "gemm_int4")?,
+        launch: Launch::new(cut.grid, cut.threads)
+            .shared(cut.shared)
+            .overlap(),
+        args: Args::new()
+            .value(&map.words())
+            .ptr(w.data.ptr())
+            .ptr(scales)
+            .i32(bias)
+            .i32(m as i32)
+            .ptr(out),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+//! What a decode step keeps on the GPU between its kernels, and how its tokens reach the host.
+
+use std::time::{Duration, Instant};
+
+use super::arena::Arena;
+use super::decode::plan::splits;
+use super::device::Gpu;
+use super::memory::Span;
+use super::pinned::PinnedBuffer;
+use crate::error::{Error, Result};
+use smq_model::ModelConfig;
+
+/// Tokens that the mailbox holds: more than are ever on their way.
+pub const RING: usize = 64;
+/// A step that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The id that says a logit was not finite.
+const NOT_FINITE: u32 = u32::MAX;
+
+/// Buffers of one sequence's step, f32 where not said otherwise.
+#[derive(Debug)]
+pub struct State {
+    /// i32: position, tokens chosen, token, whole steps done (`decode.cu`).
+    pub state: Span,
+    /// `[rotary_dim / 2]`, of the factors in use.
+    pub inv_freq: Span,
+    /// Inputs of the products after the two norms, `[hidden]` each.
+    pub hidden: [Span; 2],
+    /// Their partial sums of squares, `[SMs]` each.
+    pub square_sums: [Span; 2],
+    /// The head's input that a prompt leaves, and its sums of squares.
+    pub last_hidden: Span,
+    /// `[SMs]`.
+    pub last_square_sums: Span,
+    /// `[(heads + 2 kv_heads) head_dim]`.
+    pub qkv: Span,
+    /// What the blocks of a head exchange, `[heads, splits, head_dim + 4]`.
+    pub attention_parts: Span,
+    /// `[heads head_dim]`.
+    pub attended: Span,
+    /// `[intermediate]`.
+    pub activated: Span,
+    /// `[vocab]`.
+    pub logits: Span,
+    /// Each block's largest logit, its row above it: u64 `[SMs]`.
+    pub best: Span,
+    /// u64 `[RING]`, in host memory.
+    pub mailbox: PinnedBuffer,
+    _arena: Arena,
+}
+
+impl State {
+    /// Allocates everything; contents are zero.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the memory is not there.
+    pub fn new(gpu: &Gpu, c: &ModelConfig) -> Result<Self> {
+        let sms = gpu.sm_count() as usize;
+        let mut mailbox = PinnedBuffer::mapped(gpu, 8 * RING)?;
+        mailbox.as_mut_slice::<u64>().fill(0);
+        let half = c.rope.rotary_dim / 2;
+        let width = c.heads * c.head_dim;
+        let kv_width = c.kv_heads * c.head_dim;
+        let parts = c.heads * splits(c, sms) * (c.head_dim + 4);
+        let (arena, spans) = Arena::build(gpu, "a decode step's buffers", |arena| {
+            let mut words = |n: usize| arena.take(4 * n);
+            Ok((
+                [words(4)?, words(half)?],
+                [words(c.hidden)?, words(c.hidden)?, words(c.hidden)?],
+                [words(sms)?, words(sms)?, words(sms)?],
+                [words(width + 2 * kv_width)?, words(parts)?, words(width)?],
+                [words(c.intermediate)?, words(c.vocab)?],
+                words(2 * sms)?,
+            ))
+        })?;
+        if let Some(buffer) = arena.buffer() {
+            buffer.fill(gpu.main(), 0)?;
+        }
+        let (
+            [state, inv_freq],
+            [hidden0, hidden1, last_hidden],
+            [sums0, sums1, last_square_sums],
+            [qkv, attention_parts, attended],
+            [activated, logits],
+            best,
+        ) = spans;
+        Ok(Self {
+            state,
+            inv_freq,
+            hidden: [hidden0, hidden1],
+            square_sums: [sums0, sums1],
+            last_hidden,
+            last_square_sums,
+            qkv,
+            attention_parts,
+            attended,
+            activated,
+            logits,
+            best,
+            mailbox,
+            _arena: arena,
+        })
+    }
+
+    /// Waits for the token of step `step` (counted from 0 since the buffers were made).
+    ///
+    /// # Errors
+    /// [`Error::Input`] if a logit was not finite, [`Error::Cuda`] if nothing comes.
+    pub fn token(&self, step: u32, check: impl Fn() -> Result<()>) -> Result<u32> {
+        let slot = self
+            .mailbox
+            .as_slice::<u64>()
+            .as_ptr()
+            .wrapping_add(step as usize % RING);
+        let start = Instant::now();
+        let mut spins = 0u32;
+        loop {
+            // SAFETY: inside the mailbox, which the GPU writes whole words of: a volatile read sees one or the other.
+            let value = unsafe { slot.read_volatile() };
+            if (value >> 32) as u32 == step.wrapping_add(1) {
+                return match value as u32 {
+                    NOT_FINITE => Err(Error::Input(
+                        "the model produced a logit that is not finite: its weights are damaged"
+                            .into(),
+                    )),
+                    id => Ok(id),
+                };
+            }
+            std::hint::spin_loop();
+            spins = spins.wrapping_add(1);
+            if spins.is_multiple_of(1 << 16) {
+                check()?;
+                if start.elapsed() > PATIENCE {
+                    return Err(Error::Cuda(
+                        "no token came from the GPU for a minute; is another program holding it?"
+                            .into(),
+                    ));
+                }
+            }
+        }
+    }
+}

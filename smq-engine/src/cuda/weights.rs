@@ -1,0 +1,468 @@
+//! A model's weights on the GPU, as the file has them.
+
+use std::borrow::Cow;
+
+use half::bf16;
+use rayon::prelude::*;
+use smq_format::scale::ScaleFormat;
+use smq_format::{Dtype, Scales, TensorData};
+
+use super::arena::Arena;
+use super::device::Gpu;
+use super::memory::Span;
+use super::upload::{Piece, Staging, upload};
+use crate::error::{Error, Result};
+use crate::linear::{check_fp8, load_vector};
+use crate::report::LoadReport;
+use smq_model::ModelConfig;
+use smq_model::Source;
+use smq_model::names::{self, LayerNames, NamedMatrix};
+
+/// Columns that share a scale in the int4 kernels; others do not run.
+pub const GROUPS: [usize; 3] = [32, 64, 128];
+/// The kernels' largest group, whose macros are those of matrices without groups, too.
+pub const LARGEST_GROUP: usize = 128;
+/// Bytes that kernels may read behind a blob.
+const SLACK: usize = 64;
+
+/// A matrix `[rows, cols]` on the GPU.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceMatrix {
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// Row-major bf16 elements or nibbles.
+    pub data: Span,
+    /// How it is stored.
+    pub format: Format,
+}
+
+/// Storage of a matrix on the GPU.
+#[derive(Debug, Clone, Copy)]
+pub enum Format {
+    /// bf16 elements.
+    Bf16,
+    /// Nibbles, and one scale a group of columns.
+    Int4 {
+        /// The scale stream.
+        scales: Span,
+        /// Its format.
+        format: ScaleFormat,
+        /// Columns of a group, one of [`GROUPS`].
+        group: usize,
+    },
+    /// NF4 nibbles in blocks of 64 of the flattened matrix.
+    Nf4 {
+        /// One byte a block.
+        absmax: Span,
+        /// f32, one for 256 absmax codes.
+        nested_absmax: Span,
+        /// Added to each absmax.
+        offset: f32,
+    },
+    /// E4M3 codes.
+    Fp8 {
+        /// f32 `[rows]`.
+        scales: Span,
+    },
+}
+
+impl DeviceMatrix {
+    /// Whether it is int4.
+    #[must_use]
+    pub fn is_int4(&self) -> bool {
+        matches!(self.format, Format::Int4 { .. })
+    }
+
+    /// Whether it has to be widened before bf16 is multiplied.
+    #[must_use]
+    pub fn is_coded(&self) -> bool {
+        !matches!(self.format, Format::Bf16)
+    }
+
+    /// Address of its scale codes, 0 where there are none, and their tensor's bias (NF4: the offset's bits).
+    #[must_use]
+    pub fn scales(&self) -> (u64, i32) {
+        match self.format {
+            Format::Bf16 => (0, 0),
+            Format::Int4 { scales, format, .. } => {
+                let bias = match format {
+                    ScaleFormat::Mini(m) => i32::from(m.bias()),
+                    _ => 0,
+                };
+                (scales.ptr(), bias)
+            }
+            Format::Nf4 { absmax, offset, .. } => (absmax.ptr(), offset.to_bits().cast_signed()),
+            Format::Fp8 { scales } => (scales.ptr(), 0),
+        }
+    }
+
+    /// The macros that say how to decode its scales, the same for every matrix that one kernel can serve.
+    #[must_use]
+    pub fn scale_defines(&self) -> [(&'static str, i64); 3] {
+        let (format, width, mantissa) = match self.format {
+            Format::Bf16 => (0, 16, 0),
+            Format::Nf4 { .. } => (0, 8, 0),
+            Format::Fp8 { .. } => (2, 32, 0),
+            Format::Int4 { format, .. } => {
+                let width = i64::from(format.width_bits());
+                match format {
+                    ScaleFormat::Mini(m) => (0, width, i64::from(m.mantissa_bits())),
+                    ScaleFormat::F16 => (1, width, 0),
+                    ScaleFormat::F32 => (2, width, 0),
+                }
+            }
+        };
+        [
+            ("SCALE_FORMAT", format),
+            ("SCALE_WIDTH", width),
+            ("SCALE_MANTISSA", mantissa),
+        ]
+    }
+
+    /// Columns that share a scale, as the int4 kernels' macros have it: [`LARGEST_GROUP`] where it is not int4.
+    #[must_use]
+    pub fn group(&self) -> usize {
+        match self.format {
+            Format::Int4 { group, .. } => group,
+            _ => LARGEST_GROUP,
+        }
+    }
+
+    /// Bytes that one pass over the weights reads.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let scales = match self.format {
+            Format::Bf16 => 0,
+            Format::Int4 { format, group, .. } => {
+                self.rows * self.cols.div_ceil(group) * format.width_bits() as usize / 8
+            }
+            Format::Nf4 {
+                absmax,
+                nested_absmax,
+                ..
+            } => absmax.bytes() + nested_absmax.bytes(),
+            Format::Fp8 { scales } => scales.bytes(),
+        };
+        self.data.bytes() + scales
+    }
+}
+
+/// One decoder layer.
+#[derive(Debug)]
+pub struct DeviceLayer {
+    /// f32 `[hidden]`.
+    pub input_norm: Span,
+    /// One or three matrices, stored alike.
+    pub qkv: Vec<DeviceMatrix>,
+    /// The output projection.
+    pub o: DeviceMatrix,
+    /// f32 `[hidden]`.
+    pub post_attention_norm: Span,
+    /// One fused matrix, or gate and up, stored alike.
+    pub gate_up: Vec<DeviceMatrix>,
+    /// The MLP's output projection.
+    pub down: DeviceMatrix,
+}
+
+/// Every weight.
+#[derive(Debug)]
+pub struct DeviceModel {
+    /// bf16 `[vocab, hidden]`.
+    pub embedding: Span,
+    /// The layers.
+    pub layers: Vec<DeviceLayer>,
+    /// f32 `[hidden]`.
+    pub norm: Span,
+    /// The head.
+    pub head: DeviceMatrix,
+    /// Holds everything above.
+    _arena: Arena,
+}
+
+/// A model whose weights have places on the GPU, but are not there yet.
+#[derive(Debug)]
+pub struct PlacedModel<'s> {
+    model: DeviceModel,
+    pieces: Vec<(Cow<'s, [u8]>, Span)>,
+}
+
+impl PlacedModel<'_> {
+    /// Copies every tensor to the GPU, and says what that took.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if the driver fails.
+    pub fn upload(self, gpu: &Gpu, mut staging: Staging) -> Result<(DeviceModel, LoadReport)> {
+        let pieces = self.pieces.iter();
+        let pieces: Vec<Piece<'_>> = pieces
+            .map(|(source, to)| Piece { source, to: *to })
+            .collect();
+        // SAFETY: the places are parts of the model's arena, which nothing uses yet.
+        let report = unsafe { upload(gpu, &mut staging, &pieces) }?;
+        Ok((self.model, report))
+    }
+}
+
+impl DeviceModel {
+    /// Checks every tensor of `source` and finds it a place on the GPU.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`](crate::model::Decoder::load); [`Error::Tensor`] for what the kernels do not do;
+    /// [`Error::Cuda`] if the memory is not there.
+    pub fn place<'s>(gpu: &Gpu, source: &'s Source, c: &ModelConfig) -> Result<PlacedModel<'s>> {
+        let mut pieces = Vec::new();
+        let (arena, mut model) = Arena::build(gpu, "the weights", |arena| {
+            pieces.clear();
+            let mut placer = Placer {
+                source,
+                arena,
+                pieces: &mut pieces,
+                grouped: None,
+            };
+            placer.model(c)
+        })?;
+        model._arena = arena;
+        Ok(PlacedModel { model, pieces })
+    }
+
+    /// The model's shapes and formats, its weights nowhere.
+    ///
+    /// # Errors
+    /// As [`place`](Self::place), but for memory.
+    pub(super) fn sizes(source: &Source, c: &ModelConfig) -> Result<Self> {
+        let mut placer = Placer {
+            source,
+            arena: &mut Arena::sizes(),
+            pieces: &mut Vec::new(),
+            grouped: None,
+        };
+        placer.model(c)
+    }
+
+    /// Weight bytes that one decoded token reads.
+    #[must_use]
+    pub fn bytes_per_token(&self) -> usize {
+        let layers = self
+            .layers
+            .iter()
+            .flat_map(|l| l.qkv.iter().chain(&l.gate_up).chain([&l.o, &l.down]));
+        layers.chain([&self.head]).map(DeviceMatrix::bytes).sum()
+    }
+}
+
+/// Finds tensors, checks them, and gives them places.
+struct Placer<'a, 's, 'p> {
+    source: &'s Source,
+    arena: &'a mut Arena,
+    pieces: &'p mut Vec<(Cow<'s, [u8]>, Span)>,
+    /// The groups of the first int4 matrix, and its name.
+    grouped: Option<(usize, String)>,
+}
+
+impl<'s> Placer<'_, 's, '_> {
+    fn model(&mut self, c: &ModelConfig) -> Result<DeviceModel> {
+        let table = NamedMatrix {
+            name: names::EMBEDDING.into(),
+            rows: c.vocab,
+            cols: c.hidden,
+        };
+        let embedding = self.matrix(&table)?;
+        if embedding.is_coded() {
+            let message = "the embedding is quantized, which --device cuda does not look up; run with --device cpu";
+            return Err(Error::tensor(&table.name, message));
+        }
+        let head = if c.tied_head {
+            embedding
+        } else {
+            self.matrix(&NamedMatrix {
+                name: names::HEAD.into(),
+                ..table
+            })?
+        };
+        let layers = (0..c.layers)
+            .map(|i| self.layer(&LayerNames::of(c, i), c))
+            .collect::<Result<_>>()?;
+        Ok(DeviceModel {
+            embedding: embedding.data,
+            layers,
+            norm: self.vector(names::NORM, c.hidden)?,
+            head,
+            _arena: Arena::sizes(),
+        })
+    }
+
+    fn layer(&mut self, names: &LayerNames, c: &ModelConfig) -> Result<DeviceLayer> {
+        Ok(DeviceLayer {
+            input_norm: self.vector(&names.input_norm, c.hidden)?,
+            qkv: self.matrices(&names.qkv)?,
+            o: self.matrix(&names.o)?,
+            post_attention_norm: self.vector(&names.post_attention_norm, c.hidden)?,
+            gate_up: self.matrices(&names.gate_up)?,
+            down: self.matrix(&names.down)?,
+        })
+    }
+
+    fn matrices(&mut self, list: &[NamedMatrix]) -> Result<Vec<DeviceMatrix>> {
+        let out: Vec<DeviceMatrix> = list.iter().map(|m| self.matrix(m)).collect::<Result<_>>()?;
+        let defines = |m: &DeviceMatrix| (std::mem::discriminant(&m.format), m.scale_defines());
+        match out.iter().position(|m| defines(m) != defines(&out[0])) {
+            None => Ok(out),
+            Some(i) => Err(Error::tensor(
+                &list[i].name,
+                format!(
+                    "is stored in another format than {}; --device cuda multiplies them together, so quantize both \
+                     alike, or run with --device cpu",
+                    list[0].name
+                ),
+            )),
+        }
+    }
+
+    /// A matrix that the engine multiplies with.
+    fn matrix(&mut self, m: &NamedMatrix) -> Result<DeviceMatrix> {
+        let bad = |message: String| Err(Error::tensor(&m.name, message));
+        let (bytes, format) = match self.source.stored(&m.name, &[m.rows, m.cols])? {
+            TensorData::Raw { dtype, bytes } => (to_bf16(dtype, bytes), Format::Bf16),
+            TensorData::Int4 {
+                nibbles,
+                scales,
+                group,
+            } => {
+                let group = self.group(m, group)?;
+                check_codes(&m.name, scales)?;
+                let format = scales.format;
+                let stream = self.arena.take(scales.stream.len() + SLACK)?;
+                let place = stream.part(0, scales.stream.len())?;
+                self.pieces.push((Cow::Borrowed(scales.stream), place));
+                let format = Format::Int4 {
+                    scales: stream,
+                    format,
+                    group,
+                };
+                (Cow::Borrowed(nibbles), format)
+            }
+            TensorData::Nf4 { nibbles, scales } => {
+                for i in 0..scales.nested_absmax.len() / 4 {
+                    let nested = scales.nested(i);
+                    nested.map_err(|e| Error::tensor(&m.name, e.to_string()))?;
+                }
+                // One behind the other, as decode_product.cuh wants them.
+                let nested_at = scales.absmax.len().next_multiple_of(16);
+                let (codes, nested) = (scales.absmax, scales.nested_absmax);
+                let both = self.arena.take(nested_at + nested.len() + SLACK)?;
+                let absmax = both.part(0, codes.len())?;
+                let nested_absmax = both.part(nested_at, nested.len())?;
+                self.pieces.push((Cow::Borrowed(codes), absmax));
+                self.pieces.push((Cow::Borrowed(nested), nested_absmax));
+                let format = Format::Nf4 {
+                    absmax,
+                    nested_absmax,
+                    offset: scales.offset,
+                };
+                (Cow::Borrowed(nibbles), format)
+            }
+            TensorData::Fp8 { codes, scales } => {
+                check_fp8(&m.name, codes)?;
+                let finite = scales.decode_all();
+                finite.map_err(|e| Error::tensor(&m.name, e.to_string()))?;
+                let scales = self.place(Cow::Borrowed(scales.bytes))?;
+                (Cow::Borrowed(codes), Format::Fp8 { scales })
+            }
+        };
+        // Rows start at 16 bytes, bf16's are whole lines of 128 bytes, NF4's whole blocks.
+        let step = match format {
+            Format::Bf16 | Format::Nf4 { .. } => 64,
+            Format::Int4 { .. } | Format::Fp8 { .. } => 32,
+        };
+        if !m.cols.is_multiple_of(step) || !m.rows.is_multiple_of(8) {
+            return bad(format!(
+                "is [{}, {}]; --device cuda needs rows in eights and columns in multiples of {step}",
+                m.rows, m.cols
+            ));
+        }
+        let data = self.place(bytes)?;
+        Ok(DeviceMatrix {
+            rows: m.rows,
+            cols: m.cols,
+            data,
+            format,
+        })
+    }
+
+    /// The kernels' group for `m`, whose file has groups of `group`. A step is compiled for one.
+    fn group(&mut self, m: &NamedMatrix, group: usize) -> Result<usize> {
+        let bad = |message: String| Err(Error::tensor(&m.name, message));
+        // A row of one group is the first part of a larger one.
+        let one_a_row = group >= m.cols && m.cols <= LARGEST_GROUP;
+        let group = match GROUPS.contains(&group) {
+            true => group,
+            false if one_a_row => LARGEST_GROUP,
+            false => {
+                return bad(format!(
+                    "has groups of {}; --device cuda runs groups of 32, 64 or 128: convert again with --group-size \
+                     {LARGEST_GROUP}, or run with --device cpu",
+                    group.min(m.cols)
+                ));
+            }
+        };
+        match &self.grouped {
+            Some((first, name)) if *first != group => bad(format!(
+                "has groups of {group}, and {name} has groups of {first}; --device cuda runs groups of one size in a \
+                 model: convert again with one --group-size, or run with --device cpu"
+            )),
+            Some(_) => Ok(group),
+            None => {
+                self.grouped = Some((group, m.name.clone()));
+                Ok(group)
+            }
+        }
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Span> {
+        let values = load_vector(self.source, name, len)?;
+        self.place(Cow::Owned(bytemuck::cast_slice(&values).to_vec()))
+    }
+
+    fn place(&mut self, bytes: Cow<'s, [u8]>) -> Result<Span> {
+        let place = self.arena.take(bytes.len() + SLACK)?.part(0, bytes.len())?;
+        self.pieces.push((bytes, place));
+        Ok(place)
+    }
+}
+
+/// f16 and f32 weights are rounded to bf16, what the kernels multiply.
+fn to_bf16(dtype: Dtype, bytes: &[u8]) -> Cow<'_, [u8]> {
+    if dtype == Dtype::Bf16 {
+        return Cow::Borrowed(bytes);
+    }
+    const CHUNK: usize = 1 << 16;
+    let mut out = vec![0u8; bytes.len() / dtype.bytes() * 2];
+    out.par_chunks_mut(2 * CHUNK)
+        .zip(bytes.par_chunks(dtype.bytes() * CHUNK))
+        .for_each(|(out, bytes)| {
+            let mut wide = vec![0.0; out.len() / 2];
+            smq_format::widen(dtype, bytes, &mut wide);
+            for (out, v) in out.chunks_exact_mut(2).zip(wide) {
+                out.copy_from_slice(&bf16::from_f32(v).to_le_bytes());
+            }
+        });
+    Cow::Owned(out)
+}
+
+/// The kernels decode any code; only valid ones mean something.
+fn check_codes(name: &str, scales: Scales<'_>) -> Result<()> {
+    const CHUNK: usize = 1 << 14;
+    (0..scales.count.div_ceil(CHUNK))
+        .into_par_iter()
+        .try_for_each(|i| {
+            let range = i * CHUNK..((i + 1) * CHUNK).min(scales.count);
+            let mut out = vec![0.0; range.len()];
+            scales
+                .decode(range, &mut out)
+                .map_err(|e| Error::tensor(name, e.to_string()))
+        })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,45 @@
+//! Runs decoder-only language models: linear products, layers, sampling, the CPU reference and the
+//! CUDA engine. It has no command line and knows no study.
+//!
+//! [`load`] makes an [`Engine`] of an open [`Source`](smq_model::Source), and
+//! [`generate`](generate::generate) drives it, whatever its device:
+//!
+//! ```no_run
+//! use smq_engine::generate::{GenerateOptions, generate};
+//! use smq_engine::{Device, load, sample::SamplingOptions};
+//! use smq_model::{Source, Tokenizer};
+//!
+//! # fn main() -> smq_engine::Result<()> {
+//! let source = Source::open("model.smq".as_ref())?;
+//! let tokenizer = Tokenizer::load(&source)?;
+//! let mut engine = load(&source, Device::Auto, None)?;
+//! let options = GenerateOptions {
+//!     max_new_tokens: 16,
+//!     stop_ids: tokenizer.stop_ids(),
+//!     sampling: SamplingOptions::default(),
+//! };
+//! let prompt = tokenizer.encode("Once upon a time", true)?;
+//! let generation = generate(&mut *engine, &prompt, &options, |_| Ok(()))?;
+//! println!("{}", tokenizer.decode(&generation.ids)?);
+//! # Ok(())
+//! # }
+//! ```
+
+mod cpu;
+pub mod cuda;
+mod engine;
+mod error;
+pub mod generate;
+pub mod linear;
+mod load;
+pub mod model;
+mod report;
+pub mod sample;
+mod summary;
+
+pub use cpu::CpuEngine;
+pub use engine::{Continuations, Engine, Step, TokenScore, log_sum_exp, sampled};
+pub use error::{Error, Result};
+pub use load::{Device, load};
+pub use report::{GpuInfo, LoadReport};
+pub use summary::Summary;

@@ -1,0 +1,169 @@
+//! cuBLASLt's products against sums in f64.
+
+use smq_engine::cuda::blas::{Input, Output};
+use smq_engine::cuda::{Blas, DeviceBuffer, Gpu, Graph, MatMul};
+
+use super::{Outcome, equal};
+
+/// Numbers in -1 .. 1 that bf16 holds exactly, as bf16 and as f64.
+fn random(count: usize, seed: u64) -> (Vec<u16>, Vec<f64>) {
+    let mut state = seed;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let value = (state >> 33) as f32 / (1_u64 << 30) as f32 - 1.0;
+        half::bf16::from_f32(value)
+    };
+    (0..count)
+        .map(|_| next())
+        .map(|v| (v.to_bits(), v.to_f64()))
+        .unzip()
+}
+
+pub fn match_f64(gpu: &Gpu) -> Outcome {
+    let blas = Blas::new(gpu, 32 << 20)?;
+    let shapes = [
+        (1, 64, 96),
+        (7, 576, 576),
+        (33, 192, 1536),
+        (128, 256, 768),
+        (300, 320, 64),
+        (64, 96, 3072),
+    ];
+    for (case, (m, n, k)) in shapes.into_iter().enumerate() {
+        for (output, accumulate, gap) in [
+            (Output::F32, false, 0),
+            (Output::F32, true, 8),
+            (Output::Bf16, false, 8),
+            (Output::Bf16, true, 0),
+        ] {
+            let product = MatMul {
+                m,
+                n,
+                k,
+                x_stride: k + gap,
+                y_stride: n + gap,
+                input: Input::Bf16,
+                output,
+                accumulate,
+            };
+            check_product(gpu, &blas, &product, case as u64)
+                .map_err(|e| format!("{product:?}: {}", e.message().unwrap_or("")))?;
+        }
+    }
+    Ok(())
+}
+
+fn check_product(gpu: &Gpu, blas: &Blas, p: &MatMul, seed: u64) -> Outcome {
+    let stream = gpu.main();
+    let (x, x64) = random(p.m * p.x_stride, seed);
+    let (w, w64) = random(p.n * p.k, seed + 100);
+    // One y for both types: as bf16, widened for f32.
+    let (y, y64) = random(p.m * p.y_stride, seed + 200);
+    let y32: Vec<u32> = y.iter().map(|&v| u32::from(v) << 16).collect();
+    let (dx, dw) = (
+        DeviceBuffer::new(gpu, 2 * x.len(), "x")?,
+        DeviceBuffer::new(gpu, 2 * w.len(), "w")?,
+    );
+    let dy = DeviceBuffer::new(gpu, 4 * y.len(), "y")?;
+    dx.upload(stream, 0, &x)?;
+    dw.upload(stream, 0, &w)?;
+    match p.output {
+        Output::Bf16 => dy.upload(stream, 0, &y)?,
+        Output::F32 => dy.upload(stream, 0, &y32)?,
+    }
+    let plan = blas.plan(p)?;
+    // SAFETY: the buffers are as large as the product says.
+    let graph = Graph::capture(stream, |s| unsafe {
+        blas.run(s, &plan, dw.ptr(), dx.ptr(), dy.ptr())
+    })?;
+    graph.launch(stream)?;
+    let got: Vec<f32> = match p.output {
+        Output::Bf16 => {
+            let mut got = vec![0_u16; y.len()];
+            dy.download(stream, 0, &mut got)?;
+            got.into_iter()
+                .map(|v| half::bf16::from_bits(v).to_f32())
+                .collect()
+        }
+        Output::F32 => {
+            let mut got = vec![0_f32; y.len()];
+            dy.download(stream, 0, &mut got)?;
+            got
+        }
+    };
+    let tolerance = if p.output == Output::Bf16 {
+        1.0 / 256.0
+    } else {
+        1e-6
+    };
+    for (row, got) in got.chunks(p.y_stride).enumerate() {
+        for (column, &got) in got.iter().enumerate() {
+            let before = y64[row * p.y_stride + column];
+            let (expected, size) = if column < p.n {
+                let (x, w) = (&x64[row * p.x_stride..][..p.k], &w64[column * p.k..][..p.k]);
+                let sum: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                let size: f64 = x.iter().zip(w).map(|(x, w)| (x * w).abs()).sum();
+                let added = if p.accumulate { before } else { 0.0 };
+                // In bf16 the product may be rounded before it is added, too.
+                let product = if p.accumulate { sum.abs() } else { 0.0 };
+                let tolerated = ((sum + added).abs() + product) * tolerance;
+                (sum + added, size * 1e-6 + tolerated)
+            } else {
+                (before, 0.0)
+            };
+            let error = (f64::from(got) - expected).abs();
+            if error.is_nan() || error > size {
+                return Err(format!(
+                    "[{row}, {column}] is {got}, expected {expected} within {size}"
+                )
+                .into());
+            }
+        }
+    }
+    Ok(())
+}
+
+pub fn repeat_to_the_bit(gpu: &Gpu) -> Outcome {
+    let stream = gpu.main();
+    let shapes = [
+        (16, 9216, 3072),
+        (64, 3072, 8192),
+        (512, 16384, 3072),
+        (2048, 3072, 3072),
+    ];
+    for (m, n, k) in shapes {
+        let product = MatMul {
+            m,
+            n,
+            k,
+            x_stride: k,
+            y_stride: n,
+            input: Input::Bf16,
+            output: Output::F32,
+            accumulate: false,
+        };
+        let ((x, _), (w, _)) = (random(m * k, 1), random(n * k, 2));
+        let (dx, dw) = (
+            DeviceBuffer::new(gpu, 2 * x.len(), "x")?,
+            DeviceBuffer::new(gpu, 2 * w.len(), "w")?,
+        );
+        let dy = DeviceBuffer::new(gpu, 4 * m * n, "y")?;
+        dx.upload(stream, 0, &x)?;
+        dw.upload(stream, 0, &w)?;
+        let mut first: Option<Vec<u32>> = None;
+        for _ in 0..3 {
+            // A new handle each time: nothing is remembered.
+            let blas = Blas::new(gpu, 32 << 20)?;
+            dy.fill(stream, 0xff)?;
+            // SAFETY: the buffers are as large as the product says.
+            unsafe { blas.run(stream, &*blas.plan(&product)?, dw.ptr(), dx.ptr(), dy.ptr()) }?;
+            let mut got = vec![0_u32; m * n];
+            dy.download(stream, 0, &mut got)?;
+            equal(first.as_ref().is_none_or(|f| *f == got), true)?;
+            first = Some(got);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! What can go wrong while a model is read.
+
+use std::path::{Path, PathBuf};
+
+/// The library's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a checkpoint or a .smq file cannot be read as a model: one lower-case sentence each.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done, as an infinitive.
+        action: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The container is damaged or is not a .smq file.
+    #[error(transparent)]
+    Format(Box<smq_format::Error>),
+    /// A directory without weights.
+    #[error(
+        "{}: no model.safetensors.index.json, no model.safetensors and no single other .safetensors file in it",
+        .0.display()
+    )]
+    NoWeights(PathBuf),
+    /// The shard index lists a file that is not there.
+    #[error(
+        "{}: shard {shard} is missing, though model.safetensors.index.json lists it; download it again",
+        dir.display()
+    )]
+    MissingShard {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// The file.
+        shard: String,
+    },
+    /// The shard index and the shards disagree.
+    #[error("{}: {problem}", path.display())]
+    ShardIndex {
+        /// The shard index.
+        path: PathBuf,
+        /// What disagrees.
+        problem: String,
+    },
+    /// A file that is not safetensors, or a damaged one.
+    #[error("{}: not a complete safetensors file: {reason}; download it again", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found.
+        reason: String,
+    },
+    /// A checkpoint or one of its files cannot be used.
+    #[error("{}: {message}", path.display())]
+    Model {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong and what was expected.
+        message: String,
+    },
+    /// A value in config.json that is not implemented or that contradicts another one.
+    #[error("config.json: {0}")]
+    Config(String),
+    /// A tensor is absent or does not fit the configuration.
+    #[error("tensor {name}: {message}")]
+    Tensor {
+        /// The tensor's name.
+        name: String,
+        /// What is wrong and what was expected.
+        message: String,
+    },
+    /// The tokenizer refused its file or a text.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// The chat template could not be rendered.
+    #[error("chat template: {0}")]
+    Template(String),
+}
+
+impl From<smq_format::Error> for Error {
+    fn from(error: smq_format::Error) -> Self {
+        Self::Format(Box::new(error))
+    }
+}
+
+impl Error {
+    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io {
+            path,
+            action,
+            source,
+        }
+    }
+
+    /// [`Error::Model`].
+    pub fn model(path: impl Into<PathBuf>, message: impl Into<String>) -> Self {
+        Self::Model {
+            path: path.into(),
+            message: message.into(),
+        }
+    }
+
+    /// [`Error::Tensor`].
+    pub fn tensor(name: &str, message: impl Into<String>) -> Self {
+        Self::Tensor {
+            name: name.to_owned(),
+            message: message.into(),
+        }
+    }
+}

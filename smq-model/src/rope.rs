@@ -1,0 +1,162 @@
+//! Rotary position embedding, with LongRoPE as Hugging Face computes it.
+//!
+//! Sources: RoFormer (arXiv 2104.09864), LongRoPE (arXiv 2402.13753) and transformers'
+//! `modeling_rope_utils.py`, whose f32 arithmetic is followed step by step.
+
+use std::f32::consts::PI;
+
+/// What config.json says about rotary embedding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeConfig {
+    /// The base of the frequencies.
+    pub theta: f32,
+    /// Leading elements of each head that are rotated; the rest pass unchanged.
+    pub rotary_dim: usize,
+    /// How frequencies are changed for long contexts.
+    pub scaling: RopeScaling,
+}
+
+/// The supported context extensions.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// Plain RoPE.
+    None,
+    /// Every frequency divided by a factor.
+    Linear {
+        /// The divisor.
+        factor: f32,
+    },
+    /// Llama 3.1: long wavelengths divided, short ones kept, a smooth ramp between.
+    Llama3 {
+        /// The divisor of the longest wavelengths.
+        factor: f32,
+        /// Wavelengths over `original / low_freq` are divided fully.
+        low_freq: f32,
+        /// Wavelengths under `original / high_freq` are kept.
+        high_freq: f32,
+        /// Context of the first training, tokens.
+        original_positions: usize,
+    },
+    /// Phi-3: one divisor a frequency; which list, the length of the whole sequence decides.
+    LongRope {
+        /// Divisors up to and including the original context, `[rotary_dim / 2]`.
+        short: Vec<f32>,
+        /// Divisors beyond it, `[rotary_dim / 2]`.
+        long: Vec<f32>,
+        /// Context of the first training, tokens.
+        original_positions: usize,
+        /// Multiplies cos and sin: `sqrt(1 + ln(max / original) / ln(original))`.
+        attention_factor: f32,
+    },
+}
+
+impl RopeConfig {
+    /// Whether a sequence of `len` tokens uses the long factors.
+    #[must_use]
+    pub fn is_long(&self, len: usize) -> bool {
+        matches!(&self.scaling, RopeScaling::LongRope { original_positions, .. } if len > *original_positions)
+    }
+
+    /// Inverse frequencies, `[rotary_dim / 2]`, in radians a position.
+    #[must_use]
+    pub fn inv_freq(&self, long: bool) -> Vec<f32> {
+        let dim = self.rotary_dim as f32;
+        let power = |i: usize| self.theta.powf((2 * i) as f32 / dim);
+        let half = 0..self.rotary_dim / 2;
+        match &self.scaling {
+            RopeScaling::None => half.map(|i| 1.0 / power(i)).collect(),
+            RopeScaling::Linear { factor } => half.map(|i| 1.0 / power(i) / factor).collect(),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq,
+                high_freq,
+                original_positions,
+            } => {
+                let original = *original_positions as f32;
+                half.map(|i| {
+                    let freq = 1.0 / power(i);
+                    let wavelength = 2.0 * PI / freq;
+                    if wavelength < original / high_freq {
+                        freq
+                    } else if wavelength > original / low_freq {
+                        freq / factor
+                    } else {
+                        let smooth = (original / wavelength - low_freq) / (high_freq - low_freq);
+                        (1.0 - smooth) * freq / factor + smooth * freq
+                    }
+                })
+                .collect()
+            }
+            RopeScaling::LongRope {
+                short,
+                long: long_factors,
+                ..
+            } => {
+                let factors = if long { long_factors } else { short };
+                half.map(|i| 1.0 / (factors[i] * power(i))).collect()
+            }
+        }
+    }
+
+    /// What cos and sin are multiplied with.
+    #[must_use]
+    pub fn attention_factor(&self) -> f32 {
+        match self.scaling {
+            RopeScaling::LongRope {
+                attention_factor, ..
+            } => attention_factor,
+            _ => 1.0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn long_rope() -> RopeConfig {
+        RopeConfig {
+            theta: 10_000.0,
+            rotary_dim: 4,
+            scaling: RopeScaling::LongRope {
+                short: vec![1.0, 2.0],
+                long: vec![4.0, 8.0],
+                original_positions: 16,
+                attention_factor: 1.5,
+            },
+        }
+    }
+
+    #[test]
+    fn long_rope_divides_and_switches_after_the_original_context() {
+        let rope = long_rope();
+        assert!(!rope.is_long(16) && rope.is_long(17));
+        assert_eq!(rope.inv_freq(false), [1.0, 1.0 / 200.0]);
+        assert_eq!(rope.inv_freq(true), [0.25, 1.0 / 800.0]);
+    }
+
+    #[test]
+    fn llama3_keeps_short_waves_and_divides_long_ones() {
+        let plain = RopeConfig {
+            theta: 500_000.0,
+            rotary_dim: 64,
+            scaling: RopeScaling::None,
+        };
+        let scaled = RopeConfig {
+            scaling: RopeScaling::Llama3 {
+                factor: 8.0,
+                low_freq: 1.0,
+                high_freq: 4.0,
+                original_positions: 8192,
+            },
+            ..plain.clone()
+        };
+        let (a, b) = (plain.inv_freq(false), scaled.inv_freq(false));
+        assert_eq!(a[0], b[0]);
+        assert_eq!(a[31] / 8.0, b[31]);
+        assert!(
+            a.iter().zip(&b).any(|(a, b)| b < a && *b > a / 8.0),
+            "no frequency on the ramp"
+        );
+    }
+}
