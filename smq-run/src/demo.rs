@@ -4,13 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
-use smq_convert::inspect::{self, Report};
-use smq_convert::{
-    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
-};
-use smq_format::SmqFile;
+use smq_convert::inspect;
+use smq_convert::{Checkpoint, Method, ScaleChoice, ScaleRule, Target};
 
 use crate::bench::{BenchOptions, bench};
+use crate::convert::{GROUP, convert_to, int4, report};
 use crate::eval::ppl::{PplOptions, PplReport, perplexity};
 use smq_engine::Device;
 use smq_model::{Source, Tokenizer};
@@ -28,18 +26,6 @@ pub struct DemoOptions {
     pub target: Target,
     /// Where to run.
     pub device: Device,
-}
-
-/// Columns that share a scale.
-pub(crate) const GROUP: usize = 128;
-
-/// int4 in groups of `group`.
-pub(crate) fn int4(scales: ScaleChoice, rule: ScaleRule, group: usize) -> Method {
-    Method::Int4(QuantizeOptions {
-        group,
-        scales,
-        rule,
-    })
 }
 
 /// The configs of the study that differ in their weights: name, weights, method, and the file's name. C5's E5M5 is C4.
@@ -119,28 +105,6 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
     println!("perplexity on {}: {protocol}", options.text.display());
     println!("speed: batch 1, 128-token prompt, 64 new tokens, mean of 3 runs after 1 warm-up");
     Ok(())
-}
-
-/// Converts into `path`, replacing it.
-pub(crate) fn convert_to(
-    checkpoint: &Checkpoint,
-    path: &Path,
-    target: &Target,
-    method: Method,
-) -> anyhow::Result<()> {
-    let options = ConvertOptions {
-        target: target.clone(),
-        quantize: method,
-        overwrite: true,
-        jobs: 0,
-    };
-    convert(checkpoint, path, &options, &|_| true)?;
-    Ok(())
-}
-
-/// What `smq-inspect` says of a file.
-pub(crate) fn report(path: &Path) -> anyhow::Result<Report> {
-    Ok(Report::of(&SmqFile::open(path)?))
 }
 
 /// Perplexity and decode speed of one model, and the perplexity's protocol.

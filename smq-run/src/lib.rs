@@ -3,8 +3,10 @@
 
 pub mod bench;
 pub mod cli;
+mod convert;
 pub mod demo;
 pub mod eval;
 pub mod kernels;
 pub mod measure;
+mod output;
 pub mod study;

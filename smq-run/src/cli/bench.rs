@@ -8,9 +8,9 @@ use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 
 use super::generate::at_least_one;
-use super::output::{is_stdout, write_json};
 use super::{Global, Opened};
 use crate::bench::{BenchOptions, BenchReport, bench};
+use crate::output::{is_stdout, write_json};
 use smq_engine::Summary;
 
 #[derive(Debug, Args)]

@@ -113,7 +113,7 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
             rope_switch_ms: timing.rope_switch.map(|t| t.as_secs_f64() * 1e3),
             load_ms: load.as_secs_f64() * 1e3,
         };
-        return super::output::write_json("-".as_ref(), &report);
+        return crate::output::write_json("-".as_ref(), &report);
     }
     eprintln!("{}", summary(prompt.len(), ids.len(), *stop, timing));
     Ok(())

@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use smq_format::scale::ScaleFormat;
 
 use super::Global;
-use super::output::{is_stdout, write_json};
 use crate::kernels::{self, KernelReport, Options, Report};
+use crate::output::{is_stdout, write_json};
 use smq_engine::cuda::cache;
 use smq_engine::cuda::compile::compile;
 use smq_engine::cuda::needs::{Need, SMS, kernels_of};

@@ -7,10 +7,10 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::output::{is_stdout, write_json};
 use super::ppl::TextArgs;
 use super::{Global, Opened};
 use crate::eval::kl::{Base, KlReport};
+use crate::output::{is_stdout, write_json};
 use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]

@@ -7,7 +7,6 @@ mod generate;
 mod kernels;
 mod kl;
 mod matrix;
-pub(crate) mod output;
 mod ppl;
 mod report;
 mod sensitivity;
@@ -24,7 +23,7 @@ use crate::eval::task::{Prompts, Task};
 use smq_engine::{Device, Engine};
 use smq_model::Source;
 
-pub use output::is_broken_pipe;
+pub use crate::output::is_broken_pipe;
 
 /// Run a .smq file or a Hugging Face checkpoint directory: generate text, time it, evaluate it.
 #[derive(Debug, Parser)]

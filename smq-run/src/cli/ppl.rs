@@ -9,9 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::generate::at_least_one;
-use super::output::{is_stdout, write_json};
 use super::{Global, Opened};
 use crate::eval::ppl::{PplOptions, PplReport, perplexity};
+use crate::output::{is_stdout, write_json};
 use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]

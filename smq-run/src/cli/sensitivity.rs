@@ -11,9 +11,9 @@ use smq_convert::{ScaleChoice, ScaleRule, Target};
 
 use super::Global;
 use super::generate::at_least_one;
-use super::output::{is_stdout, write_json};
 use crate::eval::ppl::PplOptions;
 use crate::eval::sensitivity::{Sensitivity, SensitivityOptions, Unit, run as measure};
+use crate::output::{is_stdout, write_json};
 
 /// Lines of the table.
 const SHOWN: usize = 12;

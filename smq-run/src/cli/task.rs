@@ -9,12 +9,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::generate::at_least_one;
-use super::output::{is_stdout, write_json, write_jsonl};
 use super::{Global, Opened};
 use crate::eval::metrics::Score;
 use crate::eval::task::{
     MAX_NEW_TOKENS, Metric, Prompts, Task, batches, encode_all, evaluate, scores,
 };
+use crate::output::{is_stdout, write_json, write_jsonl};
 use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]

@@ -19,7 +19,7 @@ use super::metrics::Score;
 use super::paired::spearman;
 use super::ppl::PplOptions;
 use super::suite::file_name;
-use crate::demo::{GROUP, convert_to, int4};
+use crate::convert::{GROUP, convert_to, int4};
 use smq_engine::Device;
 use smq_model::{Source, Tokenizer};
 

@@ -15,9 +15,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use smq_format::map_file;
 
-use crate::cli::output::{write_json, write_jsonl};
 use crate::eval::kl::KlReport;
 use crate::eval::task::{Item, Task};
+use crate::output::{write_json, write_jsonl};
 
 /// What decides the results, beside the variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

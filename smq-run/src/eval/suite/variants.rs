@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use smq_convert::choice::rule_name;
 use smq_convert::{Method, ScaleChoice, ScaleRule, Target};
 
-use crate::demo::{GROUP, int4};
+use crate::convert::{GROUP, int4};
 
 /// Mantissa bits measured, of E5Mx scales.
 const WIDTHS: [u32; 5] = [0, 1, 2, 3, 5];

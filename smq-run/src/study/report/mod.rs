@@ -22,7 +22,7 @@ use errors::{CLAIM_PERCENT, Increase};
 use plots::Plots;
 use quality::Quality;
 
-use crate::cli::output::write_bytes;
+use crate::output::write_bytes;
 
 const TEMPLATE: &str = include_str!("report.md.j2");
 /// First line of both pages: whatever has it may be replaced.

@@ -7,7 +7,7 @@ use super::chart::{Axes, Series, plot};
 use super::data::Data;
 use super::errors;
 use super::summary::{DECODE, DEVICE_MEMORY, Metric, PEAK_RSS, TPOT, TTFT};
-use crate::cli::output::write_bytes;
+use crate::output::write_bytes;
 use crate::study::worker::Workload;
 
 /// The figure whose workloads differ in their prompts alone.

@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use super::data::{Data, Repeats};
 use super::errors;
-use crate::cli::output::write_bytes;
+use crate::output::write_bytes;
 use crate::study::plan::workload_id;
 use crate::study::record::Timed;
 use crate::study::statistics::Estimate;
