@@ -1,6 +1,6 @@
 //! Text to tokens as lm-evaluation-harness does it (`HFLM.tok_encode` and `TemplateLM._encode_pair`, lm-eval 0.4.13).
 
-use super::task::is_python_space;
+use super::python::is_python_space;
 use smq_engine::{Error, Result};
 use smq_model::Tokenizer;
 

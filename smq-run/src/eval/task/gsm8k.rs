@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde::Deserialize;
 
-use super::{Request, is_python_space};
+use super::Request;
+use crate::eval::python::is_python_space;
 
 /// What ends an answer, beside the tokenizer's EOS token.
 pub(super) const STOPS: [&str; 3] = ["Question:", "</s>", "<|im_end|>"];

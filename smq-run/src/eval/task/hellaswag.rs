@@ -6,6 +6,7 @@ use regex::Regex;
 use serde::Deserialize;
 
 use super::{Request, choice};
+use crate::eval::python::is_python_space;
 
 #[derive(Deserialize)]
 struct Row {
@@ -63,11 +64,6 @@ fn capitalize(text: &str) -> String {
         .flatten()
         .chain(chars.as_str().to_lowercase().chars())
         .collect()
-}
-
-/// What Python's `str.strip` removes.
-pub(crate) fn is_python_space(c: char) -> bool {
-    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }
 
 #[cfg(test)]

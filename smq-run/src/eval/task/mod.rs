@@ -21,7 +21,6 @@ use smq_format::map_file;
 
 use super::metrics::{Score, mean, perplexity};
 pub use gsm8k::MAX_NEW_TOKENS;
-pub(crate) use hellaswag::is_python_space;
 pub use run::{Encoded, Prompts, batches, encode_all, evaluate};
 use smq_engine::{Error, Result};
 
