@@ -8,6 +8,7 @@ use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
 use smq_model::EMBEDDED_FILES;
 
 use crate::auto::{Auto, AutoOptions, choose, measured_bytes};
+use crate::calibrate::{CalibrateOptions, Calibration, CalibrationProgress, calibrate};
 use crate::choice::{Choice, rule_name};
 use crate::error::ConvertError;
 use crate::import::Form;
@@ -101,7 +102,16 @@ pub fn convert(
     let choice = uniform(checkpoint, options)?;
     check_target(checkpoint, target)?;
     let writer = SmqWriter::create(target, options.overwrite)?;
-    write(checkpoint, &choice, writer, started, options.jobs, progress)
+    let none = Calibration::default();
+    write(
+        checkpoint,
+        &choice,
+        none,
+        writer,
+        started,
+        options.jobs,
+        progress,
+    )
 }
 
 /// Measures, chooses and converts; otherwise as [`convert`]. `progress` gets the bytes that [`choose`] counts, then
@@ -124,8 +134,47 @@ pub fn convert_auto(
     let measured = measured_bytes(checkpoint, options);
     let progress = |done_bytes: u64| progress(measured + done_bytes);
     let choice = &auto.choice;
-    let summary = write(checkpoint, choice, writer, started, options.jobs, &progress)?;
+    let none = Calibration::default();
+    let summary = write(
+        checkpoint,
+        choice,
+        none,
+        writer,
+        started,
+        options.jobs,
+        &progress,
+    )?;
     Ok((auto, summary))
+}
+
+/// Calibrates and converts; otherwise as [`convert`]. `calibrating` is told of the first part, `progress` of the second.
+///
+/// # Errors
+/// As [`calibrate()`] and [`convert`].
+pub fn convert_calibrated(
+    checkpoint: &Checkpoint,
+    target: &Path,
+    options: &ConvertOptions,
+    texts: &CalibrateOptions,
+    calibrating: CalibrationProgress,
+    progress: Progress,
+) -> Result<Summary, ConvertError> {
+    let started = Instant::now();
+    let mut choice = uniform(checkpoint, options)?;
+    check_target(checkpoint, target)?;
+    let writer = SmqWriter::create(target, options.overwrite)?;
+    let calibration =
+        pool(options.jobs)?.install(|| calibrate(checkpoint, &mut choice, texts, calibrating))?;
+    let jobs = options.jobs;
+    write(
+        checkpoint,
+        &choice,
+        calibration,
+        writer,
+        started,
+        jobs,
+        progress,
+    )
 }
 
 /// Threads of our own.
@@ -140,6 +189,7 @@ pub(crate) fn pool(jobs: usize) -> Result<rayon::ThreadPool, ConvertError> {
 fn write(
     checkpoint: &Checkpoint,
     choice: &Choice,
+    mut calibration: Calibration,
     mut writer: SmqWriter,
     started: Instant,
     jobs: usize,
@@ -151,7 +201,14 @@ fn write(
     }
     let mut hasher = SourceHasher::new(checkpoint);
     let (statistics, scale_bytes) = pool(jobs)?.install(|| {
-        let written = write_tensors(checkpoint, choice, &mut writer, &mut hasher, progress);
+        let written = write_tensors(
+            checkpoint,
+            choice,
+            &mut calibration,
+            &mut writer,
+            &mut hasher,
+            progress,
+        );
         hasher.finish_all();
         written
     })?;
@@ -185,6 +242,7 @@ enum Ready<'a> {
 fn write_tensors(
     checkpoint: &Checkpoint,
     choice: &Choice,
+    calibration: &mut Calibration,
     writer: &mut SmqWriter,
     hasher: &mut SourceHasher,
     progress: Progress,
@@ -198,9 +256,13 @@ fn write_tensors(
             Some((tensor, ready)) => write_tensor(writer, tensor, ready, &mut statistics),
             None => Ok(0),
         };
+        let calibrated = calibration.tensors.remove(&tensor.name);
         let ((written, ()), ready) = rayon::join(
             || rayon::join(write, || hasher.advance(tensor)),
-            || prepare(checkpoint, tensor, *method),
+            || match calibrated {
+                Some(quantized) => Ok(Ready::Quantized(Box::new(quantized))),
+                None => prepare(checkpoint, tensor, *method),
+            },
         );
         scale_bytes += written?;
         previous = Some((tensor, ready?));

@@ -105,6 +105,17 @@ pub enum ConvertError {
         /// What is wrong, and what to do.
         problem: String,
     },
+    /// A calibration text, or what the model makes of it.
+    #[error("{}: {problem}", path.display())]
+    Calibration {
+        /// The text, or the checkpoint.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// The model cannot be run.
+    #[error(transparent)]
+    Engine(#[from] smq_engine::Error),
     /// The target is a file of the checkpoint.
     #[error(
         "{} is a file of the checkpoint that is being converted; choose another name for the .smq file",

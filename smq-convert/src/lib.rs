@@ -9,6 +9,7 @@
 //! [`import`] reads checkpoints that are int4 already. [`inspect`] is behind `smq-inspect`; [`mod@synth`] makes full-size checkpoints without trained weights.
 
 pub mod auto;
+pub mod calibrate;
 pub mod choice;
 pub mod cli;
 pub mod convert;
@@ -24,8 +25,11 @@ mod source_hash;
 pub mod synth;
 
 pub use auto::{Auto, AutoOptions, Goal, sensitivity::Sensitivity};
+pub use calibrate::CalibrateOptions;
 pub use choice::Choice;
-pub use convert::{ConvertOptions, Summary, convert, convert_auto, dry_run, dry_run_auto};
+pub use convert::{
+    ConvertOptions, Summary, convert, convert_auto, convert_calibrated, dry_run, dry_run_auto,
+};
 pub use error::ConvertError;
 pub use plan::{Plan, Target};
 pub use quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule};

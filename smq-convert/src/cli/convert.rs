@@ -13,8 +13,9 @@ use super::auto::{AutoArgs, MantissaBits, print_choice, print_total};
 use super::export::{self, ExportArgs};
 use super::progress_bar;
 use crate::{
-    Auto, AutoOptions, Checkpoint, ConvertOptions, Method, Plan, QuantizeOptions, ScaleChoice,
-    ScaleRule, Summary, Target, auto, convert, convert_auto, dry_run, dry_run_auto, synth,
+    Auto, AutoOptions, CalibrateOptions, Checkpoint, ConvertOptions, Method, Plan, QuantizeOptions,
+    ScaleChoice, ScaleRule, Summary, Target, auto, convert, convert_auto, convert_calibrated,
+    dry_run, dry_run_auto, synth,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
@@ -74,6 +75,21 @@ struct ConvertArgs {
     /// Quantize an int4 checkpoint's dequantized weights anew instead of keeping its integers
     #[arg(long)]
     requantize: bool,
+    /// Choose scales and integers by what the model does on these texts: plain UTF-8, or JSON Lines (.jsonl) with a
+    /// text or chat messages a line. Mix kinds of text that resemble the use
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    calibrate: Vec<PathBuf>,
+    /// Tokens to calibrate on, from all texts together
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 131_072,
+        requires = "calibrate"
+    )]
+    calibrate_tokens: usize,
+    /// Tokens of a calibration window, each a sequence of its own
+    #[arg(long, value_name = "N", default_value_t = 2048, requires = "calibrate")]
+    calibrate_window: usize,
     /// Threads; 0 takes every core (the bytes do not depend on it)
     #[arg(long, default_value_t = 0)]
     jobs: usize,
@@ -142,7 +158,10 @@ impl ConvertArgs {
                 return Ok(Method::Int4(QuantizeOptions {
                     group,
                     scales: self.scales.unwrap_or(scales_of(mbits)),
-                    rule: self.scale_rule.unwrap_or(ScaleRule::Reference),
+                    rule: self.scale_rule.unwrap_or(match self.calibrate.is_empty() {
+                        true => ScaleRule::Reference,
+                        false => ScaleRule::Weighted,
+                    }),
                 }));
             }
             SchemeName::Nf4 => Method::Nf4,
@@ -216,6 +235,11 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         checkpoint.requantize();
     }
     let (dry, out) = (args.dry_run, args.out.clone());
+    let calibration = CalibrateOptions {
+        texts: args.calibrate.clone(),
+        tokens: args.calibrate_tokens,
+        window: args.calibrate_window,
+    };
     let task = args.task(&checkpoint)?;
     let interrupted = interrupts();
     let tensor_bytes = checkpoint.tensors().iter().map(|t| t.range.len() as u64);
@@ -249,6 +273,23 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         );
     }
     let result = match &task {
+        Task::Uniform(options) if !calibration.texts.is_empty() => {
+            let bar = progress_bar(0, "calibrating");
+            let calibrating = |done: u64, all: u64| {
+                bar.set_length(all);
+                bar.set_position(done);
+                !interrupted.load(Ordering::Relaxed)
+            };
+            convert_calibrated(
+                &checkpoint,
+                &out,
+                options,
+                &calibration,
+                &calibrating,
+                &progress,
+            )
+            .map(|summary| (None, summary))
+        }
         Task::Uniform(options) => {
             convert(&checkpoint, &out, options, &progress).map(|summary| (None, summary))
         }

@@ -7,6 +7,7 @@ mod fp8;
 mod keep;
 mod kernel;
 mod nf4;
+mod settled;
 mod statistics;
 
 use rayon::prelude::*;
@@ -18,6 +19,7 @@ pub use fp8::quantize_fp8;
 pub use keep::keep;
 pub use kernel::{GroupError, Kernel};
 pub use nf4::quantize_nf4;
+pub(crate) use settled::{SettledScales, settled};
 use statistics::RowSums;
 
 /// The published reference's floor under `max|w|`.
@@ -64,6 +66,9 @@ pub enum ScaleRule {
     Search,
     /// The element of largest magnitude maps to -8, through the scale's sign bit.
     Signed,
+    /// With calibration: of all scales near the group's largest weight, of both signs, the one with the least squared
+    /// error weighted by the squares of the inputs.
+    Weighted,
 }
 
 /// What quantized weights become.
@@ -282,6 +287,16 @@ fn scale_format(choice: ScaleChoice, groups: &[Group]) -> Result<ScaleFormat, Qu
             None => return Err(QuantizeError::ScaleOverflow(largest)),
         },
     })
+}
+
+/// The scale that `options` give the weights of a group, as its format rounds it, the window apart; `None` where one is
+/// not finite.
+pub(crate) fn group_scale(w: &[f32], options: &QuantizeOptions) -> Option<f32> {
+    let mut buffer = RowBuffer {
+        weights: w.to_vec(),
+        codes: vec![0; w.len()],
+    };
+    quantize_group(&Kernel::detect(), options, &mut buffer, 0..w.len()).map(|group| group.stored)
 }
 
 /// Quantizes the weights of `range`; `None` where one is not finite.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use smq_format::{Dtype, fp8, int4, nf4, widen};
 
 /// A weight matrix `[rows, cols]` (out, in) whose bytes stay in the map.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Matrix<'a> {
     /// Output features.
     pub rows: usize,
@@ -16,7 +16,7 @@ pub struct Matrix<'a> {
 }
 
 /// How a matrix is stored.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Weights<'a> {
     /// Little-endian elements, row-major.
     Dense {

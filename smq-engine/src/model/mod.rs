@@ -6,6 +6,7 @@ mod mlp;
 mod norm;
 mod precision;
 mod rope;
+mod stages;
 
 use crate::error::{Error, Result};
 use crate::linear::{self, Matrix, load_vector};
@@ -16,6 +17,8 @@ use rope::RopeTable;
 use smq_model::ModelConfig;
 use smq_model::Source;
 use smq_model::names::{self, LayerNames, NamedMatrix};
+pub use stages::{Stage, Window};
+use std::slice;
 
 /// Positions that go through the layers together; bounds the activations' memory.
 const CHUNK: usize = 512;
@@ -258,42 +261,63 @@ impl<'a> Layer<'a> {
         past: usize,
     ) -> Result<()> {
         let m = x.len() / c.hidden;
-        let mut h = rms_norm(x, &self.input_norm, c.rms_norm_eps);
-        precision.round(&mut h);
+        let h = normed(x, &self.input_norm, c, precision);
         let mut qkv = linear::stacked(&h, m, &self.qkv)?;
-        precision.round(&mut qkv);
-        let (q_len, kv_len) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        for (i, row) in qkv.chunks_exact_mut(q_len + 2 * kv_len).enumerate() {
-            // Queries and keys lie side by side, so all their heads are rotated in one go.
-            for head in row[..q_len + kv_len].chunks_exact_mut(c.head_dim) {
-                rope.rotate(&mut head[..c.rope.rotary_dim], past + i);
-            }
-            precision.round(&mut row[..q_len + kv_len]);
-            cache.store(
-                past + i,
-                &row[q_len..q_len + kv_len],
-                &row[q_len + kv_len..],
-            );
-        }
-        let mut attended = attention::attend(c, precision, &qkv, q_len + 2 * kv_len, cache, past);
-        precision.round(&mut attended);
-        add(
-            x,
-            &linear::stacked(&attended, m, std::slice::from_ref(&self.o))?,
-        );
-
-        let mut h = rms_norm(x, &self.post_attention_norm, c.rms_norm_eps);
-        precision.round(&mut h);
+        let attended = rotated_and_attended(c, precision, &mut qkv, cache, rope, past);
+        add(x, &linear::stacked(&attended, m, slice::from_ref(&self.o))?);
+        let h = normed(x, &self.post_attention_norm, c, precision);
         let mut gate_up = linear::stacked(&h, m, &self.gate_up)?;
-        precision.round(&mut gate_up);
-        let mut activated = mlp::swiglu(&gate_up, c.intermediate);
-        precision.round(&mut activated);
+        let activated = activated(c, precision, &mut gate_up);
         add(
             x,
-            &linear::stacked(&activated, m, std::slice::from_ref(&self.down))?,
+            &linear::stacked(&activated, m, slice::from_ref(&self.down))?,
         );
         Ok(())
     }
+}
+
+/// The input of the products behind a norm, `[m, hidden]`.
+fn normed(x: &[f32], weight: &[f32], c: &ModelConfig, precision: Precision) -> Vec<f32> {
+    let mut h = rms_norm(x, weight, c.rms_norm_eps);
+    precision.round(&mut h);
+    h
+}
+
+/// The input of o, `[m, heads * head_dim]`, from queries, keys and values of `m` positions behind `past` others,
+/// one row a position; keys and values go into the cache.
+fn rotated_and_attended(
+    c: &ModelConfig,
+    precision: Precision,
+    qkv: &mut [f32],
+    cache: &mut KvCache,
+    rope: &RopeTable,
+    past: usize,
+) -> Vec<f32> {
+    precision.round(qkv);
+    let (q_len, kv_len) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+    for (i, row) in qkv.chunks_exact_mut(q_len + 2 * kv_len).enumerate() {
+        // Queries and keys lie side by side, so all their heads are rotated in one go.
+        for head in row[..q_len + kv_len].chunks_exact_mut(c.head_dim) {
+            rope.rotate(&mut head[..c.rope.rotary_dim], past + i);
+        }
+        precision.round(&mut row[..q_len + kv_len]);
+        cache.store(
+            past + i,
+            &row[q_len..q_len + kv_len],
+            &row[q_len + kv_len..],
+        );
+    }
+    let mut attended = attention::attend(c, precision, qkv, q_len + 2 * kv_len, cache, past);
+    precision.round(&mut attended);
+    attended
+}
+
+/// The input of down, `[m, intermediate]`.
+fn activated(c: &ModelConfig, precision: Precision, gate_up: &mut [f32]) -> Vec<f32> {
+    precision.round(gate_up);
+    let mut activated = mlp::swiglu(gate_up, c.intermediate);
+    precision.round(&mut activated);
+    activated
 }
 
 fn add(x: &mut [f32], y: &[f32]) {

@@ -1,0 +1,126 @@
+//! A decoder taken apart at its products: what each of them reads, one window of tokens at a time, for
+//! whoever wants to see inputs or put other weights in a product's place.
+
+use std::slice;
+
+use super::attention::KvCache;
+use super::rope::RopeTable;
+use super::{Decoder, activated, add, normed, rotated_and_attended};
+use crate::error::Result;
+use crate::linear::Matrix;
+
+/// A set of products that share their input, in the order in which a layer computes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Queries, keys and values, from the normed residual stream.
+    Qkv,
+    /// The attention's output projection.
+    O,
+    /// Gate and up, from the normed residual stream.
+    GateUp,
+    /// The MLP's output projection.
+    Down,
+}
+
+impl Stage {
+    /// All of a layer, in order.
+    pub const ALL: [Self; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
+}
+
+/// A window of tokens, one sequence from its first position on, on its way through the layers.
+#[derive(Debug)]
+pub struct Window {
+    tokens: usize,
+    /// The residual stream, `[tokens, hidden]`.
+    x: Vec<f32>,
+    /// What the next stage's products read, `[tokens, in]`.
+    input: Vec<f32>,
+}
+
+impl Window {
+    /// Tokens.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// What the next stage's products read, `[tokens, in]`.
+    #[must_use]
+    pub fn input(&self) -> &[f32] {
+        &self.input
+    }
+}
+
+impl<'a> Decoder<'a> {
+    /// The window of `tokens` before the first layer; [`Decoder::enter_layer`] comes next.
+    ///
+    /// # Errors
+    /// [`Error::Input`](crate::Error::Input) for a token outside the vocabulary.
+    pub fn window(&self, tokens: &[u32]) -> Result<Window> {
+        Ok(Window {
+            tokens: tokens.len(),
+            x: self.embed(tokens)?,
+            input: Vec::new(),
+        })
+    }
+
+    /// Decoder layers.
+    #[must_use]
+    pub fn layer_count(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// The matrices of a stage, to be stacked in this order; all read the same input.
+    #[must_use]
+    pub fn stage_matrices(&self, layer: usize, stage: Stage) -> &[Matrix<'a>] {
+        let layer = &self.layers[layer];
+        match stage {
+            Stage::Qkv => &layer.qkv,
+            Stage::O => slice::from_ref(&layer.o),
+            Stage::GateUp => &layer.gate_up,
+            Stage::Down => slice::from_ref(&layer.down),
+        }
+    }
+
+    /// Makes the input of a layer's first stage.
+    pub fn enter_layer(&self, layer: usize, window: &mut Window) {
+        let norm = &self.layers[layer].input_norm;
+        window.input = normed(&window.x, norm, &self.config, self.precision);
+    }
+
+    /// Takes what a stage's products gave, `[tokens, sum of rows]`, and makes the input of the layer's next stage,
+    /// of which there is none behind [`Stage::Down`].
+    pub fn leave_stage(
+        &self,
+        layer: usize,
+        stage: Stage,
+        mut product: Vec<f32>,
+        window: &mut Window,
+    ) {
+        let (c, precision) = (&self.config, self.precision);
+        window.input = match stage {
+            Stage::Qkv => {
+                let mut cache = KvCache::new(c, window.tokens);
+                let mut rope = RopeTable::new(&c.rope, c.rope.is_long(window.tokens));
+                rope.extend_to(window.tokens);
+                rotated_and_attended(c, precision, &mut product, &mut cache, &rope, 0)
+            }
+            Stage::O => {
+                add(&mut window.x, &product);
+                let norm = &self.layers[layer].post_attention_norm;
+                normed(&window.x, norm, c, precision)
+            }
+            Stage::GateUp => activated(c, precision, &mut product),
+            Stage::Down => {
+                add(&mut window.x, &product);
+                Vec::new()
+            }
+        };
+    }
+
+    /// The window behind the last layer after the final norm, `[tokens, hidden]`: what [`Decoder::logits`] reads.
+    #[must_use]
+    pub fn finish_window(&self, window: &Window) -> Vec<f32> {
+        normed(&window.x, &self.norm, &self.config, self.precision)
+    }
+}
