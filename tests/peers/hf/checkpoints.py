@@ -171,7 +171,7 @@ class Checkpoint:
         }
         self._tensors = None
         self._changes = []
-        self._layout = lambda tensors: {"model.safetensors": tensors}
+        self._layout = None
 
     def _json(self, name, changes):
         contents = dict(self.files[name])
@@ -224,11 +224,11 @@ class Checkpoint:
             for change in self._changes:
                 tensors = change(tensors) or tensors
             self._tensors = tensors
-        return self._layout(self._tensors)
+        return self._layout(self._tensors) if self._layout else {"model.safetensors": self._tensors}
 
     def plain_weights(self):
         """What makes the tensors those of another checkpoint of the same key, or None where a case changed them."""
-        if self._changes or set(self.weight_files()) != {"model.safetensors"}:
+        if self._changes or self._layout:
             return None
         return (self.family, json.dumps(self.shape, sort_keys=True), self.seed, self.tied)
 
