@@ -30,8 +30,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "second_rea
 
 PROMPT = "The capital of France is"
 QUESTION = "What is the capital of France?"
-WINDOW, TOKENS = 64, 256
-TOLERANCE_NATS = 1e-6
+# Two orders of f32 sums: losses of 8 nats agree to 4e-7 for the most part, and to 1.1e-6 at worst.
+TOLERANCE_NATS = 2e-6
 
 
 class Refusal(str):
@@ -86,10 +86,10 @@ class Ours:
             return done
         return {**json.loads(done[0]), "stderr": done[1]}
 
-    def losses(self, path):
+    def losses(self, path, window, tokens):
         """Nats a token of each window, or a Refusal."""
         done = self.ask(
-            "smq-run", "eval", "ppl", path, "--text", self.text, "--window", WINDOW, "--max-tokens", TOKENS,
+            "smq-run", "eval", "ppl", path, "--text", self.text, "--window", window, "--max-tokens", tokens,
             "--json", "-", "--device", "cpu",
         )  # fmt: skip
         return done if isinstance(done, Refusal) else json.loads(done[0])["window_nll"]
@@ -118,21 +118,15 @@ class Theirs:
     @property
     def model(self):
         if self._key not in self._models:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.directory, dtype=torch.float32, attn_implementation="eager", **self.how
-            ).eval()
-            missing = self.missing(model)
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                self.directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, **self.how
+            )
+            missing = sorted(loading["missing_keys"])
             if missing:
+                # Only a warning over there, but made-up weights are no answer to compare with.
                 raise ValueError(f"transformers fills {', '.join(missing[:3])} with random numbers")
-            self._models[self._key] = model
+            self._models[self._key] = model.eval()
         return self._models[self._key]
-
-    def missing(self, model):
-        """Weights that the files lack: transformers makes them up with a warning, which is no answer to compare."""
-        _, info = type(model).from_pretrained(
-            self.directory, dtype=torch.float32, output_loading_info=True, **self.how
-        )
-        return sorted(info["missing_keys"])
 
     def prompt_ids(self, prompt):
         return self.tokenizer(prompt)["input_ids"]
@@ -160,27 +154,31 @@ class Theirs:
         return [] if eos is None else eos if isinstance(eos, list) else [eos]
 
     @torch.no_grad()
-    def losses(self):
-        ids = self.tokenizer(TEXT, add_special_tokens=False)["input_ids"][:TOKENS]
+    def losses(self, window, tokens):
+        ids = self.tokenizer(TEXT, add_special_tokens=False)["input_ids"][:tokens]
         out = []
-        for start in range(0, len(ids) - WINDOW + 1, WINDOW):
-            window = torch.tensor([ids[start : start + WINDOW]])
-            log_p = torch.log_softmax(self.model(window).logits[0].double(), -1)
-            out.append(-log_p[:-1].gather(1, window[0, 1:, None]).mean().item())
+        for start in range(0, len(ids) - window + 1, window):
+            x = torch.tensor([ids[start : start + window]])
+            log_p = torch.log_softmax(self.model(x).logits[0].double(), -1)
+            out.append(-log_p[:-1].gather(1, x[0, 1:, None]).mean().item())
         return out
 
 
 # Checks ----------------------------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass
 class Losses:
     """Cross-entropy of each window of the sample text, without special tokens."""
 
+    window: int = 64
+    tokens: int = 256
+
     def theirs(self, theirs):
-        return theirs.losses()
+        return theirs.losses(self.window, self.tokens)
 
     def ours(self, ours, path):
-        return ours.losses(path)
+        return ours.losses(path, self.window, self.tokens)
 
     def difference(self, theirs, ours):
         if len(theirs) != len(ours):

@@ -56,5 +56,4 @@ def cases():
                words=(HEAD, "392", "400"))  # fmt: skip
     yield case("true, another head in a shard of its own", flagged(True).layout(
         lambda t: shards(t, lambda k: 2 if k == HEAD else by_layer(k), count=3)))  # fmt: skip
-    yield case("true, and the conversion takes the head too", flagged(True), target=("--target", ".*mlp.*"))
     yield case("null, with a head", flagged(None), words=("tie_word_embeddings",))
