@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 FIXTURES = REPOSITORY / "tests/fixtures"
-TEXT = (FIXTURES / "sample.txt").read_text(encoding="utf-8")
+# Enough for every window that a case asks for.
+TEXT = (FIXTURES / "sample.txt").read_text(encoding="utf-8")[:4000]
 INDEX = "model.safetensors.index.json"
 
 # A value that removes a key, where None would write null.
@@ -151,6 +152,28 @@ def tensors_of(family, shape=None, seed=0, tied=False):
     if not tied:
         tensors["lm_head.weight"] = head
     return tensors
+
+
+def table_tensors(table):
+    """A model whose next token depends on the last one alone: `table[a][b]` is the logit of b after a, as near as
+    bf16 comes. Embeddings are unit vectors, the layers add nothing, and the head is the table.
+    """
+    size, hidden = len(table), 4 * (-(-len(table) // 4))
+    tensors = tensors_of("llama", {**table_shape(size), "vocab_size": size})
+    for name, tensor in tensors.items():
+        if "norm" in name:
+            tensor.fill_(1.0)
+        else:
+            tensor.zero_()
+    tensors["model.embed_tokens.weight"].copy_(torch.eye(size, hidden))
+    # The norm makes a unit vector of `hidden` elements sqrt(hidden) long.
+    tensors["lm_head.weight"][:, :size] = (torch.tensor(table).T / hidden**0.5).to(torch.bfloat16)
+    return tensors
+
+
+def table_shape(size):
+    hidden = 4 * (-(-size // 4))
+    return {"vocab_size": size, "hidden_size": hidden, "head_dim": hidden // 4, "intermediate_size": 8, "num_hidden_layers": 1}
 
 
 class Checkpoint:

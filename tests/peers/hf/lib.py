@@ -145,6 +145,9 @@ class Theirs:
         x = torch.tensor([ids])
         if n is not None:
             settings["max_new_tokens"] = n
+        config = self.model.generation_config
+        if config.stop_strings or config.token_healing:
+            settings["tokenizer"] = self.tokenizer
         out = self.model.generate(x, attention_mask=torch.ones_like(x), **settings)[0, len(ids) :].tolist()
         stop = self.stop_ids()
         return out[:-1] if out and out[-1] in stop else out

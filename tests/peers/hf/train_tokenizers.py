@@ -48,7 +48,7 @@ def sentencepiece(text):
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     learned = SIZE - len(SPECIAL) - len(bytes_)
     trainer = trainers.BpeTrainer(vocab_size=learned, limit_alphabet=72, show_progress=False)
-    learner.train_from_iterator([text], trainer)
+    learner.train_from_iterator(text.splitlines(), trainer)  # a line end stays the byte <0x0A>
     model = json.loads(learner.to_str())["model"]
     vocabulary = {token: i for i, token in enumerate(SPECIAL[:3] + bytes_)}
     for token in sorted(model["vocab"], key=model["vocab"].get):
