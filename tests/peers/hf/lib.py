@@ -15,7 +15,7 @@ import time
 import warnings
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", HF_HUB_DISABLE_PROGRESS_BARS="1")
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TQDM_DISABLE="1")
 warnings.filterwarnings("ignore")
 
 import torch  # noqa: E402
@@ -319,6 +319,8 @@ class Row:
         states = {self.directory.state, self.smq.state}
         if "differs" in states:
             return "DIFFERS"
+        if states == {"-"}:
+            return "not asked"
         return "refused by name" if "refused" in states else "equal"
 
 

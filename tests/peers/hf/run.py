@@ -96,9 +96,10 @@ def main():
             count = totals.setdefault(kind, {})
             count[row.verdict] = count.get(row.verdict, 0) + 1
             print(line(row, args.wide), flush=True)
-    print("\nkind | equal | refused by name | DIFFERS")
+    verdicts = ("equal", "refused by name", "DIFFERS", "not asked")
+    print(f"\nkind | {' | '.join(verdicts)}")
     for kind, count in totals.items():
-        print(f"{kind} | " + " | ".join(str(count.get(v, 0)) for v in ("equal", "refused by name", "DIFFERS")))
+        print(" | ".join([kind, *(str(count.get(verdict, 0)) for verdict in verdicts)]))
     differ = sum(row.verdict == "DIFFERS" for _, row in rows)
     print(f"{len(rows)} cases, {differ} differ, {time.monotonic() - started:.0f} s")
     if args.json:
