@@ -1,7 +1,8 @@
 """Tiny checkpoints, described as data and written on the spot.
 
-A checkpoint is its side files by name, and tensors by the file that holds them. Cases change a few of either; the
-recorder writes the side files alone into the fixtures, with tokenizer.json as a reference to one of three.
+A checkpoint is its side files by name, and tensors by the file that holds them. Cases change a few
+of either; the recorder writes the side files alone into the fixtures, with tokenizer.json as a
+reference to one of three.
 """
 
 import functools
@@ -109,15 +110,17 @@ class TokenizerFile:
 
 
 def int4_exact(rows, columns, generator):
-    """Weights that int4 in groups of 128 with a scale of 2^-4 holds exactly: the largest of each group is 7."""
+    """Weights that int4 in groups of 128 with a scale of 2^-4 holds exactly: the largest of each
+    group is 7.
+    """
     codes = torch.randint(-7, 8, (rows, columns), generator=generator)
     codes[:, ::128] = 7
     return (codes * 2.0**-4).to(torch.bfloat16)
 
 
 def tensors_of(family, shape=None, seed=0, tied=False):
-    """Random bf16 tensors of a decoder. The MLP's projections lose nothing as int4, so that a .smq file gives the
-    same losses as the checkpoint.
+    """Random bf16 tensors of a decoder. The MLP's projections lose nothing as int4, so that a .smq
+    file gives the same losses as the checkpoint.
     """
     s = {**SHAPE, "head_dim": 16, **(shape or {})}
     generator = torch.Generator().manual_seed(seed)
@@ -140,7 +143,13 @@ def tensors_of(family, shape=None, seed=0, tied=False):
             tensors[at + "self_attn.qkv_proj.weight"] = torch.cat([q, k, v])
             tensors[at + "mlp.gate_up_proj.weight"] = torch.cat([gate, up])
         else:
-            names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
+            names = (
+                "self_attn.q_proj",
+                "self_attn.k_proj",
+                "self_attn.v_proj",
+                "mlp.gate_proj",
+                "mlp.up_proj",
+            )
             for name, weight in zip(names, (q, k, v, gate, up)):
                 tensors[f"{at}{name}.weight"] = weight
         tensors[at + "self_attn.o_proj.weight"] = dense(hidden, heads * dim)
@@ -155,8 +164,9 @@ def tensors_of(family, shape=None, seed=0, tied=False):
 
 
 def table_tensors(table):
-    """A model whose next token depends on the last one alone: `table[a][b]` is the logit of b after a, as near as
-    bf16 comes. Embeddings are unit vectors, the layers add nothing, and the head is the table.
+    """A model whose next token depends on the last one alone: `table[a][b]` is the logit of b after
+    a, as near as bf16 comes. Embeddings are unit vectors, the layers add nothing, and the head
+    is the table.
     """
     size, hidden = len(table), 4 * (-(-len(table) // 4))
     tensors = tensors_of("llama", {**table_shape(size), "vocab_size": size})
@@ -173,13 +183,20 @@ def table_tensors(table):
 
 def table_shape(size):
     hidden = 4 * (-(-size // 4))
-    return {"vocab_size": size, "hidden_size": hidden, "head_dim": hidden // 4, "intermediate_size": 8, "num_hidden_layers": 1}
+    return {
+        "vocab_size": size,
+        "hidden_size": hidden,
+        "head_dim": hidden // 4,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+    }
 
 
 class Checkpoint:
     """A checkpoint directory to be. Every method that changes it returns it.
 
-    `shape` is what the tensors have; what config.json says starts from it and may then be made to disagree.
+    `shape` is what the tensors have; what config.json says starts from it and may then be made to
+    disagree.
     """
 
     def __init__(self, family="llama", tokenizer="byte_level", chat=CHAT, shape=None, seed=0, tied=False):
@@ -250,7 +267,9 @@ class Checkpoint:
         return self._layout(self._tensors) if self._layout else {"model.safetensors": self._tensors}
 
     def plain_weights(self):
-        """What makes the tensors those of another checkpoint of the same key, or None where a case changed them."""
+        """What makes the tensors those of another checkpoint of the same key, or None where a case
+        changed them.
+        """
         if self._changes or self._layout:
             return None
         return (self.family, json.dumps(self.shape, sort_keys=True), self.seed, self.tied)
@@ -284,7 +303,9 @@ def write(path, contents):
 
 
 def shards(tensors, split, index=True, count=2):
-    """Tensors over `count` files; `split` gives the shard of a name. With the index unless told otherwise."""
+    """Tensors over `count` files; `split` gives the shard of a name. With the index unless told
+    otherwise.
+    """
     name = lambda i: f"model-{i + 1:05d}-of-{count:05d}.safetensors"  # noqa: E731
     files = {name(i): {k: t for k, t in tensors.items() if split(k) == i} for i in range(count)}
     if index:
@@ -302,7 +323,9 @@ def by_layer(name):
 
 
 def link_or_write(checkpoint, directory, cache):
-    """Writes a checkpoint, with the weights linked where another one of the same weights was written before."""
+    """Writes a checkpoint, with the weights linked where another one of the same weights was
+    written before.
+    """
     key = checkpoint.plain_weights()
     directory = checkpoint.write_side_files(directory)
     target = directory / "model.safetensors"

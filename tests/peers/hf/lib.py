@@ -1,8 +1,9 @@
 """Runs transformers and smq on the same checkpoint, and says where they differ.
 
-A case is a checkpoint and the checks to run on it. A check asks both sides the same question: of the directory, and of
-the .smq file that smq-convert makes of it. Ours must answer as transformers does, or refuse in words that the case
-lists; where transformers fails, ours must refuse in those words too.
+A case is a checkpoint and the checks to run on it. A check asks both sides the same question: of
+the directory, and of the .smq file that smq-convert makes of it. Ours must answer as transformers
+does, or refuse in words that the case lists; where transformers fails, ours must refuse in those
+words too.
 """
 
 import dataclasses
@@ -68,7 +69,10 @@ class Ours:
     def ask(self, program, *arguments, **how):
         """Standard output and error, or a Refusal."""
         done = self.run(program, *arguments, **how)
-        out, err = done.stdout.decode(errors="backslashreplace"), done.stderr.decode(errors="backslashreplace")
+        out, err = (
+            done.stdout.decode(errors="backslashreplace"),
+            done.stderr.decode(errors="backslashreplace"),
+        )
         if done.returncode != 0:
             # A signal (negative) or a panic is an accident, and no refusal in any words.
             code = done.returncode if "panicked" not in err else 101
@@ -89,9 +93,21 @@ class Ours:
     def losses(self, path, window, tokens):
         """Nats a token of each window, or a Refusal."""
         done = self.ask(
-            "smq-run", "eval", "ppl", path, "--text", self.text, "--window", window, "--max-tokens", tokens,
-            "--json", "-", "--device", "cpu",
-        )  # fmt: skip
+            "smq-run",
+            "eval",
+            "ppl",
+            path,
+            "--text",
+            self.text,
+            "--window",
+            window,
+            "--max-tokens",
+            tokens,
+            "--json",
+            "-",
+            "--device",
+            "cpu",
+        )
         return done if isinstance(done, Refusal) else json.loads(done[0])["window_nll"]
 
     def convert(self, source, out, *arguments):
@@ -104,7 +120,9 @@ class Theirs:
     """transformers on one directory; model and tokenizer are loaded when asked for."""
 
     def __init__(self, directory, models=None, key=None, **how):
-        """`models` keeps what was loaded under `key`, for directories that differ in nothing a model reads."""
+        """`models` keeps what was loaded under `key`, for directories that differ in nothing a
+        model reads.
+        """
         self.directory, self.how = directory, how
         self._models, self._key = ({}, None) if models is None else (models, key)
         self._tokenizer = None
@@ -119,7 +137,11 @@ class Theirs:
     def model(self):
         if self._key not in self._models:
             model, loading = AutoModelForCausalLM.from_pretrained(
-                self.directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, **self.how
+                self.directory,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                output_loading_info=True,
+                **self.how,
             )
             missing = sorted(loading["missing_keys"])
             if missing:
@@ -141,7 +163,9 @@ class Theirs:
 
     @torch.no_grad()
     def generate(self, ids, n=None, **settings):
-        """The ids that generate() adds, without the stop id that ends them, as generation_config.json says."""
+        """The ids that generate() adds, without the stop id that ends them, as
+        generation_config.json says.
+        """
         x = torch.tensor([ids])
         if n is not None:
             settings["max_new_tokens"] = n
@@ -167,7 +191,7 @@ class Theirs:
         return out
 
 
-# Checks ----------------------------------------------------------------------------------------------------------
+# Checks ---------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -226,7 +250,9 @@ class Answer:
         return None if theirs["text"] == ours["text"] else f"text {theirs['text']!r}, ours {ours['text']!r}"
 
     def show(self, theirs):
-        return f"{len(theirs['prompt_ids'])} -> {','.join(map(str, theirs['ids'][:4]))}.. ({len(theirs['ids'])})"
+        return (
+            f"{len(theirs['prompt_ids'])} -> {','.join(map(str, theirs['ids'][:4]))}.. ({len(theirs['ids'])})"
+        )
 
 
 def Chat(question=QUESTION, n=6, **more):
@@ -256,7 +282,16 @@ class Stream(Answer):
     """What streams to standard output must be the text that the ids decode to as a whole."""
 
     def ours(self, ours, path):
-        arguments = ["generate", path, f"--prompt={self.prompt}", "-n", self.n, "--device", "cpu", *self.flags]
+        arguments = [
+            "generate",
+            path,
+            f"--prompt={self.prompt}",
+            "-n",
+            self.n,
+            "--device",
+            "cpu",
+            *self.flags,
+        ]
         done = ours.run("smq-run", *arguments, *(["--raw"] if self.raw else []))
         if done.returncode != 0:
             text = done.stderr.decode(errors="replace")
@@ -268,7 +303,7 @@ class Stream(Answer):
         return None if theirs["text"] == ours["text"] else f"streams {ours['text']!r}, not {theirs['text']!r}"
 
 
-# Cases -----------------------------------------------------------------------------------------------------------
+# Cases ----------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -278,7 +313,8 @@ class Case:
     `words`: what a refusal must contain; None where a refusal is no answer to this input.
     `must_refuse`: transformers' answer is not to be followed, and this says why.
     `may_run`: transformers fails on a spelling whose meaning is plain, so that ours may read it.
-    `says`: words that both programs must print although they succeed, since something was left out or chosen.
+    `says`: words that both programs must print although they succeed, since something was left out
+    or chosen.
     `never`: words that no message may contain, since they blame something else.
     `target`: what the conversion quantizes; nothing is lost in the MLP's projections.
     """
@@ -293,7 +329,8 @@ class Case:
     never: tuple = ()
     target: tuple = ("--target", "mlp")
     smq: bool = True
-    # What of this case the fixtures record: "tokenizer", "template", "generation", "config", or nothing.
+    # What the fixtures record of it: "tokenizer", "template", "streaming", "generation", "config",
+    # "blame", or nothing.
     record: str | None = None
     texts: tuple = ()
     chats: tuple = ()
@@ -325,7 +362,9 @@ class Row:
 
 
 def refusal_cell(refusal, words, never):
-    """A refusal is an answer only with the words that the case asks for, on one line of a deliberate message."""
+    """A refusal is an answer only with the words that the case asks for, on one line of a
+    deliberate message.
+    """
     first = " ".join(refusal.split())
     if refusal.code < 0 or refusal.code == 101:
         return Cell("differs", f"aborts: {first[-160:]}")
@@ -348,7 +387,9 @@ class Bench:
         self.number = 0
 
     def fresh(self):
-        """A new path. Its name holds no model's name, since transformers has read meaning into such."""
+        """A new path. Its name holds no model's name, since transformers has read meaning into
+        such.
+        """
         self.number += 1
         return self.scratch / f"case-{self.number:04d}"
 

@@ -3,8 +3,9 @@
 
     run.py [--only KIND[,KIND]] [--bin DIR] [--case TEXT] [--wide] [--json FILE]
 
-KIND is a name or a number in the list that --help shows. Exits with 1 when anything differs. Needs torch,
-transformers 5.24, safetensors, tokenizers and jinja2; compressed-tensors for two kinds (their rows say so without it).
+KIND is a name or a number in the list that --help shows. Exits with 1 when anything differs. Needs
+torch, transformers 5.24, safetensors, tokenizers and jinja2; compressed-tensors for two kinds
+(their rows say so without it).
 """
 
 import argparse
@@ -71,7 +72,9 @@ def line(row, wide):
     width = None if wide else 58
     said = lambda cell: cell.state if not cell.said else f"{cell.state}: {cell.said}"  # noqa: E731
     cells = (row.name, row.theirs, said(row.directory), said(row.smq))
-    return " | ".join([cut(cells[0], None if wide else 64), *(cut(cell, width) for cell in cells[1:]), row.verdict])
+    return " | ".join(
+        [cut(cells[0], None if wide else 64), *(cut(cell, width) for cell in cells[1:]), row.verdict]
+    )
 
 
 def main():
@@ -91,7 +94,9 @@ def main():
             try:
                 row = bench.run(case)
             except Exception as error:  # the harness itself failed: never to be read as agreement
-                row = Row(case.name, "", Cell("differs", f"the harness: {type(error).__name__}: {error}"), Cell("-"))
+                row = Row(
+                    case.name, "", Cell("differs", f"the harness: {type(error).__name__}: {error}"), Cell("-")
+                )
             rows.append((kind, row))
             count = totals.setdefault(kind, {})
             count[row.verdict] = count.get(row.verdict, 0) + 1
@@ -104,10 +109,16 @@ def main():
     print(f"{len(rows)} cases, {differ} differ, {time.monotonic() - started:.0f} s")
     if args.json:
         table = [
-            {"kind": kind, "case": r.name, "transformers": r.theirs, "directory": [r.directory.state, r.directory.said],
-             "smq": [r.smq.state, r.smq.said], "verdict": r.verdict}
+            {
+                "kind": kind,
+                "case": r.name,
+                "transformers": r.theirs,
+                "directory": [r.directory.state, r.directory.said],
+                "smq": [r.smq.state, r.smq.said],
+                "verdict": r.verdict,
+            }
             for kind, r in rows
-        ]  # fmt: skip
+        ]
         args.json.write_text(json.dumps(table, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if args.keep:
         print(f"the checkpoints are in {scratch}")

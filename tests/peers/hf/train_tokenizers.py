@@ -3,9 +3,10 @@
 
     train_tokenizers.py
 
-They are committed, since training breaks ties in an order that no version promises; this says how they were made.
-`byte_level.json` is of the kind of GPT-2, Llama 3 and SmolLM2, `sentencepiece.json` of Llama 2 and Phi-3 (legacy
-normalizer, bytes as tokens), and `wordpiece.json` of BERT. Each has 400 tokens, so that one model fits them all.
+They are committed, since training breaks ties in an order that no version promises; this says how
+they were made. `byte_level.json` is of the kind of GPT-2, Llama 3 and SmolLM2, `sentencepiece.json`
+of Llama 2 and Phi-3 (legacy normalizer, bytes as tokens), and `wordpiece.json` of BERT. Each has
+400 tokens, so that one model fits them all.
 """
 
 import json
@@ -42,7 +43,9 @@ def byte_level(text):
 
 
 def sentencepiece(text):
-    """SentencePiece's byte fallback is no part of BPE training here: the bytes are put before what was learned."""
+    """SentencePiece's byte fallback is no part of BPE training here: the bytes are put before what
+    was learned.
+    """
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -1,4 +1,6 @@
-"""Kind 15: what `--to` writes must load elsewhere: in transformers here, in vLLM by its known rules."""
+"""Kind 15: what `--to` writes must load elsewhere: in transformers here, in vLLM by its known
+rules.
+"""
 
 import dataclasses
 import json
@@ -19,7 +21,10 @@ except ImportError:
     HAS_COMPRESSED_TENSORS = False
 
 PACKED, DENSE = ("--to", "compressed-tensors"), ("--to", "safetensors")
-REMOTE = {"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+REMOTE = {
+    "AutoConfig": "configuration_phi3.Phi3Config",
+    "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+}
 
 
 def exact(family="llama", shape=SHAPE):
@@ -58,7 +63,12 @@ class Export:
             done = bench.ours.ask("smq-convert", *step)
             if isinstance(done, Refusal):
                 return Row(self.name, "", refusal_cell(done, None, ()), Cell("-"))
-        left = [f"{key} in {file}" for file in ("config.json", "tokenizer_config.json") for key in self.keys if key in json.loads((out / file).read_text())]
+        left = [
+            f"{key} in {file}"
+            for file in ("config.json", "tokenizer_config.json")
+            for key in self.keys
+            if key in json.loads((out / file).read_text())
+        ]
         problems = [f"leaves {', '.join(left)}"] if left else []
         problems += [self.look(out)] if self.look and self.look(out) else []
         again, shown = Theirs(out), []
@@ -85,13 +95,17 @@ class Export:
             return Cell("differs", f"cannot be converted again: {done}")
         check = self.checks[0]
         ours = check.ours(bench.ours, smq)
-        problem = f"refuses: {ours}" if isinstance(ours, Refusal) else check.difference(check.theirs(theirs), ours)
+        problem = (
+            f"refuses: {ours}" if isinstance(ours, Refusal) else check.difference(check.theirs(theirs), ours)
+        )
         return Cell("differs", f"converted again: {problem}") if problem else Cell("equal")
 
 
 @dataclasses.dataclass
 class Split:
-    """A target that takes a part of what other programs fuse: refused with the names, or exported alike."""
+    """A target that takes a part of what other programs fuse: refused with the names, or exported
+    alike.
+    """
 
     name: str
     target: str
@@ -108,7 +122,9 @@ class Split:
         done = bench.ours.ask("smq-convert", *PACKED, smq, out)
         shown = "vLLM fuses them, and refuses" if self.fails else "vLLM loads it"
         if isinstance(done, Refusal):
-            return Row(self.name, shown, refusal_cell(done, self.words if self.fails else None, ()), Cell("-"))
+            return Row(
+                self.name, shown, refusal_cell(done, self.words if self.fails else None, ()), Cell("-")
+            )
         stored = {}
         for file in out.glob("*.safetensors"):
             stored |= load_file(file)
@@ -119,13 +135,20 @@ class Split:
                 if len({n.rsplit(".", 1)[1] == "weight" for n in names}) > 1:
                     uneven.append("/".join(parts))
         if uneven:
-            return Row(self.name, shown, Cell("differs", f"exports {sorted(set(uneven))} in two ways without refusing"), Cell("-"))
+            return Row(
+                self.name,
+                shown,
+                Cell("differs", f"exports {sorted(set(uneven))} in two ways without refusing"),
+                Cell("-"),
+            )
         return Row(self.name, shown, Cell("equal"), Cell("-"))
 
 
 def scales_are(dtype):
     def look(out):
-        kinds = {t.dtype for n, t in load_file(out / "model.safetensors").items() if n.endswith("weight_scale")}
+        kinds = {
+            t.dtype for n, t in load_file(out / "model.safetensors").items() if n.endswith("weight_scale")
+        }
         return None if kinds == {dtype} else f"scales are {', '.join(map(str, kinds))}, not {dtype}"
 
     return look
@@ -144,12 +167,21 @@ def remote_code():
     for form in (PACKED, DENSE):
         kind = form[1]
         yield Export(f"{kind}: auto_map without its files", exact("phi3").config(auto_map=REMOTE), form=form)
-        yield Export(f"{kind}: auto_map of another repository", exact().config(auto_map={
-            k: f"org/name--{v}" for k, v in REMOTE.items()}), form=form)  # fmt: skip
-        yield Export(f"{kind}: auto_map in tokenizer_config.json", exact().tokenizer_config(
-            auto_map={"AutoTokenizer": ["tokenization_my.MyTokenizer", None]}), form=form)  # fmt: skip
-        yield Export(f"{kind}: auto_map as a list in tokenizer_config.json", exact().tokenizer_config(
-            auto_map=["tokenization_my.MyTokenizer", None]), form=form)  # fmt: skip
+        yield Export(
+            f"{kind}: auto_map of another repository",
+            exact().config(auto_map={k: f"org/name--{v}" for k, v in REMOTE.items()}),
+            form=form,
+        )
+        yield Export(
+            f"{kind}: auto_map in tokenizer_config.json",
+            exact().tokenizer_config(auto_map={"AutoTokenizer": ["tokenization_my.MyTokenizer", None]}),
+            form=form,
+        )
+        yield Export(
+            f"{kind}: auto_map as a list in tokenizer_config.json",
+            exact().tokenizer_config(auto_map=["tokenization_my.MyTokenizer", None]),
+            form=form,
+        )
     yield Export("compressed-tensors: an empty auto_map", exact().config(auto_map={}))
 
 
@@ -163,23 +195,39 @@ def plain():
     yield Export("compressed-tensors, a tied head", Checkpoint(shape=SHAPE, tied=True), ("--target", "mlp"))
     yield Export("compressed-tensors, groups of 32", exact(), ("--target", "all", "--group-size", "32"))
     yield Export("compressed-tensors, one layer quantized", exact(), ("--target", r"layers\.0\..*_proj"))
-    yield Export("compressed-tensors, scales in f16", exact(), ("--target", "all", "--scales", "f16"), look=scales_are(torch.float16))
-    yield Export("compressed-tensors, scales in E5M7", exact(), ("--target", "all", "--mbits", "7"), look=scales_are(torch.bfloat16))
-    template = Checkpoint(shape=SHAPE, chat=None).file("chat_template.jinja", "FILE {{ messages[0]['content'] }}")
+    yield Export(
+        "compressed-tensors, scales in f16",
+        exact(),
+        ("--target", "all", "--scales", "f16"),
+        look=scales_are(torch.float16),
+    )
+    yield Export(
+        "compressed-tensors, scales in E5M7",
+        exact(),
+        ("--target", "all", "--mbits", "7"),
+        look=scales_are(torch.bfloat16),
+    )
+    template = Checkpoint(shape=SHAPE, chat=None).file(
+        "chat_template.jinja", "FILE {{ messages[0]['content'] }}"
+    )
     yield Export("compressed-tensors, a template in a file", template, ("--target", "mlp"))
     extra = exact().tensors(lambda t: {**t, "model.rotary_emb.inv_freq": torch.rand(16)})
     yield Export("compressed-tensors, a buffer that nobody reads", extra)
     remade = exact().config(rope_parameters={"rope_theta": 5000.0, "rope_type": "linear", "factor": 2.0})
     yield Export("compressed-tensors, a config of transformers 5", remade)
-    old = exact().config(torch_dtype="bfloat16", _name_or_path="/home/somebody/model", transformers_version="4.43.0")
+    old = exact().config(
+        torch_dtype="bfloat16", _name_or_path="/home/somebody/model", transformers_version="4.43.0"
+    )
     yield Export("compressed-tensors, a config of transformers 4", old)
 
 
 def imported():
     for name, scheme in {
-        "bf16 scales": Scheme(), "groups of 32": Scheme(group=32), "down_proj left alone": Scheme(ignore=("lm_head", "*down_proj")),
+        "bf16 scales": Scheme(),
+        "groups of 32": Scheme(group=32),
+        "down_proj left alone": Scheme(ignore=("lm_head", "*down_proj")),
         "f16 scales": Scheme(scales=torch.float16),
-    }.items():  # fmt: skip
+    }.items():
         yield Same(f"an import out again: {name}", scheme)
     yield Through("transformers reads the harness's own packing", Scheme())
 
@@ -199,12 +247,16 @@ class Same:
             if isinstance(done, Refusal):
                 return Row(self.name, "", refusal_cell(done, None, ()), Cell("-"))
         problem = integers_kept(self.scheme)(out)
-        return Row(self.name, "the same tensors", Cell("differs", problem) if problem else Cell("equal"), Cell("-"))
+        return Row(
+            self.name, "the same tensors", Cell("differs", problem) if problem else Cell("equal"), Cell("-")
+        )
 
 
 @dataclasses.dataclass
 class Through:
-    """The reference of kind 14 against compressed-tensors itself, so that the harness is not its own judge."""
+    """The reference of kind 14 against compressed-tensors itself, so that the harness is not its
+    own judge.
+    """
 
     name: str
     scheme: Scheme
@@ -218,7 +270,9 @@ class Through:
         first = check.theirs(Theirs(dense_twin(self.scheme).write(bench.fresh())))
         second = check.theirs(Theirs(packed(self.scheme).write(bench.fresh())))
         problem = check.difference(first, second)
-        return Row(self.name, check.show(first), Cell("differs", problem) if problem else Cell("equal"), Cell("-"))
+        return Row(
+            self.name, check.show(first), Cell("differs", problem) if problem else Cell("equal"), Cell("-")
+        )
 
 
 def split():

@@ -1,7 +1,8 @@
 """Kind 8: generation_config.json, and what of it counts.
 
-The model is a table: the next token's logits depend on the last token alone, so that loops and ties are easy to make
-and the fixtures can hold the whole model. Its tokens are the seven special ones, a space, and the letters a to p.
+The model is a table: the next token's logits depend on the last token alone, so that loops and ties
+are easy to make and the fixtures can hold the whole model. Its tokens are the seven special ones, a
+space, and the letters a to p.
 """
 
 import dataclasses
@@ -36,7 +37,13 @@ def looping_table():
     table = (torch.randint(-80, 40, (SIZE, SIZE), generator=generator) / 20.0).tolist()
     for first, second in zip("abcdefgh", "bcdaefgh"):
         table[id_of(first)][id_of(second)] = 6.0
-    for first, second, logit in (("a", "e", 5.5), ("b", "f", 5.0), ("c", "g", 4.5), ("d", "h", 5.25), ("e", "f", 4.0)):
+    for first, second, logit in (
+        ("a", "e", 5.5),
+        ("b", "f", 5.0),
+        ("c", "g", 4.5),
+        ("d", "h", 5.25),
+        ("e", "f", 4.0),
+    ):
         table[id_of(first)][id_of(second)] = logit
     for first, second in zip("efgh", "fgha"):
         table[id_of(first)][id_of(second)] = 5.75
@@ -52,7 +59,9 @@ def spread_table():
 
 
 def garden_path_table():
-    """c is likelier after b than e is, but what follows e is sure and what follows c is not: more beams take e."""
+    """c is likelier after b than e is, but what follows e is sure and what follows c is not: more
+    beams take e.
+    """
     table = spread_table()
     for letter, next_ in zip("befghi", "efghij"):
         table[id_of(letter)] = [-40.0] * SIZE
@@ -71,7 +80,9 @@ def checkpoint(table="loop", **settings):
     return made
 
 
-def case(name, words=None, n=16, change=None, flags=(), settings=None, prompt=PROMPT, may_run=False, **generation):
+def case(
+    name, words=None, n=16, change=None, flags=(), settings=None, prompt=PROMPT, may_run=False, **generation
+):
     made = checkpoint(**generation)
     if change:
         change(made)
@@ -93,7 +104,11 @@ class Samples:
         torch.manual_seed(0)
         x = torch.tensor([ids])
         out = theirs.model.generate(
-            x, attention_mask=torch.ones_like(x), max_new_tokens=1, output_scores=True, return_dict_in_generate=True
+            x,
+            attention_mask=torch.ones_like(x),
+            max_new_tokens=1,
+            output_scores=True,
+            return_dict_in_generate=True,
         )
         return torch.softmax(out.scores[0][0].double(), -1).tolist()
 
@@ -124,7 +139,13 @@ class Samples:
 
 
 def sampled(name, words=None, flags=(), record="generation", **generation):
-    return Case(name, checkpoint("spread", do_sample=True, **generation), (Samples(flags=flags),), words, record=record)
+    return Case(
+        name,
+        checkpoint("spread", do_sample=True, **generation),
+        (Samples(flags=flags),),
+        words,
+        record=record,
+    )
 
 
 def stops():
@@ -137,21 +158,38 @@ def stops():
     yield case("an eos that comes first", eos_token_id=[id_of("c")])
     yield case("no eos in generation_config.json, one in config.json", eos_token_id=DROP, change=stale)
     yield case("null eos in generation_config.json, one in config.json", eos_token_id=None, change=stale)
-    yield case("an empty list of eos", ("generation_config.json", "eos_token_id"), may_run=True, eos_token_id=[])
-    yield case("an empty generation_config.json", change=lambda c: stale(c).file("generation_config.json", {}))
-    yield case("no generation_config.json: config.json's eos",
-               change=lambda c: c.drop("generation_config.json").config(eos_token_id=[2, id_of("a")]))  # fmt: skip
-    yield case("no generation_config.json and no eos",
-               change=lambda c: c.drop("generation_config.json").config(eos_token_id=DROP))  # fmt: skip
+    yield case(
+        "an empty list of eos", ("generation_config.json", "eos_token_id"), may_run=True, eos_token_id=[]
+    )
+    yield case(
+        "an empty generation_config.json", change=lambda c: stale(c).file("generation_config.json", {})
+    )
+    yield case(
+        "no generation_config.json: config.json's eos",
+        change=lambda c: c.drop("generation_config.json").config(eos_token_id=[2, id_of("a")]),
+    )
+    yield case(
+        "no generation_config.json and no eos",
+        change=lambda c: c.drop("generation_config.json").config(eos_token_id=DROP),
+    )
     yield case("an eos beyond the vocabulary", ("generation_config.json", "eos_token_id"), eos_token_id=999)
     yield case("a negative eos", ("generation_config.json", "eos_token_id"), eos_token_id=-1)
     yield case("an eos that is text", ("generation_config.json", "eos_token_id"), eos_token_id="</s>")
-    yield case("the tokenizer's eos is another, and does not stop", change=lambda c: c.tokenizer_config(eos_token="<|end|>"))
+    yield case(
+        "the tokenizer's eos is another, and does not stop",
+        change=lambda c: c.tokenizer_config(eos_token="<|end|>"),
+    )
     yield case("stop_strings", ("stop_strings",), stop_strings=["da"])
-    yield case("a generation_config.json that is no JSON", ("generation_config.json",),
-               change=lambda c: c.file("generation_config.json", '{"eos_token_id": 2,}'))  # fmt: skip
-    yield case("a generation_config.json that is a list", ("generation_config.json",),
-               change=lambda c: c.file("generation_config.json", []))  # fmt: skip
+    yield case(
+        "a generation_config.json that is no JSON",
+        ("generation_config.json",),
+        change=lambda c: c.file("generation_config.json", '{"eos_token_id": 2,}'),
+    )
+    yield case(
+        "a generation_config.json that is a list",
+        ("generation_config.json",),
+        change=lambda c: c.file("generation_config.json", []),
+    )
 
 
 def penalties():
@@ -175,9 +213,14 @@ def penalties():
     yield case("begin_suppress_tokens", ("begin_suppress_tokens",), begin_suppress_tokens=[id_of("c")])
     yield case("bad_words_ids of one token", bad_words_ids=[[id_of("d")]])
     yield case("bad_words_ids of a pair", bad_words_ids=[[id_of("c"), id_of("d")]])
-    yield case("bad_words_ids of three, some of it in the prompt", bad_words_ids=[[id_of("a"), id_of("b"), id_of("c")]])
+    yield case(
+        "bad_words_ids of three, some of it in the prompt",
+        bad_words_ids=[[id_of("a"), id_of("b"), id_of("c")]],
+    )
     yield case("bad_words_ids longer than all", bad_words_ids=[[id_of("a")] * 40])
-    yield case("bad_words_ids of several lengths", bad_words_ids=[[id_of("d")], [id_of("g"), id_of("h")], [2]])
+    yield case(
+        "bad_words_ids of several lengths", bad_words_ids=[[id_of("d")], [id_of("g"), id_of("h")], [2]]
+    )
     yield case("bad_words_ids with the eos, which stays allowed", bad_words_ids=[[2], [id_of("c")]])
     yield case("empty bad_words_ids", ("bad_words_ids",), bad_words_ids=[])
     yield case("bad_words_ids that is flat", ("bad_words_ids",), bad_words_ids=[2, 3])
@@ -185,15 +228,32 @@ def penalties():
     yield case("min_new_tokens 3, then the eos", min_new_tokens=3, suppress_tokens=[id_of("a")])
     yield case("min_new_tokens with two eos", min_new_tokens=6, eos_token_id=[2, id_of("d")])
     yield case("min_new_tokens without eos", min_new_tokens=6, eos_token_id=None)
-    yield case("min_length 8, the prompt counted", ("min_length",), min_length=8, suppress_tokens=[id_of("a")])
-    yield case("min_new_tokens and min_length", ("min_length",), min_new_tokens=3, min_length=12, suppress_tokens=[id_of("a")])
-    yield case("several at once", repetition_penalty=1.2, no_repeat_ngram_size=2, suppress_tokens=[id_of("e")],
-               bad_words_ids=[[id_of("f"), id_of("g")]], min_new_tokens=10, eos_token_id=[2, id_of("h")])  # fmt: skip
+    yield case(
+        "min_length 8, the prompt counted", ("min_length",), min_length=8, suppress_tokens=[id_of("a")]
+    )
+    yield case(
+        "min_new_tokens and min_length",
+        ("min_length",),
+        min_new_tokens=3,
+        min_length=12,
+        suppress_tokens=[id_of("a")],
+    )
+    yield case(
+        "several at once",
+        repetition_penalty=1.2,
+        no_repeat_ngram_size=2,
+        suppress_tokens=[id_of("e")],
+        bad_words_ids=[[id_of("f"), id_of("g")]],
+        min_new_tokens=10,
+        eos_token_id=[2, id_of("h")],
+    )
     yield case("all tokens suppressed but one", suppress_tokens=[i for i in range(SIZE) if i != id_of("p")])
 
 
 def lengths():
-    yield case("max_new_tokens in the file, none on the command line", ("max_new_tokens",), n=None, max_new_tokens=5)
+    yield case(
+        "max_new_tokens in the file, none on the command line", ("max_new_tokens",), n=None, max_new_tokens=5
+    )
     yield case("max_new_tokens in the file, more on the command line", n=9, max_new_tokens=5)
     yield case("max_length in the file, none on the command line", ("max_length",), n=None, max_length=9)
     yield case("max_length in the file, more on the command line", n=12, max_length=6)
@@ -201,30 +261,77 @@ def lengths():
 
 
 def ignored():
-    """Keys that change nothing here: what only sampling reads, what only speed is about, and defaults."""
+    """Keys that change nothing here: what only sampling reads, what only speed is about, and
+    defaults.
+    """
     for key, value in {
-        "temperature": 0.6, "top_p": 0.9, "top_k": 3, "min_p": 0.2, "typical_p": 0.5, "epsilon_cutoff": 0.01, "eta_cutoff": 0.01,
-        "num_beams": 1, "num_return_sequences": 1, "use_cache": False, "length_penalty": 2.0, "early_stopping": True,
-        "renormalize_logits": True, "remove_invalid_values": True, "cache_implementation": "static", "pad_token_id": 2,
-        "bos_token_id": 3, "decoder_start_token_id": 3, "output_attentions": True, "return_dict_in_generate": False,
-        "num_beam_groups": 1, "diversity_penalty": 0.0, "transformers_version": "4.30.0", "_from_model_config": True,
-        "do_sample": False, "some_key_of_nobody": 7, "max_time": 100.0, "penalty_alpha": 0.0, "guidance_scale": 1,
-        "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0, "disable_compile": True, "is_assistant": False,
-    }.items():  # fmt: skip
+        "temperature": 0.6,
+        "top_p": 0.9,
+        "top_k": 3,
+        "min_p": 0.2,
+        "typical_p": 0.5,
+        "epsilon_cutoff": 0.01,
+        "eta_cutoff": 0.01,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "use_cache": False,
+        "length_penalty": 2.0,
+        "early_stopping": True,
+        "renormalize_logits": True,
+        "remove_invalid_values": True,
+        "cache_implementation": "static",
+        "pad_token_id": 2,
+        "bos_token_id": 3,
+        "decoder_start_token_id": 3,
+        "output_attentions": True,
+        "return_dict_in_generate": False,
+        "num_beam_groups": 1,
+        "diversity_penalty": 0.0,
+        "transformers_version": "4.30.0",
+        "_from_model_config": True,
+        "do_sample": False,
+        "some_key_of_nobody": 7,
+        "max_time": 100.0,
+        "penalty_alpha": 0.0,
+        "guidance_scale": 1,
+        "encoder_repetition_penalty": 1.0,
+        "encoder_no_repeat_ngram_size": 0,
+        "disable_compile": True,
+        "is_assistant": False,
+    }.items():
         yield case(f"{key} {value}, which changes nothing", (key,), **{key: value})
 
 
 def refusable():
     """Keys that change what is said: honoured or refused by name."""
     yield case("num_beams 3", ("num_beams",), table="garden path", n=6, num_beams=3)
-    yield case("num_beams 2 with early_stopping", ("num_beams",), table="garden path", n=6, num_beams=2, early_stopping=True)
+    yield case(
+        "num_beams 2 with early_stopping",
+        ("num_beams",),
+        table="garden path",
+        n=6,
+        num_beams=2,
+        early_stopping=True,
+    )
     for key, value in {
-        "num_return_sequences": 2, "penalty_alpha": 0.6, "dola_layers": "high", "guidance_scale": 2.0,
-        "forced_bos_token_id": 9, "forced_eos_token_id": 2, "encoder_repetition_penalty": 1.5, "encoder_no_repeat_ngram_size": 2,
-        "exponential_decay_length_penalty": [2, 1.5], "sequence_bias": [[[10], 9.0]], "watermarking_config": {"bias": 30.0},
-        "force_words_ids": [[9]], "constraints": [1], "token_healing": True, "prompt_lookup_num_tokens": 2,
-        "cache_implementation": "no such", "max_time": 0.0,
-    }.items():  # fmt: skip
+        "num_return_sequences": 2,
+        "penalty_alpha": 0.6,
+        "dola_layers": "high",
+        "guidance_scale": 2.0,
+        "forced_bos_token_id": 9,
+        "forced_eos_token_id": 2,
+        "encoder_repetition_penalty": 1.5,
+        "encoder_no_repeat_ngram_size": 2,
+        "exponential_decay_length_penalty": [2, 1.5],
+        "sequence_bias": [[[10], 9.0]],
+        "watermarking_config": {"bias": 30.0},
+        "force_words_ids": [[9]],
+        "constraints": [1],
+        "token_healing": True,
+        "prompt_lookup_num_tokens": 2,
+        "cache_implementation": "no such",
+        "max_time": 0.0,
+    }.items():
         more = {"top_k": 4} if key == "penalty_alpha" else {}
         yield case(f"{key} {value}", (key,), **{key: value}, **more)
 
@@ -246,17 +353,35 @@ def sampling():
     yield sampled("do_sample with a negative temperature", ("temperature",), temperature=-1.0)
     yield sampled("do_sample with top_p 1.5", ("top_p",), top_p=1.5)
     yield sampled("do_sample with a negative top_k", ("top_k",), top_k=-1)
-    for key, value in {"min_p": 0.3, "typical_p": 0.5, "epsilon_cutoff": 0.1, "eta_cutoff": 0.3, "top_h": 0.8}.items():
+    for key, value in {
+        "min_p": 0.3,
+        "typical_p": 0.5,
+        "epsilon_cutoff": 0.1,
+        "eta_cutoff": 0.3,
+        "top_h": 0.8,
+    }.items():
         yield sampled(f"do_sample with {key}", (key,), **{key: value})
     yield sampled("do_sample with num_beams 2", ("num_beams",), num_beams=2)
-    yield sampled("do_sample with a penalty of what was said", repetition_penalty=1.0, no_repeat_ngram_size=0, top_k=5)
-    yield Case("temperature without do_sample is not read", checkpoint("spread", temperature=2.0, top_k=9), (Answer(PROMPT, 8),),
-               record="generation")  # fmt: skip
-    legacy = lambda c: c.drop("generation_config.json").config(do_sample=True, top_k=2, repetition_penalty=1.4)  # noqa: E731
-    yield case("settings in config.json without generation_config.json", ("config.json", "do_sample"), change=lambda c: legacy(c)
-               .config(do_sample=False))  # fmt: skip
-    yield case("settings in config.json beside generation_config.json, which alone counts",
-               change=lambda c: c.config(do_sample=True, temperature=5.0, repetition_penalty=9.0))  # fmt: skip
+    yield sampled(
+        "do_sample with a penalty of what was said", repetition_penalty=1.0, no_repeat_ngram_size=0, top_k=5
+    )
+    yield Case(
+        "temperature without do_sample is not read",
+        checkpoint("spread", temperature=2.0, top_k=9),
+        (Answer(PROMPT, 8),),
+        record="generation",
+    )
+    yield case(
+        "settings in config.json without generation_config.json",
+        ("config.json", "repetition_penalty"),
+        change=lambda c: c.drop("generation_config.json").config(
+            do_sample=False, top_k=2, repetition_penalty=1.4
+        ),
+    )
+    yield case(
+        "settings in config.json beside generation_config.json, which alone counts",
+        change=lambda c: c.config(do_sample=True, temperature=5.0, repetition_penalty=9.0),
+    )
 
 
 def flags():
@@ -264,13 +389,25 @@ def flags():
     sampled_file = {"do_sample": True, "top_k": 5, "temperature": 0.7}
     greedy = {"do_sample": False}
     yield case("--greedy against do_sample", flags=("--greedy",), settings=greedy, **sampled_file)
-    yield case("--temperature 0 against do_sample", flags=("--temperature", "0"), settings=greedy, **sampled_file)
+    yield case(
+        "--temperature 0 against do_sample", flags=("--temperature", "0"), settings=greedy, **sampled_file
+    )
     spread = lambda **s: checkpoint("spread", **s)  # noqa: E731
-    yield Case("--temperature 1 without do_sample draws", spread(), (SamplesAt({"do_sample": True, "top_k": 50}, ("--temperature", "1")),))
-    yield Case("--top-p against the file's", spread(do_sample=True, top_p=0.9),
-               (SamplesAt({"top_p": 0.3}, ("--top-p", "0.3")),))  # fmt: skip
-    yield Case("--temperature against the file's", spread(do_sample=True, temperature=0.2),
-               (SamplesAt({"temperature": 1.5}, ("--temperature", "1.5")),))  # fmt: skip
+    yield Case(
+        "--temperature 1 without do_sample draws",
+        spread(),
+        (SamplesAt({"do_sample": True, "top_k": 50}, ("--temperature", "1")),),
+    )
+    yield Case(
+        "--top-p against the file's",
+        spread(do_sample=True, top_p=0.9),
+        (SamplesAt({"top_p": 0.3}, ("--top-p", "0.3")),),
+    )
+    yield Case(
+        "--temperature against the file's",
+        spread(do_sample=True, temperature=0.2),
+        (SamplesAt({"temperature": 1.5}, ("--temperature", "1.5")),),
+    )
 
 
 @dataclasses.dataclass
@@ -290,12 +427,18 @@ class SamplesAt(Samples):
 
 def measurements():
     """bench and eval stay what they are, whatever the settings."""
-    for name, settings in {"sampling": {"do_sample": True, "temperature": 0.5}, "penalties": {"repetition_penalty": 3.0},
-                           "what generate refuses": {"num_beams": 4, "stop_strings": ["a"]}, "no stop": {"eos_token_id": None}}.items():  # fmt: skip
+    for name, settings in {
+        "sampling": {"do_sample": True, "temperature": 0.5},
+        "penalties": {"repetition_penalty": 3.0},
+        "what generate refuses": {"num_beams": 4, "stop_strings": ["a"]},
+        "no stop": {"eos_token_id": None},
+    }.items():
         made = Checkpoint().generation(**settings)
         yield Case(f"eval with {name} in generation_config.json", made, (Losses(),))
     broken = Checkpoint().file("generation_config.json", "{")
-    yield Case("eval with a generation_config.json that is no JSON", broken, (Losses(),), ("generation_config.json",))
+    yield Case(
+        "eval with a generation_config.json that is no JSON", broken, (Losses(),), ("generation_config.json",)
+    )
 
 
 def cases():

@@ -1,6 +1,8 @@
-"""Kind 14: checkpoints that are int4 already. Their integers, their scales and what they left alone must stay.
+"""Kind 14: checkpoints that are int4 already. Their integers, their scales and what they left alone
+must stay.
 
-The reference is the dense twin: `q s` in f32 for what is packed, bf16 for the rest, as transformers runs it.
+The reference is the dense twin: `q s` in f32 for what is packed, bf16 for the rest, as transformers
+runs it.
 """
 
 import copy
@@ -85,18 +87,48 @@ def quantized(scheme):
 
 
 def declared(scheme):
-    """quantization_config, as the tools write it, with the case's changes; a dotted key changes an inner one."""
+    """quantization_config, as the tools write it, with the case's changes; a dotted key changes an
+    inner one.
+    """
     if scheme.form == "gptq":
-        config = {"bits": 4, "checkpoint_format": "gptq", "damp_percent": 0.1, "desc_act": False, "group_size": scheme.group or -1,
-                  "quant_method": "gptq", "sym": True, "true_sequential": True}  # fmt: skip
+        config = {
+            "bits": 4,
+            "checkpoint_format": "gptq",
+            "damp_percent": 0.1,
+            "desc_act": False,
+            "group_size": scheme.group or -1,
+            "quant_method": "gptq",
+            "sym": True,
+            "true_sequential": True,
+        }
     else:
-        weights = {"actorder": None, "block_structure": None, "dynamic": False, "group_size": scheme.group or None, "num_bits": 4,
-                   "observer": "minmax", "observer_kwargs": {}, "strategy": "group" if scheme.group else "channel", "symmetric": True,
-                   "type": "int"}  # fmt: skip
-        group = {"input_activations": None, "output_activations": None, "targets": ["Linear"], "weights": weights}
-        config = {"config_groups": {"group_0": group}, "format": "pack-quantized", "global_compression_ratio": None,
-                  "ignore": [re_of(p) for p in scheme.ignore], "kv_cache_scheme": None, "quant_method": "compressed-tensors",
-                  "quantization_status": "compressed"}  # fmt: skip
+        weights = {
+            "actorder": None,
+            "block_structure": None,
+            "dynamic": False,
+            "group_size": scheme.group or None,
+            "num_bits": 4,
+            "observer": "minmax",
+            "observer_kwargs": {},
+            "strategy": "group" if scheme.group else "channel",
+            "symmetric": True,
+            "type": "int",
+        }
+        group = {
+            "input_activations": None,
+            "output_activations": None,
+            "targets": ["Linear"],
+            "weights": weights,
+        }
+        config = {
+            "config_groups": {"group_0": group},
+            "format": "pack-quantized",
+            "global_compression_ratio": None,
+            "ignore": [re_of(p) for p in scheme.ignore],
+            "kv_cache_scheme": None,
+            "quant_method": "compressed-tensors",
+            "quantization_status": "compressed",
+        }
     for key, value in scheme.config.items():
         *path, last = key.split(".")
         at = config
@@ -205,11 +237,18 @@ class Narrowed:
             return Row(self.name, " ".join(self.arguments), Cell("-"), refusal_cell(done, None, ()))
         silent = [word for word in self.says if not re.search(word, done, re.I)]
         if silent:
-            return Row(self.name, " ".join(self.arguments), Cell("-"), Cell("differs", f"does not say {silent}"))
+            return Row(
+                self.name, " ".join(self.arguments), Cell("-"), Cell("differs", f"does not say {silent}")
+            )
         taken = {t["name"] for t in index_of(out)["tensors"] if t["scheme"] != "raw"}
         missed = [part for part in self.quantizes if not any(part in name for name in taken)]
         problem = f"leaves {missed} as it was" if missed else None
-        return Row(self.name, " ".join(self.arguments), Cell("-"), Cell("differs", problem) if problem else Cell("equal"))
+        return Row(
+            self.name,
+            " ".join(self.arguments),
+            Cell("-"),
+            Cell("differs", problem) if problem else Cell("equal"),
+        )
 
 
 # Sixteen bits in either spelling.
@@ -229,8 +268,15 @@ def gptq(name, words=None, must_refuse=False, **scheme):
 
 
 def auto_round(name, words=None, must_refuse=False, zero=7, **config):
-    base = {"autoround_version": "0.9", "bits": 4, "data_type": "int", "group_size": 128, "packing_format": "auto_round:auto_gptq",
-            "quant_method": "auto-round", "sym": True}  # fmt: skip
+    base = {
+        "autoround_version": "0.9",
+        "bits": 4,
+        "data_type": "int",
+        "group_size": 128,
+        "packing_format": "auto_round:auto_gptq",
+        "quant_method": "auto-round",
+        "sym": True,
+    }
     scheme = Scheme(form="gptq", scales=torch.float16, zero=zero, g_idx=False)
 
     def edit(checkpoint):
@@ -248,7 +294,9 @@ def compressed():
     yield pack("groups of 32", group=32)
     yield pack("groups of 48, the last one short", group=48)
     yield pack("one group a row", group=0)
-    yield pack("one group a row, group_size -1", group=0, config={"config_groups.group_0.weights.group_size": -1})
+    yield pack(
+        "one group a row, group_size -1", group=0, config={"config_groups.group_0.weights.group_size": -1}
+    )
     yield pack("down_proj left in bf16", ignore=ALL)
     yield pack("one layer left in bf16", ignore=("lm_head", "model.layers.1.*"))
     yield pack("one module left in bf16 by its name", ignore=("lm_head", "model.layers.0.mlp.down_proj"))
@@ -269,14 +317,23 @@ def compressed():
     first["targets"], second["targets"] = ["re:.*self_attn.*"], ["re:.*mlp.*"]
     yield pack("two groups of one scheme", config={"config_groups": {"group_0": first, "group_1": second}})
     yield pack("with a dense sparsity_config", config={"sparsity_config": {"format": "dense"}})
-    yield pack("compression_config in place of quantization_config", ("compression_config",),
-               edit=lambda c: c.config(compression_config=c.files["config.json"]["quantization_config"], quantization_config=None))  # fmt: skip
+    yield pack(
+        "compression_config in place of quantization_config",
+        ("compression_config",),
+        edit=lambda c: c.config(
+            compression_config=c.files["config.json"]["quantization_config"], quantization_config=None
+        ),
+    )
     for name, words, config in (
         ("8 bits", ("num_bits", "8"), {"config_groups.group_0.weights.num_bits": 8}),
         ("asymmetric", ("symmetric",), {"config_groups.group_0.weights.symmetric": False}),
         ("floating point", ("type", "float"), {"config_groups.group_0.weights.type": "float"}),
         ("a tensor's scale", ("strategy", "tensor"), {"config_groups.group_0.weights.strategy": "tensor"}),
-        ("activations of 8 bits", ("input_activations",), {"config_groups.group_0.input_activations": {"num_bits": 8, "type": "int"}}),
+        (
+            "activations of 8 bits",
+            ("input_activations",),
+            {"config_groups.group_0.input_activations": {"num_bits": 8, "type": "int"}},
+        ),
         ("a cache of 8 bits", ("kv_cache_scheme",), {"kv_cache_scheme": {"num_bits": 8, "type": "float"}}),
         ("marlin-24", ("format", "marlin-24"), {"format": "marlin-24"}),
         ("int-quantized", ("format", "int-quantized"), {"format": "int-quantized"}),
@@ -288,11 +345,25 @@ def compressed():
     ):
         yield pack(name, words, True, config=config)
     yield pack("a column order", ("weight_g_idx",), True, order=True)
-    yield pack("groups of another size than declared", ("weight_scale",), True, group=64, config={"config_groups.group_0.weights.group_size": 128})
+    yield pack(
+        "groups of another size than declared",
+        ("weight_scale",),
+        True,
+        group=64,
+        config={"config_groups.group_0.weights.group_size": 128},
+    )
 
     def zeros(checkpoint):
-        checkpoint.tensors(lambda t: {**t, **{k.replace("weight_scale", "weight_zero_point"): torch.zeros(1, 1, dtype=torch.int32)
-                                              for k in t if k.endswith("weight_scale")}})  # fmt: skip
+        checkpoint.tensors(
+            lambda t: {
+                **t,
+                **{
+                    k.replace("weight_scale", "weight_zero_point"): torch.zeros(1, 1, dtype=torch.int32)
+                    for k in t
+                    if k.endswith("weight_scale")
+                },
+            }
+        )
 
     yield pack("zero points", ("weight_zero_point",), True, edit=zeros)
 
@@ -304,8 +375,14 @@ def compressed():
         checkpoint.tensors(change)
 
     yield pack("a NaN among the scales", ("weight_scale", "nan"), True, edit=nan)
-    yield pack("integers missing", ("weight_packed",), True, edit=lambda c: c.tensors(
-        lambda t: {k: v for k, v in t.items() if k != "model.layers.0.mlp.up_proj.weight_packed"}))  # fmt: skip
+    yield pack(
+        "integers missing",
+        ("weight_packed",),
+        True,
+        edit=lambda c: c.tensors(
+            lambda t: {k: v for k, v in t.items() if k != "model.layers.0.mlp.up_proj.weight_packed"}
+        ),
+    )
 
 
 def gptqs():
@@ -316,16 +393,27 @@ def gptqs():
     yield gptq("without g_idx", g_idx=False)
     yield gptq("scales in bf16", scales=torch.bfloat16)
     yield gptq("down_proj left in bf16, by dynamic", ignore=ALL, config={"dynamic": {r"-:.*down_proj": {}}})
-    yield gptq("down_proj left in bf16, by modules_in_block_to_quantize", ignore=ALL, config={
-        "modules_in_block_to_quantize": [["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], ["self_attn.o_proj"],
-                                         ["mlp.up_proj", "mlp.gate_proj"]]})  # fmt: skip
+    yield gptq(
+        "down_proj left in bf16, by modules_in_block_to_quantize",
+        ignore=ALL,
+        config={
+            "modules_in_block_to_quantize": [
+                ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+                ["self_attn.o_proj"],
+                ["mlp.up_proj", "mlp.gate_proj"],
+            ]
+        },
+    )
     yield gptq("down_proj left in bf16, undeclared", ignore=ALL)
     yield gptq("desc_act with an order that is none", ("desc_act",), config={"desc_act": True})
     for name, words, config in (
-        ("8 bits", ("bits", "8"), {"bits": 8}), ("3 bits", ("bits", "3"), {"bits": 3}), ("asymmetric", ("sym",), {"sym": False}),
-        ("marlin", ("marlin",), {"checkpoint_format": "marlin", "is_marlin_format": True}), ("packed in bytes", ("pack_dtype",), {"pack_dtype": "int8"}),
+        ("8 bits", ("bits", "8"), {"bits": 8}),
+        ("3 bits", ("bits", "3"), {"bits": 3}),
+        ("asymmetric", ("sym",), {"sym": False}),
+        ("marlin", ("marlin",), {"checkpoint_format": "marlin", "is_marlin_format": True}),
+        ("packed in bytes", ("pack_dtype",), {"pack_dtype": "int8"}),
         ("other bits in some modules", ("dynamic",), {"dynamic": {"+:.*down_proj": {"bits": 8}}}),
-    ):  # fmt: skip
+    ):
         yield gptq(name, words, True, config=config)
     yield gptq("a column order", ("desc_act",), True, order=True, config={"desc_act": True})
     yield gptq("a column order that desc_act denies", ("g_idx",), True, order=True)
@@ -337,11 +425,18 @@ def auto_rounds():
     yield auto_round("as intel/auto-round", quant_method="intel/auto-round")
     yield auto_round("the format under backend", packing_format=None, backend="auto_round:auto_gptq")
     yield auto_round("GPTQ's bytes of version 2", zero=8, packing_format="auto_round:gptqmodel")
-    yield auto_round("a head that is left alone", extra_config={"lm_head": {"bits": 16, "data_type": "float"}})
+    yield auto_round(
+        "a head that is left alone", extra_config={"lm_head": {"bits": 16, "data_type": "float"}}
+    )
     yield auto_round("AWQ's bytes", ("auto_awq",), True, packing_format="auto_round:auto_awq")
     yield auto_round("8 bits", ("bits", "8"), True, bits=8)
     yield auto_round("asymmetric", ("sym",), True, sym=False)
-    yield auto_round("other bits in some modules", ("extra_config",), True, extra_config={"model.layers.0.mlp.up_proj": {"bits": 8}})
+    yield auto_round(
+        "other bits in some modules",
+        ("extra_config",),
+        True,
+        extra_config={"model.layers.0.mlp.up_proj": {"bits": 8}},
+    )
     yield auto_round("activations quantized", ("act_bits",), True, act_bits=8)
 
 
@@ -353,7 +448,13 @@ def options():
     scheme = Scheme(ignore=ALL)
     yield Narrowed("narrowed with --mbits 5", Scheme(), ("--mbits", "5"), (LOSS,))
     yield Narrowed("narrowed with --mbits 3", Scheme(), ("--mbits", "3"), (LOSS,))
-    yield Narrowed("--target mlp quantizes what was left", scheme, ("--target", "mlp"), ("down_proj|imported",), ("mlp.down_proj",))
+    yield Narrowed(
+        "--target mlp quantizes what was left",
+        scheme,
+        ("--target", "mlp"),
+        ("down_proj|imported",),
+        ("mlp.down_proj",),
+    )
     yield Narrowed("--requantize", Scheme(), ("--requantize",), ("import",))
     yield Import("exact scales asked for", Scheme(), arguments=("--mbits", "-1"), stored=("int4-f32",))
     yield Import("the width that holds them asked for", Scheme(), arguments=("--mbits", "7"), mantissa=7)

@@ -23,33 +23,33 @@ REAL = {
     "Llama 3.2": (
         "{{- bos_token }}\n{%- if custom_tools is defined %}\n    {%- set tools = custom_tools %}\n{%- endif %}\n"
         "{%- if not tools_in_user_message is defined %}\n    {%- set tools_in_user_message = true %}\n{%- endif %}\n"
-        "{%- if not date_string is defined %}\n        {%- set date_string = \"26 Jul 2024\" %}\n{%- endif %}\n"
+        '{%- if not date_string is defined %}\n        {%- set date_string = "26 Jul 2024" %}\n{%- endif %}\n'
         "{%- if not tools is defined %}\n    {%- set tools = none %}\n{%- endif %}\n"
         "{%- if messages[0]['role'] == 'system' %}\n    {%- set system_message = messages[0]['content']|trim %}\n"
-        "    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system_message = \"\" %}\n{%- endif %}\n"
-        "{{- \"<|system|>\\n\\n\" }}\n{%- if tools is not none %}\n    {{- \"Environment: ipython\\n\" }}\n{%- endif %}\n"
-        "{{- \"Today Date: \" + date_string + \"\\n\\n\" }}\n{{- system_message }}\n{{- \"<|end|>\" }}\n"
+        '    {%- set messages = messages[1:] %}\n{%- else %}\n    {%- set system_message = "" %}\n{%- endif %}\n'
+        '{{- "<|system|>\\n\\n" }}\n{%- if tools is not none %}\n    {{- "Environment: ipython\\n" }}\n{%- endif %}\n'
+        '{{- "Today Date: " + date_string + "\\n\\n" }}\n{{- system_message }}\n{{- "<|end|>" }}\n'
         "{%- for message in messages %}\n    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}\n"
         "        {{- '<|' + message['role'] + '|>\\n\\n'+ message['content'] | trim + '<|end|>' }}\n"
         "    {%- elif 'tool_calls' in message %}\n        {%- if not message.tool_calls|length == 1 %}\n"
-        "            {{- raise_exception(\"This model only supports single tool-calls at once!\") }}\n        {%- endif %}\n"
+        '            {{- raise_exception("This model only supports single tool-calls at once!") }}\n        {%- endif %}\n'
         "    {%- endif %}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|assistant|>\\n\\n' }}\n{%- endif %}\n"
     ),
     "Mistral": (
-        "{%- if messages[0][\"role\"] == \"system\" %}\n    {%- set system_message = messages[0][\"content\"] %}\n"
+        '{%- if messages[0]["role"] == "system" %}\n    {%- set system_message = messages[0]["content"] %}\n'
         "    {%- set loop_messages = messages[1:] %}\n{%- else %}\n    {%- set loop_messages = messages %}\n{%- endif %}\n"
         "{%- if not tools is defined %}\n    {%- set tools = none %}\n{%- endif %}\n"
-        "{%- set user_messages = loop_messages | selectattr(\"role\", \"equalto\", \"user\") | list %}\n\n"
+        '{%- set user_messages = loop_messages | selectattr("role", "equalto", "user") | list %}\n\n'
         "{%- set ns = namespace() %}\n{%- set ns.index = 0 %}\n{%- for message in loop_messages %}\n"
-        "    {%- if not (message.role == \"tool\" or message.role == \"tool_results\" or (message.tool_calls is defined and message.tool_calls is not none)) %}\n"
-        "        {%- if (message[\"role\"] == \"user\") != (ns.index % 2 == 0) %}\n"
-        "            {{- raise_exception(\"After the optional system message, conversation roles must alternate\") }}\n        {%- endif %}\n"
+        '    {%- if not (message.role == "tool" or message.role == "tool_results" or (message.tool_calls is defined and message.tool_calls is not none)) %}\n'
+        '        {%- if (message["role"] == "user") != (ns.index % 2 == 0) %}\n'
+        '            {{- raise_exception("After the optional system message, conversation roles must alternate") }}\n        {%- endif %}\n'
         "        {%- set ns.index = ns.index + 1 %}\n    {%- endif %}\n{%- endfor %}\n\n{{- bos_token }}\n"
-        "{%- for message in loop_messages %}\n    {%- if message[\"role\"] == \"user\" %}\n"
-        "        {%- if tools is not none and (message == user_messages[-1]) %}\n            {{- \"[AVAILABLE_TOOLS] [\" }}\n        {%- endif %}\n"
-        "        {%- if loop.last and system_message is defined %}\n            {{- \"[INST] \" + system_message + \"\\n\\n\" + message[\"content\"] + \"[/INST]\" }}\n"
-        "        {%- else %}\n            {{- \"[INST] \" + message[\"content\"] + \"[/INST]\" }}\n        {%- endif %}\n"
-        "    {%- elif message[\"role\"] == \"assistant\" %}\n        {{- \" \" + message[\"content\"]|trim + eos_token}}\n    {%- endif %}\n{%- endfor %}\n"
+        '{%- for message in loop_messages %}\n    {%- if message["role"] == "user" %}\n'
+        '        {%- if tools is not none and (message == user_messages[-1]) %}\n            {{- "[AVAILABLE_TOOLS] [" }}\n        {%- endif %}\n'
+        '        {%- if loop.last and system_message is defined %}\n            {{- "[INST] " + system_message + "\\n\\n" + message["content"] + "[/INST]" }}\n'
+        '        {%- else %}\n            {{- "[INST] " + message["content"] + "[/INST]" }}\n        {%- endif %}\n'
+        '    {%- elif message["role"] == "assistant" %}\n        {{- " " + message["content"]|trim + eos_token}}\n    {%- endif %}\n{%- endfor %}\n'
     ),
     "Zephyr": (
         "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n"
@@ -73,9 +73,9 @@ REAL = {
         "{%- if tools %}\n    {{- '<|system|>\\n' }}\n    {%- for tool in tools %}\n        {{- \"\\n\" }}\n        {{- tool | tojson }}\n    {%- endfor %}\n"
         "{%- else %}\n    {%- if messages[0]['role'] == 'system' %}\n        {{- '<|system|>\\n' + messages[0]['content'] + '<|end|>\\n' }}\n"
         "    {%- else %}\n        {{- '<|system|>\\nYou are of help.<|end|>\\n' }}\n    {%- endif %}\n{%- endif %}\n"
-        "{%- for message in messages %}\n    {%- if (message.role == \"user\") or (message.role == \"system\" and not loop.first) or (message.role == \"assistant\" and not message.tool_calls) %}\n"
+        '{%- for message in messages %}\n    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or (message.role == "assistant" and not message.tool_calls) %}\n'
         "        {{- '<|' + message.role + '|>\\n' + message.content + '<|end|>' + '\\n' }}\n"
-        "    {%- elif message.role == \"tool\" %}\n        {%- if (loop.index0 == 0) or (messages[loop.index0 - 1].role != \"tool\") %}\n            {{- '<|user|>' }}\n        {%- endif %}\n"
+        '    {%- elif message.role == "tool" %}\n        {%- if (loop.index0 == 0) or (messages[loop.index0 - 1].role != "tool") %}\n            {{- \'<|user|>\' }}\n        {%- endif %}\n'
         "    {%- endif %}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|assistant|>\\n' }}\n{%- endif %}\n"
     ),
     "Qwen 3": (
@@ -111,16 +111,16 @@ REAL = {
     ),
     "SmolLM 3": (
         "{# defaults #}\n{%- if enable_thinking is not defined -%}\n{%- set enable_thinking = true -%}\n{%- endif -%}\n"
-        "{%- if enable_thinking -%}\n  {%- set reasoning_mode = \"/think\" -%}\n{%- else -%}\n  {%- set reasoning_mode = \"/no_think\" -%}\n{%- endif -%}\n"
-        "{{- \"<|system|>\\n\" -}}\n{%- if messages[0].role == \"system\" -%}\n  {%- set system_message = messages[0].content -%}\n"
-        "  {%- if \"/no_think\" in system_message -%}\n    {%- set reasoning_mode = \"/no_think\" -%}\n  {%- endif -%}\n"
-        "  {%- set custom_instructions = system_message.replace(\"/no_think\", \"\").replace(\"/think\", \"\").rstrip() -%}\n{%- endif -%}\n"
-        "{{- \"## Metadata\\n\\n\" -}}\n{{- \"Reasoning Mode: \" + reasoning_mode + \"\\n\\n\" -}}\n"
-        "{%- if custom_instructions -%}\n{{ custom_instructions + \"\\n\\n\" }}\n{%- endif -%}\n{{- \"<|end|>\\n\" -}}\n"
-        "{%- for message in messages -%}\n    {%- set content = message.content if message.content is string else \"\" -%}\n"
-        "    {%- if message.role == \"user\" -%}\n        {{ \"<|\" + message.role + \"|>\\n\"  + content + \"<|end|>\\n\" }}\n"
-        "    {%- elif message.role == \"assistant\" -%}\n        {% generation %}\n        {{ \"<|assistant|>\\n\" + content.lstrip(\"\\n\") + \"<|end|>\\n\" }}\n        {% endgeneration %}\n"
-        "    {%- endif -%}\n{%- endfor -%}\n{%- if add_generation_prompt -%}\n{{ \"<|assistant|>\\n\" }}\n{%- endif -%}\n"
+        '{%- if enable_thinking -%}\n  {%- set reasoning_mode = "/think" -%}\n{%- else -%}\n  {%- set reasoning_mode = "/no_think" -%}\n{%- endif -%}\n'
+        '{{- "<|system|>\\n" -}}\n{%- if messages[0].role == "system" -%}\n  {%- set system_message = messages[0].content -%}\n'
+        '  {%- if "/no_think" in system_message -%}\n    {%- set reasoning_mode = "/no_think" -%}\n  {%- endif -%}\n'
+        '  {%- set custom_instructions = system_message.replace("/no_think", "").replace("/think", "").rstrip() -%}\n{%- endif -%}\n'
+        '{{- "## Metadata\\n\\n" -}}\n{{- "Reasoning Mode: " + reasoning_mode + "\\n\\n" -}}\n'
+        '{%- if custom_instructions -%}\n{{ custom_instructions + "\\n\\n" }}\n{%- endif -%}\n{{- "<|end|>\\n" -}}\n'
+        '{%- for message in messages -%}\n    {%- set content = message.content if message.content is string else "" -%}\n'
+        '    {%- if message.role == "user" -%}\n        {{ "<|" + message.role + "|>\\n"  + content + "<|end|>\\n" }}\n'
+        '    {%- elif message.role == "assistant" -%}\n        {% generation %}\n        {{ "<|assistant|>\\n" + content.lstrip("\\n") + "<|end|>\\n" }}\n        {% endgeneration %}\n'
+        '    {%- endif -%}\n{%- endfor -%}\n{%- if add_generation_prompt -%}\n{{ "<|assistant|>\\n" }}\n{%- endif -%}\n'
     ),
     "Granite": (
         "{%- set tools_system_message_prefix = 'You have tools.' %}{%- set g4_default = 'Be of help.' %}{%- set ns = namespace(found=false) %}"

@@ -1,6 +1,7 @@
 """Kind 2: files beside config.json and tokenizer.json that decide what the model says.
 
-They must count in the directory, travel into the .smq, and come out again, with nothing stale beside them.
+They must count in the directory, travel into the .smq, and come out again, with nothing stale
+beside them.
 """
 
 import pathlib
@@ -41,53 +42,99 @@ def templates():
     only_file = lambda text=CHAT: Checkpoint(chat=None).file("chat_template.jinja", text)  # noqa: E731
     yield case("saved again by transformers 5", resaved(Checkpoint()))
     yield case("chat_template.jinja alone", only_file())
-    yield case("an old template inline, a new one in chat_template.jinja",
-               Checkpoint(chat=INLINE).file("chat_template.jinja", FILE))  # fmt: skip
+    yield case(
+        "an old template inline, a new one in chat_template.jinja",
+        Checkpoint(chat=INLINE).file("chat_template.jinja", FILE),
+    )
     extra = Checkpoint(chat=INLINE).file("chat_template.jinja", FILE)
-    extra.file("additional_chat_templates/rag.jinja", "RAG").file("additional_chat_templates/tool_use.jinja", "TOOLS")
+    extra.file("additional_chat_templates/rag.jinja", "RAG").file(
+        "additional_chat_templates/tool_use.jinja", "TOOLS"
+    )
     yield case("chat_template.jinja with additional_chat_templates", extra)
-    yield case("the default among additional_chat_templates",
-               Checkpoint(chat=INLINE).file("additional_chat_templates/default.jinja", FILE))  # fmt: skip
-    yield case("both a file and a default among additional_chat_templates",
-               only_file(FILE).file("additional_chat_templates/default.jinja", "THE OTHER"))  # fmt: skip
+    yield case(
+        "the default among additional_chat_templates",
+        Checkpoint(chat=INLINE).file("additional_chat_templates/default.jinja", FILE),
+    )
+    yield case(
+        "both a file and a default among additional_chat_templates",
+        only_file(FILE).file("additional_chat_templates/default.jinja", "THE OTHER"),
+    )
     lone = Checkpoint(chat=INLINE).file("additional_chat_templates/rag.jinja", FILE)
-    yield Case("additional_chat_templates without a default hide the inline one", lone, (Chat(),),
-               words=("template", "default", "rag"), record="tokenizer")  # fmt: skip
+    yield Case(
+        "additional_chat_templates without a default hide the inline one",
+        lone,
+        (Chat(),),
+        words=("template", "default", "rag"),
+        record="tokenizer",
+    )
     yield Case("the same, continued as plain text", lone, (Losses(), Answer()))
-    notes = only_file(FILE).file("additional_chat_templates/README.md", "no template").file("chat_template.txt", "old")
+    notes = (
+        only_file(FILE)
+        .file("additional_chat_templates/README.md", "no template")
+        .file("chat_template.txt", "old")
+    )
     yield case("other files among the templates", notes)
-    yield case("chat_template.json, which only processors read",
-               Checkpoint(chat=INLINE).file("chat_template.json", {"chat_template": FILE}))  # fmt: skip
+    yield case(
+        "chat_template.json, which only processors read",
+        Checkpoint(chat=INLINE).file("chat_template.json", {"chat_template": FILE}),
+    )
     yield case("chat_template.jinja with Windows line ends", only_file(CHAT.replace("\n", "\r\n") + "\r\n"))
     yield case("an inline template with Windows line ends", Checkpoint(chat=CHAT.replace("\n", "\r\n")))
     yield case("a template that ends in two line ends", only_file(CHAT + "\n\n"))
     yield case("a template that begins with a byte order mark", only_file("\ufeff" + CHAT))
     yield Case("an empty chat_template.jinja", only_file(""), (Chat(),), words=("empty",))
-    yield Case("a chat_template.jinja that is not UTF-8", only_file().file("chat_template.jinja", b"\xff\xfe{{"),
-               (Chat(),), words=("chat_template.jinja", "utf-8"))  # fmt: skip
+    yield Case(
+        "a chat_template.jinja that is not UTF-8",
+        only_file().file("chat_template.jinja", b"\xff\xfe{{"),
+        (Chat(),),
+        words=("chat_template.jinja", "utf-8"),
+    )
 
 
 def tokens():
-    yield case("bos in special_tokens_map.json alone",
-               Checkpoint().tokenizer_config(bos_token=DROP)
-               .file("special_tokens_map.json", {"bos_token": "<s>", "eos_token": "</s>"}))  # fmt: skip
+    yield case(
+        "bos in special_tokens_map.json alone",
+        Checkpoint()
+        .tokenizer_config(bos_token=DROP)
+        .file("special_tokens_map.json", {"bos_token": "<s>", "eos_token": "</s>"}),
+    )
     wide = lambda: Checkpoint(chat=CHATML, shape={"vocab_size": 402})  # noqa: E731
-    yield case("tokens in added_tokens.json alone",
-               wide().file("added_tokens.json", {"<|im_start|>": 400, "<|im_end|>": 401}))  # fmt: skip
-    yield case("tokens in added_tokens_decoder alone",
-               wide().tokenizer_config(added_tokens_decoder={"400": added("<|im_start|>"),
-                                                             "401": added("<|im_end|>")}))  # fmt: skip
-    # Without a template ours continues a prompt as plain text, and says so; transformers has no such question.
+    yield case(
+        "tokens in added_tokens.json alone",
+        wide().file("added_tokens.json", {"<|im_start|>": 400, "<|im_end|>": 401}),
+    )
+    yield case(
+        "tokens in added_tokens_decoder alone",
+        wide().tokenizer_config(
+            added_tokens_decoder={"400": added("<|im_start|>"), "401": added("<|im_end|>")}
+        ),
+    )
+    # Without a template ours continues a prompt as plain text, and says so; transformers has no
+    # such question.
     yield Case("no tokenizer_config.json", Checkpoint().drop("tokenizer_config.json"), record="tokenizer")
-    yield case("no tokenizer_config.json, a template in a file",
-               Checkpoint().drop("tokenizer_config.json").file("chat_template.jinja", FILE))  # fmt: skip
-    yield Case("an old tokenizer.model beside tokenizer.json",
-               Checkpoint().file("tokenizer.model", b"\x0a\x0dnot the same"), ANSWERS)  # fmt: skip
-    yield Case("vocab.json and merges.txt in place of tokenizer.json", slow_files(),
-               (Answer(),), words=("tokenizer.json",))  # fmt: skip
-    yield Case("other files that are nobody's business",
-               Checkpoint().file("preprocessor_config.json", {"do_resize": True}).file("README.md", "hello")
-               .file("training_args.bin", b"\x80\x02"), ANSWERS)  # fmt: skip
+    yield case(
+        "no tokenizer_config.json, a template in a file",
+        Checkpoint().drop("tokenizer_config.json").file("chat_template.jinja", FILE),
+    )
+    yield Case(
+        "an old tokenizer.model beside tokenizer.json",
+        Checkpoint().file("tokenizer.model", b"\x0a\x0dnot the same"),
+        ANSWERS,
+    )
+    yield Case(
+        "vocab.json and merges.txt in place of tokenizer.json",
+        slow_files(),
+        (Answer(),),
+        words=("tokenizer.json",),
+    )
+    yield Case(
+        "other files that are nobody's business",
+        Checkpoint()
+        .file("preprocessor_config.json", {"do_resize": True})
+        .file("README.md", "hello")
+        .file("training_args.bin", b"\x80\x02"),
+        ANSWERS,
+    )
 
 
 def slow_files():
@@ -98,7 +145,8 @@ def slow_files():
     return checkpoint.file("vocab.json", model["vocab"]).file("merges.txt", merges)
 
 
-# What an export may find in the directory that it is to replace. Weights of other names are nobody's to delete.
+# What an export may find in the directory that it is to replace. Weights of other names are
+# nobody's to delete.
 STALE = {
     "chat_template.jinja": "STALE {{ messages[0]['content'] }}",
     "additional_chat_templates/rag.jinja": "STALE",
@@ -115,7 +163,9 @@ STALE = {
 
 
 class RoundTrip:
-    """Directory -> .smq -> directory: transformers and ours must say of the second what they say of the first."""
+    """Directory -> .smq -> directory: transformers and ours must say of the second what they say of
+    the first.
+    """
 
     def __init__(self, name, checkpoint, into=None, form=("--to", "safetensors"), gone=()):
         self.name, self.checkpoint, self.into, self.form, self.gone = name, checkpoint, into, form, gone
@@ -163,15 +213,29 @@ def round_trips():
     wide = Checkpoint(chat=CHATML, shape={"vocab_size": 402})
     wide.file("added_tokens.json", {"<|im_start|>": 400, "<|im_end|>": 401})
     yield RoundTrip("out again: tokens in added_tokens.json", wide)
-    yield RoundTrip("over another model's files, of which none may count", Checkpoint(), STALE,
-                    gone=sorted(set(STALE) - {"tokenizer_config.json", "generation_config.json"}))  # fmt: skip
+    yield RoundTrip(
+        "over another model's files, of which none may count",
+        Checkpoint(),
+        STALE,
+        gone=sorted(set(STALE) - {"tokenizer_config.json", "generation_config.json"}),
+    )
     bare = Checkpoint().drop("tokenizer.json", "tokenizer_config.json", "generation_config.json")
-    yield RoundTrip("no tokenizer, over a directory that has one", bare,
-                    {"tokenizer.json": {"version": "1.0"}, **STALE}, gone=["tokenizer.json", *sorted(STALE)])  # fmt: skip
-    yield RoundTrip("over shards and their index", Checkpoint(),
-                    {"model-00001-of-00002.safetensors": b"stale", "model-00002-of-00002.safetensors": b"stale",
-                     "model.safetensors.index.json": {"weight_map": {"a": "model-00001-of-00002.safetensors"}}},
-                    gone=("model-00001-of-00002.safetensors", "model.safetensors.index.json"))  # fmt: skip
+    yield RoundTrip(
+        "no tokenizer, over a directory that has one",
+        bare,
+        {"tokenizer.json": {"version": "1.0"}, **STALE},
+        gone=["tokenizer.json", *sorted(STALE)],
+    )
+    yield RoundTrip(
+        "over shards and their index",
+        Checkpoint(),
+        {
+            "model-00001-of-00002.safetensors": b"stale",
+            "model-00002-of-00002.safetensors": b"stale",
+            "model.safetensors.index.json": {"weight_map": {"a": "model-00001-of-00002.safetensors"}},
+        },
+        gone=("model-00001-of-00002.safetensors", "model.safetensors.index.json"),
+    )
 
 
 def cases():

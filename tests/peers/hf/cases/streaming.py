@@ -1,6 +1,7 @@
 """Kind 9: text that streams while its bytes are not yet whole, or turn out not to be UTF-8.
 
-The model says a given sequence of tokens. What was streamed must be the text that transformers decodes the whole to.
+The model says a given sequence of tokens. What was streamed must be the text that transformers
+decodes the whole to.
 """
 
 import functools
@@ -40,7 +41,9 @@ def saying(checkpoint, ids):
 
 def case(name, checkpoint, ids, words=None):
     n = len(ids)
-    made = Case(name, saying(checkpoint, ids), (Answer(PROMPT, n), Stream(PROMPT, n)), words, record="streaming")
+    made = Case(
+        name, saying(checkpoint, ids), (Answer(PROMPT, n), Stream(PROMPT, n)), words, record="streaming"
+    )
     made.ids = ids
     return made
 
@@ -101,36 +104,78 @@ def scripts():
 def special():
     for tokenizer in ("sentencepiece", "byte_level"):
         words = ids_of(tokenizer, [" the", "in", " his"])
-        yield case(f"{tokenizer}: special tokens between words", Checkpoint(tokenizer=tokenizer), [0, words[0], 1, words[1], 2, words[2]])
-        yield case(f"{tokenizer}: a special token inside a letter", Checkpoint(tokenizer=tokenizer),
-                   ids_of(tokenizer, [0xC3]) + [1] + ids_of(tokenizer, [0xBC, " the"]))  # fmt: skip
+        yield case(
+            f"{tokenizer}: special tokens between words",
+            Checkpoint(tokenizer=tokenizer),
+            [0, words[0], 1, words[1], 2, words[2]],
+        )
+        yield case(
+            f"{tokenizer}: a special token inside a letter",
+            Checkpoint(tokenizer=tokenizer),
+            ids_of(tokenizer, [0xC3]) + [1] + ids_of(tokenizer, [0xBC, " the"]),
+        )
         plain = {"0": added("<unk>"), "1": added("<s>", special=False), "2": added("</s>", special=False)}
-        yield case(f"{tokenizer}: added tokens that are not special", Checkpoint(tokenizer=tokenizer)
-                   .tokenizer(added_tokens=[{"id": int(i), **t} for i, t in plain.items()])
-                   .tokenizer_config(added_tokens_decoder=plain, bos_token=None, eos_token=None),
-                   [words[0], 1, words[1], 2, words[2]])  # fmt: skip
+        yield case(
+            f"{tokenizer}: added tokens that are not special",
+            Checkpoint(tokenizer=tokenizer)
+            .tokenizer(added_tokens=[{"id": int(i), **t} for i, t in plain.items()])
+            .tokenizer_config(added_tokens_decoder=plain, bos_token=None, eos_token=None),
+            [words[0], 1, words[1], 2, words[2]],
+        )
 
 
 def decoders():
     spaces = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     sentence = ids_of("sentencepiece", [" the", "in", " his", " of"])
-    yield case("a Metaspace decoder", Checkpoint(tokenizer="sentencepiece").tokenizer(decoder=spaces), sentence)
+    yield case(
+        "a Metaspace decoder", Checkpoint(tokenizer="sentencepiece").tokenizer(decoder=spaces), sentence
+    )
     yield case("no decoder", Checkpoint(tokenizer="sentencepiece").tokenizer(decoder=None), sentence)
-    fused = {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]}
-    yield case("a decoder that keeps the first space", Checkpoint(tokenizer="sentencepiece").tokenizer(decoder=fused), sentence)
-    yield case("a LlamaTokenizer's own decoder", Checkpoint(tokenizer="sentencepiece").tokenizer(decoder=None)
-               .tokenizer_config(tokenizer_class="LlamaTokenizer"), sentence, ("tokenizer_class",))  # fmt: skip
+    fused = {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+        ],
+    }
+    yield case(
+        "a decoder that keeps the first space",
+        Checkpoint(tokenizer="sentencepiece").tokenizer(decoder=fused),
+        sentence,
+    )
+    yield case(
+        "a LlamaTokenizer's own decoder",
+        Checkpoint(tokenizer="sentencepiece")
+        .tokenizer(decoder=None)
+        .tokenizer_config(tokenizer_class="LlamaTokenizer"),
+        sentence,
+        ("tokenizer_class",),
+    )
     vocabulary = read(TokenizerFile("wordpiece")).get_vocab()
     pieces = [vocabulary[p] for p in ("they", "do", "n", "'", "t", "##ing", ",", "you", "?", "!")]
     for clean in (False, True):
-        yield case(f"WordPiece, clean_up_tokenization_spaces {clean}", Checkpoint(tokenizer="wordpiece")
-                   .tokenizer_config(clean_up_tokenization_spaces=clean), pieces, ("clean_up_tokenization_spaces",) if clean else None)  # fmt: skip
+        yield case(
+            f"WordPiece, clean_up_tokenization_spaces {clean}",
+            Checkpoint(tokenizer="wordpiece").tokenizer_config(clean_up_tokenization_spaces=clean),
+            pieces,
+            ("clean_up_tokenization_spaces",) if clean else None,
+        )
     apart = ids_of("byte_level", [" the", 0x20, ".", " his", "!"])
-    yield case("BPE, clean_up_tokenization_spaces, which it ignores", Checkpoint()
-               .tokenizer_config(clean_up_tokenization_spaces=True), apart)  # fmt: skip
-    yield case("BPE, clean_up_tokenization_spaces insisted on", Checkpoint().tokenizer_config(
-        clean_up_tokenization_spaces=True, clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output=True),
-        apart, ("clean_up_tokenization_spaces",))  # fmt: skip
+    yield case(
+        "BPE, clean_up_tokenization_spaces, which it ignores",
+        Checkpoint().tokenizer_config(clean_up_tokenization_spaces=True),
+        apart,
+    )
+    yield case(
+        "BPE, clean_up_tokenization_spaces insisted on",
+        Checkpoint().tokenizer_config(
+            clean_up_tokenization_spaces=True,
+            clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output=True,
+        ),
+        apart,
+        ("clean_up_tokenization_spaces",),
+    )
 
 
 def random_scripts(count=12):
