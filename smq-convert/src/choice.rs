@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use clap::ValueEnum;
-
 use crate::error::ConvertError;
 use crate::plan::Target;
 use crate::quantize::{Method, ScaleRule};
@@ -44,10 +42,12 @@ impl Choice {
         parameters.extend(match method {
             Method::Int4(int4) => vec![
                 ("group_size".to_owned(), int4.group.to_string()),
-                (SCALE_RULE.to_owned(), rule_name(int4.rule)),
-                ("scales".to_owned(), int4.scales.name()),
+                (SCALE_RULE.to_owned(), int4.rule.to_string()),
+                ("scales".to_owned(), int4.scales.to_string()),
             ],
-            method => vec![("scheme".to_owned(), method.name().to_owned())],
+            Method::Nf4 | Method::Fp8 => {
+                vec![("scheme".to_owned(), method.family().to_string())]
+            }
         });
         Ok(Self {
             methods,
@@ -56,22 +56,15 @@ impl Choice {
     }
 }
 
-/// The rule's name on the command line.
-#[must_use]
-pub fn rule_name(rule: ScaleRule) -> String {
-    let value = rule.to_possible_value();
-    value.map(|v| v.get_name().to_owned()).unwrap_or_default()
-}
-
 /// Parameters that record the rules of `tensors`, by name: the most frequent one, and each tensor that has another.
 pub(crate) fn rule_parameters(tensors: &[(&str, ScaleRule)]) -> Vec<(String, String)> {
     let count = |rule| tensors.iter().filter(|t| t.1 == rule).count();
-    let mut rules = ScaleRule::value_variants().to_vec();
+    let mut rules = ScaleRule::ALL;
     rules.sort_by_key(|rule| std::cmp::Reverse(count(*rule)));
     let others = tensors.iter().filter(|t| t.1 != rules[0]);
-    let others = others.map(|(name, rule)| (format!("{SCALE_RULE} {name}"), rule_name(*rule)));
+    let others = others.map(|(name, rule)| (format!("{SCALE_RULE} {name}"), rule.to_string()));
     let mut out: Vec<_> = others.collect();
-    out.push((SCALE_RULE.to_owned(), rule_name(rules[0])));
+    out.push((SCALE_RULE.to_owned(), rules[0].to_string()));
     out
 }
 
@@ -82,5 +75,5 @@ pub(crate) fn recorded_rule(
 ) -> Option<ScaleRule> {
     let own = parameters.get(&format!("{SCALE_RULE} {tensor}"));
     let name = own.or_else(|| parameters.get(SCALE_RULE))?;
-    ScaleRule::from_str(name, false).ok()
+    name.parse().ok()
 }

@@ -8,7 +8,7 @@ use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
 use smq_model::EMBEDDED_FILES;
 
 use crate::auto::{Auto, AutoOptions, choose, measured_bytes};
-use crate::choice::{Choice, rule_name};
+use crate::choice::Choice;
 use crate::error::ConvertError;
 use crate::import::Form;
 use crate::known::check_against_config;
@@ -393,7 +393,7 @@ pub(crate) fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(
             "the checkpoint is int4 ({}), and its integers are kept; pass --requantize to quantize its dequantized weights anew",
             import.form
         );
-        return wrong("--scheme", method.name().to_owned(), rule);
+        return wrong("--scheme", method.family().to_string(), rule);
     };
     let range = smq_format::scheme::GROUP_RANGE;
     if !range.contains(&options.group) {
@@ -412,9 +412,9 @@ pub(crate) fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(
     }
     match options.rule {
         ScaleRule::Reference | ScaleRule::Nearest => Ok(()),
-        rule => wrong(
+        rule @ (ScaleRule::Search | ScaleRule::Signed) => wrong(
             "--scale-rule",
-            rule_name(rule),
+            rule.to_string(),
             "chooses scales and integers together, and the checkpoint's integers are kept; pass --requantize, or use reference or nearest".to_owned(),
         ),
     }

@@ -45,7 +45,7 @@ fn convert_then_inspect_in_every_form() {
 
     let text = stdout(&inspect(&[file]));
     assert!(
-        text.contains("E5M5") && text.contains("bits per weight  4.086"),
+        text.contains("e5m5") && text.contains("bits per weight  4.086"),
         "{text}"
     );
     assert!(stdout(&inspect(&[file, "--verify"])).starts_with("ok: "));

@@ -150,7 +150,7 @@ fn e5m5_against_e5m3() {
             json!({"differ": nibbles, "of": q.len()})
         );
         assert_eq!(weights["scales"], json!({"differ": scales, "of": s.len()}));
-        let change = json!({"what": "scale_format", "a": "E5M5", "b": "E5M3"});
+        let change = json!({"what": "scale_format", "a": "e5m5", "b": "e5m3"});
         assert!(tensor["changes"].as_array().unwrap().contains(&change));
         assert_eq!(tensor["blobs"], json!(["nibbles", "scales"]));
         let mean = |s: &smq_format::Statistics| s.tensor(name).unwrap().stored.mean_rel_mse;
@@ -212,7 +212,7 @@ fn an_import_of_an_export_differs_in_where_it_came_from() {
         );
     }
     let found = text(&dir, &["a.smq", "b.smq"], 1);
-    let row = "0.mlp.down_proj     E5M5/128  E5M5/128     same    same  same  same      same   1.456e-2    0.000e0\n";
+    let row = "0.mlp.down_proj     e5m5/128  e5m5/128     same    same  same  same      same   1.456e-2    0.000e0\n";
     assert!(found.contains(row), "{found}");
 }
 
@@ -326,7 +326,7 @@ fn schemes_shapes_and_order() {
     // Stored otherwise, and the same weights.
     assert_eq!(
         (&x["stored_a"], &x["stored_b"]),
-        (&json!("E5M0/8"), &json!("bf16"))
+        (&json!("e5m0/8"), &json!("bf16"))
     );
     assert_eq!(
         x["weights"],
@@ -336,7 +336,7 @@ fn schemes_shapes_and_order() {
         })
     );
     let found = text(&dir, &["a.smq", "b.smq"], 1);
-    assert!(found.contains("1x16 E5M0/8"), "{found}");
+    assert!(found.contains("1x16 e5m0/8"), "{found}");
 }
 
 #[test]

@@ -36,12 +36,14 @@
 //! ```
 
 pub mod bits;
+mod choice;
 pub mod error;
 pub mod fp8;
 pub mod header;
 pub mod index;
 pub mod int4;
 mod json;
+mod names;
 pub mod nf4;
 mod parameters;
 mod reader;
@@ -52,10 +54,12 @@ mod stored_scales;
 mod view;
 mod writer;
 
+pub use choice::{MantissaBits, ScaleChoice, ScaleRule};
 pub use error::{Defect, Error};
 pub use index::{Index, Provenance, SourceFile, TensorEntry};
+pub use names::UnknownName;
 pub use reader::{SmqFile, hash, map_file};
-pub use scheme::{Dtype, Role, Scheme};
+pub use scheme::{Dtype, Family, Role, Scheme, SchemeKind};
 pub use statistics::Statistics;
 pub use stored_scales::{Nf4Scales, RowScales, Scales};
 pub use view::{TensorData, TensorView, widen};

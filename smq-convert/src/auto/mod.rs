@@ -242,7 +242,8 @@ fn allocated(
     };
     match best {
         None => Err(refused(format!(
-            "the selected tensors take {smallest_bits:.4} bits a weight at least (E5M0 scales, groups of {}); raise it",
+            "the selected tensors take {smallest_bits:.4} bits a weight at least ({} scales, groups of {}); raise it",
+            ScaleChoice::e5(0),
             options.group
         ))),
         Some((_, chosen)) if chosen.iter().all(Option::is_none) => Err(refused(format!(

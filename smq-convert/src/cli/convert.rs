@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::DecimalBytes;
+use smq_format::Family;
 
-use super::auto::{AutoArgs, MantissaBits, print_choice, print_total};
+use super::auto::{AutoArgs, Width, print_choice, print_total};
 use super::export::{self, ExportArgs};
-use super::progress_bar;
+use super::{progress_bar, words};
 use crate::{
     Auto, AutoOptions, Checkpoint, ConvertOptions, Method, Plan, QuantizeOptions, ScaleChoice,
     ScaleRule, Summary, Target, auto, convert, convert_auto, dry_run, dry_run_auto, synth,
@@ -19,8 +20,8 @@ use crate::{
 
 /// Elements a group where neither the user nor the checkpoint says.
 const DEFAULT_GROUP: usize = 128;
-/// Mantissa bits of an int4 scale where the user does not say.
-const DEFAULT_MBITS: MantissaBits = MantissaBits::Given(5);
+/// Scales of int4 where the user does not say.
+const DEFAULT_SCALES: ScaleChoice = ScaleChoice::e5(5);
 
 /// Quantize a safetensors checkpoint once into a .smq file
 #[derive(Parser)]
@@ -53,20 +54,20 @@ struct ConvertArgs {
     out: Option<PathBuf>,
     /// What the weights become: int4 in groups, bitsandbytes' NF4 with double quantization, or FP8 E4M3 with FP8
     /// activations
-    #[arg(long, value_enum, default_value_t = SchemeName::Int4)]
-    scheme: SchemeName,
+    #[arg(long, value_parser = words::family(), default_value_t = Family::Int4)]
+    scheme: Family,
     /// int4: mantissa bits of the E5Mx scales, 0 to 10; -1 keeps exact f32 scales; auto chooses them for each tensor
     /// from measured errors, and what stays as it is [default: 5]
     #[arg(long, value_name = "N|auto", allow_negative_numbers = true)]
-    mbits: Option<MantissaBits>,
+    mbits: Option<Width>,
     /// int4: scale format instead of --mbits: f32, f16, or eXmY such as e5m5, e4m3, e8m0
-    #[arg(long, value_name = "FORMAT", conflicts_with = "mbits", value_parser = parse_scales)]
+    #[arg(long, value_name = "FORMAT", conflicts_with = "mbits")]
     scales: Option<ScaleChoice>,
     /// int4: consecutive elements of a row that share a scale [default: 128, or an int4 checkpoint's]
     #[arg(long, value_name = "ELEMS")]
     group_size: Option<usize>,
     /// int4: how a group's scale is chosen [default: reference; with --mbits auto the better of nearest and signed]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = words::scale_rule())]
     scale_rule: Option<ScaleRule>,
     /// What to quantize: mlp, all (attention too; embeddings and lm_head never), or a regex over names
     #[arg(long, default_value = "mlp")]
@@ -89,13 +90,6 @@ struct ConvertArgs {
     export: ExportArgs,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum SchemeName {
-    Int4,
-    Nf4,
-    Fp8,
-}
-
 /// What to do, as the command line says it.
 enum Task {
     Uniform(ConvertOptions),
@@ -108,9 +102,10 @@ impl ConvertArgs {
     fn task(self, checkpoint: &Checkpoint) -> anyhow::Result<Task> {
         let group = checkpoint.import().map_or(DEFAULT_GROUP, |i| i.group);
         let group = self.group_size.unwrap_or(group);
-        let int4 = self.scheme == SchemeName::Int4;
-        let bits = match (self.scales, self.mbits.unwrap_or(DEFAULT_MBITS)) {
-            (None, MantissaBits::Auto) if int4 => {
+        let scales = match (self.scales, self.mbits) {
+            (Some(scales), _) => scales,
+            (None, Some(Width::Given(bits))) => bits.into(),
+            (None, Some(Width::Auto)) if self.scheme == Family::Int4 => {
                 let options = self.auto.options(
                     checkpoint,
                     self.target,
@@ -121,10 +116,10 @@ impl ConvertArgs {
                 )?;
                 return Ok(Task::Auto(options));
             }
-            (_, MantissaBits::Given(bits)) => bits,
-            _ => -1, // refused below: another scheme has no mantissa bits
+            // `auto` is refused below: another scheme has no mantissa bits.
+            (None, Some(Width::Auto) | None) => DEFAULT_SCALES,
         };
-        let quantize = self.method(group, bits)?;
+        let quantize = self.method(group, scales)?;
         self.auto.refuse()?;
         Ok(Task::Uniform(ConvertOptions {
             quantize,
@@ -136,17 +131,17 @@ impl ConvertArgs {
 
     /// # Errors
     /// An option that only int4 has.
-    fn method(&self, group: usize, mbits: i8) -> anyhow::Result<Method> {
+    fn method(&self, group: usize, scales: ScaleChoice) -> anyhow::Result<Method> {
         let method = match self.scheme {
-            SchemeName::Int4 => {
+            Family::Int4 => {
                 return Ok(Method::Int4(QuantizeOptions {
                     group,
-                    scales: self.scales.unwrap_or(scales_of(mbits)),
+                    scales,
                     rule: self.scale_rule.unwrap_or(ScaleRule::Reference),
                 }));
             }
-            SchemeName::Nf4 => Method::Nf4,
-            SchemeName::Fp8 => Method::Fp8,
+            Family::Nf4 => Method::Nf4,
+            Family::Fp8 => Method::Fp8,
         };
         let given = [
             ("--mbits", self.mbits.is_some()),
@@ -157,7 +152,7 @@ impl ConvertArgs {
         match given.iter().find(|(_, given)| *given) {
             Some((option, _)) => anyhow::bail!(
                 "{option} is for --scheme int4; --scheme {} has one form: leave {option} out",
-                method.name()
+                self.scheme
             ),
             None => Ok(method),
         }
@@ -297,40 +292,6 @@ fn interrupts() -> &'static AtomicBool {
     &INTERRUPTED
 }
 
-fn scales_of(mbits: i8) -> ScaleChoice {
-    match u32::try_from(mbits) {
-        Ok(mantissa_bits) => ScaleChoice::Mini {
-            exponent_bits: 5,
-            mantissa_bits,
-        },
-        Err(_) => ScaleChoice::F32,
-    }
-}
-
-/// Reads a scale format: `f32`, `f16` or `eXmY`.
-///
-/// # Errors
-/// What is expected.
-pub fn parse_scales(s: &str) -> Result<ScaleChoice, String> {
-    let lower = s.to_ascii_lowercase();
-    match lower.as_str() {
-        "f32" => return Ok(ScaleChoice::F32),
-        "f16" => return Ok(ScaleChoice::F16),
-        _ => {}
-    }
-    let widths = lower
-        .strip_prefix('e')
-        .and_then(|rest| rest.split_once('m'));
-    let parsed = widths.and_then(|(e, m)| Some((e.parse().ok()?, m.parse().ok()?)));
-    match parsed {
-        Some((exponent_bits @ 2..=8, mantissa_bits @ 0..=10)) => Ok(ScaleChoice::Mini {
-            exponent_bits,
-            mantissa_bits,
-        }),
-        _ => Err("expected f32, f16, or eXmY with X 2 to 8 and Y 0 to 10".to_owned()),
-    }
-}
-
 /// A borderless table whose columns after the first are right-aligned.
 pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -356,7 +317,7 @@ fn print_plan(checkpoint: &Checkpoint, plan: &Plan, auto: Option<&Auto>) -> anyh
     ]);
     let (mut elems, mut quantized_bytes) = (0, 0);
     for (tensor, planned) in checkpoint.tensors().iter().zip(&plan.tensors) {
-        let becomes = planned.method.map_or("as it is", Method::name);
+        let becomes = planned.method.map_or("as it is", |m| m.family().name());
         if planned.method.is_some() {
             elems += tensor.elems() as u64;
             quantized_bytes += planned.stored_bytes;

@@ -4,10 +4,12 @@ mod auto;
 pub mod convert;
 mod export;
 mod progress;
+mod words;
 
 use std::process::ExitCode;
 
 pub use progress::progress_bar;
+pub use words::scale_rule;
 
 /// Prints an error and ends with 1, or ends with what the program says.
 pub fn exit(result: anyhow::Result<ExitCode>) -> ExitCode {

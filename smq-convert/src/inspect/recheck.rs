@@ -3,13 +3,12 @@
 use std::fmt::Debug;
 use std::path::Path;
 
-use smq_format::scale::ScaleFormat;
 use smq_format::{Scheme, SmqFile, Statistics, TensorData, TensorView};
 
 use super::error::InspectError;
 use crate::choice::recorded_rule;
 use crate::convert::{CODES_REQUANTIZED, IMPORT_CODES, quantize_tensor};
-use crate::quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule, remeasure};
+use crate::quantize::{Method, QuantizeOptions, ScaleRule, remeasure};
 use crate::source::{Checkpoint, SourceTensor};
 
 /// What rechecking found.
@@ -203,14 +202,7 @@ fn method_of(file: &SmqFile, view: &TensorView) -> Option<Method> {
     let rule = recorded_rule(&file.index().provenance.parameters, view.name());
     Some(Method::Int4(QuantizeOptions {
         group,
-        scales: match scales {
-            ScaleFormat::F32 => ScaleChoice::F32,
-            ScaleFormat::F16 => ScaleChoice::F16,
-            ScaleFormat::Mini(m) => ScaleChoice::Mini {
-                exponent_bits: m.exponent_bits(),
-                mantissa_bits: m.mantissa_bits(),
-            },
-        },
+        scales: scales.into(),
         rule: rule.unwrap_or(ScaleRule::Reference),
     }))
 }

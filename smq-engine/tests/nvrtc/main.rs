@@ -1,11 +1,15 @@
-//! Compiles every kernel for an H100, and those that use nothing newer for older GPUs. Needs NVRTC but no GPU; where it is absent the tests count as
-//! ignored.
+//! Compiles every kernel for an H100, and those that use nothing newer for older GPUs. Needs NVRTC but no
+//! GPU; where it is absent the tests count as ignored.
+//!
+//! Each prints the BLAKE3 of its machine code, so that two versions of the kernels can be compared
+//! (kernels/README.md).
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use smq_engine::cuda::compile::{compile, compile_text, compile_uncached, files, nvrtc_version};
+
 mod variants;
 
 use variants::{Variant, kernel_variants};
@@ -68,7 +72,8 @@ fn compiles(name: &str, arch: &str, variant: &Variant) -> Result<(), Failed> {
     if !compiled.cubin.starts_with(b"\x7fELF") {
         return Err("the machine code is not a cubin".into());
     }
-    let mut lines = vec![name.to_owned()];
+    let hash = blake3::hash(&compiled.cubin).to_hex();
+    let mut lines = vec![format!("cubin {} {name}", &hash[..32])];
     lines.extend(resources(&compiled.log));
     println!("{}", lines.join("\n"));
     match compiled.log.contains("warning") || compiled.log.contains("(C75") {

@@ -159,7 +159,7 @@ fn products(lab: &mut Lab<'_>, layer: &Layer, kernel: &'static str, method: Meth
         let check = io.check(lab, layer, factors, m, tolerance)?;
         let us = lab.time_each(coded.matrices.len(), product)?;
         let mut report = KernelReport::new(kernel, layer.name, us, check);
-        report.weights = Some(method.name());
+        report.weights = Some(method.family().name());
         let report = report.rows(m).flop(flop(layer, m));
         lab.report(report, &Floor::None);
     }

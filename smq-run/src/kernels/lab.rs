@@ -7,7 +7,7 @@ use bytemuck::{NoUninit, Pod};
 use smq_format::scale::ScaleFormat;
 
 use super::Options;
-use super::host::bf16s;
+use super::host::{bf16s, format_of};
 use super::report::KernelReport;
 use smq_engine::cuda::args::Args;
 use smq_engine::cuda::blas::Blas;
@@ -86,7 +86,7 @@ impl<'a> Lab<'a> {
             kernels: Kernels::new(gpu.clone()),
             blas: Blas::new(&gpu, 32 << 20)?,
             config: ModelConfig::from_json(CONFIG.as_bytes())?,
-            scales: options.scales,
+            scales: format_of(options.scales)?,
             reports: Vec::new(),
             filter: options.filter.clone(),
             on_kernel,

@@ -1,6 +1,7 @@
 //! The decode products.
 
 use smq_convert::Method;
+use smq_format::Family;
 
 use super::coded::Coded;
 use super::copies::Copies;
@@ -154,7 +155,7 @@ fn fp8(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
     };
     let (us, check) = product(lab, layer, &coded.matrices, (&w, &x), WIDE)?;
     let mut report = KernelReport::new("decode", layer.name, us, check).rows(1);
-    report.weights = Some(Method::Fp8.name());
+    report.weights = Some(Family::Fp8.name());
     lab.report(report, &Floor::None);
     Ok(())
 }

@@ -25,7 +25,7 @@ pub fn quantized(scales: ScaleChoice) -> Outcome {
     let mut failures = Vec::new();
     for target in ["all", "mlp"] {
         let model = Model::fixture().quantized(scales, target);
-        let name = format!("{} {target}", scales.name());
+        let name = format!("{} {target}", scales);
         failures.extend(of_fixture(&name, &model, &LENGTHS, true));
     }
     none(failures)
@@ -68,10 +68,7 @@ pub fn int4_head() -> Outcome {
 /// Every kind of scales, an int4 head, rows that end in half a group of 128 and those that take several pieces of a ring.
 pub fn groups_of(group: usize) -> Outcome {
     let mut failures = Vec::new();
-    let mini = |mantissa_bits| ScaleChoice::Mini {
-        exponent_bits: 5,
-        mantissa_bits,
-    };
+    let mini = ScaleChoice::e5;
     for (scales, target) in [
         (ScaleChoice::F32, "all"),
         (ScaleChoice::F16, "mlp"),
@@ -79,7 +76,7 @@ pub fn groups_of(group: usize) -> Outcome {
         (models::E5M5, models::WITH_HEAD),
     ] {
         let model = Model::fixture().quantized_in_groups(scales, target, group);
-        let name = format!("{} {target}, groups of {group}", scales.name());
+        let name = format!("{scales} {target}, groups of {group}");
         failures.extend(of_fixture(&name, &model, &LENGTHS, true));
     }
     for (what, config, widened) in [

@@ -186,7 +186,7 @@ pub(super) fn tensor_changes(
     changes
 }
 
-/// `E5M5/128`, `bf16`.
+/// `e5m5/128`, `bf16`.
 pub(super) fn stored(entry: &TensorEntry, report: &TensorReport) -> String {
     match (entry.scheme, &report.scale_format) {
         (Scheme::Int4 { group, .. }, Some(format)) => format!("{format}/{group}"),

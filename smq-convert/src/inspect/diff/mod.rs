@@ -83,7 +83,7 @@ pub struct TensorDiff {
     pub name: String,
     /// Shape, element type, scheme and its parameters, statistics.
     pub changes: Vec<Change>,
-    /// How A stores it: `E5M5/128`, `bf16`.
+    /// How A stores it: `e5m5/128`, `bf16`.
     pub stored_a: String,
     /// How B stores it.
     pub stored_b: String,

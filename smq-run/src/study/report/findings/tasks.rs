@@ -1,5 +1,6 @@
 //! What int4 costs on tasks, in each model's suite with most items.
 
+use smq_format::ScaleChoice;
 use std::collections::BTreeMap;
 
 use minijinja::{Value, context};
@@ -48,7 +49,7 @@ fn value(
     let told = |v: &&VariantSummary| {
         let n = &v.variant;
         let chosen = recommended.is_some_and(|c| {
-            let width = format!("e5m{}", c.mantissa_bits);
+            let width = ScaleChoice::e5(c.mantissa_bits).to_string();
             [&c.rule, PUBLISHED].contains(&n.rule.as_deref().unwrap_or_default())
                 && n.scales.as_deref() == Some(&width)
                 && n.group.is_none()
@@ -163,7 +164,7 @@ fn drop(s: &Summary, target: &str, scales: &str, rule: &str) -> Option<f64> {
 
 /// By target: the drop of what is enough by its divergence, and that of exact scales, both by the published rule.
 fn enough(s: &Summary, c: &Choice) -> Vec<(&'static str, f64, f64)> {
-    let width = format!("e5m{}", c.mantissa_bits);
+    let width = ScaleChoice::e5(c.mantissa_bits).to_string();
     let of = |target: &'static str| {
         let exact = drop(s, target, "f32", PUBLISHED)?;
         Some((target, drop(s, target, &width, &c.rule)?, exact))
@@ -172,7 +173,7 @@ fn enough(s: &Summary, c: &Choice) -> Vec<(&'static str, f64, f64)> {
 }
 
 fn beside(s: &Summary, c: &Choice) -> Vec<Beside> {
-    let width = format!("e5m{}", c.mantissa_bits);
+    let width = ScaleChoice::e5(c.mantissa_bits).to_string();
     let of = |target: &str| {
         Some(Beside {
             target: target.to_owned(),

@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use smq_format::{ScaleChoice, ScaleRule};
 
 use crate::eval::suite::{Summary, VariantSummary};
 
 /// The published rule.
-pub const PUBLISHED: &str = "reference";
+pub const PUBLISHED: &str = ScaleRule::Reference.name();
 /// Variants of the same size differ by less than this, bits a weight: rounding of what is printed.
 const SAME_SIZE_BITS: f64 = 5e-4;
 
@@ -63,7 +64,8 @@ impl Distance {
     /// x of E5Mx.
     #[must_use]
     pub fn mantissa_bits(&self) -> Option<u32> {
-        self.scales.strip_prefix("e5m")?.parse().ok()
+        let scales: ScaleChoice = self.scales.parse().ok()?;
+        scales.e5_mantissa_bits()
     }
 
     /// Whether it is further from C0 than `other`, beyond noise.
