@@ -74,7 +74,7 @@ pub enum ConvertError {
         /// What disagrees.
         problem: String,
     },
-    /// config.json itself.
+    /// A directory that is written.
     #[error(transparent)]
     Synth(#[from] crate::synth::SynthError),
     /// `--target` selects nothing.

@@ -1,8 +1,9 @@
 //! Checks a checkpoint against its config.json, for the architectures that smq-run knows.
 
+use smq_model::{ConfigFile, Error};
+
 use crate::error::ConvertError;
 use crate::source::Checkpoint;
-use crate::synth::{SynthError, expected_tensors};
 
 /// Every tensor that the config implies is there, with its shape. A checkpoint without config.json or of
 /// another architecture passes: it can be converted, though not run.
@@ -11,19 +12,23 @@ use crate::synth::{SynthError, expected_tensors};
 /// The first tensor that is missing or has another shape; a config that contradicts itself.
 pub(crate) fn check_against_config(checkpoint: &Checkpoint) -> Result<(), ConvertError> {
     let path = checkpoint.config_path();
-    if !path.exists() {
+    let Some(json) = checkpoint.files().file("config.json") else {
         return Ok(());
-    }
+    };
     let problem = |problem: String| ConvertError::Config {
         path: path.clone(),
         problem,
     };
-    let expected = match expected_tensors(&path) {
-        Ok(expected) => expected,
-        Err(SynthError::UnknownArchitecture { .. }) => return Ok(()),
-        Err(other) => return Err(ConvertError::Synth(other)),
+    let read = ConfigFile::from_json(json)
+        .and_then(|file| file.with_tensors(|name| checkpoint.tensor(name).is_some()));
+    let file = match read {
+        Ok(file) => file,
+        Err(Error::Architecture { .. }) => return Ok(()),
+        Err(Error::Config(reason)) => return Err(problem(reason)),
+        Err(other) => return Err(ConvertError::Model(other)),
     };
-    for (name, shape) in expected {
+    for expected in file.tensors() {
+        let (name, shape) = (expected.name, expected.shape);
         match checkpoint.tensor(&name) {
             None => {
                 return Err(problem(format!(

@@ -81,6 +81,7 @@ impl Checkpoint {
     /// Missing or damaged files, shards that disagree with their index, a side file that cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
         let (dir, expected) = if path.is_dir() {
+            refuse_adapter(path)?;
             (path.to_path_buf(), files_of(path)?)
         } else {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -262,6 +263,17 @@ fn side_files(dir: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> {
         }
     }
     Ok(files)
+}
+
+/// What a model with an adapter beside it says, is decided by both; transformers applies the adapter.
+fn refuse_adapter(dir: &Path) -> Result<()> {
+    let path = dir.join("adapter_config.json");
+    if path.symlink_metadata().is_err() {
+        return Ok(());
+    }
+    let message = "is of an adapter (LoRA or the like), which is not applied here; merge it into the model first, or \
+                   move it out of the directory";
+    Err(Error::model(path, message))
 }
 
 enum Files {

@@ -63,6 +63,15 @@ pub enum Error {
         /// What is wrong and what was expected.
         message: String,
     },
+    /// A family of models that is not supported.
+    #[error(
+        "config.json: {found}, but only {} are supported",
+        crate::config::supported()
+    )]
+    Architecture {
+        /// What config.json says: the key and its value.
+        found: String,
+    },
     /// A value in config.json that is not implemented or that contradicts another one.
     #[error("config.json: {0}")]
     Config(String),

@@ -16,6 +16,7 @@
 //! # }
 //! ```
 
+pub mod architecture;
 mod chat;
 mod checkpoint;
 mod config;
@@ -25,11 +26,12 @@ mod rope;
 mod source;
 mod tokenizer;
 
+pub use architecture::Architecture;
 pub use chat::{ChatTemplate, Message};
 pub use checkpoint::{
     Checkpoint, EMBEDDED_FILES, MAX_EMBEDDED_BYTES, SHARD_INDEX, Shard, StoredTensor, natural,
 };
-pub use config::{Architecture, ModelConfig};
+pub use config::{ConfigFile, MAX_DIM_ELEMS, MAX_LAYERS, ModelConfig, Tables};
 pub use error::{Error, Result};
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{Source, dtype};

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Map, json};
 
 use super::SynthOptions;
-use super::config::{ModelConfig, pretty};
+use super::config::{SynthConfig, pretty};
 use super::error::SynthError;
 use super::shards::ShardPlan;
 use super::staging::Staging;
@@ -20,7 +20,7 @@ const GENERATION: &str = "generation_config.json";
 pub(super) fn write(
     staging: &Staging,
     options: &SynthOptions,
-    config: &ModelConfig,
+    config: &SynthConfig,
     plan: &ShardPlan,
 ) -> Result<Vec<String>, SynthError> {
     let mut names = Vec::new();
@@ -59,7 +59,7 @@ pub(super) fn write(
 }
 
 /// From the tokenizer's directory, else from beside the config, else the config's token ids.
-fn generation_text(options: &SynthOptions, config: &ModelConfig) -> Result<Vec<u8>, SynthError> {
+fn generation_text(options: &SynthOptions, config: &SynthConfig) -> Result<Vec<u8>, SynthError> {
     let beside_config = options.config.parent();
     for dir in [options.tokenizer.as_deref(), beside_config]
         .into_iter()

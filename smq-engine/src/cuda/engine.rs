@@ -3,9 +3,10 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::decode::{Cache, Parts, Step};
+use super::decode::{Cache, Parts, Step, step_plan};
 use super::device::Gpu;
 use super::kernels::Kernels;
+use super::limits;
 use super::memory::DeviceBuffer;
 use super::packing::pack;
 use super::prefill::{CHUNK, Prefill};
@@ -72,17 +73,14 @@ impl CudaEngine {
         if let Some(max) = max_tokens {
             config.max_positions = config.max_positions.min(max);
         }
-        if ![32, 64, 96, 128].contains(&config.head_dim) {
-            return Err(Error::config(format!(
-                "heads of {} elements do not run with --device cuda; 32, 64, 96 and 128 do",
-                config.head_dim
-            )));
-        }
+        let sms = gpu.sm_count() as usize;
+        limits::check(&config, sms)?;
         let kernels = Kernels::new(gpu.clone());
         let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);
         let (made, staging) = Staging::while_doing(&gpu, bytes, || {
             // What is wrong with the model is said before kernels are compiled.
             let placed = DeviceModel::place(&gpu, source, &config)?;
+            step_plan(&config, placed.model(), sms)?;
             let state = State::new(&gpu, &config)?;
             Ok((placed, state, Prefill::new(&kernels, &config)?))
         })?;

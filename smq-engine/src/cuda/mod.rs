@@ -17,6 +17,7 @@ pub mod fp8;
 pub mod graph;
 pub mod kernels;
 pub mod launch;
+mod limits;
 pub mod memory;
 pub mod module;
 pub mod needs;

@@ -2,6 +2,7 @@
 
 use super::decode::step_plan;
 use super::kernels::Defines;
+use super::limits;
 use super::prefill::attention::{Attention, rope_defines};
 use super::prefill::{CHUNK, row_defines};
 use super::rows::{
@@ -29,6 +30,7 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
     if let Some(max) = max_tokens {
         c.max_positions = c.max_positions.min(max);
     }
+    limits::check(&c, sms)?;
     let model = DeviceModel::sizes(source, &c)?;
     let mut list: Vec<Need> = vec![("rows.cu", row_defines(&c, sms))];
     list.extend([false, true].map(|packed| ("rope.cu", rope_defines(&c, packed))));

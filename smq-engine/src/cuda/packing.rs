@@ -10,6 +10,7 @@ use bytemuck::NoUninit;
 
 use crate::engine::Continuations;
 use smq_model::ModelConfig;
+use smq_model::architecture::Windows;
 
 /// What a row sees of the cache (`attention_prefill.cu`): rows `context_begin .. context_end`, and from `own_begin` to
 /// itself. Nothing before `context_begin`.
@@ -58,6 +59,7 @@ pub struct Pack {
 /// Contexts are not empty.
 #[must_use]
 pub fn pack(items: &[Continuations<'_>], c: &ModelConfig, rows: usize) -> Vec<Pack> {
+    let Windows::Alike(window) = c.windows;
     let mut done = Vec::new();
     let mut open = [false, true].map(|long| Pack {
         long,
@@ -83,7 +85,7 @@ pub fn pack(items: &[Continuations<'_>], c: &ModelConfig, rows: usize) -> Vec<Pa
                 };
                 done.push(std::mem::replace(pack, fresh));
             }
-            pack.add(item, index, &chosen, c.sliding_window);
+            pack.add(item, index, &chosen, window);
         }
     }
     done.extend(open.into_iter().filter(|p| !p.tokens.is_empty()));
@@ -152,7 +154,7 @@ mod tests {
         let path =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/phi3-tiny/config.json");
         let mut c = ModelConfig::from_json(&std::fs::read(path).unwrap()).unwrap();
-        c.sliding_window = window;
+        c.windows = Windows::Alike(window);
         c
     }
 

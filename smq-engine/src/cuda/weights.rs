@@ -9,6 +9,7 @@ use smq_format::{Dtype, Scales, TensorData};
 
 use super::arena::Arena;
 use super::device::Gpu;
+use super::limits;
 use super::memory::Span;
 use super::upload::{Piece, Staging, upload};
 use crate::error::{Error, Result};
@@ -16,7 +17,8 @@ use crate::linear::{check_fp8, load_vector};
 use crate::report::LoadReport;
 use smq_model::ModelConfig;
 use smq_model::Source;
-use smq_model::names::{self, LayerNames, NamedMatrix};
+use smq_model::architecture::NormWeight;
+use smq_model::names::{LayerNames, LayerNorms, NamedMatrix};
 
 /// Columns that share a scale in the int4 kernels; others do not run.
 pub const GROUPS: [usize; 3] = [32, 64, 128];
@@ -189,6 +191,11 @@ pub struct PlacedModel<'s> {
 }
 
 impl PlacedModel<'_> {
+    /// The model, its weights not there yet.
+    pub(super) fn model(&self) -> &DeviceModel {
+        &self.model
+    }
+
     /// Copies every tensor to the GPU, and says what that took.
     ///
     /// # Errors
@@ -262,42 +269,36 @@ struct Placer<'a, 's, 'p> {
 
 impl<'s> Placer<'_, 's, '_> {
     fn model(&mut self, c: &ModelConfig) -> Result<DeviceModel> {
-        let table = NamedMatrix {
-            name: names::EMBEDDING.into(),
-            rows: c.vocab,
-            cols: c.hidden,
-        };
-        let embedding = self.matrix(&table)?;
-        if embedding.is_coded() {
-            let message = "the embedding is quantized, which --device cuda does not look up; run with --device cpu";
-            return Err(Error::tensor(&table.name, message));
-        }
-        let head = if c.tied_head {
-            embedding
-        } else {
+        let mut table = |name: &str| {
             self.matrix(&NamedMatrix {
-                name: names::HEAD.into(),
-                ..table
-            })?
+                name: name.into(),
+                rows: c.vocab,
+                cols: c.hidden,
+                bias: None,
+            })
         };
+        let embedding = table(c.embedding())?;
+        limits::embedding(c.embedding(), &embedding)?;
+        let head = c.own_head().map_or(Ok(embedding), table)?;
         let layers = (0..c.layers)
             .map(|i| self.layer(&LayerNames::of(c, i), c))
             .collect::<Result<_>>()?;
         Ok(DeviceModel {
             embedding: embedding.data,
             layers,
-            norm: self.vector(names::NORM, c.hidden)?,
+            norm: self.norm(c.architecture.last_norm, c)?,
             head,
             _arena: Arena::sizes(),
         })
     }
 
     fn layer(&mut self, names: &LayerNames, c: &ModelConfig) -> Result<DeviceLayer> {
+        let LayerNorms::BeforeBlocks { attention, mlp } = &names.norms;
         Ok(DeviceLayer {
-            input_norm: self.vector(&names.input_norm, c.hidden)?,
+            input_norm: self.norm(attention, c)?,
             qkv: self.matrices(&names.qkv)?,
             o: self.matrix(&names.o)?,
-            post_attention_norm: self.vector(&names.post_attention_norm, c.hidden)?,
+            post_attention_norm: self.norm(mlp, c)?,
             gate_up: self.matrices(&names.gate_up)?,
             down: self.matrix(&names.down)?,
         })
@@ -305,23 +306,12 @@ impl<'s> Placer<'_, 's, '_> {
 
     fn matrices(&mut self, list: &[NamedMatrix]) -> Result<Vec<DeviceMatrix>> {
         let out: Vec<DeviceMatrix> = list.iter().map(|m| self.matrix(m)).collect::<Result<_>>()?;
-        let defines = |m: &DeviceMatrix| (std::mem::discriminant(&m.format), m.scale_defines());
-        match out.iter().position(|m| defines(m) != defines(&out[0])) {
-            None => Ok(out),
-            Some(i) => Err(Error::tensor(
-                &list[i].name,
-                format!(
-                    "is stored in another format than {}; --device cuda multiplies them together, so quantize both \
-                     alike, or run with --device cpu",
-                    list[0].name
-                ),
-            )),
-        }
+        limits::stored_alike(list, &out)?;
+        Ok(out)
     }
 
     /// A matrix that the engine multiplies with.
     fn matrix(&mut self, m: &NamedMatrix) -> Result<DeviceMatrix> {
-        let bad = |message: String| Err(Error::tensor(&m.name, message));
         let (bytes, format) = match self.source.stored(&m.name, &[m.rows, m.cols])? {
             TensorData::Raw { dtype, bytes } => (to_bf16(dtype, bytes), Format::Bf16),
             TensorData::Int4 {
@@ -370,17 +360,7 @@ impl<'s> Placer<'_, 's, '_> {
                 (Cow::Borrowed(codes), Format::Fp8 { scales })
             }
         };
-        // Rows start at 16 bytes, bf16's are whole lines of 128 bytes, NF4's whole blocks.
-        let step = match format {
-            Format::Bf16 | Format::Nf4 { .. } => 64,
-            Format::Int4 { .. } | Format::Fp8 { .. } => 32,
-        };
-        if !m.cols.is_multiple_of(step) || !m.rows.is_multiple_of(8) {
-            return bad(format!(
-                "is [{}, {}]; --device cuda needs rows in eights and columns in multiples of {step}",
-                m.rows, m.cols
-            ));
-        }
+        limits::sizes(m, format)?;
         let data = self.place(bytes)?;
         Ok(DeviceMatrix {
             rows: m.rows,
@@ -390,37 +370,17 @@ impl<'s> Placer<'_, 's, '_> {
         })
     }
 
-    /// The kernels' group for `m`, whose file has groups of `group`. A step is compiled for one.
+    /// The kernels' group for `m`, whose file has groups of `group`.
     fn group(&mut self, m: &NamedMatrix, group: usize) -> Result<usize> {
-        let bad = |message: String| Err(Error::tensor(&m.name, message));
-        // A row of one group is the first part of a larger one.
-        let one_a_row = group >= m.cols && m.cols <= LARGEST_GROUP;
-        let group = match GROUPS.contains(&group) {
-            true => group,
-            false if one_a_row => LARGEST_GROUP,
-            false => {
-                return bad(format!(
-                    "has groups of {}; --device cuda runs groups of 32, 64 or 128: convert again with --group-size \
-                     {LARGEST_GROUP}, or run with --device cpu",
-                    group.min(m.cols)
-                ));
-            }
-        };
-        match &self.grouped {
-            Some((first, name)) if *first != group => bad(format!(
-                "has groups of {group}, and {name} has groups of {first}; --device cuda runs groups of one size in a \
-                 model: convert again with one --group-size, or run with --device cpu"
-            )),
-            Some(_) => Ok(group),
-            None => {
-                self.grouped = Some((group, m.name.clone()));
-                Ok(group)
-            }
-        }
+        let group = limits::group(m, group, self.grouped.as_ref())?;
+        self.grouped.get_or_insert_with(|| (group, m.name.clone()));
+        Ok(group)
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Span> {
-        let values = load_vector(self.source, name, len)?;
+    /// What a norm multiplies with, f32 `[hidden]`.
+    fn norm(&mut self, name: &str, c: &ModelConfig) -> Result<Span> {
+        let NormWeight::AsStored = c.architecture.norm_weight;
+        let values = load_vector(self.source, name, c.hidden)?;
         self.place(Cow::Owned(bytemuck::cast_slice(&values).to_vec()))
     }
 

@@ -2,6 +2,7 @@
 //! rounded to bf16 where a GPU engine rounds them.
 
 mod attention;
+mod limits;
 mod mlp;
 mod norm;
 mod precision;
@@ -10,12 +11,14 @@ mod rope;
 use crate::error::{Error, Result};
 use crate::linear::{self, Matrix, load_vector};
 use attention::KvCache;
+pub(crate) use limits::check;
 use norm::rms_norm;
 pub use precision::Precision;
 use rope::RopeTable;
 use smq_model::ModelConfig;
 use smq_model::Source;
-use smq_model::names::{self, LayerNames, NamedMatrix};
+use smq_model::architecture::{Activation, NormWeight};
+use smq_model::names::{LayerNames, LayerNorms, NamedMatrix};
 
 /// Positions that go through the layers together; bounds the activations' memory.
 const CHUNK: usize = 512;
@@ -115,18 +118,17 @@ impl<'a> Decoder<'a> {
     pub fn load_with(source: &'a Source, precision: Precision) -> Result<Self> {
         let config = ModelConfig::of(source)?;
         let c = &config;
-        let embedding =
-            precision.weights(Matrix::load(source, names::EMBEDDING, [c.vocab, c.hidden])?);
-        let head = match c.tied_head {
-            true => None,
-            false => {
-                Some(precision.weights(Matrix::load(source, names::HEAD, [c.vocab, c.hidden])?))
-            }
+        limits::check(c)?;
+        let table = |name| {
+            let matrix = Matrix::load(source, name, [c.vocab, c.hidden])?;
+            Ok::<_, Error>(precision.weights(matrix))
         };
+        let embedding = table(c.embedding())?;
+        let head = c.own_head().map(table).transpose()?;
         let layers = (0..c.layers)
             .map(|i| Layer::load(source, precision, c, i))
             .collect::<Result<_>>()?;
-        let norm = load_vector(source, names::NORM, c.hidden)?;
+        let norm = load_norm(source, c.architecture.last_norm, c)?;
         Ok(Self {
             embedding,
             layers,
@@ -232,16 +234,17 @@ impl<'a> Layer<'a> {
         index: usize,
     ) -> Result<Self> {
         let names = LayerNames::of(c, index);
+        let LayerNorms::BeforeBlocks { attention, mlp } = &names.norms;
         let matrix = |m: &NamedMatrix| {
             let matrix = Matrix::load(source, &m.name, [m.rows, m.cols])?;
             Ok(precision.weights(matrix))
         };
         let matrices = |list: &[NamedMatrix]| list.iter().map(matrix).collect::<Result<Vec<_>>>();
         Ok(Self {
-            input_norm: load_vector(source, &names.input_norm, c.hidden)?,
+            input_norm: load_norm(source, attention, c)?,
             qkv: matrices(&names.qkv)?,
             o: matrix(&names.o)?,
-            post_attention_norm: load_vector(source, &names.post_attention_norm, c.hidden)?,
+            post_attention_norm: load_norm(source, mlp, c)?,
             gate_up: matrices(&names.gate_up)?,
             down: matrix(&names.down)?,
         })
@@ -286,13 +289,22 @@ impl<'a> Layer<'a> {
         precision.round(&mut h);
         let mut gate_up = linear::stacked(&h, m, &self.gate_up)?;
         precision.round(&mut gate_up);
-        let mut activated = mlp::swiglu(&gate_up, c.intermediate);
+        let mut activated = match c.activation {
+            Activation::Silu => mlp::swiglu(&gate_up, c.intermediate),
+        };
         precision.round(&mut activated);
         add(
             x,
             &linear::stacked(&activated, m, std::slice::from_ref(&self.down))?,
         );
         Ok(())
+    }
+}
+
+/// What a norm multiplies with, `[hidden]`.
+fn load_norm(source: &Source, name: &str, c: &ModelConfig) -> Result<Vec<f32>> {
+    match c.architecture.norm_weight {
+        NormWeight::AsStored => load_vector(source, name, c.hidden),
     }
 }
 

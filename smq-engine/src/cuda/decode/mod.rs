@@ -17,6 +17,7 @@ use crate::error::Result;
 use plan::{Epilogue, Kind, Plan};
 use program::{Buffers, Phase, Uses};
 use smq_model::ModelConfig;
+use smq_model::architecture::Windows;
 
 /// The keys and values of every layer, bf16 `[kv_heads, capacity, head_dim]` each.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +63,7 @@ pub struct Parts<'a> {
 /// Macros of both attention kernels.
 #[must_use]
 pub fn attention_defines(c: &ModelConfig) -> Vec<(&'static str, i64)> {
+    let Windows::Alike(window) = c.windows;
     vec![
         ("HEADS", c.heads as i64),
         ("KV_HEADS", c.kv_heads as i64),
@@ -70,9 +72,7 @@ pub fn attention_defines(c: &ModelConfig) -> Vec<(&'static str, i64)> {
         // A window that no sequence outgrows is none.
         (
             "WINDOW",
-            c.sliding_window
-                .filter(|w| *w < c.max_positions)
-                .unwrap_or(0) as i64,
+            window.filter(|w| *w < c.max_positions).unwrap_or(0) as i64,
         ),
     ]
 }

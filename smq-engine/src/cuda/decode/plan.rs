@@ -1,9 +1,10 @@
 //! How `decode.cu` is cut for a model and a GPU.
 
 use crate::cuda::kernels::Defines;
+use crate::cuda::limits;
 use crate::cuda::state::RING;
 use crate::cuda::weights::{DeviceMatrix, Format, LARGEST_GROUP};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use smq_model::ModelConfig;
 
 /// What surrounds a product (`decode_product.cuh` says exactly).
@@ -201,7 +202,7 @@ impl Plan {
     /// For the products of a model, each with its scales' macros, on `sms` multiprocessors.
     ///
     /// # Errors
-    /// [`Error::Config`] for a model with too many heads or too many kinds of product, or one whose rows do not fit
+    /// [`Error::Config`](smq_model::Error::Config) for a model with too many heads or too many kinds of product, or one whose rows do not fit
     /// shared memory.
     pub fn new(c: &ModelConfig, products: &[(Kind, Defines)], sms: usize) -> Result<Self> {
         let (mut kinds, mut scales) = (Vec::new(), Vec::new());
@@ -214,20 +215,8 @@ impl Plan {
                 push_new(&mut scales, format.clone());
             }
         }
-        if kinds.len() > KIND_NAMES.len() {
-            return Err(Error::config(format!(
-                "its layers have {} different shapes and storages of weights; --device cuda runs up to {}, so quantize \
-                 the layers alike, or run with --device cpu",
-                kinds.len(),
-                KIND_NAMES.len()
-            )));
-        }
-        if c.kv_heads > sms {
-            return Err(Error::config(format!(
-                "{} key/value heads are more than this GPU's {sms} multiprocessors; run with --device cpu",
-                c.kv_heads
-            )));
-        }
+        limits::kinds(kinds.len(), KIND_NAMES.len())?;
+        limits::heads(c.kv_heads, sms)?;
         let codes = products
             .iter()
             .map(|(k, scales)| k.code_bytes(scales[1].1 as usize));
@@ -259,11 +248,8 @@ impl Plan {
         let fixed = 1024 + 8 * c.rope.rotary_dim + 16 * 64 + WARPS * exchange + tables + 1024;
         let slots = BLOCK_BYTES.saturating_sub(fixed + 128 + 2 * partial) / slot;
         if slots < 2 {
-            return Err(Error::config(format!(
-                "a decode step needs {} bytes of shared memory, a block has {BLOCK_BYTES}; leave the largest matrix \
-                 unquantized (--target mlp or all), or run with --device cpu",
-                fixed + 128 + 2 * partial + 2 * slot
-            )));
+            let needed = fixed + 128 + 2 * partial + 2 * slot;
+            return Err(limits::shared_memory(needed, BLOCK_BYTES));
         }
         let slots = slots.min(64) / PRODUCERS * PRODUCERS;
         let wide = kinds.iter().any(|k| {
