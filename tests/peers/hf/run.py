@@ -64,7 +64,7 @@ def chosen(only):
 
 
 def cut(text, width):
-    text = " ".join(text.split())
+    text = " ".join(text.split()).replace("|", "¦")  # a bar is the table's
     return text if width is None or len(text) <= width else text[: width - 2] + ".."
 
 

@@ -11,7 +11,7 @@ import math
 import torch
 
 from checkpoints import DROP, SHAPE, Checkpoint, table_shape, table_tensors
-from lib import Answer, Case, Losses, Refusal
+from lib import Answer, Case, Cell, Losses, Refusal, Row
 
 SIZE = 24
 LETTERS = "abcdefghijklmnop"
@@ -441,7 +441,28 @@ def measurements():
     )
 
 
+@dataclasses.dataclass
+class Benched:
+    """bench times the model, whatever it would say."""
+
+    name: str
+    checkpoint: Checkpoint
+
+    def row(self, bench):
+        directory = self.checkpoint.write(bench.fresh())
+        arguments = ("bench", directory, "--prompt-tokens", 4, "--output-tokens", 2, "--device", "cpu")
+        done = bench.ours.ask("smq-run", *arguments)
+        refused = isinstance(done, Refusal)
+        return Row(self.name, "times it", Cell("differs", str(done)) if refused else Cell("equal"), Cell("-"))
+
+
+def benches():
+    yield Benched("bench with what generate refuses", Checkpoint().generation(num_beams=4, do_sample=True))
+    yield Benched("bench with a template that cannot be parsed", Checkpoint(chat="{% if %}{{"))
+    yield Benched("bench without a tokenizer", Checkpoint().drop("tokenizer.json", "tokenizer_config.json"))
+
+
 def cases():
     assert SHAPE["vocab_size"] > SIZE
-    for group in (stops, penalties, lengths, ignored, refusable, sampling, flags, measurements):
+    for group in (stops, penalties, lengths, ignored, refusable, sampling, flags, measurements, benches):
         yield from group()

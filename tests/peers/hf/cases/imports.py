@@ -374,7 +374,7 @@ def compressed():
 
         checkpoint.tensors(change)
 
-    yield pack("a NaN among the scales", ("weight_scale", "nan"), True, edit=nan)
+    yield pack("a NaN among the scales", ("q_proj", "nan"), True, edit=nan)
     yield pack(
         "integers missing",
         ("weight_packed",),

@@ -167,8 +167,8 @@ class RoundTrip:
     the first.
     """
 
-    def __init__(self, name, checkpoint, into=None, form=("--to", "safetensors"), gone=()):
-        self.name, self.checkpoint, self.into, self.form, self.gone = name, checkpoint, into, form, gone
+    def __init__(self, name, checkpoint, into=None, gone=(), kept=()):
+        self.name, self.checkpoint, self.into, self.gone, self.kept = name, checkpoint, into, gone, kept
 
     def row(self, bench):
         directory, theirs = bench.write(self.checkpoint)
@@ -176,7 +176,7 @@ class RoundTrip:
         for name, contents in (self.into or {}).items():
             write(out / name, contents)
         smq = directory.with_suffix(".smq")
-        for step in ((directory, smq, "--target", "mlp"), (smq, out, *self.form, "--force")):
+        for step in ((directory, smq, "--target", "mlp"), (smq, out, "--to", "safetensors", "--force")):
             done = bench.ours.convert(*step)
             if isinstance(done, Refusal):
                 # An adapter is more than a stale file: not to write beside one is an answer too.
@@ -197,7 +197,9 @@ class RoundTrip:
             ours = check.ours(bench.ours, out)
             our_problem = f"refuses: {ours}" if isinstance(ours, Refusal) else check.difference(first, ours)
             cells.append((problem, our_problem))
+        lost = [name for name in self.kept if not (out / name).exists()]
         problems = [f"left in the directory: {', '.join(left)}"] if left else []
+        problems += [f"lost on the way: {', '.join(lost)}"] if lost else []
         problems += [p for p, _ in cells if p]
         first = Cell("differs", "; ".join(problems)) if problems else Cell("equal")
         ours = [p for _, p in cells if p]
@@ -209,10 +211,11 @@ def round_trips():
     full = Checkpoint(chat=None).file("chat_template.jinja", FILE)
     full.file("special_tokens_map.json", {"bos_token": "<s>", "eos_token": "</s>"})
     full.file("additional_chat_templates/rag.jinja", "RAG")
-    yield RoundTrip("out again: a template in a file", full)
+    kept = ("chat_template.jinja", "special_tokens_map.json", "additional_chat_templates/rag.jinja")
+    yield RoundTrip("out again: templates in files", full, kept=kept)
     wide = Checkpoint(chat=CHATML, shape={"vocab_size": 402})
     wide.file("added_tokens.json", {"<|im_start|>": 400, "<|im_end|>": 401})
-    yield RoundTrip("out again: tokens in added_tokens.json", wide)
+    yield RoundTrip("out again: tokens in added_tokens.json", wide, kept=("added_tokens.json",))
     yield RoundTrip(
         "over another model's files, of which none may count",
         Checkpoint(),
