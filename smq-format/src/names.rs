@@ -50,11 +50,49 @@ macro_rules! names {
 
         impl<'de> serde::Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                let word = String::deserialize(from)?;
-                let unknown = |_| serde::de::Error::unknown_variant(&word, &[$($name),+]);
-                word.parse().map_err(unknown)
+                struct Words;
+                impl serde::de::Visitor<'_> for Words {
+                    type Value = $type;
+
+                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        write!(f, "one of {}", $type::ALL.map($type::name).join(", "))
+                    }
+
+                    fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<$type, E> {
+                        let unknown = |_| E::unknown_variant(word, &[$($name),+]);
+                        word.parse().map_err(unknown)
+                    }
+                }
+                from.deserialize_str(Words)
             }
         }
     };
 }
 pub(crate) use names;
+
+#[cfg(test)]
+mod tests {
+    use crate::scheme::Dtype;
+
+    /// What serde's own derive says, so that the two are told apart by nobody.
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    #[allow(dead_code)]
+    enum Derived {
+        Bf16,
+        F16,
+        F32,
+    }
+
+    #[test]
+    fn an_unknown_word_is_refused_as_serde_refuses_it() {
+        for json in ["[\"f64\"]", "[\"BF16\"]", "[\"\"]"] {
+            let ours = serde_json::from_str::<[Dtype; 1]>(json).unwrap_err();
+            let derived = serde_json::from_str::<[Derived; 1]>(json).unwrap_err();
+            assert_eq!(ours.to_string(), derived.to_string());
+        }
+        let error = serde_json::from_str::<Dtype>("1").unwrap_err().to_string();
+        let expected = "invalid type: integer `1`, expected one of bf16, f16, f32";
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
