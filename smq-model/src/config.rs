@@ -48,21 +48,6 @@ pub struct ModelConfig {
     pub tied_head: bool,
     /// Rotary position embedding.
     pub rope: RopeConfig,
-    /// End-of-sequence ids of config.json; generation_config.json may add more.
-    pub eos_ids: Vec<u32>,
-}
-
-/// One id or a list of ids: Hugging Face writes both.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Ids {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-#[derive(Deserialize)]
-struct EosOnly {
-    eos_token_id: Option<Ids>,
 }
 
 #[derive(Deserialize)]
@@ -91,7 +76,6 @@ struct Raw {
     partial_rotary_factor: Option<f64>,
     rope_scaling: Option<RawRope>,
     rope_parameters: Option<RawRope>,
-    eos_token_id: Option<Ids>,
 }
 
 /// `rope_scaling` (until transformers 4) or `rope_parameters` (from 5 on).
@@ -230,7 +214,6 @@ impl Raw {
                 .filter(|_| architecture == Architecture::Phi3),
             tied_head: self.tie_word_embeddings,
             rope,
-            eos_ids: ids(self.eos_token_id),
         })
     }
 
@@ -344,23 +327,5 @@ impl Raw {
             rotary_dim,
             scaling,
         })
-    }
-}
-
-/// The end-of-sequence ids of a generation_config.json (or config.json).
-///
-/// # Errors
-/// [`Error::Config`] when it is not JSON or the ids are not numbers.
-pub fn eos_ids(json: &[u8]) -> Result<Vec<u32>> {
-    let raw: EosOnly = serde_json::from_slice(json)
-        .map_err(|e| Error::Config(format!("generation_config.json: {e}")))?;
-    Ok(ids(raw.eos_token_id))
-}
-
-fn ids(ids: Option<Ids>) -> Vec<u32> {
-    match ids {
-        None => Vec::new(),
-        Some(Ids::One(id)) => vec![id],
-        Some(Ids::Many(ids)) => ids,
     }
 }

@@ -20,9 +20,11 @@ mod chat;
 mod checkpoint;
 mod config;
 mod error;
+mod generation;
 pub mod names;
 mod rope;
 mod source;
+mod stop_strings;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
@@ -31,6 +33,8 @@ pub use checkpoint::{
 };
 pub use config::{Architecture, ModelConfig};
 pub use error::{Error, Result};
+pub use generation::{GenerationSettings, SamplingSettings};
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{Source, dtype};
+pub use stop_strings::StopStrings;
 pub use tokenizer::{TextStream, Tokenizer};
