@@ -7,7 +7,6 @@ mod rope;
 #[cfg(test)]
 mod tests;
 
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::architecture::{Activation, Architecture, BiasRule, Biases, WindowRule, Windows};
@@ -438,31 +437,4 @@ fn refuse_quantized(json: &[u8]) -> Result<()> {
             )))
         }
     }
-}
-
-/// One id or a list of ids: Hugging Face writes both.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Ids {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-#[derive(Deserialize)]
-struct EosOnly {
-    eos_token_id: Option<Ids>,
-}
-
-/// The end-of-sequence ids of a generation_config.json (or config.json).
-///
-/// # Errors
-/// [`Error::Config`] when it is not JSON or the ids are not numbers.
-pub fn eos_ids(json: &[u8]) -> Result<Vec<u32>> {
-    let raw: EosOnly = serde_json::from_slice(json)
-        .map_err(|e| Error::Config(format!("generation_config.json: {e}")))?;
-    Ok(match raw.eos_token_id {
-        None => Vec::new(),
-        Some(Ids::One(id)) => vec![id],
-        Some(Ids::Many(ids)) => ids,
-    })
 }

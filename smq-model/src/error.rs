@@ -89,6 +89,14 @@ pub enum Error {
     /// The chat template could not be rendered.
     #[error("chat template: {0}")]
     Template(String),
+    /// A generation setting that is malformed, or that asks for what is not implemented.
+    #[error("{file}: {message}")]
+    Generation {
+        /// The file that holds it.
+        file: &'static str,
+        /// The key, its value and what was expected.
+        message: String,
+    },
 }
 
 impl From<smq_format::Error> for Error {

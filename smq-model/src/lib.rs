@@ -21,9 +21,11 @@ mod chat;
 mod checkpoint;
 mod config;
 mod error;
+mod generation;
 pub mod names;
 mod rope;
 mod source;
+mod stop_strings;
 mod tokenizer;
 
 pub use architecture::Architecture;
@@ -33,6 +35,8 @@ pub use checkpoint::{
 };
 pub use config::{ConfigFile, MAX_DIM_ELEMS, MAX_LAYERS, ModelConfig, Tables};
 pub use error::{Error, Result};
+pub use generation::{GenerationSettings, SamplingSettings};
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{Source, dtype};
+pub use stop_strings::StopStrings;
 pub use tokenizer::{TextStream, Tokenizer};

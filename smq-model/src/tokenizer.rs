@@ -5,27 +5,24 @@ use std::str::FromStr;
 use serde_json::Value;
 
 use crate::chat::{ChatTemplate, Message};
-use crate::config::eos_ids;
 use crate::error::{Error, Result};
 use crate::source::Source;
 
-/// A model's tokenizer, chat template and stop ids.
+/// A model's tokenizer and chat template.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     chat: Option<ChatTemplate>,
-    stop_ids: Vec<u32>,
     /// BOS or, without one, EOS: what stands before a text that has nothing before it.
     prefix: Option<String>,
     eos: Option<String>,
 }
 
 impl Tokenizer {
-    /// Reads tokenizer.json, and tokenizer_config.json, generation_config.json and config.json
-    /// for the template and the end-of-sequence ids.
+    /// Reads tokenizer.json, and tokenizer_config.json for the template.
     ///
     /// # Errors
-    /// [`Error::Model`] if tokenizer.json is absent, [`Error::Tokenizer`], [`Error::Template`] or
-    /// [`Error::Config`] if a file cannot be used.
+    /// [`Error::Model`] if tokenizer.json is absent, [`Error::Tokenizer`] or [`Error::Template`] if
+    /// a file cannot be used.
     pub fn load(source: &Source) -> Result<Self> {
         let json = std::str::from_utf8(source.require("tokenizer.json")?)
             .map_err(|e| Error::Tokenizer(format!("tokenizer.json is not UTF-8: {e}")))?;
@@ -38,18 +35,6 @@ impl Tokenizer {
             None => Value::Null,
         };
         let chat = ChatTemplate::new(&config, source.file("chat_template.jinja"))?;
-        let mut stop_ids = Vec::new();
-        for name in ["generation_config.json", "config.json"] {
-            stop_ids.extend(
-                source
-                    .file(name)
-                    .map(eos_ids)
-                    .transpose()?
-                    .unwrap_or_default(),
-            );
-        }
-        stop_ids.sort_unstable();
-        stop_ids.dedup();
         let special = |name: &str| {
             let value = &config[name];
             let text = value.as_str().or_else(|| value["content"].as_str())?;
@@ -59,16 +44,13 @@ impl Tokenizer {
         Ok(Self {
             inner,
             chat,
-            stop_ids,
             prefix: special("bos_token").or_else(|| eos.clone()),
             eos,
         })
     }
 
-    /// The ids that end a text: all of generation_config.json's and config.json's.
-    #[must_use]
-    pub fn stop_ids(&self) -> &[u32] {
-        &self.stop_ids
+    pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
     }
 
     /// The id of a token written exactly like this.

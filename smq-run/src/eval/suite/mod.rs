@@ -21,7 +21,7 @@ use super::task::{Encoded, Prompts, Task, batches, encode_all, evaluate};
 use crate::convert::{GROUP, convert_to, report};
 use crate::output::{write_bytes, write_json};
 use smq_engine::{Device, Engine};
-use smq_model::{Source, Tokenizer};
+use smq_model::{GenerationSettings, Source, Tokenizer};
 pub(crate) use store::file_name;
 pub use store::{DataFile, FileFacts, Parameters, Store};
 pub use summary::{ACCEPTED_RELATIVE_DROP, Compared, Summary, VariantSummary};
@@ -68,6 +68,8 @@ pub trait Progress {
 /// Everything that the variants have in common.
 struct Plan {
     variants: Vec<Variant>,
+    /// What ends a free answer.
+    eos_ids: Vec<u32>,
     requests: BTreeMap<Task, Vec<Encoded>>,
     /// The text's tokens.
     text: Option<Vec<u32>>,
@@ -83,7 +85,7 @@ pub fn run(options: &SuiteOptions, progress: &mut dyn Progress) -> anyhow::Resul
     let source = Source::open(&options.checkpoint)?;
     let tokenizer = Tokenizer::load(&source)?;
     let mut base = smq_engine::load(&source, options.device, options.max_tokens)?;
-    let plan = Plan::new(options, &tokenizer, &*base)?;
+    let plan = Plan::new(options, &source, &tokenizer, &*base)?;
     let store = Store::open(&options.out, &plan.parameters)?;
     measure(
         options, &plan, &store, &tokenizer, &source, &mut *base, progress,
@@ -220,7 +222,7 @@ fn tasks(
         }
         let mut items = Vec::with_capacity(requests.len());
         for batch in batches(requests, engine.pass_tokens()) {
-            let more = evaluate(engine, tokenizer, options.prompts, batch);
+            let more = evaluate(engine, tokenizer, &plan.eos_ids, options.prompts, batch);
             items.extend(more.with_context(|| format!("{name}, {}", task.name()))?);
             counter.progress.step(items.len());
         }
@@ -256,6 +258,7 @@ impl Counter<'_> {
 impl Plan {
     fn new(
         options: &SuiteOptions,
+        source: &Source,
         tokenizer: &Tokenizer,
         base: &dyn Engine,
     ) -> anyhow::Result<Self> {
@@ -334,6 +337,7 @@ impl Plan {
         };
         Ok(Self {
             variants,
+            eos_ids: GenerationSettings::plain(source)?.eos_ids,
             requests,
             text,
             parameters,
