@@ -5,9 +5,6 @@ use smq_format::scale::{MiniFloat, ScaleFormat};
 use super::*;
 use crate::cuda::memory::Span;
 
-/// Bytes of shared memory that a block can have.
-const BLOCK: usize = 227 << 10;
-
 fn config(hidden: usize, heads: usize, kv_heads: usize, head: usize) -> ModelConfig {
     let json = format!(
         r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": {hidden}, "num_attention_heads": {heads},
@@ -79,7 +76,7 @@ fn check(what: &str, plan: &Plan, products: &[(Vec<DeviceMatrix>, Epilogue)], sm
         assert!(fixed <= 48 << 10, "{what}: {fixed} static bytes");
     }
     assert!(
-        plan.shared as usize + fixed <= BLOCK,
+        plan.shared as usize + fixed <= BLOCK_SHARED_BYTES,
         "{what}: {} bytes",
         plan.shared
     );
