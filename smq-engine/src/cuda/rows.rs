@@ -141,9 +141,11 @@ impl RowProducts {
         };
         let mut column = 0;
         for w in matrices {
-            let (y, y_stride, output) = match target {
-                Target::Bf16(y, stride) => (y + 2 * column as u64, stride, Output::Bf16),
-                Target::Add(y) | Target::Swiglu(y, _) => (y, w.rows, Output::F32),
+            let (y, y_stride, output, accumulate) = match target {
+                Target::Bf16(y, stride) => (y + 2 * column as u64, stride, Output::Bf16, false),
+                Target::Add(y) => (y, w.rows, Output::F32, true),
+                // Done above.
+                Target::Swiglu(y, _) => (y, w.rows, Output::F32, false),
             };
             let product = MatMul {
                 m,
@@ -153,7 +155,7 @@ impl RowProducts {
                 y_stride,
                 input: Input::Bf16,
                 output,
-                accumulate: matches!(target, Target::Add(_)),
+                accumulate,
             };
             // SAFETY: the caller's promise; the weights are the model's.
             unsafe {

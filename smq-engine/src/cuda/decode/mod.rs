@@ -13,7 +13,7 @@ use super::module::Kernel;
 use super::state::State;
 use super::stream::Stream;
 use super::weights::{DeviceMatrix, DeviceModel};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use plan::{Epilogue, Kind, Plan};
 use program::{Buffers, Phase, Uses};
 use smq_model::ModelConfig;
@@ -109,7 +109,7 @@ impl Decoder {
     /// A phase of the product of `matrices`, one of those that it was compiled for.
     ///
     /// # Errors
-    /// [`Error::Cuda`] if it is none of them.
+    /// [`Error::Cuda`](crate::Error::Cuda) if it is none of them.
     pub fn product(
         &self,
         matrices: &[DeviceMatrix],
@@ -118,13 +118,7 @@ impl Decoder {
         uses: Uses,
     ) -> Result<Phase> {
         let kind = Kind::new(matrices, epilogue);
-        let index = self.plan.kinds.iter().position(|k| *k == kind);
-        let unknown = || {
-            Error::Cuda(format!(
-                "the decode kernel was not compiled for a product {kind:?}"
-            ))
-        };
-        let index = index.ok_or_else(unknown)?;
+        let index = self.plan.number_of(&kind)?;
         Ok(Phase::product(
             &kind, index, epilogue, matrices, buffers, uses,
         ))

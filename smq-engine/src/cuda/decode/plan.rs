@@ -369,6 +369,21 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// The number by which the kernel knows a kind of product.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] for a kind that it was not compiled for.
+    pub(super) fn number_of(&self, kind: &Kind) -> Result<usize> {
+        let number = self.kinds.iter().position(|k| k == kind);
+        number.ok_or_else(|| {
+            Error::Cuda(format!(
+                "the decode kernel was not compiled for a product {kind:?}"
+            ))
+        })
+    }
+}
+
 fn push_new<T: PartialEq>(list: &mut Vec<T>, item: T) {
     if !list.contains(&item) {
         list.push(item);
