@@ -174,7 +174,7 @@ fn check(checkpoint: &Checkpoint, options: &AutoOptions) -> Result<(), ConvertEr
                  CHECKPOINT --text FILE --unit projection --json sensitivity.json` and pass --sensitivity sensitivity.json",
             );
         }
-        _ => {}
+        Goal::Budget(_) | Goal::MaxKl(_) => {}
     }
     let int4 = QuantizeOptions {
         group: options.group,

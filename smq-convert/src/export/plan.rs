@@ -140,7 +140,7 @@ impl<'a> Int4<'a> {
                 group,
                 columns: view.matrix_shape().1,
             }),
-            _ => None,
+            TensorData::Raw { .. } | TensorData::Nf4 { .. } | TensorData::Fp8 { .. } => None,
         }
     }
 }

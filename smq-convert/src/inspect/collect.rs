@@ -143,7 +143,7 @@ fn schemes(tensors: &[TensorEntry]) -> Vec<SchemeCount> {
         let (scales, group) = (scale_format(t.scheme), group_elems(t));
         let dtype = match t.scheme {
             Scheme::Raw(dtype) => Some(dtype.name().to_owned()),
-            _ => None,
+            Scheme::Int4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => None,
         };
         // Rows of many lengths are one scheme.
         let fixed_group = group.filter(|_| t.scheme != Scheme::Fp8);
@@ -240,7 +240,10 @@ fn tensor(
 }
 
 fn is_scales(role: Role) -> bool {
-    matches!(role, Role::Scales | Role::Absmax | Role::NestedAbsmax)
+    match role {
+        Role::Scales | Role::Absmax | Role::NestedAbsmax => true,
+        Role::Data | Role::Nibbles => false,
+    }
 }
 
 fn errors(r: &TensorStatistics) -> TensorErrors {

@@ -74,7 +74,7 @@ pub fn recheck(
                     report.differs(view.name(), "bytes", "these", "others");
                 }
             }
-            _ => {
+            TensorData::Int4 { .. } | TensorData::Nf4 { .. } | TensorData::Fp8 { .. } => {
                 recheck_tensor(file, &source, tensor, &view, &statistics, &mut report)?;
             }
         }

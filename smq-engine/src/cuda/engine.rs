@@ -191,7 +191,7 @@ impl CudaEngine {
         let stream = self.kernels.gpu().main().clone();
         if let ([token], true) = (&self.tokens[from..], from > 0) {
             // SAFETY: the host array outlives the copy, which is done when the call returns.
-            unsafe { self.state.state.part(8, 4)?.copy_from(&stream, &[*token])? };
+            unsafe { self.state.next_token()?.copy_from(&stream, &[*token])? };
             self.step()?.run(&stream)?;
         } else {
             let pending = self.tokens[from..].to_vec();
@@ -200,7 +200,7 @@ impl CudaEngine {
             // The choice moves the position on by one.
             let position = [len as u32 - 1];
             // SAFETY: as above.
-            unsafe { self.state.state.part(0, 4)?.copy_from(&stream, &position)? };
+            unsafe { self.state.position()?.copy_from(&stream, &position)? };
             self.step()?.run_head(&stream)?;
         }
         self.steps = self.steps.wrapping_add(1);

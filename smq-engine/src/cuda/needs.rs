@@ -1,13 +1,12 @@
 //! Every kernel that a model may need, known without a GPU, so that all can be compiled ahead.
 
 use super::decode::step_plan;
+use super::fp8::fp8_defines;
 use super::kernels::Defines;
 use super::limits;
 use super::prefill::attention::{Attention, rope_defines};
 use super::prefill::{CHUNK, row_defines};
-use super::rows::{
-    Cut, LARGEST_INT4_ROWS, Target, is_int4_product, reads_int4_order, widen_defines,
-};
+use super::rows::{Cut, Target, is_int4_product, reads_int4_order, widen_defines};
 use super::swiglu::{SwigluCut, fuses_bf16};
 use super::weights::{DeviceMatrix, DeviceModel, Format};
 use crate::error::Result;
@@ -67,11 +66,11 @@ fn products(matrices: &[DeviceMatrix], targets: &[Target], sms: usize, add: &mut
     for w in matrices {
         match w.format {
             Format::Bf16 => {}
-            Format::Fp8 { .. } => add(("fp8.cu", vec![("K", w.cols as i64)])),
+            Format::Fp8 { .. } => add(("fp8.cu", fp8_defines(w.cols))),
             Format::Int4 { .. } | Format::Nf4 { .. } => add(("dequantize.cu", widen_defines(w))),
         }
     }
-    for m in (1..=LARGEST_INT4_ROWS).filter(|m| is_int4_product(matrices, *m)) {
+    for m in (1..=CHUNK).filter(|m| is_int4_product(matrices, *m)) {
         for target in targets {
             add((
                 "gemm_int4.cu",

@@ -8,6 +8,7 @@ use smq_format::scale::ScaleFormat;
 use smq_format::{Dtype, Scales, TensorData};
 
 use super::arena::Arena;
+use super::contract::ScaleCode;
 use super::device::Gpu;
 use super::limits;
 use super::memory::Span;
@@ -25,7 +26,7 @@ pub const GROUPS: [usize; 3] = [32, 64, 128];
 /// The kernels' largest group, whose macros are those of matrices without groups, too.
 pub const LARGEST_GROUP: usize = 128;
 /// Bytes that kernels may read behind a blob.
-const SLACK: usize = 64;
+pub const SLACK: usize = 64;
 
 /// A matrix `[rows, cols]` on the GPU.
 #[derive(Debug, Clone, Copy)]
@@ -74,13 +75,19 @@ impl DeviceMatrix {
     /// Whether it is int4.
     #[must_use]
     pub fn is_int4(&self) -> bool {
-        matches!(self.format, Format::Int4 { .. })
+        match self.format {
+            Format::Int4 { .. } => true,
+            Format::Bf16 | Format::Nf4 { .. } | Format::Fp8 { .. } => false,
+        }
     }
 
     /// Whether it has to be widened before bf16 is multiplied.
     #[must_use]
     pub fn is_coded(&self) -> bool {
-        !matches!(self.format, Format::Bf16)
+        match self.format {
+            Format::Bf16 => false,
+            Format::Int4 { .. } | Format::Nf4 { .. } | Format::Fp8 { .. } => true,
+        }
     }
 
     /// Address of its scale codes, 0 where there are none, and their tensor's bias (NF4: the offset's bits).
@@ -91,7 +98,7 @@ impl DeviceMatrix {
             Format::Int4 { scales, format, .. } => {
                 let bias = match format {
                     ScaleFormat::Mini(m) => i32::from(m.bias()),
-                    _ => 0,
+                    ScaleFormat::F16 | ScaleFormat::F32 => 0,
                 };
                 (scales.ptr(), bias)
             }
@@ -103,23 +110,23 @@ impl DeviceMatrix {
     /// The macros that say how to decode its scales, the same for every matrix that one kernel can serve.
     #[must_use]
     pub fn scale_defines(&self) -> [(&'static str, i64); 3] {
-        let (format, width, mantissa) = match self.format {
-            Format::Bf16 => (0, 16, 0),
-            Format::Nf4 { .. } => (0, 8, 0),
-            Format::Fp8 { .. } => (2, 32, 0),
+        let (code, width, mantissa) = match self.format {
+            // It has none; NF4's are bytes that its own kernels decode.
+            Format::Bf16 => (ScaleCode::Mini, 16, 0),
+            Format::Nf4 { .. } => (ScaleCode::Mini, 8, 0),
+            Format::Fp8 { .. } => (ScaleCode::F32, 32, 0),
             Format::Int4 { format, .. } => {
-                let width = i64::from(format.width_bits());
-                match format {
-                    ScaleFormat::Mini(m) => (0, width, i64::from(m.mantissa_bits())),
-                    ScaleFormat::F16 => (1, width, 0),
-                    ScaleFormat::F32 => (2, width, 0),
-                }
+                let mantissa = match format {
+                    ScaleFormat::Mini(m) => m.mantissa_bits(),
+                    ScaleFormat::F16 | ScaleFormat::F32 => 0,
+                };
+                (format.into(), format.width_bits(), mantissa)
             }
         };
         [
-            ("SCALE_FORMAT", format),
-            ("SCALE_WIDTH", width),
-            ("SCALE_MANTISSA", mantissa),
+            ("SCALE_FORMAT", code as i64),
+            ("SCALE_WIDTH", width.into()),
+            ("SCALE_MANTISSA", mantissa.into()),
         ]
     }
 
@@ -128,7 +135,7 @@ impl DeviceMatrix {
     pub fn group(&self) -> usize {
         match self.format {
             Format::Int4 { group, .. } => group,
-            _ => LARGEST_GROUP,
+            Format::Bf16 | Format::Nf4 { .. } | Format::Fp8 { .. } => LARGEST_GROUP,
         }
     }
 

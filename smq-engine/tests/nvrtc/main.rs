@@ -3,12 +3,14 @@
 //!
 //! Each prints the BLAKE3 of its machine code, so that two versions of the kernels can be compared
 //! (kernels/README.md).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use smq_engine::cuda::compile::{compile, compile_text, compile_uncached, files, nvrtc_version};
+use smq_engine::cuda::contract::BLOCK_SHARED_BYTES;
 
 mod variants;
 
@@ -64,7 +66,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&args, trials).exit_code()
 }
 
-/// Without warnings, nor ptxas's notes on wgmma (C7510 and on: waits it had to add, products it runs one by one); prints
+/// Within the shared memory of a block, without warnings, nor ptxas's notes on wgmma (C7510 and on: waits it had to add, products it runs one by one); prints
 /// what ptxas tells.
 fn compiles(name: &str, arch: &str, variant: &Variant) -> Result<(), Failed> {
     let verbose = ["--ptxas-options=-v"];
@@ -76,10 +78,29 @@ fn compiles(name: &str, arch: &str, variant: &Variant) -> Result<(), Failed> {
     let mut lines = vec![format!("cubin {} {name}", &hash[..32])];
     lines.extend(resources(&compiled.log));
     println!("{}", lines.join("\n"));
+    let dynamic = variant.defines.iter().find(|d| d.0 == "DYNAMIC_SHARED");
+    let dynamic = dynamic.map_or(0, |d| d.1);
+    let fixed = static_shared(&compiled.log);
+    if fixed + dynamic > BLOCK_SHARED_BYTES as i64 {
+        let message = format!(
+            "a block takes {fixed} static and {dynamic} dynamic bytes of shared memory, and has {BLOCK_SHARED_BYTES}"
+        );
+        return Err(message.into());
+    }
     match compiled.log.contains("warning") || compiled.log.contains("(C75") {
         true => Err(Failed::from(compiled.log)),
         false => Ok(()),
     }
+}
+
+/// Bytes of static shared memory of the kernel that has most.
+fn static_shared(log: &str) -> i64 {
+    let used = log.lines().filter_map(|l| l.split_once("Used "));
+    let bytes = used.map(|(_, used)| {
+        let shared = used.split(", ").find_map(|u| u.strip_suffix(" bytes smem"));
+        shared.map_or(0, |bytes| bytes.parse().unwrap())
+    });
+    bytes.max().unwrap()
 }
 
 /// Registers, shared memory and spills of each kernel.

@@ -122,7 +122,9 @@ fn products(lab: &mut Lab<'_>, layer: &Layer, kernel: &'static str, method: Meth
     let products = RowProducts::new(Blas::new(&lab.gpu, WORKSPACE)?, scratch.span());
     let target = match layer.epilogue {
         Epilogue::Residual => Target::Add(io.out.ptr()),
-        _ => Target::Bf16(io.out.ptr(), layer.rows),
+        Epilogue::Store | Epilogue::Swiglu | Epilogue::Logits => {
+            Target::Bf16(io.out.ptr(), layer.rows)
+        }
     };
     let is_fp8 = matches!(method, Method::Fp8);
     let quantized = is_fp8.then(|| {

@@ -206,10 +206,11 @@ fn product(
             output: 0,
         };
         let w = matrices[i % matrices.len()];
-        decoder.product(&[w], epilogue, &buffers, uses).0
+        Ok(decoder.product(&[w], epilogue, &buffers, uses)?.0)
     };
-    let mut row: Vec<_> = (0..IN_A_ROW).map(|i| phase(i, epilogues[0])).collect();
-    row.push(phase(IN_A_ROW, layer.epilogue));
+    let same = (0..IN_A_ROW).map(|i| phase(i, epilogues[0]));
+    let row = same.chain([phase(IN_A_ROW, layer.epilogue)]);
+    let row = row.collect::<Result<Vec<_>>>()?;
     let program = lab.upload(&row)?;
     let nowhere = Span::at(0, 0);
     let call = |first: usize, count: usize| -> Result<Call> {

@@ -64,7 +64,7 @@ fn target(layer: &Layer, swiglu: bool, out: u64) -> Target {
     match layer.epilogue {
         Epilogue::Residual => Target::Add(out),
         Epilogue::Swiglu if swiglu => Target::Swiglu(out, true),
-        _ => Target::Bf16(out, layer.rows),
+        Epilogue::Store | Epilogue::Swiglu | Epilogue::Logits => Target::Bf16(out, layer.rows),
     }
 }
 
@@ -103,11 +103,11 @@ impl Io {
         let row_bytes = match layer.epilogue {
             Epilogue::Residual => 4 * layer.rows,
             Epilogue::Swiglu if swiglu => layer.rows,
-            _ => 2 * layer.rows,
+            Epilogue::Store | Epilogue::Swiglu | Epilogue::Logits => 2 * layer.rows,
         };
         let start = match layer.epilogue {
             Epilogue::Residual => normals(31, MOST * layer.rows),
-            _ => Vec::new(),
+            Epilogue::Store | Epilogue::Swiglu | Epilogue::Logits => Vec::new(),
         };
         Ok(Self {
             x: bf16s(30, MOST * layer.cols),
@@ -188,12 +188,12 @@ impl Io {
                             relative * e.magnitude + f64::exp2(-23.0) * want.abs(),
                         )
                     }
-                    _ if halves == 2 => {
+                    Epilogue::Swiglu if halves == 2 => {
                         let (want, tolerance) = swiglu(e, ups[i][j], relative);
                         let column = if self.plain { *r } else { int4_order(*r) };
                         (column, want, tolerance + f64::exp2(-8.0) * want.abs())
                     }
-                    _ => (
+                    Epilogue::Store | Epilogue::Swiglu | Epilogue::Logits => (
                         *r,
                         e.value,
                         relative * e.magnitude + f64::exp2(-8.0) * e.value.abs(),

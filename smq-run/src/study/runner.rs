@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use smq_convert::{Checkpoint, ConvertOptions, convert};
-use smq_format::{Scheme, SmqFile};
+use smq_format::SmqFile;
 
 use super::contract::Contract;
 use super::conversion::Conversion;
@@ -431,7 +431,7 @@ fn describe(path: &Path, group: &Group, took: Option<Duration>) -> anyhow::Resul
     let file = SmqFile::open(path)?;
     // A quantized tensor's first blob is its codes, the others are its scales.
     let tensors = file.index().tensors.iter();
-    let quantized = tensors.filter(|t| !matches!(t.scheme, Scheme::Raw(_)));
+    let quantized = tensors.filter(|t| t.scheme.is_quantized());
     let scale_bytes = quantized
         .flat_map(|t| t.blobs.iter().skip(1))
         .map(|b| b.length)

@@ -3,14 +3,13 @@
 use smq_convert::{Method, ScaleChoice};
 use smq_engine::Engine;
 use smq_engine::cuda::CudaEngine;
-use smq_model::Source;
+use smq_engine::cuda::rows::int4_widened_from;
+use smq_model::{ModelConfig, Source};
 
 use crate::models::{self, Model, any_tokens, sample_tokens};
 use crate::reference::{Case, Path, Reference};
 use crate::{Outcome, none, same_bits};
 
-/// From here on int4 weights are widened for a prompt.
-const WIDEN_MIN_ROWS: usize = 1024;
 /// LongRoPE's long factors begin after so many tokens of the fixture.
 const ORIGINAL: usize = 512;
 /// Decode steps after a prompt.
@@ -95,7 +94,10 @@ pub fn groups_of(group: usize) -> Outcome {
 const LENGTHS: [usize; 7] = [1, 127, 128, 129, 700, 1100, 2300];
 
 fn of_fixture(name: &str, model: &Model, prompts: &[usize], int4: bool) -> Vec<String> {
-    let widened = |m| int4 && m >= WIDEN_MIN_ROWS;
+    let c = ModelConfig::of(&model.open()).unwrap();
+    // Some product's weights are widened from here on.
+    let from = [c.hidden, 2 * c.intermediate].map(int4_widened_from);
+    let widened = |m| int4 && from.iter().any(|from| m >= *from);
     of_fixture_as(name, model, prompts, widened, Path::Decode)
 }
 

@@ -148,8 +148,8 @@ impl Diff {
                 tensors.push(TensorDiff {
                     name: view_a.name().to_owned(),
                     changes,
-                    stored_a: stored(view_a.entry(), report_a),
-                    stored_b: stored(view_b.entry(), report_b),
+                    stored_a: stored(view_a.entry()),
+                    stored_b: stored(view_b.entry()),
                     blobs: roles,
                     weights,
                     mean_rel_mse_a: mean(report_a),

@@ -107,17 +107,21 @@ impl Decoder {
     }
 
     /// A phase of the product of `matrices`, one of those that it was compiled for.
-    #[must_use]
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda) if it is none of them.
     pub fn product(
         &self,
         matrices: &[DeviceMatrix],
         epilogue: Epilogue,
         buffers: &Buffers,
         uses: Uses,
-    ) -> Phase {
+    ) -> Result<Phase> {
         let kind = Kind::new(matrices, epilogue);
-        let index = self.plan.kinds.iter().position(|k| *k == kind);
-        Phase::product(&kind, index.unwrap_or(0), epilogue, matrices, buffers, uses)
+        let index = self.plan.number_of(&kind)?;
+        Ok(Phase::product(
+            &kind, index, epilogue, matrices, buffers, uses,
+        ))
     }
 
     /// A call that works through `program`; `whole`: with the embedding before it. Tables: embedding, the first layer's
@@ -175,7 +179,7 @@ impl Step {
         } = *parts;
         let decoder = Decoder::new(kernels, c, &products(model))?;
         let phases: Vec<[u32; program::WORDS]> =
-            phases(&decoder, parts).into_iter().map(|p| p.0).collect();
+            phases(&decoder, parts)?.into_iter().map(|p| p.0).collect();
         let memory = DeviceBuffer::new(
             kernels.gpu(),
             size_of_val(&phases[..]),
@@ -247,7 +251,7 @@ fn products(model: &DeviceModel) -> Vec<(&[DeviceMatrix], Epilogue)> {
 }
 
 /// A whole step, and behind it the head alone with a prompt's input.
-fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Vec<Phase> {
+fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Result<Vec<Phase>> {
     let Parts {
         config: c,
         model,
@@ -275,7 +279,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Vec<Phase> {
                 ..Buffers::default()
             },
             uses(i),
-        ));
+        )?);
         let attention = Buffers {
             x: s.qkv.ptr(),
             sums: s.attention_parts.ptr(),
@@ -299,7 +303,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Vec<Phase> {
                 ..Buffers::default()
             },
             uses(i),
-        ));
+        )?);
         list.push(decoder.product(
             &layer.gate_up,
             Epilogue::Swiglu,
@@ -310,7 +314,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Vec<Phase> {
                 ..Buffers::default()
             },
             uses(i),
-        ));
+        )?);
         list.push(decoder.product(
             one(&layer.down),
             Epilogue::Residual,
@@ -322,7 +326,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Vec<Phase> {
                 ..Buffers::default()
             },
             uses(i + 1),
-        ));
+        )?);
     }
     let head = |x: Span, sums: Span, input| {
         let buffers = Buffers {
@@ -335,7 +339,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Vec<Phase> {
         let uses = Uses { input, output: 0 };
         decoder.product(one(&model.head), Epilogue::Logits, &buffers, uses)
     };
-    list.push(head(s.hidden[0], s.square_sums[0], Some(c.layers)));
-    list.push(head(s.last_hidden, s.last_square_sums, None));
-    list
+    list.push(head(s.hidden[0], s.square_sums[0], Some(c.layers))?);
+    list.push(head(s.last_hidden, s.last_square_sums, None)?);
+    Ok(list)
 }

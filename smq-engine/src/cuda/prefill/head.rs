@@ -1,6 +1,6 @@
 //! The head behind a prompt's pass: logits of many positions, scored on the GPU or brought to the host.
 
-use super::{CHUNK, LOGIT_ROWS, Prefill};
+use super::{CHUNK, LOGIT_ROWS, Prefill, ROW_THREADS, SCORE_THREADS};
 use crate::cuda::args::Args;
 use crate::cuda::decode::Parts;
 use crate::cuda::kernels::Call;
@@ -140,7 +140,7 @@ impl Prefill {
                 unsafe { b.tokens.part(0, 4 * m)?.copy_from(stream, rows)? };
                 Call {
                     kernel: self.norm_some.clone(),
-                    launch: Launch::new(m, 256).overlap(),
+                    launch: Launch::new(m, ROW_THREADS).overlap(),
                     args: Args::new()
                         .ptr(b.x.ptr())
                         .ptr(b.tokens.ptr())
@@ -166,7 +166,7 @@ impl Prefill {
         let n = targets.len();
         let score = Call {
             kernel: self.score.clone(),
-            launch: Launch::new(n, 512).overlap(),
+            launch: Launch::new(n, SCORE_THREADS).overlap(),
             args: Args::new()
                 .ptr(b.logits.ptr())
                 .ptr(b.tokens.ptr())

@@ -33,7 +33,7 @@ pub use variants::{Quantized, Storage, Variant, VariantName};
 pub struct SuiteOptions {
     /// A checkpoint directory.
     pub checkpoint: PathBuf,
-    /// Where the data files lie (see [`data_file`]).
+    /// Where the data files lie: each task's under its name, such as `lambada.jsonl`, and `text.txt`.
     pub data: PathBuf,
     /// Where results go.
     pub out: PathBuf,
@@ -287,13 +287,13 @@ impl Plan {
         let mut files = BTreeMap::new();
         for task in Task::ALL {
             let wanted = options.tasks.contains(&task);
-            let path = match data_file(&options.data, task.name()) {
+            let path = match first_there(&options.data, files_of(task)) {
                 Some(path) if wanted || options.tasks.is_empty() => path,
                 None if wanted => bail!(
                     "{} holds no data for {}; it is looked for as {}",
                     options.data.display(),
                     task.name(),
-                    candidates(task.name()).join(", ")
+                    files_of(task).join(", ")
                 ),
                 _ => continue,
             };
@@ -304,7 +304,7 @@ impl Plan {
             requests.insert(task, items);
         }
         let text_path = options.text_file.clone();
-        let text_path = text_path.or_else(|| data_file(&options.data, "text"));
+        let text_path = text_path.or_else(|| first_there(&options.data, &TEXT_FILES));
         if requests.is_empty() && text_path.is_none() {
             bail!("{} holds no data", options.data.display());
         }
@@ -345,27 +345,26 @@ impl Plan {
     }
 }
 
-/// Where a task's data, or the `text`, may lie in the data directory: the first that is there counts.
-#[must_use]
-pub fn candidates(what: &str) -> &'static [&'static str] {
-    match what {
-        "lambada" => &["lambada.jsonl", "lambada/lambada_openai_test.jsonl"],
-        "hellaswag" => &[
+/// Where a task's data may lie in the data directory: the first that is there counts.
+fn files_of(task: Task) -> &'static [&'static str] {
+    match task {
+        Task::Lambada => &["lambada.jsonl", "lambada/lambada_openai_test.jsonl"],
+        Task::Hellaswag => &[
             "hellaswag.jsonl",
             "hellaswag/hellaswag_val.jsonl",
             "hellaswag/hellaswag_val_activitynet913.jsonl",
         ],
-        "arc" => &["arc.jsonl", "arc/arc_challenge_test.jsonl"],
-        "gsm8k" => &["gsm8k.jsonl", "gsm8k/test.jsonl"],
-        _ => &["text.txt", "wikitext2/wiki.test.raw", "wiki.test.raw"],
+        Task::Arc => &["arc.jsonl", "arc/arc_challenge_test.jsonl"],
+        Task::Gsm8k => &["gsm8k.jsonl", "gsm8k/test.jsonl"],
     }
 }
 
-/// The first of [`candidates`] that is there.
-#[must_use]
-pub fn data_file(data: &Path, what: &str) -> Option<PathBuf> {
-    let paths = candidates(what).iter().map(|name| data.join(name));
-    paths.into_iter().find(|path| path.exists())
+/// The same of the text for the distance from C0.
+const TEXT_FILES: [&str; 3] = ["text.txt", "wikitext2/wiki.test.raw", "wiki.test.raw"];
+
+fn first_there(data: &Path, names: &[&str]) -> Option<PathBuf> {
+    let mut paths = names.iter().map(|name| data.join(name));
+    paths.find(|path| path.exists())
 }
 
 /// Hashes of everything that decides a checkpoint's answers.

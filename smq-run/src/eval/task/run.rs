@@ -172,7 +172,7 @@ impl Encoded {
         };
         match self.body {
             Body::Answer { .. } => None,
-            _ => Some(self.scored().map(of).sum()),
+            Body::Continuation(_) | Body::Choice { .. } => Some(self.scored().map(of).sum()),
         }
     }
 

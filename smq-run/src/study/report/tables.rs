@@ -186,10 +186,7 @@ pub fn energy(data: &Data) -> String {
     let rows = data.energy.iter().flat_map(|(id, e)| {
         let m = &e.measured;
         m.joules_per_token.iter().map(move |(method, joules)| {
-            let all = match method.as_str() {
-                "counter" => m.generations.counter_joules,
-                _ => m.generations.trapezoid_joules,
-            };
+            let all = m.generations.joules(method);
             vec![
                 e.config.clone(),
                 method.clone(),
