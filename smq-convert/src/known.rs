@@ -25,20 +25,22 @@ pub(crate) fn check_against_config(checkpoint: &Checkpoint) -> Result<(), Conver
         Ok(file) => file,
         Err(Error::Architecture { .. }) => return Ok(()),
         Err(Error::Config(reason)) => return Err(problem(reason)),
-        Err(other) => return Err(ConvertError::Model(other)),
+        Err(other) => return Err(problem(other.to_string())),
     };
+    let defaults = file.defaults_in_words();
+    let defaults = defaults.map_or(String::new(), |words| format!("; {words}"));
     for expected in file.tensors() {
         let (name, shape) = (expected.name, expected.shape);
         match checkpoint.tensor(&name) {
             None => {
                 return Err(problem(format!(
-                    "implies a tensor {name:?} {shape:?} that {} does not have; the checkpoint is incomplete or the config is another model's",
+                    "implies a tensor {name:?} {shape:?} that {} does not have; the checkpoint is incomplete or the config is another model's{defaults}",
                     checkpoint.path().display()
                 )));
             }
             Some(tensor) if tensor.shape != shape => {
                 return Err(problem(format!(
-                    "implies shape {shape:?} for tensor {name:?}, but {} has {:?}; the config is another model's",
+                    "implies shape {shape:?} for tensor {name:?}, but {} has {:?}; the config is another model's{defaults}",
                     checkpoint.file_of(tensor).display(),
                     tensor.shape
                 )));

@@ -265,14 +265,22 @@ fn side_files(dir: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> {
     Ok(files)
 }
 
-/// What a model with an adapter beside it says, is decided by both; transformers applies the adapter.
+/// What a model with an adapter beside it says, is decided by both: transformers applies the adapter where it can.
 fn refuse_adapter(dir: &Path) -> Result<()> {
     let path = dir.join("adapter_config.json");
     if path.symlink_metadata().is_err() {
         return Ok(());
     }
-    let message = "is of an adapter (LoRA or the like), which is not applied here; merge it into the model first, or \
-                   move it out of the directory";
+    let json = std::fs::read(&path).unwrap_or_default();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap_or_default();
+    let base = match json["base_model_name_or_path"].as_str() {
+        Some(base) => format!(" for {base}"),
+        None => String::new(),
+    };
+    let message = format!(
+        "is of an adapter (LoRA or the like){base}, which is not applied here; merge the two with peft's \
+         merge_and_unload, or move the adapter's files away to have the model without it"
+    );
     Err(Error::model(path, message))
 }
 

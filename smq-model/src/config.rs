@@ -87,7 +87,17 @@ impl ModelConfig {
             refuse_quantized(json)?;
         }
         let file = ConfigFile::from_json(json)?;
-        file.with_tensors(|name| source.contains(name))?.runnable()
+        let file = file.with_tensors(|name| source.contains(name))?;
+        if let Some(defaults) = file.defaults_in_words() {
+            let tensors = file.tensors().into_iter();
+            let mut stored = tensors.map(|t| source.stored(&t.name, &t.shape).map(drop));
+            if let Some(error) = stored.find_map(std::result::Result::err) {
+                return Err(Error::Config(format!(
+                    "{defaults}, and do not fit: {error}"
+                )));
+            }
+        }
+        file.runnable()
     }
 
     /// Parses and checks a Hugging Face config.json, the tensors unknown.
@@ -133,7 +143,7 @@ pub struct ConfigFile {
     config: ModelConfig,
     /// `tie_word_embeddings`, and whether it is there.
     tie: (bool, bool),
-    absent: Vec<&'static str>,
+    absent: Vec<(&'static str, usize)>,
     refusals: Vec<String>,
 }
 
@@ -219,10 +229,24 @@ impl ConfigFile {
         self.config.tensors()
     }
 
-    /// The sizes that it leaves out, which are the family's defaults.
+    /// The sizes that it leaves out, which are the family's defaults: key and value.
     #[must_use]
-    pub fn absent(&self) -> &[&'static str] {
+    pub fn absent(&self) -> &[(&'static str, usize)] {
         &self.absent
+    }
+
+    /// The sizes that it leaves out in words, for who finds that they are not the tensors'.
+    #[must_use]
+    pub fn defaults_in_words(&self) -> Option<String> {
+        let list = self.absent.iter();
+        let list: Vec<_> = list.map(|(key, n)| format!("{key} {n}")).collect();
+        (!list.is_empty()).then(|| {
+            format!(
+                "{}'s defaults stand for keys that are left out ({})",
+                self.config.architecture.name,
+                list.join(", ")
+            )
+        })
     }
 
     /// The configuration, of a model that can be run.
@@ -244,7 +268,7 @@ fn read(keys: Keys<'_>, architecture: &'static Architecture) -> Read<ConfigFile>
     let mut size = |key: &'static str, limit, default| {
         let given = keys.size(key, limit)?;
         if given.is_none() {
-            absent.push(key);
+            absent.push((key, default));
         }
         Read::Ok(given.unwrap_or(default))
     };
@@ -427,14 +451,15 @@ fn check_dimensions(c: &ModelConfig) -> Read<()> {
 fn refuse_quantized(json: &[u8]) -> Result<()> {
     const KEY: &str = "quantization_config";
     let json: Value = serde_json::from_slice(json).unwrap_or_default();
-    match json.get(KEY).filter(|value| !value.is_null()) {
-        None => Ok(()),
-        Some(value) => {
-            let method = value["quant_method"].as_str().unwrap_or("not given");
-            Err(Error::Config(format!(
-                "{KEY} is there, its quant_method {method}: smq-run reads quantized weights from .smq files alone; \
-                 convert the checkpoint with smq-convert, or remove the key if its weights are not quantized"
-            )))
-        }
-    }
+    let Some(value) = json.get(KEY).filter(|value| !value.is_null()) else {
+        return Ok(());
+    };
+    let method = match &value["quant_method"] {
+        Value::Null => "no quant_method".to_owned(),
+        method => format!("quant_method {method}"),
+    };
+    Err(Error::Config(format!(
+        "{KEY} is there, with {method}: smq-run reads quantized weights from .smq files alone; convert the checkpoint \
+         with smq-convert, or remove the key if its weights are not quantized"
+    )))
 }

@@ -49,7 +49,7 @@ impl SynthConfig {
         })?;
         let architecture = file.architecture();
         // A model that nobody gave the sizes of is not the one that was meant.
-        if let Some(key) = file.absent().first() {
+        if let Some((key, _)) = file.absent().first() {
             let name = architecture.name;
             return Err(problem(format!("missing key {key}, which {name} needs")));
         }

@@ -19,6 +19,11 @@ pub(super) fn elsewhere(keys: Keys<'_>) -> Read<()> {
             "per_layer_config",
             "gives layers sizes of their own, which is not supported",
         ),
+        (
+            "compression_config",
+            "is how quantized weights were once declared, which is not read; say quantization_config, or remove it \
+             if the weights are not quantized",
+        ),
         ("text_config", PART),
         ("decoder", PART),
         ("generator", PART),

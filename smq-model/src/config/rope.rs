@@ -122,7 +122,8 @@ impl Reader<'_, '_> {
         match kind {
             Some((_, kind)) => Ok((name.to_owned(), *kind)),
             None => Err(format!(
-                "{key} is {name:?}, which is not supported; supported are {}",
+                "{key} is {name:?}, with which {} does not run; what runs is {}",
+                architecture.name,
                 supported_kinds()
             )),
         }

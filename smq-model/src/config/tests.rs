@@ -309,7 +309,7 @@ fn keys_that_are_left_out_have_the_defaults_of_the_family() {
         assert_eq!(c.biases, none);
     }
     let file = ConfigFile::from_json(&config("llama", json!({"vocab_size": "absent"}))).unwrap();
-    assert_eq!(file.absent(), ["vocab_size"]);
+    assert_eq!(file.absent(), [("vocab_size", 32000)]);
     // Null is a value where the class takes it, and no other.
     let nulls = json!({"num_key_value_heads": null, "head_dim": null});
     let c = read("llama", nulls);
@@ -396,6 +396,10 @@ fn keys_that_change_what_transformers_computes_are_refused() {
         (
             json!({"per_layer_config": {"0": {"intermediate_size": 32}}}),
             &["per_layer_config"],
+        ),
+        (
+            json!({"compression_config": {"quant_method": "compressed-tensors"}}),
+            &["compression_config"],
         ),
         (
             json!({"configuration_files": ["config.4.0.0.json"]}),
@@ -622,6 +626,17 @@ fn directory(dir: &Path, config: &[u8]) {
 }
 
 #[test]
+fn a_default_that_does_not_fit_the_tensors_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = json!({"vocab_size": "absent", "tie_word_embeddings": true});
+    directory(dir.path(), &config("llama", keys));
+    let error = ModelConfig::of(&Source::open(dir.path()).unwrap()).unwrap_err();
+    for word in ["vocab_size 32000", "model.embed_tokens.weight"] {
+        assert!(error.to_string().contains(word), "{error}");
+    }
+}
+
+#[test]
 fn a_directory_of_quantized_weights_or_with_an_adapter_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let of = |quantization: Value| {
@@ -641,9 +656,10 @@ fn a_directory_of_quantized_weights_or_with_an_adapter_is_refused() {
             assert!(message.contains(word), "{message}");
         }
     }
-    fs::write(dir.path().join("adapter_config.json"), "{}").unwrap();
+    let adapter = r#"{"base_model_name_or_path": "org/base"}"#;
+    fs::write(dir.path().join("adapter_config.json"), adapter).unwrap();
     let message = Source::open(dir.path()).unwrap_err().to_string();
-    for word in ["adapter_config.json", "merge"] {
+    for word in ["adapter_config.json", "org/base", "merge"] {
         assert!(message.contains(word), "{message}");
     }
 }

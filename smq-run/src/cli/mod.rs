@@ -160,6 +160,10 @@ impl Opened {
         let path = self.source.path().display();
         let engine = smq_engine::load(&self.source, self.device, self.max_tokens)
             .with_context(|| format!("cannot load {path}"))?;
-        Ok((engine, self.opening + start.elapsed()))
+        let loading = start.elapsed();
+        for note in &engine.config().notes {
+            eprintln!("note: {note}");
+        }
+        Ok((engine, self.opening + loading))
     }
 }
