@@ -4,6 +4,7 @@
 //! it, [`Module`] loads that, and [`Kernel::launch`] or a [`Graph`] runs it on memory from [`memory`].
 //! Nothing here needs CUDA to build, and without a GPU everything still loads.
 
+pub mod activations;
 pub mod arena;
 pub mod args;
 pub mod blas;

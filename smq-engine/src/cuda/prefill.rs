@@ -5,19 +5,19 @@ mod head;
 
 use std::sync::Arc;
 
+use super::activations::Activations;
 use super::arena::Arena;
 use super::args::Args;
 use super::blas::Blas;
+use super::contract::Defines;
 use super::decode::Parts;
-use super::kernels::{Call, Defines, Kernels};
+use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
 use super::module::Kernel;
 use super::packing::Seen;
 use super::pinned::PinnedBuffer;
-use super::rows::{
-    Activations, RowProducts, Target, joins_gate_and_up, reads_int4_order, scratch_bytes,
-};
+use super::rows::{RowProducts, Target, joins_gate_and_up, reads_int4_order, scratch_bytes};
 use super::weights::DeviceMatrix;
 use crate::error::{Error, Result};
 use attention::{Attention, Orders, ROPE_THREADS, rope_defines, table_call};

@@ -1,8 +1,8 @@
 //! Every kernel file with the macros of the models that are tested, as the engine cuts them for an H100.
 
+use smq_engine::cuda::contract::Defines;
 use smq_engine::cuda::decode::plan::{Epilogue, Kind, Plan};
 use smq_engine::cuda::fp8::fp8_defines;
-use smq_engine::cuda::kernels::Defines;
 use smq_engine::cuda::measure;
 use smq_engine::cuda::memory::Span;
 use smq_engine::cuda::needs::SMS;

@@ -12,7 +12,8 @@ use super::reference::{Worst, int4_order, silu};
 use super::report::{Check, KernelReport};
 use smq_engine::Result;
 use smq_engine::cuda::args::Args;
-use smq_engine::cuda::kernels::{Call, Defines};
+use smq_engine::cuda::contract::Defines;
+use smq_engine::cuda::kernels::Call;
 use smq_engine::cuda::launch::Launch;
 use smq_engine::cuda::prefill::{ROW_THREADS, row_defines, swiglu_launch};
 

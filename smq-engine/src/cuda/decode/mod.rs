@@ -2,6 +2,7 @@
 
 pub mod plan;
 pub mod program;
+mod word;
 
 use std::sync::Arc;
 
@@ -178,7 +179,7 @@ impl Step {
             ..
         } = *parts;
         let decoder = Decoder::new(kernels, c, &products(model))?;
-        let phases: Vec<[u32; program::WORDS]> =
+        let phases: Vec<[u32; word::WORDS]> =
             phases(&decoder, parts)?.into_iter().map(|p| p.0).collect();
         let memory = DeviceBuffer::new(
             kernels.gpu(),

@@ -1,8 +1,8 @@
 //! How `decode.cu` is cut for a model and a GPU.
 
-use super::program;
+use super::word;
 use crate::cuda::contract::BLOCK_SHARED_BYTES;
-use crate::cuda::kernels::Defines;
+use crate::cuda::contract::Defines;
 use crate::cuda::state;
 use crate::cuda::weights::{DeviceMatrix, Format, LARGEST_GROUP};
 use crate::error::{Error, Result};
@@ -217,13 +217,6 @@ pub struct Plan {
     pub shared: u32,
 }
 
-/// Blocks that share a key/value head's tokens: one block an SM where that is possible, at most 8.
-#[must_use]
-pub fn splits(c: &ModelConfig, sms: usize) -> usize {
-    let fits = |s: &usize| s * c.kv_heads <= sms && c.head_dim.is_multiple_of(4 * s);
-    [8, 4, 2].into_iter().find(fits).unwrap_or(1)
-}
-
 impl Plan {
     /// For the products of a model, each with its scales' macros, on `sms` multiprocessors.
     ///
@@ -292,7 +285,7 @@ impl Plan {
         defines.extend([
             ("HIDDEN", number(c.hidden)),
             ("LAYERS", number(c.layers)),
-            ("SPLITS", number(splits(c, sms))),
+            ("SPLITS", number(state::splits(c, sms))),
             ("EPS_BITS", i64::from(c.rms_norm_eps.to_bits())),
             ("GRID", number(sms)),
             ("WARPS", number(WARPS)),
@@ -326,7 +319,7 @@ impl Plan {
                 i64::from(kinds.iter().any(|k| k.segments[2] > 0)),
             ),
         ]);
-        defines.extend(program::defines());
+        defines.extend(word::defines());
         defines.extend(state::defines(c));
         // The int4 products' groups are alike (`DeviceModel`), those of the others the largest.
         let group = kinds.iter().map(|k| k.group).min();

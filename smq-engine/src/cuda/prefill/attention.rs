@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{Pass, padded};
 use crate::cuda::args::Args;
+use crate::cuda::contract::Defines;
 use crate::cuda::decode::{Parts, attention_defines};
-use crate::cuda::kernels::{Call, Defines, Kernels};
+use crate::cuda::kernels::{Call, Kernels};
 use crate::cuda::launch::Launch;
 use crate::cuda::module::Kernel;
 use crate::error::Result;
