@@ -198,7 +198,7 @@ impl Kind {
     /// Bytes copied for one run of scale codes of `width` bits, which begins at any bit: whole 16 bytes around it,
     /// and the word after the last.
     #[must_use]
-    pub fn run_bytes(&self, width: usize) -> usize {
+    pub(super) fn run_bytes(&self, width: usize) -> usize {
         let codes = 8 / self.runs() * self.groups();
         (codes * width / 8 + 16 + 4).next_multiple_of(16)
     }
