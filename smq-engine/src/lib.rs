@@ -26,6 +26,8 @@
 //! # }
 //! ```
 
+#![warn(unreachable_pub)]
+
 mod cpu;
 pub mod cuda;
 mod engine;

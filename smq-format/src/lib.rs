@@ -35,6 +35,8 @@
 //! # }
 //! ```
 
+#![warn(unreachable_pub)]
+
 pub mod bits;
 mod choice;
 pub mod error;

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 
 /// What [`Arena::take`] aligns to: the widest access of any kernel or copy engine, and two sectors
 /// of L2.
-pub const ALIGN: usize = 256;
+pub(super) const ALIGN: usize = 256;
 
 /// Hands out aligned parts of one allocation: counted first, then allocated.
 ///

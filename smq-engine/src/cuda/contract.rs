@@ -2,8 +2,10 @@
 //!
 //! What one kernel file alone shares with Rust is a macro beside the code that launches it.
 
-use super::kernels::Defines;
 use smq_format::scale::ScaleFormat;
+
+/// Macros of a kernel file.
+pub type Defines = Vec<(&'static str, i64)>;
 
 /// Bytes of shared memory that a block can have, static and dynamic, on Hopper.
 pub const BLOCK_SHARED_BYTES: usize = 227 << 10;

@@ -86,12 +86,6 @@ impl Gpu {
         &self.name
     }
 
-    /// Compute capability: major, minor.
-    #[must_use]
-    pub fn capability(&self) -> (u32, u32) {
-        self.capability
-    }
-
     /// What NVRTC compiles for: `sm_90a`. The `a` unlocks `wgmma`, which binds the code to 9.0.
     #[must_use]
     pub fn arch(&self) -> String {

@@ -68,7 +68,11 @@ impl CudaEngine {
     ///
     /// # Errors
     /// As [`CudaEngine::load`].
-    pub fn load_on(gpu: Arc<Gpu>, source: &Source, max_tokens: Option<usize>) -> Result<Self> {
+    pub(crate) fn load_on(
+        gpu: Arc<Gpu>,
+        source: &Source,
+        max_tokens: Option<usize>,
+    ) -> Result<Self> {
         let mut config = ModelConfig::of(source)?;
         if let Some(max) = max_tokens {
             config.max_positions = config.max_positions.min(max);

@@ -1,10 +1,11 @@
 //! Activations as FP8, for products with FP8 weights.
 
+use super::activations::Activations;
 use super::args::Args;
-use super::kernels::{Call, Defines, Kernels};
+use super::contract::Defines;
+use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
-use super::rows::Activations;
 use crate::error::Result;
 
 /// What the codes start at a multiple of, bytes.

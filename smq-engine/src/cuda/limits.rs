@@ -22,7 +22,7 @@ const ROWS: usize = 8;
 ///
 /// # Errors
 /// [`Error::Config`](smq_model::Error::Config) with what would do.
-pub fn check(c: &ModelConfig, sms: usize) -> Result<()> {
+pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
     model::check(c)?;
     let ModelConfig {
         architecture,

@@ -1,6 +1,6 @@
 //! `measure.cu`: what memory alone allows.
 
-use super::kernels::Defines;
+use super::contract::Defines;
 
 /// The kernel file.
 pub const FILE: &str = "measure.cu";

@@ -1,8 +1,8 @@
 //! Every kernel that a model may need, known without a GPU, so that all can be compiled ahead.
 
+use super::contract::Defines;
 use super::decode::step_plan;
 use super::fp8::fp8_defines;
-use super::kernels::Defines;
 use super::limits;
 use super::prefill::attention::{Attention, rope_defines};
 use super::prefill::{CHUNK, row_defines};

@@ -1,10 +1,12 @@
 //! Products of many activation rows: cuBLASLt for bf16 weights, `gemm_int4.cu` for int4, and for very many rows
 //! int4 weights are widened to bf16 first, NF4 weights for any number. FP8 weights meet activations quantized to FP8.
 
+use super::activations::Activations;
 use super::args::Args;
 use super::blas::{Blas, Input, MatMul, Output, Scaled};
+use super::contract::Defines;
 use super::fp8::QuantizedRows;
-use super::kernels::{Call, Defines, Kernels};
+use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
 use super::stream::Stream;
@@ -20,17 +22,6 @@ use crate::error::{Error, Result};
 #[must_use]
 pub fn int4_widened_from(rows: usize) -> usize {
     if rows < 8192 { 384 } else { 1024 }
-}
-
-/// A buffer of activation rows, bf16 `[capacity, stride]`, stride in elements.
-#[derive(Debug, Clone, Copy)]
-pub struct Activations {
-    /// Its memory.
-    pub span: Span,
-    /// Rows that fit.
-    pub capacity: usize,
-    /// Elements from a row to the next: the columns rounded up to 128.
-    pub stride: usize,
 }
 
 /// Where a product goes.
@@ -55,7 +46,7 @@ pub struct RowProducts {
 
 /// Whether the int4 kernel does the product with `matrices`.
 #[must_use]
-pub fn is_int4_product(matrices: &[DeviceMatrix], m: usize) -> bool {
+pub(super) fn is_int4_product(matrices: &[DeviceMatrix], m: usize) -> bool {
     match matrices {
         [one] => one.is_int4() && m < int4_widened_from(one.rows),
         _ => false,
@@ -71,7 +62,7 @@ pub fn reads_int4_order(matrices: &[DeviceMatrix], m: usize) -> bool {
 
 /// Whether the product with `matrices` can join gate and up, in this order.
 #[must_use]
-pub fn joins_gate_and_up(matrices: &[DeviceMatrix], m: usize, int4_order: bool) -> bool {
+pub(super) fn joins_gate_and_up(matrices: &[DeviceMatrix], m: usize, int4_order: bool) -> bool {
     reads_int4_order(matrices, m) || (!int4_order && fuses_bf16(matrices, m))
 }
 
@@ -96,7 +87,7 @@ impl RowProducts {
     }
 
     /// Replaces the scratch memory.
-    pub fn set_scratch(&mut self, scratch: Span) {
+    pub(super) fn set_scratch(&mut self, scratch: Span) {
         self.scratch = scratch;
     }
 

@@ -3,16 +3,15 @@
 use std::time::{Duration, Instant};
 
 use super::arena::Arena;
-use super::decode::plan::splits;
+use super::contract::Defines;
 use super::device::Gpu;
-use super::kernels::Defines;
 use super::memory::Span;
 use super::pinned::PinnedBuffer;
 use crate::error::{Error, Result};
 use smq_model::ModelConfig;
 
 /// Tokens that the mailbox holds: more than are ever on their way.
-pub const RING: usize = 64;
+pub(super) const RING: usize = 64;
 /// A step that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The id that says a logit was not finite.
@@ -23,6 +22,12 @@ const CHOSEN: usize = 1;
 const TOKEN: usize = 2;
 const STEPS: usize = 3;
 const STATE_WORDS: usize = 4;
+
+/// Blocks that share a key/value head's tokens: one block an SM where that is possible, at most 8.
+pub(super) fn splits(c: &ModelConfig, sms: usize) -> usize {
+    let fits = |s: &usize| s * c.kv_heads <= sms && c.head_dim.is_multiple_of(4 * s);
+    [8, 4, 2].into_iter().find(fits).unwrap_or(1)
+}
 
 /// f32 of what a block of a head passes on: its output, a maximum and a sum, in whole 16 bytes.
 fn part_floats(c: &ModelConfig) -> usize {

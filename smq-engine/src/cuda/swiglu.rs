@@ -1,10 +1,11 @@
 //! Gate and up projections of a short prompt in bf16, with what joins them: `swiglu_bf16.cu`.
 
+use super::activations::Activations;
 use super::args::Args;
 use super::contract::BLOCK_SHARED_BYTES;
-use super::kernels::{Call, Defines, Kernels};
+use super::contract::Defines;
+use super::kernels::{Call, Kernels};
 use super::launch::Launch;
-use super::rows::Activations;
 use super::tensor_map::TensorMap;
 use super::weights::DeviceMatrix;
 use crate::error::Result;

@@ -22,9 +22,9 @@ use smq_model::architecture::NormWeight;
 use smq_model::names::{LayerNames, LayerNorms, NamedMatrix};
 
 /// Columns that share a scale in the int4 kernels; others do not run.
-pub const GROUPS: [usize; 3] = [32, 64, 128];
+pub(super) const GROUPS: [usize; 3] = [32, 64, 128];
 /// The kernels' largest group, whose macros are those of matrices without groups, too.
-pub const LARGEST_GROUP: usize = 128;
+pub(super) const LARGEST_GROUP: usize = 128;
 /// Bytes that kernels may read behind a blob.
 pub const SLACK: usize = 64;
 
@@ -83,7 +83,7 @@ impl DeviceMatrix {
 
     /// Whether it has to be widened before bf16 is multiplied.
     #[must_use]
-    pub fn is_coded(&self) -> bool {
+    pub(super) fn is_coded(&self) -> bool {
         match self.format {
             Format::Bf16 => false,
             Format::Int4 { .. } | Format::Nf4 { .. } | Format::Fp8 { .. } => true,
@@ -160,7 +160,7 @@ impl DeviceMatrix {
 
 /// One decoder layer.
 #[derive(Debug)]
-pub struct DeviceLayer {
+pub(super) struct DeviceLayer {
     /// f32 `[hidden]`.
     pub input_norm: Span,
     /// One or three matrices, stored alike.
@@ -177,7 +177,7 @@ pub struct DeviceLayer {
 
 /// Every weight.
 #[derive(Debug)]
-pub struct DeviceModel {
+pub(super) struct DeviceModel {
     /// bf16 `[vocab, hidden]`.
     pub embedding: Span,
     /// The layers.
@@ -192,7 +192,7 @@ pub struct DeviceModel {
 
 /// A model whose weights have places on the GPU, but are not there yet.
 #[derive(Debug)]
-pub struct PlacedModel<'s> {
+pub(super) struct PlacedModel<'s> {
     model: DeviceModel,
     pieces: Vec<(Cow<'s, [u8]>, Span)>,
 }
@@ -207,7 +207,11 @@ impl PlacedModel<'_> {
     ///
     /// # Errors
     /// [`Error::Cuda`] if the driver fails.
-    pub fn upload(self, gpu: &Gpu, mut staging: Staging) -> Result<(DeviceModel, LoadReport)> {
+    pub(super) fn upload(
+        self,
+        gpu: &Gpu,
+        mut staging: Staging,
+    ) -> Result<(DeviceModel, LoadReport)> {
         let pieces = self.pieces.iter();
         let pieces: Vec<Piece<'_>> = pieces
             .map(|(source, to)| Piece { source, to: *to })
@@ -224,7 +228,11 @@ impl DeviceModel {
     /// # Errors
     /// As [`Decoder::load`](crate::model::Decoder::load); [`Error::Tensor`] for what the kernels do not do;
     /// [`Error::Cuda`] if the memory is not there.
-    pub fn place<'s>(gpu: &Gpu, source: &'s Source, c: &ModelConfig) -> Result<PlacedModel<'s>> {
+    pub(super) fn place<'s>(
+        gpu: &Gpu,
+        source: &'s Source,
+        c: &ModelConfig,
+    ) -> Result<PlacedModel<'s>> {
         let mut pieces = Vec::new();
         let (arena, mut model) = Arena::build(gpu, "the weights", |arena| {
             pieces.clear();
@@ -256,7 +264,7 @@ impl DeviceModel {
 
     /// Weight bytes that one decoded token reads.
     #[must_use]
-    pub fn bytes_per_token(&self) -> usize {
+    pub(super) fn bytes_per_token(&self) -> usize {
         let layers = self
             .layers
             .iter()

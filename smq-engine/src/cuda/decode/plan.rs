@@ -1,8 +1,8 @@
 //! How `decode.cu` is cut for a model and a GPU.
 
-use super::program;
+use super::word;
 use crate::cuda::contract::BLOCK_SHARED_BYTES;
-use crate::cuda::kernels::Defines;
+use crate::cuda::contract::Defines;
 use crate::cuda::weights::{DeviceMatrix, Format, LARGEST_GROUP};
 use crate::cuda::{limits, state};
 use crate::error::{Error, Result};
@@ -198,7 +198,7 @@ impl Kind {
     /// Bytes copied for one run of scale codes of `width` bits, which begins at any bit: whole 16 bytes around it,
     /// and the word after the last.
     #[must_use]
-    pub fn run_bytes(&self, width: usize) -> usize {
+    pub(super) fn run_bytes(&self, width: usize) -> usize {
         let codes = 8 / self.runs() * self.groups();
         (codes * width / 8 + 16 + 4).next_multiple_of(16)
     }
@@ -215,13 +215,6 @@ pub struct Plan {
     pub threads: u32,
     /// Dynamic shared memory, bytes.
     pub shared: u32,
-}
-
-/// Blocks that share a key/value head's tokens: one block an SM where that is possible, at most 8.
-#[must_use]
-pub fn splits(c: &ModelConfig, sms: usize) -> usize {
-    let fits = |s: &usize| s * c.kv_heads <= sms && c.head_dim.is_multiple_of(4 * s);
-    [8, 4, 2].into_iter().find(fits).unwrap_or(1)
 }
 
 impl Plan {
@@ -277,7 +270,7 @@ impl Plan {
         defines.extend([
             ("HIDDEN", number(c.hidden)),
             ("LAYERS", number(c.layers)),
-            ("SPLITS", number(splits(c, sms))),
+            ("SPLITS", number(state::splits(c, sms))),
             ("EPS_BITS", i64::from(c.rms_norm_eps.to_bits())),
             ("GRID", number(sms)),
             ("WARPS", number(WARPS)),
@@ -311,7 +304,7 @@ impl Plan {
                 i64::from(kinds.iter().any(|k| k.segments[2] > 0)),
             ),
         ]);
-        defines.extend(program::defines());
+        defines.extend(word::defines());
         defines.extend(state::defines(c));
         // The int4 products' groups are alike (`DeviceModel`), those of the others the largest.
         let group = kinds.iter().map(|k| k.group).min();

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{Pass, padded};
 use crate::cuda::args::Args;
+use crate::cuda::contract::Defines;
 use crate::cuda::decode::{Parts, attention_defines};
-use crate::cuda::kernels::{Call, Defines, Kernels};
+use crate::cuda::kernels::{Call, Kernels};
 use crate::cuda::launch::Launch;
 use crate::cuda::module::Kernel;
 use crate::error::Result;
@@ -21,7 +22,7 @@ const ONE_WARPGROUP_UP_TO: usize = 512;
 pub const ROPE_THREADS: u32 = 256;
 
 /// A kernel by the order of what it writes: plain, int4.
-pub type Orders = [Arc<Kernel>; 2];
+pub(crate) type Orders = [Arc<Kernel>; 2];
 
 /// How `attention_prefill.cu` is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
