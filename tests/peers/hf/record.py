@@ -89,7 +89,12 @@ def encoded(contents, base):
     if isinstance(contents, bytes):
         return {"$base64": base64.b64encode(contents).decode()}
     if isinstance(contents, dict) and isinstance(base, dict):
-        changed = {k: v for k, v in contents.items() if k not in base or base[k] != v}
+        # By their JSON: to Python 64, 64.0 and True, 1 are equal, to whoever reads the file they are not.
+        changed = {
+            k: v
+            for k, v in contents.items()
+            if k not in base or json.dumps(base[k]) != json.dumps(v)
+        }
         dropped = [k for k in base if k not in contents]
         if len(changed) + len(dropped) < len(contents):
             return {"$set": changed} | ({"$drop": dropped} if dropped else {})
@@ -115,7 +120,8 @@ def files_of(checkpoint, base=None, only=None):
                 changed[name] = None
             continue
         contents = checkpoint.files[name]
-        if name not in from_base or encoded(contents, None) != encoded(from_base[name], None):
+        described = [json.dumps(encoded(c, None)) for c in (contents, from_base.get(name))]
+        if name not in from_base or described[0] != described[1]:
             changed[name] = encoded(contents, from_base.get(name))
     return {"base": base, "files": changed}
 
