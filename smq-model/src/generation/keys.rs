@@ -92,7 +92,10 @@ impl Keys {
     }
 
     pub(super) fn sequences(&self, key: &str) -> Result<Option<Vec<Vec<u32>>>> {
-        let read = |value: &Value| value.as_array()?.iter().map(sequence).collect();
+        let read = |value: &Value| {
+            let list = value.as_array().filter(|list| !list.is_empty())?;
+            list.iter().map(sequence).collect()
+        };
         self.get(
             key,
             "a list of lists of token ids, none of them empty",
