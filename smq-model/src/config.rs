@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::json::parse_object;
 use crate::rope::{RopeConfig, RopeScaling};
 use crate::source::Source;
 
@@ -61,11 +62,6 @@ enum Ids {
 }
 
 #[derive(Deserialize)]
-struct EosOnly {
-    eos_token_id: Option<Ids>,
-}
-
-#[derive(Deserialize)]
 struct Raw {
     #[serde(default)]
     architectures: Vec<String>,
@@ -117,7 +113,8 @@ impl ModelConfig {
     /// # Errors
     /// As [`ModelConfig::from_json`]; [`Error::Model`] if it holds no config.json.
     pub fn of(source: &Source) -> Result<Self> {
-        Self::from_json(source.require("config.json")?)
+        let json = source.require_json("config.json")?;
+        Self::from_object(json).map_err(|e| e.in_config(|| source.file_label("config.json")))
     }
 
     /// Parses and checks a Hugging Face config.json.
@@ -126,8 +123,11 @@ impl ModelConfig {
     /// [`Error::Config`] for an architecture or an option that is not implemented, and for
     /// values that contradict each other.
     pub fn from_json(json: &[u8]) -> Result<Self> {
-        let value: serde_json::Value = serde_json::from_slice(json)
-            .map_err(|e| Error::Config(format!("not valid JSON: {e}")))?;
+        Self::from_object(parse_object("config.json", json)?)
+    }
+
+    fn from_object(json: serde_json::Map<String, serde_json::Value>) -> Result<Self> {
+        let value = serde_json::Value::Object(json);
         // The architecture first: an unknown one lacks our fields, and that message would mislead.
         let names = value
             .get("architectures")
@@ -347,14 +347,22 @@ impl Raw {
     }
 }
 
-/// The end-of-sequence ids of a generation_config.json (or config.json).
+/// The end-of-sequence ids of generation_config.json or config.json; none where it has none or is
+/// absent.
 ///
 /// # Errors
-/// [`Error::Config`] when it is not JSON or the ids are not numbers.
-pub fn eos_ids(json: &[u8]) -> Result<Vec<u32>> {
-    let raw: EosOnly = serde_json::from_slice(json)
-        .map_err(|e| Error::Config(format!("generation_config.json: {e}")))?;
-    Ok(ids(raw.eos_token_id))
+/// [`Error::File`] when it is not JSON or the ids are not numbers.
+pub(crate) fn eos_ids(source: &Source, name: &str) -> Result<Vec<u32>> {
+    let key = "eos_token_id";
+    let Some(value) = source.json(name)?.and_then(|mut json| json.remove(key)) else {
+        return Ok(Vec::new());
+    };
+    let found = value.to_string();
+    let parsed: Option<Ids> = serde_json::from_value(value).map_err(|_| {
+        let problem = format!("{key} is {found}, expected a token id, a list of them or null");
+        Error::file(source.file_label(name), problem)
+    })?;
+    Ok(ids(parsed))
 }
 
 fn ids(ids: Option<Ids>) -> Vec<u32> {

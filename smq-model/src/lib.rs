@@ -20,6 +20,9 @@ mod chat;
 mod checkpoint;
 mod config;
 mod error;
+mod hub;
+mod json;
+mod locate;
 pub mod names;
 mod rope;
 mod source;
@@ -27,10 +30,13 @@ mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
 pub use checkpoint::{
-    Checkpoint, EMBEDDED_FILES, MAX_EMBEDDED_BYTES, SHARD_INDEX, Shard, StoredTensor, natural,
+    Checkpoint, MAX_EMBEDDED_BYTES, SHARD_INDEX, Shard, StoredTensor, TEMPLATE_DIR, is_model_file,
+    is_side_file, natural, side_files,
 };
 pub use config::{Architecture, ModelConfig};
 pub use error::{Error, Result};
+pub use json::parse_object;
+pub use locate::open_smq;
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{Source, dtype};
 pub use tokenizer::{TextStream, Tokenizer};

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
+use smq_convert::cli::print_notes;
 use smq_convert::inspect::{self, Report};
 use smq_convert::{
     Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
@@ -85,6 +86,7 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
         )
     })?;
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
+    print_notes(checkpoint.notes());
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("{}: cannot create it", options.out.display()))?;
     let (line, protocol) = measure(

@@ -11,7 +11,7 @@ use indicatif::DecimalBytes;
 
 use super::auto::{AutoArgs, MantissaBits, print_choice, print_total};
 use super::export::{self, ExportArgs};
-use super::progress_bar;
+use super::{print_notes, progress_bar};
 use crate::{
     Auto, AutoOptions, Checkpoint, ConvertOptions, Method, Plan, QuantizeOptions, ScaleChoice,
     ScaleRule, Summary, Target, auto, convert, convert_auto, dry_run, dry_run_auto, synth,
@@ -207,6 +207,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         return export::run(&path, args.out, format, args.force, interrupts());
     }
     let mut checkpoint = Checkpoint::open(&path)?;
+    print_notes(checkpoint.notes());
     if args.requantize {
         anyhow::ensure!(
             checkpoint.import().is_some(),
@@ -460,6 +461,15 @@ fn print_summary(
     }
     writeln!(out, "{rows}")?;
     print_import(&mut out, checkpoint)?;
+    if let [first, rest @ ..] = summary.not_finite.as_slice() {
+        let more = match rest.len() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        print_notes(&[format!(
+            "carried along although not finite, since no weights: {first}{more}"
+        )]);
+    }
     if checkpoint.files().file("config.json").is_none() {
         writeln!(
             out,

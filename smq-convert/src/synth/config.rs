@@ -35,11 +35,7 @@ impl ModelConfig {
     /// Reads and checks the config at `path`; `layers` replaces its number of layers.
     pub(super) fn read(path: &Path, layers: Option<u64>) -> Result<Self, SynthError> {
         let text = std::fs::read(path).map_err(SynthError::io("read", path))?;
-        let original: Map<String, Value> =
-            serde_json::from_slice(&text).map_err(|error| SynthError::NotJson {
-                path: path.to_owned(),
-                reason: error.to_string(),
-            })?;
+        let original = smq_model::parse_object(&path.display().to_string(), &text)?;
         let mut json = original.clone();
         if let Some(layers) = layers {
             json.insert("num_hidden_layers".to_owned(), layers.into());

@@ -7,14 +7,6 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SynthError {
-    /// The config is not a JSON object.
-    #[error("{}: not a JSON object: {reason}", .path.display())]
-    NotJson {
-        /// The config file.
-        path: PathBuf,
-        /// What the parser said.
-        reason: String,
-    },
     /// `architectures` names nothing that this generator knows.
     #[error("{}: architectures is {found}, but only Phi3ForCausalLM and LlamaForCausalLM can be generated", .path.display())]
     UnknownArchitecture {
@@ -76,6 +68,9 @@ pub enum SynthError {
         /// The tokenizer directory.
         path: PathBuf,
     },
+    /// A file cannot be read.
+    #[error(transparent)]
+    Model(#[from] smq_model::Error),
     /// The output path exists and is not a directory.
     #[error("{}: exists and is not a directory", .path.display())]
     NotADirectory {
@@ -89,6 +84,16 @@ pub enum SynthError {
         path: PathBuf,
         /// One of the names in it.
         found: String,
+    },
+    /// The output directory holds an adapter.
+    #[error(
+        "{}: an adapter's configuration, with which transformers would add its weights to the model \
+         that is to be written beside it; move the adapter away, or choose another directory",
+        .path.display()
+    )]
+    Adapter {
+        /// The adapter's configuration.
+        path: PathBuf,
     },
     /// The output directory is where the config or the tokenizer is read from.
     #[error("{}: output directory holds the input {}; synthetic weights would replace the real ones, so choose another", .path.display(), .input.display())]
