@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use smq_format::statistics::{STATISTICS_VERSION, TensorStatistics};
 use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
-use smq_model::EMBEDDED_FILES;
 
 use crate::auto::{Auto, AutoOptions, choose, measured_bytes};
 use crate::choice::Choice;
@@ -45,6 +44,8 @@ pub struct Summary {
     pub scale_bytes: u64,
     /// Bytes that f16 scales would take, in the same blobs.
     pub f16_scale_bytes: u64,
+    /// Names of the tensors that are not finite and were carried along, since they are no weights.
+    pub not_finite: Vec<String>,
 }
 
 /// Called with source bytes done so far; returns whether to go on.
@@ -150,7 +151,7 @@ fn write(
         writer.add_file(name, contents)?;
     }
     let mut hasher = SourceHasher::new(checkpoint);
-    let (statistics, scale_bytes) = pool(jobs)?.install(|| {
+    let done = pool(jobs)?.install(|| {
         let written = write_tensors(checkpoint, choice, &mut writer, &mut hasher, progress);
         hasher.finish_all();
         written
@@ -161,7 +162,7 @@ fn write(
     }
     let record = Statistics {
         version: STATISTICS_VERSION,
-        tensors: statistics,
+        tensors: done.statistics,
     };
     let written = writer.finish(provenance, Some(&record))?;
     let groups: u64 = record.tensors.iter().map(|t| t.groups).sum();
@@ -169,16 +170,25 @@ fn write(
         source_bytes: checkpoint.total_bytes(),
         written,
         elapsed: started.elapsed().saturating_sub(written.fsync),
-        scale_bytes,
+        scale_bytes: done.scale_bytes,
         f16_scale_bytes: 2 * groups + 8 * record.tensors.len() as u64,
         statistics: record.tensors,
+        not_finite: done.not_finite,
     })
 }
 
 /// A tensor ready to be written.
 enum Ready<'a> {
-    Raw(&'a [u8]),
+    Raw { bytes: &'a [u8], finite: bool },
     Quantized(Box<Quantized>),
+}
+
+/// What writing the tensors leaves to be told.
+#[derive(Default)]
+struct Done {
+    statistics: Vec<TensorStatistics>,
+    scale_bytes: u64,
+    not_finite: Vec<String>,
 }
 
 /// Quantizes each tensor while the one before it is hashed and written, so that at most two are held.
@@ -188,21 +198,20 @@ fn write_tensors(
     writer: &mut SmqWriter,
     hasher: &mut SourceHasher,
     progress: Progress,
-) -> Result<(Vec<TensorStatistics>, u64), ConvertError> {
-    let mut statistics = Vec::new();
-    let mut scale_bytes = 0;
+) -> Result<Done, ConvertError> {
+    let mut done = Done::default();
     let mut done_bytes = 0;
     let mut previous: Option<(&SourceTensor, Ready)> = None;
     for (tensor, method) in checkpoint.tensors().iter().zip(&choice.methods) {
         let write = || match previous.take() {
-            Some((tensor, ready)) => write_tensor(writer, tensor, ready, &mut statistics),
-            None => Ok(0),
+            Some((tensor, ready)) => write_tensor(writer, tensor, ready, &mut done),
+            None => Ok(()),
         };
         let ((written, ()), ready) = rayon::join(
             || rayon::join(write, || hasher.advance(tensor)),
             || prepare(checkpoint, tensor, *method),
         );
-        scale_bytes += written?;
+        written?;
         previous = Some((tensor, ready?));
         done_bytes += tensor.range.len() as u64;
         if !progress(done_bytes) {
@@ -210,9 +219,9 @@ fn write_tensors(
         }
     }
     if let Some((tensor, ready)) = previous.take() {
-        scale_bytes += write_tensor(writer, tensor, ready, &mut statistics)?;
+        write_tensor(writer, tensor, ready, &mut done)?;
     }
-    Ok((statistics, scale_bytes))
+    Ok(done)
 }
 
 fn prepare<'a>(
@@ -224,8 +233,11 @@ fn prepare<'a>(
     let columns = tensor.shape.last().copied().unwrap_or(1);
     let located = |error| not_quantized(checkpoint, tensor, error);
     let Some(method) = method else {
-        check_finite(bytes, tensor.dtype, columns).map_err(located)?;
-        return Ok(Ready::Raw(bytes));
+        let finite = match check_finite(bytes, tensor.dtype, columns) {
+            Err(error) if tensor.reader.needs_numbers() => return Err(located(error)),
+            checked => checked.is_ok(),
+        };
+        return Ok(Ready::Raw { bytes, finite });
     };
     let result = quantize_tensor(checkpoint, tensor, method).map_err(located)?;
     Ok(Ready::Quantized(Box::new(result)))
@@ -250,28 +262,30 @@ pub(crate) fn quantize_tensor(
     }
 }
 
-/// Writes a tensor and returns the bytes of its scales.
 fn write_tensor(
     writer: &mut SmqWriter,
     tensor: &SourceTensor,
     ready: Ready,
-    statistics: &mut Vec<TensorStatistics>,
-) -> Result<u64, ConvertError> {
+    done: &mut Done,
+) -> Result<(), ConvertError> {
     let mut add = |scheme: Scheme, blobs: &[&[u8]]| {
         writer.add_tensor(&tensor.name, &tensor.shape, tensor.dtype, scheme, blobs)
     };
     match ready {
-        Ready::Raw(bytes) => {
+        Ready::Raw { bytes, finite } => {
             add(Scheme::Raw(tensor.dtype), &[bytes])?;
-            Ok(0)
+            if !finite {
+                done.not_finite.push(tensor.name.clone());
+            }
         }
         Ready::Quantized(q) => {
             let blobs: Vec<&[u8]> = q.blobs.iter().map(Vec::as_slice).collect();
             add(q.scheme, &blobs)?;
-            statistics.push(q.statistics);
-            Ok(blobs[1..].iter().map(|b| b.len() as u64).sum())
+            done.scale_bytes += blobs[1..].iter().map(|b| b.len() as u64).sum::<u64>();
+            done.statistics.push(q.statistics);
         }
     }
+    Ok(())
 }
 
 /// Refuses a NaN or infinity, by its all-ones exponent.
@@ -363,13 +377,7 @@ fn check_target(checkpoint: &Checkpoint, target: &Path) -> Result<(), ConvertErr
     let Ok(resolved) = target.canonicalize() else {
         return Ok(()); // not there yet
     };
-    let dir = checkpoint.config_path();
-    let beside = EMBEDDED_FILES.iter().map(|name| dir.with_file_name(name));
-    let mut inputs = checkpoint
-        .shards()
-        .iter()
-        .map(|s| s.path.clone())
-        .chain(beside);
+    let mut inputs = checkpoint.files().paths();
     match inputs.any(|input| input.canonicalize().is_ok_and(|input| input == resolved)) {
         true => Err(ConvertError::OutputIsInput(target.to_path_buf())),
         false => Ok(()),

@@ -13,8 +13,6 @@ mod plan;
 mod shard;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,11 +20,10 @@ use serde_json::json;
 use smq_format::{Defect, Dtype, SmqFile};
 
 use crate::error::ConvertError;
-use crate::synth::SynthError;
 use crate::synth::config::pretty;
 use crate::synth::shards::{fill_shards, shard_name};
 use crate::synth::staging::Staging;
-use smq_model::{EMBEDDED_FILES, SHARD_INDEX};
+use smq_model::{SHARD_INDEX, is_side_file};
 
 pub use elements::Rounding;
 use plan::Plan;
@@ -124,12 +121,12 @@ pub fn export(
     if count > 1 {
         let metadata = json!({ "total_size": plan.tensor_bytes });
         let index = json!({ "metadata": metadata, "weight_map": weight_map });
-        side_files.push((SHARD_INDEX, pretty(&index)));
+        side_files.push((SHARD_INDEX.to_owned(), pretty(&index)));
     }
-    let names: Vec<_> = side_files.iter().map(|f| f.0.to_owned()).collect();
-    for (name, contents) in side_files {
-        write_file(&staging, name, &contents, plan.tensor_bytes)?;
+    for (name, contents) in &side_files {
+        staging.write(name, contents, plan.tensor_bytes)?;
     }
+    let names: Vec<_> = side_files.into_iter().map(|f| f.0).collect();
     staging.commit(&shards, &names)?;
     Ok(ExportSummary {
         shards: shards.iter().map(|name| out_dir.join(name)).collect(),
@@ -176,35 +173,17 @@ fn verify(
 }
 
 /// The checkpoint's other files, config.json adapted to what is written.
-fn embedded_files(
-    file: &SmqFile,
-    plan: &Plan,
-) -> Result<Vec<(&'static str, Vec<u8>)>, ConvertError> {
-    let mut files = Vec::new();
-    // Only the names that the format lists: no other file is to appear at the user's.
-    for name in EMBEDDED_FILES {
-        let Some(contents) = file.embedded(name) else {
-            continue;
+fn embedded_files(file: &SmqFile, plan: &Plan) -> Result<Vec<(String, Vec<u8>)>, ConvertError> {
+    // Only the names of a checkpoint's side files: no other file is to appear at the user's.
+    let names = file.index().files.iter().map(|entry| entry.name.as_str());
+    let known = names.filter(|name| is_side_file(name));
+    let contents = known.map(|name| {
+        let contents = file.embedded(name).unwrap_or_default();
+        let contents = match name {
+            "config.json" => config::adapt(file.path(), contents, &plan.quantization)?,
+            _ => contents.to_vec(),
         };
-        files.push(match name {
-            "config.json" => (
-                name,
-                config::adapt(file.path(), contents, &plan.quantization)?,
-            ),
-            _ => (name, contents.to_vec()),
-        });
-    }
-    Ok(files)
-}
-
-fn write_file(
-    staging: &Staging,
-    name: &str,
-    contents: &[u8],
-    needed_bytes: u64,
-) -> Result<(), ConvertError> {
-    File::create_new(staging.path(name))
-        .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
-        .map_err(SynthError::write(&staging.target(name), needed_bytes))?;
-    Ok(())
+        Ok((name.to_owned(), contents))
+    });
+    contents.collect()
 }

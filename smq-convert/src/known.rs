@@ -5,27 +5,50 @@ use smq_model::{ConfigFile, Error};
 use crate::error::ConvertError;
 use crate::source::Checkpoint;
 
+/// What config.json implies, where `has` tells which tensors there are. `None` without a
+/// config.json, and of an architecture that is not known: such a checkpoint can be converted,
+/// though not run.
+///
+/// # Errors
+/// A config that is not JSON or contradicts itself, or the tensors.
+pub(crate) fn implied(
+    files: &smq_model::Checkpoint,
+    has: impl Fn(&str) -> bool,
+) -> Result<Option<ConfigFile>, ConvertError> {
+    let Some(json) = files.json("config.json")? else {
+        return Ok(None);
+    };
+    let problem = |problem: String| ConvertError::Config {
+        path: files.config_path(),
+        problem,
+    };
+    match ConfigFile::from_object(&json).and_then(|file| file.with_tensors(has)) {
+        Ok(file) => Ok(Some(file)),
+        Err(Error::Architecture { .. }) => Ok(None),
+        Err(Error::Config(reason)) => Err(problem(reason)),
+        Err(other) => Err(problem(other.to_string())),
+    }
+}
+
 /// Every tensor that the config implies is there, with its shape. A checkpoint without config.json or of
-/// another architecture passes: it can be converted, though not run.
+/// another architecture passes where it has what its shard index lists.
 ///
 /// # Errors
 /// The first tensor that is missing or has another shape; a config that contradicts itself.
 pub(crate) fn check_against_config(checkpoint: &Checkpoint) -> Result<(), ConvertError> {
-    let path = checkpoint.config_path();
-    let Some(json) = checkpoint.files().file("config.json") else {
-        return Ok(());
-    };
+    let files = checkpoint.files();
     let problem = |problem: String| ConvertError::Config {
-        path: path.clone(),
+        path: checkpoint.config_path(),
         problem,
     };
-    let read = ConfigFile::from_json(json)
-        .and_then(|file| file.with_tensors(|name| checkpoint.tensor(name).is_some()));
-    let file = match read {
-        Ok(file) => file,
-        Err(Error::Architecture { .. }) => return Ok(()),
-        Err(Error::Config(reason)) => return Err(problem(reason)),
-        Err(other) => return Err(problem(other.to_string())),
+    let Some(file) = implied(files, |name| checkpoint.tensor(name).is_some())? else {
+        return match files.absent().next() {
+            Some((name, _)) => Err(ConvertError::Config {
+                path: checkpoint.path().to_path_buf(),
+                problem: format!("tensor {name:?} {}", files.why_absent(name)),
+            }),
+            None => Ok(()),
+        };
     };
     let defaults = file.defaults_in_words();
     let defaults = defaults.map_or(String::new(), |words| format!("; {words}"));
@@ -34,8 +57,9 @@ pub(crate) fn check_against_config(checkpoint: &Checkpoint) -> Result<(), Conver
         match checkpoint.tensor(&name) {
             None => {
                 return Err(problem(format!(
-                    "implies a tensor {name:?} {shape:?} that {} does not have; the checkpoint is incomplete or the config is another model's{defaults}",
-                    checkpoint.path().display()
+                    "implies a tensor {name:?} {shape:?} that {}; the checkpoint is incomplete or the \
+                     config is another model's{defaults}",
+                    files.why_absent(&name)
                 )));
             }
             Some(tensor) if tensor.shape != shape => {

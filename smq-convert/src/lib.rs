@@ -22,6 +22,7 @@ pub mod quantize;
 pub mod source;
 mod source_hash;
 pub mod synth;
+mod unread;
 
 pub use auto::{Auto, AutoOptions, Goal, sensitivity::Sensitivity};
 pub use choice::Choice;
@@ -30,3 +31,4 @@ pub use error::ConvertError;
 pub use plan::{Plan, Target};
 pub use quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
 pub use source::Checkpoint;
+pub use unread::Reader;

@@ -12,6 +12,7 @@ use crate::choice::Choice;
 use crate::error::ConvertError;
 use crate::quantize::{Method, ScaleChoice};
 use crate::source::{Checkpoint, SourceTensor};
+use crate::unread::Reader;
 
 /// Which tensors are quantized. Only matrices ever are.
 #[derive(Debug, Clone)]
@@ -45,9 +46,10 @@ impl Target {
             }
     }
 
-    /// Whether a tensor is selected and has elements.
+    /// Whether a tensor is selected, has elements, and is not one that nobody reads.
     pub fn takes(&self, tensor: &SourceTensor) -> bool {
-        self.selects(&tensor.name, tensor.shape.len()) && tensor.elems() > 0
+        let selected = self.selects(&tensor.name, tensor.shape.len());
+        selected && tensor.elems() > 0 && tensor.reader != Reader::Nobody
     }
 
     /// The error where it takes none.

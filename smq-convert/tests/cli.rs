@@ -78,7 +78,11 @@ fn failures_exit_with_1_and_usage_with_2() {
     let (source, out) = (fixture(), out.to_str().unwrap());
     let source = source.to_str().unwrap();
     let cases: [(&[&str], i32, &str); 7] = [
-        (&["no-such-dir", out], 1, "no-such-dir: cannot open it"),
+        (
+            &["no-such-dir", out],
+            1,
+            "no-such-dir: no such file or directory",
+        ),
         (&[source], 1, "no output file given"),
         (&["--mbits", "11", source, out], 2, "11 is not in -1..=10"),
         (

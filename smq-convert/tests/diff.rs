@@ -63,13 +63,13 @@ fn a_file_is_identical_to_itself_and_to_its_copy() {
     for other in ["a.smq", "b.smq"] {
         let bytes = std::fs::metadata(dir.path().join("a.smq")).unwrap().len();
         let found = text(&dir, &["a.smq", other], 0);
-        let start = format!("A  a.smq\nB  {other}\n\nidentical: 27 tensors, 39 blobs, ");
+        let start = format!("A  a.smq\nB  {other}\n\nidentical: 27 tensors, 40 blobs, ");
         assert!(found.starts_with(&start), "{found}");
         let found = json_of(&dir, &["a.smq", other], 0);
         assert_eq!(found["identical"], true);
         assert_eq!(
             found["blobs"],
-            json!({"equal": 39, "differing": 0, "only_in_a": 0, "only_in_b": 0})
+            json!({"equal": 40, "differing": 0, "only_in_a": 0, "only_in_b": 0})
         );
         assert_eq!(
             (&found["file"], &found["tensors"]),
@@ -172,7 +172,7 @@ fn without_statistics_only_they_differ() {
     remove_statistics(&dir.path().join("b.smq")).unwrap();
     let found = json_of(&dir, &["a.smq", "b.smq"], 1);
     assert_eq!(found["tensors"], json!([]));
-    assert_eq!(found["blobs"]["equal"], 39);
+    assert_eq!(found["blobs"]["equal"], 40);
     assert_eq!(found["mean_rel_mse_b"], Value::Null);
     let changes = found["file"].as_array().unwrap();
     let whats: Vec<_> = changes
@@ -183,7 +183,7 @@ fn without_statistics_only_they_differ() {
     assert_eq!(changes[1]["b"], "none");
     let found = text(&dir, &["a.smq", "b.smq"], 1);
     let end =
-        "differ: 0 of 27 tensors in both, 39 of 39 blobs equal, mean rel. MSE 1.394e-2 -> none\n";
+        "differ: 0 of 27 tensors in both, 40 of 40 blobs equal, mean rel. MSE 1.394e-2 -> none\n";
     assert!(found.ends_with(end), "{found}");
 }
 

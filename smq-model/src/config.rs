@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::architecture::{Activation, Architecture, BiasRule, Biases, WindowRule, Windows};
 use crate::error::{Error, Result};
+use crate::json::parse_object;
 use crate::names::{self, TensorSpec};
 use crate::rope::{RopeConfig, RopeScaling};
 use crate::source::Source;
@@ -81,12 +82,16 @@ impl ModelConfig {
     /// [`Error::Model`] if it holds no config.json; [`Error::Config`] for a directory whose weights
     /// are quantized.
     pub fn of(source: &Source) -> Result<Self> {
-        let json = source.require("config.json")?;
+        let json = source.require_json("config.json")?;
+        Self::of_object(source, &json).map_err(|e| e.in_config(|| source.file_label("config.json")))
+    }
+
+    fn of_object(source: &Source, json: &Map<String, Value>) -> Result<Self> {
         // The config.json of a .smq may still say how the checkpoint was quantized before.
         if source.smq().is_none() {
             refuse_quantized(json)?;
         }
-        let file = ConfigFile::from_json(json)?;
+        let file = ConfigFile::from_object(json)?;
         let file = file.with_tensors(|name| source.contains(name))?;
         if let Some(defaults) = file.defaults_in_words() {
             let tensors = file.tensors().into_iter();
@@ -155,9 +160,7 @@ impl ConfigFile {
     /// is not a JSON object, and for values that decide the tensors and that are out of range or
     /// contradict each other.
     pub fn from_json(json: &[u8]) -> Result<Self> {
-        let json: Map<String, Value> = serde_json::from_slice(json)
-            .map_err(|e| Error::Config(format!("not a JSON object: {e}")))?;
-        Self::from_object(&json)
+        Self::from_object(&parse_object("config.json", json)?)
     }
 
     /// As [`ConfigFile::from_json`], of JSON that is parsed.
@@ -448,10 +451,10 @@ fn check_dimensions(c: &ModelConfig) -> Read<()> {
 }
 
 /// A directory whose config.json says that its weights are quantized.
-fn refuse_quantized(json: &[u8]) -> Result<()> {
-    const KEY: &str = "quantization_config";
-    let json: Value = serde_json::from_slice(json).unwrap_or_default();
-    let Some(value) = json.get(KEY).filter(|value| !value.is_null()) else {
+fn refuse_quantized(json: &Map<String, Value>) -> Result<()> {
+    const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
+    let given = |key| Some((key, json.get(key).filter(|value| !value.is_null())?));
+    let Some((key, value)) = KEYS.into_iter().find_map(given) else {
         return Ok(());
     };
     let method = match &value["quant_method"] {
@@ -459,7 +462,7 @@ fn refuse_quantized(json: &[u8]) -> Result<()> {
         method => format!("quant_method {method}"),
     };
     Err(Error::Config(format!(
-        "{KEY} is there, with {method}: smq-run reads quantized weights from .smq files alone; convert the checkpoint \
+        "{key} is there, with {method}: smq-run reads quantized weights from .smq files alone; convert the checkpoint \
          with smq-convert, or remove the key if its weights are not quantized"
     )))
 }

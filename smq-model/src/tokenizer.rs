@@ -24,16 +24,15 @@ impl Tokenizer {
     /// [`Error::Model`] if tokenizer.json is absent, [`Error::Tokenizer`] or [`Error::Template`] if
     /// a file cannot be used.
     pub fn load(source: &Source) -> Result<Self> {
-        let json = std::str::from_utf8(source.require("tokenizer.json")?)
-            .map_err(|e| Error::Tokenizer(format!("tokenizer.json is not UTF-8: {e}")))?;
-        let inner = tokenizers::Tokenizer::from_str(json)
-            .map_err(|e| Error::Tokenizer(format!("tokenizer.json cannot be read: {e}")))?;
-        let config: Value = match source.file("tokenizer_config.json") {
-            Some(json) => serde_json::from_slice(json).map_err(|e| {
-                Error::Tokenizer(format!("tokenizer_config.json is not valid JSON: {e}"))
-            })?,
-            None => Value::Null,
-        };
+        let json = source.require_text("tokenizer.json")?;
+        let inner = tokenizers::Tokenizer::from_str(json).map_err(|e| {
+            Error::file(
+                source.file_label("tokenizer.json"),
+                format!("cannot be read as a tokenizer: {e}"),
+            )
+        })?;
+        let config = source.json("tokenizer_config.json")?;
+        let config = config.map_or(Value::Null, Value::Object);
         let chat = ChatTemplate::new(&config, source.file("chat_template.jinja"))?;
         let special = |name: &str| {
             let value = &config[name];

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
+use smq_convert::cli::print_notes;
 use smq_convert::inspect;
 use smq_convert::{Checkpoint, Method, ScaleChoice, ScaleRule, Target};
 
@@ -66,6 +67,7 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
         )
     })?;
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
+    print_notes(checkpoint.notes());
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("{}: cannot create it", options.out.display()))?;
     let (line, protocol) = measure(

@@ -173,6 +173,7 @@ mod tests {
                     shard: 0,
                     range: 0..8192,
                     packed: None,
+                    reader: crate::Reader::Model,
                 };
                 read.is_of(&read.points[0], &tensor)
             })

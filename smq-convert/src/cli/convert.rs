@@ -12,7 +12,7 @@ use smq_format::Family;
 
 use super::auto::{AutoArgs, Width, print_choice, print_total};
 use super::export::{self, ExportArgs};
-use super::{progress_bar, words};
+use super::{print_notes, progress_bar, words};
 use crate::{
     Auto, AutoOptions, Checkpoint, ConvertOptions, Method, Plan, QuantizeOptions, ScaleChoice,
     ScaleRule, Summary, Target, auto, convert, convert_auto, dry_run, dry_run_auto, synth,
@@ -202,6 +202,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         return export::run(&path, args.out, format, args.force, interrupts());
     }
     let mut checkpoint = Checkpoint::open(&path)?;
+    print_notes(checkpoint.notes());
     if args.requantize {
         anyhow::ensure!(
             checkpoint.import().is_some(),
@@ -421,6 +422,15 @@ fn print_summary(
     }
     writeln!(out, "{rows}")?;
     print_import(&mut out, checkpoint)?;
+    if let [first, rest @ ..] = summary.not_finite.as_slice() {
+        let more = match rest.len() {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        print_notes(&[format!(
+            "carried along although not finite, since no weights: {first}{more}"
+        )]);
+    }
     if checkpoint.files().file("config.json").is_none() {
         writeln!(
             out,

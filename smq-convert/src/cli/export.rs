@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use indicatif::DecimalBytes;
-use smq_format::{Dtype, SmqFile};
+use smq_format::Dtype;
 
 use super::progress_bar;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, export};
@@ -88,7 +88,7 @@ pub(super) fn run(
     force: bool,
     interrupted: &'static AtomicBool,
 ) -> anyhow::Result<()> {
-    let file = SmqFile::open(input)?;
+    let file = smq_model::open_smq(input)?;
     let out_dir = out_dir.context("no output directory given; name it after the .smq file")?;
     let options = ExportOptions {
         format,

@@ -28,6 +28,13 @@ pub fn exit_with(result: anyhow::Result<ExitCode>, error_code: ExitCode) -> Exit
     }
 }
 
+/// Tells what was taken and what was left, where there was a choice.
+pub fn print_notes(notes: &[String]) {
+    for note in notes {
+        eprintln!("note: {note}");
+    }
+}
+
 /// An error and its causes, without those that the text before already gives.
 fn sentence(error: &anyhow::Error) -> String {
     let mut out = error.to_string();

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+use smq_model::parse_object;
 
 use crate::error::ConvertError;
 use crate::synth::config::pretty;
@@ -39,12 +40,8 @@ pub(super) fn adapt(
     text: &[u8],
     quantization: &Option<Value>,
 ) -> Result<Vec<u8>, ConvertError> {
-    let not_an_object = |reason: String| ConvertError::Export {
-        path: smq.to_path_buf(),
-        problem: format!("its config.json is not a JSON object: {reason}"),
-    };
-    let mut json: Map<String, Value> =
-        serde_json::from_slice(text).map_err(|e| not_an_object(e.to_string()))?;
+    let label = format!("{}: embedded config.json", smq.display());
+    let mut json = parse_object(&label, text)?;
     let text = match json.remove(KEY) {
         Some(_) => pretty(&json),
         None => text.to_vec(),
@@ -82,6 +79,18 @@ mod tests {
         assert_eq!(empty, " {\n  \"quantization_config\": 1\n}\n");
     }
 
+    /// Python's JSON has infinities, and a config.json may hold one.
+    #[test]
+    fn an_infinity_stays() {
+        let text = "{\"time_step_limit\": [0.0, Infinity]}\n";
+        assert_eq!(adapted(text, None), text);
+        let packed = adapted(text, Some(json!(1)));
+        assert!(
+            packed.starts_with("{\"time_step_limit\": [0.0, Infinity],\n"),
+            "{packed}"
+        );
+    }
+
     #[test]
     fn an_older_quantization_goes() {
         let text = r#"{"a": 1, "quantization_config": {"bits": 8}}"#;
@@ -97,7 +106,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .starts_with("a.smq: its config.json is not"),
+                .starts_with("a.smq: embedded config.json: holds a JSON array"),
             "{error}"
         );
     }

@@ -11,6 +11,7 @@ use super::config::{Declared, declared};
 use super::{Form, Import, Layout, Packed, REMEDY, refused};
 use crate::error::ConvertError;
 use crate::source::SourceTensor;
+use crate::unread::Reader;
 
 /// Ends of the names of an int4 tensor's parts, the integers first.
 const PACK_QUANTIZED: [&str; 5] = [
@@ -22,16 +23,16 @@ const PACK_QUANTIZED: [&str; 5] = [
 ];
 const GPTQ: [&str; 4] = [".qweight", ".scales", ".qzeros", ".g_idx"];
 
-/// Turns what the files hold into tensors, int4 ones from their parts, as config.json declares.
+/// Turns what the files hold, `stored`, into tensors, int4 ones from their parts, as config.json declares.
 ///
 /// # Errors
 /// A quantization, or a part of one, that cannot be imported; an element type that .smq does not hold.
 pub(crate) fn assemble(
     files: &Checkpoint,
+    stored: Vec<Stored>,
 ) -> Result<(Vec<SourceTensor>, Option<Import>), ConvertError> {
     let (config_path, shards) = (&files.config_path(), files.shards());
-    let stored = files.tensors().to_vec();
-    let config = quantization_config(files);
+    let config = quantization_config(files)?;
     let declared = match &config {
         Some(config) => declared(config_path, config)?,
         None => {
@@ -115,11 +116,11 @@ pub(crate) fn assemble(
     Ok((tensors, Some(import)))
 }
 
-/// The config's `quantization_config`. A file that is no JSON is reported when it is checked against the tensors.
-fn quantization_config(files: &Checkpoint) -> Option<Value> {
-    let mut config: Value = serde_json::from_slice(files.file("config.json")?).ok()?;
-    let value = config.get_mut("quantization_config")?.take();
-    (!value.is_null()).then_some(value)
+/// The config's `quantization_config`.
+fn quantization_config(files: &Checkpoint) -> Result<Option<Value>, ConvertError> {
+    let config = files.json("config.json")?;
+    let value = config.and_then(|mut config| config.remove("quantization_config"));
+    Ok(value.filter(|value| !value.is_null()))
 }
 
 fn refuse_undeclared(
@@ -159,6 +160,7 @@ fn plain(stored: Stored, shards: &[Shard]) -> Result<SourceTensor, ConvertError>
         shard: stored.shard,
         range: stored.range,
         packed: None,
+        reader: Reader::PerhapsModel,
     })
 }
 
@@ -258,6 +260,7 @@ impl Parts<'_> {
                 scale_shard: scales.shard,
                 scale_range: scales.range,
             }),
+            reader: Reader::PerhapsModel,
         })
     }
 

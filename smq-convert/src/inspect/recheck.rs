@@ -18,6 +18,8 @@ pub struct RecheckReport {
     pub tensors: usize,
     /// Figures that do not hold, in index order; empty where all hold.
     pub differences: Vec<Difference>,
+    /// What the checkpoint's reader has to say ([`Checkpoint::notes`]).
+    pub notes: Vec<String>,
 }
 
 /// A figure that does not hold.
@@ -65,7 +67,10 @@ pub fn recheck(
             file.path().display()
         ))
     })?;
-    let mut report = RecheckReport::default();
+    let mut report = RecheckReport {
+        notes: source.notes().to_vec(),
+        ..RecheckReport::default()
+    };
     for view in file.tensors() {
         let tensor = find(file, &source, &view)?;
         match view.data() {

@@ -28,8 +28,7 @@ impl SynthConfig {
             problem,
         };
         let text = std::fs::read(path).map_err(SynthError::io("read", path))?;
-        let original: Map<String, Value> = serde_json::from_slice(&text)
-            .map_err(|error| problem(format!("not a JSON object: {error}")))?;
+        let original = smq_model::parse_object(&path.display().to_string(), &text)?;
         let mut json = original.clone();
         if let Some(layers) = layers {
             json.insert("num_hidden_layers".to_owned(), layers.into());

@@ -15,9 +15,6 @@ pub enum SynthError {
         /// The key, its value and what was expected.
         problem: String,
     },
-    /// The config is of a model that cannot be read.
-    #[error(transparent)]
-    Model(smq_model::Error),
     /// The shard limit is zero.
     #[error("shard size is 0 bytes, expected at least 1")]
     ZeroShardBytes,
@@ -27,6 +24,9 @@ pub enum SynthError {
         /// The tokenizer directory.
         path: PathBuf,
     },
+    /// A file cannot be read.
+    #[error(transparent)]
+    Model(#[from] smq_model::Error),
     /// The output path exists and is not a directory.
     #[error("{}: exists and is not a directory", .path.display())]
     NotADirectory {
@@ -40,6 +40,16 @@ pub enum SynthError {
         path: PathBuf,
         /// One of the names in it.
         found: String,
+    },
+    /// The output directory holds an adapter.
+    #[error(
+        "{}: an adapter's configuration, with which transformers would add its weights to the model \
+         that is to be written beside it; move the adapter away, or choose another directory",
+        .path.display()
+    )]
+    Adapter {
+        /// The adapter's configuration.
+        path: PathBuf,
     },
     /// The output directory is where the config or the tokenizer is read from.
     #[error("{}: output directory holds the input {}; synthetic weights would replace the real ones, so choose another", .path.display(), .input.display())]

@@ -254,8 +254,8 @@ fn gptq_tensors_that_are_refused() {
             format!("{FILE}.qweight\" holds packed integers; DIR/config.json has no quantization_config that says which; put the config.json of the quantized checkpoint beside it"),
         ),
         (
-            |g| g.tensors.push(("x".to_owned(), StDtype::I64, vec![1], vec![0; 8])),
-            "model.safetensors: tensor \"x\" has dtype i64; smq-convert reads bf16, f16 and f32".to_owned(),
+            |g| g.tensors.push(("x.weight".to_owned(), StDtype::I64, vec![1], vec![0; 8])),
+            "model.safetensors: tensor \"x.weight\" has dtype i64; smq-convert reads bf16, f16 and f32".to_owned(),
         ),
         (
             |g| g.tensor("scales").3[2..4].copy_from_slice(&[0, 0x7c]),

@@ -20,6 +20,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
 use crate::eval::task::{Prompts, Task};
+use smq_convert::cli::print_notes;
 use smq_engine::{Device, Engine};
 use smq_model::Source;
 
@@ -142,6 +143,7 @@ impl Opened {
         let start = Instant::now();
         let source =
             Source::open(model).with_context(|| format!("cannot load {}", model.display()))?;
+        print_notes(source.notes());
         let opening = start.elapsed();
         if global.verify {
             source.verify()?;

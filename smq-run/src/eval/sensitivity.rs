@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use smq_convert::auto::products::product;
+use smq_convert::cli::print_notes;
 use smq_convert::{Checkpoint, ScaleChoice, ScaleRule, Target};
 use smq_format::SmqFile;
 
@@ -114,6 +115,7 @@ pub fn run(
     progress: &mut dyn FnMut(usize, usize, &str),
 ) -> anyhow::Result<Sensitivity> {
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
+    print_notes(checkpoint.notes());
     let units = units(&checkpoint, options);
     ensure!(
         !units.is_empty(),

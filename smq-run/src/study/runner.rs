@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use smq_convert::cli::print_notes;
 use smq_convert::{Checkpoint, ConvertOptions, convert};
 use smq_format::SmqFile;
 
@@ -78,6 +79,7 @@ pub fn run(options: &MatrixOptions) -> anyhow::Result<Outcome> {
         options.model.display()
     );
     let checkpoint = Checkpoint::open(&options.model)?;
+    print_notes(checkpoint.notes());
     let model = identity::checkpoint(&checkpoint)?;
     let config = ModelConfig::from_json(&std::fs::read(checkpoint.config_path())?)?;
     let surroundings = Surroundings::new(&contract, model);

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use smq_convert::cli::print_notes;
 use smq_convert::{AutoOptions, Checkpoint, Goal, Sensitivity, convert_auto};
 
 use super::kl::Base;
@@ -83,6 +84,7 @@ struct Plan {
 /// measuring meets first; finished cells stay.
 pub fn run(options: &SuiteOptions, progress: &mut dyn Progress) -> anyhow::Result<Summary> {
     let source = Source::open(&options.checkpoint)?;
+    print_notes(source.notes());
     let tokenizer = Tokenizer::load(&source)?;
     let mut base = smq_engine::load(&source, options.device, options.max_tokens)?;
     let plan = Plan::new(options, &source, &tokenizer, &*base)?;
