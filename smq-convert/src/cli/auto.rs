@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{bail, ensure};
 use clap::Args;
 
-use super::convert::table;
+use super::summary::table;
 use crate::auto::{Auto, AutoOptions, ChosenTensor, Goal, sensitivity::Sensitivity};
 use crate::choice::rule_name;
 use crate::quantize::ScaleRule;

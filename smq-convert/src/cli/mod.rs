@@ -4,6 +4,7 @@ mod auto;
 pub mod convert;
 mod export;
 mod progress;
+mod summary;
 
 use std::process::ExitCode;
 

@@ -115,6 +115,7 @@ pub fn run(
     progress: &mut dyn FnMut(usize, usize, &str),
 ) -> anyhow::Result<Sensitivity> {
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
+    options.target.check(&checkpoint)?;
     let units = units(&checkpoint, options);
     ensure!(
         !units.is_empty(),
