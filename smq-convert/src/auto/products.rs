@@ -1,7 +1,12 @@
-//! Which matrices are multiplied as one: smq-run's CUDA engine stores those alike.
+//! Which matrices are multiplied as one: smq-run's CUDA engine stores those alike, and so does vLLM.
 
-/// Projections of the same input that the engine multiplies as one.
-const FUSED: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]];
+/// Projections of the same input that are multiplied as one; the last two are DeepSeek's and InternLM2's.
+const FUSED: [&[&str]; 4] = [
+    &["q_proj", "k_proj", "v_proj"],
+    &["gate_proj", "up_proj"],
+    &["q_a_proj", "kv_a_proj_with_mqa"],
+    &["w1", "w3"],
+];
 
 /// Indices of `names` by product, in the order of each product's first.
 #[must_use]
