@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::error::ConvertError;
-use crate::plan::Target;
-use crate::quantize::{Method, ScaleRule};
+use crate::import::{Grouping, Packed};
+use crate::quantize::{Method, QuantizeOptions, ScaleRule};
 use crate::source::Checkpoint;
+use crate::target::Target;
 
 /// Provenance key of the scale rule; followed by a space and a tensor's name, of that tensor's where it is another.
 const SCALE_RULE: &str = "scale_rule";
@@ -20,28 +21,52 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The same method for every tensor that `target` selects, and for those that are int4 already.
+    /// The same method for every tensor that `target` selects, and for those that are int4 already. Where their
+    /// integers are kept, these keep their groups too.
     ///
     /// # Errors
-    /// [`ConvertError::NothingToQuantize`].
+    /// [`ConvertError::NothingToQuantize`]; what [`Target::check`] refuses.
     pub fn uniform(
         checkpoint: &Checkpoint,
         target: &Target,
         method: Method,
     ) -> Result<Self, ConvertError> {
-        let quantized = |t: &crate::source::SourceTensor| t.packed.is_some() || target.takes(t);
+        target.check(checkpoint)?;
+        let kept = |packed: &Packed| match method {
+            Method::Int4(options) if checkpoint.keeps_codes() => Method::Int4(QuantizeOptions {
+                group: packed.group,
+                ..options
+            }),
+            method => method,
+        };
         let methods: Vec<_> = checkpoint
             .tensors()
             .iter()
-            .map(|t| quantized(t).then_some(method))
+            .map(|t| match &t.packed {
+                Some(packed) => Some(kept(packed)),
+                None => target.takes(t).then_some(method),
+            })
             .collect();
         if methods.iter().all(Option::is_none) {
             return Err(target.selects_nothing(checkpoint));
         }
-        let mut parameters = BTreeMap::from([("target".to_owned(), target.name().to_owned())]);
+        let mut parameters = BTreeMap::new();
+        // What an import takes is said by the import's own parameters.
+        let imported = matches!(target, Target::Imported);
+        if !imported {
+            parameters.insert("target".to_owned(), target.name().to_owned());
+        }
         parameters.extend(match method {
             Method::Int4(int4) => vec![
-                ("group_size".to_owned(), int4.group.to_string()),
+                (
+                    "group_size".to_owned(),
+                    match checkpoint.import().map(|import| import.grouping) {
+                        Some(Grouping::Row) if imported && checkpoint.keeps_codes() => {
+                            "row".to_owned()
+                        }
+                        _ => int4.group.to_string(),
+                    },
+                ),
                 (SCALE_RULE.to_owned(), int4.rule.to_string()),
                 ("scales".to_owned(), int4.scales.to_string()),
             ],

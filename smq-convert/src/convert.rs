@@ -9,12 +9,13 @@ use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
 use crate::auto::{Auto, AutoOptions, choose, measured_bytes};
 use crate::choice::Choice;
 use crate::error::ConvertError;
-use crate::import::Form;
+use crate::import::Grouping;
 use crate::known::check_against_config;
-use crate::plan::{Plan, Target, plan, sources};
+use crate::plan::{Plan, plan, sources};
 use crate::quantize::{Method, QuantizeError, Quantized, ScaleRule, keep};
 use crate::source::{Checkpoint, SourceTensor};
 use crate::source_hash::SourceHasher;
+use crate::target::Target;
 
 /// What to make of a checkpoint.
 #[derive(Debug, Clone)]
@@ -360,7 +361,7 @@ fn provenance(checkpoint: &Checkpoint, choice: &Choice) -> Provenance {
             false => CODES_REQUANTIZED,
         };
         parameters.insert("import".to_owned(), import.form.name().to_owned());
-        if let Form::Gptq { stored_zero } = import.form {
+        if let Some(stored_zero) = import.form.stored_zero() {
             parameters.insert("import_stored_zero".to_owned(), stored_zero.to_string());
         }
         parameters.insert(IMPORT_CODES.to_owned(), codes.to_owned());
@@ -411,10 +412,11 @@ pub(crate) fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(
     let Some(import) = import else {
         return Ok(());
     };
-    if options.group != import.group {
+    if let Grouping::Runs(group) = import.grouping
+        && options.group != group
+    {
         let rule = format!(
-            "the checkpoint's integers have groups of {}, and are kept; pass --requantize to make new ones",
-            import.group
+            "the checkpoint's integers have groups of {group}, and are kept; pass --requantize to make new ones"
         );
         return wrong("--group-size", options.group.to_string(), rule);
     }

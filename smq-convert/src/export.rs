@@ -5,8 +5,11 @@
 //! ```
 //!
 //! Two forms. Dequantized safetensors hold `w' = q s'` in f32, which is exact, or rounded to bf16. The compressed-tensors
-//! form `pack-quantized` keeps the integers and holds the scales in bf16, which is exact for E5Mx up to x = 7.
+//! form `pack-quantized` keeps the integers and holds the scales in bf16, which is exact for E5Mx up to x = 7, or in f16
+//! where that is exact and bf16 is not. config.json says the element type and the quantization that are written, and
+//! names no code that is not there.
 
+mod alike;
 mod config;
 mod elements;
 mod plan;
@@ -25,7 +28,7 @@ use crate::synth::shards::{fill_shards, shard_name};
 use crate::synth::staging::Staging;
 use smq_model::{SHARD_INDEX, is_side_file};
 
-pub use elements::Rounding;
+pub use elements::{Half, Rounding};
 use plan::Plan;
 
 /// What to write.
@@ -62,8 +65,14 @@ pub struct ExportSummary {
     pub group: Option<usize>,
     /// Bytes of tensor data.
     pub tensor_bytes: u64,
-    /// What rounding to bf16 did: to the quantized tensors' weights, or to their scales.
+    /// What rounding did: to the quantized tensors' weights, or to their scales.
     pub rounding: Rounding,
+    /// Element type of the scales, where they are written.
+    pub scales: Option<Half>,
+    /// Element type with which config.json has the model loaded, where it says one.
+    pub model_dtype: Option<Dtype>,
+    /// config.json or tokenizer_config.json named code of their own, which is not exported.
+    pub named_code: bool,
     /// The file's statistics are damaged; the weights are not.
     pub statistics_damaged: bool,
     /// Whether the file has a config.json.
@@ -89,11 +98,11 @@ pub fn export(
     progress: ExportProgress,
 ) -> Result<ExportSummary, ConvertError> {
     let started = Instant::now();
-    let plan = Plan::new(file, options.format)?;
+    let mut plan = Plan::new(file, options.format)?;
     let staging = Staging::open(out_dir, options.force, &[])?;
     let total_bytes = blob_bytes(file) + plan.tensor_bytes;
     let statistics_damaged = verify(file, total_bytes, progress)?;
-    let rounding = plan.check_scales(file, options.format)?;
+    let settled = plan.settle_scales(file, options.format)?;
 
     let sized = plan.outputs.iter().map(|o| (o, o.bytes()));
     let groups = fill_shards(sized, options.shard_bytes);
@@ -103,7 +112,7 @@ pub fn export(
         total_bytes,
         done_bytes: blob_bytes(file),
         tensor_bytes: plan.tensor_bytes,
-        rounding,
+        rounding: settled.map(|(_, rounding)| rounding).unwrap_or_default(),
         progress,
     };
     let mut weight_map = BTreeMap::new();
@@ -134,6 +143,14 @@ pub fn export(
         group: plan.group,
         tensor_bytes: plan.tensor_bytes,
         rounding,
+        scales: settled.map(|(scales, _)| scales),
+        model_dtype: plan
+            .edit
+            .dtype
+            .or(file.embedded("config.json").and_then(config::dtype_of)),
+        named_code: ["config.json", "tokenizer_config.json"]
+            .iter()
+            .any(|name| file.embedded(name).and_then(config::without_code).is_some()),
         statistics_damaged,
         has_config: names.iter().any(|name| name == "config.json"),
         elapsed: started.elapsed(),
@@ -180,7 +197,10 @@ fn embedded_files(file: &SmqFile, plan: &Plan) -> Result<Vec<(String, Vec<u8>)>,
     let contents = known.map(|name| {
         let contents = file.embedded(name).unwrap_or_default();
         let contents = match name {
-            "config.json" => config::adapt(file.path(), contents, &plan.quantization)?,
+            "config.json" => config::adapt(file.path(), contents, &plan.edit)?,
+            "tokenizer_config.json" => {
+                config::without_code(contents).unwrap_or_else(|| contents.to_vec())
+            }
             _ => contents.to_vec(),
         };
         Ok((name.to_owned(), contents))

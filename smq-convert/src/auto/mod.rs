@@ -21,9 +21,9 @@ use sensitivity::Sensitivity;
 use crate::choice::{Choice, rule_parameters};
 use crate::convert::{Progress, check_options, pool};
 use crate::error::ConvertError;
-use crate::plan::Target;
 use crate::quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
 use crate::source::{Checkpoint, SourceTensor};
+use crate::target::Target;
 
 /// What bounds the choice.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -112,6 +112,7 @@ pub fn choose(
     progress: Progress,
 ) -> Result<Auto, ConvertError> {
     check(checkpoint, options)?;
+    options.target.check(checkpoint)?;
     let tensors: Vec<&SourceTensor> = selected(checkpoint, &options.target).collect();
     if tensors.is_empty() {
         return Err(options.target.selects_nothing(checkpoint));

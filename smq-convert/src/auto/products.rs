@@ -1,10 +1,13 @@
-//! Which matrices are multiplied as one: smq-run's CUDA engine stores those alike.
+//! Which matrices are multiplied as one: smq-run's CUDA engine stores those alike, and so does vLLM.
 
 use smq_model::architecture::{ARCHITECTURES, GateUp, Qkv};
 
-/// Projections of the same input that the engine multiplies as one, such as `self_attn.q_proj` and its like.
+/// DeepSeek's and InternLM2's, which smq-run does not run but vLLM does.
+const ELSEWHERE: [&[&str]; 2] = [&["q_a_proj", "kv_a_proj_with_mqa"], &["w1", "w3"]];
+
+/// Projections of the same input that are multiplied as one, such as `self_attn.q_proj` and its like.
 fn fused() -> impl Iterator<Item = &'static [&'static str]> {
-    ARCHITECTURES.iter().flat_map(|architecture| {
+    let known = ARCHITECTURES.iter().flat_map(|architecture| {
         let names = &architecture.projections;
         let qkv = match &names.qkv {
             Qkv::Apart(names) => names.as_slice(),
@@ -15,7 +18,8 @@ fn fused() -> impl Iterator<Item = &'static [&'static str]> {
             GateUp::Fused(_) => &[],
         };
         [qkv, gate_up]
-    })
+    });
+    known.chain(ELSEWHERE)
 }
 
 /// `q_proj` of `self_attn.q_proj`.

@@ -8,7 +8,7 @@ use clap::Args;
 use smq_format::MantissaBits;
 use smq_format::scale::MAX_MANTISSA_BITS;
 
-use super::convert::table;
+use super::summary::table;
 use crate::auto::{Auto, AutoOptions, ChosenTensor, Goal, sensitivity::Sensitivity};
 use crate::quantize::ScaleRule;
 use crate::{Checkpoint, Target};

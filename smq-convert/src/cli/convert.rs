@@ -1,21 +1,21 @@
 //! The command line of `smq-convert`.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use comfy_table::{CellAlignment, Table, presets};
 use indicatif::DecimalBytes;
 use smq_format::Family;
 
-use super::auto::{AutoArgs, Width, print_choice, print_total};
+use super::auto::{AutoArgs, Width};
 use super::export::{self, ExportArgs};
+use super::summary::About;
 use super::{print_notes, progress_bar, words};
+use crate::import::{Grouping, exact_scales};
 use crate::{
-    Auto, AutoOptions, Checkpoint, ConvertOptions, Method, Plan, QuantizeOptions, ScaleChoice,
-    ScaleRule, Summary, Target, auto, convert, convert_auto, dry_run, dry_run_auto, synth,
+    AutoOptions, Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule,
+    Target, auto, convert, convert_auto, dry_run, dry_run_auto, synth,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
@@ -46,7 +46,7 @@ enum Command {
 #[derive(Args)]
 struct ConvertArgs {
     /// A Hugging Face checkpoint directory, or one .safetensors file; with --to, a .smq file. Int4 checkpoints
-    /// (compressed-tensors pack-quantized, GPTQ; symmetric) keep their integers
+    /// (compressed-tensors pack-quantized, GPTQ, AutoRound; symmetric) keep their integers and scales
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: Option<PathBuf>,
     /// The file to write; with --to, a directory
@@ -57,7 +57,8 @@ struct ConvertArgs {
     #[arg(long, value_parser = words::family(), default_value_t = Family::Int4)]
     scheme: Family,
     /// int4: mantissa bits of the E5Mx scales, 0 to 10; -1 keeps exact f32 scales; auto chooses them for each tensor
-    /// from measured errors, and what stays as it is [default: 5]
+    /// from measured errors, and what stays as it is [default: 5, or the narrowest format that holds an int4
+    /// checkpoint's scales exactly]
     #[arg(long, value_name = "N|auto", allow_negative_numbers = true)]
     mbits: Option<Width>,
     /// int4: scale format instead of --mbits: f32, f16, or eXmY such as e5m5, e4m3, e8m0
@@ -70,8 +71,9 @@ struct ConvertArgs {
     #[arg(long, value_parser = words::scale_rule())]
     scale_rule: Option<ScaleRule>,
     /// What to quantize: mlp, all (attention too; embeddings and lm_head never), or a regex over names
-    #[arg(long, default_value = "mlp")]
-    target: Target,
+    /// [default: mlp, or of an int4 checkpoint what it has in int4]
+    #[arg(long)]
+    target: Option<Target>,
     /// Quantize an int4 checkpoint's dequantized weights anew instead of keeping its integers
     #[arg(long)]
     requantize: bool,
@@ -91,7 +93,7 @@ struct ConvertArgs {
 }
 
 /// What to do, as the command line says it.
-enum Task {
+pub(super) enum Task {
     Uniform(ConvertOptions),
     Auto(AutoOptions),
 }
@@ -100,30 +102,35 @@ impl ConvertArgs {
     /// # Errors
     /// Options that do not go together.
     fn task(self, checkpoint: &Checkpoint) -> anyhow::Result<Task> {
-        let group = checkpoint.import().map_or(DEFAULT_GROUP, |i| i.group);
-        let group = self.group_size.unwrap_or(group);
-        let scales = match (self.scales, self.mbits) {
-            (Some(scales), _) => scales,
-            (None, Some(Width::Given(bits))) => bits.into(),
-            (None, Some(Width::Auto)) if self.scheme == Family::Int4 => {
-                let options = self.auto.options(
-                    checkpoint,
-                    self.target,
-                    group,
-                    self.scale_rule,
-                    self.force,
-                    self.jobs,
-                )?;
-                return Ok(Task::Auto(options));
+        let import = checkpoint.import();
+        let target = self.target.clone().unwrap_or(match import {
+            Some(_) => Target::Imported,
+            None => Target::Mlp,
+        });
+        let group = match (self.group_size, import.map(|import| import.grouping)) {
+            (Some(group), Some(Grouping::Row))
+                if checkpoint.keeps_codes() && self.target.is_none() =>
+            {
+                anyhow::bail!(
+                    "--group-size {group}: the checkpoint's integers have one group a row, and are kept; pass --requantize to make new ones"
+                )
             }
-            // `auto` is refused below: another scheme has no mantissa bits.
-            (None, Some(Width::Auto) | None) => DEFAULT_SCALES,
+            (Some(group), _) | (None, Some(Grouping::Runs(group))) => group,
+            (None, Some(Grouping::Row) | None) => DEFAULT_GROUP,
         };
-        let quantize = self.method(group, scales)?;
+        let int4 = self.scheme == Family::Int4;
+        if self.mbits == Some(Width::Auto) && self.scales.is_none() && int4 {
+            let (rule, force, jobs) = (self.scale_rule, self.force, self.jobs);
+            let options = self
+                .auto
+                .options(checkpoint, target, group, rule, force, jobs)?;
+            return Ok(Task::Auto(options));
+        }
+        let quantize = self.method(checkpoint, group)?;
         self.auto.refuse()?;
         Ok(Task::Uniform(ConvertOptions {
             quantize,
-            target: self.target,
+            target,
             overwrite: self.force,
             jobs: self.jobs,
         }))
@@ -131,12 +138,18 @@ impl ConvertArgs {
 
     /// # Errors
     /// An option that only int4 has.
-    fn method(&self, group: usize, scales: ScaleChoice) -> anyhow::Result<Method> {
+    fn method(&self, checkpoint: &Checkpoint, group: usize) -> anyhow::Result<Method> {
         let method = match self.scheme {
             Family::Int4 => {
                 return Ok(Method::Int4(QuantizeOptions {
                     group,
-                    scales,
+                    scales: match (self.scales, self.mbits) {
+                        (Some(scales), _) => scales,
+                        (None, Some(Width::Given(bits))) => bits.into(),
+                        (None, _) if checkpoint.keeps_codes() => exact_scales(checkpoint),
+                        // `auto` is taken care of by now.
+                        (None, Some(Width::Auto) | None) => DEFAULT_SCALES,
+                    },
                     rule: self.scale_rule.unwrap_or(ScaleRule::Reference),
                 }));
             }
@@ -213,6 +226,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     }
     let (dry, out) = (args.dry_run, args.out.clone());
     let task = args.task(&checkpoint)?;
+    let about = About::new(&checkpoint, &task);
     let interrupted = interrupts();
     let tensor_bytes = checkpoint.tensors().iter().map(|t| t.range.len() as u64);
     let tensor_bytes: u64 = tensor_bytes.sum();
@@ -234,7 +248,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
             }
         };
         bar.finish_and_clear();
-        return print_plan(&checkpoint, &plan, auto.as_ref());
+        return about.print_plan(&plan, auto.as_ref());
     }
     let out =
         out.context("no output file given; name it after the checkpoint, or pass --dry-run")?;
@@ -253,7 +267,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     };
     bar.finish_and_clear();
     let (auto, summary) = result?;
-    print_summary(&out, &checkpoint, &summary, auto.as_ref())
+    about.print_summary(&out, &summary, auto.as_ref())
 }
 
 fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
@@ -291,151 +305,4 @@ fn interrupts() -> &'static AtomicBool {
     // Where no handler can be set, Ctrl-C ends the process and the next run reports the leftover.
     let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
     &INTERRUPTED
-}
-
-/// A borderless table whose columns after the first are right-aligned.
-pub(super) fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
-fn bits_per_weight(stored_bytes: u64, elems: u64) -> f64 {
-    stored_bytes as f64 * 8.0 / elems as f64
-}
-
-fn print_plan(checkpoint: &Checkpoint, plan: &Plan, auto: Option<&Auto>) -> anyhow::Result<()> {
-    let mut rows = table(&[
-        "tensor",
-        "shape",
-        "source",
-        "becomes",
-        "bytes",
-        "bits/weight",
-    ]);
-    let (mut elems, mut quantized_bytes) = (0, 0);
-    for (tensor, planned) in checkpoint.tensors().iter().zip(&plan.tensors) {
-        let becomes = planned.method.map_or("as it is", |m| m.family().name());
-        if planned.method.is_some() {
-            elems += tensor.elems() as u64;
-            quantized_bytes += planned.stored_bytes;
-        }
-        rows.add_row([
-            tensor.name.clone(),
-            format!("{:?}", tensor.shape),
-            match checkpoint.packed(tensor) {
-                Some(_) => format!("int4, {} scales", tensor.dtype),
-                None => tensor.dtype.to_string(),
-            },
-            becomes.to_owned(),
-            planned.stored_bytes.to_string(),
-            format!(
-                "{:.3}",
-                bits_per_weight(planned.stored_bytes, tensor.elems().max(1) as u64)
-            ),
-        ]);
-    }
-    let mut out = std::io::stdout().lock();
-    match auto {
-        Some(auto) => print_choice(&mut out, auto)?,
-        None => writeln!(out, "{rows}")?,
-    }
-    writeln!(
-        out,
-        "\n{} bytes would be written for {} of input ({:.1} %); quantized weights take {:.4} bits each",
-        plan.file_bytes,
-        checkpoint.total_bytes(),
-        100.0 * plan.file_bytes as f64 / checkpoint.total_bytes() as f64,
-        bits_per_weight(quantized_bytes, elems),
-    )?;
-    print_import(&mut out, checkpoint)
-}
-
-/// What an int4 checkpoint was taken for.
-fn print_import(out: &mut impl Write, checkpoint: &Checkpoint) -> anyhow::Result<()> {
-    if let Some(import) = checkpoint.import() {
-        writeln!(
-            out,
-            "imported: {} int4 tensor{} in groups of {} ({}), integers {}; errors are against its own q * s",
-            import.tensors,
-            if import.tensors == 1 { "" } else { "s" },
-            import.group,
-            import.form,
-            match checkpoint.keeps_codes() {
-                true => "kept",
-                false => "derived anew",
-            },
-        )?;
-    }
-    Ok(())
-}
-
-fn print_summary(
-    path: &std::path::Path,
-    checkpoint: &Checkpoint,
-    summary: &Summary,
-    auto: Option<&Auto>,
-) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    let seconds = summary.elapsed.as_secs_f64();
-    writeln!(
-        out,
-        "{}: {} -> {} ({:.1} %), {:.2} s ({}/s of input) and {:.2} s of fsync",
-        path.display(),
-        DecimalBytes(summary.source_bytes),
-        DecimalBytes(summary.written.file_bytes),
-        100.0 * summary.written.file_bytes as f64 / summary.source_bytes as f64,
-        seconds,
-        DecimalBytes((summary.source_bytes as f64 / seconds) as u64),
-        summary.written.fsync.as_secs_f64(),
-    )?;
-    writeln!(
-        out,
-        "scales: {}, {} f16 scales would take ({:+.1} %)",
-        DecimalBytes(summary.scale_bytes),
-        DecimalBytes(summary.f16_scale_bytes),
-        100.0 * (summary.scale_bytes as f64 / summary.f16_scale_bytes as f64 - 1.0),
-    )?;
-    if let Some(auto) = auto {
-        print_total(&mut out, auto)?;
-    }
-    let mut worst: Vec<_> = summary.statistics.iter().collect();
-    worst.sort_by(|a, b| b.stored.mean_rel_mse.total_cmp(&a.stored.mean_rel_mse));
-    let mut rows = table(&[
-        "worst tensors",
-        "rel. MSE",
-        "exact scales",
-        "SQNR dB",
-        "clipped",
-    ]);
-    for t in worst.into_iter().take(3) {
-        rows.add_row([
-            t.name.clone(),
-            format!("{:.6}", t.stored.mean_rel_mse),
-            format!("{:.6}", t.exact.mean_rel_mse),
-            format!("{:.2}", t.stored.sqnr_db()),
-            t.clipped.to_string(),
-        ]);
-    }
-    writeln!(out, "{rows}")?;
-    print_import(&mut out, checkpoint)?;
-    if let [first, rest @ ..] = summary.not_finite.as_slice() {
-        let more = match rest.len() {
-            0 => String::new(),
-            n => format!(" and {n} more"),
-        };
-        print_notes(&[format!(
-            "carried along although not finite, since no weights: {first}{more}"
-        )]);
-    }
-    if checkpoint.files().file("config.json").is_none() {
-        writeln!(
-            out,
-            "note: there is no config.json beside the weights, so smq-run cannot run this file"
-        )?;
-    }
-    Ok(())
 }

@@ -4,6 +4,7 @@ mod auto;
 pub mod convert;
 mod export;
 mod progress;
+mod summary;
 mod words;
 
 use std::process::ExitCode;

@@ -157,7 +157,7 @@ pub fn quantize(
             |buffer, (row, (nibbles, groups))| quantize_row(buffer, row, nibbles, groups),
         )?;
 
-    let format = scale_format(options.scales, &groups)?;
+    let format = scale_format(options.scales, largest_scale(&groups))?;
     let codes: Vec<u32> = {
         let mut codes = vec![0; groups.len()];
         codes
@@ -225,9 +225,15 @@ fn finish(
     }
 }
 
-/// The format with the tensor's bias.
-fn scale_format(choice: ScaleChoice, groups: &[Group]) -> Result<ScaleFormat, QuantizeError> {
-    let largest = groups.iter().map(|g| g.stored.abs()).fold(0.0, f32::max);
+fn largest_scale(groups: &[Group]) -> f32 {
+    groups.iter().map(|g| g.stored.abs()).fold(0.0, f32::max)
+}
+
+/// The format with the bias of a tensor whose largest scale, after rounding, is `largest`.
+pub(crate) fn scale_format(
+    choice: ScaleChoice,
+    largest: f32,
+) -> Result<ScaleFormat, QuantizeError> {
     let overflow = QuantizeError::ScaleOverflow(largest);
     match choice {
         ScaleChoice::F16 if largest > 65504.0 => Err(overflow),
@@ -297,7 +303,7 @@ fn neighbours(options: &QuantizeOptions) -> Option<u32> {
 }
 
 /// A scale as its format rounds it, the window apart.
-fn round_scale(options: &QuantizeOptions, s: f32) -> f32 {
+pub(crate) fn round_scale(options: &QuantizeOptions, s: f32) -> f32 {
     match options.scales {
         ScaleChoice::F32 => s,
         ScaleChoice::F16 => half::f16::from_f32(s).to_f32(),

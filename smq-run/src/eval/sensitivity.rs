@@ -116,6 +116,7 @@ pub fn run(
 ) -> anyhow::Result<Sensitivity> {
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
     print_notes(checkpoint.notes());
+    options.target.check(&checkpoint)?;
     let units = units(&checkpoint, options);
     ensure!(
         !units.is_empty(),
