@@ -5,6 +5,33 @@ use smq_model::{ConfigFile, Error};
 use crate::error::ConvertError;
 use crate::source::Checkpoint;
 
+/// What config.json says of the tensors that there are; `None` without one, and of another architecture.
+fn read(checkpoint: &Checkpoint) -> smq_model::Result<Option<ConfigFile>> {
+    let Some(json) = checkpoint.files().file("config.json") else {
+        return Ok(None);
+    };
+    match ConfigFile::from_json(json) {
+        Ok(file) => file
+            .with_tensors(|name| checkpoint.tensor(name).is_some())
+            .map(Some),
+        Err(Error::Architecture { .. }) => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
+/// What was decided where config.json and the tensors say two things, and why smq-run will not run the model: a sentence
+/// each.
+pub(crate) fn notes(checkpoint: &Checkpoint) -> Vec<String> {
+    let Ok(Some(file)) = read(checkpoint) else {
+        return Vec::new();
+    };
+    let mut notes = file.notes().to_vec();
+    if let Err(reason) = file.runnable() {
+        notes.push(format!("smq-run will not run this model: {reason}"));
+    }
+    notes
+}
+
 /// Every tensor that the config implies is there, with its shape. A checkpoint without config.json or of
 /// another architecture passes: it can be converted, though not run.
 ///
@@ -12,18 +39,13 @@ use crate::source::Checkpoint;
 /// The first tensor that is missing or has another shape; a config that contradicts itself.
 pub(crate) fn check_against_config(checkpoint: &Checkpoint) -> Result<(), ConvertError> {
     let path = checkpoint.config_path();
-    let Some(json) = checkpoint.files().file("config.json") else {
-        return Ok(());
-    };
     let problem = |problem: String| ConvertError::Config {
         path: path.clone(),
         problem,
     };
-    let read = ConfigFile::from_json(json)
-        .and_then(|file| file.with_tensors(|name| checkpoint.tensor(name).is_some()));
-    let file = match read {
-        Ok(file) => file,
-        Err(Error::Architecture { .. }) => return Ok(()),
+    let file = match read(checkpoint) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Ok(()),
         Err(Error::Config(reason)) => return Err(problem(reason)),
         Err(other) => return Err(problem(other.to_string())),
     };

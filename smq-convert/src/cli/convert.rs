@@ -466,5 +466,8 @@ fn print_summary(
             "note: there is no config.json beside the weights, so smq-run cannot run this file"
         )?;
     }
+    for note in crate::known::notes(checkpoint) {
+        writeln!(out, "note: {note}")?;
+    }
     Ok(())
 }
