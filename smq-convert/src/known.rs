@@ -30,6 +30,16 @@ pub(crate) fn implied(
     }
 }
 
+/// What was decided where config.json and the tensors say two things, and why smq-run will not run the model: a sentence
+/// each.
+pub(crate) fn notes(file: ConfigFile) -> Vec<String> {
+    let mut notes = file.notes().to_vec();
+    if let Err(reason) = file.runnable() {
+        notes.push(format!("smq-run will not run this model: {reason}"));
+    }
+    notes
+}
+
 /// Every tensor that the config implies is there, with its shape. A checkpoint without config.json or of
 /// another architecture passes where it has what its shard index lists.
 ///

@@ -7,6 +7,7 @@ use smq_model::{Shard, natural};
 
 use crate::error::ConvertError;
 use crate::import::{Import, Packed, PackedView, assemble};
+use crate::known::{self, implied};
 use crate::unread::{Reader, Readers};
 
 /// An open checkpoint.
@@ -63,8 +64,12 @@ impl Checkpoint {
             tensor.reader = readers.of_tensor(&tensor.name, tensor.shape.len());
         }
         let left_out = left_out.map(|note| format!("{}: {note}", files.path().display()));
+        let mut notes: Vec<_> = files.notes().iter().cloned().chain(left_out).collect();
+        if let Some(config) = implied(&files, |name| tensors.iter().any(|t| t.name == name))? {
+            notes.extend(known::notes(config));
+        }
         Ok(Self {
-            notes: files.notes().iter().cloned().chain(left_out).collect(),
+            notes,
             files,
             tensors,
             import,

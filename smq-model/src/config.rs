@@ -252,6 +252,12 @@ impl ConfigFile {
         })
     }
 
+    /// As [`ModelConfig::notes`].
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.config.notes
+    }
+
     /// The configuration, of a model that can be run.
     ///
     /// # Errors
