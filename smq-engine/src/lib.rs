@@ -25,6 +25,8 @@
 //! # }
 //! ```
 
+#![warn(unreachable_pub)]
+
 mod cpu;
 pub mod cuda;
 mod engine;

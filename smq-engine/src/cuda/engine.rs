@@ -58,7 +58,9 @@ impl CudaEngine {
     /// Copies a model to the first GPU and compiles its kernels. Sequences have at most `max_tokens` positions.
     ///
     /// # Errors
-    /// [`Error::Cuda`] with the remedy if there is no usable GPU, and as [`DeviceModel::place`].
+    /// [`Error::Cuda`] with the remedy if there is no usable GPU; as
+    /// [`Decoder::load`](crate::model::Decoder::load), and for what the
+    /// kernels do not do.
     pub fn load(source: &Source, max_tokens: Option<usize>) -> Result<Self> {
         Self::load_on(Gpu::open(0)?, source, max_tokens)
     }
@@ -67,7 +69,11 @@ impl CudaEngine {
     ///
     /// # Errors
     /// As [`CudaEngine::load`].
-    pub fn load_on(gpu: Arc<Gpu>, source: &Source, max_tokens: Option<usize>) -> Result<Self> {
+    pub(crate) fn load_on(
+        gpu: Arc<Gpu>,
+        source: &Source,
+        max_tokens: Option<usize>,
+    ) -> Result<Self> {
         let mut config = ModelConfig::of(source)?;
         if let Some(max) = max_tokens {
             config.max_positions = config.max_positions.min(max);

@@ -15,7 +15,7 @@ use smq_model::ModelConfig;
 /// itself. Nothing before `context_begin`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, NoUninit)]
 #[repr(C)]
-pub struct Seen {
+pub(super) struct Seen {
     /// First row of the context that is seen.
     pub context_begin: i32,
     /// Behind its last.
@@ -28,7 +28,7 @@ pub struct Seen {
 
 /// A row whose next token is scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Scored {
+pub(super) struct Scored {
     /// Of the pack.
     pub row: usize,
     /// The token whose probability counts.
@@ -39,7 +39,7 @@ pub struct Scored {
 
 /// Rows of one pass, or of several one after the other.
 #[derive(Debug, Default)]
-pub struct Pack {
+pub(super) struct Pack {
     /// Its sequences are in the long range of LongRoPE.
     pub long: bool,
     /// One a row.
@@ -57,7 +57,7 @@ pub struct Pack {
 ///
 /// Contexts are not empty.
 #[must_use]
-pub fn pack(items: &[Continuations<'_>], c: &ModelConfig, rows: usize) -> Vec<Pack> {
+pub(super) fn pack(items: &[Continuations<'_>], c: &ModelConfig, rows: usize) -> Vec<Pack> {
     let mut done = Vec::new();
     let mut open = [false, true].map(|long| Pack {
         long,

@@ -1,6 +1,6 @@
 //! A prompt's pass: many positions at once through every layer.
 
-pub mod attention;
+pub(super) mod attention;
 mod head;
 
 use std::sync::Arc;
@@ -57,7 +57,7 @@ pub fn swiglu_launch(intermediate: usize, m: usize) -> Launch {
 
 /// The pass's kernels and buffers.
 #[derive(Debug)]
-pub struct Prefill {
+pub(super) struct Prefill {
     embed: Arc<Kernel>,
     norm: Arc<Kernel>,
     swiglu: Arc<Kernel>,
@@ -116,7 +116,7 @@ impl Prefill {
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) from compiling, or if cuBLASLt is not there.
-    pub fn new(kernels: &Kernels, c: &ModelConfig) -> Result<Self> {
+    pub(super) fn new(kernels: &Kernels, c: &ModelConfig) -> Result<Self> {
         let gpu = kernels.gpu();
         let rows = |name| {
             let defines = row_defines(c, gpu.sm_count() as usize);
@@ -145,7 +145,7 @@ impl Prefill {
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) if memory is not there or the driver fails.
-    pub fn run(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
+    pub(super) fn run(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
         let Parts { model, state, .. } = parts;
         self.cache(parts, tokens, past)?;
         let stream = parts.kernels.gpu().main();
@@ -168,7 +168,7 @@ impl Prefill {
     ///
     /// # Errors
     /// As [`Prefill::run`].
-    pub fn cache(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
+    pub(super) fn cache(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
         self.reserve(parts, tokens.len().clamp(1, CHUNK), false)?;
         for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
             self.layers(parts, chunk, past + i * CHUNK, None)?;

@@ -32,7 +32,7 @@ pub enum Target {
     /// Added to f32 `[m, rows]`.
     Add(u64),
     /// `silu(gate) up`, bf16 `[m, rows / 2 rounded up to 128]`; the flag asks for int4 order. Only where
-    /// [`joins_gate_and_up`].
+    /// `joins_gate_and_up`.
     Swiglu(u64, bool),
 }
 
@@ -46,7 +46,7 @@ pub struct RowProducts {
 
 /// Whether the int4 kernel does the product with `matrices`.
 #[must_use]
-pub fn is_int4_product(matrices: &[DeviceMatrix], m: usize) -> bool {
+pub(super) fn is_int4_product(matrices: &[DeviceMatrix], m: usize) -> bool {
     match matrices {
         [one] => one.is_int4() && m < int4_widened_from(one.rows),
         _ => false,
@@ -62,7 +62,7 @@ pub fn reads_int4_order(matrices: &[DeviceMatrix], m: usize) -> bool {
 
 /// Whether the product with `matrices` can join gate and up, in this order.
 #[must_use]
-pub fn joins_gate_and_up(matrices: &[DeviceMatrix], m: usize, int4_order: bool) -> bool {
+pub(super) fn joins_gate_and_up(matrices: &[DeviceMatrix], m: usize, int4_order: bool) -> bool {
     reads_int4_order(matrices, m) || (!int4_order && fuses_bf16(matrices, m))
 }
 
@@ -87,7 +87,7 @@ impl RowProducts {
     }
 
     /// Replaces the scratch memory.
-    pub fn set_scratch(&mut self, scratch: Span) {
+    pub(super) fn set_scratch(&mut self, scratch: Span) {
         self.scratch = scratch;
     }
 

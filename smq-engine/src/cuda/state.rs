@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use smq_model::ModelConfig;
 
 /// Tokens that the mailbox holds: more than are ever on their way.
-pub const RING: usize = 64;
+pub(super) const RING: usize = 64;
 /// A step that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The id that says a logit was not finite.

@@ -20,9 +20,9 @@ use smq_model::Source;
 use smq_model::names::{self, LayerNames, NamedMatrix};
 
 /// Columns that share a scale in the int4 kernels; others do not run.
-pub const GROUPS: [usize; 3] = [32, 64, 128];
+pub(super) const GROUPS: [usize; 3] = [32, 64, 128];
 /// The kernels' largest group, whose macros are those of matrices without groups, too.
-pub const LARGEST_GROUP: usize = 128;
+pub(super) const LARGEST_GROUP: usize = 128;
 /// Bytes that kernels may read behind a blob.
 pub const SLACK: usize = 64;
 
@@ -50,7 +50,7 @@ pub enum Format {
         scales: Span,
         /// Its format.
         format: ScaleFormat,
-        /// Columns of a group, one of [`GROUPS`].
+        /// Columns of a group, one of `GROUPS`.
         group: usize,
     },
     /// NF4 nibbles in blocks of 64 of the flattened matrix.
@@ -81,7 +81,7 @@ impl DeviceMatrix {
 
     /// Whether it has to be widened before bf16 is multiplied.
     #[must_use]
-    pub fn is_coded(&self) -> bool {
+    pub(super) fn is_coded(&self) -> bool {
         match self.format {
             Format::Bf16 => false,
             Format::Int4 { .. } | Format::Nf4 { .. } | Format::Fp8 { .. } => true,
@@ -128,7 +128,7 @@ impl DeviceMatrix {
         ]
     }
 
-    /// Columns that share a scale, as the int4 kernels' macros have it: [`LARGEST_GROUP`] where it is not int4.
+    /// Columns that share a scale, as the int4 kernels' macros have it: `LARGEST_GROUP` where it is not int4.
     #[must_use]
     pub fn group(&self) -> usize {
         match self.format {
@@ -158,7 +158,7 @@ impl DeviceMatrix {
 
 /// One decoder layer.
 #[derive(Debug)]
-pub struct DeviceLayer {
+pub(super) struct DeviceLayer {
     /// f32 `[hidden]`.
     pub input_norm: Span,
     /// One or three matrices, stored alike.
@@ -175,7 +175,7 @@ pub struct DeviceLayer {
 
 /// Every weight.
 #[derive(Debug)]
-pub struct DeviceModel {
+pub(super) struct DeviceModel {
     /// bf16 `[vocab, hidden]`.
     pub embedding: Span,
     /// The layers.
@@ -190,7 +190,7 @@ pub struct DeviceModel {
 
 /// A model whose weights have places on the GPU, but are not there yet.
 #[derive(Debug)]
-pub struct PlacedModel<'s> {
+pub(super) struct PlacedModel<'s> {
     model: DeviceModel,
     pieces: Vec<(Cow<'s, [u8]>, Span)>,
 }
@@ -200,7 +200,11 @@ impl PlacedModel<'_> {
     ///
     /// # Errors
     /// [`Error::Cuda`] if the driver fails.
-    pub fn upload(self, gpu: &Gpu, mut staging: Staging) -> Result<(DeviceModel, LoadReport)> {
+    pub(super) fn upload(
+        self,
+        gpu: &Gpu,
+        mut staging: Staging,
+    ) -> Result<(DeviceModel, LoadReport)> {
         let pieces = self.pieces.iter();
         let pieces: Vec<Piece<'_>> = pieces
             .map(|(source, to)| Piece { source, to: *to })
@@ -217,7 +221,11 @@ impl DeviceModel {
     /// # Errors
     /// As [`Decoder::load`](crate::model::Decoder::load); [`Error::Tensor`] for what the kernels do not do;
     /// [`Error::Cuda`] if the memory is not there.
-    pub fn place<'s>(gpu: &Gpu, source: &'s Source, c: &ModelConfig) -> Result<PlacedModel<'s>> {
+    pub(super) fn place<'s>(
+        gpu: &Gpu,
+        source: &'s Source,
+        c: &ModelConfig,
+    ) -> Result<PlacedModel<'s>> {
         let mut pieces = Vec::new();
         let (arena, mut model) = Arena::build(gpu, "the weights", |arena| {
             pieces.clear();
@@ -249,7 +257,7 @@ impl DeviceModel {
 
     /// Weight bytes that one decoded token reads.
     #[must_use]
-    pub fn bytes_per_token(&self) -> usize {
+    pub(super) fn bytes_per_token(&self) -> usize {
         let layers = self
             .layers
             .iter()

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use smq_engine::cuda::BLOCK_SHARED_BYTES;
 use smq_engine::cuda::compile::{compile, compile_text, compile_uncached, files, nvrtc_version};
-use smq_engine::cuda::contract::BLOCK_SHARED_BYTES;
 
 mod variants;
 

@@ -1,16 +1,10 @@
 //! Every kernel file with the macros of the models that are tested, as the engine cuts them for an H100.
 
-use smq_engine::cuda::contract::Defines;
-use smq_engine::cuda::decode::plan::{Epilogue, Kind, Plan};
-use smq_engine::cuda::fp8::fp8_defines;
-use smq_engine::cuda::measure;
-use smq_engine::cuda::memory::Span;
-use smq_engine::cuda::needs::SMS;
-use smq_engine::cuda::prefill::attention::{Attention, rope_defines};
-use smq_engine::cuda::prefill::row_defines;
-use smq_engine::cuda::rows::{Cut, Target, reads_int4_order, widen_defines};
-use smq_engine::cuda::swiglu::{SwigluCut, fuses_bf16};
-use smq_engine::cuda::weights::{DeviceMatrix, Format};
+use smq_engine::cuda::{
+    Attention, Cut, Defines, DeviceMatrix, Epilogue, Format, Kind, Plan, SMS, Span, SwigluCut,
+    Target, fp8_defines, fuses_bf16, measure, reads_int4_order, rope_defines, row_defines,
+    widen_defines,
+};
 use smq_format::ScaleChoice;
 use smq_format::scale::ScaleFormat;
 use smq_model::ModelConfig;

@@ -13,9 +13,8 @@ use smq_format::ScaleChoice;
 use super::Global;
 use super::output::{is_stdout, write_json};
 use crate::kernels::{self, KernelReport, Options, Report};
-use smq_engine::cuda::cache;
 use smq_engine::cuda::compile::compile;
-use smq_engine::cuda::needs::{Need, SMS, kernels_of};
+use smq_engine::cuda::{Need, SMS, cache, kernels_of};
 use smq_model::Source;
 
 /// What an H100 and an H200 run.

@@ -6,8 +6,7 @@ use smq_format::{Dtype, Scheme, fp8, nf4};
 use super::host::HostMatrix;
 use super::lab::Lab;
 use super::products::Layer;
-use smq_engine::cuda::memory::DeviceBuffer;
-use smq_engine::cuda::weights::{DeviceMatrix, Format, SLACK};
+use smq_engine::cuda::{DeviceBuffer, DeviceMatrix, Format, SLACK};
 use smq_engine::{Error, Result};
 
 /// Normal weights as the quantizer stores them, here and in device memory, more often than the L2 cache holds.

@@ -13,11 +13,9 @@ use super::report::{Check, KernelReport};
 use super::row_kernels::file;
 use super::rows::{BF16, FP8, Io, MOST, flop, row_layers};
 use smq_engine::Result;
-use smq_engine::cuda::activations::Activations;
-use smq_engine::cuda::blas::Blas;
-use smq_engine::cuda::decode::plan::Epilogue;
-use smq_engine::cuda::fp8::QuantizedRows;
-use smq_engine::cuda::rows::{RowProducts, Target, scratch_bytes};
+use smq_engine::cuda::{
+    Activations, Blas, Epilogue, QuantizedRows, RowProducts, Target, scratch_bytes,
+};
 use smq_engine::linear::QuantizedX;
 
 /// Few and many, whole tiles and not.

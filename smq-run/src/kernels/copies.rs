@@ -3,8 +3,7 @@
 use super::host::HostMatrix;
 use super::lab::{Floor, Lab};
 use smq_engine::Result;
-use smq_engine::cuda::memory::DeviceBuffer;
-use smq_engine::cuda::weights::{DeviceMatrix, Format, SLACK};
+use smq_engine::cuda::{DeviceBuffer, DeviceMatrix, Format, SLACK};
 
 /// A matrix several times in device memory.
 pub(super) struct Copies {

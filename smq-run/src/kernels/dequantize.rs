@@ -15,9 +15,7 @@ use super::reference::Worst;
 use super::report::{Check, KernelReport};
 use super::rows::row_layers;
 use smq_engine::Result;
-use smq_engine::cuda::kernels::Call;
-use smq_engine::cuda::rows::widen;
-use smq_engine::cuda::weights::DeviceMatrix;
+use smq_engine::cuda::{Call, DeviceMatrix, widen};
 
 /// Formats of scales that it is checked with.
 const SCALES: [ScaleChoice; 6] = [

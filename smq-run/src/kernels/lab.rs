@@ -9,15 +9,9 @@ use smq_format::scale::ScaleFormat;
 use super::Options;
 use super::host::{bf16s, format_of};
 use super::report::KernelReport;
-use smq_engine::cuda::args::Args;
-use smq_engine::cuda::blas::Blas;
-use smq_engine::cuda::device::Gpu;
-use smq_engine::cuda::graph::time_us;
-use smq_engine::cuda::kernels::{Call, Kernels};
-use smq_engine::cuda::launch::Launch;
-use smq_engine::cuda::measure;
-use smq_engine::cuda::memory::DeviceBuffer;
-use smq_engine::cuda::stream::Stream;
+use smq_engine::cuda::{
+    Args, Blas, Call, DeviceBuffer, Gpu, Kernels, Launch, Stream, measure, time_us,
+};
 use smq_engine::{Error, Result};
 use smq_model::ModelConfig;
 

@@ -10,13 +10,7 @@ use super::lab::{Floor, Lab, of};
 use super::reference::{Exact, Rows, Worst, products, swiglu};
 use super::report::{Check, KernelReport};
 use smq_engine::Result;
-use smq_engine::cuda::decode::Decoder;
-use smq_engine::cuda::decode::plan::Epilogue;
-use smq_engine::cuda::decode::program::{Buffers, Uses};
-use smq_engine::cuda::kernels::Call;
-use smq_engine::cuda::memory::Span;
-use smq_engine::cuda::state::State;
-use smq_engine::cuda::weights::DeviceMatrix;
+use smq_engine::cuda::{Buffers, Call, Decoder, DeviceMatrix, Epilogue, Span, State, Uses};
 use smq_engine::linear::QuantizedX;
 use smq_model::ModelConfig;
 

@@ -9,10 +9,7 @@ use super::lab::{Floor, Lab, of};
 use super::reference::{Worst, int4_order};
 use super::report::{Check, KernelReport};
 use smq_engine::Result;
-use smq_engine::cuda::args::Args;
-use smq_engine::cuda::kernels::Call;
-use smq_engine::cuda::launch::Launch;
-use smq_engine::cuda::prefill::attention::{Attention, ROPE_THREADS, rope_defines, table_launch};
+use smq_engine::cuda::{Args, Attention, Call, Launch, ROPE_THREADS, rope_defines, table_launch};
 
 pub(super) const ROWS: [usize; 3] = [128, 512, 2048];
 /// Rows whose attention is compared, all heads of each.

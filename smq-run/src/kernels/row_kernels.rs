@@ -11,11 +11,7 @@ use super::prompt_attention::ROWS;
 use super::reference::{Worst, int4_order, silu};
 use super::report::{Check, KernelReport};
 use smq_engine::Result;
-use smq_engine::cuda::args::Args;
-use smq_engine::cuda::contract::Defines;
-use smq_engine::cuda::kernels::Call;
-use smq_engine::cuda::launch::Launch;
-use smq_engine::cuda::prefill::{ROW_THREADS, row_defines, swiglu_launch};
+use smq_engine::cuda::{Args, Call, Defines, Launch, ROW_THREADS, row_defines, swiglu_launch};
 
 /// bf16's rounding, which is below 2^-8 by more (2^-16) than f32 arithmetic errs.
 const BF16: &str = "2^-8 |y|";

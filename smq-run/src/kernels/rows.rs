@@ -11,13 +11,10 @@ use super::products::{Layer, RAGGED, layers};
 use super::reference::{Exact, Rows, Worst, int4_order, products, swiglu};
 use super::report::{Check, KernelReport};
 use smq_engine::Result;
-use smq_engine::cuda::activations::Activations;
-use smq_engine::cuda::blas::{Input, MatMul, Output};
-use smq_engine::cuda::decode::plan::Epilogue;
-use smq_engine::cuda::kernels::Call;
-use smq_engine::cuda::memory::DeviceBuffer;
-use smq_engine::cuda::rows::{Target, int4_call, reads_int4_order};
-use smq_engine::cuda::swiglu::{fuses_bf16, swiglu_call};
+use smq_engine::cuda::{
+    Activations, Call, DeviceBuffer, Epilogue, Input, MatMul, Output, Target, fuses_bf16,
+    int4_call, reads_int4_order, swiglu_call,
+};
 
 const ROWS: [usize; 9] = [2, 4, 8, 16, 32, 64, 128, 512, 2048];
 pub(super) const MOST: usize = 2048;

@@ -2,8 +2,7 @@
 
 use smq_convert::{Method, ScaleChoice};
 use smq_engine::Engine;
-use smq_engine::cuda::CudaEngine;
-use smq_engine::cuda::rows::int4_widened_from;
+use smq_engine::cuda::{CudaEngine, int4_widened_from};
 use smq_model::{ModelConfig, Source};
 
 use crate::models::{self, Model, any_tokens, sample_tokens};

@@ -1,7 +1,7 @@
 //! A decode step: one kernel that works through a program of phases, every product and attention of a token.
 
-pub mod plan;
-pub mod program;
+pub(super) mod plan;
+pub(super) mod program;
 mod word;
 
 use std::sync::Arc;
@@ -47,7 +47,7 @@ impl Cache {
 
 /// What a pass through the model works with.
 #[derive(Debug, Clone, Copy)]
-pub struct Parts<'a> {
+pub(super) struct Parts<'a> {
     /// Compiled for this model.
     pub kernels: &'a Kernels,
     /// Its shape.
@@ -62,7 +62,7 @@ pub struct Parts<'a> {
 
 /// Macros of both attention kernels.
 #[must_use]
-pub fn attention_defines(c: &ModelConfig) -> Vec<(&'static str, i64)> {
+pub(super) fn attention_defines(c: &ModelConfig) -> Vec<(&'static str, i64)> {
     vec![
         ("HEADS", c.heads as i64),
         ("KV_HEADS", c.kv_heads as i64),
@@ -159,7 +159,7 @@ impl Decoder {
 
 /// The step of one cache.
 #[derive(Debug)]
-pub struct Step {
+pub(super) struct Step {
     whole: Call,
     head: Call,
     _program: DeviceBuffer,
@@ -170,7 +170,7 @@ impl Step {
     ///
     /// # Errors
     /// As [`Decoder::new`]; [`Error::Cuda`](crate::Error::Cuda) if the memory is not there.
-    pub fn new(parts: &Parts<'_>) -> Result<Self> {
+    pub(super) fn new(parts: &Parts<'_>) -> Result<Self> {
         let Parts {
             kernels,
             config: c,
@@ -204,7 +204,7 @@ impl Step {
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) if the driver refuses.
-    pub fn run(&self, stream: &Stream) -> Result<()> {
+    pub(super) fn run(&self, stream: &Stream) -> Result<()> {
         // SAFETY: the program has buffers of its model's and GPU's size, which the engine keeps.
         unsafe { self.whole.run(stream) }
     }
@@ -213,7 +213,7 @@ impl Step {
     ///
     /// # Errors
     /// As [`Step::run`].
-    pub fn run_head(&self, stream: &Stream) -> Result<()> {
+    pub(super) fn run_head(&self, stream: &Stream) -> Result<()> {
         // SAFETY: as in `run`.
         unsafe { self.head.run(stream) }
     }

@@ -198,7 +198,7 @@ impl Kind {
     /// Bytes copied for one run of scale codes of `width` bits, which begins at any bit: whole 16 bytes around it,
     /// and the word after the last.
     #[must_use]
-    pub fn run_bytes(&self, width: usize) -> usize {
+    pub(super) fn run_bytes(&self, width: usize) -> usize {
         let codes = 8 / self.runs() * self.groups();
         (codes * width / 8 + 16 + 4).next_multiple_of(16)
     }
@@ -221,7 +221,7 @@ impl Plan {
     /// For the products of a model, each with its scales' macros, on `sms` multiprocessors.
     ///
     /// # Errors
-    /// [`Error::Config`] for a model with too many heads or too many kinds of product, or one whose rows do not fit
+    /// [`Error::Model`] for a model with too many heads or too many kinds of product, or one whose rows do not fit
     /// shared memory.
     pub fn new(c: &ModelConfig, products: &[(Kind, Defines)], sms: usize) -> Result<Self> {
         let (mut kinds, mut scales) = (Vec::new(), Vec::new());

@@ -22,7 +22,7 @@ const ONE_WARPGROUP_UP_TO: usize = 512;
 pub const ROPE_THREADS: u32 = 256;
 
 /// A kernel by the order of what it writes: plain, int4.
-pub type Orders = [Arc<Kernel>; 2];
+pub(crate) type Orders = [Arc<Kernel>; 2];
 
 /// How `attention_prefill.cu` is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,7 +25,7 @@ impl Prefill {
     ///
     /// # Errors
     /// As [`Prefill::run`].
-    pub fn scores(&mut self, parts: &Parts<'_>, tokens: &[u32]) -> Result<Vec<TokenScore>> {
+    pub(crate) fn scores(&mut self, parts: &Parts<'_>, tokens: &[u32]) -> Result<Vec<TokenScore>> {
         self.reserve(parts, tokens.len().min(CHUNK), true)?;
         let mut out = Vec::with_capacity(tokens.len());
         let mut targets = &tokens[1..];
@@ -46,7 +46,11 @@ impl Prefill {
     ///
     /// # Errors
     /// As [`Prefill::run`].
-    pub fn packed_scores(&mut self, parts: &Parts<'_>, pack: &Pack) -> Result<Vec<TokenScore>> {
+    pub(crate) fn packed_scores(
+        &mut self,
+        parts: &Parts<'_>,
+        pack: &Pack,
+    ) -> Result<Vec<TokenScore>> {
         self.reserve(parts, pack.tokens.len().clamp(1, CHUNK), true)?;
         let mut out = Vec::with_capacity(pack.scored.len());
         let mut scored = &pack.scored[..];
@@ -72,7 +76,7 @@ impl Prefill {
     ///
     /// # Errors
     /// As [`Prefill::run`]; whatever `on_rows` returns.
-    pub fn logit_rows(
+    pub(crate) fn logit_rows(
         &mut self,
         parts: &Parts<'_>,
         tokens: &[u32],
