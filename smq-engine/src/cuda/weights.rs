@@ -128,7 +128,8 @@ impl DeviceMatrix {
         ]
     }
 
-    /// Columns that share a scale, as the int4 kernels' macros have it: `LARGEST_GROUP` where it is not int4.
+    /// Columns that share a scale, as the int4 kernels' macros have it: `LARGEST_GROUP` where it is
+    /// not int4.
     #[must_use]
     pub fn group(&self) -> usize {
         match self.format {
