@@ -21,7 +21,8 @@
 //   a wgmma operand for K (contiguous along HEAD_DIM, the summed dimension) as well as for V (contiguous along N),
 //   for every HEAD_DIM.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), WINDOW (0: none), X_INT4, PACKED, DYNAMIC_SHARED (what the launch has).
+// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), WINDOW (0: none), X_INT4, PACKED,
+// DYNAMIC_SHARED (what the launch has).
 #include "wgmma.cuh"
 
 #ifndef PACKED

@@ -4,7 +4,8 @@
 // constant bounds and division by a constant is a multiplication. Macros also carry every number that
 // smq-engine knows too, or a static_assert holds it against one, so that neither can change alone.
 //
-// Macros of every file (smq-engine/src/cuda/contract.rs): SCALES_MINI, SCALES_F16, SCALES_F32, TAG_MASK.
+// Macros of every file (smq-engine/src/cuda/contract.rs): SCALES_MINI, SCALES_F16, SCALES_F32,
+// TAG_MASK.
 #pragma once
 
 typedef unsigned char u8;
@@ -135,7 +136,9 @@ DEVICE u32 int4_pair(u32 word, int i) {
     return pair;
 }
 
-// ---- scales: formats of smq-format's ScaleFormat, SCALES_MINI a stream of sign | exponent | mantissa codes, LSB first ----
+// ---- scales: formats of smq-format's ScaleFormat ----
+//
+// SCALES_MINI is a stream of sign | exponent | mantissa codes, LSB first.
 
 // Code `i` of an LSB-first stream of `width`-bit codes, counted from bit `first_bit` of `words`. Both words that a code
 // may touch are read: a stream ends in 8 zero bytes.

@@ -15,23 +15,31 @@
 // choice   the last product's epilogue: the last block takes the largest logit (lowest id among equals; NaN wins, so that it
 //          is not lost) into `state` and the host's mailbox: a step needs nothing from the host.
 //
-// state: STATE_POSITION: tokens in the cache, STATE_CHOSEN: tokens chosen, STATE_TOKEN: token, STATE_STEPS: whole steps done.
-// mailbox: RING u64 in host memory, slot chosen % RING = (chosen + 1) << 32 | id; the host knows a new entry by its upper half.
-//   An id of NOT_FINITE says that a logit was not finite.
+// state: STATE_POSITION: tokens in the cache, STATE_CHOSEN: tokens chosen, STATE_TOKEN: token,
+//   STATE_STEPS: whole steps done.
+// mailbox: RING u64 in host memory, slot chosen % RING = (chosen + 1) << 32 | id; the host knows a
+//   new entry by its upper half. An id of NOT_FINITE says that a logit was not finite.
 //
 // The kernel is launched as a programmatic dependent of the step before: a block starts when that one's has left its SM,
 // and copies the first weights before it waits.
 //
-// grid: GRID = number of SMs, all resident at once (one block an SM, by its shared memory); block: 32 (WARPS + PRODUCERS).
-// Macros of the model and the GPU: HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF, WINDOW (0: none), SPLITS, EPS_BITS, GRID; INT4_GROUP
-// (128, 64, 32); BF16_CORES, BF16_CORE0_K and so on; and of each kind of product i < KINDS (at most MOST_KINDS): KINDi_K, KINDi_STORAGE,
+// grid: GRID = number of SMs, all resident at once (one block an SM, by its shared memory);
+//   block: 32 (WARPS + PRODUCERS).
+//
+// Macros of the model and the GPU: HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF, WINDOW
+// (0: none), SPLITS, EPS_BITS, GRID; INT4_GROUP (128, 64, 32); BF16_CORES, BF16_CORE0_K and so on;
+// and of each kind of product i < KINDS (at most MOST_KINDS): KINDi_K, KINDi_STORAGE,
 // KINDi_EPILOGUE, KINDi_SEG0, KINDi_SEG1, KINDi_SEG2.
-// Of the cut (smq-engine/src/cuda/decode/plan.rs): WARPS, PRODUCERS, SLOTS, SLOT_BYTES, WEIGHT_BYTES (of a slot), NESTED_BYTES, INT4_IN_FLIGHT
-// and BF16_IN_FLIGHT (slots of a producer on their way at a time: more do not arrive sooner, they queue in the memory system, and
-// activations queue behind them), PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the largest that a storage of these products needs, 0 with bf16
-// alone), NF4_TABLE_BYTES, DYNAMIC_SHARED.
-// What both sides call by a number: PHASE_WORDS, WORD_KIND and so on (enum Word), ATTENTION_KIND, SCALES_WIDTH_AT, SCALES_MANTISSA_AT; BF16,
-// INT4, NF4, FP8; STORE, RESIDUAL, SWIGLU, LOGITS; EXCHANGED_FLOATS (of a block's part of attention); RING, NOT_FINITE and the places in `state`.
+//
+// Of the cut (smq-engine/src/cuda/decode/plan.rs): WARPS, PRODUCERS, SLOTS, SLOT_BYTES, WEIGHT_BYTES
+// (of a slot), NESTED_BYTES, INT4_IN_FLIGHT and BF16_IN_FLIGHT (slots of a producer on their way at
+// a time: more do not arrive sooner, they queue in the memory system, and activations queue behind
+// them), PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the largest that a storage of these products
+// needs, 0 with bf16 alone), NF4_TABLE_BYTES, DYNAMIC_SHARED.
+//
+// What both sides call by a number: PHASE_WORDS, WORD_KIND and so on (enum Word), ATTENTION_KIND,
+// SCALES_WIDTH_AT, SCALES_MANTISSA_AT; BF16, INT4, NF4, FP8; STORE, RESIDUAL, SWIGLU, LOGITS;
+// EXCHANGED_FLOATS (of a block's part of attention); RING, NOT_FINITE and the places in `state`.
 
 #include "common.cuh"
 

@@ -26,7 +26,7 @@ constexpr int SLICE = HEAD_DIM / SPLITS; // output elements that a block finishe
 constexpr int PART_FLOATS = HEAD_DIM + 4;
 constexpr int STAGE_TOKENS = WEIGHT_BYTES / (4 * HEAD_DIM) / 8 * 8;
 static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 128 && 2 * ROTARY_HALF <= HEAD_DIM && HEADS % KV_HEADS == 0, "shape");
-static_assert(PART_FLOATS == EXCHANGED_FLOATS, "what smq-engine leaves room for: an output, a maximum and a sum, in whole 16 bytes");
+static_assert(PART_FLOATS == EXCHANGED_FLOATS, "what smq-engine leaves room for");
 static_assert(HEAD_DIM % SPLITS == 0 && SPLITS * KV_HEADS <= GRID && STAGE_TOKENS >= 8, "shape");
 // Scratch: rotated queries, times log2(e) / sqrt(HEAD_DIM); the new key and value; maxima and sums; outputs.
 static_assert(4 * (QUERIES + 1 + BATCH * WARPS) * HEAD_DIM + 8 * BATCH * WARPS <= PARTIAL_BYTES, "scratch");

@@ -27,9 +27,10 @@
 // waits for the newest; slower up to 64 tokens.) A cluster is SPLIT_K blocks with the same weight rows and
 // consecutive steps: they add up through distributed shared memory in the order of steps. Same bits every run.
 //
-// Macros: K (multiple of 32), ROWS (multiple of 8; SWIGLU: of 64), GROUP (128, 64, 32), EPILOGUE and the numbers of those above, OUT_INT4, TILE_M
-// (tokens a tile: 16, 32, 64, 96, 128), WARPGROUPS, SPLIT_K, STAGES, SCALE_FORMAT, SCALE_WIDTH,
-// SCALE_MANTISSA, MIN_BLOCKS (blocks an SM, for the register allocation; 1), DYNAMIC_SHARED (what the launch has).
+// Macros: K (multiple of 32), ROWS (multiple of 8; SWIGLU: of 64), GROUP (128, 64, 32), EPILOGUE
+// and the numbers of those above, OUT_INT4, TILE_M (tokens a tile: 16, 32, 64, 96, 128), WARPGROUPS,
+// SPLIT_K, STAGES, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, MIN_BLOCKS (blocks an SM, for the
+// register allocation; 1), DYNAMIC_SHARED (what the launch has).
 // Grid: x = ceil(UNITS / WARPGROUPS) SPLIT_K, UNITS = ceil(ROWS / 64), SWIGLU: XI / 32;
 //       y = token tiles, or fewer where SPLIT_K = 1: a block then loops over tiles y, y + gridDim.y, ...
 // Block: 128 (WARPGROUPS + 1) threads.

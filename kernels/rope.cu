@@ -11,7 +11,8 @@
 //   k_cache, v_cache  bf16 [KV_HEADS, capacity, HEAD_DIM]
 //   grid: rows, block: ROPE_THREADS. Bound by memory: a thread moves 8 elements at a time.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF (multiple of 8), PACKED, BLOCK_THREADS (of rope_and_cache).
+// Macros: HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF (multiple of 8), PACKED,
+// BLOCK_THREADS (of rope_and_cache).
 #include "common.cuh"
 
 #ifndef PACKED

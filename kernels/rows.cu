@@ -13,8 +13,9 @@
 //                                                                                   grid: rows, block: 512
 //
 // Bound by memory; a thread moves 16 bytes at a time.
-// Macros: HIDDEN, INTERMEDIATE, VOCAB, EPS_BITS, GRID (partial sums of last_row), and the blocks of the launches: ROW_THREADS, LAST_ROW_THREADS,
-// SCORE_THREADS. The order is an argument, int4_order.
+// Macros: HIDDEN, INTERMEDIATE, VOCAB, EPS_BITS, GRID (partial sums of last_row), and threads of the
+// launches' blocks: ROW_THREADS, LAST_ROW_THREADS, SCORE_THREADS. The order is an argument,
+// int4_order.
 
 #include "common.cuh"
 

@@ -16,8 +16,8 @@
 // Block: two consumer warpgroups and a producer warp; a ring of STAGES stages of 64 columns: W [128][64], X [TILE_M][64]. Weights
 // are on their way before the previous kernel is done.
 //
-// Macros: K (multiple of 64), INTERMEDIATE (multiple of 64), TILE_M (16, 32, 64, 128), STAGES, and what the launch has: THREADS a block,
-// DYNAMIC_SHARED. Grid: INTERMEDIATE / 64.
+// Macros: K (multiple of 64), INTERMEDIATE (multiple of 64), TILE_M (16, 32, 64, 128), STAGES, and
+// what the launch has: THREADS a block, DYNAMIC_SHARED. Grid: INTERMEDIATE / 64.
 #include "wgmma.cuh"
 
 #define STEPS (K / 64)

@@ -1,4 +1,5 @@
-//! How int4 scales are asked for: their format before a tensor's bias is known, and the rule that chooses them.
+//! How int4 scales are asked for: their format before a tensor's bias is known, and the rule that
+//! chooses them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -70,8 +71,8 @@ impl ScaleChoice {
         }
     }
 
-    /// The format with the bias that fits `largest`, the tensor's largest scale after rounding. `None` where
-    /// the widths are out of range or `largest` is not finite.
+    /// The format with the bias that fits `largest`, the tensor's largest scale after rounding.
+    /// `None` where the widths are out of range or `largest` is not finite.
     #[must_use]
     pub fn format(self, largest: f32) -> Option<ScaleFormat> {
         match self {
@@ -167,7 +168,8 @@ impl<'de> Deserialize<'de> for ScaleChoice {
     }
 }
 
-/// The width of a scale as `--mbits` has it: mantissa bits of E5Mx, 0 to 10, or -1 for exact f32 scales.
+/// The width of a scale as `--mbits` has it: mantissa bits of E5Mx, 0 to 10, or -1 for exact f32
+/// scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MantissaBits(Option<u32>);
 
@@ -222,7 +224,8 @@ pub enum ScaleRule {
     Reference,
     /// As `reference`, but x = 0 rounds too.
     Nearest,
-    /// Of the nearest scale and its two neighbours, the one with the least squared error of the group.
+    /// Of the nearest scale and its two neighbours, the one with the least squared error of the
+    /// group.
     Search,
     /// The element of largest magnitude maps to -8, through the scale's sign bit.
     Signed,

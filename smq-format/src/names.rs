@@ -8,8 +8,8 @@ pub struct UnknownName {
     pub expected: String,
 }
 
-/// Spells the variants of an enum: a list that `Display`, `FromStr`, serde and `ALL` share, so that a variant
-/// without a name does not compile. Words are read as they are written, in lower case.
+/// Spells the variants of an enum: a list that `Display`, `FromStr`, serde and `ALL` share, so that
+/// a variant without a name does not compile. Words are read as they are written, in lower case.
 macro_rules! names {
     ($type:ident { $($variant:ident => $name:literal,)+ }) => {
         impl $type {

@@ -90,7 +90,8 @@ names!(SchemeKind {
     Fp8 => "fp8-e4m3",
 });
 
-/// What weights are quantized to, before a group, the scales' format or a tensor's offset are known.
+/// What weights are quantized to, before a group, the scales' format or a tensor's offset are
+/// known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
     /// Integers with a scale a group (`int4-*`).

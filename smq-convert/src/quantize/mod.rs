@@ -290,8 +290,9 @@ fn quantize_group(
     })
 }
 
-/// The distance, in units of an f32's last place, of the scales beside a rounded one that the rule tries too;
-/// `None` where it tries none. Exact scales have no neighbours, and f16's are not searched.
+/// The distance, in units of an f32's last place, of the scales beside a rounded one that the rule
+/// tries too; `None` where it tries none. Exact scales have no neighbours, and f16's are not
+/// searched.
 fn neighbours(options: &QuantizeOptions) -> Option<u32> {
     match (options.rule, options.scales) {
         (ScaleRule::Search, ScaleChoice::Mini { mantissa_bits, .. }) => {

@@ -1,5 +1,5 @@
 //! From kernel source to machine code: the sources are embedded, NVRTC compiles them for the device
-//! at hand, and [`cache`](super::cache) keeps the result. Works where there is no GPU.
+//! at hand, and [`cache`] keeps the result. Works where there is no GPU.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};

@@ -59,7 +59,9 @@ impl CudaEngine {
     /// Copies a model to the first GPU and compiles its kernels. Sequences have at most `max_tokens` positions.
     ///
     /// # Errors
-    /// [`Error::Cuda`] with the remedy if there is no usable GPU, and as [`DeviceModel::place`].
+    /// [`Error::Cuda`] with the remedy if there is no usable GPU; as
+    /// [`Decoder::load`](crate::model::Decoder::load), and for what the
+    /// kernels do not do.
     pub fn load(source: &Source, max_tokens: Option<usize>) -> Result<Self> {
         Self::load_on(Gpu::open(0)?, source, max_tokens)
     }

@@ -1,10 +1,10 @@
 //! The CUDA engine: what it needs of the driver, NVRTC and cuBLASLt, all loaded at run time.
 //!
-//! [`Gpu`] finds the device, [`compile`](compile::compile) turns a kernel file into machine code for
-//! it, [`Module`] loads that, and [`Kernel::launch`] or a [`Graph`] runs it on memory from a
-//! [`DeviceBuffer`]. [`CudaEngine`] is the engine; the calls that it makes are public for the program
-//! that checks and times each kernel by itself. Nothing here needs CUDA to build, and without a GPU
-//! everything still loads.
+//! [`Gpu`] finds the device, [`compile`](compile::compile) turns a kernel file into machine code
+//! for it, [`Module`] loads that, and [`Kernel::launch`] or a [`Graph`] runs it on memory from a
+//! [`DeviceBuffer`]. [`CudaEngine`] is the engine; the calls that it makes are public for the
+//! program that checks and times each kernel by itself. Nothing here needs CUDA to build, and
+//! without a GPU everything still loads.
 
 mod activations;
 mod arena;

@@ -23,7 +23,7 @@ pub const SMS: usize = 132;
 /// of `sms` multiprocessors.
 ///
 /// # Errors
-/// As [`DeviceModel::place`], but for memory.
+/// As [`CudaEngine::load`](super::CudaEngine::load), but for memory.
 pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Result<Vec<Need>> {
     let mut c = ModelConfig::of(source)?;
     if let Some(max) = max_tokens {

@@ -15,10 +15,12 @@ use super::tensor_map::TensorMap;
 use super::weights::{DeviceMatrix, Format, LARGEST_GROUP};
 use crate::error::{Error, Result};
 
-/// Activation rows from which on an int4 matrix of `rows` rows is widened to bf16 before it is multiplied.
+/// Activation rows from which on an int4 matrix of `rows` rows is widened to bf16 before it is
+/// multiplied.
 ///
-/// From so many on, widening it once and cuBLASLt's product are faster than the int4 kernel: sooner for matrices of few
-/// rows, whose tiles do not fill the GPU. Matrices that are multiplied side by side are widened for any number.
+/// From so many on, widening it once and cuBLASLt's product are faster than the int4 kernel: sooner
+/// for matrices of few rows, whose tiles do not fill the GPU. Matrices that are multiplied side by
+/// side are widened for any number.
 #[must_use]
 pub fn int4_widened_from(rows: usize) -> usize {
     if rows < 8192 { 384 } else { 1024 }
@@ -32,7 +34,7 @@ pub enum Target {
     /// Added to f32 `[m, rows]`.
     Add(u64),
     /// `silu(gate) up`, bf16 `[m, rows / 2 rounded up to 128]`; the flag asks for int4 order. Only where
-    /// [`joins_gate_and_up`].
+    /// `joins_gate_and_up`.
     Swiglu(u64, bool),
 }
 

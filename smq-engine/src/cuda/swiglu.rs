@@ -42,7 +42,7 @@ pub struct SwigluCut {
 }
 
 impl SwigluCut {
-    /// For `m` rows, at most [`MOST_ROWS`].
+    /// For `m` rows, at most `MOST_ROWS`.
     #[must_use]
     pub fn new(w: &DeviceMatrix, m: usize) -> Self {
         let tiles = [16, 32, 64, MOST_ROWS];

@@ -52,7 +52,7 @@ pub enum Format {
         scales: Span,
         /// Its format.
         format: ScaleFormat,
-        /// Columns of a group, one of [`GROUPS`].
+        /// Columns of a group, one of `GROUPS`.
         group: usize,
     },
     /// NF4 nibbles in blocks of 64 of the flattened matrix.
@@ -130,7 +130,8 @@ impl DeviceMatrix {
         ]
     }
 
-    /// Columns that share a scale, as the int4 kernels' macros have it: [`LARGEST_GROUP`] where it is not int4.
+    /// Columns that share a scale, as the int4 kernels' macros have it: `LARGEST_GROUP` where it is
+    /// not int4.
     #[must_use]
     pub fn group(&self) -> usize {
         match self.format {

@@ -260,8 +260,8 @@ fn run_job(isa: Isa, forms: &Forms<'_>, job: Job<'_, '_, '_>) {
         };
         return int4::product(rows, packed, job.out);
     }
-    // Odd groups start inside a byte, and NF4 blocks inside a row where 64 does not divide it: no model has them,
-    // so widen row by row. Weights rounded to bf16 only check a GPU.
+    // Odd groups start inside a byte, and NF4 blocks inside a row where 64 does not divide it: no
+    // model has them, so widen row by row. Weights rounded to bf16 only check a GPU.
     let mut row = vec![0.0; cols];
     for (r, out) in job.rows.zip(job.out.chunks_exact_mut(m)) {
         job.matrix.dequantize(r..r + 1, &mut row);

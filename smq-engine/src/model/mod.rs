@@ -106,7 +106,7 @@ impl<'a> Decoder<'a> {
     /// Finds every tensor and checks its shape against config.json.
     ///
     /// # Errors
-    /// [`Error::Config`], [`Error::Tensor`] or [`Error::Model`].
+    /// [`Error::Model`] of a config or a tensor that does not fit.
     pub fn load(source: &'a Source) -> Result<Self> {
         Self::load_with(source, Precision::F32)
     }

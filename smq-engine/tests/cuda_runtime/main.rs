@@ -36,7 +36,7 @@ fn main() -> ExitCode {
             "overlapping_launches_keep_their_order",
             overlapping_launches_keep_their_order,
         ),
-        ("shared_memory_and_clusters", shared_memory_and_clusters),
+        ("shared_memory", shared_memory),
         (
             "a_failed_recording_leaves_the_stream_usable",
             a_failed_recording_leaves_the_stream_usable,
@@ -125,7 +125,6 @@ fn overlapping_launches_keep_their_order(gpu: &Gpu) -> Outcome {
             unsafe { kernel.launch(s, &launch, &Args::new().ptr(state.ptr()).u32(i)) }
         })
     })?;
-    equal(graph.nodes(), LINKS as usize)?;
     state.fill(stream, 0)?;
     graph.launch(stream)?;
     graph.launch(stream)?;
@@ -149,7 +148,7 @@ fn overlapping_launches_keep_their_order(gpu: &Gpu) -> Outcome {
     Ok(())
 }
 
-fn shared_memory_and_clusters(gpu: &Gpu) -> Outcome {
+fn shared_memory(gpu: &Gpu) -> Outcome {
     let sum = kernel(gpu, "shared_sum")?;
     let out = DeviceBuffer::new(gpu, 16, "a test")?;
     let bytes = BLOCK_SHARED_BYTES as u32;
@@ -164,16 +163,7 @@ fn shared_memory_and_clusters(gpu: &Gpu) -> Outcome {
     // SAFETY: refused before it is launched.
     let refused =
         unsafe { sum.launch(gpu.main(), &launch, &Args::new().ptr(out.ptr()).u32(words)) };
-    equal(refused.is_err(), true)?;
-    let cluster = kernel(gpu, "cluster_size")?;
-    // SAFETY: as the kernel declares them.
-    unsafe {
-        let args = Args::new().ptr(out.ptr());
-        cluster.launch(gpu.main(), &Launch::new(4_u32, 32).cluster(2), &args)
-    }?;
-    let mut got = [0_u32; 4];
-    out.download(gpu.main(), 0, &mut got)?;
-    equal(got, [2; 4])
+    equal(refused.is_err(), true)
 }
 
 fn boxes_of_a_matrix(gpu: &Gpu) -> Outcome {

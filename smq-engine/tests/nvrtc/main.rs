@@ -1,5 +1,5 @@
-//! Compiles every kernel for an H100, and those that use nothing newer for older GPUs. Needs NVRTC but no
-//! GPU; where it is absent the tests count as ignored.
+//! Compiles every kernel for an H100, and those that use nothing newer for older GPUs. Needs NVRTC
+//! but no GPU; where it is absent the tests count as ignored.
 //!
 //! Each prints the BLAKE3 of its machine code, so that two versions of the kernels can be compared
 //! (kernels/README.md).
@@ -66,8 +66,8 @@ fn main() -> ExitCode {
     libtest_mimic::run(&args, trials).exit_code()
 }
 
-/// Within the shared memory of a block, without warnings, nor ptxas's notes on wgmma (C7510 and on: waits it had to add, products it runs one by one); prints
-/// what ptxas tells.
+/// Within the shared memory of a block, without warnings, nor ptxas's notes on wgmma (C7510 and on:
+/// waits it had to add, products it runs one by one); prints what ptxas tells.
 fn compiles(name: &str, arch: &str, variant: &Variant) -> Result<(), Failed> {
     let verbose = ["--ptxas-options=-v"];
     let compiled = compile_uncached(arch, variant.file, &variant.defines, &verbose)?;

@@ -172,8 +172,8 @@ fn step(c: &ModelConfig, products: &[(Vec<DeviceMatrix>, Epilogue)]) -> Defines 
     Plan::new(c, &kinds, SMS).unwrap().defines
 }
 
-/// As `smq-convert --mbits auto` may choose: every product of a layer bf16 in one and int4 in another, and each with
-/// scales of another width.
+/// As `smq-convert --mbits auto` may choose: every product of a layer bf16 in one and int4 in
+/// another, and each with scales of another width.
 fn of_many_widths(s: &Shape, group: usize) -> Vec<(Vec<DeviceMatrix>, Epilogue)> {
     let stored = |format| Layer::new(s, |rows, cols| matrix(rows, cols, format)).products();
     let [.., head] = stored(Format::Bf16);

@@ -44,8 +44,8 @@ impl Storage {
         }
     }
 
-    /// Bytes that a warp exchanges of its activations: a line's limbs, halves or f16 (`decode_int4.cuh` and so on hold
-    /// them against this).
+    /// Bytes that a warp exchanges of its activations: a line's limbs, halves or f16
+    /// (`decode_int4.cuh` and so on hold them against this).
     fn exchange_bytes(self) -> usize {
         match self {
             Self::Bf16 => 0,
@@ -221,8 +221,8 @@ impl Plan {
     /// For the products of a model, each with its scales' macros, on `sms` multiprocessors.
     ///
     /// # Errors
-    /// [`Error::Config`](smq_model::Error::Config) for a model with too many heads or too many kinds of product, or one whose rows do not fit
-    /// shared memory.
+    /// [`Error::Model`] for a model with too many heads or too many kinds of product, or one whose
+    /// rows do not fit shared memory.
     pub fn new(c: &ModelConfig, products: &[(Kind, Defines)], sms: usize) -> Result<Self> {
         let (mut kinds, mut scales) = (Vec::new(), Vec::new());
         // Columns by storage: at most three each, the width of the stream, of the heads, of the MLP.

@@ -11,7 +11,8 @@ pub(super) const SCALES_WIDTH_AT: u32 = 8;
 /// And where its bits of mantissa.
 pub(super) const SCALES_MANTISSA_AT: u32 = 16;
 
-/// Declares where each word of a phase is, and the macros by which `decode.cu` (`enum Word`) knows it.
+/// Declares where each word of a phase is, and the macros by which `decode.cu` (`enum Word`) knows
+/// it.
 macro_rules! words {
     ($($(#[$doc:meta])* $name:ident = $at:literal, $words:literal;)*) => {
         $($(#[$doc])* pub(super) const $name: usize = $at;)*

@@ -34,7 +34,8 @@ pub use variants::{Quantized, Storage, Variant, VariantName};
 pub struct SuiteOptions {
     /// A checkpoint directory.
     pub checkpoint: PathBuf,
-    /// Where the data files lie: each task's under its name, such as `lambada.jsonl`, and `text.txt`.
+    /// Where the data files lie: each task's under its name, such as `lambada.jsonl`, and
+    /// `text.txt`.
     pub data: PathBuf,
     /// Where results go.
     pub out: PathBuf,
