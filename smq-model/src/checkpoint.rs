@@ -20,7 +20,13 @@ pub const EMBEDDED_FILES: [&str; 4] = [
     "tokenizer_config.json",
 ];
 /// What a checkpoint directory has beside them that decides what the model says.
-const READ_FILES: [&str; 1] = ["chat_template.jinja"];
+const READ_FILES: [&str; 3] = [
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+];
+/// The directory of further chat templates, one file each.
+const TEMPLATE_DIR: &str = "additional_chat_templates";
 /// Largest embedded file; a tokenizer.json of a 256k vocabulary is about 33 MB.
 pub const MAX_EMBEDDED_BYTES: u64 = 256 << 20;
 
@@ -31,7 +37,7 @@ pub struct Checkpoint {
     dir: PathBuf,
     shards: Vec<Shard>,
     tensors: Vec<StoredTensor>,
-    files: Vec<(&'static str, Vec<u8>)>,
+    files: Vec<(String, Vec<u8>)>,
 }
 
 /// One mapped safetensors file.
@@ -162,15 +168,20 @@ impl Checkpoint {
     /// Contents of config.json, tokenizer.json and the like.
     #[must_use]
     pub fn file(&self, name: &str) -> Option<&[u8]> {
-        let found = self.files.iter().find(|(n, _)| *n == name);
+        let found = self.files.iter().find(|(n, _)| n == name);
         found.map(|(_, contents)| contents.as_slice())
     }
 
     /// Name and contents of each of [`EMBEDDED_FILES`] that the checkpoint has.
     pub fn embedded_files(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
-        let embedded = |f: &&(&'static str, Vec<u8>)| EMBEDDED_FILES.contains(&f.0);
-        let files = self.files.iter().filter(embedded);
-        files.map(|(name, contents)| (*name, contents.as_slice()))
+        let names = EMBEDDED_FILES.into_iter();
+        names.filter_map(|name| Some((name, self.file(name)?)))
+    }
+
+    /// Name and contents of each file beside the weights that was read.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let files = self.files.iter();
+        files.map(|(name, contents)| (name.as_str(), contents.as_slice()))
     }
 
     fn add_shard(&mut self, name: String) -> Result<()> {
@@ -244,10 +255,11 @@ impl Checkpoint {
 }
 
 /// Reads the files beside the weights that it has.
-fn side_files(dir: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> {
+fn side_files(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
-    for name in EMBEDDED_FILES.into_iter().chain(READ_FILES) {
-        let path = dir.join(name);
+    let names = EMBEDDED_FILES.into_iter().chain(READ_FILES);
+    for name in names.map(str::to_owned).chain(templates(dir)) {
+        let path = dir.join(&name);
         // map_file refuses what reading would wait for or never end with: a FIFO, a device.
         match map_file(&path) {
             Ok(map) if map.len() as u64 > MAX_EMBEDDED_BYTES => {
@@ -262,6 +274,18 @@ fn side_files(dir: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> {
         }
     }
     Ok(files)
+}
+
+/// The names of the further chat templates, ascending.
+fn templates(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir.join(TEMPLATE_DIR))
+        .into_iter()
+        .flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let templates = names.filter(|name| name.ends_with(".jinja"));
+    let mut templates: Vec<String> = templates.map(|n| format!("{TEMPLATE_DIR}/{n}")).collect();
+    templates.sort();
+    templates
 }
 
 enum Files {
