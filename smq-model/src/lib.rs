@@ -20,6 +20,7 @@ mod chat;
 mod checkpoint;
 mod config;
 mod error;
+mod jinja;
 pub mod names;
 mod rope;
 mod source;
