@@ -23,6 +23,7 @@ mod config;
 mod error;
 mod generation;
 mod hub;
+mod jinja;
 mod json;
 mod locate;
 pub mod names;

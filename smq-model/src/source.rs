@@ -120,6 +120,17 @@ impl Source {
         }
     }
 
+    /// Name and contents of each of those files.
+    pub(crate) fn files(&self) -> Box<dyn Iterator<Item = (&str, &[u8])> + '_> {
+        match &self.kind {
+            Kind::Smq(file) => {
+                let names = file.index().files.iter().map(|f| f.name.as_str());
+                Box::new(names.filter_map(|name| Some((name, file.embedded(name)?))))
+            }
+            Kind::Checkpoint(checkpoint) => Box::new(checkpoint.embedded_files()),
+        }
+    }
+
     /// As [`Source::file`], for a file the model cannot do without.
     ///
     /// # Errors

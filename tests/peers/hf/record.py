@@ -95,6 +95,9 @@ def encoded(contents, base):
             for k, v in contents.items()
             if k not in base or json.dumps(base[k]) != json.dumps(v)
         }
+        # Named tokens are added in the order of their keys, which a reader of JSON may lose.
+        if isinstance(changed.get("extra_special_tokens"), dict):
+            return json.dumps(contents)
         dropped = [k for k in base if k not in contents]
         if len(changed) + len(dropped) < len(contents):
             return {"$set": changed} | ({"$drop": dropped} if dropped else {})
