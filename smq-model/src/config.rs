@@ -362,6 +362,9 @@ impl ConfigFile {
     fn read_computation(&mut self, keys: Keys<'_>) {
         let c = &mut self.config;
         let mut refuse = |result: Read<()>| self.refusals.extend(result.err());
+        refuse(keys.token_ids("bos_token_id", false));
+        refuse(keys.token_ids("eos_token_id", true));
+        refuse(keys.token_ids("pad_token_id", false));
         refuse(activation(keys, c));
         refuse(numbers(keys, c));
         refuse(windows(keys, c));

@@ -81,6 +81,21 @@ impl<'a> Keys<'a> {
         self.typed(key, Value::as_str, || "a text".to_owned())
     }
 
+    /// Checks the key of a token's id, or of several where `list` allows that; null is none.
+    pub(super) fn token_ids(self, key: &str, list: bool) -> Read<()> {
+        let is_id = |value: &Value| value.is_i64() || value.is_u64();
+        let check = |value: &Value| {
+            let ids = value.as_array().filter(|_| list);
+            (value.is_null() || is_id(value) || ids.is_some_and(|ids| ids.iter().all(is_id)))
+                .then_some(())
+        };
+        let expected = || match list {
+            true => "a token id, a list of them, or null".to_owned(),
+            false => "a token id or null".to_owned(),
+        };
+        self.typed(key, check, expected).map(drop)
+    }
+
     fn typed<T>(
         self,
         key: &str,

@@ -80,20 +80,20 @@ fn dictionary<'a>(
     notes: &mut Vec<String>,
 ) -> Read<Keys<'a>> {
     let object = |key: &'static str| match keys.get(key) {
-        None | Some(Value::Null | Value::Bool(false)) => Ok(None),
+        None | Some(Value::Null) => Ok(None),
         Some(Value::Object(map)) if map.is_empty() => Ok(None),
         Some(Value::Object(map)) => Ok(Some((key, map))),
         Some(other) => Err(format!("{key} is {other}, expected an object or null")),
     };
     let (old, new) = (object("rope_scaling")?, object("rope_parameters")?);
-    if let (Some((_, old)), Some((_, new))) = (old, new) {
-        if old != new {
-            notes.push(
-                "config.json has rope_scaling and rope_parameters, which differ; rope_scaling alone is used, as in \
-                 transformers"
-                    .to_owned(),
-            );
-        }
+    if let (Some((_, old)), Some((_, new))) = (old, new)
+        && old != new
+    {
+        notes.push(
+            "config.json has rope_scaling and rope_parameters, which differ; rope_scaling alone is used, as in \
+             transformers"
+                .to_owned(),
+        );
     }
     let (name, map) = old.or(new).unwrap_or(("rope_parameters", empty));
     Ok(Keys::new(map, name))
