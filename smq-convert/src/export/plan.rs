@@ -78,11 +78,14 @@ impl<'a> Plan<'a> {
             }
         }
         check_names(file, &outputs)?;
-        let dtype = match format {
-            ExportFormat::Safetensors(_) => widest(&outputs),
-            ExportFormat::CompressedTensors { .. } => None,
-        };
         let said = file.embedded("config.json").and_then(dtype_of);
+        let dtype = match (format, said) {
+            (ExportFormat::Safetensors(Dtype::F32), _) => Some(Dtype::F32),
+            // What was f32 beside bf16 weights was loaded in bf16 before.
+            (ExportFormat::Safetensors(_), Some(Dtype::Bf16 | Dtype::F32)) => None,
+            (ExportFormat::Safetensors(_), Some(Dtype::F16) | None) => widest(&outputs),
+            (ExportFormat::CompressedTensors { .. }, _) => None,
+        };
         Ok(Plan {
             tensor_bytes: outputs.iter().map(Output::bytes).sum(),
             outputs,

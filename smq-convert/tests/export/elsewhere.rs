@@ -183,6 +183,13 @@ fn config_says_the_type_that_is_written() {
             r#"{"dtype": "float16"}"#,
             json!({"dtype": "bfloat16"}),
         ),
+        // A tensor in f32 beside bf16 ones was there before, and so was the config.
+        (
+            BF16,
+            Dtype::F32,
+            r#"{"dtype": "bfloat16"}"#,
+            json!({"dtype": "bfloat16"}),
+        ),
         // f16 beside bf16: only f32 holds both.
         (
             BF16,
