@@ -192,7 +192,7 @@ fn what_a_config_contradicts_is_said_or_refused() {
         quiet.contains("worst tensors") && !quiet.contains("note"),
         "{quiet}"
     );
-    let text = stdout(&convert(&|c| {
+    let text = stderr(&convert(&|c| {
         c["tie_word_embeddings"] = true.into();
         c["rope_scaling"] = serde_json::json!({"type": "yarn", "factor": 4.0});
     }));

@@ -101,7 +101,18 @@ fn a_round_trip_keeps_every_file_and_leaves_nothing_stale() {
                 "{name}"
             );
         }
-        // The weights are in f32 now; all else is as it was.
+        // The weights are in f32 now, which config.json says; all else is as it was.
+        let config: serde_json::Value = serde_json::from_slice(&found["config.json"]).unwrap();
+        let mut original: serde_json::Value =
+            serde_json::from_slice(&expected["config.json"]).unwrap();
+        for key in ["dtype", "torch_dtype"]
+            .into_iter()
+            .filter(|key| config.get(key).is_some())
+        {
+            original[key] = "float32".into();
+        }
+        assert_eq!(config, original);
+        assert!(found.remove("config.json").is_some() && expected.remove("config.json").is_some());
         assert!(found.remove("model.safetensors") != expected.remove("model.safetensors"));
         assert_eq!(found, expected);
     }

@@ -163,7 +163,7 @@ fn a_model_that_does_not_fit_together_is_refused_by_name() {
     );
     let message = refusal(|c| c["num_hidden_layers"] = 4.into());
     assert!(
-        message.contains("model.layers.3.") && message.contains("absent"),
+        message.contains("model.layers.3.") && message.contains("is not in"),
         "{message}"
     );
     let message = refusal(|c| c["architectures"][0] = "GemmaForCausalLM".into());

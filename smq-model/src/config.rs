@@ -79,18 +79,13 @@ impl ModelConfig {
     ///
     /// # Errors
     /// As [`ConfigFile::from_json`], [`ConfigFile::with_tensors`] and [`ConfigFile::runnable`];
-    /// [`Error::Model`] if it holds no config.json; [`Error::Config`] for a directory whose weights
-    /// are quantized.
+    /// [`Error::Model`] if it holds no config.json.
     pub fn of(source: &Source) -> Result<Self> {
         let json = source.require_json("config.json")?;
         Self::of_object(source, &json).map_err(|e| e.in_config(|| source.file_label("config.json")))
     }
 
     fn of_object(source: &Source, json: &Map<String, Value>) -> Result<Self> {
-        // The config.json of a .smq may still say how the checkpoint was quantized before.
-        if source.smq().is_none() {
-            refuse_quantized(json)?;
-        }
         let file = ConfigFile::from_object(json)?;
         let file = file.with_tensors(|name| source.contains(name))?;
         if let Some(defaults) = file.defaults_in_words() {
@@ -457,21 +452,4 @@ fn check_dimensions(c: &ModelConfig) -> Read<()> {
         }
     }
     Ok(())
-}
-
-/// A directory whose config.json says that its weights are quantized.
-fn refuse_quantized(json: &Map<String, Value>) -> Result<()> {
-    const KEYS: [&str; 2] = ["quantization_config", "compression_config"];
-    let given = |key| Some((key, json.get(key).filter(|value| !value.is_null())?));
-    let Some((key, value)) = KEYS.into_iter().find_map(given) else {
-        return Ok(());
-    };
-    let method = match &value["quant_method"] {
-        Value::Null => "no quant_method".to_owned(),
-        method => format!("quant_method {method}"),
-    };
-    Err(Error::Config(format!(
-        "{key} is there, with {method}: smq-run reads quantized weights from .smq files alone; convert the checkpoint \
-         with smq-convert, or remove the key if its weights are not quantized"
-    )))
 }

@@ -85,7 +85,8 @@ pub(crate) fn open_model(path: &Path) -> Result<SmqFile> {
 pub(crate) fn refuse_other_files(path: &Path) -> Result<()> {
     match Kind::of(path) {
         Some(Kind::Safetensors) => Ok(()),
-        None if !path.is_file() => Ok(()), // opening it says what is wrong
+        // Opening it says what is wrong.
+        None if !path.is_file() || std::fs::File::open(path).is_err() => Ok(()),
         None => {
             let message = "is not a checkpoint; give a Hugging Face checkpoint directory, or one \
                 .safetensors file";

@@ -262,17 +262,19 @@ impl Source {
 /// Refuses a checkpoint that holds quantized weights, which run only from a .smq file.
 fn refuse_quantized(checkpoint: &Checkpoint) -> Result<()> {
     let declared = checkpoint.json("config.json")?;
-    let declared = declared.and_then(|mut json| json.remove("quantization_config"));
+    let declared = declared.and_then(|json| {
+        // The second is the first one's name in older versions of compressed-tensors.
+        let keys = ["quantization_config", "compression_config"];
+        let given = |key| Some((key, json.get(key).filter(|value| !value.is_null())?.clone()));
+        keys.into_iter().find_map(given)
+    });
     let tensor = checkpoint.tensors().iter().find(|t| is_packed(&t.name));
-    let found = match (declared.filter(|value| !value.is_null()), tensor) {
-        (Some(value), _) => {
+    let found = match (declared, tensor) {
+        (Some((key, value)), _) => {
             let method = value.get("quant_method").and_then(Value::as_str);
             let method = method.unwrap_or("an unnamed method");
             let config = checkpoint.config_path();
-            format!(
-                "its {} has a quantization_config ({method})",
-                config.display()
-            )
+            format!("its {} has a {key} ({method})", config.display())
         }
         (None, Some(tensor)) => format!("tensor {:?} holds packed integers", tensor.name),
         (None, None) => return Ok(()),

@@ -14,9 +14,23 @@ enum Asks {
     True,
     /// Any number but this one.
     Not(f64),
-    /// This word.
-    Word(&'static str),
+    /// Any word but these.
+    NotAmong(&'static [&'static str]),
 }
+
+/// Values of `cache_implementation`, which give the same text.
+const CACHES: &[&str] = &[
+    "static",
+    "offloaded_static",
+    "sliding_window",
+    "hybrid",
+    "hybrid_chunked",
+    "offloaded_hybrid",
+    "offloaded_hybrid_chunked",
+    "dynamic",
+    "paged",
+    "offloaded",
+];
 
 const REFUSED: [(&str, Asks, &str); 14] = [
     (
@@ -86,8 +100,8 @@ const REFUSED: [(&str, Asks, &str); 14] = [
     ),
     (
         "cache_implementation",
-        Asks::Word("quantized"),
-        "a cache of full precision: a quantized one is not implemented",
+        Asks::NotAmong(CACHES),
+        "one of transformers' caches of full precision: a quantized one is not implemented",
     ),
 ];
 
@@ -100,7 +114,7 @@ pub(super) fn check(keys: &Keys) -> Result<()> {
             Asks::Always => false,
             Asks::True => value == &Value::Bool(false),
             Asks::Not(number) => value.as_f64() == Some(*number),
-            Asks::Word(word) => value.as_str() != Some(word),
+            Asks::NotAmong(words) => value.as_str().is_some_and(|word| words.contains(&word)),
         };
         if !neutral {
             return Err(refuse(keys, key, expected));

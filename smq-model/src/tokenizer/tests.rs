@@ -338,7 +338,7 @@ fn what_is_no_token_is_named_with_its_file() {
         (
             "added_tokens.json",
             json!(["<x>"]),
-            "not a valid JSON object",
+            "expected a JSON object",
         ),
         (
             "tokenizer_config.json",
