@@ -218,12 +218,12 @@ fn what_a_config_contradicts_is_said_or_refused() {
         (
             "num_hidden_layers",
             2.into(),
-            &["config.json", "model.layers.1.", "does not have"],
+            &["config.json", "model.layers.1.", "is not in"],
         ),
         (
             "model_type",
             "phi3".into(),
-            &["config.json", "qkv_proj", "does not have"],
+            &["config.json", "qkv_proj", "is not in"],
         ),
         (
             "architectures",

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::json::parse_object;
 use crate::locate::{Located, locate, refuse_other_files};
 
+use side_files::list;
 pub(crate) use side_files::no_tokenizer;
 pub use side_files::{MAX_EMBEDDED_BYTES, TEMPLATE_DIR, is_model_file, is_side_file, side_files};
 pub use tensors::{Shard, StoredTensor, natural};
@@ -56,8 +57,13 @@ impl Checkpoint {
             true => path.clone(),
             false => {
                 refuse_other_files(&path)?;
+                map_file(&path)?; // before anything beside it is blamed
                 directory_of(&path).to_path_buf()
             }
+        };
+        let listed = match is_dir {
+            true => list(&dir)?,
+            false => Vec::new(),
         };
         let mut checkpoint = Checkpoint {
             files: side_files(&dir)?,
@@ -70,7 +76,7 @@ impl Checkpoint {
         };
         let config = checkpoint.json("config.json")?;
         let weights = match is_dir {
-            true => weights::choose(&checkpoint.dir, config.as_ref())?,
+            true => weights::choose(&checkpoint.dir, &listed, config.as_ref())?,
             false => {
                 let name = checkpoint.path.file_name().unwrap_or_default();
                 Weights::single(&name.to_string_lossy())

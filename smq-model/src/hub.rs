@@ -9,18 +9,18 @@ use crate::locate::Located;
 /// Ends of file names, which no repository's id has that is meant.
 const FILE_ENDS: [&str; 6] = [".smq", ".safetensors", ".json", ".gguf", ".bin", ".pt"];
 
-/// The snapshot of the repository `given`, which is no path, and a note that says so.
+/// The snapshot of the repository `given`, which is no path; `None` where that cannot be an id.
 ///
 /// # Errors
-/// [`Error::Model`] where `given` cannot be an id or is not in the cache, with what to do.
-pub(crate) fn find(given: &Path) -> Result<Located> {
+/// [`Error::Model`] where it is not in the cache, or is the address of a page, with what to do.
+pub(crate) fn find(given: &Path) -> Result<Option<Located>> {
     let absent = "no such file or directory";
     if let Some(id) = of_address(given) {
         let message = format!("is a web address, no path; {}", download(&id));
         return Err(Error::model(given, message));
     }
     let Some(id) = repository(given) else {
-        return Err(Error::model(given, absent));
+        return Ok(None);
     };
     let remedy = download(id);
     let Some(cache) = cache(|name| std::env::var_os(name)) else {
@@ -47,10 +47,10 @@ pub(crate) fn find(given: &Path) -> Result<Located> {
         "{id} is no path; its snapshot in the Hugging Face cache is taken, {}",
         snapshot.display()
     );
-    Ok(Located {
+    Ok(Some(Located {
         path: snapshot,
         repository: Some((id.to_owned(), note)),
-    })
+    }))
 }
 
 /// What to do to have a repository.

@@ -33,20 +33,22 @@ impl Located {
     }
 }
 
-/// Where the model is that `given` means: `given` itself where something is there, else the
-/// snapshot of that name in the Hugging Face cache.
+/// Where the model is that `given` means: `given` itself, or the snapshot of that name in the
+/// Hugging Face cache where nothing is there and `given` may be a repository's id.
 ///
 /// # Errors
-/// [`Error::Model`] where neither is there, with what to do.
+/// [`Error::Model`] where the cache has no such repository, with what to do.
 pub(crate) fn locate(given: &Path) -> Result<Located> {
     // A link that leads nowhere is there: what is wrong with it is said where it is opened.
-    if given.symlink_metadata().is_ok() {
-        return Ok(Located {
-            path: given.to_path_buf(),
-            repository: None,
-        });
+    if given.symlink_metadata().is_err()
+        && let Some(located) = hub::find(given)?
+    {
+        return Ok(located);
     }
-    hub::find(given)
+    Ok(Located {
+        path: given.to_path_buf(),
+        repository: None,
+    })
 }
 
 /// Opens a .smq file, or says what was given instead.

@@ -122,7 +122,7 @@ impl<'t> StopStrings<'t> {
             None => tokens.join(" "),
         };
         let after = text.find(BEFORE).map_or(0, |at| at + BEFORE.len());
-        Ok(text[after..].as_bytes().to_vec())
+        Ok(text.as_bytes()[after..].to_vec())
     }
 }
 

@@ -110,6 +110,7 @@ fn what_is_no_repositorys_id_is_only_absent() {
         "org/",
     ] {
         let message = Source::open(name.as_ref()).unwrap_err().to_string();
-        assert_eq!(message, format!("{name}: no such file or directory"));
+        let end = "No such file or directory (os error 2)";
+        assert_eq!(message, format!("{name}: cannot open it: {end}"));
     }
 }

@@ -130,7 +130,7 @@ impl fmt::Display for Coverage {
         if !self.towers.is_empty() {
             writeln!(
                 f,
-                "left as they are, since they are of a vision or audio tower: {}",
+                "note: left as they are, since they are of a vision or audio tower: {}",
                 self.towers
             )?;
         }

@@ -56,7 +56,7 @@ impl Role {
                     Role::Tower
                 } else if last.contains("norm") || last.starts_with("ln_") {
                     Role::Norm
-                } else if routes(module, rows <= columns) {
+                } else if routes(module, rows < columns) {
                     Role::Router
                 } else if is_head(last) && !in_layer {
                     Role::Head

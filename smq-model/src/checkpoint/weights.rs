@@ -14,7 +14,6 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use smq_format::map_file;
 
-use super::side_files::list;
 use crate::error::{Error, Result};
 use crate::json::parse_object;
 
@@ -41,13 +40,16 @@ pub(super) struct Weights {
     pub(super) notes: Vec<String>,
 }
 
-/// Chooses the files of `dir`, whose config.json is `config`.
+/// Chooses the files of `dir`, which holds what is `listed` and whose config.json is `config`.
 ///
 /// # Errors
 /// Nothing that can be read, more than one candidate, an index or a `transformers_weights` that
 /// cannot be followed.
-pub(super) fn choose(dir: &Path, config: Option<&Map<String, Value>>) -> Result<Weights> {
-    let listed = list(dir)?;
+pub(super) fn choose(
+    dir: &Path,
+    listed: &[String],
+    config: Option<&Map<String, Value>>,
+) -> Result<Weights> {
     let is_file = |name: &str| dir.join(name).is_file();
     if let Some(name) = listed.iter().find(|name| is_rank_file(name)) {
         let problem = format!(
@@ -60,10 +62,10 @@ pub(super) fn choose(dir: &Path, config: Option<&Map<String, Value>>) -> Result<
     let mut weights = match config.and_then(|c| c.get(EXPLICIT)) {
         Some(Value::Null) | None if is_file(SINGLE) => Weights::single(SINGLE),
         Some(Value::Null) | None if is_file(SHARD_INDEX) => sharded(dir, SHARD_INDEX)?,
-        Some(Value::Null) | None => return other(dir, &listed),
+        Some(Value::Null) | None => return other(dir, listed),
         Some(name) => explicit(dir, name)?,
     };
-    weights.note_what_is_left(dir, &listed);
+    weights.note_what_is_left(dir, listed);
     Ok(weights)
 }
 

@@ -11,6 +11,9 @@ pub(super) struct Keys {
     object: Map<String, Value>,
 }
 
+/// What is added to the score of the last token of a sequence, where the others stand before it.
+type Bias = (Vec<u32>, f32);
+
 impl Keys {
     /// Of the file that decides; `None` where the model has none.
     pub(super) fn of(source: &Source) -> Result<Option<Self>> {
@@ -103,7 +106,7 @@ impl Keys {
         )
     }
 
-    pub(super) fn biases(&self, key: &str) -> Result<Option<Vec<(Vec<u32>, f32)>>> {
+    pub(super) fn biases(&self, key: &str) -> Result<Option<Vec<Bias>>> {
         let pair = |value: &Value| match value.as_array()?.as_slice() {
             [ids, bias] => Some((sequence(ids)?, bias.as_f64()? as f32)),
             _ => None,

@@ -308,7 +308,7 @@ fn search(text: &str, name: &str, args: Args) -> Result<Value> {
     });
     match found {
         Some(at) => Ok(Value::Int(at as i128)),
-        None if name.ends_with("index") => Err(Fault::new("substring not found")),
+        None if name.ends_with("index") => Err(Fault::new(format!("{name}: substring not found"))),
         None => Ok(Value::Int(-1)),
     }
 }
