@@ -56,7 +56,7 @@ impl Role {
                     Role::Tower
                 } else if last.contains("norm") || last.starts_with("ln_") {
                     Role::Norm
-                } else if routes(module, rows < columns) {
+                } else if routes(module, rows <= columns) {
                     Role::Router
                 } else if is_head(last) && !in_layer {
                     Role::Head
@@ -97,7 +97,9 @@ pub(crate) fn in_tower(name: &str) -> bool {
 fn routes(module: &[&str], narrow: bool) -> bool {
     let last = module.last().copied().unwrap_or_default();
     let gate = matches!(last, "gate" | "gating" | "wg") || last.ends_with("expert_gate");
-    module.iter().any(|part| part.contains("router")) || gate && narrow
+    // A gate of attention is a projection like the others.
+    let of_attention = module.iter().any(|part| part.contains("attn"));
+    module.iter().any(|part| part.contains("router")) || gate && narrow && !of_attention
 }
 
 fn is_head(last: &str) -> bool {
