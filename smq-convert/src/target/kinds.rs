@@ -7,9 +7,18 @@ use super::role::is_number;
 /// Kinds that are listed by name.
 const LISTED_KINDS: usize = 12;
 
-/// Names with `*` for numbers, in the order of the first of each, and how many tensors have it.
+/// Names of tensors by kind, numbers apart, in the order of the first of each.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Kinds(Vec<(String, usize)>);
+pub(crate) struct Kinds(Vec<Kind>);
+
+#[derive(Debug, Clone, PartialEq)]
+struct Kind {
+    /// The name with `*` for numbers.
+    pattern: String,
+    /// The first tensor's.
+    first: String,
+    tensors: usize,
+}
 
 impl Kinds {
     pub(crate) fn is_empty(&self) -> bool {
@@ -18,32 +27,38 @@ impl Kinds {
 
     /// Tensors of all kinds.
     pub(crate) fn tensors(&self) -> usize {
-        self.0.iter().map(|(_, count)| count).sum()
+        self.0.iter().map(|kind| kind.tensors).sum()
     }
 
     /// A regex of each.
     pub(crate) fn patterns(&self) -> impl Iterator<Item = String> {
         let kinds = self.0.iter();
-        kinds.map(|(kind, _)| regex::escape(kind).replace(r"\*", r"\d+"))
+        kinds.map(|kind| regex::escape(&kind.pattern).replace(r"\*", r"\d+"))
     }
 
     pub(crate) fn add(&mut self, name: &str) {
         let parts = name.split('.');
         let parts: Vec<_> = parts.map(|p| if is_number(p) { "*" } else { p }).collect();
-        let kind = parts.join(".");
-        match self.0.iter_mut().find(|(other, _)| *other == kind) {
-            Some((_, count)) => *count += 1,
-            None => self.0.push((kind, 1)),
+        let pattern = parts.join(".");
+        match self.0.iter_mut().find(|kind| kind.pattern == pattern) {
+            Some(kind) => kind.tensors += 1,
+            None => self.0.push(Kind {
+                pattern,
+                first: name.to_owned(),
+                tensors: 1,
+            }),
         }
     }
 }
 
 impl fmt::Display for Kinds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, (kind, count)) in self.0.iter().take(LISTED_KINDS).enumerate() {
+        for (at, kind) in self.0.iter().take(LISTED_KINDS).enumerate() {
             let comma = if at == 0 { "" } else { ", " };
-            let s = if *count == 1 { "" } else { "s" };
-            write!(f, "{comma}{kind} ({count} tensor{s})")?;
+            match kind.tensors {
+                1 => write!(f, "{comma}{}", kind.first)?,
+                tensors => write!(f, "{comma}{} ({tensors} tensors)", kind.pattern)?,
+            }
         }
         match self.0.len().saturating_sub(LISTED_KINDS) {
             0 => Ok(()),

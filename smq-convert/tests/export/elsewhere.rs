@@ -126,15 +126,15 @@ fn what_vllm_loads_as_one_has_one_scheme() {
                 (&k, SHAPE, RAW),
                 (&v, SHAPE, INT4),
             ],
-            "int4 are model.layers.*.self_attn.q_proj.weight (1 tensor), model.layers.*.self_attn.v_proj.weight (1 tensor) and not model.layers.*.self_attn.k_proj.weight (1 tensor);",
+            "int4 are model.layers.3.self_attn.q_proj.weight, model.layers.3.self_attn.v_proj.weight and not model.layers.3.self_attn.k_proj.weight;",
         ),
         (
             vec![(gate, SHAPE, RAW), (up, SHAPE, INT4)],
-            "int4 are model.layers.*.mlp.up_proj.weight (1 tensor) and not model.layers.*.mlp.gate_proj.weight (1 tensor);",
+            "int4 are model.layers.0.mlp.up_proj.weight and not model.layers.0.mlp.gate_proj.weight;",
         ),
         (
             vec![(first.as_str(), SHAPE, INT4), (&second, SHAPE, RAW)],
-            "int4 are model.layers.*.mlp.experts.*.w1.weight (1 tensor) and not model.layers.*.mlp.experts.*.w2.weight (1 tensor);",
+            "int4 are model.layers.1.mlp.experts.0.w1.weight and not model.layers.1.mlp.experts.7.w2.weight;",
         ),
     ];
     for (mut tensors, expected) in cases {

@@ -198,7 +198,7 @@ fn what_the_quantizer_left_stays_unless_a_target_is_given() {
         "as many matrices of attention as of the MLP"
     );
     let expected = format!(
-        "left as they are: {} matrices that the checkpoint does not have in int4, lm_head.weight (1 tensor), model.layers.*.self_attn.o_proj.weight ({layers} tensors), model.layers.*.self_attn.qkv_proj.weight ({layers} tensors); --target takes more\n",
+        "left as they are: {} matrices that the checkpoint does not have in int4, lm_head.weight, model.layers.*.self_attn.o_proj.weight ({layers} tensors), model.layers.*.self_attn.qkv_proj.weight ({layers} tensors); --target takes more\n",
         left + 1
     );
     assert!(text.ends_with(&expected), "{text}");
