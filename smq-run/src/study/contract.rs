@@ -1,13 +1,15 @@
 //! `spec/experiment.toml`: what is measured. Each key is explained there.
 
-use std::fmt;
+mod stored;
+
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use smq_format::scale::MAX_MANTISSA_BITS;
-use smq_format::{Dtype, Family, ScaleChoice, ScaleRule, SchemeKind, UnknownName};
+use smq_format::{Family, ScaleChoice, ScaleRule};
+
+pub use stored::Stored;
 
 /// Version of the file's layout.
 const VERSION: u64 = 1;
@@ -208,68 +210,6 @@ pub struct Config {
     /// `mlp` or `all`; none for bf16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-}
-
-/// What a config's weights are: `bf16`, or quantized to a [`Family`].
-///
-/// A contract may also name the scheme of a family that has one: `nf4-dq` is `nf4`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum Stored {
-    /// The checkpoint as it is.
-    Bf16,
-    /// Quantized.
-    Quantized(Family),
-}
-
-impl fmt::Display for Stored {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Bf16 => Dtype::Bf16.fmt(f),
-            Self::Quantized(family) => family.fmt(f),
-        }
-    }
-}
-
-impl FromStr for Stored {
-    type Err = UnknownName;
-
-    fn from_str(word: &str) -> Result<Self, Self::Err> {
-        if word == Dtype::Bf16.name() {
-            return Ok(Self::Bf16);
-        }
-        let of_kind = |kind: SchemeKind| match kind {
-            SchemeKind::Nf4 | SchemeKind::Fp8 => kind.family(),
-            // Those of int4 differ in their scales, which a config says apart.
-            SchemeKind::Raw | SchemeKind::Int4Mini | SchemeKind::Int4F16 | SchemeKind::Int4F32 => {
-                None
-            }
-        };
-        let family = word.parse().ok();
-        let family = family.or_else(|| word.parse().ok().and_then(of_kind));
-        family.map(Self::Quantized).ok_or_else(|| UnknownName {
-            expected: format!(
-                "{}, {}",
-                Dtype::Bf16,
-                Family::ALL.map(Family::name).join(", ")
-            ),
-        })
-    }
-}
-
-impl TryFrom<String> for Stored {
-    type Error = String;
-
-    fn try_from(word: String) -> Result<Self, Self::Error> {
-        word.parse()
-            .map_err(|unknown| format!("scheme is {word:?}, {unknown}"))
-    }
-}
-
-impl From<Stored> for String {
-    fn from(stored: Stored) -> Self {
-        stored.to_string()
-    }
 }
 
 impl Config {

@@ -237,7 +237,7 @@ fn automatic(quality: &Quality) -> Vec<Value> {
         let count = |word| rows.iter().filter(|r| r.verdict() == word).count();
         let nf4 = verdict::distances(summary)
             .into_iter()
-            .find(|d| d.scales == "nf4" && rows.iter().any(|r| r.auto.target == d.target));
+            .find(|d| d.is_nf4() && rows.iter().any(|r| r.auto.target == d.target));
         (!rows.is_empty()).then(|| {
             context! {
                 model => summary.parameters.model.clone(),

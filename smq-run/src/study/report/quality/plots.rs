@@ -34,14 +34,14 @@ pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
     for d in all.iter().filter(|d| !d.is_auto()) {
         let rule = d.rule.as_str();
         // More levels than these have no room; the tables have them.
-        if d.scales == "f32" && d.group.is_some() {
+        if d.is_exact() && d.group.is_some() {
             continue;
         }
         // FP8 and NF4 have no rule.
-        if d.scales == "f32" || rule.is_empty() {
-            let what = match d.scales.as_str() {
-                "f32" => format!("f32 scales, {rule}"),
-                other => other.to_uppercase(),
+        if d.is_exact() || rule.is_empty() {
+            let what = match d.is_exact() {
+                true => format!("{} scales, {rule}", d.scales),
+                false => d.scales.to_uppercase(),
             };
             levels.push(Level {
                 y: d.kl,
@@ -132,7 +132,7 @@ pub fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
             line: true,
             style: Some((6, triangles)),
         });
-        if let Some(d) = all.iter().find(|d| d.target == target && d.scales == "nf4") {
+        if let Some(d) = all.iter().find(|d| d.target == target && d.is_nf4()) {
             series.push(Series {
                 label: format!("NF4, {target}"),
                 points: vec![(d.bits, d.kl, Some(Z * d.stderr))],
