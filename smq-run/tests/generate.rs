@@ -259,6 +259,7 @@ fn what_cannot_be_obeyed_is_refused() {
         said.contains("generation_config.json: temperature is 0"),
         "{said}"
     );
+    assert!(!said.contains("note: "), "{said}");
     model.generates(&["-n", "2", "--temperature", "0"]);
     model.set(&json!({"suppress_tokens": (0..4096).collect::<Vec<_>>()}));
     let said = model.refuses(&["-n", "2"]);

@@ -97,6 +97,11 @@ fn what_is_not_supported_is_refused_by_name() {
 fn a_hostile_template_is_stopped() {
     let deep = format!("{{{{ {}1{} }}}}", "(".repeat(5000), ")".repeat(5000));
     let chain = format!("{{{{ 1{} }}}}", " + 1".repeat(5000));
+    let nested = format!(
+        "{{{{ {}1{} }}}}",
+        "(".repeat(100),
+        &(" + 1".repeat(150) + ")").repeat(100)
+    );
     let unary = format!("{{{{ {}1 }}}}", "-".repeat(5000));
     let nots = format!("{{{{ {}1 }}}}", "not ".repeat(5000));
     let ifs = format!(
@@ -106,7 +111,7 @@ fn a_hostile_template_is_stopped() {
     );
     let dots = format!("{{{{ messages{} }}}}", "[0]".repeat(5000));
     let targets = format!("{{% set {}a = 1 %}}", "(".repeat(5000));
-    for template in [&deep, &chain, &unary, &nots, &ifs, &dots, &targets] {
+    for template in [&deep, &chain, &nested, &unary, &nots, &ifs, &dots, &targets] {
         assert!(one(template).is_err());
     }
     for template in [
@@ -135,8 +140,46 @@ fn a_hostile_template_is_stopped() {
         "{{ 'a\\tb'.expandtabs(10 ** 15) }}",
         "{{ (10 ** 30) * (10 ** 30) }}",
         "{{ -(2 ** 126) * 4 }}",
+        "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = ns.x + ['ab' * 9999999] %}{% endfor %}",
+        "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x|tojson }}",
+        "{% set ns = namespace(x=1, y=1) %}{% for i in range(90000) %}{% set ns.x = (ns.x, 1) %}{% set ns.y = (ns.y, 1) %}{% endfor %}{{ ns.x < ns.y }}",
     ] {
         assert!(one(template).is_err(), "{template}");
+    }
+}
+
+/// Values that hold each other, or hold one another ever deeper, are dropped all the same.
+#[test]
+fn deep_values_do_no_harm() {
+    let deep = |step: &str| {
+        let head = "{% set ns = namespace(x=0) %}";
+        format!("{head}{{% for i in range(90000) %}}{{% set ns.x = {step} %}}{{% endfor %}}ok")
+    };
+    for step in [
+        "[ns.x]",
+        "(ns.x, 1)",
+        "{'a': ns.x}",
+        "namespace(x=ns.x)",
+        "[ns.x]|select|list",
+        "[ns.x]|map('default')",
+        "[ns.x].index",
+        "joiner(ns.x)",
+        "cycler(ns.x)",
+        "{'a': ns.x}.items()",
+        "loop if i % 2 else [ns.x]",
+    ] {
+        assert_eq!(one(&deep(step)).unwrap(), "ok", "{step}");
+    }
+    for template in [
+        "{% set ns = namespace() %}{% set ns.x = ns %}ok",
+        "{% set ns = namespace() %}{% set ns.x = [ns] %}{% set text = ns ~ '' %}ok",
+        "{% macro f() %}{{ f is callable }}{% set g = f %}{% endmacro %}{% set x = f() %}ok",
+        "{% set ns = namespace(c=0) %}{% macro f() %}{% set ns.c = caller %}{% endmacro %}\
+         {% for i in range(20000) %}{% set p = ns.c %}{% call f() %}{{ p }}{% endcall %}{% endfor %}ok",
+        "{% set ns = namespace(x=[]) %}{% for i in range(90000) %}{% set ns.x = [ns.x] %}{% endfor %}\
+         {% set shown = ns.x == [ns.x] %}{% set text = ns.x ~ '' %}ok",
+    ] {
+        assert_eq!(one(template).unwrap(), "ok", "{template}");
     }
 }
 

@@ -2,10 +2,7 @@
 
 use serde_json::Value;
 
-use super::keys::Keys;
-
-/// Longest value that is shown whole, characters: a list of tokens may have thousands.
-const SHOWN: usize = 60;
+use super::keys::{Keys, shown};
 
 /// A key that a file sets.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,9 +12,9 @@ pub(super) struct Given {
     pub(super) is_for_sampling: bool,
 }
 
-/// Keys and the numbers that mean nothing, in the order in which transformers applies them. An
-/// empty list and `false` mean nothing either.
-const ALWAYS: [(&str, f64); 17] = [
+/// Keys, and for each the number that changes nothing. An empty list and `false` change nothing
+/// either.
+const ALWAYS: [(&str, f64); 18] = [
     ("max_length", f64::NAN),
     ("max_new_tokens", f64::NAN),
     ("stop_strings", f64::NAN),
@@ -35,8 +32,9 @@ const ALWAYS: [(&str, f64); 17] = [
     ("exponential_decay_length_penalty", f64::NAN),
     ("suppress_tokens", f64::NAN),
     ("begin_suppress_tokens", f64::NAN),
+    ("renormalize_logits", f64::NAN),
 ];
-const SAMPLING: [(&str, f64); 10] = [
+const SAMPLING: [(&str, f64); 9] = [
     ("do_sample", f64::NAN),
     ("temperature", 1.0),
     ("top_h", f64::NAN),
@@ -46,7 +44,6 @@ const SAMPLING: [(&str, f64); 10] = [
     ("typical_p", 1.0),
     ("epsilon_cutoff", 0.0),
     ("eta_cutoff", 0.0),
-    ("renormalize_logits", f64::NAN),
 ];
 
 pub(super) fn given(keys: &Keys) -> Vec<Given> {
@@ -57,14 +54,9 @@ pub(super) fn given(keys: &Keys) -> Vec<Given> {
             let Some(value) = keys.value(key).filter(|v| !is_neutral(v, *neutral)) else {
                 continue;
             };
-            let mut value = value.to_string();
-            if let Some((end, _)) = value.char_indices().nth(SHOWN) {
-                value.truncate(end);
-                value.push_str("...");
-            }
             list.push(Given {
                 key,
-                value,
+                value: shown(value),
                 is_for_sampling,
             });
         }

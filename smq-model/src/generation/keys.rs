@@ -29,7 +29,7 @@ impl Keys {
         let bad = |message| Error::Generation { file, message };
         match serde_json::from_slice(json) {
             Ok(Value::Object(object)) => Ok(Self { file, object }),
-            Ok(other) => Err(bad(format!("is {other}, expected a JSON object"))),
+            Ok(other) => Err(bad(format!("is {}, expected a JSON object", shown(&other)))),
             Err(e) => Err(bad(format!("not valid JSON: {e}"))),
         }
     }
@@ -43,7 +43,7 @@ impl Keys {
     }
 
     pub(super) fn bad(&self, key: &str, expected: &str) -> Error {
-        let value = self.value(key).unwrap_or(&Value::Null);
+        let value = shown(self.value(key).unwrap_or(&Value::Null));
         Error::Generation {
             file: self.file,
             message: format!("{key} is {value}, expected {expected}"),
@@ -136,6 +136,18 @@ impl Keys {
             read,
         )
     }
+}
+
+/// A value as JSON, a long one cut short: a list of tokens may have thousands.
+pub(super) fn shown(value: &Value) -> String {
+    /// Longest text that is shown whole, characters.
+    const SHOWN: usize = 60;
+    let mut text = value.to_string();
+    if let Some((end, _)) = text.char_indices().nth(SHOWN) {
+        text.truncate(end);
+        text.push_str("...");
+    }
+    text
 }
 
 fn id(value: &Value) -> Option<u32> {

@@ -245,9 +245,8 @@ impl GenerationSettings {
         }
     }
 
-    /// Key and value of what the file sets to something that changes what is generated, in the
-    /// order in which it is applied. What ends a text is left out, and so is what sampling would
-    /// obey while `do_sample` is false.
+    /// Key and value of what the file sets to something that changes what is generated. The end-of-sequence ids are left out, and so is what sampling
+    /// would obey while `do_sample` is false.
     pub fn in_force(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let applies = |given: &&Given| self.do_sample || !given.is_for_sampling;
         let given = self.given.iter().filter(applies);

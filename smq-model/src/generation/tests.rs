@@ -332,6 +332,11 @@ fn what_is_in_force_is_told_and_nothing_else() {
     let expected = "max_new_tokens 7, stop_strings \"x\", repetition_penalty 1.1, \
                     suppress_tokens [3], do_sample true, top_p 0.9";
     assert_eq!(told(&all), expected);
+    let bad = error(&json!({"suppress_tokens": vec![-1; 50]}));
+    assert!(
+        bad.contains("..., expected a list") && bad.len() < 150,
+        "{bad}"
+    );
     let long = told(&json!({"suppress_tokens": vec![1000; 50]}));
     assert!(long.ends_with("...") && long.len() < 90, "{long}");
 }

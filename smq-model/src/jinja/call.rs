@@ -1,12 +1,13 @@
 //! Calls: of functions, methods and macros.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::args::{self, Args};
 use super::ast::Macro;
 use super::error::{Fault, Result};
+use super::heap::Items;
 use super::interp::Interp;
 use super::limits;
 use super::methods;
@@ -36,7 +37,7 @@ impl Interp {
             Callable::Joiner { separator, used } => {
                 args.none("joiner")?;
                 Ok(match used.replace(true) {
-                    true => separator.clone(),
+                    true => separator.first().cloned().unwrap_or(Value::None),
                     false => Value::str(""),
                 })
             }
@@ -52,20 +53,20 @@ impl Interp {
                 for name in attributes.keys().filter_map(Value::as_str) {
                     namespace_name(name)?;
                 }
-                Ok(Value::Namespace(Rc::new(RefCell::new(attributes))))
+                Ok(self.namespace(attributes))
             }
             Function::Cycler => {
                 if args.list.is_empty() || !args.named.is_empty() {
                     return Err(Fault::new("at least one item has to be provided"));
                 }
-                let items = args.list;
+                let items = Items::new(args.list);
                 let at = Cell::new(0);
                 Ok(Value::Cycler(Rc::new(Cycler { items, at })))
             }
             Function::Joiner => {
                 let [separator] = args.bind("joiner", ["sep"], 0)?;
                 Ok(Value::Callable(Rc::new(Callable::Joiner {
-                    separator: separator.unwrap_or_else(|| Value::str(", ")),
+                    separator: Items::new(vec![separator.unwrap_or_else(|| Value::str(", "))]),
                     used: Cell::new(false),
                 })))
             }
@@ -172,7 +173,7 @@ fn dict(args: Args) -> Result<Dict> {
     let mut dict = Dict::default();
     let mut list = args.list.into_iter();
     match list.next() {
-        Some(Value::Dict(given)) => dict = (*given).clone(),
+        Some(Value::Dict(given)) => dict = given.copied(),
         Some(pairs) => {
             for pair in pairs.iterate()? {
                 let mut pair = pair.iterate()?.into_iter();

@@ -9,6 +9,7 @@ use super::ast::{Filter, For, Node, Stmt, Target};
 use super::call::namespace_name;
 use super::error::{Fault, Result};
 use super::filters;
+use super::heap::Queue;
 use super::interp::Interp;
 use super::limits;
 use super::scope::Scope;
@@ -38,7 +39,7 @@ impl Interp {
             let flow = self
                 .deeper(|interp| interp.statement(&node.stmt, scope, out))
                 .map_err(|fault| fault.at(node.line))?;
-            limits::size(out.len())?;
+            limits::text(out.len())?;
             if flow != Flow::Done {
                 return Ok(flow);
             }
@@ -197,7 +198,7 @@ impl Interp {
             scope: Rc::clone(scope),
             depth0,
             length: Cell::new(node.test.is_none().then_some(items.len())),
-            rest: RefCell::new(items.into()),
+            rest: RefCell::new(Queue::new(items)),
             ahead: RefCell::default(),
             current: RefCell::default(),
             before: RefCell::default(),
@@ -271,7 +272,7 @@ impl Interp {
         if let Some(length) = state.length.get() {
             return Ok(length);
         }
-        let mut rest = std::collections::VecDeque::new();
+        let mut rest = Queue::default();
         while let Some(item) = self.pull(state)? {
             rest.push_back(item);
         }

@@ -1,5 +1,6 @@
 //! The interpreter: expressions, and what statements and calls share.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use super::ast::{CallArgs, Const, Expr, Macro};
 use super::checks;
 use super::error::{Fault, Result};
 use super::filters;
+use super::heap;
 use super::index;
 use super::limits;
 use super::ops;
@@ -21,8 +23,10 @@ pub(crate) type Clock = fn(&str) -> Result<String>;
 /// A rendering under way.
 pub(crate) struct Interp {
     pub(super) clock: Clock,
-    /// Frames that a macro was defined in. Each holds the macro and the macro holds it.
+    /// Frames that a macro was defined in: each holds the macro and the macro holds it.
     closures: Vec<Rc<Scope>>,
+    /// Namespaces, which may hold themselves.
+    namespaces: Vec<Rc<RefCell<Dict>>>,
     steps: u64,
     depth: usize,
 }
@@ -32,6 +36,9 @@ impl Drop for Interp {
         for scope in &self.closures {
             scope.clear();
         }
+        for namespace in &self.namespaces {
+            namespace.take();
+        }
     }
 }
 
@@ -40,6 +47,7 @@ impl Interp {
         Self {
             clock,
             closures: Vec::new(),
+            namespaces: Vec::new(),
             steps: 0,
             depth: 0,
         }
@@ -55,6 +63,12 @@ impl Interp {
         self.closures.push(Rc::clone(scope));
     }
 
+    pub(super) fn namespace(&mut self, attributes: Dict) -> Value {
+        let namespace = Rc::new(RefCell::new(attributes));
+        self.namespaces.push(Rc::clone(&namespace));
+        Value::Namespace(namespace)
+    }
+
     /// Runs `work` one level deeper, within the limits.
     pub(super) fn deeper<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.steps += 1;
@@ -63,6 +77,10 @@ impl Interp {
             return Err(Fault::new(format!(
                 "rendering takes more than {most} steps"
             )));
+        }
+        if heap::live() > limits::LIVE {
+            let most = limits::LIVE;
+            return Err(Fault::new(format!("values take more than {most} bytes")));
         }
         if self.depth >= limits::DEPTH {
             return Err(Fault::new("maximum recursion depth exceeded"));
@@ -153,7 +171,7 @@ impl Interp {
                 let mut text = String::new();
                 for part in parts {
                     text += &show::string(&self.eval(part, scope)?);
-                    limits::size(text.len())?;
+                    limits::text(text.len())?;
                 }
                 Value::str(text)
             }

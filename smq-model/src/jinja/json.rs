@@ -24,7 +24,10 @@ pub(crate) fn dumps(value: &Value, style: &Style) -> Result<String> {
 }
 
 fn write(value: &Value, style: &Style, depth: usize, out: &mut String) -> Result<()> {
-    limits::size(out.len())?;
+    limits::text(out.len())?;
+    if depth > limits::NESTING {
+        return Err(Fault::new("maximum recursion depth exceeded"));
+    }
     match value {
         Value::None => out.push_str("null"),
         Value::Bool(true) => out.push_str("true"),

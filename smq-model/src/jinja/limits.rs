@@ -3,19 +3,34 @@
 use super::error::{Fault, Result};
 
 /// Statements and expressions evaluated.
-pub(crate) const STEPS: u64 = 20_000_000;
+pub(crate) const STEPS: u64 = 5_000_000;
 /// Expressions and statements within each other, calls of macros included.
 pub(crate) const DEPTH: usize = 400;
-/// Characters of a text, items of a list.
-pub(crate) const SIZE: usize = 64 << 20;
+/// Values within each other that are compared or printed.
+pub(crate) const NESTING: usize = 200;
+/// Characters of a text.
+const TEXT: usize = 32 << 20;
+/// Items of a list.
+const ITEMS: usize = 1 << 20;
+/// Bytes of all values together.
+pub(crate) const LIVE: usize = 256 << 20;
 /// Items of a range: the sandbox's own limit.
 pub(crate) const RANGE: usize = 100_000;
 
-/// Refuses a text or a list that would become too large.
-pub(crate) fn size(size: usize) -> Result<()> {
-    match size > SIZE {
+/// Refuses a text that would become too long.
+pub(crate) fn text(length: usize) -> Result<()> {
+    within(length, TEXT, "characters")
+}
+
+/// Refuses a list that would become too long.
+pub(crate) fn items(count: usize) -> Result<()> {
+    within(count, ITEMS, "items")
+}
+
+fn within(size: usize, limit: usize, what: &str) -> Result<()> {
+    match size > limit {
         true => Err(Fault::new(format!(
-            "a value of {size} characters or items is over the limit of {SIZE}"
+            "a value of {size} {what} is over the limit of {limit}"
         ))),
         false => Ok(()),
     }

@@ -13,6 +13,7 @@ mod error;
 mod exec;
 mod filters;
 mod format;
+mod heap;
 mod index;
 mod interp;
 mod json;

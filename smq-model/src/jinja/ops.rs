@@ -11,15 +11,26 @@ use super::value::{Range, Value, hashable};
 
 /// Python's `==`.
 pub(crate) fn equal(a: &Value, b: &Value) -> bool {
+    equal_at(a, b, 0)
+}
+
+/// Whether two values are equal that are `depth` values deep in the ones to compare.
+fn equal_at(a: &Value, b: &Value, depth: usize) -> bool {
+    if depth > limits::NESTING {
+        return false;
+    }
+    let equal = |a: &Value, b: &Value| equal_at(a, b, depth + 1);
+    let all_equal =
+        |a: &[Value], b: &[Value]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b));
     match (a, b) {
         (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
         (Value::Str(a), Value::Str(b)) => a.text == b.text,
         (Value::List(a), Value::List(b)) => all_equal(a, b),
         (Value::Tuple(a), Value::Tuple(b)) => all_equal(&a.items, &b.items),
         (Value::Dict(a), Value::Dict(b)) => {
-            a.len() == b.len()
-                && a.iter()
-                    .all(|(key, value)| b.get(key).is_some_and(|other| equal(value, other)))
+            let same =
+                |(key, value): &(Value, Value)| b.get(key).is_some_and(|other| equal(value, other));
+            a.len() == b.len() && a.iter().all(same)
         }
         (Value::Range(a), Value::Range(b)) => same_range(*a, *b),
         (Value::View(a), Value::View(b)) if a.kind == b.kind && a.kind != "dict_values" => {
@@ -31,10 +42,6 @@ pub(crate) fn equal(a: &Value, b: &Value) -> bool {
             None => a.same_as(b),
         },
     }
-}
-
-fn all_equal(a: &[Value], b: &[Value]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b))
 }
 
 fn same_range(a: Range, b: Range) -> bool {
@@ -54,7 +61,10 @@ fn numbers(a: &Value, b: &Value) -> Option<Option<Ordering>> {
 }
 
 /// Python's order, which only some types have among themselves. `op` is for the error's words.
-fn order(a: &Value, b: &Value, op: &str) -> Result<Option<Ordering>> {
+fn order(a: &Value, b: &Value, op: &str, depth: usize) -> Result<Option<Ordering>> {
+    if depth > limits::NESTING {
+        return Err(Fault::new("maximum recursion depth exceeded in comparison"));
+    }
     if let Value::Undefined(message) = a {
         return Err(Fault::new(&**message));
     }
@@ -63,8 +73,8 @@ fn order(a: &Value, b: &Value, op: &str) -> Result<Option<Ordering>> {
     }
     match (a, b) {
         (Value::Str(a), Value::Str(b)) => return Ok(Some(a.text.cmp(&b.text))),
-        (Value::List(a), Value::List(b)) => return lexicographic(a, b, op),
-        (Value::Tuple(a), Value::Tuple(b)) => return lexicographic(&a.items, &b.items, op),
+        (Value::List(a), Value::List(b)) => return lexicographic(a, b, op, depth),
+        (Value::Tuple(a), Value::Tuple(b)) => return lexicographic(&a.items, &b.items, op, depth),
         _ => {}
     }
     numbers(a, b).ok_or_else(|| {
@@ -75,9 +85,9 @@ fn order(a: &Value, b: &Value, op: &str) -> Result<Option<Ordering>> {
     })
 }
 
-fn lexicographic(a: &[Value], b: &[Value], op: &str) -> Result<Option<Ordering>> {
+fn lexicographic(a: &[Value], b: &[Value], op: &str, depth: usize) -> Result<Option<Ordering>> {
     match a.iter().zip(b).find(|(a, b)| !equal(a, b)) {
-        Some((a, b)) => order(a, b, op),
+        Some((a, b)) => order(a, b, op, depth + 1),
         None => Ok(Some(a.len().cmp(&b.len()))),
     }
 }
@@ -94,14 +104,14 @@ pub(crate) fn compare(comparison: Comparison, a: &Value, b: &Value) -> Result<bo
         Comparison::Ne => !equal(a, b),
         Comparison::In => contains(b, a)?,
         Comparison::NotIn => !contains(b, a)?,
-        Comparison::Lt => order(a, b, "<")? == Some(Ordering::Less),
-        Comparison::Gt => order(a, b, ">")? == Some(Ordering::Greater),
+        Comparison::Lt => order(a, b, "<", 0)? == Some(Ordering::Less),
+        Comparison::Gt => order(a, b, ">", 0)? == Some(Ordering::Greater),
         Comparison::Le => {
-            let order = order(a, b, "<=")?;
+            let order = order(a, b, "<=", 0)?;
             matches!(order, Some(Ordering::Less | Ordering::Equal))
         }
         Comparison::Ge => {
-            let order = order(a, b, ">=")?;
+            let order = order(a, b, ">=", 0)?;
             matches!(order, Some(Ordering::Greater | Ordering::Equal))
         }
     })
@@ -265,20 +275,20 @@ fn modulo(a: f64, b: f64) -> f64 {
 fn sequences(math: Math, a: &Value, b: &Value) -> Result<Option<Value>> {
     Ok(match (math, a, b) {
         (Math::Add, Value::Str(x), Value::Str(y)) => {
-            limits::size(x.text.len() + y.text.len())?;
+            limits::text(x.text.len() + y.text.len())?;
             Some(match (x.safe, y.safe) {
-                (false, false) => Value::str(format!("{}{}", x.text, y.text)),
+                (false, false) => Value::str([&**x.text, &**y.text].concat()),
                 _ => Value::markup(format!("{}{}", escaped(a), escaped(b))),
             })
         }
         (Math::Add, Value::List(x), Value::List(y)) => {
-            limits::size(x.len() + y.len())?;
-            Some(Value::list(x.iter().chain(&**y).cloned().collect()))
+            limits::items(x.len() + y.len())?;
+            Some(Value::list(x.iter().chain(y.iter()).cloned().collect()))
         }
         (Math::Add, Value::Tuple(x), Value::Tuple(y)) => {
-            limits::size(x.items.len() + y.items.len())?;
+            limits::items(x.items.len() + y.items.len())?;
             Some(Value::tuple(
-                x.items.iter().chain(&y.items).cloned().collect(),
+                x.items.iter().chain(y.items.iter()).cloned().collect(),
             ))
         }
         (Math::Mul, sequence, times) | (Math::Mul, times, sequence) if times.as_int().is_some() => {
@@ -290,21 +300,20 @@ fn sequences(math: Math, a: &Value, b: &Value) -> Result<Option<Value>> {
 }
 
 fn repeated(sequence: &Value, times: usize) -> Result<Option<Value>> {
-    let size = |len: usize| limits::size(len.saturating_mul(times));
     Ok(match sequence {
         Value::Str(t) => {
-            size(t.text.len())?;
+            limits::text(t.text.len().saturating_mul(times))?;
             Some(match t.safe {
                 true => Value::markup(t.text.repeat(times)),
                 false => Value::str(t.text.repeat(times)),
             })
         }
         Value::List(l) => {
-            size(l.len())?;
+            limits::items(l.len().saturating_mul(times))?;
             Some(Value::list(cycle(l, times)))
         }
         Value::Tuple(t) => {
-            size(t.items.len())?;
+            limits::items(t.items.len().saturating_mul(times))?;
             Some(Value::tuple(cycle(&t.items, times)))
         }
         _ => None,

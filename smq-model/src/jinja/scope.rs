@@ -4,11 +4,12 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::heap::Pairs;
 use super::value::Value;
 
 /// A frame: the template itself, a pass through a loop's body, a macro's call.
 pub(crate) struct Scope {
-    vars: RefCell<Vec<(Arc<str>, Value)>>,
+    vars: RefCell<Pairs<Arc<str>>>,
     parent: Option<Rc<Scope>>,
 }
 
@@ -40,13 +41,13 @@ impl Scope {
         let mut vars = self.vars.borrow_mut();
         match vars.iter_mut().find(|(n, _)| n == name) {
             Some(entry) => entry.1 = value,
-            None => vars.push((Arc::clone(name), value)),
+            None => vars.push(Arc::clone(name), value),
         }
     }
 
     /// Forgets the variables, and with them the macros that hold this frame.
     pub(crate) fn clear(&self) {
-        self.vars.borrow_mut().clear();
+        self.vars.take();
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Value> {

@@ -1,5 +1,6 @@
 //! Values as Python prints them: `str` and `repr`.
 
+use super::limits;
 use super::value::{Callable, Dict, Value};
 
 /// Python's `str(x)`, which is what `{{ x }}` writes.
@@ -13,6 +14,25 @@ pub(crate) fn string(value: &Value) -> String {
 
 /// Python's `repr(x)`.
 pub(crate) fn repr(value: &Value) -> String {
+    shown(value, 0)
+}
+
+/// `repr` of a value that is `depth` values deep in the one to show.
+fn shown(value: &Value, depth: usize) -> String {
+    if depth > limits::NESTING {
+        return "...".into();
+    }
+    let joined = |items: &[Value]| {
+        let items: Vec<String> = items.iter().map(|item| shown(item, depth + 1)).collect();
+        items.join(", ")
+    };
+    let dict = |dict: &Dict| {
+        let item = |(key, value): &(Value, Value)| {
+            format!("{}: {}", shown(key, depth + 1), shown(value, depth + 1))
+        };
+        let items: Vec<String> = dict.iter().map(item).collect();
+        format!("{{{}}}", items.join(", "))
+    };
     match value {
         Value::Undefined(_) => "Undefined".into(),
         Value::None => "None".into(),
@@ -23,8 +43,8 @@ pub(crate) fn repr(value: &Value) -> String {
         Value::Str(t) if t.safe => format!("Markup({})", quoted(&t.text)),
         Value::Str(t) => quoted(&t.text),
         Value::List(l) => format!("[{}]", joined(l)),
-        Value::Tuple(t) => match t.items.as_slice() {
-            [only] => format!("({},)", repr(only)),
+        Value::Tuple(t) => match &*t.items {
+            [only] => format!("({},)", shown(only, depth + 1)),
             items => format!("({})", joined(items)),
         },
         Value::Dict(d) => dict(d),
@@ -47,19 +67,6 @@ pub(crate) fn repr(value: &Value) -> String {
             Callable::Joiner { .. } => "<Joiner>".into(),
         },
     }
-}
-
-fn joined(items: &[Value]) -> String {
-    let items: Vec<String> = items.iter().map(repr).collect();
-    items.join(", ")
-}
-
-fn dict(dict: &Dict) -> String {
-    let items: Vec<String> = dict
-        .iter()
-        .map(|(key, value)| format!("{}: {}", repr(key), repr(value)))
-        .collect();
-    format!("{{{}}}", items.join(", "))
 }
 
 /// Python's `repr` of a float: the shortest digits that read back, an exponent from 1e16 on and

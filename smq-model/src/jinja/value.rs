@@ -1,12 +1,13 @@
 //! The values that a template computes with: Python's, as Jinja sees them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::ast::{For, Macro};
 use super::error::{Fault, Result};
+use super::heap::{Body, Items, Pairs, Queue};
+use super::limits;
 use super::ops;
 use super::scope::Scope;
 
@@ -20,13 +21,13 @@ pub(crate) enum Value {
     Int(i128),
     Float(f64),
     Str(Text),
-    List(Rc<Vec<Value>>),
+    List(Rc<Items>),
     Tuple(Rc<Tuple>),
     Dict(Rc<Dict>),
     Range(Range),
     View(Rc<View>),
     /// What a generator yields: each item can be taken once.
-    Iter(Rc<RefCell<VecDeque<Value>>>),
+    Iter(Rc<RefCell<Queue>>),
     Namespace(Rc<RefCell<Dict>>),
     Loop(Rc<Loop>),
     Cycler(Rc<Cycler>),
@@ -36,19 +37,19 @@ pub(crate) enum Value {
 /// A string. Escaped text (`|e`, `|safe`) escapes what is added to it, as Markup does.
 #[derive(Clone)]
 pub(crate) struct Text {
-    pub(crate) text: Rc<str>,
+    pub(crate) text: Rc<Body>,
     pub(crate) safe: bool,
 }
 
 /// A tuple; a group of `groupby` has names for its two items.
 pub(crate) struct Tuple {
-    pub(crate) items: Vec<Value>,
+    pub(crate) items: Items,
     pub(crate) fields: &'static [&'static str],
 }
 
 /// A dict in insertion order. Templates have small ones, so that a search is a scan.
-#[derive(Clone, Default)]
-pub(crate) struct Dict(Vec<(Value, Value)>);
+#[derive(Default)]
+pub(crate) struct Dict(Pairs<Value>);
 
 /// Python's `range`, never of more items than the sandbox allows.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,7 +62,7 @@ pub(crate) struct Range {
 /// What `keys`, `values` and `items` of a dict give.
 pub(crate) struct View {
     pub(crate) kind: &'static str,
-    pub(crate) items: Vec<Value>,
+    pub(crate) items: Items,
 }
 
 /// The state of a for loop, which its body knows as `loop`.
@@ -70,7 +71,7 @@ pub(crate) struct Loop {
     pub(crate) scope: Rc<Scope>,
     pub(crate) depth0: usize,
     /// Items not reached yet, before the loop's own condition.
-    pub(crate) rest: RefCell<VecDeque<Value>>,
+    pub(crate) rest: RefCell<Queue>,
     /// An item taken early, to know whether there is one.
     pub(crate) ahead: RefCell<Option<Value>>,
     pub(crate) current: RefCell<Option<Value>>,
@@ -83,16 +84,26 @@ pub(crate) struct Loop {
 
 /// `cycler(...)`.
 pub(crate) struct Cycler {
-    pub(crate) items: Vec<Value>,
+    pub(crate) items: Items,
     pub(crate) at: Cell<usize>,
 }
 
 /// What can be called.
 pub(crate) enum Callable {
-    Method { receiver: Value, name: Rc<str> },
-    Macro { node: Arc<Macro>, scope: Rc<Scope> },
+    Method {
+        receiver: Value,
+        name: Rc<str>,
+    },
+    Macro {
+        node: Arc<Macro>,
+        scope: Rc<Scope>,
+    },
     Function(Function),
-    Joiner { separator: Value, used: Cell<bool> },
+    /// One item, which stands between what is joined.
+    Joiner {
+        separator: Items,
+        used: Cell<bool>,
+    },
 }
 
 /// The functions that every template knows.
@@ -122,7 +133,7 @@ impl Function {
 impl Value {
     pub(crate) fn str(text: impl AsRef<str>) -> Self {
         Self::Str(Text {
-            text: Rc::from(text.as_ref()),
+            text: Rc::new(Body::new(text.as_ref())),
             safe: false,
         })
     }
@@ -130,22 +141,22 @@ impl Value {
     /// Text that is not escaped again.
     pub(crate) fn markup(text: impl AsRef<str>) -> Self {
         Self::Str(Text {
-            text: Rc::from(text.as_ref()),
+            text: Rc::new(Body::new(text.as_ref())),
             safe: true,
         })
     }
 
     pub(crate) fn list(items: Vec<Value>) -> Self {
-        Self::List(Rc::new(items))
+        Self::List(Rc::new(Items::new(items)))
     }
 
     pub(crate) fn tuple(items: Vec<Value>) -> Self {
-        let fields = &[];
+        let (items, fields) = (Items::new(items), &[] as &[&str]);
         Self::Tuple(Rc::new(Tuple { items, fields }))
     }
 
     pub(crate) fn generator(items: impl IntoIterator<Item = Value>) -> Self {
-        Self::Iter(Rc::new(RefCell::new(items.into_iter().collect())))
+        Self::Iter(Rc::new(RefCell::new(Queue::new(items))))
     }
 
     pub(crate) fn undefined(message: impl AsRef<str>) -> Self {
@@ -232,19 +243,15 @@ impl Value {
         Ok(match self {
             Self::Undefined(_) => Vec::new(),
             Self::Str(t) => {
-                let one = |c: char| {
-                    Self::Str(Text {
-                        text: Rc::from(c.encode_utf8(&mut [0; 4]) as &str),
-                        safe: false,
-                    })
-                };
+                limits::items(t.text.len())?;
+                let one = |c: char| Self::str(c.encode_utf8(&mut [0; 4]));
                 t.text.chars().map(one).collect()
             }
             Self::List(l) => l.to_vec(),
-            Self::Tuple(t) => t.items.clone(),
+            Self::Tuple(t) => t.items.to_vec(),
             Self::Dict(d) => d.keys().cloned().collect(),
             Self::Range(r) => r.iter().map(Self::Int).collect(),
-            Self::View(v) => v.items.clone(),
+            Self::View(v) => v.items.to_vec(),
             Self::Iter(i) => i.borrow_mut().drain(..).collect(),
             Self::None
             | Self::Bool(_)
@@ -340,9 +347,18 @@ impl Dict {
         }
         match self.0.iter_mut().find(|(k, _)| ops::equal(k, &key)) {
             Some(entry) => entry.1 = value,
-            None => self.0.push((key, value)),
+            None => self.0.push(key, value),
         }
         Ok(())
+    }
+
+    /// Another dict of the same items.
+    pub(crate) fn copied(&self) -> Self {
+        let mut pairs = Pairs::default();
+        for (key, value) in self.iter() {
+            pairs.push(key.clone(), value.clone());
+        }
+        Self(pairs)
     }
 
     /// The dict's items as two-tuples.
@@ -354,10 +370,16 @@ impl Dict {
 
 /// Whether Python can hash a value, and so look it up in a dict.
 pub(crate) fn hashable(value: &Value) -> bool {
+    hashable_at(value, 0)
+}
+
+fn hashable_at(value: &Value, depth: usize) -> bool {
     match value {
         Value::List(_) | Value::Dict(_) => false,
         Value::View(v) => v.kind == "dict_values",
-        Value::Tuple(t) => t.items.iter().all(hashable),
+        Value::Tuple(t) => {
+            depth < limits::NESTING && t.items.iter().all(|item| hashable_at(item, depth + 1))
+        }
         Value::Undefined(_)
         | Value::None
         | Value::Bool(_)

@@ -60,8 +60,8 @@ struct Report<'a> {
 pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
     let opened = Opened::new(&args.model, global)?;
     let tokenizer = Tokenizer::load(&opened.source)?;
-    let settings = args.settings.settings(&opened.source)?;
-    settings.check(ModelConfig::of(&opened.source)?.vocab)?;
+    let vocab = ModelConfig::of(&opened.source)?.vocab;
+    let settings = args.settings.settings(&opened.source, vocab)?;
     let (mut engine, load) = opened.load()?;
     let prompt = prompt_ids(args, &tokenizer)?;
     let options = GenerateOptions {

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use super::super::args::{self, Args};
 use super::super::error::{Fault, Result};
+use super::super::heap::Items;
 use super::super::interp::Interp;
 use super::super::limits;
 use super::super::ops;
@@ -108,7 +109,7 @@ fn parts(name: &str, value: &Value, args: Args) -> Result<Value> {
     let fill = fill.filter(|fill| !matches!(fill, Value::None));
     let items = value.iterate()?;
     let size = limits::count(count);
-    limits::size(size)?;
+    limits::items(size)?;
     let mut lists: Vec<Vec<Value>> = Vec::new();
     if name == "batch" {
         // As Jinja does it, a first list of none included where lists have no items.
@@ -196,7 +197,7 @@ fn group_by(interp: &mut Interp, value: &Value, args: Args) -> Result<Value> {
     }
     let group = |(_, key, items): (Value, Value, Vec<Value>)| {
         Value::Tuple(Rc::new(Tuple {
-            items: vec![key, Value::list(items)],
+            items: Items::new(vec![key, Value::list(items)]),
             fields: &["grouper", "list"],
         }))
     };

@@ -72,7 +72,7 @@ pub(super) fn apply(interp: &mut Interp, name: &str, value: Value, args: Args) -
                     out += &separator;
                 }
                 out += &show::string(&attribute(interp, item, path.as_ref(), None)?);
-                limits::size(out.len())?;
+                limits::text(out.len())?;
             }
             Value::str(out)
         }
@@ -118,7 +118,7 @@ fn indent(value: &Value, args: Args) -> Result<Value> {
         width => {
             let width = args::integer(width.as_ref(), 4)?;
             let width = limits::count(width);
-            limits::size(width)?;
+            limits::text(width)?;
             " ".repeat(width)
         }
     };
@@ -134,7 +134,7 @@ fn indent(value: &Value, args: Args) -> Result<Value> {
             out += &indention;
         }
         out += line;
-        limits::size(out.len())?;
+        limits::text(out.len())?;
     }
     Ok(match value {
         Value::Str(text) if text.safe => Value::markup(out),
@@ -226,7 +226,7 @@ fn to_json(value: &Value, args: Args) -> Result<Value> {
         width => {
             let width = args::integer(width.as_ref(), 0)?;
             let width = limits::count(width);
-            limits::size(width.saturating_mul(100))?;
+            limits::text(width.saturating_mul(100))?;
             Some(" ".repeat(width))
         }
     };

@@ -49,7 +49,7 @@ impl Formatter<'_> {
             }
             let end = field_end(rest)?;
             out += &self.field(&rest[..end], depth)?;
-            limits::size(out.len())?;
+            limits::text(out.len())?;
             rest = &rest[end + 1..];
         }
         Ok(out + rest)
@@ -162,7 +162,7 @@ fn formatted(value: &Value, spec: &str) -> Result<String> {
         "" => 0,
         digits => digits.parse().map_err(|_| wrong())?,
     };
-    limits::size(width)?;
+    limits::text(width)?;
     let separator = chars.next_if(|c| ",_".contains(*c));
     let precision = match chars.next_if_eq(&'.') {
         Some(_) => Some(number(&mut chars).parse().map_err(|_| wrong())?),

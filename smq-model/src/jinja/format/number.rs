@@ -34,7 +34,7 @@ impl Spec {
             _ => ("", size.to_string()),
         };
         let least = self.precision.unwrap_or(0);
-        limits::size(least)?;
+        limits::text(least)?;
         let zeros = "0".repeat(least.saturating_sub(digits.len()));
         let prefix = if self.alternate { prefix } else { "" };
         Ok(self.signed(value < 0, format!("{prefix}{zeros}{digits}")))

@@ -10,7 +10,7 @@ use super::pad;
 /// Python's `format % values`.
 pub(crate) fn percent(format: &str, values: &Value) -> Result<String> {
     let listed = match values {
-        Value::Tuple(t) => t.items.clone(),
+        Value::Tuple(t) => t.items.to_vec(),
         other => vec![other.clone()],
     };
     let mut values = Values {
@@ -69,9 +69,9 @@ pub(crate) fn percent(format: &str, values: &Value) -> Result<String> {
         };
         let width = limits::count(width.unwrap_or(0));
         let precision = precision.map(limits::count);
-        limits::size(width)?;
+        limits::text(width)?;
         out += &one(&value, &flags, width, precision, kind)?;
-        limits::size(out.len())?;
+        limits::text(out.len())?;
     }
     match values.next < values.listed.len() && !values.may_be_left() {
         true => Err(Fault::new(

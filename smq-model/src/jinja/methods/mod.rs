@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use super::args::{self, Args};
 use super::error::{Fault, Result};
+use super::heap::Items;
 use super::interp::Interp;
 use super::ops;
 use super::value::{Value, View};
@@ -67,7 +68,10 @@ pub(crate) fn call(interp: &mut Interp, value: &Value, name: &str, args: Args) -
         Value::Str(text) => text::call(interp, text, name, args),
         Value::Loop(state) => interp.loop_method(state, name, args),
         Value::Dict(dict) => {
-            let view = |kind, items| Ok(Value::View(Rc::new(View { kind, items })));
+            let view = |kind, items| {
+                let items = Items::new(items);
+                Ok(Value::View(Rc::new(View { kind, items })))
+            };
             match name {
                 "get" => {
                     let [key, default] = args.bind_places("get", ["key", "default"], 1)?;

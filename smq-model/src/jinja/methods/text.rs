@@ -171,7 +171,7 @@ pub(super) fn call(interp: &mut Interp, text: &Text, name: &str, args: Args) -> 
                     out += text;
                 }
                 out += item;
-                limits::size(out.len())?;
+                limits::text(out.len())?;
             }
             again(out)
         }
@@ -186,7 +186,7 @@ pub(super) fn call(interp: &mut Interp, text: &Text, name: &str, args: Args) -> 
         "expandtabs" => {
             let [size] = args.bind(name, ["tabsize"], 0)?;
             let size = limits::count(args::integer(size.as_ref(), 8)?);
-            limits::size(size.saturating_mul(text.len()))?;
+            limits::text(size.saturating_mul(text.len()))?;
             again(expand_tabs(text, size))
         }
         "format" | "format_map" => {
@@ -238,7 +238,7 @@ fn justified(text: &str, how: &str, width: i128, fill: &str) -> Result<String> {
         ));
     }
     let width = limits::count(width);
-    limits::size(width)?;
+    limits::text(width)?;
     let missing = width.saturating_sub(text.chars().count());
     let left = match how {
         "ljust" => 0,
@@ -255,7 +255,7 @@ pub(crate) fn replace(text: &str, old: &str, new: &str, count: i128) -> Result<S
         "" => text.chars().count() + 1,
         old => text.matches(old).count(),
     };
-    limits::size(text.len().saturating_add(found.saturating_mul(new.len())))?;
+    limits::text(text.len().saturating_add(found.saturating_mul(new.len())))?;
     Ok(match usize::try_from(count) {
         Ok(count) => text.replacen(old, new, count),
         Err(_) => text.replace(old, new),
@@ -317,7 +317,7 @@ fn ends(text: &str, name: &str, args: Args) -> Result<Value> {
     let [affix, start, stop] = args.bind_places(name, ["affix", "start", "end"], 1)?;
     let range = part(text, start.as_ref(), stop.as_ref())?;
     let affixes = match affix {
-        Some(Value::Tuple(tuple)) => tuple.items.clone(),
+        Some(Value::Tuple(tuple)) => tuple.items.to_vec(),
         other => Vec::from_iter(other),
     };
     for affix in &affixes {

@@ -11,6 +11,8 @@ use super::Parser;
 
 /// Links of a chain such as `a + b + c`, each of which nests the ones before it.
 const MAX_CHAIN: usize = 200;
+/// Links of all chains of a tag together.
+const MAX_LINKS: usize = 2000;
 
 impl Parser {
     pub(super) fn expression(&mut self, conditional: bool) -> Result<Expr> {
@@ -52,9 +54,13 @@ impl Parser {
             if !more {
                 return Ok(left);
             }
+            self.links += 1;
+            if self.links > MAX_LINKS {
+                break;
+            }
         }
         self.fail(format!(
-            "an expression has more than {MAX_CHAIN} operators in a row"
+            "an expression has more than {MAX_CHAIN} operators in a row, or {MAX_LINKS} in all"
         ))
     }
 

@@ -17,6 +17,7 @@ pub(crate) fn parse(source: &str) -> Result<Vec<Node>> {
         tokens: lexer::tokens(source)?,
         at: 0,
         depth: 0,
+        links: 0,
         loops: 0,
         unknown: Vec::new(),
         uses: Uses::default(),
@@ -33,6 +34,8 @@ struct Parser {
     tokens: Vec<(Token, usize)>,
     at: usize,
     depth: usize,
+    /// Operators in rows within this tag: each of them nests those before it.
+    links: usize,
     /// For loops around here, within the innermost macro.
     loops: usize,
     /// Filters and tests that do not exist. Jinja minds when it compiles a template, but not
@@ -144,6 +147,7 @@ impl Parser {
         let mut body = Vec::new();
         loop {
             let line = self.line();
+            self.links = 0;
             match self.next() {
                 Token::Data(text) => body.push(Node {
                     line,

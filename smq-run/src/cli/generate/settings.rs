@@ -54,7 +54,11 @@ impl SettingArgs {
     ///
     /// # Errors
     /// If the model's are malformed or not implemented, or if a flag has no effect.
-    pub(super) fn settings(&self, source: &Source) -> anyhow::Result<GenerationSettings> {
+    pub(super) fn settings(
+        &self,
+        source: &Source,
+        vocab: usize,
+    ) -> anyhow::Result<GenerationSettings> {
         if self.greedy {
             let mut settings = GenerationSettings::plain(source)?;
             settings.max_new_tokens = self.max_new_tokens;
@@ -97,6 +101,7 @@ impl SettingArgs {
             replace(&["min_new_tokens", "min_length"]);
         }
         self.check_sampling(&settings)?;
+        settings.check(vocab)?;
         if let Some(note) = note(&settings, &replaced) {
             eprintln!("note: {note}");
         }
