@@ -11,8 +11,7 @@
 //                   cache rows that row i sees (then WINDOW is in `seen`)
 //   q        bf16 [rows, HEADS HEAD_DIM], rotated
 //   out      bf16 [rows, OUT_STRIDE], plain or (X_INT4 = 1) in int4 order, zeros beyond HEADS HEAD_DIM
-//   grid: (HEADS, ceil(rows / (64 PREFILL_WARPGROUPS))), block: 128 PREFILL_WARPGROUPS, dynamic shared memory:
-//   2 HEAD_DIM (64 PREFILL_WARPGROUPS + 4 PREFILL_KEYS) bytes.
+//   grid: (HEADS, ceil(rows / (64 PREFILL_WARPGROUPS))), block: 128 PREFILL_WARPGROUPS.
 //   The last rows see most keys, so their blocks come first.
 //
 //   Flash attention with wgmma: a warpgroup owns 64 queries, S = Q K^T and O += P V accumulate in registers,
@@ -22,7 +21,8 @@
 //   a wgmma operand for K (contiguous along HEAD_DIM, the summed dimension) as well as for V (contiguous along N),
 //   for every HEAD_DIM.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), WINDOW (0: none), X_INT4, PACKED.
+// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), WINDOW (0: none), X_INT4, PACKED,
+// DYNAMIC_SHARED (what the launch has).
 #include "wgmma.cuh"
 
 #ifndef PACKED
@@ -52,6 +52,8 @@ constexpr int Q_BYTES = HEAD_DIM / 32 * Q_PANEL, KV_BYTES = HEAD_DIM / 32 * KV_P
 constexpr int OUT_WORDS = HEAD_DIM / 2;                // of a row of the block's output
 constexpr int STAGED_STRIDE = OUT_WORDS + 4;           // that in shared memory, spread over the banks
 static_assert(TILE_ROWS * STAGED_STRIDE * 4 <= Q_BYTES + 4 * KV_BYTES, "the output is staged where the tiles were");
+
+static_assert(Q_BYTES + 4 * KV_BYTES == DYNAMIC_SHARED, "queries, and two tiles of keys and of values");
 
 constexpr float MASKED = -3e38f; // a score that weighs nothing, below LOWEST
 constexpr float LOWEST = -1e30f; // start of a running maximum: finite, so that no difference is inf - inf

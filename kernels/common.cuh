@@ -1,7 +1,11 @@
 // What every kernel file shares. Self-contained: NVRTC needs no CUDA header for it.
 //
 // Kernels are compiled for one model at a time: shapes are macros (-DHIDDEN=3072 ...), so loops have
-// constant bounds and division by a constant is a multiplication.
+// constant bounds and division by a constant is a multiplication. Macros also carry every number that
+// smq-engine knows too, or a static_assert holds it against one, so that neither can change alone.
+//
+// Macros of every file (smq-engine/src/cuda/contract.rs): SCALES_MINI, SCALES_F16, SCALES_F32,
+// TAG_MASK.
 #pragma once
 
 typedef unsigned char u8;
@@ -67,6 +71,7 @@ DEVICE uint4 load_once(const void *p) {
 // buffer a value belongs to, so whoever needs it reads until they fit. 22 bits of mantissa are left, more than
 // what the products keep of an activation. NaN and infinity stay not finite.
 
+static_assert(TAG_MASK == 3, "the two lowest bits");
 DEVICE void store_tagged(float *p, float v, u32 tag) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"((__float_as_uint(v) & ~3u) | tag) : "memory");
 }
@@ -132,10 +137,8 @@ DEVICE u32 int4_pair(u32 word, int i) {
 }
 
 // ---- scales: formats of smq-format's ScaleFormat ----
-
-#define SCALES_MINI 0 // LSB-first stream of sign | exponent | mantissa codes
-#define SCALES_F16 1
-#define SCALES_F32 2
+//
+// SCALES_MINI is a stream of sign | exponent | mantissa codes, LSB first.
 
 // Code `i` of an LSB-first stream of `width`-bit codes, counted from bit `first_bit` of `words`. Both words that a code
 // may touch are read: a stream ends in 8 zero bytes.

@@ -11,58 +11,73 @@
 // block's reading done. Each is used once a layer, so that holds for all.
 //
 // begin    residual = embedding[token] (f32, a register of the row's thread); hidden = residual * norm; sums of squares
-// phases   `program`, 32 words each (enum Word): products (decode_product.cuh) and attention (decode_attention.cuh)
+// phases   `program`, PHASE_WORDS each (enum Word): products (decode_product.cuh) and attention (decode_attention.cuh)
 // choice   the last product's epilogue: the last block takes the largest logit (lowest id among equals; NaN wins, so that it
 //          is not lost) into `state` and the host's mailbox: a step needs nothing from the host.
 //
-// state: [0] position (tokens in the cache), [1] tokens chosen, [2] token, [3] whole steps done.
-// mailbox: RING u64 in host memory, slot [1] % RING = ([1] + 1) << 32 | id; the host knows a new entry by its upper half.
-//   An id of 0xffffffff says that a logit was not finite.
+// state: STATE_POSITION: tokens in the cache, STATE_CHOSEN: tokens chosen, STATE_TOKEN: token,
+//   STATE_STEPS: whole steps done.
+// mailbox: RING u64 in host memory, slot chosen % RING = (chosen + 1) << 32 | id; the host knows a
+//   new entry by its upper half. An id of NOT_FINITE says that a logit was not finite.
 //
 // The kernel is launched as a programmatic dependent of the step before: a block starts when that one's has left its SM,
 // and copies the first weights before it waits.
 //
-// grid: GRID = number of SMs, all resident at once (one block an SM, by its shared memory); block: 32 (WARPS + 2).
-// Macros: HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF, WINDOW (0: none), SPLITS, EPS_BITS, RING, GRID, WARPS, SLOTS,
-// SLOT_BYTES, INT4_IN_FLIGHT and BF16_IN_FLIGHT (slots of a producer on their way at a time: more do not arrive sooner, they queue in the
-// memory system, and activations queue behind them), PARTIAL_BYTES, EXCHANGE_BYTES (0, 784 with int4, 1040 with NF4); INT4_GROUP (128, 64, 32); BF16_CORES, BF16_CORE0_K and so on; and of each kind of product i < KINDS: KINDi_K, KINDi_STORAGE,
+// grid: GRID = number of SMs, all resident at once (one block an SM, by its shared memory);
+//   block: 32 (WARPS + PRODUCERS).
+//
+// Macros of the model and the GPU: HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF, WINDOW
+// (0: none), SPLITS, EPS_BITS, GRID; INT4_GROUP (128, 64, 32); BF16_CORES, BF16_CORE0_K and so on;
+// and of each kind of product i < KINDS (at most MOST_KINDS): KINDi_K, KINDi_STORAGE,
 // KINDi_EPILOGUE, KINDi_SEG0, KINDi_SEG1, KINDi_SEG2.
-// Dynamic shared memory: SLOTS SLOT_BYTES + 128 + 2 PARTIAL_BYTES; NF4 has 33 KiB of tables besides.
+//
+// Of the cut (smq-engine/src/cuda/decode/plan.rs): WARPS, PRODUCERS, SLOTS, SLOT_BYTES, WEIGHT_BYTES
+// (of a slot), NESTED_BYTES, INT4_IN_FLIGHT and BF16_IN_FLIGHT (slots of a producer on their way at
+// a time: more do not arrive sooner, they queue in the memory system, and activations queue behind
+// them), PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the largest that a storage of these products
+// needs, 0 with bf16 alone), NF4_TABLE_BYTES, DYNAMIC_SHARED.
+//
+// What both sides call by a number: PHASE_WORDS, WORD_KIND and so on (enum Word), ATTENTION_KIND,
+// SCALES_WIDTH_AT, SCALES_MANTISSA_AT; BF16, INT4, NF4, FP8; STORE, RESIDUAL, SWIGLU, LOGITS;
+// EXCHANGED_FLOATS (of a block's part of attention); RING, NOT_FINITE and the places in `state`.
 
 #include "common.cuh"
 
 #define CONSUMERS (32 * WARPS)
-#define PRODUCERS 2
 static_assert(SLOTS % PRODUCERS == 0, "a slot is always the same producer's");
-#define WEIGHT_BYTES (1024 * WARPS) // of a slot: 8 rows of a line a warp; scale codes follow
-#define ATTENTION_KIND 255
+static_assert(WEIGHT_BYTES == 8 * 128 * WARPS && WEIGHT_BYTES <= SLOT_BYTES,
+              "a slot has 8 rows of a line a warp, then scale codes");
+static_assert(DYNAMIC_SHARED == SLOTS * SLOT_BYTES + 128 + 2 * PARTIAL_BYTES, "the ring, then two phases' scratch");
+static_assert(KINDS <= MOST_KINDS && KINDS <= ATTENTION_KIND, "every kind has a number of its own");
 
 extern __shared__ __align__(128) u8 shared[];
 
-// A phase's words; addresses take two.
+// A phase's words, where smq-engine/src/cuda/decode/program.rs puts them; addresses take two.
 enum Word {
-    KIND = 0,
-    USE_IN = 1,  // which use in this step of their buffers input
-    USE_OUT = 2, // and output are
-    CHECK = 3,   // 3: the input is tagged, 0: it is not
-    W0 = 4,      // weights of up to three segments; attention: keys, values
-    W1 = 6,
-    W2 = 8,
-    S0 = 10, // scales
-    S1 = 12,
-    S2 = 14,
-    FIRST1 = 16, // index in S1 of segment 1's first scale; attention: positions that the cache holds
-    BIAS0 = 17, // NF4: the offset's bits
-    BIAS1 = 18,
-    BIAS2 = 19,
-    SCALES = 20, // format | width << 8 | mantissa << 16
-    RUN_BYTES = 21,
-    X = 22,
-    SUMS = 24, // of squares of the input; attention: where blocks exchange their parts
-    NEXT_NORM = 26, // of the next RESIDUAL phase, or 0
-    OUT = 28,
-    OUT_SUMS = 30, // sums of squares of the output; the head's: best logits
+    KIND = WORD_KIND,
+    USE_IN = WORD_USE_IN,   // which use in this step of their buffers input
+    USE_OUT = WORD_USE_OUT, // and output are
+    CHECK = WORD_CHECK,     // TAG_MASK: the input is tagged, 0: it is not
+    W0 = WORD_WEIGHTS,      // weights of up to three segments; attention: keys, values
+    W1 = W0 + 2,
+    W2 = W0 + 4,
+    S0 = WORD_SCALES_AT, // scales
+    S1 = S0 + 2,
+    S2 = S0 + 4,
+    FIRST1 = WORD_FIRST1, // index in S1 of segment 1's first scale; attention: positions that the cache holds
+    BIAS0 = WORD_BIAS,    // NF4: the offset's bits
+    BIAS1 = BIAS0 + 1,
+    BIAS2 = BIAS0 + 2,
+    SCALES = WORD_SCALES, // format | width << SCALES_WIDTH_AT | mantissa << SCALES_MANTISSA_AT
+    RUN_BYTES = WORD_RUN_BYTES,
+    X = WORD_X,
+    SUMS = WORD_SUMS,           // of squares of the input; attention: where blocks exchange their parts
+    NEXT_NORM = WORD_NEXT_NORM, // of the next RESIDUAL phase, or 0
+    OUT = WORD_OUT,
+    OUT_SUMS = WORD_OUT_SUMS, // sums of squares of the output; the head's: best logits
 };
+static_assert(PHASE_WORDS == 32, "a word a lane");
+static_assert(SCALES_WIDTH_AT == 8 && SCALES_MANTISSA_AT == 16, "format and width have a byte each");
 
 // One word a lane.
 struct Phase {
@@ -103,7 +118,7 @@ INSIDE Ring Cursor::ring() { return {shared, barriers, barriers + SLOTS}; }
 
 // The same words, all in one thread.
 struct Words {
-    uint4 quads[8];
+    uint4 quads[PHASE_WORDS / 4];
     INSIDE u32 at(int i) const {
         const uint4 q = quads[i / 4];
         return i % 4 == 0 ? q.x : i % 4 == 1 ? q.y : i % 4 == 2 ? q.z : q.w;
@@ -111,7 +126,7 @@ struct Words {
     template <class T> INSIDE T *pointer(int i) const { return (T *)((u64)at(i + 1) << 32 | at(i)); }
     INSIDE Words(const u32 *program, int phase) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) quads[i] = *(const uint4 *)(program + 32 * phase + 4 * i);
+        for (int i = 0; i < PHASE_WORDS / 4; i++) quads[i] = *(const uint4 *)(program + PHASE_WORDS * phase + 4 * i);
     }
 };
 
@@ -225,6 +240,7 @@ DEVICE void publish_squares(float square, float *sums, u32 tag, int rows) {
 #else
 #define KIND_8(f)
 #endif
+static_assert(MOST_KINDS == 9, "as many as are listed here");
 #define FOR_KINDS(f) KIND_0(f) KIND_1(f) KIND_2(f) KIND_3(f) KIND_4(f) KIND_5(f) KIND_6(f) KIND_7(f) KIND_8(f)
 // BF16_CORE(K), INT4_CORE(K) and so on for every K that products stored so have.
 #if BF16_CORES > 0
@@ -287,6 +303,7 @@ DEVICE void publish_squares(float square, float *sums, u32 tag, int rows) {
 #else
 #define FP8_CORE_2
 #endif
+static_assert(BF16_CORES <= 3 && INT4_CORES <= 3 && NF4_CORES <= 3 && FP8_CORES <= 3, "no more are listed here");
 #define FOR_CORES \
     BF16_CORE_0 BF16_CORE_1 BF16_CORE_2 \
     INT4_CORE_0 INT4_CORE_1 INT4_CORE_2 \
@@ -325,7 +342,7 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
                 // Only from here on does what it copies depend on the step before.
                 wait_for_previous_kernel();
                 fence_proxy_async();
-                past = state[0];
+                past = state[STATE_POSITION];
             }
             if (kind == ATTENTION_KIND)
                 produce_cache(phase, pump, past);
@@ -341,14 +358,14 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     fill_nf4_tables();
 #endif
     wait_for_previous_kernel();
-    const int past = state[0];
+    const int past = state[STATE_POSITION];
 #if EXCHANGE_BYTES
     __shared__ __align__(16) u8 exchange[WARPS * EXCHANGE_BYTES];
 #else
     u8 *exchange = nullptr;
 #endif
     u8 *scratch = shared + SLOTS * SLOT_BYTES + 128;
-    Consumer c = {ring, {0, 0}, (u32)state[3], scratch, scratch, 0, exchange, 0.0f, 0.0f};
+    Consumer c = {ring, {0, 0}, (u32)state[STATE_STEPS], scratch, scratch, 0, exchange, 0.0f, 0.0f};
     for (int i = threadIdx.x; i < ROTARY_HALF; i += CONSUMERS) {
         float angle = (float)past * inv_freq[i];
         rope[i] = cosf(angle) * attention_factor;
@@ -359,7 +376,7 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     if (whole) {
         const u32 tag = tag_of(c.steps, 0);
         if (threadIdx.x < rows) {
-            c.residual = bf16_to_f32(embedding[(u64)(u32)state[2] * HIDDEN + row]);
+            c.residual = bf16_to_f32(embedding[(u64)(u32)state[STATE_TOKEN] * HIDDEN + row]);
             store_tagged(hidden + row, c.residual * norm[row], tag);
         }
         publish_squares(c.residual * c.residual, hidden_sums, tag, rows);
@@ -368,7 +385,7 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     sync_threads(1, CONSUMERS);
 
     for (int p = 0; p < phases; p++) {
-        Phase next = {program[32 * min(p + 1, phases - 1) + lane]};
+        Phase next = {program[PHASE_WORDS * min(p + 1, phases - 1) + lane]};
         const u32 kind = phase.at(KIND);
         if (kind == ATTENTION_KIND)
             consume_cache(phase, c, past, rope);

@@ -7,7 +7,7 @@
 //
 //   X          f32 [(HEADS + 2 KV_HEADS) HEAD_DIM], tagged, not rotated
 //   W0, W1     keys, values, bf16 [KV_HEADS, capacity, HEAD_DIM]; `past` rows are filled
-//   SUMS       parts, f32 [HEADS, SPLITS, HEAD_DIM + 4], tagged: output, maximum and sum of each block
+//   SUMS       parts, f32 [HEADS, SPLITS, PART_FLOATS], tagged: output, maximum and sum of each block
 //   OUT        f32 [HEADS HEAD_DIM], tagged
 //
 // SPLITS blocks share a key/value head and all queries of it; they divide the cached tokens evenly, whatever `past` is.
@@ -26,6 +26,7 @@ constexpr int SLICE = HEAD_DIM / SPLITS; // output elements that a block finishe
 constexpr int PART_FLOATS = HEAD_DIM + 4;
 constexpr int STAGE_TOKENS = WEIGHT_BYTES / (4 * HEAD_DIM) / 8 * 8;
 static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 128 && 2 * ROTARY_HALF <= HEAD_DIM && HEADS % KV_HEADS == 0, "shape");
+static_assert(PART_FLOATS == EXCHANGED_FLOATS, "what smq-engine leaves room for");
 static_assert(HEAD_DIM % SPLITS == 0 && SPLITS * KV_HEADS <= GRID && STAGE_TOKENS >= 8, "shape");
 // Scratch: rotated queries, times log2(e) / sqrt(HEAD_DIM); the new key and value; maxima and sums; outputs.
 static_assert(4 * (QUERIES + 1 + BATCH * WARPS) * HEAD_DIM + 8 * BATCH * WARPS <= PARTIAL_BYTES, "scratch");
@@ -173,7 +174,7 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
     const u64 row = ((u64)kv_head * phase.at(FIRST1) + past) * HEAD_DIM;
     u16 *key_row = phase.pointer<u16>(W0) + row, *value_row = phase.pointer<u16>(W1) + row;
     const Tag in = {tag_of(c.steps, phase.at(USE_IN)), phase.at(CHECK)};
-    const Tag made = {tag_of(c.steps, phase.at(USE_OUT)), 3};
+    const Tag made = {tag_of(c.steps, phase.at(USE_OUT)), TAG_MASK};
     const Share share(past);
 
     // Block 0 of a head has the fewest old tokens, so it takes the new one.

@@ -9,6 +9,9 @@
 #pragma once
 
 #if FP8_CORES
+#define FP8_LINE_BYTES (2 * 128) // a line's activations as f16
+static_assert(FP8_LINE_BYTES <= EXCHANGE_BYTES, "a warp exchanges a line's");
+
 DEVICE u32 f16_of_e4m3(u32 two) { // of the lower 16 bits
     u32 pair;
     asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(pair) : "h"((u16)two));
@@ -59,7 +62,7 @@ template <int K> __device__ __noinline__ Multiplied multiply_fp8(Multiply m, Lan
     const float x_scale = largest > 0 ? __uint_as_float(largest) / 448.0f : 1.0f;
 
     u32 b[KSPLIT][8];
-    u32 *exchange = (u32 *)(scratch + warp * 256); // a line's 128 f16
+    u32 *exchange = (u32 *)(scratch + warp * FP8_LINE_BYTES);
 #pragma unroll
     for (int i = 0; i < KSPLIT; i++) {
         const u32 low = round_to_e4m3(__uint_as_float(raw[i].x) / x_scale, __uint_as_float(raw[i].y) / x_scale);

@@ -57,6 +57,10 @@ struct __align__(16) LineLimbs {
     }
 };
 
+#if INT4_CORES
+static_assert(sizeof(LineLimbs) <= EXCHANGE_BYTES, "a warp exchanges a line's");
+#endif
+
 // A lane's part of it: its b registers, column r = lane / 4 being limb r % 4 of half r / 4.
 struct Limbs {
     using Line = LineLimbs;

@@ -22,6 +22,7 @@ DEVICE int nf4_row(int lane) { return 2 * ((lane ^ lane / 4) % 4) + lane / 16; }
 
 __shared__ float nf4_codes[256];
 __shared__ __align__(128) u32 nf4_pairs[256][32]; // of every byte, for every lane: its low nibble's f16 below
+static_assert(sizeof nf4_codes + sizeof nf4_pairs == NF4_TABLE_BYTES, "what smq-engine leaves room for");
 
 DEVICE u32 f16_pair(float low, float high) {
     u32 pair;
@@ -51,6 +52,8 @@ struct __align__(16) LineHalves {
         if (lane % 16 == 0) unit[lane / 16] = finite ? __uint_as_float(exponent << 23) : __uint_as_float(0x7fffffffu);
     }
 };
+
+static_assert(sizeof(LineHalves) <= EXCHANGE_BYTES, "a warp exchanges a line's");
 
 // A lane's part of it: its b registers, and the unit of block lane % 4.
 struct Halves {

@@ -25,16 +25,6 @@
 // past their stream's end.
 #pragma once
 
-#define BF16 0
-#define INT4 1
-#define NF4 2
-#define FP8 3
-
-#define STORE 0
-#define RESIDUAL 1
-#define SWIGLU 2
-#define LOGITS 3
-
 // A kind of product, as the producers and the epilogues need it; what multiplies is compiled for each storage and K apart.
 // All that takes a division is worked out here.
 struct Shape {
@@ -56,7 +46,7 @@ __constant__ Shape SHAPES[] = {
 #define SHAPE(i) {KIND##i##_K, KIND##i##_STORAGE, KIND##i##_EPILOGUE, KIND##i##_SEG0, KIND##i##_SEG1, KIND##i##_SEG2},
     FOR_KINDS(SHAPE)
 #undef SHAPE
-    {128, 0, STORE, 8, 0, 0} // so that there is one
+    {128, BF16, STORE, 8, 0, 0} // so that there is one
 };
 
 // A block's share of a product.
@@ -83,8 +73,7 @@ DEVICE u32 first_bit(const Shape &s, const Place &place, int run, u32 first1, u3
 }
 
 // NF4: the scales of 256 codes each follow a stream of codes, at the next multiple of 16 bytes. A tile needs a few: whole
-// 16 bytes around them.
-#define NESTED_BYTES 48
+// 16 bytes around them, NESTED_BYTES.
 DEVICE u32 nested_at(const Shape &s, int segment, u32 first1) {
     const int rows = s.step * (s.paired ? s.tiles[0] : s.tiles[segment] - (segment ? s.tiles[segment - 1] : 0));
     const u32 codes = s.paired && first1 ? 2 * first1 : (u32)(rows * s.groups);
@@ -94,7 +83,7 @@ DEVICE u32 nested_at(const Shape &s, int segment, u32 first1) {
 DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
     const u8 *w0 = phase.pointer<const u8>(W0), *w1 = phase.pointer<const u8>(W1), *w2 = phase.pointer<const u8>(W2);
     const u8 *s0 = phase.pointer<const u8>(S0), *s1 = phase.pointer<const u8>(S1), *s2 = phase.pointer<const u8>(S2);
-    const u32 first1 = phase.at(FIRST1), width = phase.at(SCALES) >> 8 & 255;
+    const u32 first1 = phase.at(FIRST1), width = phase.at(SCALES) >> SCALES_WIDTH_AT & 255;
     const int runs = s.paired ? 2 : 1, run_bytes = s.storage != BF16 ? phase.at(RUN_BYTES) : 0;
     const int code_bytes = runs * (run_bytes + (s.storage == NF4 ? NESTED_BYTES : 0));
     const int row_bytes = s.row_bytes;
@@ -227,7 +216,7 @@ struct LaneScales {
 #if SCALE_WIDTH
         const int format = SCALE_FORMAT, width = SCALE_WIDTH, mantissa = SCALE_MANTISSA;
 #else
-        const int format = packed & 255, width = packed >> 8 & 255, mantissa = packed >> 16;
+        const int format = packed & 255, width = packed >> SCALES_WIDTH_AT & 255, mantissa = packed >> SCALES_MANTISSA_AT;
 #endif
         const u32 at = (bit & 127) + offset + (u32)min(group, groups - 1) * width;
         const u32 *words = (const u32 *)(slot + WEIGHT_BYTES + run_offset) + (at >> 5);
@@ -358,7 +347,7 @@ struct Best {
 
 // The first warp of the last block, which always has tiles: the best of all blocks. A block's entry is its logit and its row with a tag above.
 DEVICE void choose(const Shape &s, const u64 *entries, int *state, int whole, volatile u64 *mailbox, int lane) {
-    const u32 chosen = (u32)state[1], tag = (chosen + 1) & 3;
+    const u32 chosen = (u32)state[STATE_CHOSEN], tag = (chosen + 1) & 3;
     Best best = {LEAST, 0x3fffffffu};
     for (int b = lane; b < GRID; b += 32) {
         if (first_of(s.tiles[2], b + 1) == first_of(s.tiles[2], b)) continue;
@@ -370,11 +359,11 @@ DEVICE void choose(const Shape &s, const u64 *entries, int *state, int whole, vo
     best.take_warp();
     if (lane == 0) {
         const bool finite = best.value - best.value == 0.0f;
-        state[0] += 1;
-        state[1] = (int)(chosen + 1);
-        state[2] = finite ? (int)best.row : 0;
-        state[3] += whole;
-        mailbox[chosen % RING] = (u64)(chosen + 1) << 32 | (finite ? best.row : 0xffffffffu);
+        state[STATE_POSITION] += 1;
+        state[STATE_CHOSEN] = (int)(chosen + 1);
+        state[STATE_TOKEN] = finite ? (int)best.row : 0;
+        state[STATE_STEPS] += whole;
+        mailbox[chosen % RING] = (u64)(chosen + 1) << 32 | (finite ? best.row : (u32)NOT_FINITE);
     }
 }
 
@@ -390,7 +379,7 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     [[maybe_unused]] LaneScales scales = {};
     [[maybe_unused]] const u32 packed = phase.at(SCALES);
     if (s.storage != BF16) {
-        const u32 width = packed >> 8 & 255;
+        const u32 width = packed >> SCALES_WIDTH_AT & 255;
         // The row whose scales a lane loads.
         const int row = s.storage == INT4 ? int4_scale_row(lane) : s.storage == NF4 ? nf4_row(lane) : 4 * (lane % 2) + lane / 8;
         const int run_rows = s.step, run = row / run_rows;
@@ -481,7 +470,7 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
         u64 *entries = (u64 *)out_sums;
         if (threadIdx.x == 0) {
             for (int v = 1; v < WARPS; v++) best.take(bests[v].value, bests[v].row);
-            const u64 entry = (u64)((((u32)state[1] + 1) & 3) << 30 | best.row) << 32 | __float_as_uint(best.value);
+            const u64 entry = (u64)((((u32)state[STATE_CHOSEN] + 1) & 3) << 30 | best.row) << 32 | __float_as_uint(best.value);
             asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(entries + blockIdx.x), "l"(entry) : "memory");
         }
         if (blockIdx.x == GRID - 1 && warp == 0) choose(s, entries, state, whole, mailbox, lane);

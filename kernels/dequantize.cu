@@ -16,7 +16,8 @@
 // order, and GROUP, OUT_INT4 and the scale macros do not matter. NF4's blocks run over rows: K / 64 need not be whole.
 //
 // Macros: K (a multiple of 32), GROUP (a multiple of 32), OUT_INT4, SCALE_FORMAT, SCALE_WIDTH,
-// SCALE_MANTISSA. Grid: ceil(rows * OUT_K / 8 / CHUNKS_A_BLOCK) blocks of THREADS.
+// SCALE_MANTISSA, THREADS, CHUNKS_A_BLOCK.
+// Grid: ceil(rows * OUT_K / 8 / CHUNKS_A_BLOCK) blocks of THREADS.
 // The kernel moves 2.5 bytes a weight and does little else. A thread makes chunks of 8 outputs, so that a
 // warp reads 128 and writes 512 contiguous bytes; it has CHUNKS of them in flight (more did not help).
 #include "common.cuh"
@@ -25,9 +26,8 @@
 #ifndef OUT_INT4
 #define OUT_INT4 0
 #endif
-#define THREADS 256
-#define CHUNKS 2
-#define CHUNKS_A_BLOCK (THREADS * CHUNKS)
+#define CHUNKS (CHUNKS_A_BLOCK / THREADS)
+static_assert(CHUNKS_A_BLOCK == THREADS * CHUNKS, "whole chunks a thread");
 #define GROUPS ((K + GROUP - 1) / GROUP)
 #define OUT_K (OUT_INT4 ? (K + 127) / 128 * 128 : K)
 #define CHUNKS_A_ROW (OUT_K / 8)

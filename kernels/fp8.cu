@@ -4,15 +4,14 @@
 //   x       [*, stride] bf16, plain order, columns 0 .. K - 1; stride in elements
 //   codes   [*, K] bytes
 //   scales  [*] f32
-//   Grid: rows, block: 256.
+//   Grid: rows, block: THREADS.
 //
 // Both divisions are IEEE's, so that codes and scales are the bits of the CPU engine for the same activations. A row of
 // zeros gets the floor's scale and codes of zero. A thread keeps its part of the row in registers: the row is read once.
 //
-// Macros: K (a multiple of 16).
+// Macros: K (a multiple of 16), THREADS.
 #include "common.cuh"
 
-#define THREADS 256
 #define CHUNKS ((K / 8 + THREADS - 1) / THREADS)
 
 static_assert(K % 16 == 0, "rows of codes start at 16 bytes");

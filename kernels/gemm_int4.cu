@@ -27,19 +27,16 @@
 // waits for the newest; slower up to 64 tokens.) A cluster is SPLIT_K blocks with the same weight rows and
 // consecutive steps: they add up through distributed shared memory in the order of steps. Same bits every run.
 //
-// Macros: K (multiple of 32), ROWS (multiple of 8; SWIGLU: of 64), GROUP (128, 64, 32), EPILOGUE, OUT_INT4, TILE_M
-// (tokens a tile: 16, 32, 64, 96, 128), WARPGROUPS, SPLIT_K, STAGES, SCALE_FORMAT, SCALE_WIDTH,
-// SCALE_MANTISSA, MIN_BLOCKS (blocks an SM, for the register allocation; 1).
+// Macros: K (multiple of 32), ROWS (multiple of 8; SWIGLU: of 64), GROUP (128, 64, 32), EPILOGUE
+// and the numbers of those above, OUT_INT4, TILE_M (tokens a tile: 16, 32, 64, 96, 128), WARPGROUPS,
+// SPLIT_K, STAGES, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, MIN_BLOCKS (blocks an SM, for the
+// register allocation; 1), DYNAMIC_SHARED (what the launch has).
 // Grid: x = ceil(UNITS / WARPGROUPS) SPLIT_K, UNITS = ceil(ROWS / 64), SWIGLU: XI / 32;
 //       y = token tiles, or fewer where SPLIT_K = 1: a block then loops over tiles y, y + gridDim.y, ...
-// Block: 128 (WARPGROUPS + 1) threads. Dynamic shared memory: SHARED_BYTES.
+// Block: 128 (WARPGROUPS + 1) threads.
 // Tensor map of X: bf16, 2-D, sizes {XK, rows of the buffer}, row stride 2 XK bytes, box {64, TILE_M},
 // 128-byte swizzle, no interleave, no fill of NaN.
 #include "wgmma.cuh"
-
-#define EPILOGUE_BF16 0
-#define EPILOGUE_ADD 1
-#define EPILOGUE_SWIGLU 2
 
 #ifndef OUT_INT4
 #define OUT_INT4 0
@@ -92,6 +89,7 @@
 
 static_assert(K % 32 == 0 && ROWS % 8 == 0, "rows of nibbles and outputs are 16-byte aligned");
 static_assert(TILE_M % 8 == 0, "the swizzle repeats every 8 rows");
+static_assert(SHARED_BYTES == DYNAMIC_SHARED, "smq-engine launches with what the layout above takes");
 static_assert(SPLIT_K == 1 || STAGES >= WARPGROUPS, "partial sums reuse the tokens' stages");
 static_assert(SPLIT_K <= STEPS, "each block of a split has a step");
 static_assert(GROUP == 128 || GROUP == 64 || GROUP == 32, "a step has whole groups, and a group whole words");

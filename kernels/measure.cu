@@ -8,11 +8,9 @@
 // contiguous bytes. Like the decode products, both load before they wait for the kernel ahead of them: what they read
 // depends on nothing.
 //
-// Macros: LOADS.
+// Macros: LOADS, THREADS.
 
 #include "common.cuh"
-
-#define THREADS 512
 
 DEVICE void load_words(uint4 v[LOADS], const uint4 *from, u32 first, u32 words) {
 #pragma unroll

@@ -9,9 +9,10 @@
 //   qkv      bf16 [rows, (HEADS + 2 KV_HEADS) HEAD_DIM]
 //   q_out    bf16 [rows, HEADS HEAD_DIM]
 //   k_cache, v_cache  bf16 [KV_HEADS, capacity, HEAD_DIM]
-//   grid: rows, block: 256. Bound by memory: a thread moves 8 elements at a time.
+//   grid: rows, block: ROPE_THREADS. Bound by memory: a thread moves 8 elements at a time.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF (multiple of 8), PACKED.
+// Macros: HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF (multiple of 8), PACKED,
+// BLOCK_THREADS (of rope_and_cache).
 #include "common.cuh"
 
 #ifndef PACKED
@@ -19,6 +20,7 @@
 #endif
 
 constexpr int ROPE_THREADS = 256;
+static_assert(ROPE_THREADS == BLOCK_THREADS, "as smq-engine launches it");
 static_assert(ROTARY_HALF % 8 == 0 && 2 * ROTARY_HALF <= HEAD_DIM, "a thread rotates 8 pairs");
 constexpr int QKV_WIDTH = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
 

@@ -13,9 +13,13 @@
 //                                                                                   grid: rows, block: 512
 //
 // Bound by memory; a thread moves 16 bytes at a time.
-// Macros: HIDDEN, INTERMEDIATE, VOCAB, EPS_BITS, GRID (partial sums of last_row). The order is an argument, int4_order.
+// Macros: HIDDEN, INTERMEDIATE, VOCAB, EPS_BITS, GRID (partial sums of last_row), and threads of the
+// launches' blocks: ROW_THREADS, LAST_ROW_THREADS, SCORE_THREADS. The order is an argument,
+// int4_order.
 
 #include "common.cuh"
+
+static_assert(ROW_THREADS == 256 && LAST_ROW_THREADS == 1024 && SCORE_THREADS == 512, "as the loops here count");
 
 #define XK ((HIDDEN + 127) / 128 * 128)
 #define XI ((INTERMEDIATE + 127) / 128 * 128)

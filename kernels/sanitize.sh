@@ -33,8 +33,8 @@ grep . tests/fixtures/sample.txt | sed 's/"/\\"/g; s/.*/{"text": "&"}/' >"$out/l
 check() { # TOOL MODEL WORK
     local tool=$1 file=$out/$2.smq work=$3 log=$out/$1-$2-$3.txt
     [ "$2" = bf16 ] && file=$model
-    local command=(generate "$file" --raw -n 3 -p Hi)
-    [ "$work" = long ] && command=(generate "$file" --raw -n 3 -p "$long")
+    local command=(generate "$file" --greedy --raw -n 3 -p Hi)
+    [ "$work" = long ] && command=(generate "$file" --greedy --raw -n 3 -p "$long")
     [ "$work" = endings ] && command=(eval hellaswag "$file" --data tests/fixtures/eval/hellaswag.jsonl)
     [ "$work" = lines ] && command=(eval lambada "$file" --data "$out/lines.jsonl")
     # Learning a kernel's number of parameters ends with a call that fails, by design: not reported.

@@ -16,8 +16,8 @@
 // Block: two consumer warpgroups and a producer warp; a ring of STAGES stages of 64 columns: W [128][64], X [TILE_M][64]. Weights
 // are on their way before the previous kernel is done.
 //
-// Macros: K (multiple of 64), INTERMEDIATE (multiple of 64), TILE_M (16, 32, 64, 128), STAGES.
-// Grid: INTERMEDIATE / 64, block: 288, dynamic shared memory: SHARED_BYTES.
+// Macros: K (multiple of 64), INTERMEDIATE (multiple of 64), TILE_M (16, 32, 64, 128), STAGES, and
+// what the launch has: THREADS a block, DYNAMIC_SHARED. Grid: INTERMEDIATE / 64.
 #include "wgmma.cuh"
 
 #define STEPS (K / 64)
@@ -31,6 +31,8 @@
 #define CONSUMERS 256
 #define ACCUMULATORS (TILE_M / 2)
 
+static_assert(SHARED_BYTES == DYNAMIC_SHARED, "smq-engine launches with what the layout above takes");
+static_assert(THREADS == CONSUMERS + 32, "two warpgroups and a warp");
 static_assert(K % 64 == 0 && INTERMEDIATE % 64 == 0, "whole boxes");
 
 // 64 gate rows from row 8 `eight` on and their up rows.
@@ -60,7 +62,7 @@ DEVICE void wgmma(float (&c)[ACCUMULATORS], u64 a, u64 b, u32 accumulate) {
 #endif
 }
 
-KERNEL __launch_bounds__(CONSUMERS + 32, 1)
+KERNEL __launch_bounds__(THREADS, 1)
 swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ tensor_map w_map, int m, u16 *out) {
     extern __shared__ u8 dynamic[];
     u8 *shared = dynamic + (-shared_address(dynamic) & 1023);

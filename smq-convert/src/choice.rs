@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use clap::ValueEnum;
-
 use crate::error::ConvertError;
-use crate::plan::Target;
-use crate::quantize::{Method, ScaleRule};
+use crate::import::{Grouping, Packed};
+use crate::quantize::{Method, QuantizeOptions, ScaleRule};
 use crate::source::Checkpoint;
+use crate::target::Target;
 
 /// Provenance key of the scale rule; followed by a space and a tensor's name, of that tensor's where it is another.
 const SCALE_RULE: &str = "scale_rule";
@@ -22,32 +21,58 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The same method for every tensor that `target` selects, and for those that are int4 already.
+    /// The same method for every tensor that `target` selects, and for those that are int4 already. Where their
+    /// integers are kept, these keep their groups too.
     ///
     /// # Errors
-    /// [`ConvertError::NothingToQuantize`].
+    /// [`ConvertError::NothingToQuantize`]; what [`Target::check`] refuses.
     pub fn uniform(
         checkpoint: &Checkpoint,
         target: &Target,
         method: Method,
     ) -> Result<Self, ConvertError> {
-        let quantized = |t: &crate::source::SourceTensor| t.packed.is_some() || target.takes(t);
+        target.check(checkpoint)?;
+        let kept = |packed: &Packed| match method {
+            Method::Int4(options) if checkpoint.keeps_codes() => Method::Int4(QuantizeOptions {
+                group: packed.group,
+                ..options
+            }),
+            method => method,
+        };
         let methods: Vec<_> = checkpoint
             .tensors()
             .iter()
-            .map(|t| quantized(t).then_some(method))
+            .map(|t| match &t.packed {
+                Some(packed) => Some(kept(packed)),
+                None => target.takes(t).then_some(method),
+            })
             .collect();
         if methods.iter().all(Option::is_none) {
             return Err(target.selects_nothing(checkpoint));
         }
-        let mut parameters = BTreeMap::from([("target".to_owned(), target.name().to_owned())]);
+        let mut parameters = BTreeMap::new();
+        // What an import takes is said by the import's own parameters.
+        let imported = matches!(target, Target::Imported);
+        if !imported {
+            parameters.insert("target".to_owned(), target.name().to_owned());
+        }
         parameters.extend(match method {
             Method::Int4(int4) => vec![
-                ("group_size".to_owned(), int4.group.to_string()),
-                (SCALE_RULE.to_owned(), rule_name(int4.rule)),
-                ("scales".to_owned(), int4.scales.name()),
+                (
+                    "group_size".to_owned(),
+                    match checkpoint.import().map(|import| import.grouping) {
+                        Some(Grouping::Row) if imported && checkpoint.keeps_codes() => {
+                            "row".to_owned()
+                        }
+                        _ => int4.group.to_string(),
+                    },
+                ),
+                (SCALE_RULE.to_owned(), int4.rule.to_string()),
+                ("scales".to_owned(), int4.scales.to_string()),
             ],
-            method => vec![("scheme".to_owned(), method.name().to_owned())],
+            Method::Nf4 | Method::Fp8 => {
+                vec![("scheme".to_owned(), method.family().to_string())]
+            }
         });
         Ok(Self {
             methods,
@@ -56,22 +81,15 @@ impl Choice {
     }
 }
 
-/// The rule's name on the command line.
-#[must_use]
-pub fn rule_name(rule: ScaleRule) -> String {
-    let value = rule.to_possible_value();
-    value.map(|v| v.get_name().to_owned()).unwrap_or_default()
-}
-
 /// Parameters that record the rules of `tensors`, by name: the most frequent one, and each tensor that has another.
 pub(crate) fn rule_parameters(tensors: &[(&str, ScaleRule)]) -> Vec<(String, String)> {
     let count = |rule| tensors.iter().filter(|t| t.1 == rule).count();
-    let mut rules = ScaleRule::value_variants().to_vec();
+    let mut rules = ScaleRule::ALL;
     rules.sort_by_key(|rule| std::cmp::Reverse(count(*rule)));
     let others = tensors.iter().filter(|t| t.1 != rules[0]);
-    let others = others.map(|(name, rule)| (format!("{SCALE_RULE} {name}"), rule_name(*rule)));
+    let others = others.map(|(name, rule)| (format!("{SCALE_RULE} {name}"), rule.to_string()));
     let mut out: Vec<_> = others.collect();
-    out.push((SCALE_RULE.to_owned(), rule_name(rules[0])));
+    out.push((SCALE_RULE.to_owned(), rules[0].to_string()));
     out
 }
 
@@ -82,5 +100,5 @@ pub(crate) fn recorded_rule(
 ) -> Option<ScaleRule> {
     let own = parameters.get(&format!("{SCALE_RULE} {tensor}"));
     let name = own.or_else(|| parameters.get(SCALE_RULE))?;
-    ScaleRule::from_str(name, false).ok()
+    name.parse().ok()
 }

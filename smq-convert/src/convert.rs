@@ -5,18 +5,18 @@ use std::time::{Duration, Instant};
 
 use smq_format::statistics::{STATISTICS_VERSION, TensorStatistics};
 use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
-use smq_model::EMBEDDED_FILES;
 
 use crate::auto::{Auto, AutoOptions, choose, measured_bytes};
 use crate::calibrate::{CalibrateOptions, Calibration, CalibrationProgress, calibrate};
-use crate::choice::{Choice, rule_name};
+use crate::choice::Choice;
 use crate::error::ConvertError;
-use crate::import::Form;
+use crate::import::Grouping;
 use crate::known::check_against_config;
-use crate::plan::{Plan, Target, plan, sources};
+use crate::plan::{Plan, plan, sources};
 use crate::quantize::{Method, QuantizeError, Quantized, ScaleRule, keep};
 use crate::source::{Checkpoint, SourceTensor};
 use crate::source_hash::SourceHasher;
+use crate::target::Target;
 
 /// What to make of a checkpoint.
 #[derive(Debug, Clone)]
@@ -46,6 +46,8 @@ pub struct Summary {
     pub scale_bytes: u64,
     /// Bytes that f16 scales would take, in the same blobs.
     pub f16_scale_bytes: u64,
+    /// Names of the tensors that are not finite and were carried along, since they are no weights.
+    pub not_finite: Vec<String>,
 }
 
 /// Called with source bytes done so far; returns whether to go on.
@@ -200,7 +202,7 @@ fn write(
         writer.add_file(name, contents)?;
     }
     let mut hasher = SourceHasher::new(checkpoint);
-    let (statistics, scale_bytes) = pool(jobs)?.install(|| {
+    let done = pool(jobs)?.install(|| {
         let written = write_tensors(
             checkpoint,
             choice,
@@ -218,7 +220,7 @@ fn write(
     }
     let record = Statistics {
         version: STATISTICS_VERSION,
-        tensors: statistics,
+        tensors: done.statistics,
     };
     let written = writer.finish(provenance, Some(&record))?;
     let groups: u64 = record.tensors.iter().map(|t| t.groups).sum();
@@ -226,16 +228,25 @@ fn write(
         source_bytes: checkpoint.total_bytes(),
         written,
         elapsed: started.elapsed().saturating_sub(written.fsync),
-        scale_bytes,
+        scale_bytes: done.scale_bytes,
         f16_scale_bytes: 2 * groups + 8 * record.tensors.len() as u64,
         statistics: record.tensors,
+        not_finite: done.not_finite,
     })
 }
 
 /// A tensor ready to be written.
 enum Ready<'a> {
-    Raw(&'a [u8]),
+    Raw { bytes: &'a [u8], finite: bool },
     Quantized(Box<Quantized>),
+}
+
+/// What writing the tensors leaves to be told.
+#[derive(Default)]
+struct Done {
+    statistics: Vec<TensorStatistics>,
+    scale_bytes: u64,
+    not_finite: Vec<String>,
 }
 
 /// Quantizes each tensor while the one before it is hashed and written, so that at most two are held.
@@ -246,15 +257,14 @@ fn write_tensors(
     writer: &mut SmqWriter,
     hasher: &mut SourceHasher,
     progress: Progress,
-) -> Result<(Vec<TensorStatistics>, u64), ConvertError> {
-    let mut statistics = Vec::new();
-    let mut scale_bytes = 0;
+) -> Result<Done, ConvertError> {
+    let mut done = Done::default();
     let mut done_bytes = 0;
     let mut previous: Option<(&SourceTensor, Ready)> = None;
     for (tensor, method) in checkpoint.tensors().iter().zip(&choice.methods) {
         let write = || match previous.take() {
-            Some((tensor, ready)) => write_tensor(writer, tensor, ready, &mut statistics),
-            None => Ok(0),
+            Some((tensor, ready)) => write_tensor(writer, tensor, ready, &mut done),
+            None => Ok(()),
         };
         let calibrated = calibration.tensors.remove(&tensor.name);
         let ((written, ()), ready) = rayon::join(
@@ -264,7 +274,7 @@ fn write_tensors(
                 None => prepare(checkpoint, tensor, *method),
             },
         );
-        scale_bytes += written?;
+        written?;
         previous = Some((tensor, ready?));
         done_bytes += tensor.range.len() as u64;
         if !progress(done_bytes) {
@@ -272,9 +282,9 @@ fn write_tensors(
         }
     }
     if let Some((tensor, ready)) = previous.take() {
-        scale_bytes += write_tensor(writer, tensor, ready, &mut statistics)?;
+        write_tensor(writer, tensor, ready, &mut done)?;
     }
-    Ok((statistics, scale_bytes))
+    Ok(done)
 }
 
 fn prepare<'a>(
@@ -286,8 +296,11 @@ fn prepare<'a>(
     let columns = tensor.shape.last().copied().unwrap_or(1);
     let located = |error| not_quantized(checkpoint, tensor, error);
     let Some(method) = method else {
-        check_finite(bytes, tensor.dtype, columns).map_err(located)?;
-        return Ok(Ready::Raw(bytes));
+        let finite = match check_finite(bytes, tensor.dtype, columns) {
+            Err(error) if tensor.reader.needs_numbers() => return Err(located(error)),
+            checked => checked.is_ok(),
+        };
+        return Ok(Ready::Raw { bytes, finite });
     };
     let result = quantize_tensor(checkpoint, tensor, method).map_err(located)?;
     Ok(Ready::Quantized(Box::new(result)))
@@ -312,28 +325,30 @@ pub(crate) fn quantize_tensor(
     }
 }
 
-/// Writes a tensor and returns the bytes of its scales.
 fn write_tensor(
     writer: &mut SmqWriter,
     tensor: &SourceTensor,
     ready: Ready,
-    statistics: &mut Vec<TensorStatistics>,
-) -> Result<u64, ConvertError> {
+    done: &mut Done,
+) -> Result<(), ConvertError> {
     let mut add = |scheme: Scheme, blobs: &[&[u8]]| {
         writer.add_tensor(&tensor.name, &tensor.shape, tensor.dtype, scheme, blobs)
     };
     match ready {
-        Ready::Raw(bytes) => {
+        Ready::Raw { bytes, finite } => {
             add(Scheme::Raw(tensor.dtype), &[bytes])?;
-            Ok(0)
+            if !finite {
+                done.not_finite.push(tensor.name.clone());
+            }
         }
         Ready::Quantized(q) => {
             let blobs: Vec<&[u8]> = q.blobs.iter().map(Vec::as_slice).collect();
             add(q.scheme, &blobs)?;
-            statistics.push(q.statistics);
-            Ok(blobs[1..].iter().map(|b| b.len() as u64).sum())
+            done.scale_bytes += blobs[1..].iter().map(|b| b.len() as u64).sum::<u64>();
+            done.statistics.push(q.statistics);
         }
     }
+    Ok(())
 }
 
 /// Refuses a NaN or infinity, by its all-ones exponent.
@@ -408,7 +423,7 @@ fn provenance(checkpoint: &Checkpoint, choice: &Choice) -> Provenance {
             false => CODES_REQUANTIZED,
         };
         parameters.insert("import".to_owned(), import.form.name().to_owned());
-        if let Form::Gptq { stored_zero } = import.form {
+        if let Some(stored_zero) = import.form.stored_zero() {
             parameters.insert("import_stored_zero".to_owned(), stored_zero.to_string());
         }
         parameters.insert(IMPORT_CODES.to_owned(), codes.to_owned());
@@ -425,13 +440,7 @@ fn check_target(checkpoint: &Checkpoint, target: &Path) -> Result<(), ConvertErr
     let Ok(resolved) = target.canonicalize() else {
         return Ok(()); // not there yet
     };
-    let dir = checkpoint.config_path();
-    let beside = EMBEDDED_FILES.iter().map(|name| dir.with_file_name(name));
-    let mut inputs = checkpoint
-        .shards()
-        .iter()
-        .map(|s| s.path.clone())
-        .chain(beside);
+    let mut inputs = checkpoint.files().paths();
     match inputs.any(|input| input.canonicalize().is_ok_and(|input| input == resolved)) {
         true => Err(ConvertError::OutputIsInput(target.to_path_buf())),
         false => Ok(()),
@@ -455,7 +464,7 @@ pub(crate) fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(
             "the checkpoint is int4 ({}), and its integers are kept; pass --requantize to quantize its dequantized weights anew",
             import.form
         );
-        return wrong("--scheme", method.name().to_owned(), rule);
+        return wrong("--scheme", method.family().to_string(), rule);
     };
     let range = smq_format::scheme::GROUP_RANGE;
     if !range.contains(&options.group) {
@@ -465,18 +474,19 @@ pub(crate) fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(
     let Some(import) = import else {
         return Ok(());
     };
-    if options.group != import.group {
+    if let Grouping::Runs(group) = import.grouping
+        && options.group != group
+    {
         let rule = format!(
-            "the checkpoint's integers have groups of {}, and are kept; pass --requantize to make new ones",
-            import.group
+            "the checkpoint's integers have groups of {group}, and are kept; pass --requantize to make new ones"
         );
         return wrong("--group-size", options.group.to_string(), rule);
     }
     match options.rule {
         ScaleRule::Reference | ScaleRule::Nearest => Ok(()),
-        rule => wrong(
+        rule @ (ScaleRule::Search | ScaleRule::Signed | ScaleRule::Weighted) => wrong(
             "--scale-rule",
-            rule_name(rule),
+            rule.to_string(),
             "chooses scales and integers together, and the checkpoint's integers are kept; pass --requantize, or use reference or nearest".to_owned(),
         ),
     }

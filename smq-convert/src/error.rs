@@ -74,7 +74,7 @@ pub enum ConvertError {
         /// What disagrees.
         problem: String,
     },
-    /// config.json itself.
+    /// A directory that is written.
     #[error(transparent)]
     Synth(#[from] crate::synth::SynthError),
     /// `--target` selects nothing.
@@ -138,9 +138,9 @@ pub enum ConvertError {
         /// Why, and what to do.
         problem: String,
     },
-    /// Scales that bf16 does not hold.
+    /// Scales that neither bf16 nor f16 holds.
     #[error(
-        "{}: {inexact} of {scales} scales are not exact in bf16, relative error up to {max_relative_error:.2e}; pass --allow-inexact to round them, use --to safetensors --dtype f32, or convert the checkpoint again with --mbits 7 or less",
+        "{}: {inexact} of {scales} scales are not exact in {dtype}, relative error up to {max_relative_error:.2e}; pass --allow-inexact to round them, use --to safetensors --dtype f32, or convert the checkpoint again with --mbits 7 or less",
         path.display()
     )]
     InexactScales {
@@ -150,6 +150,8 @@ pub enum ConvertError {
         inexact: u64,
         /// Of how many.
         scales: u64,
+        /// The element type.
+        dtype: smq_format::Dtype,
         /// Largest relative error.
         max_relative_error: f64,
     },

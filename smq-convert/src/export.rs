@@ -5,16 +5,17 @@
 //! ```
 //!
 //! Two forms. Dequantized safetensors hold `w' = q s'` in f32, which is exact, or rounded to bf16. The compressed-tensors
-//! form `pack-quantized` keeps the integers and holds the scales in bf16, which is exact for E5Mx up to x = 7.
+//! form `pack-quantized` keeps the integers and holds the scales in bf16, which is exact for E5Mx up to x = 7, or in f16
+//! where that is exact and bf16 is not. config.json says the element type and the quantization that are written, and
+//! names no code that is not there.
 
+mod alike;
 mod config;
 mod elements;
 mod plan;
 mod shard;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -22,13 +23,12 @@ use serde_json::json;
 use smq_format::{Defect, Dtype, SmqFile};
 
 use crate::error::ConvertError;
-use crate::synth::SynthError;
 use crate::synth::config::pretty;
 use crate::synth::shards::{fill_shards, shard_name};
 use crate::synth::staging::Staging;
-use smq_model::{EMBEDDED_FILES, SHARD_INDEX};
+use smq_model::{SHARD_INDEX, is_side_file};
 
-pub use elements::Rounding;
+pub use elements::{Half, Rounding};
 use plan::Plan;
 
 /// What to write.
@@ -65,8 +65,14 @@ pub struct ExportSummary {
     pub group: Option<usize>,
     /// Bytes of tensor data.
     pub tensor_bytes: u64,
-    /// What rounding to bf16 did: to the quantized tensors' weights, or to their scales.
+    /// What rounding did: to the quantized tensors' weights, or to their scales.
     pub rounding: Rounding,
+    /// Element type of the scales, where they are written.
+    pub scales: Option<Half>,
+    /// Element type with which config.json has the model loaded, where it says one.
+    pub model_dtype: Option<Dtype>,
+    /// config.json or tokenizer_config.json named code of their own, which is not exported.
+    pub named_code: bool,
     /// The file's statistics are damaged; the weights are not.
     pub statistics_damaged: bool,
     /// Whether the file has a config.json.
@@ -92,11 +98,11 @@ pub fn export(
     progress: ExportProgress,
 ) -> Result<ExportSummary, ConvertError> {
     let started = Instant::now();
-    let plan = Plan::new(file, options.format)?;
+    let mut plan = Plan::new(file, options.format)?;
     let staging = Staging::open(out_dir, options.force, &[])?;
     let total_bytes = blob_bytes(file) + plan.tensor_bytes;
     let statistics_damaged = verify(file, total_bytes, progress)?;
-    let rounding = plan.check_scales(file, options.format)?;
+    let settled = plan.settle_scales(file, options.format)?;
 
     let sized = plan.outputs.iter().map(|o| (o, o.bytes()));
     let groups = fill_shards(sized, options.shard_bytes);
@@ -106,7 +112,7 @@ pub fn export(
         total_bytes,
         done_bytes: blob_bytes(file),
         tensor_bytes: plan.tensor_bytes,
-        rounding,
+        rounding: settled.map(|(_, rounding)| rounding).unwrap_or_default(),
         progress,
     };
     let mut weight_map = BTreeMap::new();
@@ -124,12 +130,12 @@ pub fn export(
     if count > 1 {
         let metadata = json!({ "total_size": plan.tensor_bytes });
         let index = json!({ "metadata": metadata, "weight_map": weight_map });
-        side_files.push((SHARD_INDEX, pretty(&index)));
+        side_files.push((SHARD_INDEX.to_owned(), pretty(&index)));
     }
-    let names: Vec<_> = side_files.iter().map(|f| f.0.to_owned()).collect();
-    for (name, contents) in side_files {
-        write_file(&staging, name, &contents, plan.tensor_bytes)?;
+    for (name, contents) in &side_files {
+        staging.write(name, contents, plan.tensor_bytes)?;
     }
+    let names: Vec<_> = side_files.into_iter().map(|f| f.0).collect();
     staging.commit(&shards, &names)?;
     Ok(ExportSummary {
         shards: shards.iter().map(|name| out_dir.join(name)).collect(),
@@ -137,6 +143,14 @@ pub fn export(
         group: plan.group,
         tensor_bytes: plan.tensor_bytes,
         rounding,
+        scales: settled.map(|(scales, _)| scales),
+        model_dtype: plan
+            .edit
+            .dtype
+            .or(file.embedded("config.json").and_then(config::dtype_of)),
+        named_code: ["config.json", "tokenizer_config.json"]
+            .iter()
+            .any(|name| file.embedded(name).and_then(config::without_code).is_some()),
         statistics_damaged,
         has_config: names.iter().any(|name| name == "config.json"),
         elapsed: started.elapsed(),
@@ -176,35 +190,20 @@ fn verify(
 }
 
 /// The checkpoint's other files, config.json adapted to what is written.
-fn embedded_files(
-    file: &SmqFile,
-    plan: &Plan,
-) -> Result<Vec<(&'static str, Vec<u8>)>, ConvertError> {
-    let mut files = Vec::new();
-    // Only the names that the format lists: no other file is to appear at the user's.
-    for name in EMBEDDED_FILES {
-        let Some(contents) = file.embedded(name) else {
-            continue;
+fn embedded_files(file: &SmqFile, plan: &Plan) -> Result<Vec<(String, Vec<u8>)>, ConvertError> {
+    // Only the names of a checkpoint's side files: no other file is to appear at the user's.
+    let names = file.index().files.iter().map(|entry| entry.name.as_str());
+    let known = names.filter(|name| is_side_file(name));
+    let contents = known.map(|name| {
+        let contents = file.embedded(name).unwrap_or_default();
+        let contents = match name {
+            "config.json" => config::adapt(file.path(), contents, &plan.edit)?,
+            "tokenizer_config.json" => {
+                config::without_code(contents).unwrap_or_else(|| contents.to_vec())
+            }
+            _ => contents.to_vec(),
         };
-        files.push(match name {
-            "config.json" => (
-                name,
-                config::adapt(file.path(), contents, &plan.quantization)?,
-            ),
-            _ => (name, contents.to_vec()),
-        });
-    }
-    Ok(files)
-}
-
-fn write_file(
-    staging: &Staging,
-    name: &str,
-    contents: &[u8],
-    needed_bytes: u64,
-) -> Result<(), ConvertError> {
-    File::create_new(staging.path(name))
-        .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
-        .map_err(SynthError::write(&staging.target(name), needed_bytes))?;
-    Ok(())
+        Ok((name.to_owned(), contents))
+    });
+    contents.collect()
 }

@@ -23,6 +23,8 @@ pub mod quantize;
 pub mod source;
 mod source_hash;
 pub mod synth;
+mod target;
+mod unread;
 
 pub use auto::{Auto, AutoOptions, Goal, sensitivity::Sensitivity};
 pub use calibrate::CalibrateOptions;
@@ -31,6 +33,8 @@ pub use convert::{
     ConvertOptions, Summary, convert, convert_auto, convert_calibrated, dry_run, dry_run_auto,
 };
 pub use error::ConvertError;
-pub use plan::{Plan, Target};
+pub use plan::Plan;
 pub use quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
 pub use source::Checkpoint;
+pub use target::{Coverage, Target, TargetError};
+pub use unread::Reader;

@@ -1,6 +1,5 @@
 //! What will become of each tensor, and how large the file will be, before any weight is read.
 
-use regex::Regex;
 use smq_format::index::{Blob, FileEntry, align};
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::statistics::{
@@ -12,70 +11,6 @@ use crate::choice::Choice;
 use crate::error::ConvertError;
 use crate::quantize::{Method, ScaleChoice};
 use crate::source::{Checkpoint, SourceTensor};
-
-/// Which tensors are quantized. Only matrices ever are.
-#[derive(Debug, Clone)]
-pub enum Target {
-    /// The MLP's projections, as the study fixes it.
-    Mlp,
-    /// Every projection of attention and MLP; embeddings and lm_head stay as they are.
-    All,
-    /// Every matrix whose name matches.
-    Pattern(Regex),
-}
-
-impl Target {
-    /// As given on the command line.
-    pub fn name(&self) -> &str {
-        match self {
-            Target::Mlp => "mlp",
-            Target::All => "all",
-            Target::Pattern(regex) => regex.as_str(),
-        }
-    }
-
-    /// Whether the tensor `name` of `dims` dimensions is selected.
-    pub fn selects(&self, name: &str, dims: usize) -> bool {
-        let projection = |block: &str| name.contains(block) && name.ends_with("_proj.weight");
-        dims == 2
-            && match self {
-                Target::Mlp => projection(".mlp."),
-                Target::All => projection(".mlp.") || projection("attn."),
-                Target::Pattern(regex) => regex.is_match(name),
-            }
-    }
-
-    /// Whether a tensor is selected and has elements.
-    pub fn takes(&self, tensor: &SourceTensor) -> bool {
-        self.selects(&tensor.name, tensor.shape.len()) && tensor.elems() > 0
-    }
-
-    /// The error where it takes none.
-    pub(crate) fn selects_nothing(&self, checkpoint: &Checkpoint) -> ConvertError {
-        let matrices = checkpoint.tensors().iter().filter(|t| t.shape.len() == 2);
-        let examples: Vec<_> = matrices.take(4).map(|t| t.name.as_str()).collect();
-        ConvertError::NothingToQuantize {
-            target: self.name().to_owned(),
-            path: checkpoint.path().to_path_buf(),
-            examples: match examples.as_slice() {
-                [] => "none".to_owned(),
-                names => format!("{}, ...", names.join(", ")),
-            },
-        }
-    }
-}
-
-impl std::str::FromStr for Target {
-    type Err = regex::Error;
-
-    fn from_str(s: &str) -> Result<Self, Self::Err> {
-        Ok(match s {
-            "mlp" => Target::Mlp,
-            "all" => Target::All,
-            pattern => Target::Pattern(Regex::new(pattern)?),
-        })
-    }
-}
 
 /// What will become of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,29 +163,5 @@ fn record_of(tensor: &SourceTensor) -> TensorStatistics {
         exponent_counts: vec![0; EXPONENT_BUCKETS],
         block_rows: block_rows as u64,
         row_blocks: vec![0.0; rows.div_ceil(block_rows)],
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn targets() {
-        let names = [
-            "model.layers.0.mlp.gate_up_proj.weight",
-            "model.layers.0.self_attn.qkv_proj.weight",
-            "model.embed_tokens.weight",
-            "lm_head.weight",
-            "model.layers.0.mlp.gate_up_proj.bias",
-        ];
-        let selected = |target: &str| {
-            let target: Target = target.parse().unwrap();
-            names.map(|n| target.selects(n, if n.ends_with("bias") { 1 } else { 2 }))
-        };
-        assert_eq!(selected("mlp"), [true, false, false, false, false]);
-        assert_eq!(selected("all"), [true, true, false, false, false]);
-        assert_eq!(selected("^lm_head"), [false, false, false, true, false]);
-        assert!("(".parse::<Target>().is_err());
     }
 }

@@ -7,6 +7,8 @@ use smq_model::{Shard, natural};
 
 use crate::error::ConvertError;
 use crate::import::{Import, Packed, PackedView, assemble};
+use crate::known::{self, implied};
+use crate::unread::{Reader, Readers};
 
 /// An open checkpoint.
 #[derive(Debug)]
@@ -15,6 +17,7 @@ pub struct Checkpoint {
     tensors: Vec<SourceTensor>,
     import: Option<Import>,
     requantize: bool,
+    notes: Vec<String>,
 }
 
 /// A tensor of a checkpoint.
@@ -32,6 +35,8 @@ pub struct SourceTensor {
     pub range: std::ops::Range<usize>,
     /// What makes it an int4 tensor.
     pub(crate) packed: Option<Packed>,
+    /// Who reads it.
+    pub(crate) reader: Reader,
 }
 
 impl SourceTensor {
@@ -47,18 +52,34 @@ impl Checkpoint {
     /// Tensors are ordered by name, numbers by value, so that the order does not depend on the sharding.
     ///
     /// # Errors
-    /// As [`smq_model::Checkpoint::open`]; an element type that .smq does not hold, a quantization that
-    /// cannot be imported.
+    /// As [`smq_model::Checkpoint::open`]; a weight of an element type that .smq does not hold, a
+    /// quantization that cannot be imported, a config.json that contradicts itself.
     pub fn open(path: &Path) -> Result<Self, ConvertError> {
         let files = smq_model::Checkpoint::open(path)?;
-        let (mut tensors, import) = assemble(&files)?;
+        let readers = Readers::of(&files)?;
+        let (stored, left_out) = readers.leave_out(files.tensors().to_vec());
+        let (mut tensors, import) = assemble(&files, stored)?;
         tensors.sort_by_cached_key(|t| (natural(&t.name), t.name.clone()));
+        for tensor in &mut tensors {
+            tensor.reader = readers.of_tensor(&tensor.name, tensor.shape.len());
+        }
+        let left_out = left_out.map(|note| format!("{}: {note}", files.path().display()));
+        let mut notes: Vec<_> = files.notes().iter().cloned().chain(left_out).collect();
+        if let Some(config) = implied(&files, |name| tensors.iter().any(|t| t.name == name))? {
+            notes.extend(known::notes(config));
+        }
         Ok(Self {
+            notes,
             files,
             tensors,
             import,
             requantize: false,
         })
+    }
+
+    /// What was taken and what was left out: a sentence each, for people.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The files that it was read from.
@@ -149,7 +170,7 @@ impl Checkpoint {
     }
 
     /// Name and contents of each file that travels inside the .smq.
-    pub fn embedded_files(&self) -> Vec<(&'static str, &[u8])> {
+    pub fn embedded_files(&self) -> Vec<(&str, &[u8])> {
         self.files.embedded_files().collect()
     }
 }

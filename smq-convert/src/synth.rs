@@ -12,7 +12,6 @@
 //! Each value is a function of the seed, the tensor's name and the element's index, computed with IEEE basic
 //! operations only, so that the bytes are the same at any thread count and on any machine.
 
-mod architecture;
 pub(crate) mod config;
 mod error;
 mod random;
@@ -24,14 +23,12 @@ pub(crate) mod staging;
 mod tests;
 mod weights;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-pub use architecture::MAX_DIM_ELEMS;
-pub use config::MAX_LAYERS;
 pub use error::SynthError;
 
-use config::ModelConfig;
+use config::SynthConfig;
 use shards::ShardPlan;
 use staging::Staging;
 use weights::Generator;
@@ -106,9 +103,8 @@ pub fn synth(
     options: &SynthOptions,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<SynthSummary, SynthError> {
-    let config = ModelConfig::read(&options.config, options.layers)?;
-    let tensors = config.tensors()?;
-    let plan = ShardPlan::new(&tensors, options.shard_bytes)?;
+    let config = SynthConfig::read(&options.config, options.layers)?;
+    let plan = ShardPlan::new(&config.tensors, options.shard_bytes)?;
     let sources = [Some(options.config.as_path()), options.tokenizer.as_deref()];
     let staging = Staging::open(&options.out_dir, options.force, &sources)?;
 
@@ -132,8 +128,8 @@ pub fn synth(
     let shards: Vec<String> = shards.collect();
     staging.commit(&shards, &side_files)?;
     Ok(SynthSummary {
-        architecture: config.architecture.name(),
-        tensors: tensors.len(),
+        architecture: config.architecture.name,
+        tensors: config.tensors.len(),
         parameters: plan.total_size_bytes / 2,
         total_size_bytes: plan.total_size_bytes,
         shards: paths(&shards),
@@ -141,13 +137,4 @@ pub fn synth(
         write_time,
         sync_time,
     })
-}
-
-/// Names and shapes of the tensors that the config at `config` implies, in `state_dict()` order.
-///
-/// # Errors
-/// As [`synth`] for the config.
-pub(crate) fn expected_tensors(config: &Path) -> Result<Vec<(String, Vec<usize>)>, SynthError> {
-    let tensors = ModelConfig::read(config, None)?.tensors()?;
-    Ok(tensors.into_iter().map(|t| (t.name, t.shape)).collect())
 }

@@ -197,7 +197,7 @@ fn files_of_mixed_storage_hold() {
     for part in [
         "auto_budget_bits=4.5",
         "auto_widths=mixed",
-        "E5M3 signed",
+        "e5m3 signed",
         "raw bf16",
     ] {
         assert!(text.contains(part), "{part}: {text}");
@@ -250,7 +250,7 @@ fn what_does_not_go_together_is_refused() {
         (&["--budget", "5", "--max-kl", "0.1"], "cannot be used with"),
         (
             &["--budget", "4"],
-            "error: --budget 4: the selected tensors take 4.0472 bits a weight at least (E5M0 scales, groups of 128); raise it\n",
+            "error: --budget 4: the selected tensors take 4.0472 bits a weight at least (e5m0 scales, groups of 128); raise it\n",
         ),
         (
             &["--budget", "16"],

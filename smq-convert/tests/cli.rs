@@ -45,7 +45,7 @@ fn convert_then_inspect_in_every_form() {
 
     let text = stdout(&inspect(&[file]));
     assert!(
-        text.contains("E5M5") && text.contains("bits per weight  4.086"),
+        text.contains("e5m5") && text.contains("bits per weight  4.086"),
         "{text}"
     );
     assert!(stdout(&inspect(&[file, "--verify"])).starts_with("ok: "));
@@ -78,7 +78,11 @@ fn failures_exit_with_1_and_usage_with_2() {
     let (source, out) = (fixture(), out.to_str().unwrap());
     let source = source.to_str().unwrap();
     let cases: [(&[&str], i32, &str); 7] = [
-        (&["no-such-dir", out], 1, "no-such-dir: cannot open it"),
+        (
+            &["no-such-dir", out],
+            1,
+            "no-such-dir: no such file or directory",
+        ),
         (&[source], 1, "no output file given"),
         (&["--mbits", "11", source, out], 2, "11 is not in -1..=10"),
         (
@@ -148,4 +152,88 @@ fn synth_writes_a_checkpoint_that_converts() {
         out.to_str().unwrap(),
     ]);
     assert!(output.status.success(), "{}", stderr(&output));
+}
+
+/// A made-up checkpoint whose config.json then says something else.
+fn made_up(dir: &TempDir, change: impl Fn(&mut serde_json::Value)) -> (PathBuf, PathBuf) {
+    let config = dir.path().join("config.json");
+    let sizes = serde_json::json!({
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
+        "num_hidden_layers": 1, "vocab_size": 96, "tie_word_embeddings": false,
+    });
+    std::fs::write(&config, sizes.to_string()).unwrap();
+    let checkpoint = dir.path().join("checkpoint");
+    let made = convert(&[
+        "synth",
+        "--like",
+        config.to_str().unwrap(),
+        checkpoint.to_str().unwrap(),
+    ]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let path = checkpoint.join("config.json");
+    let mut json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut json);
+    std::fs::write(&path, json.to_string()).unwrap();
+    (checkpoint, dir.path().join("out.smq"))
+}
+
+#[test]
+fn what_a_config_contradicts_is_said_or_refused() {
+    let dir = TempDir::new().unwrap();
+    let convert = |change: &dyn Fn(&mut serde_json::Value)| {
+        let (checkpoint, out) = made_up(&dir, change);
+        let (checkpoint, out) = (checkpoint.to_str().unwrap(), out.to_str().unwrap());
+        let done = convert(&[checkpoint, out, "--force"]);
+        std::fs::remove_dir_all(checkpoint).unwrap();
+        done
+    };
+    let quiet = stdout(&convert(&|_| ()));
+    assert!(
+        quiet.contains("worst tensors") && !quiet.contains("note"),
+        "{quiet}"
+    );
+    let text = stderr(&convert(&|c| {
+        c["tie_word_embeddings"] = true.into();
+        c["rope_scaling"] = serde_json::json!({"type": "yarn", "factor": 4.0});
+    }));
+    for words in [
+        "tie_word_embeddings is true",
+        "lm_head.weight",
+        "smq-run will not",
+        "yarn",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+    for (key, value, words) in [
+        (
+            "vocab_size",
+            serde_json::Value::Null,
+            &["config.json", "vocab_size is null"][..],
+        ),
+        (
+            "vocab_size",
+            95.into(),
+            &["config.json", "[95, 64]", "[96, 64]"],
+        ),
+        (
+            "num_hidden_layers",
+            2.into(),
+            &["config.json", "model.layers.1.", "is not in"],
+        ),
+        (
+            "model_type",
+            "phi3".into(),
+            &["config.json", "qkv_proj", "is not in"],
+        ),
+        (
+            "architectures",
+            serde_json::json!(["Phi3ForCausalLM"]),
+            &["config.json", "\"llama\""],
+        ),
+    ] {
+        let failed = convert(&|c| c[key] = value.clone());
+        assert!(!failed.status.success(), "{key}");
+        let message = stderr(&failed);
+        assert!(words.iter().all(|word| message.contains(word)), "{message}");
+    }
 }

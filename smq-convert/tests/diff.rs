@@ -63,13 +63,13 @@ fn a_file_is_identical_to_itself_and_to_its_copy() {
     for other in ["a.smq", "b.smq"] {
         let bytes = std::fs::metadata(dir.path().join("a.smq")).unwrap().len();
         let found = text(&dir, &["a.smq", other], 0);
-        let start = format!("A  a.smq\nB  {other}\n\nidentical: 27 tensors, 39 blobs, ");
+        let start = format!("A  a.smq\nB  {other}\n\nidentical: 27 tensors, 40 blobs, ");
         assert!(found.starts_with(&start), "{found}");
         let found = json_of(&dir, &["a.smq", other], 0);
         assert_eq!(found["identical"], true);
         assert_eq!(
             found["blobs"],
-            json!({"equal": 39, "differing": 0, "only_in_a": 0, "only_in_b": 0})
+            json!({"equal": 40, "differing": 0, "only_in_a": 0, "only_in_b": 0})
         );
         assert_eq!(
             (&found["file"], &found["tensors"]),
@@ -150,7 +150,7 @@ fn e5m5_against_e5m3() {
             json!({"differ": nibbles, "of": q.len()})
         );
         assert_eq!(weights["scales"], json!({"differ": scales, "of": s.len()}));
-        let change = json!({"what": "scale_format", "a": "E5M5", "b": "E5M3"});
+        let change = json!({"what": "scale_format", "a": "e5m5", "b": "e5m3"});
         assert!(tensor["changes"].as_array().unwrap().contains(&change));
         assert_eq!(tensor["blobs"], json!(["nibbles", "scales"]));
         let mean = |s: &smq_format::Statistics| s.tensor(name).unwrap().stored.mean_rel_mse;
@@ -172,7 +172,7 @@ fn without_statistics_only_they_differ() {
     remove_statistics(&dir.path().join("b.smq")).unwrap();
     let found = json_of(&dir, &["a.smq", "b.smq"], 1);
     assert_eq!(found["tensors"], json!([]));
-    assert_eq!(found["blobs"]["equal"], 39);
+    assert_eq!(found["blobs"]["equal"], 40);
     assert_eq!(found["mean_rel_mse_b"], Value::Null);
     let changes = found["file"].as_array().unwrap();
     let whats: Vec<_> = changes
@@ -183,7 +183,7 @@ fn without_statistics_only_they_differ() {
     assert_eq!(changes[1]["b"], "none");
     let found = text(&dir, &["a.smq", "b.smq"], 1);
     let end =
-        "differ: 0 of 27 tensors in both, 39 of 39 blobs equal, mean rel. MSE 1.394e-2 -> none\n";
+        "differ: 0 of 27 tensors in both, 40 of 40 blobs equal, mean rel. MSE 1.394e-2 -> none\n";
     assert!(found.ends_with(end), "{found}");
 }
 
@@ -212,7 +212,7 @@ fn an_import_of_an_export_differs_in_where_it_came_from() {
         );
     }
     let found = text(&dir, &["a.smq", "b.smq"], 1);
-    let row = "0.mlp.down_proj     E5M5/128  E5M5/128     same    same  same  same      same   1.456e-2    0.000e0\n";
+    let row = "0.mlp.down_proj     e5m5/128  e5m5/128     same    same  same  same      same   1.456e-2    0.000e0\n";
     assert!(found.contains(row), "{found}");
 }
 
@@ -326,7 +326,7 @@ fn schemes_shapes_and_order() {
     // Stored otherwise, and the same weights.
     assert_eq!(
         (&x["stored_a"], &x["stored_b"]),
-        (&json!("E5M0/8"), &json!("bf16"))
+        (&json!("e5m0/8"), &json!("bf16"))
     );
     assert_eq!(
         x["weights"],
@@ -336,7 +336,7 @@ fn schemes_shapes_and_order() {
         })
     );
     let found = text(&dir, &["a.smq", "b.smq"], 1);
-    assert!(found.contains("1x16 E5M0/8"), "{found}");
+    assert!(found.contains("1x16 e5m0/8"), "{found}");
 }
 
 #[test]

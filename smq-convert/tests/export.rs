@@ -1,6 +1,9 @@
 //! From .smq files back to Hugging Face directories.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
+#[path = "export/elsewhere.rs"]
+mod elsewhere;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -130,10 +133,13 @@ fn dequantized_in_f32_is_exact_and_the_rest_is_as_it_was() {
             .iter()
             .map(|p| p.file_name().unwrap().to_str().unwrap().to_owned())
             .collect();
-        for name in smq_model::EMBEDDED_FILES {
-            let same = fs::read(out.join(name)).unwrap() == fs::read(fixture().join(name)).unwrap();
-            assert!(same, "{name}");
-            expected.push(name.to_owned());
+        for (name, mut contents) in smq_model::side_files(&fixture()).unwrap() {
+            if name == "config.json" {
+                let text = String::from_utf8(contents).unwrap();
+                contents = text.replace("bfloat16", "float32").into_bytes();
+            }
+            assert!(fs::read(out.join(&name)).unwrap() == contents, "{name}");
+            expected.push(name);
         }
         expected.push(smq_model::SHARD_INDEX.to_owned());
         expected.sort();
@@ -245,30 +251,29 @@ fn compressed_tensors_keep_integers_and_scales() {
 
 #[test]
 fn inexact_scales_need_a_flag_that_says_the_error() {
-    // f32 and f16 scales and E5M10 have more than bf16's 7 mantissa bits.
-    for scales in [ScaleChoice::F32, ScaleChoice::F16, e5m(10)] {
-        let dir = TempDir::new().unwrap();
-        let file = smq(&dir, scales, 128, ScaleRule::Reference);
-        let out = dir.path().join("out");
-        let error = run(&file, &out, PACKED).unwrap_err();
-        let ConvertError::InexactScales {
-            inexact,
-            scales,
-            max_relative_error,
-            ..
-        } = error
-        else {
-            panic!("{error}")
-        };
-        // Half a step of 2^-7 is at most 2^-8 of the value.
-        assert!(inexact > scales / 2 && inexact <= scales && scales == 26_624);
-        assert!(max_relative_error > 2f64.powi(-10) && max_relative_error <= 2f64.powi(-8));
-        assert!(!out.exists());
+    // f32 scales have more than f16's 10 mantissa bits.
+    let dir = TempDir::new().unwrap();
+    let file = smq(&dir, ScaleChoice::F32, 128, ScaleRule::Reference);
+    let out = dir.path().join("out");
+    let error = run(&file, &out, PACKED).unwrap_err();
+    let ConvertError::InexactScales {
+        inexact,
+        scales,
+        dtype: Dtype::Bf16,
+        max_relative_error,
+        ..
+    } = error
+    else {
+        panic!("{error}")
+    };
+    // Half a step of 2^-7 is at most 2^-8 of the value.
+    assert!(inexact > scales / 2 && inexact <= scales && scales == 26_624);
+    assert!(max_relative_error > 2f64.powi(-10) && max_relative_error <= 2f64.powi(-8));
+    assert!(!out.exists());
 
-        let rounding = run(&file, &out, PACKED_INEXACT).unwrap().rounding;
-        assert_eq!((rounding.inexact, rounding.values), (inexact, scales));
-        assert_eq!(rounding.max_relative_error, max_relative_error);
-    }
+    let rounding = run(&file, &out, PACKED_INEXACT).unwrap().rounding;
+    assert_eq!((rounding.inexact, rounding.values), (inexact, scales));
+    assert_eq!(rounding.max_relative_error, max_relative_error);
 }
 
 /// A .smq file with one int4 tensor of ones and scales 1, and a config.json.
@@ -332,7 +337,7 @@ fn what_compressed_tensors_cannot_hold_is_refused_with_the_remedy() {
             "is an embedding",
         ),
         ("a.weight", 64, 32, None, "has no config.json"),
-        ("a.weight", 64, 32, Some("[]"), "is not a JSON object"),
+        ("a.weight", 64, 32, Some("[]"), "expected a JSON object"),
         ("__metadata__", 64, 32, Some("{}"), "is not the weight"),
     ];
     for (name, columns, group, config, expected) in cases {
@@ -437,7 +442,7 @@ fn the_command_line() {
         ),
         (
             vec![source, out, "--to", "safetensors"],
-            "is a directory, not a regular file",
+            "is a directory; give a .smq file",
         ),
         (
             vec![smq, "--to", "safetensors"],
@@ -464,7 +469,7 @@ fn the_command_line() {
     let not_smq = fixture().join("config.json");
     let (ok, text) = convert(&[not_smq.to_str().unwrap(), out, "--to", "safetensors"]);
     assert!(
-        !ok && text.contains("is shorter than") || text.contains("not an .smq file"),
+        !ok && text.contains("is the configuration of a checkpoint"),
         "{text}"
     );
 

@@ -1,18 +1,20 @@
 //! Checkpoints that are int4 already: what is kept, and what is refused.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
+#[path = "import/kept.rs"]
+mod kept;
 #[path = "import/refusals.rs"]
 mod refusals;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use half::{bf16, f16};
 use safetensors::Dtype as StDtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use smq_convert::export::{ExportFormat, ExportOptions, export};
+use smq_convert::import::Grouping;
 use smq_convert::inspect::recheck;
 use smq_convert::{
     Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert, dry_run,
@@ -101,7 +103,7 @@ fn what_we_export_comes_back_bit_for_bit() {
         assert!(packed.shards().len() > 1);
         let import = packed.import().unwrap();
         assert_eq!(import.tensors, int4_names(&first).len());
-        assert_eq!(import.group, group);
+        assert_eq!(import.grouping, Grouping::Runs(group));
         // The default target: what is int4 stays int4, whatever it is.
         let second = run(
             &packed,
@@ -464,32 +466,24 @@ fn the_command_line_says_what_it_imported() {
     let dir = TempDir::new().unwrap();
     let checkpoint = Gptq::new(16, 64, 32, 7).write(dir.path());
     let out = dir.path().join("out.smq");
-    let convert = |args: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_smq-convert"));
-        command
-            .args(args)
-            .arg(&checkpoint)
-            .arg(&out)
-            .output()
-            .unwrap()
-    };
+    let paths = [checkpoint.to_str().unwrap(), out.to_str().unwrap()];
+    let convert = |args: &[&str]| kept::convert_at(&[args, &paths].concat());
     let planned = convert(&["--dry-run"]);
     let text = String::from_utf8(planned.stdout).unwrap();
     assert!(text.contains("int4, f16 scales"), "{text}");
     assert!(!out.exists());
-    let line = |codes| {
-        format!(
-            "imported: 1 int4 tensor in groups of 32 (gptq, zero point 8 stored as 7), integers {codes}; errors are against its own q * s\n"
-        )
-    };
-    assert!(text.ends_with(&line("kept")), "{text}");
-    let text = String::from_utf8(convert(&["--mbits", "3"]).stdout).unwrap();
-    assert!(text.ends_with(&line("kept")), "{text}");
+    let line = "imported exactly: 1 int4 tensor in groups of 32 (gptq, zero point 8 stored as 7), integers kept, all 32 scales exact in f16; errors are against its own q * s\n";
+    assert!(text.ends_with(line), "{text}");
+    let text = String::from_utf8(convert(&[]).stdout).unwrap();
+    assert!(text.ends_with(line), "{text}");
     let args = ["--requantize", "--group-size", "64", "--force"];
     let text = String::from_utf8(convert(&args).stdout).unwrap();
-    assert!(text.ends_with(&line("derived anew")), "{text}");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_smq-convert"));
-    let output = command.arg("--requantize").arg(fixture()).output().unwrap();
+    assert!(
+        text.ends_with("integers derived anew; errors are against its own q * s\n"),
+        "{text}"
+    );
+    let source = fixture();
+    let output = kept::convert_at(&["--requantize", source.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
     let expected = format!(

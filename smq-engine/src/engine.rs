@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use crate::error::{Error, Result};
 use crate::report::{GpuInfo, LoadReport};
-use crate::sample::{Sampler, SamplingOptions};
+use crate::sample::Sampler;
 use smq_model::ModelConfig;
 
 /// Next-token logits after the tokens given so far.
@@ -80,8 +80,7 @@ pub trait Engine: Send {
         limit: usize,
         on_token: &mut dyn FnMut(u32, bool) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
-        let mut sampler = Sampler::new(&SamplingOptions::default())?;
-        sampled(self, &mut sampler, prompt, limit, on_token)
+        sampled(self, &mut Sampler::greedy(), prompt, limit, on_token)
     }
 
     /// Scores each token but the first, given those before it, as one new sequence: `tokens.len() - 1` values.

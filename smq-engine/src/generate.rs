@@ -5,19 +5,23 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use smq_model::{GenerationSettings, StopStrings, Tokenizer};
+
 use crate::engine::{Engine, sampled};
 use crate::error::{Error, Result};
-use crate::sample::{Sampler, SamplingOptions};
+use crate::sample::Sampler;
 
 /// What to generate.
-#[derive(Debug, Clone)]
+#[derive(Clone, Default)]
 pub struct GenerateOptions<'a> {
     /// At most this many tokens.
     pub max_new_tokens: usize,
-    /// Ids that end the text; they are not part of it.
-    pub stop_ids: &'a [u32],
-    /// How tokens are chosen.
-    pub sampling: SamplingOptions,
+    /// How tokens are chosen, and which end the text.
+    pub settings: GenerationSettings,
+    /// Finds the settings' stop strings; needed where there are any.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// Start of the random stream; equal seeds give equal texts.
+    pub seed: u64,
 }
 
 /// Why generation ended.
@@ -26,6 +30,8 @@ pub struct GenerateOptions<'a> {
 pub enum Stop {
     /// The model produced an end-of-sequence token.
     EndOfSequence,
+    /// The text has one of the stop strings at its end.
+    StopString,
     /// `max_new_tokens` were generated.
     MaxNewTokens,
     /// The model's longest context is full.
@@ -72,8 +78,8 @@ impl Timing {
 /// Continues `prompt`; `on_token` sees each new token as it is chosen.
 ///
 /// # Errors
-/// [`Error::Input`] for an empty prompt or one that fills the context, and whatever `on_token`
-/// returns.
+/// [`Error::Input`] for an empty prompt or one that fills the context, [`Error::Model`] for settings
+/// out of their range, and whatever `on_token` returns.
 pub fn generate(
     engine: &mut dyn Engine,
     prompt: &[u32],
@@ -90,7 +96,18 @@ pub fn generate(
             "the prompt has {n} tokens, the model's longest context is {limit}"
         )));
     }
-    let mut sampler = Sampler::new(&options.sampling)?;
+    let settings = &options.settings;
+    let vocab = engine.config().vocab;
+    let new_tokens = options.max_new_tokens;
+    let mut sampler = Sampler::new(settings, prompt, new_tokens, vocab, options.seed)?;
+    let mut stop_strings = match options.tokenizer {
+        _ if settings.stop_strings.is_empty() => None,
+        Some(tokenizer) => Some(StopStrings::new(tokenizer, &settings.stop_strings, prompt)?),
+        None => {
+            let message = "the generation settings have stop_strings, which need the tokenizer";
+            return Err(Error::Input(message.into()));
+        }
+    };
     let room = limit - prompt.len();
     engine.start(prompt.len() + options.max_new_tokens.min(room))?;
     let mut ids = Vec::new();
@@ -110,15 +127,21 @@ pub fn generate(
             took if rope_switched => timing.rope_switch = Some(took),
             took => timing.decode.push(took),
         }
-        if options.stop_ids.contains(&token) {
+        if settings.eos_ids.contains(&token) {
             stop = Stop::EndOfSequence;
             return Ok(ControlFlow::Break(()));
         }
         ids.push(token);
         on_token(token)?;
+        if let Some(strings) = &mut stop_strings
+            && strings.push(token)?
+        {
+            stop = Stop::StopString;
+            return Ok(ControlFlow::Break(()));
+        }
         Ok(ControlFlow::Continue(()))
     };
-    if options.sampling.temperature == 0.0 {
+    if sampler.is_greedy() {
         engine.greedy(prompt, most, &mut take)?;
     } else {
         sampled(engine, &mut sampler, prompt, most, &mut take)?;

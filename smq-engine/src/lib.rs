@@ -6,8 +6,8 @@
 //!
 //! ```no_run
 //! use smq_engine::generate::{GenerateOptions, generate};
-//! use smq_engine::{Device, load, sample::SamplingOptions};
-//! use smq_model::{Source, Tokenizer};
+//! use smq_engine::{Device, load};
+//! use smq_model::{GenerationSettings, Source, Tokenizer};
 //!
 //! # fn main() -> smq_engine::Result<()> {
 //! let source = Source::open("model.smq".as_ref())?;
@@ -15,8 +15,9 @@
 //! let mut engine = load(&source, Device::Auto, None)?;
 //! let options = GenerateOptions {
 //!     max_new_tokens: 16,
-//!     stop_ids: tokenizer.stop_ids(),
-//!     sampling: SamplingOptions::default(),
+//!     settings: GenerationSettings::of(&source)?,
+//!     tokenizer: Some(&tokenizer),
+//!     seed: 42,
 //! };
 //! let prompt = tokenizer.encode("Once upon a time", true)?;
 //! let generation = generate(&mut *engine, &prompt, &options, |_| Ok(()))?;
@@ -24,6 +25,8 @@
 //! # Ok(())
 //! # }
 //! ```
+
+#![warn(unreachable_pub)]
 
 mod cpu;
 pub mod cuda;

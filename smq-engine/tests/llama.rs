@@ -16,7 +16,6 @@ use candle_transformers::models::llama::{Cache, Llama, LlamaConfig};
 use candle_transformers::models::mimi::candle_nn::VarBuilder;
 use smq_engine::generate::{GenerateOptions, generate};
 use smq_engine::log_sum_exp;
-use smq_engine::sample::SamplingOptions;
 use smq_engine::{CpuEngine, Engine, Error};
 use smq_model::Message;
 use smq_model::{Source, Tokenizer};
@@ -164,7 +163,7 @@ fn a_model_that_does_not_fit_together_is_refused_by_name() {
     );
     let message = refusal(|c| c["num_hidden_layers"] = 4.into());
     assert!(
-        message.contains("model.layers.3.") && message.contains("absent"),
+        message.contains("model.layers.3.") && message.contains("is not in"),
         "{message}"
     );
     let message = refusal(|c| c["architectures"][0] = "GemmaForCausalLM".into());
@@ -190,8 +189,7 @@ fn requests_beyond_the_context_are_refused() {
     let mut engine = CpuEngine::load(&source).unwrap();
     let options = |n| GenerateOptions {
         max_new_tokens: n,
-        stop_ids: &[],
-        sampling: SamplingOptions::default(),
+        ..Default::default()
     };
     let mut run = |prompt: &[u32], n| generate(&mut engine, prompt, &options(n), |_| Ok(()));
     assert!(matches!(run(&[], 1), Err(Error::Input(_))));
@@ -290,8 +288,7 @@ fn smollm2_equals_hugging_face() {
         assert!((log_sum_exp(&logits) - case.log_sum_exp).abs() < f64::from(tolerance));
         let options = GenerateOptions {
             max_new_tokens: 24,
-            stop_ids: &[],
-            sampling: SamplingOptions::default(),
+            ..Default::default()
         };
         let generation = generate(&mut engine, &ids, &options, |_| Ok(())).unwrap();
         assert_eq!(generation.ids, case.greedy, "{}", case.text);

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::scheme::SchemeKind;
+
 /// What an operation on a file failed with.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -73,7 +75,10 @@ impl Error {
     pub fn defect(&self) -> Option<&Defect> {
         match self {
             Error::Format { defect, .. } | Error::Write { defect, .. } => Some(defect),
-            _ => None,
+            Error::Io { .. }
+            | Error::Exists(_)
+            | Error::Directory { .. }
+            | Error::NotAFile { .. } => None,
         }
     }
 }
@@ -154,12 +159,8 @@ pub enum Defect {
     },
     #[error("tensor {tensor:?}: the number of elements overflows")]
     ElementOverflow { tensor: String },
-    #[error("tensor {tensor:?}: scheme {scheme:?} is unknown; this reader knows {known}")]
-    UnknownScheme {
-        tensor: String,
-        scheme: String,
-        known: &'static str,
-    },
+    #[error("tensor {tensor:?}: scheme {scheme:?} is unknown; this reader knows {}", SchemeKind::ALL.map(SchemeKind::name).join(", "))]
+    UnknownScheme { tensor: String, scheme: String },
     #[error(
         "tensor {tensor:?}: scheme {scheme} needs a 2-dimensional shape, found {dims} dimensions"
     )]

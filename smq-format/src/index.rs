@@ -39,7 +39,7 @@ pub struct FileEntry {
     pub blake3: [u8; 32],
     /// Length in bytes.
     pub length: u64,
-    /// Plain file name.
+    /// Plain file name, or one behind the name of one directory and a slash.
     pub name: String,
     /// Bytes from the start of the .smq.
     pub offset: u64,
@@ -194,13 +194,13 @@ impl Index {
     pub(crate) fn check(&self) -> Result<(), Defect> {
         let mut seen = HashSet::new();
         for file in &self.files {
-            check_file_name("file", &file.name)?;
+            check_embedded_name(&file.name)?;
             if !seen.insert(file.name.as_str()) {
                 return Err(duplicate("file", &file.name));
             }
         }
         for source in &self.provenance.sources {
-            check_file_name("source file", &source.name)?;
+            check_source_name(&source.name)?;
         }
         seen.clear();
         for tensor in &self.tensors {
@@ -336,15 +336,34 @@ fn check_name(what: &'static str, name: &str) -> Result<(), Defect> {
     Err(Defect::Name { what, name, rule })
 }
 
-/// A name that is safe to extract into a directory.
-fn check_file_name(what: &'static str, name: &str) -> Result<(), Defect> {
-    check_name(what, name)?;
+/// A name that is safe to extract into a directory, of any system.
+fn check_embedded_name(name: &str) -> Result<(), Defect> {
+    check_name("file", name)?;
+    let bad_part =
+        |part: &str| part.is_empty() || part.starts_with('.') || part.ends_with(['.', ' ']);
+    let rule = if name.contains(['\\', ':']) {
+        "it has a backslash or a colon"
+    } else if name.split('/').count() > 2 {
+        "it has more than one slash"
+    } else if name.split('/').any(bad_part) {
+        "a part of it is empty, begins with a dot, or ends in a dot or a space"
+    } else {
+        return Ok(());
+    };
+    Err(Defect::Name {
+        what: "file",
+        name: name.to_owned(),
+        rule,
+    })
+}
+
+fn check_source_name(name: &str) -> Result<(), Defect> {
+    check_name("source file", name)?;
     if name == "." || name == ".." || name.contains(['/', '\\']) {
-        let rule = "it is a path, not a plain file name";
         return Err(Defect::Name {
-            what,
+            what: "source file",
             name: name.to_owned(),
-            rule,
+            rule: "it is a path, not a plain file name",
         });
     }
     Ok(())
@@ -367,11 +386,16 @@ fn json_defect(error: serde_json::Error) -> Defect {
 mod hex {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub fn serialize<S: Serializer>(hash: &[u8; 32], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        hash: &[u8; 32],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(blake3::Hash::from_bytes(*hash).to_hex().as_str())
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 32], D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<[u8; 32], D::Error> {
         let digits = String::deserialize(deserializer)?;
         let lower = digits
             .bytes()

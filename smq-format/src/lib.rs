@@ -4,10 +4,13 @@
 //!   header | embedded files | tensors: nibbles, scales ... | index (JSON) | error statistics
 //! ```
 //!
-//! This crate holds what every program needs that reads or writes one: the scale codec
-//! ([`scale`], [`bits`], [`int4`], [`nf4`], [`fp8`]), the container ([`header`], [`index`], [`statistics`]), and
-//! [`SmqFile`] and [`SmqWriter`]. How weights are quantized is `smq-convert`'s business, how they run is
-//! `smq-run`'s. The bytes are specified in `spec/format.md`, the arithmetic in `spec/method.md`.
+//! This crate holds what every program needs that reads or writes one: the scale codec ([`scale`],
+//! [`bits`], [`int4`], [`nf4`], [`fp8`]), the container ([`header`], [`index`], [`statistics`]),
+//! and [`SmqFile`] and [`SmqWriter`]. It also has the words that commands, files and tables have in
+//! common: [`ScaleChoice`], [`MantissaBits`], [`ScaleRule`], [`Family`], [`SchemeKind`] and
+//! [`Dtype`] are read and printed here alone. How weights are quantized is `smq-convert`'s
+//! business, how they run is `smq-engine`'s. The bytes are specified in `spec/format.md`, the
+//! arithmetic in `spec/method.md`.
 //!
 //! ```
 //! use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, bits};
@@ -35,13 +38,17 @@
 //! # }
 //! ```
 
+#![warn(unreachable_pub)]
+
 pub mod bits;
+mod choice;
 pub mod error;
 pub mod fp8;
 pub mod header;
 pub mod index;
 pub mod int4;
 mod json;
+mod names;
 pub mod nf4;
 mod parameters;
 mod reader;
@@ -52,10 +59,12 @@ mod stored_scales;
 mod view;
 mod writer;
 
+pub use choice::{MantissaBits, ScaleChoice, ScaleRule};
 pub use error::{Defect, Error};
 pub use index::{Index, Provenance, SourceFile, TensorEntry};
+pub use names::UnknownName;
 pub use reader::{SmqFile, hash, map_file};
-pub use scheme::{Dtype, Role, Scheme};
+pub use scheme::{Dtype, Family, Role, Scheme, SchemeKind};
 pub use statistics::Statistics;
 pub use stored_scales::{Nf4Scales, RowScales, Scales};
 pub use view::{TensorData, TensorView, widen};

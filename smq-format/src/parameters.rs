@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Defect;
-use crate::scale::{MAX_MANTISSA_BITS, MiniFloat, ScaleFormat};
-use crate::scheme::{Dtype, GROUP_RANGE, KNOWN_SCHEMES, MAX_OFFSET_BITS, Scheme};
+use crate::scale::{EXPONENT_BITS, MAX_MANTISSA_BITS, MiniFloat, ScaleFormat};
+use crate::scheme::{Dtype, GROUP_RANGE, MAX_OFFSET_BITS, Scheme, SchemeKind};
 
 impl Scheme {
     pub(crate) fn to_wire(self) -> Parameters {
@@ -34,31 +34,30 @@ impl Scheme {
     }
 
     pub(crate) fn from_wire(tensor: &str, name: &str, wire: &Parameters) -> Result<Self, Defect> {
-        let scheme = match name {
-            "raw" => Scheme::Raw(required(tensor, "raw", "dtype", wire.dtype)?),
-            "int4-e5mx" => Scheme::Int4 {
-                group: group(tensor, "int4-e5mx", wire)?,
-                scales: ScaleFormat::Mini(mini_float(tensor, wire)?),
+        let unknown = |_| Defect::UnknownScheme {
+            tensor: tensor.to_owned(),
+            scheme: name.to_owned(),
+        };
+        let kind: SchemeKind = name.parse().map_err(unknown)?;
+        let group = || group(tensor, kind.name(), wire);
+        let scheme = match kind {
+            SchemeKind::Raw => Scheme::Raw(required(tensor, kind.name(), "dtype", wire.dtype)?),
+            SchemeKind::Int4Mini => Scheme::Int4 {
+                group: group()?,
+                scales: ScaleFormat::Mini(mini_float(tensor, kind.name(), wire)?),
             },
-            "int4-f16" => Scheme::Int4 {
-                group: group(tensor, "int4-f16", wire)?,
+            SchemeKind::Int4F16 => Scheme::Int4 {
+                group: group()?,
                 scales: ScaleFormat::F16,
             },
-            "int4-f32" => Scheme::Int4 {
-                group: group(tensor, "int4-f32", wire)?,
+            SchemeKind::Int4F32 => Scheme::Int4 {
+                group: group()?,
                 scales: ScaleFormat::F32,
             },
-            "nf4-dq" => Scheme::Nf4 {
-                offset_bits: offset_bits(tensor, wire)?,
+            SchemeKind::Nf4 => Scheme::Nf4 {
+                offset_bits: offset_bits(tensor, kind.name(), wire)?,
             },
-            "fp8-e4m3" => Scheme::Fp8,
-            _ => {
-                return Err(Defect::UnknownScheme {
-                    tensor: tensor.to_owned(),
-                    scheme: name.to_owned(),
-                    known: KNOWN_SCHEMES,
-                });
-            }
+            SchemeKind::Fp8 => Scheme::Fp8,
         };
         // A parameter the scheme does not have is as wrong as one it lacks.
         match scheme.to_wire().first_extra(wire) {
@@ -166,10 +165,10 @@ fn group(tensor: &str, scheme: &'static str, wire: &Parameters) -> Result<usize,
     Ok(in_range(tensor, "group", group, range)? as usize)
 }
 
-fn mini_float(tensor: &str, wire: &Parameters) -> Result<MiniFloat, Defect> {
-    let scheme = "int4-e5mx";
+fn mini_float(tensor: &str, scheme: &'static str, wire: &Parameters) -> Result<MiniFloat, Defect> {
     let exponent_bits = required(tensor, scheme, "exponent_bits", wire.exponent_bits)?;
-    let exponent_bits = in_range(tensor, "exponent_bits", exponent_bits, 2..=8)? as u32;
+    let widths = i64::from(*EXPONENT_BITS.start())..=i64::from(*EXPONENT_BITS.end());
+    let exponent_bits = in_range(tensor, "exponent_bits", exponent_bits, widths)? as u32;
     let mantissa_bits = required(tensor, scheme, "mantissa_bits", wire.mantissa_bits)?;
     let limit = i64::from(MAX_MANTISSA_BITS);
     let mantissa_bits = in_range(tensor, "mantissa_bits", mantissa_bits, 0..=limit)? as u32;
@@ -181,7 +180,7 @@ fn mini_float(tensor: &str, wire: &Parameters) -> Result<MiniFloat, Defect> {
         .ok_or_else(|| parameter(tensor, "bias", i64::from(bias), "another".to_owned()))
 }
 
-fn offset_bits(tensor: &str, wire: &Parameters) -> Result<u32, Defect> {
-    let bits = required(tensor, "nf4-dq", "offset_bits", wire.offset_bits)?;
+fn offset_bits(tensor: &str, scheme: &'static str, wire: &Parameters) -> Result<u32, Defect> {
+    let bits = required(tensor, scheme, "offset_bits", wire.offset_bits)?;
     Ok(in_range(tensor, "offset_bits", bits, 0..=i64::from(MAX_OFFSET_BITS))? as u32)
 }

@@ -11,6 +11,10 @@
 
 use half::f16;
 
+use crate::choice::ScaleChoice;
+
+/// Widths of a [`MiniFloat`]'s exponent field.
+pub const EXPONENT_BITS: std::ops::RangeInclusive<u32> = 2..=8;
 /// Widest mantissa of a [`MiniFloat`]: E5M10 has f16's mantissa.
 pub const MAX_MANTISSA_BITS: u32 = 10;
 
@@ -70,7 +74,8 @@ impl MiniFloat {
     /// `exponent_bits` in 2..=8, `mantissa_bits` in 0..=10, and a bias that keeps the largest code a
     /// normal f32; `None` otherwise.
     pub fn new(exponent_bits: u32, mantissa_bits: u32, bias: i16) -> Option<Self> {
-        let widths_ok = (2..=8).contains(&exponent_bits) && mantissa_bits <= MAX_MANTISSA_BITS;
+        let widths_ok =
+            EXPONENT_BITS.contains(&exponent_bits) && mantissa_bits <= MAX_MANTISSA_BITS;
         (widths_ok && Self::bias_range(exponent_bits).contains(&bias)).then_some(Self {
             exponent_bits,
             mantissa_bits,
@@ -202,11 +207,7 @@ pub enum ScaleFormat {
 impl ScaleFormat {
     /// Bits of one stored scale.
     pub fn width_bits(self) -> u32 {
-        match self {
-            ScaleFormat::Mini(m) => m.width_bits(),
-            ScaleFormat::F16 => 16,
-            ScaleFormat::F32 => 32,
-        }
+        ScaleChoice::from(self).width_bits()
     }
 
     /// Encodes a finite scale (already rounded, for [`ScaleFormat::Mini`]).

@@ -1,16 +1,13 @@
 //! Schemes: how one tensor's elements are stored, and which blobs that takes.
 
-use serde::{Deserialize, Serialize};
-
 use crate::bits::stream_bytes;
 use crate::error::Defect;
 use crate::int4::row_bytes;
+use crate::names::names;
 use crate::nf4;
 use crate::parameters::parameter;
 use crate::scale::ScaleFormat;
 
-/// Names of every scheme this version reads.
-pub const KNOWN_SCHEMES: &str = "raw, int4-e5mx, int4-f16, int4-f32, nf4-dq, fp8-e4m3";
 /// Smallest and largest group, in elements.
 pub const GROUP_RANGE: std::ops::RangeInclusive<usize> = 1..=1 << 20;
 
@@ -18,8 +15,7 @@ pub const GROUP_RANGE: std::ops::RangeInclusive<usize> = 1..=1 << 20;
 pub const MAX_OFFSET_BITS: u32 = 0x7f7f_ffff;
 
 /// Element type of a `raw` tensor, and of a tensor's source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// bfloat16.
     Bf16,
@@ -37,26 +33,16 @@ impl Dtype {
             Dtype::F32 => 4,
         }
     }
-
-    /// Name in the index.
-    pub fn name(self) -> &'static str {
-        match self {
-            Dtype::Bf16 => "bf16",
-            Dtype::F16 => "f16",
-            Dtype::F32 => "f32",
-        }
-    }
 }
 
-impl std::fmt::Display for Dtype {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
+names!(Dtype {
+    Bf16 => "bf16",
+    F16 => "f16",
+    F32 => "f32",
+});
 
 /// What a blob of a tensor holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Elements of a `raw` tensor, row-major, little-endian; codes of an `fp8-e4m3` one, `[out, in]` bytes.
     Data,
@@ -70,15 +56,67 @@ pub enum Role {
     NestedAbsmax,
 }
 
-impl Role {
-    /// Name in the index.
-    pub fn name(self) -> &'static str {
+names!(Role {
+    Data => "data",
+    Nibbles => "nibbles",
+    Scales => "scales",
+    Absmax => "absmax",
+    NestedAbsmax => "nested_absmax",
+});
+
+/// A [`Scheme`] without its parameters: what the index calls it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SchemeKind {
+    /// [`Scheme::Raw`].
+    Raw,
+    /// [`Scheme::Int4`] with scales of [`ScaleFormat::Mini`], whatever the widths.
+    Int4Mini,
+    /// [`Scheme::Int4`] with f16 scales.
+    Int4F16,
+    /// [`Scheme::Int4`] with f32 scales.
+    Int4F32,
+    /// [`Scheme::Nf4`].
+    Nf4,
+    /// [`Scheme::Fp8`].
+    Fp8,
+}
+
+names!(SchemeKind {
+    Raw => "raw",
+    Int4Mini => "int4-e5mx",
+    Int4F16 => "int4-f16",
+    Int4F32 => "int4-f32",
+    Nf4 => "nf4-dq",
+    Fp8 => "fp8-e4m3",
+});
+
+/// What weights are quantized to, before a group, the scales' format or a tensor's offset are
+/// known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// Integers with a scale a group (`int4-*`).
+    Int4,
+    /// bitsandbytes' NF4 with double quantization (`nf4-dq`).
+    Nf4,
+    /// FP8 E4M3 with a scale a row (`fp8-e4m3`).
+    Fp8,
+}
+
+names!(Family {
+    Int4 => "int4",
+    Nf4 => "nf4",
+    Fp8 => "fp8",
+});
+
+impl SchemeKind {
+    /// What it is a scheme of; `None` of `raw`.
+    #[must_use]
+    pub const fn family(self) -> Option<Family> {
         match self {
-            Role::Data => "data",
-            Role::Nibbles => "nibbles",
-            Role::Scales => "scales",
-            Role::Absmax => "absmax",
-            Role::NestedAbsmax => "nested_absmax",
+            Self::Raw => None,
+            Self::Int4Mini | Self::Int4F16 | Self::Int4F32 => Some(Family::Int4),
+            Self::Nf4 => Some(Family::Nf4),
+            Self::Fp8 => Some(Family::Fp8),
         }
     }
 }
@@ -105,23 +143,28 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// Name in the index.
-    pub fn name(self) -> &'static str {
+    /// What the index calls it.
+    pub fn kind(self) -> SchemeKind {
         match self {
-            Scheme::Raw(_) => "raw",
+            Scheme::Raw(_) => SchemeKind::Raw,
             Scheme::Int4 { scales, .. } => match scales {
-                ScaleFormat::Mini(_) => "int4-e5mx",
-                ScaleFormat::F16 => "int4-f16",
-                ScaleFormat::F32 => "int4-f32",
+                ScaleFormat::Mini(_) => SchemeKind::Int4Mini,
+                ScaleFormat::F16 => SchemeKind::Int4F16,
+                ScaleFormat::F32 => SchemeKind::Int4F32,
             },
-            Scheme::Nf4 { .. } => "nf4-dq",
-            Scheme::Fp8 => "fp8-e4m3",
+            Scheme::Nf4 { .. } => SchemeKind::Nf4,
+            Scheme::Fp8 => SchemeKind::Fp8,
         }
+    }
+
+    /// [`SchemeKind::name`].
+    pub fn name(self) -> &'static str {
+        self.kind().name()
     }
 
     /// Whether the weights were quantized, so that there is something to know about their errors.
     pub fn is_quantized(self) -> bool {
-        !matches!(self, Scheme::Raw(_))
+        self.kind().family().is_some()
     }
 
     /// Elements of a row of `columns` that error figures are taken over (`spec/method.md`, "Statistics"): an int4
@@ -219,7 +262,7 @@ impl Scheme {
                 i64::from(offset_bits),
                 format!("0 to {MAX_OFFSET_BITS}"),
             )),
-            _ => Ok(()),
+            Scheme::Raw(_) | Scheme::Int4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => Ok(()),
         }
     }
 }

@@ -45,7 +45,7 @@ impl<'a> Scales<'a> {
                         group,
                         code,
                     },
-                    _ => Defect::ScaleNotFinite { tensor, group },
+                    ScaleFormat::F16 | ScaleFormat::F32 => Defect::ScaleNotFinite { tensor, group },
                 }
             })?;
         }

@@ -53,37 +53,39 @@ pub enum TensorData<'a> {
 }
 
 impl<'a> TensorView<'a> {
-    /// `blobs` are the entry's, already checked to have the scheme's lengths.
+    /// `blobs` are the entry's, already checked to have the scheme's roles and lengths.
     pub(crate) fn new(entry: &'a TensorEntry, blobs: &[&'a [u8]]) -> Self {
-        let data = match (entry.scheme, blobs) {
-            (Scheme::Int4 { group, scales }, &[nibbles, stream]) => TensorData::Int4 {
-                nibbles,
+        let data = match entry.scheme {
+            Scheme::Raw(dtype) => TensorData::Raw {
+                dtype,
+                bytes: blobs[0],
+            },
+            Scheme::Int4 { group, scales } => TensorData::Int4 {
+                nibbles: blobs[0],
                 scales: Scales {
-                    stream,
+                    stream: blobs[1],
                     format: scales,
                     count: entry.scheme.groups(&entry.shape),
                     tensor: &entry.name,
                 },
                 group,
             },
-            (Scheme::Nf4 { offset_bits }, &[nibbles, absmax, nested_absmax]) => TensorData::Nf4 {
-                nibbles,
+            Scheme::Nf4 { offset_bits } => TensorData::Nf4 {
+                nibbles: blobs[0],
                 scales: Nf4Scales {
-                    absmax,
-                    nested_absmax,
+                    absmax: blobs[1],
+                    nested_absmax: blobs[2],
                     offset: f32::from_bits(offset_bits),
                     tensor: &entry.name,
                 },
             },
-            (Scheme::Fp8, &[codes, bytes]) => TensorData::Fp8 {
-                codes,
+            Scheme::Fp8 => TensorData::Fp8 {
+                codes: blobs[0],
                 scales: RowScales {
-                    bytes,
+                    bytes: blobs[1],
                     tensor: &entry.name,
                 },
             },
-            (Scheme::Raw(dtype), &[bytes]) => TensorData::Raw { dtype, bytes },
-            _ => unreachable!("blob roles are checked at open"),
         };
         TensorView { entry, data }
     }

@@ -1,28 +1,25 @@
-//! A Hugging Face checkpoint on disk: memory-mapped safetensors files and the JSON files beside them.
+//! A Hugging Face checkpoint on disk: memory-mapped safetensors files and the files beside them.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod side_files;
+mod tensors;
+mod weights;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-use safetensors::SafeTensors;
-use serde::Deserialize;
+use serde_json::{Map, Value};
 use smq_format::map_file;
 
 use crate::error::{Error, Result};
+use crate::json::parse_object;
+use crate::locate::{Located, locate, refuse_other_files};
 
-/// Name of the shard index of a sharded checkpoint.
-pub const SHARD_INDEX: &str = "model.safetensors.index.json";
-/// Files that travel inside the .smq, where the checkpoint has them.
-pub const EMBEDDED_FILES: [&str; 4] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-];
-/// What a checkpoint directory has beside them that decides what the model says.
-const READ_FILES: [&str; 1] = ["chat_template.jinja"];
-/// Largest embedded file; a tokenizer.json of a 256k vocabulary is about 33 MB.
-pub const MAX_EMBEDDED_BYTES: u64 = 256 << 20;
+use side_files::list;
+pub(crate) use side_files::no_tokenizer;
+pub use side_files::{MAX_EMBEDDED_BYTES, TEMPLATE_DIR, is_model_file, is_side_file, side_files};
+pub use tensors::{Shard, StoredTensor, natural};
+pub use weights::SHARD_INDEX;
+use weights::{Weights, enumerate};
 
 /// An open checkpoint.
 #[derive(Debug)]
@@ -31,92 +28,102 @@ pub struct Checkpoint {
     dir: PathBuf,
     shards: Vec<Shard>,
     tensors: Vec<StoredTensor>,
-    files: Vec<(&'static str, Vec<u8>)>,
-}
-
-/// One mapped safetensors file.
-#[derive(Debug)]
-pub struct Shard {
-    /// Plain file name.
-    pub name: String,
-    /// Where it is.
-    pub path: PathBuf,
-    map: Mmap,
-}
-
-impl Shard {
-    /// The file's bytes.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
-        &self.map
-    }
-}
-
-/// A tensor as a safetensors file lists it, of any element type.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredTensor {
-    /// Name.
-    pub name: String,
-    /// Row-major shape.
-    pub shape: Vec<usize>,
-    /// Element type.
-    pub dtype: safetensors::Dtype,
-    /// Index of its shard.
-    pub shard: usize,
-    /// Bytes within the shard's file.
-    pub range: std::ops::Range<usize>,
-}
-
-#[derive(Deserialize)]
-struct ShardIndex {
-    weight_map: BTreeMap<String, String>,
+    files: Vec<(String, Vec<u8>)>,
+    /// The shard index's name, and what it places where.
+    index: Option<(String, BTreeMap<String, String>)>,
+    notes: Vec<String>,
 }
 
 impl Checkpoint {
-    /// Maps the checkpoint at `path`: a directory, or one .safetensors file.
+    /// Maps the checkpoint at `path`: a directory, one .safetensors file, or the id of a repository
+    /// whose snapshot is in the Hugging Face cache.
     ///
-    /// Tensors are ordered by name, numbers by value, so that the order does not depend on the sharding.
+    /// Of several sets of weights the one counts that transformers loads; [`Checkpoint::notes`]
+    /// says what was left. Tensors are ordered by name, numbers by value, so that the order does
+    /// not depend on the sharding.
     ///
     /// # Errors
-    /// Missing or damaged files, shards that disagree with their index, a side file that cannot be read.
+    /// Missing or damaged files, weights of which it cannot be known which are meant, a side file
+    /// that cannot be read, a config.json that is not JSON.
     pub fn open(path: &Path) -> Result<Self> {
-        let (dir, expected) = if path.is_dir() {
-            (path.to_path_buf(), files_of(path)?)
-        } else {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let dir = path.parent().unwrap_or(Path::new(".")).to_path_buf();
-            (dir, Files::Single(name.into_owned()))
-        };
-        let names = match &expected {
-            Files::Single(name) => vec![name.clone()],
-            Files::Sharded(map) => {
-                let names: BTreeSet<_> = map.values().cloned().collect();
-                names.into_iter().collect()
+        let located = locate(path)?;
+        Self::at(&located).map_err(|e| located.blame(e))
+    }
+
+    fn at(located: &Located) -> Result<Self> {
+        let path = located.path.clone();
+        let is_dir = path.is_dir();
+        let dir = match is_dir {
+            true => path.clone(),
+            false => {
+                refuse_other_files(&path)?;
+                map_file(&path)?; // before anything beside it is blamed
+                directory_of(&path).to_path_buf()
             }
         };
+        let listed = match is_dir {
+            true => list(&dir)?,
+            false => Vec::new(),
+        };
         let mut checkpoint = Checkpoint {
-            path: path.to_path_buf(),
             files: side_files(&dir)?,
+            path,
             dir,
             shards: Vec::new(),
             tensors: Vec::new(),
+            index: None,
+            notes: located.note().into_iter().collect(),
         };
-        for name in names {
-            checkpoint.add_shard(name)?;
+        let config = checkpoint.json("config.json")?;
+        let weights = match is_dir {
+            true => weights::choose(&checkpoint.dir, &listed, config.as_ref())?,
+            false => {
+                let name = checkpoint.path.file_name().unwrap_or_default();
+                Weights::single(&name.to_string_lossy())
+            }
+        };
+        checkpoint.read(weights)?;
+        if is_dir {
+            weights::refuse_adapter_beside(&checkpoint.dir)?;
         }
-        if let Files::Sharded(map) = &expected {
-            checkpoint.check_weight_map(map)?;
-        }
-        checkpoint
-            .tensors
-            .sort_by_cached_key(|t| (natural(&t.name), t.name.clone()));
+        let notes = side_files::notes(&checkpoint.dir, &checkpoint.files);
+        checkpoint.notes.extend(notes);
         Ok(checkpoint)
     }
 
-    /// The path it was opened by.
+    fn read(&mut self, weights: Weights) -> Result<()> {
+        self.notes.extend(weights.notes);
+        self.index = weights.index;
+        for name in weights.names {
+            self.add_shard(name)?;
+        }
+        // As peft names them, whatever the file is called.
+        let is_adapter =
+            |t: &StoredTensor| t.name.starts_with("base_model.") || t.name.contains(".lora_");
+        if !self.tensors.is_empty() && self.tensors.iter().all(is_adapter) {
+            return Err(Error::model(&self.path, weights::adapter(&self.dir)));
+        }
+        self.drop_replaced();
+        self.note_index();
+        Ok(())
+    }
+
+    /// The path it was opened by; of a repository's id, its snapshot's.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The directory that its files are in.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What was taken and what was left, where there was a choice: a sentence each, for people.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The safetensors files, by name.
@@ -159,191 +166,148 @@ impl Checkpoint {
         self.dir.join("config.json")
     }
 
+    /// Every file that was read: weights, their index, side files.
+    pub fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        let beside = self.files.iter().map(|(name, _)| name);
+        let beside = beside.chain(self.index.iter().map(|(name, _)| name));
+        let shards = self.shards.iter().map(|s| s.path.clone());
+        shards.chain(beside.map(|name| self.dir.join(name)))
+    }
+
     /// Contents of config.json, tokenizer.json and the like.
     #[must_use]
     pub fn file(&self, name: &str) -> Option<&[u8]> {
-        let found = self.files.iter().find(|(n, _)| *n == name);
+        let found = self.files.iter().find(|(n, _)| n == name);
         found.map(|(_, contents)| contents.as_slice())
     }
 
-    /// Name and contents of each of [`EMBEDDED_FILES`] that the checkpoint has.
-    pub fn embedded_files(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
-        let embedded = |f: &&(&'static str, Vec<u8>)| EMBEDDED_FILES.contains(&f.0);
-        let files = self.files.iter().filter(embedded);
-        files.map(|(name, contents)| (*name, contents.as_slice()))
+    /// A side file's JSON; `None` where it is absent.
+    ///
+    /// # Errors
+    /// [`Error::File`] where it is no JSON object.
+    pub fn json(&self, name: &str) -> Result<Option<Map<String, Value>>> {
+        let parse = |bytes| parse_object(&self.dir.join(name).display().to_string(), bytes);
+        self.file(name).map(parse).transpose()
+    }
+
+    /// Name and contents of each file that travels inside the .smq, in the order that it has there.
+    pub fn embedded_files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let files = self.files.iter();
+        files.map(|(name, contents)| (name.as_str(), contents.as_slice()))
+    }
+
+    /// Tensors that the shard index lists and no shard holds, each with the file that it should be
+    /// in.
+    pub fn absent(&self) -> impl Iterator<Item = (&str, &str)> {
+        let listed = self.index.iter().flat_map(|(_, map)| map);
+        let absent = listed.filter(|(name, _)| self.tensor(name).is_none());
+        absent.map(|(name, file)| (name.as_str(), file.as_str()))
+    }
+
+    /// Why a tensor is not there, to follow its name: `is not in ...`.
+    #[must_use]
+    pub fn why_absent(&self, name: &str) -> String {
+        let listed = self
+            .index
+            .as_ref()
+            .and_then(|(index, map)| Some((index, map.get(name)?)));
+        match listed {
+            Some((index, file)) => format!(
+                "is not in {}, where {index} lists it; download both again",
+                self.dir.join(file).display()
+            ),
+            None => format!("is not in {}", self.path.display()),
+        }
     }
 
     fn add_shard(&mut self, name: String) -> Result<()> {
         let path = self.dir.join(&name);
-        let map = match map_file(&path) {
-            Err(smq_format::Error::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound
-                    && !path.is_symlink()
-                    && self.dir.join(SHARD_INDEX).exists() =>
+        let map = match (map_file(&path), &self.index) {
+            (Err(smq_format::Error::Io { source, .. }), Some((index, _)))
+                if source.kind() == std::io::ErrorKind::NotFound && !path.is_symlink() =>
             {
                 return Err(Error::MissingShard {
                     dir: self.dir.clone(),
                     shard: name,
+                    index: index.clone(),
                 });
             }
-            other => other?,
+            (other, _) => other?,
         };
-        let damaged = |reason: String| Error::Safetensors {
-            path: path.clone(),
-            reason,
-        };
-        let parsed = SafeTensors::deserialize(&map).map_err(|e| damaged(e.to_string()))?;
-        let start = map.as_ptr() as usize;
-        for (tensor, view) in parsed.iter() {
-            let offset = view.data().as_ptr() as usize - start;
-            self.tensors.push(StoredTensor {
-                name: tensor.to_owned(),
-                shape: view.shape().to_vec(),
-                dtype: view.dtype(),
-                shard: self.shards.len(),
-                range: offset..offset + view.data().len(),
-            });
-        }
-        self.shards.push(Shard { name, path, map });
+        let shard = Shard { name, path, map };
+        self.tensors.extend(shard.tensors(self.shards.len())?);
+        self.shards.push(shard);
         Ok(())
     }
 
-    /// Every listed tensor is in the listed shard, and no shard has another.
-    fn check_weight_map(&self, map: &BTreeMap<String, String>) -> Result<()> {
-        let problem = |problem: String| Error::ShardIndex {
-            path: self.dir.join(SHARD_INDEX),
-            problem,
+    /// Puts the tensors in order. Of those with one name the last file's stays, which transformers
+    /// loads over the others.
+    fn drop_replaced(&mut self) {
+        let key = |t: &StoredTensor| (natural(&t.name), t.name.clone(), std::cmp::Reverse(t.shard));
+        self.tensors.sort_by_cached_key(key);
+        let mut replaced = Vec::new();
+        self.tensors.dedup_by(|next, kept| {
+            let same = next.name == kept.name;
+            if same {
+                replaced.push((next.name.clone(), next.shard, kept.shard));
+            }
+            same
+        });
+        let Some((name, other, kept)) = replaced.first() else {
+            return;
         };
-        let mut found = BTreeMap::new();
-        for tensor in &self.tensors {
-            let shard = &self.shards[tensor.shard].name;
-            match map.get(&tensor.name) {
-                None => {
-                    return Err(problem(format!(
-                        "does not list tensor {:?}, which {shard} holds",
-                        tensor.name
-                    )));
-                }
-                Some(listed) if listed != shard => continue, // a stale copy in another shard
-                Some(_) => found.insert(tensor.name.as_str(), shard),
-            };
-        }
-        match map
-            .iter()
-            .find(|(name, _)| !found.contains_key(name.as_str()))
-        {
-            Some((name, shard)) => Err(problem(format!(
-                "lists tensor {name:?} in {shard}, which does not hold it"
-            ))),
-            None if found.len() != self.tensors.len() => Err(problem(
-                "the same tensor is in more than one shard".to_owned(),
-            )),
-            None => Ok(()),
-        }
+        let more = match replaced.len() - 1 {
+            0 => String::new(),
+            n => format!(", and so it is with {n} more"),
+        };
+        self.notes.push(format!(
+            "{}: tensor {name:?} is in {} and in {}; the last file's counts, as in \
+             transformers{more}",
+            self.dir.display(),
+            self.shards[*other].name,
+            self.shards[*kept].name,
+        ));
     }
-}
 
-/// Reads the files beside the weights that it has.
-fn side_files(dir: &Path) -> Result<Vec<(&'static str, Vec<u8>)>> {
-    let mut files = Vec::new();
-    for name in EMBEDDED_FILES.into_iter().chain(READ_FILES) {
-        let path = dir.join(name);
-        // map_file refuses what reading would wait for or never end with: a FIFO, a device.
-        match map_file(&path) {
-            Ok(map) if map.len() as u64 > MAX_EMBEDDED_BYTES => {
-                let bytes = map.len();
-                let message = format!("{bytes} bytes, over the limit of {MAX_EMBEDDED_BYTES}");
-                return Err(Error::model(path, message));
-            }
-            Ok(map) => files.push((name, map.to_vec())),
-            Err(smq_format::Error::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound && !path.is_symlink() => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    Ok(files)
-}
-
-enum Files {
-    Single(String),
-    Sharded(BTreeMap<String, String>),
-}
-
-fn files_of(dir: &Path) -> Result<Files> {
-    let index = dir.join(SHARD_INDEX);
-    // A dangling link counts as present, so that it is named rather than passed over.
-    let present = |path: &Path| path.symlink_metadata().is_ok();
-    if present(&index) {
-        let text = map_file(&index)?;
-        let parsed: ShardIndex = serde_json::from_slice(&text).map_err(|e| Error::ShardIndex {
-            path: index.clone(),
-            problem: format!("not a shard index: {e}"),
-        })?;
-        let unsafe_name = |name: &&String| name.contains(['/', '\\']) || name.as_str() == "..";
-        if let Some(name) = parsed.weight_map.values().find(unsafe_name) {
-            return Err(Error::ShardIndex {
-                path: index,
-                problem: format!("shard name {name:?} is a path, not a plain file name"),
-            });
-        }
-        if parsed.weight_map.is_empty() {
-            return Err(Error::ShardIndex {
-                path: index,
-                problem: "lists no tensor".to_owned(),
-            });
-        }
-        return Ok(Files::Sharded(parsed.weight_map));
-    }
-    if present(&dir.join("model.safetensors")) {
-        return Ok(Files::Single("model.safetensors".to_owned()));
-    }
-    let entries = std::fs::read_dir(dir).map_err(Error::io(dir, "list it"))?;
-    let mut names: Vec<String> = entries
-        .filter_map(|e| Some(e.ok()?.file_name().to_string_lossy().into_owned()))
-        .filter(|name| name.ends_with(".safetensors"))
-        .collect();
-    match (names.pop(), names.is_empty()) {
-        (Some(name), true) => Ok(Files::Single(name)),
-        _ => Err(Error::NoWeights(dir.to_path_buf())),
-    }
-}
-
-/// A sort key in which runs of digits compare by value: layer 2 before layer 10. The name itself breaks
-/// ties (`a01`, `a1`).
-#[must_use]
-pub fn natural(name: &str) -> Vec<(String, u64)> {
-    let mut key = vec![(String::new(), 0u64)];
-    let mut in_digits = false;
-    for c in name.chars() {
-        match (c.to_digit(10), in_digits) {
-            (Some(d), _) => {
-                in_digits = true;
-                if let Some(last) = key.last_mut() {
-                    last.1 = last.1.saturating_mul(10).saturating_add(u64::from(d));
-                }
-            }
-            (None, true) => {
-                in_digits = false;
-                key.push((c.to_string(), 0));
-            }
-            (None, false) => {
-                if let Some(last) = key.last_mut() {
-                    last.0.push(c);
-                }
+    /// Says where the shard index is wrong. transformers takes from it the files and nothing else.
+    fn note_index(&mut self) {
+        let Some((index, map)) = &self.index else {
+            return;
+        };
+        let path = self.dir.join(index);
+        let holder = |t: &StoredTensor| &self.shards[t.shard].name;
+        let names = |keep: &dyn Fn(&StoredTensor) -> bool| -> Vec<String> {
+            let kept = self.tensors.iter().filter(|t| keep(t));
+            kept.map(|t| format!("{:?}", t.name)).collect()
+        };
+        let unlisted = names(&|t| !map.contains_key(&t.name));
+        let elsewhere = names(&|t| map.get(&t.name).is_some_and(|file| file != holder(t)));
+        let absent: Vec<_> = self.absent().map(|(name, _)| format!("{name:?}")).collect();
+        let mut notes = Vec::new();
+        for (names, says) in [
+            (
+                unlisted,
+                "its files hold tensors that it does not list, which are taken, as transformers \
+                 does",
+            ),
+            (
+                elsewhere,
+                "it places tensors in other files than hold them, from which they are taken",
+            ),
+            (absent, "it lists tensors that none of its files holds"),
+        ] {
+            if !names.is_empty() {
+                notes.push(format!("{}: {says}: {}", path.display(), enumerate(&names)));
             }
         }
+        self.notes.extend(notes);
     }
-    key
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn natural_order() {
-        let mut names = vec!["l.10.a", "l.2.b", "l.2.a", "l", "l.0", "k.11"];
-        names.sort_by_key(|n| natural(n));
-        assert_eq!(names, ["k.11", "l", "l.0", "l.2.a", "l.2.b", "l.10.a"]);
+/// The directory that a file is in.
+fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
 }

@@ -1,29 +1,35 @@
 //! config.json of the supported architectures, checked once and turned into plain numbers.
 
-use serde::Deserialize;
+mod identity;
+mod keys;
+mod refused;
+mod rope;
+#[cfg(test)]
+mod tests;
 
+use serde_json::{Map, Value};
+
+use crate::architecture::{Activation, Architecture, BiasRule, Biases, WindowRule, Windows};
 use crate::error::{Error, Result};
+use crate::json::parse_object;
+use crate::names::{self, TensorSpec};
 use crate::rope::{RopeConfig, RopeScaling};
 use crate::source::Source;
+pub(crate) use identity::supported;
+use keys::{Keys, Read};
 
-/// The decoder families this runner implements. They differ in how projections are fused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Architecture {
-    /// Phi-3, Phi-3.5-mini, Phi-4-mini: `qkv_proj` and `gate_up_proj` are fused.
-    Phi3,
-    /// Llama and its relatives (SmolLM2): separate projections.
-    Llama,
-}
+/// Largest dimension accepted for a tensor, in elements; the largest in use are vocabularies of about 260,000.
+pub const MAX_DIM_ELEMS: usize = 1 << 20;
+/// Largest number of layers accepted.
+pub const MAX_LAYERS: usize = 1 << 12;
+/// Longest context or window accepted, tokens.
+const MAX_POSITIONS: usize = 1 << 30;
 
-/// Upper limits that keep a crafted config.json from asking for absurd allocations.
-const MAX_DIM: usize = 1 << 24;
-const MAX_LAYERS: usize = 1 << 12;
-
-/// A decoder's shape, as config.json gives it.
+/// What a config.json says, with Hugging Face's meaning: the numbers of a decoder that can be run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// Which family.
-    pub architecture: Architecture,
+    pub architecture: &'static Architecture,
     /// Width of the residual stream, elements.
     pub hidden: usize,
     /// Width of the MLP's inner activation, elements.
@@ -38,329 +44,412 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// Vocabulary, rows of the embedding and of the head.
     pub vocab: usize,
+    /// Which projections have biases.
+    pub biases: Biases<bool>,
+    /// Between the MLP's products.
+    pub activation: Activation,
     /// RMSNorm's epsilon.
     pub rms_norm_eps: f32,
     /// Longest sequence, tokens.
     pub max_positions: usize,
-    /// A query sees this many latest positions, itself included; `None` sees all.
-    pub sliding_window: Option<usize>,
-    /// The head is the embedding matrix.
-    pub tied_head: bool,
+    /// How far back a layer sees.
+    pub windows: Windows,
+    /// Whether embedding and head are one matrix.
+    pub tables: Tables,
     /// Rotary position embedding.
     pub rope: RopeConfig,
-    /// End-of-sequence ids of config.json; generation_config.json may add more.
-    pub eos_ids: Vec<u32>,
+    /// What was ignored or decided, as transformers does, where config.json or the tensors say two
+    /// things: a sentence each.
+    pub notes: Vec<String>,
 }
 
-/// One id or a list of ids: Hugging Face writes both.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Ids {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-#[derive(Deserialize)]
-struct EosOnly {
-    eos_token_id: Option<Ids>,
-}
-
-#[derive(Deserialize)]
-struct Raw {
-    #[serde(default)]
-    architectures: Vec<String>,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    vocab_size: usize,
-    rms_norm_eps: f64,
-    max_position_embeddings: usize,
-    original_max_position_embeddings: Option<usize>,
-    hidden_act: Option<String>,
-    sliding_window: Option<usize>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    rope_theta: Option<f64>,
-    partial_rotary_factor: Option<f64>,
-    rope_scaling: Option<RawRope>,
-    rope_parameters: Option<RawRope>,
-    eos_token_id: Option<Ids>,
-}
-
-/// `rope_scaling` (until transformers 4) or `rope_parameters` (from 5 on).
-#[derive(Deserialize, Default, Clone)]
-struct RawRope {
-    rope_type: Option<String>,
-    #[serde(rename = "type")]
-    old_type: Option<String>,
-    rope_theta: Option<f64>,
-    partial_rotary_factor: Option<f64>,
-    factor: Option<f64>,
-    attention_factor: Option<f64>,
-    short_factor: Option<Vec<f32>>,
-    long_factor: Option<Vec<f32>>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<usize>,
+/// The matrices of the vocabulary that a model has, `[vocab, hidden]` each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tables {
+    /// An embedding and a head.
+    Both,
+    /// An embedding, which is the head too.
+    Embedding,
+    /// A head, which is the embedding too.
+    Head,
 }
 
 impl ModelConfig {
     /// Of an open model.
     ///
     /// # Errors
-    /// As [`ModelConfig::from_json`]; [`Error::Model`] if it holds no config.json.
+    /// As [`ConfigFile::from_json`], [`ConfigFile::with_tensors`] and [`ConfigFile::runnable`];
+    /// [`Error::Model`] if it holds no config.json.
     pub fn of(source: &Source) -> Result<Self> {
-        Self::from_json(source.require("config.json")?)
+        let json = source.require_json("config.json")?;
+        Self::of_object(source, &json).map_err(|e| e.in_config(|| source.file_label("config.json")))
     }
 
-    /// Parses and checks a Hugging Face config.json.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for an architecture or an option that is not implemented, and for
-    /// values that contradict each other.
-    pub fn from_json(json: &[u8]) -> Result<Self> {
-        let value: serde_json::Value = serde_json::from_slice(json)
-            .map_err(|e| Error::Config(format!("not valid JSON: {e}")))?;
-        // The architecture first: an unknown one lacks our fields, and that message would mislead.
-        let names = value
-            .get("architectures")
-            .and_then(|v| v.as_array())
-            .cloned();
-        let name = names
-            .unwrap_or_default()
-            .first()
-            .and_then(|v| v.as_str().map(str::to_owned));
-        let architecture = match name.as_deref() {
-            Some("Phi3ForCausalLM") => Architecture::Phi3,
-            Some("LlamaForCausalLM") => Architecture::Llama,
-            other => {
+    fn of_object(source: &Source, json: &Map<String, Value>) -> Result<Self> {
+        let file = ConfigFile::from_object(json)?;
+        let file = file.with_tensors(|name| source.contains(name))?;
+        if let Some(defaults) = file.defaults_in_words() {
+            let tensors = file.tensors().into_iter();
+            let mut stored = tensors.map(|t| source.stored(&t.name, &t.shape).map(drop));
+            if let Some(error) = stored.find_map(std::result::Result::err) {
                 return Err(Error::Config(format!(
-                    "architecture {} is not supported; supported are Phi3ForCausalLM (Phi-3, Phi-3.5-mini, \
-                     Phi-4-mini) and LlamaForCausalLM (Llama, SmolLM2)",
-                    other.unwrap_or("(none given)")
+                    "{defaults}, and do not fit: {error}"
                 )));
             }
-        };
-        let raw: Raw = serde_json::from_value(value).map_err(|e| Error::Config(e.to_string()))?;
-        raw.check(architecture)
+        }
+        file.runnable()
+    }
+
+    /// Parses and checks a Hugging Face config.json, the tensors unknown.
+    ///
+    /// # Errors
+    /// As [`ConfigFile::from_json`] and [`ConfigFile::runnable`].
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        ConfigFile::from_json(json)?.runnable()
+    }
+
+    /// The tensor that tokens are looked up in, `[vocab, hidden]`.
+    #[must_use]
+    pub fn embedding(&self) -> &'static str {
+        match self.tables {
+            Tables::Both | Tables::Embedding => self.architecture.embedding,
+            Tables::Head => self.architecture.head,
+        }
+    }
+
+    /// The head's tensor, `[vocab, hidden]`; `None` where the embedding is the head.
+    #[must_use]
+    pub fn own_head(&self) -> Option<&'static str> {
+        match self.tables {
+            Tables::Both => Some(self.architecture.head),
+            Tables::Embedding | Tables::Head => None,
+        }
+    }
+
+    /// Every tensor that the model is made of, in the order of its `state_dict()`.
+    #[must_use]
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        names::tensors(self)
     }
 }
 
-impl Raw {
-    fn check(self, architecture: Architecture) -> Result<ModelConfig> {
-        let bad = |message: String| Err(Error::Config(message));
-        debug_assert_eq!(self.architectures.len(), 1);
-        for (name, value, limit) in [
-            ("hidden_size", self.hidden_size, MAX_DIM),
-            ("intermediate_size", self.intermediate_size, MAX_DIM),
-            ("num_hidden_layers", self.num_hidden_layers, MAX_LAYERS),
-            ("num_attention_heads", self.num_attention_heads, MAX_DIM),
-            ("vocab_size", self.vocab_size, MAX_DIM),
-            (
-                "max_position_embeddings",
-                self.max_position_embeddings,
-                1 << 30,
-            ),
-            ("head_dim", self.head_dim.unwrap_or(1), 1 << 16),
-            (
-                "num_key_value_heads",
-                self.num_key_value_heads.unwrap_or(1),
-                MAX_DIM,
-            ),
-            ("sliding_window", self.sliding_window.unwrap_or(1), 1 << 30),
-        ] {
-            if value == 0 || value > limit {
-                return bad(format!("{name} is {value}, expected 1 to {limit}"));
+/// A config.json as it is read: which tensors it implies, and whether the model can be run.
+///
+/// A model may be converted, exported or made up that smq-run refuses, for its rotary embedding
+/// say: what tensors it has is known all the same.
+#[derive(Debug, Clone)]
+pub struct ConfigFile {
+    /// Placeholders stand in it for what is refused.
+    config: ModelConfig,
+    /// `tie_word_embeddings`, and whether it is there.
+    tie: (bool, bool),
+    absent: Vec<(&'static str, usize)>,
+    refusals: Vec<String>,
+}
+
+impl ConfigFile {
+    /// Reads a config.json.
+    ///
+    /// # Errors
+    /// [`Error::Architecture`] for a family that is not supported; [`Error::Config`] for text that
+    /// is not a JSON object, and for values that decide the tensors and that are out of range or
+    /// contradict each other.
+    pub fn from_json(json: &[u8]) -> Result<Self> {
+        Self::from_object(&parse_object("config.json", json)?)
+    }
+
+    /// As [`ConfigFile::from_json`], of JSON that is parsed.
+    ///
+    /// # Errors
+    /// As [`ConfigFile::from_json`].
+    pub fn from_object(json: &Map<String, Value>) -> Result<Self> {
+        let keys = Keys::new(json, "");
+        let architecture = identity::identify(keys)?;
+        read(keys, architecture).map_err(Error::Config)
+    }
+
+    /// The same where `has` tells which tensors there are: they decide whether embedding and head
+    /// are one, as in transformers. A head of its own is used, whatever `tie_word_embeddings` says.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if there is no head, and config.json does not let the embedding be it.
+    pub fn with_tensors(mut self, has: impl Fn(&str) -> bool) -> Result<Self> {
+        let Architecture {
+            embedding, head, ..
+        } = *self.config.architecture;
+        let (tied, given) = self.tie;
+        self.config.tables = match (tied, has(embedding), has(head)) {
+            (true, true, true) => {
+                self.config.notes.push(format!(
+                    "config.json's tie_word_embeddings is true, but there is a {head} beside {embedding}: it is used \
+                     as the head, as in transformers"
+                ));
+                Tables::Both
             }
-        }
-        if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
-            return bad(format!(
-                "rms_norm_eps is {}, expected a small positive number",
-                self.rms_norm_eps
-            ));
-        }
-        if self.attention_bias || self.mlp_bias {
-            return bad(
-                "attention_bias or mlp_bias is true; projections with a bias are not supported"
-                    .into(),
-            );
-        }
-        if let Some(act) = self.hidden_act.as_deref().filter(|&act| act != "silu") {
-            return bad(format!("hidden_act is {act}; only silu is supported"));
-        }
-        let heads = self.num_attention_heads;
-        let kv_heads = self.num_key_value_heads.unwrap_or(heads);
-        if !heads.is_multiple_of(kv_heads) {
-            return bad(format!(
-                "num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
-            ));
-        }
-        let head_dim = match self.head_dim {
-            Some(d) => d,
-            None if self.hidden_size.is_multiple_of(heads) => self.hidden_size / heads,
-            None => {
-                return bad(format!(
-                    "hidden_size {} is not a multiple of num_attention_heads {heads}",
-                    self.hidden_size
+            (true, false, true) => {
+                self.config.notes.push(format!(
+                    "there is no {embedding}: {head} is the embedding too, since config.json's tie_word_embeddings is \
+                     true"
+                ));
+                Tables::Head
+            }
+            (true, _, false) => Tables::Embedding,
+            (false, true, false) => {
+                let flag = match given {
+                    true => "is false".to_owned(),
+                    false => format!(
+                        "is absent, which is false for {}",
+                        self.config.architecture.name
+                    ),
+                };
+                return Err(Error::tensor(
+                    head,
+                    format!(
+                        "is absent, and config.json's tie_word_embeddings {flag}, so that {embedding} is not the head \
+                         too; the checkpoint is incomplete, or that key should be true"
+                    ),
                 ));
             }
+            (false, ..) => Tables::Both,
         };
-        let rope = self.rope(head_dim)?;
-        Ok(ModelConfig {
+        Ok(self)
+    }
+
+    /// The model's family.
+    #[must_use]
+    pub fn architecture(&self) -> &'static Architecture {
+        self.config.architecture
+    }
+
+    /// As [`ModelConfig::tensors`].
+    #[must_use]
+    pub fn tensors(&self) -> Vec<TensorSpec> {
+        self.config.tensors()
+    }
+
+    /// The sizes that it leaves out, which are the family's defaults: key and value.
+    #[must_use]
+    pub fn absent(&self) -> &[(&'static str, usize)] {
+        &self.absent
+    }
+
+    /// The sizes that it leaves out in words, for who finds that they are not the tensors'.
+    #[must_use]
+    pub fn defaults_in_words(&self) -> Option<String> {
+        let list = self.absent.iter();
+        let list: Vec<_> = list.map(|(key, n)| format!("{key} {n}")).collect();
+        (!list.is_empty()).then(|| {
+            format!(
+                "{}'s defaults stand for keys that are left out ({})",
+                self.config.architecture.name,
+                list.join(", ")
+            )
+        })
+    }
+
+    /// As [`ModelConfig::notes`].
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.config.notes
+    }
+
+    /// The configuration, of a model that can be run.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key, if it asks for what is not implemented.
+    pub fn runnable(self) -> Result<ModelConfig> {
+        match self.refusals.into_iter().next() {
+            None => Ok(self.config),
+            Some(problem) => Err(Error::Config(problem)),
+        }
+    }
+}
+
+fn read(keys: Keys<'_>, architecture: &'static Architecture) -> Read<ConfigFile> {
+    refused::elsewhere(keys)?;
+    let defaults = &architecture.defaults;
+    let mut absent = Vec::new();
+    let mut size = |key: &'static str, limit, default| {
+        let given = keys.size(key, limit)?;
+        if given.is_none() {
+            absent.push((key, default));
+        }
+        Read::Ok(given.unwrap_or(default))
+    };
+    let hidden = size("hidden_size", MAX_DIM_ELEMS, defaults.hidden_size)?;
+    let intermediate = size(
+        "intermediate_size",
+        MAX_DIM_ELEMS,
+        defaults.intermediate_size,
+    )?;
+    let layers = size("num_hidden_layers", MAX_LAYERS, defaults.num_hidden_layers)?;
+    let heads = size(
+        "num_attention_heads",
+        MAX_DIM_ELEMS,
+        defaults.num_attention_heads,
+    )?;
+    let vocab = size("vocab_size", MAX_DIM_ELEMS, defaults.vocab_size)?;
+    let kv_heads = keys.size_or_null("num_key_value_heads", MAX_DIM_ELEMS)?;
+    let kv_heads = kv_heads.unwrap_or(heads);
+    let head_dim = match keys.size_or_null("head_dim", MAX_DIM_ELEMS)? {
+        Some(head_dim) => head_dim,
+        None => {
+            divisible("hidden_size", hidden, "num_attention_heads", heads)?;
+            hidden / heads
+        }
+    };
+    divisible(
+        "num_attention_heads",
+        heads,
+        "num_key_value_heads",
+        kv_heads,
+    )?;
+    let bias = |rule| match rule {
+        BiasRule::Never => Ok(false),
+        BiasRule::Flag(key) => Ok::<_, String>(keys.flag(key)?.unwrap_or(false)),
+    };
+    let Biases { qkv, o, mlp } = architecture.biases;
+    let biases = Biases {
+        qkv: bias(qkv)?,
+        o: bias(o)?,
+        mlp: bias(mlp)?,
+    };
+    let tie = keys.flag("tie_word_embeddings")?;
+    let tied = tie.unwrap_or(defaults.tie_word_embeddings);
+    let mut file = ConfigFile {
+        config: ModelConfig {
             architecture,
-            hidden: self.hidden_size,
-            intermediate: self.intermediate_size,
-            layers: self.num_hidden_layers,
+            hidden,
+            intermediate,
+            layers,
             heads,
             kv_heads,
             head_dim,
-            vocab: self.vocab_size,
-            rms_norm_eps: self.rms_norm_eps as f32,
-            max_positions: self.max_position_embeddings,
-            // Hugging Face's Llama has no sliding window, whatever its config says.
-            sliding_window: self
-                .sliding_window
-                .filter(|_| architecture == Architecture::Phi3),
-            tied_head: self.tie_word_embeddings,
-            rope,
-            eos_ids: ids(self.eos_token_id),
-        })
-    }
-
-    fn rope(&self, head_dim: usize) -> Result<RopeConfig> {
-        let raw = self
-            .rope_parameters
-            .clone()
-            .or_else(|| self.rope_scaling.clone())
-            .unwrap_or_default();
-        let bad = |message: String| Err(Error::Config(message));
-        let theta = raw.rope_theta.or(self.rope_theta).unwrap_or(10_000.0);
-        let partial = raw
-            .partial_rotary_factor
-            .or(self.partial_rotary_factor)
-            .unwrap_or(1.0);
-        if !(theta > 0.0 && theta.is_finite() && partial > 0.0 && partial <= 1.0) {
-            return bad(format!(
-                "rope_theta {theta} or partial_rotary_factor {partial} is out of range"
-            ));
-        }
-        let rotary_dim = (head_dim as f64 * partial) as usize;
-        if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
-            return bad(format!(
-                "the rotary part of a head has {rotary_dim} elements, expected an even number"
-            ));
-        }
-        let factor = || match raw.factor {
-            Some(f) if f > 0.0 && f.is_finite() => Ok(f),
-            other => Err(Error::Config(format!(
-                "rope scaling's factor is {other:?}, expected a positive number"
-            ))),
-        };
-        // Phi-3 keeps the original context beside rope_scaling, transformers 5 inside it.
-        let original = raw
-            .original_max_position_embeddings
-            .or(self.original_max_position_embeddings);
-        let original = original.unwrap_or(self.max_position_embeddings);
-        let kind = raw
-            .rope_type
-            .as_deref()
-            .or(raw.old_type.as_deref())
-            .unwrap_or("default");
-        let scaling = match kind {
-            "default" => RopeScaling::None,
-            "linear" => RopeScaling::Linear {
-                factor: factor()? as f32,
+            vocab,
+            biases,
+            activation: defaults.hidden_act,
+            rms_norm_eps: defaults.rms_norm_eps as f32,
+            max_positions: defaults.max_position_embeddings,
+            windows: Windows::Alike(None),
+            tables: if tied {
+                Tables::Embedding
+            } else {
+                Tables::Both
             },
-            "llama3" => {
-                let (Some(low), Some(high)) = (raw.low_freq_factor, raw.high_freq_factor) else {
-                    return bad(
-                        "llama3 rope scaling needs low_freq_factor and high_freq_factor".into(),
-                    );
-                };
-                if !(low > 0.0 && high > low) {
-                    return bad(format!(
-                        "llama3 rope scaling has low_freq_factor {low}, high_freq_factor {high}"
-                    ));
-                }
-                RopeScaling::Llama3 {
-                    factor: factor()? as f32,
-                    low_freq: low as f32,
-                    high_freq: high as f32,
-                    original_positions: original,
-                }
-            }
-            // "su" is LongRoPE's name in the first Phi-3 releases.
-            "longrope" | "su" => {
-                let (Some(short), Some(long)) = (raw.short_factor.clone(), raw.long_factor.clone())
-                else {
-                    return bad("longrope needs short_factor and long_factor".into());
-                };
-                for (name, list) in [("short_factor", &short), ("long_factor", &long)] {
-                    if list.len() != rotary_dim / 2
-                        || !list.iter().all(|f| f.is_finite() && *f > 0.0)
-                    {
-                        return bad(format!(
-                            "{name} has {} values, expected {} positive ones (half the rotary dimension)",
-                            list.len(),
-                            rotary_dim / 2
-                        ));
-                    }
-                }
-                if original < 2 {
-                    return bad(format!(
-                        "original_max_position_embeddings is {original}, expected at least 2"
-                    ));
-                }
-                let ratio = raw
-                    .factor
-                    .unwrap_or(self.max_position_embeddings as f64 / original as f64);
-                let attention_factor = raw.attention_factor.unwrap_or(if ratio <= 1.0 {
-                    1.0
-                } else {
-                    (1.0 + ratio.ln() / (original as f64).ln()).sqrt()
-                });
-                RopeScaling::LongRope {
-                    short,
-                    long,
-                    original_positions: original,
-                    attention_factor: attention_factor as f32,
-                }
-            }
-            other => {
-                return bad(format!(
-                    "rope scaling {other} is not supported; supported are default, linear, llama3 and longrope"
+            rope: RopeConfig {
+                theta: defaults.rope_theta as f32,
+                rotary_dim: head_dim,
+                scaling: RopeScaling::None,
+            },
+            notes: Vec::new(),
+        },
+        tie: (tied, tie.is_some()),
+        absent,
+        refusals: Vec::new(),
+    };
+    check_dimensions(&file.config)?;
+    file.read_computation(keys);
+    Ok(file)
+}
+
+impl ConfigFile {
+    /// What does not decide the tensors, only what is computed with them.
+    fn read_computation(&mut self, keys: Keys<'_>) {
+        let c = &mut self.config;
+        let mut refuse = |result: Read<()>| self.refusals.extend(result.err());
+        refuse(keys.token_ids("bos_token_id", false));
+        refuse(keys.token_ids("eos_token_id", true));
+        refuse(keys.token_ids("pad_token_id", false));
+        refuse(activation(keys, c));
+        refuse(numbers(keys, c));
+        refuse(windows(keys, c));
+        refuse(refused::attention(keys, c.layers, c.windows));
+        let rope = rope::read(
+            keys,
+            c.architecture,
+            c.head_dim,
+            c.max_positions,
+            &mut c.notes,
+        );
+        refuse(rope.map(|rope| c.rope = rope));
+    }
+}
+
+fn activation(keys: Keys<'_>, c: &mut ModelConfig) -> Read<()> {
+    if let Some(name) = keys.text("hidden_act")? {
+        c.activation = Activation::named(name)
+            .ok_or_else(|| format!("hidden_act is {name}; only silu is supported"))?;
+    }
+    Ok(())
+}
+
+fn numbers(keys: Keys<'_>, c: &mut ModelConfig) -> Read<()> {
+    if let Some(eps) = keys.number("rms_norm_eps")? {
+        if !(0.0..1.0).contains(&eps) {
+            return Err(format!(
+                "rms_norm_eps is {eps}, expected a small number, 0 or more"
+            ));
+        }
+        c.rms_norm_eps = eps as f32;
+    }
+    if let Some(positions) = keys.size("max_position_embeddings", MAX_POSITIONS)? {
+        c.max_positions = positions;
+    }
+    Ok(())
+}
+
+fn windows(keys: Keys<'_>, c: &mut ModelConfig) -> Read<()> {
+    const KEY: &str = "sliding_window";
+    match c.architecture.windows {
+        WindowRule::EveryLayer => {
+            let window = keys.size_or_null(KEY, MAX_POSITIONS)?;
+            if let (Some(window), Some(Value::Bool(false))) =
+                (window, keys.get("use_sliding_window"))
+            {
+                c.notes.push(format!(
+                    "config.json's use_sliding_window is false, which {} does not read in transformers either: its \
+                     {KEY} of {window} is used",
+                    c.architecture.name
                 ));
             }
-        };
-        Ok(RopeConfig {
-            theta: theta as f32,
-            rotary_dim,
-            scaling,
-        })
+            c.windows = Windows::Alike(window);
+        }
+        WindowRule::Never => {
+            // transformers would cut the cache to the window, and the attention of a prompt not.
+            if let Some(window) = keys.given(KEY) {
+                return Err(format!(
+                    "{KEY} is {window}, but {} has no sliding window; set it to null",
+                    c.architecture.name
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn divisible(key: &str, value: usize, divisor_key: &str, divisor: usize) -> Read<()> {
+    match value.is_multiple_of(divisor) {
+        true => Ok(()),
+        false => Err(format!(
+            "{key} {value} is not a multiple of {divisor_key} {divisor}"
+        )),
     }
 }
 
-/// The end-of-sequence ids of a generation_config.json (or config.json).
-///
-/// # Errors
-/// [`Error::Config`] when it is not JSON or the ids are not numbers.
-pub fn eos_ids(json: &[u8]) -> Result<Vec<u32>> {
-    let raw: EosOnly = serde_json::from_slice(json)
-        .map_err(|e| Error::Config(format!("generation_config.json: {e}")))?;
-    Ok(ids(raw.eos_token_id))
-}
-
-fn ids(ids: Option<Ids>) -> Vec<u32> {
-    match ids {
-        None => Vec::new(),
-        Some(Ids::One(id)) => vec![id],
-        Some(Ids::Many(ids)) => ids,
+/// Sizes multiply to rows of a projection; layers are alike.
+fn check_dimensions(c: &ModelConfig) -> Read<()> {
+    let one_layer = ModelConfig {
+        layers: 1,
+        ..c.clone()
+    };
+    for tensor in one_layer.tensors() {
+        if let Some(dim) = tensor.shape.iter().find(|dim| **dim > MAX_DIM_ELEMS) {
+            return Err(format!(
+                "{} {:?} has a dimension of {dim} elements, over the limit of {MAX_DIM_ELEMS} elements; check the \
+                 config's sizes",
+                tensor.name, tensor.shape
+            ));
+        }
     }
+    Ok(())
 }

@@ -23,14 +23,17 @@ pub enum Error {
     #[error(transparent)]
     Format(Box<smq_format::Error>),
     /// A directory without weights.
-    #[error(
-        "{}: no model.safetensors.index.json, no model.safetensors and no single other .safetensors file in it",
-        .0.display()
-    )]
-    NoWeights(PathBuf),
+    #[error("{}: {problem}", dir.display())]
+    NoWeights {
+        /// The directory.
+        dir: PathBuf,
+        /// What it holds instead, and what to do.
+        problem: String,
+    },
     /// The shard index lists a file that is not there.
     #[error(
-        "{}: shard {shard} is missing, though model.safetensors.index.json lists it; download it again",
+        "{}: shard {shard} is missing, though {index} lists it; download it again, or remove \
+         {index} and rename the file that holds the whole model, if there is one, to model.safetensors",
         dir.display()
     )]
     MissingShard {
@@ -38,6 +41,8 @@ pub enum Error {
         dir: PathBuf,
         /// The file.
         shard: String,
+        /// The index's name.
+        index: String,
     },
     /// The shard index and the shards disagree.
     #[error("{}: {problem}", path.display())]
@@ -63,6 +68,23 @@ pub enum Error {
         /// What is wrong and what was expected.
         message: String,
     },
+    /// A family of models that is not supported.
+    #[error(
+        "config.json: {found}, but only {} are supported",
+        crate::config::supported()
+    )]
+    Architecture {
+        /// What config.json says: the key and its value.
+        found: String,
+    },
+    /// A file beside the weights, or inside a .smq, is not what it should be.
+    #[error("{file}: {problem}")]
+    File {
+        /// The file, as [`crate::Source::file_label`] names it.
+        file: String,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
     /// A value in config.json that is not implemented or that contradicts another one.
     #[error("config.json: {0}")]
     Config(String),
@@ -80,6 +102,14 @@ pub enum Error {
     /// The chat template could not be rendered.
     #[error("chat template: {0}")]
     Template(String),
+    /// A generation setting that is malformed, or that asks for what is not implemented.
+    #[error("{file}: {message}")]
+    Generation {
+        /// The file that holds it.
+        file: &'static str,
+        /// The key, its value and what was expected.
+        message: String,
+    },
 }
 
 impl From<smq_format::Error> for Error {
@@ -103,6 +133,22 @@ impl Error {
         Self::Model {
             path: path.into(),
             message: message.into(),
+        }
+    }
+
+    /// [`Error::File`].
+    pub fn file(file: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::File {
+            file: file.into(),
+            problem: problem.into(),
+        }
+    }
+
+    /// The same error of a value in config.json, with the file's place; any other as it is.
+    pub(crate) fn in_config(self, file: impl FnOnce() -> String) -> Self {
+        match self {
+            Self::Config(problem) => Self::file(file(), problem),
+            other => other,
         }
     }
 

@@ -16,21 +16,34 @@
 //! # }
 //! ```
 
+pub mod architecture;
 mod chat;
 mod checkpoint;
 mod config;
 mod error;
+mod generation;
+mod hub;
+mod jinja;
+mod json;
+mod locate;
 pub mod names;
 mod rope;
 mod source;
+mod stop_strings;
 mod tokenizer;
 
+pub use architecture::Architecture;
 pub use chat::{ChatTemplate, Message};
 pub use checkpoint::{
-    Checkpoint, EMBEDDED_FILES, MAX_EMBEDDED_BYTES, SHARD_INDEX, Shard, StoredTensor, natural,
+    Checkpoint, MAX_EMBEDDED_BYTES, SHARD_INDEX, Shard, StoredTensor, TEMPLATE_DIR, is_model_file,
+    is_side_file, natural, side_files,
 };
-pub use config::{Architecture, ModelConfig};
+pub use config::{ConfigFile, MAX_DIM_ELEMS, MAX_LAYERS, ModelConfig, Tables};
 pub use error::{Error, Result};
+pub use generation::{GenerationSettings, SamplingSettings};
+pub use json::parse_object;
+pub use locate::open_smq;
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{Source, dtype};
+pub use stop_strings::StopStrings;
 pub use tokenizer::{TextStream, Tokenizer};

@@ -31,9 +31,9 @@ pub enum RopeScaling {
         /// The divisor of the longest wavelengths.
         factor: f32,
         /// Wavelengths over `original / low_freq` are divided fully.
-        low_freq: f32,
+        low_freq: f64,
         /// Wavelengths under `original / high_freq` are kept.
-        high_freq: f32,
+        high_freq: f64,
         /// Context of the first training, tokens.
         original_positions: usize,
     },
@@ -72,16 +72,20 @@ impl RopeConfig {
                 high_freq,
                 original_positions,
             } => {
-                let original = *original_positions as f32;
+                // Numbers are f64 and tensors f32, as in Python.
+                let original = *original_positions as f64;
+                let (longest, shortest) =
+                    ((original / low_freq) as f32, (original / high_freq) as f32);
+                let (low, span) = (*low_freq as f32, (high_freq - low_freq) as f32);
                 half.map(|i| {
                     let freq = 1.0 / power(i);
                     let wavelength = 2.0 * PI / freq;
-                    if wavelength < original / high_freq {
+                    if wavelength < shortest {
                         freq
-                    } else if wavelength > original / low_freq {
+                    } else if wavelength > longest {
                         freq / factor
                     } else {
-                        let smooth = (original / wavelength - low_freq) / (high_freq - low_freq);
+                        let smooth = (original as f32 / wavelength - low) / span;
                         (1.0 - smooth) * freq / factor + smooth * freq
                     }
                 })

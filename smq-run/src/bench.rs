@@ -10,7 +10,6 @@ use smq_engine::GpuInfo;
 use smq_engine::LoadReport;
 use smq_engine::Summary;
 use smq_engine::generate::{GenerateOptions, Timing, generate};
-use smq_engine::sample::SamplingOptions;
 use smq_engine::{Error, Result};
 use smq_model::Source;
 
@@ -206,8 +205,7 @@ impl BenchRun {
 pub fn run_once(engine: &mut dyn Engine, prompt: &[u32], output_tokens: usize) -> Result<Timing> {
     let options = GenerateOptions {
         max_new_tokens: output_tokens,
-        stop_ids: &[],
-        sampling: SamplingOptions::default(),
+        ..Default::default()
     };
     Ok(generate(engine, prompt, &options, |_| Ok(()))?.timing)
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
+use smq_convert::cli::print_notes;
 use smq_convert::inspect;
 use smq_convert::{Checkpoint, Method, ScaleChoice, ScaleRule, Target};
 
@@ -31,20 +32,15 @@ pub struct DemoOptions {
 /// The configs of the study that differ in their weights: name, weights, method, and the file's name. C5's E5M5 is C4.
 fn configs() -> [(&'static str, &'static str, Method, &'static str); 6] {
     let reference = |scales| int4(scales, ScaleRule::Reference, GROUP);
-    let e5 = |mantissa_bits| {
-        reference(ScaleChoice::Mini {
-            exponent_bits: 5,
-            mantissa_bits,
-        })
-    };
+    let e5 = |mantissa_bits| reference(ScaleChoice::e5(mantissa_bits));
     let exact = reference(ScaleChoice::F32);
     [
         ("C1", "FP8, FP8 activations", Method::Fp8, "fp8"),
         ("C2", "NF4, double-quantized", Method::Nf4, "nf4"),
         ("C3", "int4, exact f32 scales", exact, "f32"),
-        ("C4", "int4, E5M5 scales", e5(5), "e5m5"),
-        ("C5", "int4, E5M3 scales", e5(3), "e5m3"),
-        ("C5", "int4, E5M0 scales", e5(0), "e5m0"),
+        ("C4", "int4, e5m5 scales", e5(5), "e5m5"),
+        ("C5", "int4, e5m3 scales", e5(3), "e5m3"),
+        ("C5", "int4, e5m0 scales", e5(0), "e5m0"),
     ]
 }
 
@@ -71,6 +67,7 @@ pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
         )
     })?;
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
+    print_notes(checkpoint.notes());
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("{}: cannot create it", options.out.display()))?;
     let (line, protocol) = measure(

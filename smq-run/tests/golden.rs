@@ -17,9 +17,8 @@ use serde::Deserialize;
 use smq_engine::generate::{GenerateOptions, generate};
 use smq_engine::log_sum_exp;
 use smq_engine::model::{Decoder, Sequence};
-use smq_engine::sample::SamplingOptions;
 use smq_engine::{CpuEngine, Engine};
-use smq_model::{Source, Tokenizer};
+use smq_model::{GenerationSettings, Source, Tokenizer};
 use smq_run::eval::ppl::{PplOptions, perplexity};
 
 const LOGIT_TOLERANCE: f64 = 1e-3;
@@ -62,8 +61,7 @@ fn prompt(name: &str) -> Prompt {
 fn greedy(max_new_tokens: usize) -> GenerateOptions<'static> {
     GenerateOptions {
         max_new_tokens,
-        stop_ids: &[],
-        sampling: SamplingOptions::default(),
+        ..Default::default()
     }
 }
 
@@ -103,7 +101,8 @@ fn prompts_tokenize_as_hugging_face_does() {
         );
     }
     assert_eq!(compared, 3, "prompts given as text");
-    assert_eq!(tokenizer.stop_ids(), [3, 6]);
+    let settings = GenerationSettings::of(&source).unwrap();
+    assert_eq!(settings.eos_ids, [3, 6]);
 }
 
 #[test]

@@ -193,13 +193,7 @@ fn unknown_variants_and_absent_data_are_refused() {
 #[test]
 fn layers_are_measured_one_at_a_time() {
     let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
-    let (scales, rule) = (
-        ScaleChoice::Mini {
-            exponent_bits: 5,
-            mantissa_bits: 0,
-        },
-        ScaleRule::Nearest,
-    );
+    let (scales, rule) = (ScaleChoice::e5(0), ScaleRule::Nearest);
     let mut options = SensitivityOptions {
         checkpoint: fixtures.join("phi3-tiny"),
         text: fixtures.join("sample.txt"),

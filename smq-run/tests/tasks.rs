@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use smq_engine::TokenScore;
 use smq_engine::{CpuEngine, Engine, Result};
-use smq_model::{Source, Tokenizer};
+use smq_model::{GenerationSettings, Source, Tokenizer};
 use smq_run::eval::encode;
 use smq_run::eval::task::{
     Item, Metric, Prompts, Request, Task, batches, encode_all, evaluate, scores,
@@ -32,6 +32,7 @@ fn fixture() -> Source {
 fn items(task: Task, limit: Option<usize>) -> (Vec<Request>, Vec<Item>) {
     let source = fixture();
     let tokenizer = Tokenizer::load(&source).unwrap();
+    let eos_ids = GenerationSettings::plain(&source).unwrap().eos_ids;
     let mut engine = CpuEngine::load(&source).unwrap();
     let path = fixtures()
         .join("eval")
@@ -42,7 +43,7 @@ fn items(task: Task, limit: Option<usize>) -> (Vec<Request>, Vec<Item>) {
     // Runs of one item, as the engine asks, and longer ones: the same items.
     let mut of_runs = |tokens| -> Vec<Item> {
         batches(&encoded, tokens)
-            .flat_map(|batch| evaluate(&mut engine, &tokenizer, prompts, batch).unwrap())
+            .flat_map(|batch| evaluate(&mut engine, &tokenizer, &eos_ids, prompts, batch).unwrap())
             .collect()
     };
     let items = of_runs(1);

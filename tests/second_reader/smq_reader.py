@@ -116,16 +116,28 @@ def check_type(value, kind, where="index"):
         need(kind is TEXT or len(value) == 64 and set(value) <= set("0123456789abcdef"), f"{where} is not a hash")
 
 
-def check_name(name, is_file):
+def check_name(name):
     need(1 <= len(name.encode()) <= 512, f"name {name[:64]!r} is empty or too long")
     need(not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name), f"name {name!r} has a control character")
-    need(not is_file or name not in (".", "..") and "/" not in name and "\\" not in name, f"name {name!r} is a path")
+
+
+def check_file_name(name):
+    """At most one directory, and nothing that leads out of the one that it is extracted into."""
+    check_name(name)
+    parts = name.split("/")
+    need("\\" not in name and ":" not in name and len(parts) <= 2, f"name {name!r} is a path")
+    need(all(p and p[0] != "." and p[-1] not in ". " for p in parts), f"a part of name {name!r} is not allowed")
+
+
+def check_source_name(name):
+    check_name(name)
+    need(name not in (".", "..") and "/" not in name and "\\" not in name, f"name {name!r} is a path")
 
 
 def check_tensor(tensor):
     """Parameters, shape, and that the blobs are those of the scheme."""
     name, shape, given = tensor["name"], tensor["shape"], tensor["parameters"]
-    check_name(name, False)
+    check_name(name)
     need(tensor["source_dtype"] in DTYPES, f"{name}: unknown source dtype")
     need(len(shape) <= 8, f"{name}: more than 8 dimensions")
     need(tensor["scheme"] in SCHEMES, f"{name}: unknown scheme {tensor['scheme']!r}")
@@ -252,8 +264,10 @@ class Smq:
 
     def check_entries(self):
         files, tensors = self.index["files"], self.index["tensors"]
-        for entry in files + self.index["provenance"]["sources"]:
-            check_name(entry["name"], True)
+        for entry in files:
+            check_file_name(entry["name"])
+        for entry in self.index["provenance"]["sources"]:
+            check_source_name(entry["name"])
         for tensor in tensors:
             check_tensor(tensor)
         for what in (files, tensors):

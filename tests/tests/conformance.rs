@@ -14,10 +14,7 @@ fn options(mantissa_bits: i32) -> QuantizeOptions {
     QuantizeOptions {
         group: GROUP,
         scales: match u32::try_from(mantissa_bits) {
-            Ok(mantissa_bits) => ScaleChoice::Mini {
-                exponent_bits: 5,
-                mantissa_bits,
-            },
+            Ok(mantissa_bits) => ScaleChoice::e5(mantissa_bits),
             Err(_) => ScaleChoice::F32,
         },
         rule: ScaleRule::Reference,

@@ -16,10 +16,7 @@ fn options(mantissa_bits: u32) -> ConvertOptions {
         target: Target::Mlp,
         quantize: Method::Int4(QuantizeOptions {
             group: 128,
-            scales: ScaleChoice::Mini {
-                exponent_bits: 5,
-                mantissa_bits,
-            },
+            scales: ScaleChoice::e5(mantissa_bits),
             rule: ScaleRule::Reference,
         }),
         overwrite: false,

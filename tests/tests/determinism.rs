@@ -30,10 +30,7 @@ fn options(scales: ScaleChoice, rule: ScaleRule) -> ConvertOptions {
 }
 
 const fn e5(mantissa_bits: u32) -> ScaleChoice {
-    ScaleChoice::Mini {
-        exponent_bits: 5,
-        mantissa_bits,
-    }
+    ScaleChoice::e5(mantissa_bits)
 }
 
 fn converted(checkpoint: &Path, out: PathBuf, options: &ConvertOptions) -> SmqFile {

@@ -243,7 +243,7 @@ fn conversions_are_the_same_to_both_readers() {
         (31, mini(5, 3), ScaleRule::Search),
         (1, E5M5, ScaleRule::Signed),
     ] {
-        println!("group {group}, {}, {rule:?}", scales.name());
+        println!("group {group}, {scales}, {rule}");
         let options = options(group, scales, rule);
         convert(&checkpoint, &out, &options, &|_| true).unwrap();
         compare(&out);

@@ -63,10 +63,7 @@ pub fn measure(
         for &rule in rules {
             let options = QuantizeOptions {
                 group,
-                scales: ScaleChoice::Mini {
-                    exponent_bits: 5,
-                    mantissa_bits,
-                },
+                scales: ScaleChoice::e5(mantissa_bits),
                 rule,
             };
             let quantized = quantize_tensor(checkpoint, tensor, Method::Int4(options))

@@ -21,9 +21,9 @@ use sensitivity::Sensitivity;
 use crate::choice::{Choice, rule_parameters};
 use crate::convert::{Progress, check_options, pool};
 use crate::error::ConvertError;
-use crate::plan::Target;
 use crate::quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
 use crate::source::{Checkpoint, SourceTensor};
+use crate::target::Target;
 
 /// What bounds the choice.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -112,6 +112,7 @@ pub fn choose(
     progress: Progress,
 ) -> Result<Auto, ConvertError> {
     check(checkpoint, options)?;
+    options.target.check(checkpoint)?;
     let tensors: Vec<&SourceTensor> = selected(checkpoint, &options.target).collect();
     if tensors.is_empty() {
         return Err(options.target.selects_nothing(checkpoint));
@@ -174,7 +175,7 @@ fn check(checkpoint: &Checkpoint, options: &AutoOptions) -> Result<(), ConvertEr
                  CHECKPOINT --text FILE --unit projection --json sensitivity.json` and pass --sensitivity sensitivity.json",
             );
         }
-        _ => {}
+        Goal::Budget(_) | Goal::MaxKl(_) => {}
     }
     let int4 = QuantizeOptions {
         group: options.group,
@@ -242,7 +243,8 @@ fn allocated(
     };
     match best {
         None => Err(refused(format!(
-            "the selected tensors take {smallest_bits:.4} bits a weight at least (E5M0 scales, groups of {}); raise it",
+            "the selected tensors take {smallest_bits:.4} bits a weight at least ({} scales, groups of {}); raise it",
+            ScaleChoice::e5(0),
             options.group
         ))),
         Some((_, chosen)) if chosen.iter().all(Option::is_none) => Err(refused(format!(

@@ -1,7 +1,31 @@
-//! Which matrices are multiplied as one: smq-run's CUDA engine stores those alike.
+//! Which matrices are multiplied as one: smq-run's CUDA engine stores those alike, and so does vLLM.
 
-/// Projections of the same input that the engine multiplies as one.
-const FUSED: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]];
+use smq_model::architecture::{ARCHITECTURES, GateUp, Qkv};
+
+/// DeepSeek's and InternLM2's, which smq-run does not run but vLLM does.
+const ELSEWHERE: [&[&str]; 2] = [&["q_a_proj", "kv_a_proj_with_mqa"], &["w1", "w3"]];
+
+/// Projections of the same input that are multiplied as one, such as `self_attn.q_proj` and its like.
+fn fused() -> impl Iterator<Item = &'static [&'static str]> {
+    let known = ARCHITECTURES.iter().flat_map(|architecture| {
+        let names = &architecture.projections;
+        let qkv = match &names.qkv {
+            Qkv::Apart(names) => names.as_slice(),
+            Qkv::Fused(_) => &[],
+        };
+        let gate_up = match &names.gate_up {
+            GateUp::Apart(names) => names.as_slice(),
+            GateUp::Fused(_) => &[],
+        };
+        [qkv, gate_up]
+    });
+    known.chain(ELSEWHERE)
+}
+
+/// `q_proj` of `self_attn.q_proj`.
+fn last(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or(name)
+}
 
 /// Indices of `names` by product, in the order of each product's first.
 #[must_use]
@@ -21,8 +45,10 @@ pub fn products(names: &[&str]) -> Vec<Vec<usize>> {
 #[must_use]
 pub fn product(name: &str) -> String {
     let parts = name.split('.').map(|part| {
-        let fused = FUSED.iter().find(|fused| fused.contains(&part));
-        fused.map_or(part, |fused| fused[0])
+        let fused = fused().find(|names| names.iter().any(|name| last(name) == part));
+        fused
+            .and_then(|names| names.first())
+            .map_or(part, |first| last(first))
     });
     parts.collect::<Vec<_>>().join(".")
 }

@@ -6,8 +6,8 @@ use serde::Deserialize;
 
 use super::products::product;
 use crate::error::ConvertError;
-use crate::plan::Target;
 use crate::source::{Checkpoint, SourceTensor};
+use crate::target::Target;
 
 /// Largest file; a point takes about 500 bytes.
 const MAX_BYTES: u64 = 64 << 20;
@@ -173,6 +173,7 @@ mod tests {
                     shard: 0,
                     range: 0..8192,
                     packed: None,
+                    reader: crate::Reader::Model,
                 };
                 read.is_of(&read.points[0], &tensor)
             })

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use smq_convert::inspect::{self, Diff, InspectError, Report, Sort, StatisticsState, TensorReport};
 use smq_format::{SmqFile, remove_statistics};
+use smq_model::open_smq;
 
 /// Rows of the error table without `--top`.
 const DEFAULT_TOP: usize = 20;
@@ -104,7 +105,7 @@ fn main() -> ExitCode {
 }
 
 fn diff(args: &DiffArgs) -> anyhow::Result<ExitCode> {
-    let (a, b) = (SmqFile::open(&args.a)?, SmqFile::open(&args.b)?);
+    let (a, b) = (open_smq(&args.a)?, open_smq(&args.b)?);
     let bar = inspect::byte_bar(inspect::diff_bytes(&a, &b));
     let diff = Diff::of(&a, &b, &|done| bar.inc(done));
     bar.finish_and_clear();
@@ -124,7 +125,7 @@ fn run(args: &Args, path: &Path) -> anyhow::Result<ExitCode> {
     if args.strip_statistics {
         return strip_statistics(path);
     }
-    let file = SmqFile::open(path)?;
+    let file = open_smq(path)?;
     if args.verify {
         return verify(&file);
     }
@@ -160,7 +161,7 @@ fn run(args: &Args, path: &Path) -> anyhow::Result<ExitCode> {
 }
 
 fn strip_statistics(path: &Path) -> anyhow::Result<ExitCode> {
-    let bytes = SmqFile::open(path)?.header().statistics.length;
+    let bytes = open_smq(path)?.header().statistics.length;
     if bytes == 0 {
         print(format!("{} has no statistics\n", path.display()).as_bytes())?;
         return Ok(ExitCode::SUCCESS);
@@ -193,6 +194,7 @@ fn recheck(file: &SmqFile, checkpoint: &Path) -> anyhow::Result<ExitCode> {
     let report = inspect::recheck(file, checkpoint, &|done| bar.inc(done));
     bar.finish_and_clear();
     let report = report?;
+    smq_convert::cli::print_notes(&report.notes);
     if report.differences.is_empty() {
         let n = report.tensors;
         print(format!("ok: the statistics of {n} tensors hold\n").as_bytes())?;

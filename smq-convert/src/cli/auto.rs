@@ -5,30 +5,33 @@ use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
 use clap::Args;
+use smq_format::MantissaBits;
+use smq_format::scale::MAX_MANTISSA_BITS;
 
-use super::convert::table;
+use super::summary::table;
 use crate::auto::{Auto, AutoOptions, ChosenTensor, Goal, sensitivity::Sensitivity};
-use crate::choice::rule_name;
 use crate::quantize::ScaleRule;
 use crate::{Checkpoint, Target};
 
 /// Mantissa bits as given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum MantissaBits {
+pub(super) enum Width {
     /// Chosen for each tensor.
     Auto,
-    /// -1 keeps exact f32 scales.
-    Given(i8),
+    /// These.
+    Given(MantissaBits),
 }
 
-impl std::str::FromStr for MantissaBits {
+impl std::str::FromStr for Width {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        match s.parse() {
-            _ if s == "auto" => Ok(MantissaBits::Auto),
-            Ok(bits @ -1..=10) => Ok(MantissaBits::Given(bits)),
-            _ => Err(format!("{s} is not in -1..=10, and not auto")),
+        match s {
+            "auto" => Ok(Width::Auto),
+            bits => bits
+                .parse()
+                .map(Width::Given)
+                .map_err(|_| format!("{s} is not in -1..={MAX_MANTISSA_BITS}, and not auto")),
         }
     }
 }
@@ -116,12 +119,12 @@ impl AutoArgs {
 pub(super) fn print_choice(out: &mut impl Write, auto: &Auto) -> anyhow::Result<()> {
     let mut rows = table(&["tensor", "becomes", "rule", "bits/weight", "rel. error"]);
     for t in &auto.tensors {
-        let becomes = t.options.map(|o| format!("int4 {}", o.scales.name()));
+        let becomes = t.options.map(|o| format!("int4 {}", o.scales));
         rows.add_row([
             t.name.clone(),
             becomes.unwrap_or_else(|| "as it is".to_owned()),
             t.options
-                .map_or_else(|| "-".to_owned(), |o| rule_name(o.rule)),
+                .map_or_else(|| "-".to_owned(), |o| o.rule.to_string()),
             format!("{:.3}", 8.0 * t.bytes as f64 / t.elems as f64),
             format!("{:.6}", relative(t.squared_error, t.squared_weight)),
         ]);

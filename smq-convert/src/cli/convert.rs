@@ -1,27 +1,28 @@
 //! The command line of `smq-convert`.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use comfy_table::{CellAlignment, Table, presets};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::DecimalBytes;
+use smq_format::Family;
 
-use super::auto::{AutoArgs, MantissaBits, print_choice, print_total};
+use super::auto::{AutoArgs, Width};
 use super::export::{self, ExportArgs};
-use super::progress_bar;
+use super::summary::About;
+use super::{print_notes, progress_bar, words};
+use crate::import::{Grouping, exact_scales};
 use crate::{
-    Auto, AutoOptions, CalibrateOptions, Checkpoint, ConvertOptions, Method, Plan, QuantizeOptions,
-    ScaleChoice, ScaleRule, Summary, Target, auto, convert, convert_auto, convert_calibrated,
-    dry_run, dry_run_auto, synth,
+    AutoOptions, CalibrateOptions, Checkpoint, ConvertOptions, Method, QuantizeOptions,
+    ScaleChoice, ScaleRule, Target, auto, convert, convert_auto, convert_calibrated, dry_run,
+    dry_run_auto, synth,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
 const DEFAULT_GROUP: usize = 128;
-/// Mantissa bits of an int4 scale where the user does not say.
-const DEFAULT_MBITS: MantissaBits = MantissaBits::Given(5);
+/// Scales of int4 where the user does not say.
+const DEFAULT_SCALES: ScaleChoice = ScaleChoice::e5(5);
 
 /// Quantize a safetensors checkpoint once into a .smq file
 #[derive(Parser)]
@@ -46,7 +47,7 @@ enum Command {
 #[derive(Args)]
 struct ConvertArgs {
     /// A Hugging Face checkpoint directory, or one .safetensors file; with --to, a .smq file. Int4 checkpoints
-    /// (compressed-tensors pack-quantized, GPTQ; symmetric) keep their integers
+    /// (compressed-tensors pack-quantized, GPTQ, AutoRound; symmetric) keep their integers and scales
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: Option<PathBuf>,
     /// The file to write; with --to, a directory
@@ -54,24 +55,26 @@ struct ConvertArgs {
     out: Option<PathBuf>,
     /// What the weights become: int4 in groups, bitsandbytes' NF4 with double quantization, or FP8 E4M3 with FP8
     /// activations
-    #[arg(long, value_enum, default_value_t = SchemeName::Int4)]
-    scheme: SchemeName,
+    #[arg(long, value_parser = words::family(), default_value_t = Family::Int4)]
+    scheme: Family,
     /// int4: mantissa bits of the E5Mx scales, 0 to 10; -1 keeps exact f32 scales; auto chooses them for each tensor
-    /// from measured errors, and what stays as it is [default: 5]
+    /// from measured errors, and what stays as it is [default: 5, or the narrowest format that holds an int4
+    /// checkpoint's scales exactly]
     #[arg(long, value_name = "N|auto", allow_negative_numbers = true)]
-    mbits: Option<MantissaBits>,
+    mbits: Option<Width>,
     /// int4: scale format instead of --mbits: f32, f16, or eXmY such as e5m5, e4m3, e8m0
-    #[arg(long, value_name = "FORMAT", conflicts_with = "mbits", value_parser = parse_scales)]
+    #[arg(long, value_name = "FORMAT", conflicts_with = "mbits")]
     scales: Option<ScaleChoice>,
     /// int4: consecutive elements of a row that share a scale [default: 128, or an int4 checkpoint's]
     #[arg(long, value_name = "ELEMS")]
     group_size: Option<usize>,
     /// int4: how a group's scale is chosen [default: reference; with --mbits auto the better of nearest and signed]
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = words::scale_rule())]
     scale_rule: Option<ScaleRule>,
     /// What to quantize: mlp, all (attention too; embeddings and lm_head never), or a regex over names
-    #[arg(long, default_value = "mlp")]
-    target: Target,
+    /// [default: mlp, or of an int4 checkpoint what it has in int4]
+    #[arg(long)]
+    target: Option<Target>,
     /// Quantize an int4 checkpoint's dequantized weights anew instead of keeping its integers
     #[arg(long)]
     requantize: bool,
@@ -105,15 +108,8 @@ struct ConvertArgs {
     export: ExportArgs,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum SchemeName {
-    Int4,
-    Nf4,
-    Fp8,
-}
-
 /// What to do, as the command line says it.
-enum Task {
+pub(super) enum Task {
     Uniform(ConvertOptions),
     Auto(AutoOptions),
 }
@@ -122,29 +118,35 @@ impl ConvertArgs {
     /// # Errors
     /// Options that do not go together.
     fn task(self, checkpoint: &Checkpoint) -> anyhow::Result<Task> {
-        let group = checkpoint.import().map_or(DEFAULT_GROUP, |i| i.group);
-        let group = self.group_size.unwrap_or(group);
-        let int4 = self.scheme == SchemeName::Int4;
-        let bits = match (self.scales, self.mbits.unwrap_or(DEFAULT_MBITS)) {
-            (None, MantissaBits::Auto) if int4 => {
-                let options = self.auto.options(
-                    checkpoint,
-                    self.target,
-                    group,
-                    self.scale_rule,
-                    self.force,
-                    self.jobs,
-                )?;
-                return Ok(Task::Auto(options));
+        let import = checkpoint.import();
+        let target = self.target.clone().unwrap_or(match import {
+            Some(_) => Target::Imported,
+            None => Target::Mlp,
+        });
+        let group = match (self.group_size, import.map(|import| import.grouping)) {
+            (Some(group), Some(Grouping::Row))
+                if checkpoint.keeps_codes() && self.target.is_none() =>
+            {
+                anyhow::bail!(
+                    "--group-size {group}: the checkpoint's integers have one group a row, and are kept; pass --requantize to make new ones"
+                )
             }
-            (_, MantissaBits::Given(bits)) => bits,
-            _ => -1, // refused below: another scheme has no mantissa bits
+            (Some(group), _) | (None, Some(Grouping::Runs(group))) => group,
+            (None, Some(Grouping::Row) | None) => DEFAULT_GROUP,
         };
-        let quantize = self.method(group, bits)?;
+        let int4 = self.scheme == Family::Int4;
+        if self.mbits == Some(Width::Auto) && self.scales.is_none() && int4 {
+            let (rule, force, jobs) = (self.scale_rule, self.force, self.jobs);
+            let options = self
+                .auto
+                .options(checkpoint, target, group, rule, force, jobs)?;
+            return Ok(Task::Auto(options));
+        }
+        let quantize = self.method(checkpoint, group)?;
         self.auto.refuse()?;
         Ok(Task::Uniform(ConvertOptions {
             quantize,
-            target: self.target,
+            target,
             overwrite: self.force,
             jobs: self.jobs,
         }))
@@ -152,20 +154,26 @@ impl ConvertArgs {
 
     /// # Errors
     /// An option that only int4 has.
-    fn method(&self, group: usize, mbits: i8) -> anyhow::Result<Method> {
+    fn method(&self, checkpoint: &Checkpoint, group: usize) -> anyhow::Result<Method> {
         let method = match self.scheme {
-            SchemeName::Int4 => {
+            Family::Int4 => {
                 return Ok(Method::Int4(QuantizeOptions {
                     group,
-                    scales: self.scales.unwrap_or(scales_of(mbits)),
+                    scales: match (self.scales, self.mbits) {
+                        (Some(scales), _) => scales,
+                        (None, Some(Width::Given(bits))) => bits.into(),
+                        (None, _) if checkpoint.keeps_codes() => exact_scales(checkpoint),
+                        // `auto` is taken care of by now.
+                        (None, Some(Width::Auto) | None) => DEFAULT_SCALES,
+                    },
                     rule: self.scale_rule.unwrap_or(match self.calibrate.is_empty() {
                         true => ScaleRule::Reference,
                         false => ScaleRule::Weighted,
                     }),
                 }));
             }
-            SchemeName::Nf4 => Method::Nf4,
-            SchemeName::Fp8 => Method::Fp8,
+            Family::Nf4 => Method::Nf4,
+            Family::Fp8 => Method::Fp8,
         };
         let given = [
             ("--mbits", self.mbits.is_some()),
@@ -176,7 +184,7 @@ impl ConvertArgs {
         match given.iter().find(|(_, given)| *given) {
             Some((option, _)) => anyhow::bail!(
                 "{option} is for --scheme int4; --scheme {} has one form: leave {option} out",
-                method.name()
+                self.scheme
             ),
             None => Ok(method),
         }
@@ -226,6 +234,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         return export::run(&path, args.out, format, args.force, interrupts());
     }
     let mut checkpoint = Checkpoint::open(&path)?;
+    print_notes(checkpoint.notes());
     if args.requantize {
         anyhow::ensure!(
             checkpoint.import().is_some(),
@@ -241,6 +250,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         window: args.calibrate_window,
     };
     let task = args.task(&checkpoint)?;
+    let about = About::new(&checkpoint, &task);
     let interrupted = interrupts();
     let tensor_bytes = checkpoint.tensors().iter().map(|t| t.range.len() as u64);
     let tensor_bytes: u64 = tensor_bytes.sum();
@@ -262,7 +272,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
             }
         };
         bar.finish_and_clear();
-        return print_plan(&checkpoint, &plan, auto.as_ref());
+        return about.print_plan(&plan, auto.as_ref());
     }
     let out =
         out.context("no output file given; name it after the checkpoint, or pass --dry-run")?;
@@ -298,7 +308,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     };
     bar.finish_and_clear();
     let (auto, summary) = result?;
-    print_summary(&out, &checkpoint, &summary, auto.as_ref())
+    about.print_summary(&out, &summary, auto.as_ref())
 }
 
 fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
@@ -336,176 +346,4 @@ fn interrupts() -> &'static AtomicBool {
     // Where no handler can be set, Ctrl-C ends the process and the next run reports the leftover.
     let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
     &INTERRUPTED
-}
-
-fn scales_of(mbits: i8) -> ScaleChoice {
-    match u32::try_from(mbits) {
-        Ok(mantissa_bits) => ScaleChoice::Mini {
-            exponent_bits: 5,
-            mantissa_bits,
-        },
-        Err(_) => ScaleChoice::F32,
-    }
-}
-
-/// Reads a scale format: `f32`, `f16` or `eXmY`.
-///
-/// # Errors
-/// What is expected.
-pub fn parse_scales(s: &str) -> Result<ScaleChoice, String> {
-    let lower = s.to_ascii_lowercase();
-    match lower.as_str() {
-        "f32" => return Ok(ScaleChoice::F32),
-        "f16" => return Ok(ScaleChoice::F16),
-        _ => {}
-    }
-    let widths = lower
-        .strip_prefix('e')
-        .and_then(|rest| rest.split_once('m'));
-    let parsed = widths.and_then(|(e, m)| Some((e.parse().ok()?, m.parse().ok()?)));
-    match parsed {
-        Some((exponent_bits @ 2..=8, mantissa_bits @ 0..=10)) => Ok(ScaleChoice::Mini {
-            exponent_bits,
-            mantissa_bits,
-        }),
-        _ => Err("expected f32, f16, or eXmY with X 2 to 8 and Y 0 to 10".to_owned()),
-    }
-}
-
-/// A borderless table whose columns after the first are right-aligned.
-pub(super) fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
-fn bits_per_weight(stored_bytes: u64, elems: u64) -> f64 {
-    stored_bytes as f64 * 8.0 / elems as f64
-}
-
-fn print_plan(checkpoint: &Checkpoint, plan: &Plan, auto: Option<&Auto>) -> anyhow::Result<()> {
-    let mut rows = table(&[
-        "tensor",
-        "shape",
-        "source",
-        "becomes",
-        "bytes",
-        "bits/weight",
-    ]);
-    let (mut elems, mut quantized_bytes) = (0, 0);
-    for (tensor, planned) in checkpoint.tensors().iter().zip(&plan.tensors) {
-        let becomes = planned.method.map_or("as it is", Method::name);
-        if planned.method.is_some() {
-            elems += tensor.elems() as u64;
-            quantized_bytes += planned.stored_bytes;
-        }
-        rows.add_row([
-            tensor.name.clone(),
-            format!("{:?}", tensor.shape),
-            match checkpoint.packed(tensor) {
-                Some(_) => format!("int4, {} scales", tensor.dtype),
-                None => tensor.dtype.to_string(),
-            },
-            becomes.to_owned(),
-            planned.stored_bytes.to_string(),
-            format!(
-                "{:.3}",
-                bits_per_weight(planned.stored_bytes, tensor.elems().max(1) as u64)
-            ),
-        ]);
-    }
-    let mut out = std::io::stdout().lock();
-    match auto {
-        Some(auto) => print_choice(&mut out, auto)?,
-        None => writeln!(out, "{rows}")?,
-    }
-    writeln!(
-        out,
-        "\n{} bytes would be written for {} of input ({:.1} %); quantized weights take {:.4} bits each",
-        plan.file_bytes,
-        checkpoint.total_bytes(),
-        100.0 * plan.file_bytes as f64 / checkpoint.total_bytes() as f64,
-        bits_per_weight(quantized_bytes, elems),
-    )?;
-    print_import(&mut out, checkpoint)
-}
-
-/// What an int4 checkpoint was taken for.
-fn print_import(out: &mut impl Write, checkpoint: &Checkpoint) -> anyhow::Result<()> {
-    if let Some(import) = checkpoint.import() {
-        writeln!(
-            out,
-            "imported: {} int4 tensor{} in groups of {} ({}), integers {}; errors are against its own q * s",
-            import.tensors,
-            if import.tensors == 1 { "" } else { "s" },
-            import.group,
-            import.form,
-            match checkpoint.keeps_codes() {
-                true => "kept",
-                false => "derived anew",
-            },
-        )?;
-    }
-    Ok(())
-}
-
-fn print_summary(
-    path: &std::path::Path,
-    checkpoint: &Checkpoint,
-    summary: &Summary,
-    auto: Option<&Auto>,
-) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    let seconds = summary.elapsed.as_secs_f64();
-    writeln!(
-        out,
-        "{}: {} -> {} ({:.1} %), {:.2} s ({}/s of input) and {:.2} s of fsync",
-        path.display(),
-        DecimalBytes(summary.source_bytes),
-        DecimalBytes(summary.written.file_bytes),
-        100.0 * summary.written.file_bytes as f64 / summary.source_bytes as f64,
-        seconds,
-        DecimalBytes((summary.source_bytes as f64 / seconds) as u64),
-        summary.written.fsync.as_secs_f64(),
-    )?;
-    writeln!(
-        out,
-        "scales: {}, {} f16 scales would take ({:+.1} %)",
-        DecimalBytes(summary.scale_bytes),
-        DecimalBytes(summary.f16_scale_bytes),
-        100.0 * (summary.scale_bytes as f64 / summary.f16_scale_bytes as f64 - 1.0),
-    )?;
-    if let Some(auto) = auto {
-        print_total(&mut out, auto)?;
-    }
-    let mut worst: Vec<_> = summary.statistics.iter().collect();
-    worst.sort_by(|a, b| b.stored.mean_rel_mse.total_cmp(&a.stored.mean_rel_mse));
-    let mut rows = table(&[
-        "worst tensors",
-        "rel. MSE",
-        "exact scales",
-        "SQNR dB",
-        "clipped",
-    ]);
-    for t in worst.into_iter().take(3) {
-        rows.add_row([
-            t.name.clone(),
-            format!("{:.6}", t.stored.mean_rel_mse),
-            format!("{:.6}", t.exact.mean_rel_mse),
-            format!("{:.2}", t.stored.sqnr_db()),
-            t.clipped.to_string(),
-        ]);
-    }
-    writeln!(out, "{rows}")?;
-    print_import(&mut out, checkpoint)?;
-    if checkpoint.files().file("config.json").is_none() {
-        writeln!(
-            out,
-            "note: there is no config.json beside the weights, so smq-run cannot run this file"
-        )?;
-    }
-    Ok(())
 }

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use indicatif::DecimalBytes;
-use smq_format::{Dtype, SmqFile};
+use smq_format::Dtype;
 
 use super::progress_bar;
-use crate::export::{ExportFormat, ExportOptions, ExportSummary, export};
+use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
 use crate::synth::DEFAULT_SHARD_BYTES;
 
 /// Options of the way back.
@@ -22,7 +22,7 @@ pub(super) struct ExportArgs {
     /// Element type of the dequantized weights, for --to safetensors: f32 is exact, bf16 rounds [default: f32]
     #[arg(long, value_enum, requires = "to")]
     dtype: Option<Element>,
-    /// Round scales that bf16 does not hold exactly, for --to compressed-tensors
+    /// Round scales that neither bf16 nor f16 holds exactly, for --to compressed-tensors
     #[arg(long, requires = "to")]
     allow_inexact: bool,
 }
@@ -31,7 +31,7 @@ pub(super) struct ExportArgs {
 enum Form {
     /// Dequantized weights
     Safetensors,
-    /// int4 in groups with bf16 scales (pack-quantized), which vLLM and transformers read
+    /// int4 in groups with bf16 or f16 scales (pack-quantized), which vLLM and transformers read
     CompressedTensors,
 }
 
@@ -63,7 +63,7 @@ impl ExportArgs {
             }
             (Some(Form::Safetensors), _, false) => ExportFormat::Safetensors(Dtype::F32),
             (Some(Form::CompressedTensors), Some(_), _) => bail!(
-                "--dtype is for --to safetensors; --to compressed-tensors holds integers and bf16 scales"
+                "--dtype is for --to safetensors; --to compressed-tensors holds integers and their scales"
             ),
             (Some(Form::CompressedTensors), None, allow_inexact) => {
                 ExportFormat::CompressedTensors { allow_inexact }
@@ -88,7 +88,7 @@ pub(super) fn run(
     force: bool,
     interrupted: &'static AtomicBool,
 ) -> anyhow::Result<()> {
-    let file = SmqFile::open(input)?;
+    let file = smq_model::open_smq(input)?;
     let out_dir = out_dir.context("no output directory given; name it after the .smq file")?;
     let options = ExportOptions {
         format,
@@ -133,12 +133,19 @@ fn print_summary(
     };
     match format {
         ExportFormat::Safetensors(Dtype::Bf16) => writeln!(out, "weights in bf16: {counts}")?,
-        ExportFormat::Safetensors(_) => writeln!(
-            out,
-            "weights in f32 are exact; load them with dtype float32, since a config.json that says bfloat16 would round them"
-        )?,
+        ExportFormat::Safetensors(_) => writeln!(out, "weights in f32 are exact")?,
         ExportFormat::CompressedTensors { .. } => {
-            writeln!(out, "integers kept; scales in bf16: {counts}")?;
+            let scales = summary.scales.unwrap_or(Half::Bf16).dtype();
+            writeln!(out, "integers kept; scales in {scales}: {counts}")?;
+            if let Some(model) = summary
+                .model_dtype
+                .filter(|d| *d != scales && *d != Dtype::F32)
+            {
+                writeln!(
+                    out,
+                    "note: config.json has the model loaded in {model}, to which a loader may round the {scales} scales; load it in f32 to keep them"
+                )?;
+            }
             if let Some(group) = summary.group.filter(|g| ![32, 64, 128].contains(g)) {
                 writeln!(
                     out,
@@ -151,6 +158,12 @@ fn print_summary(
         writeln!(
             out,
             "note: the file's error statistics are damaged; its weights are not"
+        )?;
+    }
+    if summary.named_code {
+        writeln!(
+            out,
+            "note: auto_map and the like, which name Python files that a .smq file does not hold, are left out of the directory's configs"
         )?;
     }
     if !summary.has_config {

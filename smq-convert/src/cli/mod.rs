@@ -4,10 +4,13 @@ mod auto;
 pub mod convert;
 mod export;
 mod progress;
+mod summary;
+mod words;
 
 use std::process::ExitCode;
 
 pub use progress::progress_bar;
+pub use words::scale_rule;
 
 /// Prints an error and ends with 1, or ends with what the program says.
 pub fn exit(result: anyhow::Result<ExitCode>) -> ExitCode {
@@ -23,6 +26,13 @@ pub fn exit_with(result: anyhow::Result<ExitCode>, error_code: ExitCode) -> Exit
             eprintln!("error: {}", sentence(&error));
             error_code
         }
+    }
+}
+
+/// Tells what was taken and what was left, where there was a choice.
+pub fn print_notes(notes: &[String]) {
+    for note in notes {
+        eprintln!("note: {note}");
     }
 }
 

@@ -3,14 +3,14 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use half::bf16;
+use half::{bf16, f16};
 use rayon::prelude::*;
 use smq_format::{Defect, Dtype, Scales, TensorView, int4};
 
 /// Bytes that one task makes, in whole rows.
 const TASK_BYTES: usize = 256 << 10;
 
-/// What rounding to bf16 did to a run of values.
+/// What rounding to two bytes did to a run of values.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Rounding {
     /// Values seen.
@@ -24,18 +24,18 @@ pub struct Rounding {
 }
 
 impl Rounding {
-    /// Counts `value` and returns it rounded, half to even.
-    pub(super) fn add(&mut self, value: f32) -> bf16 {
-        let rounded = bf16::from_f32(value);
+    /// Counts `value` and returns the bytes of it rounded, half to even.
+    pub(super) fn add(&mut self, value: f32, to: Half) -> [u8; 2] {
+        let (bytes, rounded) = to.round(value);
         self.values += 1;
-        if rounded.to_f32() != value {
-            let (value, rounded) = (f64::from(value), rounded.to_f64());
+        if rounded != value {
+            let (value, rounded) = (f64::from(value), f64::from(rounded));
             self.inexact += 1;
             self.overflowed += u64::from(rounded.is_infinite());
             let error = ((rounded - value) / value).abs();
             self.max_relative_error = self.max_relative_error.max(error);
         }
-        rounded
+        bytes
     }
 
     pub(super) fn merge(self, other: Self) -> Self {
@@ -44,6 +44,40 @@ impl Rounding {
             inexact: self.inexact + other.inexact,
             max_relative_error: self.max_relative_error.max(other.max_relative_error),
             overflowed: self.overflowed + other.overflowed,
+        }
+    }
+}
+
+/// An element type of two bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Half {
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl Half {
+    /// The little-endian bytes of `value` rounded, and what they mean.
+    fn round(self, value: f32) -> ([u8; 2], f32) {
+        match self {
+            Half::Bf16 => {
+                let rounded = bf16::from_f32(value);
+                (rounded.to_le_bytes(), rounded.to_f32())
+            }
+            Half::F16 => {
+                let rounded = f16::from_f32(value);
+                (rounded.to_le_bytes(), rounded.to_f32())
+            }
+        }
+    }
+
+    /// As an element type of a checkpoint.
+    #[must_use]
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Half::Bf16 => Dtype::Bf16,
+            Half::F16 => Dtype::F16,
         }
     }
 }
@@ -59,11 +93,12 @@ pub(super) enum Content<'a> {
     /// Integers as `pack_to_int32` of compressed-tensors (`compressors/pack_quantized/helpers.py`) packs them: `q + 8` of
     /// column `c` in bits `4 (c mod 8)` of word `c div 8` of the row, unused bits zero.
     Packed { nibbles: &'a [u8], columns: usize },
-    /// Scales rounded to bf16, `[out, groups]`.
+    /// Scales rounded to `to`, `[out, groups]`.
     Scales {
         view: TensorView<'a>,
         scales: Scales<'a>,
         groups: usize,
+        to: Half,
     },
 }
 
@@ -138,16 +173,18 @@ impl<'a> Content<'a> {
                     .iter_mut()
                     .zip(dequantized(view)?)
                 {
-                    *out = rounding.add(value).to_le_bytes();
+                    *out = rounding.add(value, Half::Bf16);
                 }
             }
             Content::Packed { nibbles, columns } => pack(nibbles, *columns, rows, out),
-            Content::Scales { scales, groups, .. } => {
+            Content::Scales {
+                scales, groups, to, ..
+            } => {
                 let range = rows.start * groups..rows.end * groups;
                 let mut values = vec![0.0; range.len()];
                 scales.decode(range, &mut values)?;
                 for (out, value) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-                    *out = bf16::from_f32(value).to_le_bytes();
+                    *out = to.round(value).0;
                 }
             }
         }
@@ -209,7 +246,7 @@ mod tests {
         let mut rounding = Rounding::default();
         // 1 + 1/256 is half way between bf16's 1 and 1 + 1/128, and goes to the even one.
         for value in [0.0, 1.0, -7.0 * 1.03125, 1.0 + 1.0 / 256.0] {
-            rounding.add(value);
+            rounding.add(value, Half::Bf16);
         }
         let expected = Rounding {
             values: 4,
@@ -219,7 +256,7 @@ mod tests {
         };
         // 7 * 33/32 = 231/32: 231 has 8 bits, so it is exact.
         assert_eq!(rounding, expected);
-        rounding.add(f32::MAX);
+        rounding.add(f32::MAX, Half::Bf16);
         assert_eq!(rounding.overflowed, 1);
     }
 }

@@ -2,15 +2,21 @@
 
 use std::collections::HashSet;
 
-use half::bf16;
 use safetensors::Dtype as StDtype;
-use serde_json::Value;
-use smq_format::{Dtype, SmqFile, TensorData, TensorView};
+use smq_format::scale::ScaleFormat;
+use smq_format::{Dtype, Scheme, SmqFile, TensorData, TensorView};
 
 use super::ExportFormat;
-use super::config::quantization_config;
-use super::elements::{Content, Rounding};
+use super::alike::check_alike;
+use super::config::{Edit, dtype_of, has_conv1d, quantization_config, ties_head};
+use super::elements::{Content, Half, Rounding};
 use crate::error::ConvertError;
+use crate::import::Grouping;
+use crate::target::is_embedding;
+
+const HEAD: &str = "lm_head.weight";
+/// Modules that GPT-2 and its kin have as Conv1D.
+const CONV1D: [&str; 4] = ["c_attn", "c_fc", "c_proj", "q_attn"];
 
 /// A tensor to write.
 pub(super) struct Output<'a> {
@@ -35,8 +41,8 @@ pub(super) struct Plan<'a> {
     pub(super) quantized_tensors: usize,
     /// Elements a group, where all int4 tensors agree.
     pub(super) group: Option<usize>,
-    /// What config.json says about the quantization; `None` for dequantized weights.
-    pub(super) quantization: Option<Value>,
+    /// What config.json is to say.
+    pub(super) edit: Edit,
 }
 
 impl<'a> Plan<'a> {
@@ -46,11 +52,11 @@ impl<'a> Plan<'a> {
         let quantization = match format {
             ExportFormat::Safetensors(_) => None,
             ExportFormat::CompressedTensors { .. } => {
-                check_packable(file, &int4)?;
-                Some(quantization_config(
-                    first.unwrap_or_default(),
-                    &unquantized(file),
-                ))
+                let grouping = check_packable(file, &int4)?;
+                check_alike(file)?;
+                let head = int4.iter().find(|t| t.view.name() == HEAD);
+                let named: Vec<_> = head.map(|_| "lm_head".to_owned()).into_iter().collect();
+                Some(quantization_config(grouping, &unquantized(file), &named))
             }
         };
         let mut outputs = Vec::new();
@@ -72,58 +78,127 @@ impl<'a> Plan<'a> {
             }
         }
         check_names(file, &outputs)?;
+        let said = file.embedded("config.json").and_then(dtype_of);
+        let dtype = match (format, said) {
+            (ExportFormat::Safetensors(Dtype::F32), _) => Some(Dtype::F32),
+            // What was f32 beside bf16 weights was loaded in bf16 before.
+            (ExportFormat::Safetensors(_), Some(Dtype::Bf16 | Dtype::F32)) => None,
+            (ExportFormat::Safetensors(_), Some(Dtype::F16) | None) => widest(&outputs),
+            (ExportFormat::CompressedTensors { .. }, _) => None,
+        };
         Ok(Plan {
             tensor_bytes: outputs.iter().map(Output::bytes).sum(),
             outputs,
             quantized_tensors: file.tensors().filter(|t| t.scheme().is_quantized()).count(),
             group: first.filter(|&group| int4.iter().all(|t| t.group == group)),
-            quantization,
+            edit: Edit {
+                quantization,
+                dtype: dtype.filter(|dtype| said != Some(*dtype)),
+                untie: has_own_head(file),
+            },
         })
     }
 
-    /// Measures what bf16 does to the scales, where that is what is written.
+    /// Decides the element type of the scales, where they are written, and measures what it does to them: the type that
+    /// config.json says of the model, or else the other of bf16 and f16 where that alone is exact. Scales that are
+    /// stored as f16 stay f16.
     ///
     /// # Errors
-    /// An inexact scale that was not allowed; one that bf16 cannot hold at all; an invalid code.
-    pub(super) fn check_scales(
-        &self,
+    /// An inexact scale that was not allowed; one that the type cannot hold at all; an invalid code.
+    pub(super) fn settle_scales(
+        &mut self,
         file: &SmqFile,
         format: ExportFormat,
-    ) -> Result<Rounding, ConvertError> {
-        let mut rounding = Rounding::default();
+    ) -> Result<Option<(Half, Rounding)>, ConvertError> {
         let ExportFormat::CompressedTensors { allow_inexact } = format else {
-            return Ok(rounding);
+            return Ok(None);
         };
+        let is_f16 = |view: TensorView| match view.scheme() {
+            Scheme::Int4 { scales, .. } => scales == ScaleFormat::F16,
+            Scheme::Raw(_) | Scheme::Nf4 { .. } | Scheme::Fp8 => true,
+        };
+        let said = file.embedded("config.json").and_then(dtype_of);
+        let types = match file.tensors().all(is_f16) || said == Some(Dtype::F16) {
+            true => [Half::F16, Half::Bf16],
+            false => [Half::Bf16, Half::F16],
+        };
+        let first = self.rounding(file, types[0])?;
+        let mut settled = (types[0], first);
+        if first.inexact > 0 {
+            let other = self.rounding(file, types[1])?;
+            if other.inexact == 0 {
+                settled = (types[1], other);
+            } else if !allow_inexact {
+                return Err(ConvertError::InexactScales {
+                    path: file.path().to_path_buf(),
+                    inexact: first.inexact,
+                    scales: first.values,
+                    dtype: types[0].dtype(),
+                    max_relative_error: first.max_relative_error,
+                });
+            }
+        }
+        let dtype = settled.0.dtype();
+        if settled.1.overflowed > 0 {
+            return Err(ConvertError::Export {
+                path: file.path().to_path_buf(),
+                problem: format!(
+                    "has scales over {dtype}'s largest; use --to safetensors --dtype f32"
+                ),
+            });
+        }
+        for output in &mut self.outputs {
+            if let Content::Scales { to, .. } = &mut output.content {
+                *to = settled.0;
+                output.dtype = safetensors_dtype(dtype);
+            }
+        }
+        Ok(Some(settled))
+    }
+
+    fn rounding(&self, file: &SmqFile, to: Half) -> Result<Rounding, ConvertError> {
+        let mut rounding = Rounding::default();
         for output in &self.outputs {
-            let Content::Scales { view, scales, .. } = &output.content else {
+            let Content::Scales { scales, .. } = &output.content else {
                 continue;
             };
             let values = scales
                 .decode_all()
                 .map_err(|defect| damaged(file, defect))?;
             for scale in values {
-                rounding.add(scale);
-                if bf16::from_f32(scale).is_infinite() {
-                    return Err(not_exportable(
-                        file,
-                        view,
-                        format!(
-                            "has a scale of {scale:e}, over bf16's largest; use --to safetensors --dtype f32"
-                        ),
-                    ));
-                }
+                rounding.add(scale, to);
             }
         }
-        match (rounding.inexact, allow_inexact) {
-            (1.., false) => Err(ConvertError::InexactScales {
-                path: file.path().to_path_buf(),
-                inexact: rounding.inexact,
-                scales: rounding.values,
-                max_relative_error: rounding.max_relative_error,
-            }),
-            _ => Ok(rounding),
-        }
+        Ok(rounding)
     }
+}
+
+/// The narrowest type that holds what is written, where anything is.
+fn widest(outputs: &[Output]) -> Option<Dtype> {
+    let mut dtypes = outputs.iter().map(|o| o.dtype);
+    let first = dtypes.next()?;
+    Some(match first {
+        StDtype::BF16 if dtypes.all(|d| d == first) => Dtype::Bf16,
+        StDtype::F16 if dtypes.all(|d| d == first) => Dtype::F16,
+        _ => Dtype::F32,
+    })
+}
+
+/// Whether config.json ties the head to the embedding, though the file has another one. transformers keeps such a head
+/// with a warning, and vLLM passes over it.
+fn has_own_head(file: &SmqFile) -> bool {
+    let tied = file.embedded("config.json").is_some_and(ties_head);
+    let embedding = file.tensors().find(|t| {
+        let module = t.name().strip_suffix(".weight").unwrap_or_default();
+        module.rsplit('.').next() == Some("embed_tokens")
+    });
+    let same = |head: &TensorView| match (head.data(), embedding.map(|e| e.data())) {
+        (TensorData::Raw { bytes, dtype }, Some(TensorData::Raw { bytes: b, dtype: d })) => {
+            bytes == b && dtype == d
+        }
+        _ => false,
+    };
+    tied && file.tensor(HEAD).is_some_and(|head| !same(&head))
 }
 
 struct Int4<'a> {
@@ -140,7 +215,7 @@ impl<'a> Int4<'a> {
                 group,
                 columns: view.matrix_shape().1,
             }),
-            _ => None,
+            TensorData::Raw { .. } | TensorData::Nf4 { .. } | TensorData::Fp8 { .. } => None,
         }
     }
 }
@@ -183,6 +258,7 @@ fn packed(view: TensorView<'_>) -> Vec<Output<'_>> {
                 view,
                 scales,
                 groups,
+                to: Half::Bf16,
             },
         ),
         output(
@@ -194,8 +270,9 @@ fn packed(view: TensorView<'_>) -> Vec<Output<'_>> {
     ]
 }
 
-/// compressed-tensors quantizes Linear modules, all with one group size that divides their columns.
-fn check_packable(file: &SmqFile, int4: &[Int4]) -> Result<(), ConvertError> {
+/// compressed-tensors quantizes Linear modules, all with one group size that divides their columns, or all with one
+/// group a row.
+fn check_packable(file: &SmqFile, int4: &[Int4]) -> Result<Grouping, ConvertError> {
     let other = file.tensors().find(|view| {
         view.scheme().is_quantized() && !matches!(view.data(), TensorData::Int4 { .. })
     });
@@ -212,19 +289,30 @@ fn check_packable(file: &SmqFile, int4: &[Int4]) -> Result<(), ConvertError> {
             problem: "holds no int4 tensor; use --to safetensors".to_owned(),
         });
     };
-    if file.embedded("config.json").is_none() {
+    let Some(config) = file.embedded("config.json") else {
         return Err(ConvertError::Export {
             path: file.path().to_path_buf(),
             problem: "has no config.json, where compressed-tensors describes the quantization; convert the checkpoint again with its config.json beside it".to_owned(),
         });
-    }
+    };
+    let transposed = has_conv1d(config);
+    let by_row = int4.iter().all(|t| t.group >= t.columns);
+    let divides = |group: usize| int4.iter().all(|t| t.columns.is_multiple_of(group));
+    let alike = int4.iter().all(|t| t.group == first.group) && divides(first.group);
     for tensor in int4 {
         let refuse = |problem| Err(not_exportable(file, &tensor.view, problem));
         let Some(module) = tensor.view.name().strip_suffix(".weight") else {
             return refuse("is not the weight of a module, which is all that compressed-tensors quantizes; convert again without it in --target".to_owned());
         };
-        if is_embedding(module) {
+        let last = module.rsplit('.').next().unwrap_or(module);
+        if is_embedding(last) {
             return refuse("is an embedding, and only linear modules can be exported in int4; convert again without it in --target".to_owned());
+        }
+        if transposed && CONV1D.contains(&last) {
+            return refuse("is stored [in, out] for a Conv1D module, and compressed-tensors quantizes Linear ones; use --to safetensors".to_owned());
+        }
+        if by_row {
+            continue;
         }
         if tensor.group != first.group {
             return refuse(format!(
@@ -243,7 +331,10 @@ fn check_packable(file: &SmqFile, int4: &[Int4]) -> Result<(), ConvertError> {
             ));
         }
     }
-    Ok(())
+    Ok(match by_row && !alike {
+        true => Grouping::Row,
+        false => Grouping::Runs(first.group),
+    })
 }
 
 /// The largest of the group sizes with kernels elsewhere (vLLM's Marlin has 32, 64 and 128) that divides every tensor.
@@ -257,24 +348,27 @@ fn remedy(int4: &[Int4]) -> String {
     }
 }
 
-fn is_embedding(module: &str) -> bool {
-    let last = module.rsplit('.').next().unwrap_or(module);
-    last.contains("embed") || matches!(last, "wte" | "wpe")
-}
-
-/// Modules whose matrix stays as it is, and lm_head, which shares the embedding's where it has none of its own.
+/// Modules whose matrix stays as it is, and lm_head, which shares the embedding's where it has none of its own. Experts
+/// in one tensor are modules for vLLM alone, which names each.
 fn unquantized(file: &SmqFile) -> Vec<String> {
     let raw = file
         .tensors()
         .filter(|t| t.shape().len() == 2 && matches!(t.data(), TensorData::Raw { .. }));
     let modules = raw.filter_map(|t| t.name().strip_suffix(".weight"));
     let mut modules: Vec<_> = modules
-        .filter(|module| !is_embedding(module))
+        .filter(|module| !is_embedding(module.rsplit('.').next().unwrap_or(module)))
         .map(str::to_owned)
         .collect();
-    if file.tensor("lm_head.weight").is_none() {
+    if file.tensor(HEAD).is_none() {
         modules.push("lm_head".to_owned());
     }
+    for view in file.tensors() {
+        let block = view.name().split_once(".experts.").map(|(block, _)| block);
+        if let (Some(block), 3) = (block, view.shape().len()) {
+            modules.push(format!("re:{}\\.experts.*", regex::escape(block)));
+        }
+    }
+    modules.dedup();
     modules
 }
 

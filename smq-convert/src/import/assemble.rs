@@ -5,12 +5,14 @@ use std::path::Path;
 
 use safetensors::Dtype as StDtype;
 use serde_json::Value;
+use smq_format::scheme::GROUP_RANGE;
 use smq_model::{Checkpoint, Shard, StoredTensor as Stored, dtype};
 
-use super::config::{Declared, declared};
+use super::config::{Declared, Packing, declared};
 use super::{Form, Import, Layout, Packed, REMEDY, refused};
 use crate::error::ConvertError;
 use crate::source::SourceTensor;
+use crate::unread::Reader;
 
 /// Ends of the names of an int4 tensor's parts, the integers first.
 const PACK_QUANTIZED: [&str; 5] = [
@@ -22,16 +24,16 @@ const PACK_QUANTIZED: [&str; 5] = [
 ];
 const GPTQ: [&str; 4] = [".qweight", ".scales", ".qzeros", ".g_idx"];
 
-/// Turns what the files hold into tensors, int4 ones from their parts, as config.json declares.
+/// Turns what the files hold, `stored`, into tensors, int4 ones from their parts, as config.json declares.
 ///
 /// # Errors
 /// A quantization, or a part of one, that cannot be imported; an element type that .smq does not hold.
 pub(crate) fn assemble(
     files: &Checkpoint,
+    stored: Vec<Stored>,
 ) -> Result<(Vec<SourceTensor>, Option<Import>), ConvertError> {
     let (config_path, shards) = (&files.config_path(), files.shards());
-    let stored = files.tensors().to_vec();
-    let config = quantization_config(files);
+    let config = quantization_config(files)?;
     let declared = match &config {
         Some(config) => declared(config_path, config)?,
         None => {
@@ -40,10 +42,9 @@ pub(crate) fn assemble(
             return Ok((plain.collect::<Result<_, _>>()?, None));
         }
     };
-    let ends: &[&str] = if declared.gptq {
-        &GPTQ
-    } else {
-        &PACK_QUANTIZED
+    let ends: &[&str] = match declared.packing {
+        Packing::CompressedTensors => &PACK_QUANTIZED,
+        Packing::Gptq { .. } | Packing::AutoRound => &GPTQ,
     };
     let names = stored.iter().filter_map(|s| s.name.strip_suffix(ends[0]));
     let modules: Vec<String> = names.map(str::to_owned).collect();
@@ -51,13 +52,9 @@ pub(crate) fn assemble(
         return Err(refused(
             config_path,
             format!(
-                "quantization_config says {config}, but no tensor's name ends in {:?}",
+                "quantization_config says {}, but no tensor's name ends in {:?}",
+                declared.packing.method(),
                 ends[0],
-                config = if declared.gptq {
-                    "gptq"
-                } else {
-                    "compressed-tensors"
-                },
             ),
             "an int4 checkpoint needs one",
             "where the weights are not quantized, remove quantization_config",
@@ -70,9 +67,9 @@ pub(crate) fn assemble(
     };
     let mut tensors = Vec::new();
     for module in &modules {
-        tensors.push(match declared.gptq {
-            true => parts.gptq(module, declared)?,
-            false => parts.pack_quantized(module, declared)?,
+        tensors.push(match declared.packing {
+            Packing::CompressedTensors => parts.pack_quantized(module, declared)?,
+            Packing::Gptq { .. } | Packing::AutoRound => parts.gptq(module, declared)?,
         });
     }
     for rest in std::mem::take(&mut parts.by_name).into_values() {
@@ -102,24 +99,24 @@ pub(crate) fn assemble(
         }
         tensors.push(plain(rest, shards)?);
     }
+    let stored_zero = parts.stored_zero.unwrap_or(8);
     let import = Import {
-        form: match declared.gptq {
-            true => Form::Gptq {
-                stored_zero: parts.stored_zero.unwrap_or(8),
-            },
-            false => Form::PackQuantized,
+        form: match declared.packing {
+            Packing::CompressedTensors => Form::PackQuantized,
+            Packing::Gptq { .. } => Form::Gptq { stored_zero },
+            Packing::AutoRound => Form::AutoRound { stored_zero },
         },
-        group: declared.group,
+        grouping: declared.grouping,
         tensors: modules.len(),
     };
     Ok((tensors, Some(import)))
 }
 
-/// The config's `quantization_config`. A file that is no JSON is reported when it is checked against the tensors.
-fn quantization_config(files: &Checkpoint) -> Option<Value> {
-    let mut config: Value = serde_json::from_slice(files.file("config.json")?).ok()?;
-    let value = config.get_mut("quantization_config")?.take();
-    (!value.is_null()).then_some(value)
+/// The config's `quantization_config`.
+fn quantization_config(files: &Checkpoint) -> Result<Option<Value>, ConvertError> {
+    let config = files.json("config.json")?;
+    let value = config.and_then(|mut config| config.remove("quantization_config"));
+    Ok(value.filter(|value| !value.is_null()))
 }
 
 fn refuse_undeclared(
@@ -159,6 +156,7 @@ fn plain(stored: Stored, shards: &[Shard]) -> Result<SourceTensor, ConvertError>
         shard: stored.shard,
         range: stored.range,
         packed: None,
+        reader: Reader::PerhapsModel,
     })
 }
 
@@ -196,13 +194,14 @@ impl Parts<'_> {
         }
         let (rows, columns) = self.dims(&shape)?;
         self.check_shape(&codes, &[rows, columns.div_ceil(8)])?;
-        let groups = columns.div_ceil(declared.group);
+        let group = declared.grouping.elems(columns);
+        let groups = columns.div_ceil(group);
         self.finish(
             module,
             PACK_QUANTIZED[1],
             codes,
             (rows, columns),
-            (Layout::OutputMajor, declared.group, [rows, groups]),
+            (Layout::OutputMajor, group, [rows, groups]),
         )
     }
 
@@ -212,21 +211,22 @@ impl Parts<'_> {
             [words, rows] if words > 0 && rows > 0 => (8 * words, rows),
             _ => return Err(self.bad_shape(&codes, "[in / 8, out], both at least 1")),
         };
-        let groups = columns.div_ceil(declared.group);
+        let group = declared.grouping.elems(columns);
+        let groups = columns.div_ceil(group);
         let zeros = self.take_i32(module, GPTQ[2])?;
         self.check_shape(&zeros, &[groups, rows.div_ceil(8)])?;
-        self.check_zeros(&zeros, rows)?;
+        self.check_zeros(&zeros, rows, declared.packing)?;
         if self.by_name.contains_key(&format!("{module}{}", GPTQ[3])) {
             let order = self.take_i32(module, GPTQ[3])?;
             self.check_shape(&order, &[columns])?;
-            self.check_order(&order, declared.group)?;
+            self.check_order(&order, group)?;
         }
         self.finish(
             module,
             GPTQ[1],
             codes,
             (rows, columns),
-            (Layout::InputMajor, declared.group, [groups, rows]),
+            (Layout::InputMajor, group, [groups, rows]),
         )
     }
 
@@ -240,6 +240,11 @@ impl Parts<'_> {
     ) -> Result<SourceTensor, ConvertError> {
         let scales = self.take(module, scales_end)?;
         self.check_shape(&scales, &scale_shape)?;
+        if !GROUP_RANGE.contains(&group) {
+            let supported = format!("only rows of up to {} can be one group", GROUP_RANGE.end());
+            let found = format!("is of rows of {columns} elements");
+            return Err(self.refused(&codes, found, supported, REMEDY));
+        }
         let Some(scale_dtype) = dtype(scales.dtype) else {
             let found = format!("has dtype {}", format!("{:?}", scales.dtype).to_lowercase());
             let supported = "only scales in bf16, f16 or f32 can be imported";
@@ -258,6 +263,7 @@ impl Parts<'_> {
                 scale_shard: scales.shard,
                 scale_range: scales.range,
             }),
+            reader: Reader::PerhapsModel,
         })
     }
 
@@ -356,10 +362,18 @@ impl Parts<'_> {
     }
 
     /// All zero points are 8, or all are 7, which GPTQ's first version means as 8.
-    fn check_zeros(&mut self, zeros: &Stored, rows: usize) -> Result<(), ConvertError> {
+    fn check_zeros(
+        &mut self,
+        zeros: &Stored,
+        rows: usize,
+        packing: Packing,
+    ) -> Result<(), ConvertError> {
+        let declared = match packing {
+            Packing::Gptq { stored_zero } => stored_zero,
+            Packing::AutoRound | Packing::CompressedTensors => None,
+        };
         let words_a_group = rows.div_ceil(8);
-        let expected = self.stored_zero;
-        let mut found = expected;
+        let mut found = declared.or(self.stored_zero);
         for (at, word) in self.words(zeros).enumerate() {
             let (group, first) = (at / words_a_group, at % words_a_group * 8);
             for row in first..rows.min(first + 8) {
@@ -371,9 +385,10 @@ impl Parts<'_> {
                 return Err(self.refused(
                     zeros,
                     format!("stores zero point {zero} for group {group} of output {row}"),
-                    match found {
-                        Some(found) => format!("the ones before it are {found}, and only equal ones can be imported"),
-                        None => "only 8 throughout, or 7 as GPTQ's first version stores it, can be imported".to_owned(),
+                    match (declared, found) {
+                        (Some(declared), _) => format!("symmetric integers have {declared} in the version of GPTQ that config.json declares, and only these can be imported"),
+                        (None, Some(found)) => format!("the ones before it are {found}, and only equal ones can be imported"),
+                        (None, None) => "only 8 throughout, or 7 as GPTQ's first version stores it, can be imported".to_owned(),
                     },
                     "quantize again with sym=true",
                 ));

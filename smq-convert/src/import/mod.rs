@@ -4,18 +4,21 @@
 //!   config.json -> what is declared -> tensors that belong together -> one SourceTensor each
 //! ```
 //!
-//! Two forms are read: compressed-tensors' `pack-quantized`, as [`crate::export`] writes it, and GPTQ, both with
-//! symmetric 4-bit integers in groups of consecutive columns. Everything else is refused with the reason.
+//! Three forms are read: compressed-tensors' `pack-quantized`, as [`crate::export`] writes it, GPTQ, and AutoRound's
+//! of GPTQ's tensors, all with symmetric 4-bit integers in groups of consecutive columns. Everything else is refused
+//! with the reason.
 
 mod assemble;
 mod config;
 mod packed;
+mod scales;
 
 use std::path::Path;
 
 pub(crate) use assemble::assemble;
 pub use packed::PackedView;
 pub(crate) use packed::{Layout, Packed};
+pub use scales::{ScaleChange, exact_scales, scale_change};
 
 use crate::error::ConvertError;
 
@@ -32,6 +35,40 @@ pub enum Form {
         /// 7 or 8.
         stored_zero: u8,
     },
+    /// AutoRound, whose checkpoints have GPTQ's tensors.
+    AutoRound {
+        /// 7 or 8.
+        stored_zero: u8,
+    },
+}
+
+/// Which elements of a row share a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Grouping {
+    /// Runs of so many.
+    Runs(usize),
+    /// All of them.
+    Row,
+}
+
+impl Grouping {
+    /// Elements a group of a row of `columns`.
+    #[must_use]
+    pub fn elems(self, columns: usize) -> usize {
+        match self {
+            Grouping::Runs(elems) => elems,
+            Grouping::Row => columns,
+        }
+    }
+}
+
+impl std::fmt::Display for Grouping {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Grouping::Runs(elems) => write!(f, "groups of {elems}"),
+            Grouping::Row => f.write_str("one group a row"),
+        }
+    }
 }
 
 /// The int4 tensors of a checkpoint.
@@ -39,8 +76,8 @@ pub enum Form {
 pub struct Import {
     /// Their form.
     pub form: Form,
-    /// Consecutive elements of a row that share a scale, in all of them.
-    pub group: usize,
+    /// Which elements of a row share a scale, in all of them.
+    pub grouping: Grouping,
     /// How many there are.
     pub tensors: usize,
 }
@@ -51,6 +88,15 @@ impl Form {
         match self {
             Form::PackQuantized => "pack-quantized",
             Form::Gptq { .. } => "gptq",
+            Form::AutoRound { .. } => "auto-round",
+        }
+    }
+
+    /// As which number the zero point 8 is stored, where it is.
+    pub(crate) fn stored_zero(self) -> Option<u8> {
+        match self {
+            Form::PackQuantized => None,
+            Form::Gptq { stored_zero } | Form::AutoRound { stored_zero } => Some(stored_zero),
         }
     }
 }
@@ -60,6 +106,9 @@ impl std::fmt::Display for Form {
         match self {
             Form::PackQuantized => f.write_str("compressed-tensors pack-quantized"),
             Form::Gptq { stored_zero } => write!(f, "gptq, zero point 8 stored as {stored_zero}"),
+            Form::AutoRound { stored_zero } => {
+                write!(f, "auto-round, zero point 8 stored as {stored_zero}")
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use smq_format::scale::ScaleFormat;
 use smq_format::statistics::{ErrorSummary, TensorStatistics};
 use smq_format::{Role, Scheme, SmqFile, TensorEntry, bits};
 
-use crate::choice::{recorded_rule, rule_name};
+use crate::choice::recorded_rule;
 
 use super::number::{bits_per_elem, percent};
 use super::report::*;
@@ -143,7 +143,7 @@ fn schemes(tensors: &[TensorEntry]) -> Vec<SchemeCount> {
         let (scales, group) = (scale_format(t.scheme), group_elems(t));
         let dtype = match t.scheme {
             Scheme::Raw(dtype) => Some(dtype.name().to_owned()),
-            _ => None,
+            Scheme::Int4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => None,
         };
         // Rows of many lengths are one scheme.
         let fixed_group = group.filter(|_| t.scheme != Scheme::Fp8);
@@ -174,23 +174,15 @@ fn schemes(tensors: &[TensorEntry]) -> Vec<SchemeCount> {
 fn scale_format(scheme: Scheme) -> Option<(String, u32)> {
     match scheme {
         Scheme::Raw(_) => None,
-        Scheme::Int4 { scales, .. } => Some((format_name(scales), scales.width_bits())),
+        Scheme::Int4 { scales, .. } => Some((scales.to_string(), scales.width_bits())),
         Scheme::Nf4 { .. } => Some(("dq8".to_owned(), 8)),
-        Scheme::Fp8 => Some((format_name(ScaleFormat::F32), 32)),
+        Scheme::Fp8 => Some((ScaleFormat::F32.to_string(), 32)),
     }
 }
 
 /// Elements that share a scale.
 fn group_elems(entry: &TensorEntry) -> Option<usize> {
     entry.scheme.group(*entry.shape.last()?)
-}
-
-fn format_name(format: ScaleFormat) -> String {
-    match format {
-        ScaleFormat::Mini(m) => format!("E{}M{}", m.exponent_bits(), m.mantissa_bits()),
-        ScaleFormat::F16 => "f16".to_owned(),
-        ScaleFormat::F32 => "f32".to_owned(),
-    }
 }
 
 fn tensor(
@@ -210,15 +202,23 @@ fn tensor(
         scheme: entry.scheme.name().to_owned(),
         scale_format: scale_format(entry.scheme).map(|s| s.0),
         scale_rule: match entry.scheme {
-            Scheme::Int4 { .. } => recorded_rule(parameters, &entry.name).map(rule_name),
-            _ => None,
+            Scheme::Int4 { .. } => {
+                recorded_rule(parameters, &entry.name).map(|rule| rule.to_string())
+            }
+            Scheme::Raw(_) | Scheme::Nf4 { .. } | Scheme::Fp8 => None,
         },
         scale_bias: match entry.scheme {
             Scheme::Int4 {
                 scales: ScaleFormat::Mini(m),
                 ..
             } => Some(m.bias()),
-            _ => None,
+            Scheme::Int4 {
+                scales: ScaleFormat::F16 | ScaleFormat::F32,
+                ..
+            }
+            | Scheme::Raw(_)
+            | Scheme::Nf4 { .. }
+            | Scheme::Fp8 => None,
         },
         group_elems: group_elems(entry),
         elems,
@@ -240,7 +240,10 @@ fn tensor(
 }
 
 fn is_scales(role: Role) -> bool {
-    matches!(role, Role::Scales | Role::Absmax | Role::NestedAbsmax)
+    match role {
+        Role::Scales | Role::Absmax | Role::NestedAbsmax => true,
+        Role::Data | Role::Nibbles => false,
+    }
 }
 
 fn errors(r: &TensorStatistics) -> TensorErrors {

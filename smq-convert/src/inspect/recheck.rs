@@ -3,13 +3,12 @@
 use std::fmt::Debug;
 use std::path::Path;
 
-use smq_format::scale::ScaleFormat;
 use smq_format::{Scheme, SmqFile, Statistics, TensorData, TensorView};
 
 use super::error::InspectError;
 use crate::choice::recorded_rule;
 use crate::convert::{CODES_REQUANTIZED, IMPORT_CODES, quantize_tensor};
-use crate::quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule, remeasure};
+use crate::quantize::{Method, QuantizeOptions, ScaleRule, remeasure};
 use crate::source::{Checkpoint, SourceTensor};
 
 /// What rechecking found.
@@ -19,6 +18,8 @@ pub struct RecheckReport {
     pub tensors: usize,
     /// Figures that do not hold, in index order; empty where all hold.
     pub differences: Vec<Difference>,
+    /// What the checkpoint's reader has to say ([`Checkpoint::notes`]).
+    pub notes: Vec<String>,
 }
 
 /// A figure that does not hold.
@@ -66,7 +67,10 @@ pub fn recheck(
             file.path().display()
         ))
     })?;
-    let mut report = RecheckReport::default();
+    let mut report = RecheckReport {
+        notes: source.notes().to_vec(),
+        ..RecheckReport::default()
+    };
     for view in file.tensors() {
         let tensor = find(file, &source, &view)?;
         match view.data() {
@@ -75,7 +79,7 @@ pub fn recheck(
                     report.differs(view.name(), "bytes", "these", "others");
                 }
             }
-            _ => {
+            TensorData::Int4 { .. } | TensorData::Nf4 { .. } | TensorData::Fp8 { .. } => {
                 recheck_tensor(file, &source, tensor, &view, &statistics, &mut report)?;
             }
         }
@@ -203,14 +207,7 @@ fn method_of(file: &SmqFile, view: &TensorView) -> Option<Method> {
     let rule = recorded_rule(&file.index().provenance.parameters, view.name());
     Some(Method::Int4(QuantizeOptions {
         group,
-        scales: match scales {
-            ScaleFormat::F32 => ScaleChoice::F32,
-            ScaleFormat::F16 => ScaleChoice::F16,
-            ScaleFormat::Mini(m) => ScaleChoice::Mini {
-                exponent_bits: m.exponent_bits(),
-                mantissa_bits: m.mantissa_bits(),
-            },
-        },
+        scales: scales.into(),
         rule: rule.unwrap_or(ScaleRule::Reference),
     }))
 }

@@ -141,7 +141,7 @@ pub struct SizeReport {
 pub struct SchemeCount {
     /// Scheme in the index, such as `int4-e5mx`.
     pub scheme: String,
-    /// Scale format, such as `E5M5`; `dq8` for the double quantization of NF4, `null` for `raw`.
+    /// Scale format, such as `e5m5`; `dq8` for the double quantization of NF4, `null` for `raw`.
     pub scale_format: Option<String>,
     /// Bits of a stored scale, for NF4 of an absmax code; `null` for `raw`.
     pub scale_bits: Option<u32>,
@@ -220,7 +220,7 @@ pub struct TensorReport {
     pub source_dtype: String,
     /// Scheme in the index.
     pub scheme: String,
-    /// Scale format, such as `E5M5`; `dq8` for the double quantization of NF4, `null` for `raw`.
+    /// Scale format, such as `e5m5`; `dq8` for the double quantization of NF4, `null` for `raw`.
     pub scale_format: Option<String>,
     /// Scale rule as the provenance records it; `null` unless int4.
     pub scale_rule: Option<String>,

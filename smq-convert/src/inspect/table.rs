@@ -96,7 +96,7 @@ pub(crate) fn cells(t: &TensorReport, e: &TensorErrors) -> [String; COLUMNS.len(
     ]
 }
 
-/// `E5M5`, and the rule where it is not the reference's.
+/// `e5m5`, and the rule where it is not the reference's.
 fn scales(t: &TensorReport) -> String {
     let format = t.scale_format.as_deref().unwrap_or_default();
     match t.scale_rule.as_deref() {

@@ -309,7 +309,7 @@ fn json_fields_are_the_documented_ones() {
         p99_rel_mse sqnr_db squared_error squared_weight"
     );
     assert_eq!(value["tensors"][0]["errors"], serde_json::Value::Null);
-    assert_eq!(tensor["scale_format"], "E5M5");
+    assert_eq!(tensor["scale_format"], "e5m5");
 }
 
 #[test]
@@ -332,7 +332,7 @@ fn csv_has_a_row_a_tensor() {
         )
     );
     let up = lines.next().unwrap();
-    assert!(up.starts_with("model.layers.0.mlp.up.weight,0,model.layers.*.mlp.up,4x256,bf16,int4-e5mx,E5M5,,32,128,1024,8,2048,531,19,"), "{up}");
+    assert!(up.starts_with("model.layers.0.mlp.up.weight,0,model.layers.*.mlp.up,4x256,bf16,int4-e5mx,e5m5,,32,128,1024,8,2048,531,19,"), "{up}");
     assert_eq!(lines.count(), 3);
 }
 

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use smq_format::int4;
 
 use super::{
-    Group, Kernel, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, finish, round_scale,
-    scale_format,
+    Group, Kernel, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, finish, largest_scale,
+    round_scale, scale_format,
 };
 
 /// Rows that are read together, since one cache line of a column-major source serves as many.
@@ -82,7 +82,7 @@ pub fn keep(
             |w, (row, (groups, scales))| row_groups(w, row, scales, groups),
         )?;
 
-    let format = scale_format(options.scales, &groups)?;
+    let format = scale_format(options.scales, largest_scale(&groups))?;
     let mut codes = vec![0u32; groups.len()];
     codes
         .par_chunks_mut(groups_a_row)

@@ -11,65 +11,20 @@ mod settled;
 mod statistics;
 
 use rayon::prelude::*;
-use smq_format::scale::{MiniFloat, ScaleFormat, Zero, round_mantissa};
+use smq_format::scale::{ScaleFormat, Zero, round_mantissa};
 use smq_format::statistics::{ErrorSummary, TensorStatistics};
-use smq_format::{Dtype, Scheme, bits, int4};
+use smq_format::{Dtype, Family, Scheme, bits, int4};
 
 pub use fp8::quantize_fp8;
 pub use keep::keep;
 pub use kernel::{GroupError, Kernel};
 pub use nf4::quantize_nf4;
 pub(crate) use settled::{SettledScales, settled};
+pub use smq_format::{ScaleChoice, ScaleRule};
 use statistics::RowSums;
 
 /// The published reference's floor under `max|w|`.
 const MAX_ABS_FLOOR: f32 = 1e-8;
-
-/// What the scales become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScaleChoice {
-    /// Exact f32 (`--mbits -1`, config C3).
-    F32,
-    /// IEEE half precision.
-    F16,
-    /// `sign | exponent | mantissa` of these widths; E5Mx has 5 exponent bits.
-    Mini {
-        /// 2 to 8.
-        exponent_bits: u32,
-        /// 0 to 10.
-        mantissa_bits: u32,
-    },
-}
-
-impl ScaleChoice {
-    /// `E5M5`, `f16`, `f32`.
-    pub fn name(self) -> String {
-        match self {
-            ScaleChoice::F32 => "f32".to_owned(),
-            ScaleChoice::F16 => "f16".to_owned(),
-            ScaleChoice::Mini {
-                exponent_bits,
-                mantissa_bits,
-            } => format!("e{exponent_bits}m{mantissa_bits}"),
-        }
-    }
-}
-
-/// How a group's scale is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum ScaleRule {
-    /// The published reference: `max|w| / 7`, mantissa rounded half to even, truncated where x = 0.
-    Reference,
-    /// As `reference`, but x = 0 rounds too.
-    Nearest,
-    /// Of the nearest scale and its two neighbours, the one with the least squared error of the group.
-    Search,
-    /// The element of largest magnitude maps to -8, through the scale's sign bit.
-    Signed,
-    /// With calibration: of all scales near the group's largest weight, of both signs, the one with the least squared
-    /// error weighted by the squares of the inputs.
-    Weighted,
-}
 
 /// What quantized weights become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,12 +38,12 @@ pub enum Method {
 }
 
 impl Method {
-    /// `int4`, `nf4` or `fp8`, as on the command line.
-    pub fn name(self) -> &'static str {
+    /// Which kind it is, whatever its options; what the command line calls it.
+    pub fn family(self) -> Family {
         match self {
-            Method::Int4(_) => "int4",
-            Method::Nf4 => "nf4",
-            Method::Fp8 => "fp8",
+            Method::Int4(_) => Family::Int4,
+            Method::Nf4 => Family::Nf4,
+            Method::Fp8 => Family::Fp8,
         }
     }
 
@@ -204,7 +159,7 @@ pub fn quantize(
             |buffer, (row, (nibbles, groups))| quantize_row(buffer, row, nibbles, groups),
         )?;
 
-    let format = scale_format(options.scales, &groups)?;
+    let format = scale_format(options.scales, largest_scale(&groups))?;
     let codes: Vec<u32> = {
         let mut codes = vec![0; groups.len()];
         codes
@@ -272,21 +227,22 @@ fn finish(
     }
 }
 
-/// The format with the tensor's bias.
-fn scale_format(choice: ScaleChoice, groups: &[Group]) -> Result<ScaleFormat, QuantizeError> {
-    let largest = groups.iter().map(|g| g.stored.abs()).fold(0.0, f32::max);
-    Ok(match choice {
-        ScaleChoice::F32 => ScaleFormat::F32,
-        ScaleChoice::F16 if largest > 65504.0 => return Err(QuantizeError::ScaleOverflow(largest)),
-        ScaleChoice::F16 => ScaleFormat::F16,
-        ScaleChoice::Mini {
-            exponent_bits,
-            mantissa_bits,
-        } => match MiniFloat::for_largest(exponent_bits, mantissa_bits, largest) {
-            Some(format) => ScaleFormat::Mini(format),
-            None => return Err(QuantizeError::ScaleOverflow(largest)),
-        },
-    })
+fn largest_scale(groups: &[Group]) -> f32 {
+    groups.iter().map(|g| g.stored.abs()).fold(0.0, f32::max)
+}
+
+/// The format with the bias of a tensor whose largest scale, after rounding, is `largest`.
+pub(crate) fn scale_format(
+    choice: ScaleChoice,
+    largest: f32,
+) -> Result<ScaleFormat, QuantizeError> {
+    let overflow = QuantizeError::ScaleOverflow(largest);
+    match choice {
+        ScaleChoice::F16 if largest > 65504.0 => Err(overflow),
+        ScaleChoice::F32 | ScaleChoice::F16 | ScaleChoice::Mini { .. } => {
+            choice.format(largest).ok_or(overflow)
+        }
+    }
 }
 
 /// The scale that `options` give the weights of a group, as its format rounds it, the window apart; `None` where one is
@@ -315,7 +271,12 @@ fn quantize_group(
     }
     let exact = match options.rule {
         ScaleRule::Signed => signed_scale(w, max_abs),
-        _ => max_abs.max(MAX_ABS_FLOOR) / 7.0,
+        ScaleRule::Reference
+        | ScaleRule::Nearest
+        | ScaleRule::Search
+        | ScaleRule::Weighted => {
+            max_abs.max(MAX_ABS_FLOOR) / 7.0
+        }
     };
     let mut stored = round_scale(options, exact);
     let mut errors = kernel.quantize(w, stored, q);
@@ -324,10 +285,7 @@ fn quantize_group(
     } else {
         kernel.errors(w, exact)
     };
-    if let (ScaleRule::Search, ScaleChoice::Mini { mantissa_bits, .. }) =
-        (options.rule, options.scales)
-    {
-        let step = 1 << (23 - mantissa_bits);
+    if let Some(step) = neighbours(options) {
         for bits in [stored.to_bits() - step, stored.to_bits() + step] {
             let candidate = f32::from_bits(bits);
             let found = kernel.errors(w, candidate);
@@ -347,15 +305,34 @@ fn quantize_group(
     })
 }
 
+/// The distance, in units of an f32's last place, of the scales beside a rounded one that the rule
+/// tries too; `None` where it tries none. Exact scales have no neighbours, and f16's are not
+/// searched.
+fn neighbours(options: &QuantizeOptions) -> Option<u32> {
+    match (options.rule, options.scales) {
+        (ScaleRule::Search, ScaleChoice::Mini { mantissa_bits, .. }) => {
+            Some(1 << (23 - mantissa_bits))
+        }
+        (ScaleRule::Search, ScaleChoice::F16 | ScaleChoice::F32)
+        | (
+            ScaleRule::Reference | ScaleRule::Nearest | ScaleRule::Signed | ScaleRule::Weighted,
+            _,
+        ) => None,
+    }
+}
+
 /// A scale as its format rounds it, the window apart.
-fn round_scale(options: &QuantizeOptions, s: f32) -> f32 {
+pub(crate) fn round_scale(options: &QuantizeOptions, s: f32) -> f32 {
     match options.scales {
         ScaleChoice::F32 => s,
         ScaleChoice::F16 => half::f16::from_f32(s).to_f32(),
         ScaleChoice::Mini { mantissa_bits, .. } => {
             let zero = match options.rule {
                 ScaleRule::Reference => Zero::Truncate,
-                _ => Zero::Nearest,
+                ScaleRule::Nearest
+                | ScaleRule::Search
+                | ScaleRule::Signed
+                | ScaleRule::Weighted => Zero::Nearest,
             };
             round_mantissa(s, mantissa_bits, zero)
         }

@@ -24,12 +24,8 @@ impl SettledScales {
     /// # Errors
     /// A scale over the format's range.
     pub(crate) fn new(options: &QuantizeOptions, scales: Vec<f32>) -> Result<Self, QuantizeError> {
-        let group = |&stored: &f32| Group {
-            stored,
-            ..Group::default()
-        };
-        let groups: Vec<Group> = scales.iter().map(group).collect();
-        let format = scale_format(options.scales, &groups)?;
+        let largest = scales.iter().fold(0f32, |m, s| m.max(s.abs()));
+        let format = scale_format(options.scales, largest)?;
         let encoded: Vec<_> = scales.into_par_iter().map(|s| format.encode(s)).collect();
         let decode = |e: &smq_format::scale::Encoded| format.decode(e.code).unwrap_or(0.0);
         Ok(Self {

@@ -11,13 +11,6 @@ fn options(scales: ScaleChoice, rule: ScaleRule, group: usize) -> QuantizeOption
     }
 }
 
-fn e5(mantissa_bits: u32) -> ScaleChoice {
-    ScaleChoice::Mini {
-        exponent_bits: 5,
-        mantissa_bits,
-    }
-}
-
 fn f32_bytes(w: &[f32]) -> Vec<u8> {
     w.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
@@ -124,7 +117,7 @@ proptest! {
     #[test]
     fn round_trip_is_within_half_a_step(w in weights(256), mantissa_bits in 1u32..=10) {
         let columns = 64;
-        let q = run(&w, columns, &options(e5(mantissa_bits), ScaleRule::Reference, 32));
+        let q = run(&w, columns, &options(ScaleChoice::e5(mantissa_bits), ScaleRule::Reference, 32));
         let restored = dequantize(&q, columns);
         for (w, v) in w.chunks(32).zip(restored.chunks(32)) {
             let max = w.iter().fold(0f32, |m, x| m.max(x.abs()));
@@ -140,7 +133,7 @@ proptest! {
     #[test]
     fn the_record_matches_what_is_stored(w in weights(480), mantissa_bits in 0u32..=10, odd in 0usize..3) {
         let columns = [96, 60, 15][odd];
-        let q = run(&w, columns, &options(e5(mantissa_bits), ScaleRule::Reference, 32));
+        let q = run(&w, columns, &options(ScaleChoice::e5(mantissa_bits), ScaleRule::Reference, 32));
         let again = remeasured(&w, &dequantize(&q, columns), columns, 32);
         prop_assert_eq!(again, q.statistics.stored);
     }
@@ -148,7 +141,7 @@ proptest! {
     #[test]
     fn search_is_never_worse_than_nearest(w in weights(256), mantissa_bits in 0u32..=5) {
         let error = |rule| {
-            let q = run(&w, 64, &options(e5(mantissa_bits), rule, 32));
+            let q = run(&w, 64, &options(ScaleChoice::e5(mantissa_bits), rule, 32));
             q.statistics.stored.squared_error
         };
         prop_assert!(error(ScaleRule::Search) <= error(ScaleRule::Nearest));
@@ -161,7 +154,13 @@ fn error_shrinks_with_mantissa_width() {
         .map(|i| ((i as f32 * 0.7371).sin() + (i as f32 * 0.113).cos()) * 0.05)
         .collect();
     let errors: Vec<f64> = [0, 1, 3, 10]
-        .map(|x| run(&w, 256, &options(e5(x), ScaleRule::Reference, 128)))
+        .map(|x| {
+            run(
+                &w,
+                256,
+                &options(ScaleChoice::e5(x), ScaleRule::Reference, 128),
+            )
+        })
         .iter()
         .map(|q| (q.statistics.stored.mean_rel_mse - q.statistics.exact.mean_rel_mse).abs())
         .collect();
@@ -172,17 +171,29 @@ fn error_shrinks_with_mantissa_width() {
 fn sign_is_kept_and_the_extremes_are_used() {
     let w: Vec<f32> = (-64..64).map(|i| i as f32 / 64.0).collect();
     let restored = dequantize(
-        &run(&w, 128, &options(e5(5), ScaleRule::Reference, 128)),
+        &run(
+            &w,
+            128,
+            &options(ScaleChoice::e5(5), ScaleRule::Reference, 128),
+        ),
         128,
     );
     for (w, v) in w.iter().zip(&restored) {
         assert!(v * w >= 0.0, "{w} became {v}");
     }
     // The signed rule maps the largest magnitude, -1, to -8 exactly: the scale 1/8 needs no rounding.
-    let q = run(&w, 128, &options(e5(5), ScaleRule::Signed, 128));
+    let q = run(
+        &w,
+        128,
+        &options(ScaleChoice::e5(5), ScaleRule::Signed, 128),
+    );
     assert_eq!(dequantize(&q, 128)[0], -1.0);
     let flipped: Vec<f32> = w.iter().map(|v| -v).collect();
-    let q = run(&flipped, 128, &options(e5(5), ScaleRule::Signed, 128));
+    let q = run(
+        &flipped,
+        128,
+        &options(ScaleChoice::e5(5), ScaleRule::Signed, 128),
+    );
     assert_eq!(dequantize(&q, 128)[0], 1.0);
     assert_eq!(int4::unpack(q.blobs[0][0]).0, -8);
 }
@@ -191,12 +202,20 @@ fn sign_is_kept_and_the_extremes_are_used() {
 fn zero_weights_stay_zero() {
     let mut w = vec![0.0; 256];
     w[130] = 0.5;
-    let q = run(&w, 256, &options(e5(5), ScaleRule::Reference, 128));
+    let q = run(
+        &w,
+        256,
+        &options(ScaleChoice::e5(5), ScaleRule::Reference, 128),
+    );
     assert_eq!(bits::code_at(&q.blobs[1], 11, 0), 0);
     assert_eq!(q.statistics.zero_groups, 1);
     assert_eq!(q.statistics.under_window, 0);
     assert_eq!(dequantize(&q, 256)[..128], [0.0; 128]);
-    let all = run(&[0.0; 128], 128, &options(e5(5), ScaleRule::Reference, 128));
+    let all = run(
+        &[0.0; 128],
+        128,
+        &options(ScaleChoice::e5(5), ScaleRule::Reference, 128),
+    );
     let Scheme::Int4 {
         scales: ScaleFormat::Mini(format),
         ..
@@ -211,7 +230,11 @@ fn zero_weights_stay_zero() {
 fn an_outlier_of_a_million_keeps_its_group_and_no_other() {
     let mut w = vec![0.01; 256];
     w[7] = 1e6;
-    let q = run(&w, 256, &options(e5(5), ScaleRule::Reference, 128));
+    let q = run(
+        &w,
+        256,
+        &options(ScaleChoice::e5(5), ScaleRule::Reference, 128),
+    );
     let restored = dequantize(&q, 256);
     // E5M5 rounds the scale by at most 1/64, and the outlier's code is 7.
     assert!((restored[7] - 1e6).abs() <= 1e6 / 64.0);
@@ -227,7 +250,11 @@ fn an_outlier_of_a_million_keeps_its_group_and_no_other() {
 fn a_scale_under_the_window_is_counted_and_requantized() {
     let mut w = vec![1e-9; 256];
     w[..128].fill(7.0 * 4.0);
-    let q = run(&w, 256, &options(e5(3), ScaleRule::Reference, 128));
+    let q = run(
+        &w,
+        256,
+        &options(ScaleChoice::e5(3), ScaleRule::Reference, 128),
+    );
     // Scales 4 and about 1.4e-9 = 2^-29.4; the window of 4 = 2^2 ends at 2^-28, and half of that is less.
     assert_eq!(q.statistics.under_window, 1);
     assert_eq!(dequantize(&q, 256)[200], 0.0);
@@ -245,7 +272,7 @@ fn not_finite_weights_are_located() {
             &f32_bytes(&w),
             Dtype::F32,
             (3, 100),
-            &options(e5(5), ScaleRule::Reference, 128),
+            &options(ScaleChoice::e5(5), ScaleRule::Reference, 128),
         );
         let Err(QuantizeError::NotFinite {
             row: 2, column: 23, ..

@@ -7,65 +7,13 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SynthError {
-    /// The config is not a JSON object.
-    #[error("{}: not a JSON object: {reason}", .path.display())]
-    NotJson {
+    /// The config cannot be followed.
+    #[error("{}: {problem}", .path.display())]
+    Config {
         /// The config file.
         path: PathBuf,
-        /// What the parser said.
-        reason: String,
-    },
-    /// `architectures` names nothing that this generator knows.
-    #[error("{}: architectures is {found}, but only Phi3ForCausalLM and LlamaForCausalLM can be generated", .path.display())]
-    UnknownArchitecture {
-        /// The config file.
-        path: PathBuf,
-        /// The value found, as JSON, or "missing".
-        found: String,
-    },
-    /// A key that the shapes depend on is absent.
-    #[error("{}: missing key {key}, which {architecture} needs", .path.display())]
-    MissingKey {
-        /// The config file.
-        path: PathBuf,
-        /// The absent key.
-        key: &'static str,
-        /// The architecture that needs it.
-        architecture: &'static str,
-    },
-    /// A key has a value of the wrong type or out of range.
-    #[error("{}: {key} is {found}, expected {expected}", .path.display())]
-    BadValue {
-        /// The config file.
-        path: PathBuf,
-        /// The key.
-        key: &'static str,
-        /// The value found, as JSON.
-        found: String,
-        /// What would do.
-        expected: String,
-    },
-    /// Two sizes of the config do not fit together.
-    #[error("{}: {dividend} is not a multiple of {divisor}", .path.display())]
-    NotDivisible {
-        /// The config file.
-        path: PathBuf,
-        /// Key and value that should be divisible, such as `hidden_size 3072`.
-        dividend: String,
-        /// Key and value that should divide it.
-        divisor: String,
-    },
-    /// A tensor or the whole model is larger than any real one.
-    #[error("{}: {what} has {actual}, over the limit of {limit}; check the config's sizes", .path.display())]
-    TooLarge {
-        /// The config file.
-        path: PathBuf,
-        /// The tensor or dimension.
-        what: String,
-        /// Its size.
-        actual: String,
-        /// The largest size accepted.
-        limit: String,
+        /// The key, its value and what was expected.
+        problem: String,
     },
     /// The shard limit is zero.
     #[error("shard size is 0 bytes, expected at least 1")]
@@ -76,6 +24,9 @@ pub enum SynthError {
         /// The tokenizer directory.
         path: PathBuf,
     },
+    /// A file cannot be read.
+    #[error(transparent)]
+    Model(#[from] smq_model::Error),
     /// The output path exists and is not a directory.
     #[error("{}: exists and is not a directory", .path.display())]
     NotADirectory {
@@ -89,6 +40,16 @@ pub enum SynthError {
         path: PathBuf,
         /// One of the names in it.
         found: String,
+    },
+    /// The output directory holds an adapter.
+    #[error(
+        "{}: an adapter's configuration, with which transformers would add its weights to the model \
+         that is to be written beside it; move the adapter away, or choose another directory",
+        .path.display()
+    )]
+    Adapter {
+        /// The adapter's configuration.
+        path: PathBuf,
     },
     /// The output directory is where the config or the tokenizer is read from.
     #[error("{}: output directory holds the input {}; synthetic weights would replace the real ones, so choose another", .path.display(), .input.display())]

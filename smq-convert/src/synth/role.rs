@@ -1,17 +1,6 @@
-//! What a tensor does in the model, and the statistics of its weights.
+//! The statistics of a tensor's weights, by what it does in the model.
 
-/// What a tensor does in the model, which decides its statistics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
-    Embedding,
-    AttentionIn,
-    AttentionOut,
-    MlpIn,
-    MlpOut,
-    Norm,
-    Bias,
-    Head,
-}
+use smq_model::names::Role;
 
 /// Outlier channels along an axis, with their factor.
 #[derive(Debug, Clone, Copy)]
@@ -39,11 +28,11 @@ pub(super) struct Profile {
     pub(super) columns: Axis,
 }
 
-impl Role {
+impl Profile {
     /// Spreads are near those measured on small trained Llama and Phi-3 models; gains keep the activations of order one.
-    pub(super) fn profile(self) -> Profile {
+    pub(super) fn of(role: Role) -> Self {
         use Outliers::{None, Own, Residual};
-        let profile = |gain, rows: (f32, Outliers), columns: (f32, Outliers)| Profile {
+        let profile = |gain, rows: (f32, Outliers), columns: (f32, Outliers)| Self {
             mean: 0.0,
             gain,
             rows: Axis {
@@ -55,15 +44,15 @@ impl Role {
                 outliers: columns.1,
             },
         };
-        match self {
-            Self::Embedding => profile(1.1, (0.2, None), (0.2, Residual(3.0))),
-            Self::AttentionIn => profile(1.1, (0.25, None), (0.15, Residual(2.0))),
-            Self::AttentionOut => profile(0.8, (0.15, Residual(3.0)), (0.2, Own(3.0))),
-            Self::MlpIn => profile(1.2, (0.1, None), (0.12, Residual(2.0))),
-            Self::MlpOut => profile(1.0, (0.1, Residual(3.0)), (0.15, Own(3.0))),
-            Self::Head => profile(1.1, (0.15, None), (0.2, Residual(2.0))),
-            Self::Bias => profile(1.0, (0.0, None), (0.2, None)),
-            Self::Norm => Profile {
+        match role {
+            Role::Embedding => profile(1.1, (0.2, None), (0.2, Residual(3.0))),
+            Role::AttentionIn => profile(1.1, (0.25, None), (0.15, Residual(2.0))),
+            Role::AttentionOut => profile(0.8, (0.15, Residual(3.0)), (0.2, Own(3.0))),
+            Role::MlpIn => profile(1.2, (0.1, None), (0.12, Residual(2.0))),
+            Role::MlpOut => profile(1.0, (0.1, Residual(3.0)), (0.15, Own(3.0))),
+            Role::Head => profile(1.1, (0.15, None), (0.2, Residual(2.0))),
+            Role::Bias => profile(1.0, (0.0, None), (0.2, None)),
+            Role::Norm => Self {
                 mean: 1.0,
                 ..profile(3.0, (0.0, None), (0.05, Residual(0.5)))
             },

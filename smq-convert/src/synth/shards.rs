@@ -6,8 +6,9 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use smq_model::names::TensorSpec;
 
-use super::architecture::TensorSpec;
+use super::config::size_bytes;
 use super::error::SynthError;
 use super::staging::Staging;
 use super::weights::{Generator, TensorGenerator};
@@ -35,10 +36,10 @@ impl<'a> ShardPlan<'a> {
         if shard_bytes == 0 {
             return Err(SynthError::ZeroShardBytes);
         }
-        let sized = tensors.iter().map(|tensor| (tensor, tensor.size_bytes()));
+        let sized = tensors.iter().map(|tensor| (tensor, size_bytes(tensor)));
         let groups = fill_shards(sized, shard_bytes);
         let count = groups.len();
-        let total_size_bytes = tensors.iter().map(TensorSpec::size_bytes).sum();
+        let total_size_bytes = tensors.iter().map(size_bytes).sum();
         let shards = groups.into_iter().zip(1..).map(|(mut tensors, number)| {
             tensors.sort_by(|a, b| a.name.cmp(&b.name));
             Shard {
@@ -200,13 +201,14 @@ fn write_elems(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::synth::role::Role;
+    use smq_model::names::Role;
 
     fn tensor(name: &str, elems: usize) -> TensorSpec {
         TensorSpec {
             name: name.to_owned(),
             shape: vec![elems],
             role: Role::Norm,
+            layer: None,
         }
     }
 
@@ -265,14 +267,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         std::fs::write(&path, json).unwrap();
-        let config = crate::synth::config::ModelConfig::read(&path, None).unwrap();
-        let tensors = config.tensors().unwrap();
-        let plan = ShardPlan::new(&tensors, crate::synth::DEFAULT_SHARD_BYTES).unwrap();
+        let config = crate::synth::config::SynthConfig::read(&path, None).unwrap();
+        let plan = ShardPlan::new(&config.tensors, crate::synth::DEFAULT_SHARD_BYTES).unwrap();
         let sizes: Vec<u64> = plan
             .shards
             .iter()
             .map(|shard| {
-                let data: u64 = shard.tensors.iter().map(|t| t.size_bytes()).sum();
+                let data: u64 = shard.tensors.iter().map(|t| size_bytes(t)).sum();
                 shard.header().unwrap().len() as u64 + data
             })
             .collect();

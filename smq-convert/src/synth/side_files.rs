@@ -1,65 +1,55 @@
 //! The small files of a checkpoint: config, index, tokenizer.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, json};
+use smq_model::SHARD_INDEX;
 
 use super::SynthOptions;
-use super::config::{ModelConfig, pretty};
+use super::config::{SynthConfig, pretty};
 use super::error::SynthError;
 use super::shards::ShardPlan;
 use super::staging::Staging;
 
+const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
-const TOKENIZER_EXTRAS: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 const GENERATION: &str = "generation_config.json";
 
 /// Writes them into `staging` and returns their names.
 pub(super) fn write(
     staging: &Staging,
     options: &SynthOptions,
-    config: &ModelConfig,
+    config: &SynthConfig,
     plan: &ShardPlan,
 ) -> Result<Vec<String>, SynthError> {
-    let mut names = Vec::new();
-    let mut put = |name: &str, contents: &[u8]| {
-        let target = staging.target(name);
-        File::create_new(staging.path(name))
-            .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
-            .map_err(SynthError::write(&target, plan.total_size_bytes))?;
-        names.push(name.to_owned());
-        Ok(())
-    };
-
-    put("config.json", &config.text)?;
-    put(GENERATION, &generation_text(options, config)?)?;
+    let mut files = vec![
+        (CONFIG.to_owned(), config.text.clone()),
+        (GENERATION.to_owned(), generation_text(options, config)?),
+    ];
     if let Some(dir) = &options.tokenizer {
-        let tokenizer = read_if_present(&dir.join(TOKENIZER))?;
-        let path = dir.clone();
-        put(
-            TOKENIZER,
-            &tokenizer.ok_or(SynthError::NoTokenizer { path })?,
-        )?;
-        for name in TOKENIZER_EXTRAS {
-            if let Some(contents) = read_if_present(&dir.join(name))? {
-                put(name, &contents)?;
-            }
+        let found = smq_model::side_files(dir)?;
+        if !found.iter().any(|(name, _)| name == TOKENIZER) {
+            return Err(SynthError::NoTokenizer { path: dir.clone() });
         }
+        let written = |name: &str| [CONFIG, GENERATION].contains(&name);
+        files.extend(found.into_iter().filter(|(name, _)| !written(name)));
     }
     if plan.shards.len() > 1 {
         let index = json!({
             "metadata": { "total_size": plan.total_size_bytes },
             "weight_map": plan.weight_map(),
         });
-        put("model.safetensors.index.json", &pretty(&index))?;
+        files.push((SHARD_INDEX.to_owned(), pretty(&index)));
     }
-    Ok(names)
+    for (name, contents) in &files {
+        staging.write(name, contents, plan.total_size_bytes)?;
+    }
+    Ok(files.into_iter().map(|(name, _)| name).collect())
 }
 
 /// From the tokenizer's directory, else from beside the config, else the config's token ids.
-fn generation_text(options: &SynthOptions, config: &ModelConfig) -> Result<Vec<u8>, SynthError> {
+fn generation_text(options: &SynthOptions, config: &SynthConfig) -> Result<Vec<u8>, SynthError> {
     let beside_config = options.config.parent();
     for dir in [options.tokenizer.as_deref(), beside_config]
         .into_iter()

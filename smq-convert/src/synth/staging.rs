@@ -1,15 +1,17 @@
 //! The output directory: files are written out of sight and appear together, or not at all.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use smq_model::{SHARD_INDEX, TEMPLATE_DIR, is_model_file, is_side_file};
 use tempfile::TempDir;
 
 use super::error::SynthError;
 
 const TEMP_PREFIX: &str = ".smq-partial-";
-const INDEX: &str = "model.safetensors.index.json";
+/// What makes transformers add an adapter's weights to whatever model lies beside it.
+const ADAPTER: &str = "adapter_config.json";
 
 /// A temporary directory inside the output directory. Dropped without [`Staging::commit`], it removes itself and every
 /// directory that it created.
@@ -53,18 +55,31 @@ impl Staging {
         self.out_dir.join(name)
     }
 
+    /// Writes and syncs a small file, called `name` or `DIR/NAME`, of a checkpoint with
+    /// `needed_bytes` of weights.
+    pub(crate) fn write(
+        &self,
+        name: &str,
+        contents: &[u8],
+        needed_bytes: u64,
+    ) -> Result<(), SynthError> {
+        let path = self.path(name);
+        let in_a_directory = name.contains('/');
+        let directory = path.parent().filter(|_| in_a_directory);
+        directory
+            .map_or(Ok(()), fs::create_dir_all)
+            .and_then(|()| File::create_new(&path))
+            .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
+            .map_err(SynthError::write(&self.target(name), needed_bytes))
+    }
+
     /// Moves all files to their names. An older checkpoint's files go first, so that no mixture of two can be read.
     pub(crate) fn commit(self, shards: &[String], side_files: &[String]) -> Result<(), SynthError> {
-        for name in list(&self.out_dir)? {
-            if is_checkpoint_file(&name) {
-                let path = self.out_dir.join(&name);
-                fs::remove_file(&path).map_err(SynthError::io("replace", &path))?;
-            }
-        }
+        remove_checkpoint(&self.out_dir)?;
         let mut moved = Vec::new();
         for name in shards.iter().chain(side_files) {
             let target = self.target(name);
-            if let Err(error) = fs::rename(self.path(name), &target) {
+            if let Err(error) = self.put(name, &target) {
                 for path in &moved {
                     // The first error is the one to report.
                     let _ = fs::remove_file(path);
@@ -75,6 +90,13 @@ impl Staging {
         }
         self.created.keep();
         Ok(())
+    }
+
+    fn put(&self, name: &str, target: &Path) -> io::Result<()> {
+        if let (true, Some(directory)) = (name.contains('/'), target.parent()) {
+            fs::create_dir_all(directory)?;
+        }
+        fs::rename(self.path(name), target)
     }
 }
 
@@ -107,6 +129,11 @@ fn check_existing(
             found: found.clone(),
         });
     }
+    if names.iter().any(|name| name == ADAPTER) {
+        return Err(SynthError::Adapter {
+            path: out_dir.join(ADAPTER),
+        });
+    }
     // What a killed run left behind.
     for name in names.iter().filter(|name| name.starts_with(TEMP_PREFIX)) {
         let path = out_dir.join(name);
@@ -124,16 +151,47 @@ fn list(dir: &Path) -> Result<Vec<String>, SynthError> {
         .map_err(SynthError::io("list", dir))
 }
 
-/// A weights file or index as Hugging Face names them.
-fn is_checkpoint_file(name: &str) -> bool {
-    let numbers = name
-        .strip_prefix("model-")
-        .and_then(|name| name.strip_suffix(".safetensors"))
-        .and_then(|name| name.split_once("-of-"));
+/// Removes the weights that Hugging Face would load from `dir`, and every file that decides what a
+/// model says.
+fn remove_checkpoint(dir: &Path) -> Result<(), SynthError> {
+    let remove = |path: PathBuf| fs::remove_file(&path).map_err(SynthError::io("replace", &path));
+    // What a link leads to is somebody else's; without the link nobody reads it here.
+    let is_directory = |path: &Path| path.symlink_metadata().is_ok_and(|m| m.is_dir());
+    let templates = dir.join(TEMPLATE_DIR);
+    if is_directory(&templates) {
+        for name in list(&templates)? {
+            if is_side_file(&format!("{TEMPLATE_DIR}/{name}")) {
+                remove(templates.join(name))?;
+            }
+        }
+        // Stays where it holds something else.
+        let _ = fs::remove_dir(&templates);
+    }
+    for name in list(dir)? {
+        let is_its = is_weights_file(&name) || is_model_file(&name) || name == TEMPLATE_DIR;
+        if is_its && !is_directory(&dir.join(&name)) {
+            remove(dir.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// A weights file or index as Hugging Face names them: what transformers may load in place of what
+/// is written.
+fn is_weights_file(name: &str) -> bool {
+    let Some(stem) = name.strip_suffix(".safetensors") else {
+        return name == SHARD_INDEX;
+    };
     let digits = |text: &str| text.len() >= 5 && text.bytes().all(|byte| byte.is_ascii_digit());
-    name == "model.safetensors"
-        || name == INDEX
-        || numbers.is_some_and(|(number, count)| digits(number) && digits(count))
+    match stem.split('-').collect::<Vec<_>>()[..] {
+        ["model"] => true,
+        ["model", number, "of", count] => digits(number) && digits(count),
+        // The files of a distributed checkpoint's ranks, which come before any others.
+        ["shard", rank, "model", number, "of", count] => {
+            [rank, number, count].map(digits) == [true; 3]
+        }
+        _ => false,
+    }
 }
 
 /// Directories that did not exist before, outermost first; removed on drop while they are empty.

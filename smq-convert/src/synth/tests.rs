@@ -13,7 +13,7 @@ use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::config::ModelConfig;
+use super::config::{SynthConfig, size_bytes};
 use super::{SynthError, SynthOptions, SynthSummary, synth};
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
@@ -310,17 +310,14 @@ fn sizes_at_the_limits_do_not_overflow() {
         "vocab_size",
         "num_attention_heads",
     ] {
-        config[key] = super::MAX_DIM_ELEMS.into();
+        config[key] = smq_model::MAX_DIM_ELEMS.into();
     }
-    config["num_hidden_layers"] = super::MAX_LAYERS.into();
+    config["num_hidden_layers"] = smq_model::MAX_LAYERS.into();
     config["head_dim"] = 1.into();
     let dir = config_dir(&config);
-    let tensors = ModelConfig::read(&dir.path().join("config.json"), None)
-        .unwrap()
-        .tensors()
-        .unwrap();
+    let config = SynthConfig::read(&dir.path().join("config.json"), None).unwrap();
     // Per layer: q, o, gate, up and down of 2^41 bytes, k and v of 2 x 2^21, two norms of 2^21.
     let layer = (5 << 41) + (2 << 22) + (2 << 21);
-    let total: u64 = tensors.iter().map(|tensor| tensor.size_bytes()).sum();
+    let total: u64 = config.tensors.iter().map(size_bytes).sum();
     assert_eq!(total, 4096 * layer + (1 << 41) + (1 << 21));
 }

@@ -1,12 +1,13 @@
 //! The values: a counter-based generator of heavy-tailed weights with structure over rows and channels.
 
 use rayon::prelude::*;
+use smq_model::names::TensorSpec;
 
-use super::architecture::TensorSpec;
+use super::config::rows_columns;
 use super::random::{
     GOLDEN_GAMMA, QUANTILES, bf16_bits, exp, hash_name, mix, normal, student_t_quantiles,
 };
-use super::role::{Axis, Outliers};
+use super::role::{Axis, Outliers, Profile};
 
 /// One channel in so many is an outlier.
 const OUTLIER_PERIOD: u64 = 512;
@@ -29,8 +30,8 @@ impl Generator {
 
     /// Everything about `tensor` that its rows share.
     pub(super) fn tensor(&self, tensor: &TensorSpec) -> TensorGenerator<'_> {
-        let profile = tensor.role.profile();
-        let (rows, columns) = tensor.rows_columns();
+        let profile = Profile::of(tensor.role);
+        let (rows, columns) = rows_columns(tensor);
         let key = hash_name(self.seed, &tensor.name);
         let axis = |axis: Axis, tag: &str| AxisScales {
             key: hash_name(key, tag),

@@ -36,12 +36,12 @@ fn configs_that_are_refused() {
         (
             "/quant_method",
             json!("awq"),
-            "quant_method is \"awq\"; only \"compressed-tensors\" (pack-quantized) and \"gptq\" can be imported; R",
+            "quant_method is \"awq\"; only symmetric int4 of \"compressed-tensors\" (pack-quantized), \"gptq\" and \"auto-round\" can be imported; R",
         ),
         (
             "/quant_method",
             json!(null),
-            "quant_method is missing; only \"compressed-tensors\" (pack-quantized) and \"gptq\" can be imported; R",
+            "quant_method is missing; only symmetric int4 of \"compressed-tensors\" (pack-quantized), \"gptq\" and \"auto-round\" can be imported; R",
         ),
         (
             "/format",
@@ -100,8 +100,8 @@ fn configs_that_are_refused() {
         ),
         (
             "/config_groups/group_0/weights/strategy",
-            json!("channel"),
-            "config_groups.group_0.weights.strategy is \"channel\"; only \"group\" can be imported; R",
+            json!("tensor"),
+            "config_groups.group_0.weights.strategy is \"tensor\"; only \"group\" and \"channel\" can be imported; R",
         ),
         (
             "/config_groups/group_0/weights/actorder",
@@ -111,12 +111,12 @@ fn configs_that_are_refused() {
         (
             "/config_groups/group_0/weights/group_size",
             json!(-1),
-            "config_groups.group_0.weights.group_size is -1; only groups of 1 to 1048576 elements can be imported; R",
+            "config_groups.group_0.weights.group_size is -1; strategy \"group\" needs a size; R",
         ),
         (
             "/config_groups/group_1",
             json!({"weights": {"num_bits": 4, "strategy": "group", "group_size": 64}}),
-            "config_groups.group_1.weights.group_size is 64; only one group size can be imported; R",
+            "config_groups.group_1.weights.group_size is 64; only one scheme for all int4 tensors can be imported; R",
         ),
     ];
     let gptq: &[(&str, Value, &str)] = &[
@@ -163,12 +163,62 @@ fn configs_that_are_refused() {
         ),
         (
             "/group_size",
-            json!(-1),
-            "group_size is -1; only groups of 1 to 1048576 elements can be imported; R",
+            json!(0),
+            "group_size is 0; only groups of 1 to 1048576 elements, or -1 for a whole row, can be imported; R",
+        ),
+        (
+            "/format",
+            json!("bitblas"),
+            "format is \"bitblas\"; only \"gptq\" and \"gptq_v2\" can be imported; R",
         ),
     ];
-    let base = [pack_config(128), Gptq::new(8, 128, 128, 7).config];
-    for (cases, base) in [packed, gptq].into_iter().zip(base) {
+    let auto_round: &[(&str, Value, &str)] = &[
+        (
+            "/packing_format",
+            json!("auto_round:auto_awq"),
+            "packing_format is \"auto_round:auto_awq\"; only GPTQ's layout of int4 (\"auto_round:auto_gptq\" and the like) can be imported; R",
+        ),
+        ("/bits", json!(2), "bits is 2; only 4 can be imported; R"),
+        (
+            "/sym",
+            json!(false),
+            "sym is false; only symmetric integers can be imported, since a .smq file has no zero points; quantize again with sym=true",
+        ),
+        (
+            "/data_type",
+            json!("mx_fp"),
+            "data_type is \"mx_fp\"; only \"int\" can be imported; R",
+        ),
+        (
+            "/act_bits",
+            json!(8),
+            "act_bits is 8; only weights may be quantized; R",
+        ),
+        (
+            "/rotation_config",
+            json!({"hadamard_type": "random"}),
+            "rotation_config is {\"hadamard_type\":\"random\"}; only weights without rotation can be imported; R",
+        ),
+        (
+            "/extra_config",
+            json!({"model.layers.0.mlp.down_proj": {"bits": 8}}),
+            "extra_config.model.layers.0.mlp.down_proj.bits is 8; only 4 can be imported; R",
+        ),
+        (
+            "/extra_config",
+            json!({"a": {"bits": 16}, "b": {"group_size": 32}}),
+            "extra_config.b.group_size is 32; only one scheme for all int4 tensors can be imported; R",
+        ),
+    ];
+    let mut of_auto_round = Gptq::new(8, 128, 128, 7).config;
+    let keys = json!({"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": true, "data_type": "int"});
+    of_auto_round["quantization_config"] = keys;
+    let base = [
+        pack_config(128),
+        Gptq::new(8, 128, 128, 7).config,
+        of_auto_round,
+    ];
+    for (cases, base) in [packed, gptq, auto_round].into_iter().zip(base) {
         for (pointer, value, expected) in cases {
             let dir = TempDir::new().unwrap();
             let mut config = base.clone();
@@ -183,6 +233,17 @@ fn configs_that_are_refused() {
             assert_eq!(refusal(&checkpoint, 128), expected);
         }
     }
+    let preset = json!({"W4A16": ["Linear"], "W8A16": ["re:.*down_proj"]});
+    let mut config = pack_config(128);
+    config["quantization_config"]["config_groups"] = preset;
+    let dir = TempDir::new().unwrap();
+    let checkpoint = write(dir.path(), &config, &Gptq::new(8, 128, 128, 7).tensors);
+    assert_eq!(
+        refusal(&checkpoint, 128),
+        format!(
+            "config.json: quantization_config.config_groups.W8A16 is [\"re:.*down_proj\"]; of the presets only \"W4A16\" can be imported; {REMEDY}"
+        )
+    );
     let accepted = [("actorder", json!("weight")), ("actorder", json!("static"))];
     for (key, value) in accepted {
         let dir = TempDir::new().unwrap();
@@ -212,6 +273,17 @@ fn gptq_tensors_that_are_refused() {
         (
             |g| g.tensor("qzeros").3[0] = 0x76,
             format!("{FILE}.qzeros\" stores zero point 6 for group 0 of output 0; only 8 throughout, or 7 as GPTQ's first version stores it, can be imported; quantize again with sym=true"),
+        ),
+        (
+            |g| g.set("checkpoint_format", json!("gptq_v2")),
+            format!("{FILE}.qzeros\" stores zero point 7 for group 0 of output 0; symmetric integers have 8 in the version of GPTQ that config.json declares, and only these can be imported; quantize again with sym=true"),
+        ),
+        (
+            |g| {
+                g.set("checkpoint_format", json!("gptq"));
+                g.set("format", json!("gptq_v2"));
+            },
+            "config.json: quantization_config.format is \"gptq_v2\"; checkpoint_format says another; remove the one of the two that is wrong".to_owned(),
         ),
         (
             |g| g.tensor("qweight").1 = StDtype::F32,
@@ -254,8 +326,8 @@ fn gptq_tensors_that_are_refused() {
             format!("{FILE}.qweight\" holds packed integers; DIR/config.json has no quantization_config that says which; put the config.json of the quantized checkpoint beside it"),
         ),
         (
-            |g| g.tensors.push(("x".to_owned(), StDtype::I64, vec![1], vec![0; 8])),
-            "model.safetensors: tensor \"x\" has dtype i64; smq-convert reads bf16, f16 and f32".to_owned(),
+            |g| g.tensors.push(("x.weight".to_owned(), StDtype::I64, vec![1], vec![0; 8])),
+            "model.safetensors: tensor \"x.weight\" has dtype i64; smq-convert reads bf16, f16 and f32".to_owned(),
         ),
         (
             |g| g.tensor("scales").3[2..4].copy_from_slice(&[0, 0x7c]),

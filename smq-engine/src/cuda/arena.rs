@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 
 /// What [`Arena::take`] aligns to: the widest access of any kernel or copy engine, and two sectors
 /// of L2.
-pub const ALIGN: usize = 256;
+pub(super) const ALIGN: usize = 256;
 
 /// Hands out aligned parts of one allocation: counted first, then allocated.
 ///
@@ -47,7 +47,7 @@ impl Arena {
         Ok((arena, parts))
     }
 
-    /// One that only counts: [`Arena::used`] is the size a plan needs.
+    /// One that only counts: what it has handed out is the size a plan needs.
     #[must_use]
     pub fn sizes() -> Self {
         Self {
@@ -56,7 +56,7 @@ impl Arena {
         }
     }
 
-    /// The next `bytes`, aligned to [`ALIGN`].
+    /// The next `bytes`, aligned to `ALIGN`.
     ///
     /// # Errors
     /// [`Error::Cuda`] if the plan takes more than at its first pass.
@@ -74,12 +74,6 @@ impl Arena {
         };
         self.used = end.checked_next_multiple_of(ALIGN).ok_or_else(too_large)?;
         Ok(span)
-    }
-
-    /// Bytes handed out, with what alignment adds.
-    #[must_use]
-    pub fn used(&self) -> usize {
-        self.used
     }
 
     /// The allocation behind it; none while sizes are counted.
@@ -100,7 +94,7 @@ mod tests {
         let at: Vec<u64> = spans.iter().map(|s| s.ptr()).collect();
         assert_eq!(at, [0, 256, 512, 512, 1024]);
         assert_eq!(spans[3].bytes(), 257);
-        assert_eq!(arena.used(), 1280);
+        assert_eq!(arena.used, 1280);
         assert!(arena.take(usize::MAX).is_err());
         assert!(arena.take(usize::MAX - 1300).is_err());
     }

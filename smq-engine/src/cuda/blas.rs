@@ -65,7 +65,7 @@ pub struct MatMul {
 
 /// Addresses of an FP8 factor.
 #[derive(Debug, Clone, Copy)]
-pub struct Scaled {
+pub(super) struct Scaled {
     /// E4M3 codes.
     pub codes: u64,
     /// f32, one a row.
@@ -88,7 +88,7 @@ pub struct Plan {
 pub struct Blas {
     handle: lt::cublasLtHandle_t,
     workspace: DeviceBuffer,
-    plans: Mutex<HashMap<(MatMul, usize), Arc<Plan>>>,
+    plans: Mutex<HashMap<MatMul, Arc<Plan>>>,
 }
 
 // SAFETY: a handle may be used by any thread, by several at once too (cuBLASLt's manual).
@@ -131,25 +131,16 @@ impl Blas {
     /// # Errors
     /// [`Error::Cuda`] if cuBLASLt has none.
     pub fn plan(&self, product: &MatMul) -> Result<Arc<Plan>> {
-        self.plan_ranked(product, 0)
-    }
-
-    /// As [`plan`](Blas::plan), but the algorithm that cuBLASLt expects to be number `rank` in speed.
-    ///
-    /// # Errors
-    /// [`Error::Cuda`] if cuBLASLt has no more.
-    pub fn plan_ranked(&self, product: &MatMul, rank: usize) -> Result<Arc<Plan>> {
-        let key = (*product, rank);
         let broken = |_| Error::Cuda("a thread failed while it planned a product".into());
-        if let Some(plan) = self.plans.lock().map_err(broken)?.get(&key) {
+        if let Some(plan) = self.plans.lock().map_err(broken)?.get(product) {
             return Ok(Arc::clone(plan));
         }
-        let plan = Arc::new(self.make_plan(product, rank)?);
+        let plan = Arc::new(self.make_plan(product)?);
         let mut plans = self.plans.lock().map_err(broken)?;
-        Ok(Arc::clone(plans.entry(key).or_insert(plan)))
+        Ok(Arc::clone(plans.entry(*product).or_insert(plan)))
     }
 
-    fn make_plan(&self, product: &MatMul, rank: usize) -> Result<Plan> {
+    fn make_plan(&self, product: &MatMul) -> Result<Plan> {
         let p = product;
         let y_type = match p.output {
             Output::Bf16 => lt::cudaDataType_t::CUDA_R_16BF,
@@ -199,13 +190,11 @@ impl Blas {
             )
         };
         check(result, &format!("planning {p:?}"))?;
-        if rank >= (count.max(0) as usize).min(MAX_RANKS) {
-            return Err(Error::Cuda(format!(
-                "cuBLASLt has {count} algorithms for {p:?}, number {rank} was asked for"
-            )));
+        if count < 1 {
+            return Err(Error::Cuda(format!("cuBLASLt has no algorithm for {p:?}")));
         }
         // SAFETY: the first `count` are written.
-        let chosen = unsafe { found[rank].assume_init() };
+        let chosen = unsafe { found[0].assume_init() };
         check(chosen.state, &format!("planning {p:?}"))?;
         Ok(Plan {
             product: *p,
@@ -239,7 +228,7 @@ impl Blas {
     ///
     /// # Safety
     /// As [`run`](Blas::run); there are n scales of `w` and m of `x`.
-    pub unsafe fn run_fp8(
+    pub(super) unsafe fn run_fp8(
         &self,
         stream: &Stream,
         plan: &Plan,

@@ -36,7 +36,7 @@ fn directory_from(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf
 ///
 /// # Errors
 /// As `make`.
-pub fn get_or_make(
+pub(super) fn get_or_make(
     directory: Option<&Path>,
     parts: &[&str],
     make: impl FnOnce() -> Result<Vec<u8>>,

@@ -1,5 +1,5 @@
 //! From kernel source to machine code: the sources are embedded, NVRTC compiles them for the device
-//! at hand, and [`cache`](super::cache) keeps the result. Works where there is no GPU.
+//! at hand, and [`cache`] keeps the result. Works where there is no GPU.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};
@@ -8,6 +8,7 @@ use std::ptr;
 use cudarc::nvrtc::sys::{self as nvrtc, nvrtcProgram, nvrtcResult};
 
 use super::cache;
+use super::contract::common_defines;
 use crate::error::{Error, Result};
 
 /// Every kernel file by name.
@@ -169,11 +170,8 @@ fn options(arch: &str, defines: &[(&str, i64)]) -> Vec<String> {
         // Which helpers a file uses depends on its macros.
         "--diag-suppress=177".into(),
     ];
-    options.extend(
-        defines
-            .iter()
-            .map(|(name, value)| format!("-D{name}={value}")),
-    );
+    let define = |(name, value): &(&str, i64)| format!("-D{name}={value}");
+    options.extend(common_defines().iter().chain(defines).map(define));
     // For compute-sanitizer (kernels/README.md).
     if std::env::var_os("SMQ_SANITIZE").is_some() {
         options.push("-DSANITIZE=1".into());
@@ -292,7 +290,8 @@ mod tests {
         let options = options("sm_90a", &[("HIDDEN", 3072), ("BIAS", -3)]);
         assert_eq!(
             options.join(" "),
-            "--gpu-architecture=sm_90a -std=c++17 --diag-suppress=177 -DHIDDEN=3072 -DBIAS=-3"
+            "--gpu-architecture=sm_90a -std=c++17 --diag-suppress=177 -DSCALES_MINI=0 -DSCALES_F16=1 -DSCALES_F32=2 \
+             -DTAG_MASK=3 -DHIDDEN=3072 -DBIAS=-3"
         );
     }
 

@@ -80,18 +80,6 @@ impl Gpu {
         }))
     }
 
-    /// Product name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Compute capability: major, minor.
-    #[must_use]
-    pub fn capability(&self) -> (u32, u32) {
-        self.capability
-    }
-
     /// What NVRTC compiles for: `sm_90a`. The `a` unlocks `wgmma`, which binds the code to 9.0.
     #[must_use]
     pub fn arch(&self) -> String {
@@ -156,14 +144,6 @@ impl Gpu {
     #[must_use]
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.context
-    }
-
-    /// Waits for everything on every stream.
-    ///
-    /// # Errors
-    /// If something that ran failed.
-    pub fn synchronize(&self) -> Result<()> {
-        self.context.synchronize().during("waiting for the GPU")
     }
 }
 

@@ -5,7 +5,7 @@ use cudarc::driver::{DriverError, sys};
 use crate::error::{Error, Result};
 
 /// Says what failed: `result.during("copying the weights")`.
-pub trait During<T> {
+pub(super) trait During<T> {
     /// Turns a failure into an [`Error::Cuda`] that starts with `what`.
     ///
     /// # Errors

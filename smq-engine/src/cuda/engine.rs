@@ -3,9 +3,10 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::decode::{Cache, Parts, Step};
+use super::decode::{Cache, Parts, Step, step_plan};
 use super::device::Gpu;
 use super::kernels::Kernels;
+use super::limits;
 use super::memory::DeviceBuffer;
 use super::packing::pack;
 use super::prefill::{CHUNK, Prefill};
@@ -58,7 +59,9 @@ impl CudaEngine {
     /// Copies a model to the first GPU and compiles its kernels. Sequences have at most `max_tokens` positions.
     ///
     /// # Errors
-    /// [`Error::Cuda`] with the remedy if there is no usable GPU, and as [`DeviceModel::place`].
+    /// [`Error::Cuda`] with the remedy if there is no usable GPU; as
+    /// [`Decoder::load`](crate::model::Decoder::load), and for what the
+    /// kernels do not do.
     pub fn load(source: &Source, max_tokens: Option<usize>) -> Result<Self> {
         Self::load_on(Gpu::open(0)?, source, max_tokens)
     }
@@ -67,22 +70,23 @@ impl CudaEngine {
     ///
     /// # Errors
     /// As [`CudaEngine::load`].
-    pub fn load_on(gpu: Arc<Gpu>, source: &Source, max_tokens: Option<usize>) -> Result<Self> {
+    pub(crate) fn load_on(
+        gpu: Arc<Gpu>,
+        source: &Source,
+        max_tokens: Option<usize>,
+    ) -> Result<Self> {
         let mut config = ModelConfig::of(source)?;
         if let Some(max) = max_tokens {
             config.max_positions = config.max_positions.min(max);
         }
-        if ![32, 64, 96, 128].contains(&config.head_dim) {
-            return Err(Error::config(format!(
-                "heads of {} elements do not run with --device cuda; 32, 64, 96 and 128 do",
-                config.head_dim
-            )));
-        }
+        let sms = gpu.sm_count() as usize;
+        limits::check(&config, sms)?;
         let kernels = Kernels::new(gpu.clone());
         let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);
         let (made, staging) = Staging::while_doing(&gpu, bytes, || {
             // What is wrong with the model is said before kernels are compiled.
             let placed = DeviceModel::place(&gpu, source, &config)?;
+            step_plan(&config, placed.model(), sms)?;
             let state = State::new(&gpu, &config)?;
             Ok((placed, state, Prefill::new(&kernels, &config)?))
         })?;
@@ -193,7 +197,7 @@ impl CudaEngine {
         let stream = self.kernels.gpu().main().clone();
         if let ([token], true) = (&self.tokens[from..], from > 0) {
             // SAFETY: the host array outlives the copy, which is done when the call returns.
-            unsafe { self.state.state.part(8, 4)?.copy_from(&stream, &[*token])? };
+            unsafe { self.state.next_token()?.copy_from(&stream, &[*token])? };
             self.step()?.run(&stream)?;
         } else {
             let pending = self.tokens[from..].to_vec();
@@ -202,7 +206,7 @@ impl CudaEngine {
             // The choice moves the position on by one.
             let position = [len as u32 - 1];
             // SAFETY: as above.
-            unsafe { self.state.state.part(0, 4)?.copy_from(&stream, &position)? };
+            unsafe { self.state.position()?.copy_from(&stream, &position)? };
             self.step()?.run_head(&stream)?;
         }
         self.steps = self.steps.wrapping_add(1);

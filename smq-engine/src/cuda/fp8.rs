@@ -1,14 +1,24 @@
 //! Activations as FP8, for products with FP8 weights.
 
+use super::activations::Activations;
 use super::args::Args;
+use super::contract::Defines;
 use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
-use super::rows::Activations;
 use crate::error::Result;
 
 /// What the codes start at a multiple of, bytes.
 const ALIGN: usize = 256;
+
+/// Threads of a block.
+const THREADS: u32 = 256;
+
+/// The macros of `fp8.cu` for rows of `cols` columns.
+#[must_use]
+pub fn fp8_defines(cols: usize) -> Defines {
+    vec![("K", cols as i64), ("THREADS", THREADS.into())]
+}
 
 /// Rows of activations as E4M3 codes with a scale each.
 #[derive(Debug, Clone, Copy)]
@@ -42,10 +52,9 @@ impl QuantizedRows {
     /// # Errors
     /// As [`Kernels::get`].
     pub fn call(&self, kernels: &Kernels, m: usize, cols: usize, x: &Activations) -> Result<Call> {
-        let defines = vec![("K", cols as i64)];
         Ok(Call {
-            kernel: kernels.get("fp8.cu", defines, "quantize_rows")?,
-            launch: Launch::new(m, 256).overlap(),
+            kernel: kernels.get("fp8.cu", fp8_defines(cols), "quantize_rows")?,
+            launch: Launch::new(m, THREADS).overlap(),
             args: Args::new()
                 .ptr(x.span.ptr())
                 .i32(x.stride as i32)

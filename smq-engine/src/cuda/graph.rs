@@ -14,7 +14,6 @@ use crate::summary::Summary;
 #[derive(Debug)]
 pub struct Graph {
     exec: sys::CUgraphExec,
-    nodes: usize,
     context: Arc<CudaContext>,
 }
 
@@ -53,20 +52,12 @@ impl Graph {
         let ended = unsafe { sys::cuStreamEndCapture(stream.raw()?, &raw mut graph.0) };
         recorded?;
         ended.during("recording a graph")?;
-        let mut nodes = 0;
-        // SAFETY: the graph is alive; without an array only their number is told.
-        unsafe { sys::cuGraphGetNodes(graph.0, ptr::null_mut(), &raw mut nodes) }
-            .during("counting a graph's nodes")?;
         let mut exec = ptr::null_mut();
         // SAFETY: the graph is alive, and `exec` takes the result.
         unsafe { sys::cuGraphInstantiateWithFlags(&raw mut exec, graph.0, 0) }
             .during("making a graph executable")?;
         let context = Arc::clone(stream.context());
-        let this = Self {
-            exec,
-            nodes,
-            context,
-        };
+        let this = Self { exec, context };
         // SAFETY: both handles are alive.
         unsafe { sys::cuGraphUpload(this.exec, raw) }.during("copying a graph to the GPU")?;
         Ok(this)
@@ -79,12 +70,6 @@ impl Graph {
     pub fn launch(&self, stream: &Stream) -> Result<()> {
         // SAFETY: both handles are alive; what the kernels touch was promised at their launch.
         unsafe { sys::cuGraphLaunch(self.exec, stream.raw()?) }.during("launching a graph")
-    }
-
-    /// Kernels, copies and fills in it.
-    #[must_use]
-    pub fn nodes(&self) -> usize {
-        self.nodes
     }
 }
 

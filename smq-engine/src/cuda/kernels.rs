@@ -5,14 +5,12 @@ use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::args::Args;
+use super::contract::Defines;
 use super::device::Gpu;
 use super::launch::Launch;
 use super::module::{Kernel, Module};
 use super::stream::Stream;
 use crate::error::Result;
-
-/// Macros of a kernel file.
-pub type Defines = Vec<(&'static str, i64)>;
 
 /// The kernels of one model on one GPU.
 #[derive(Debug)]

@@ -19,8 +19,6 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory a block.
     pub shared: u32,
-    /// Blocks a cluster along x; 1 leaves it to the kernel.
-    pub cluster: u32,
     /// Whether it may start before the kernel ahead of it in the stream has ended: it then must wait
     /// itself (`wait_for_previous_kernel`) before it touches what that one writes.
     pub overlap: bool,
@@ -34,7 +32,6 @@ impl Launch {
             grid: grid.into().0,
             block: [threads, 1, 1],
             shared: 0,
-            cluster: 1,
             overlap: false,
         }
     }
@@ -44,13 +41,6 @@ impl Launch {
     pub fn shared(self, bytes: u32) -> Self {
         let shared = bytes;
         Self { shared, ..self }
-    }
-
-    /// In clusters along x.
-    #[must_use]
-    pub fn cluster(self, blocks: u32) -> Self {
-        let cluster = blocks;
-        Self { cluster, ..self }
     }
 
     /// As a programmatic dependent launch: see [`Launch::overlap`](field@Launch::overlap).
@@ -139,27 +129,15 @@ impl Kernel {
 }
 
 fn attributes(launch: &Launch) -> Vec<sys::CUlaunchAttribute> {
-    let attribute = |id, value| sys::CUlaunchAttribute {
-        id,
-        pad: [0; 4],
-        value,
-    };
-    let mut list = Vec::with_capacity(2);
+    let mut list = Vec::new();
     if launch.overlap {
         let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
         value.programmaticStreamSerializationAllowed = 1;
-        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-        list.push(attribute(id, value));
-    }
-    if launch.cluster > 1 {
-        let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
-        value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
-            x: launch.cluster,
-            y: 1,
-            z: 1,
-        };
-        let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-        list.push(attribute(id, value));
+        list.push(sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value,
+        });
     }
     list
 }
@@ -174,10 +152,5 @@ mod tests {
         assert_eq!((plain.grid, plain.block), ([4, 1, 1], [128, 1, 1]));
         assert_eq!(attributes(&plain).len(), 0);
         assert_eq!(attributes(&plain.overlap()).len(), 1);
-        let both = attributes(&plain.overlap().cluster(2));
-        assert_eq!(both.len(), 2);
-        // SAFETY: written as this field above.
-        let cluster = unsafe { both[1].value.clusterDim };
-        assert_eq!((cluster.x, cluster.y, cluster.z), (2, 1, 1));
     }
 }

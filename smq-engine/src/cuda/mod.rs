@@ -1,46 +1,69 @@
 //! The CUDA engine: what it needs of the driver, NVRTC and cuBLASLt, all loaded at run time.
 //!
-//! [`Gpu`] finds the device, [`compile`](compile::compile) turns a kernel file into machine code for
-//! it, [`Module`] loads that, and [`Kernel::launch`] or a [`Graph`] runs it on memory from [`memory`].
-//! Nothing here needs CUDA to build, and without a GPU everything still loads.
+//! [`Gpu`] finds the device, [`compile`](compile::compile) turns a kernel file into machine code
+//! for it, [`Module`] loads that, and [`Kernel::launch`] or a [`Graph`] runs it on memory from a
+//! [`DeviceBuffer`]. [`CudaEngine`] is the engine; the calls that it makes are public for the
+//! program that checks and times each kernel by itself. Nothing here needs CUDA to build, and
+//! without a GPU everything still loads.
 
-pub mod arena;
-pub mod args;
-pub mod blas;
+mod activations;
+mod arena;
+mod args;
+mod blas;
 pub mod cache;
 pub mod compile;
-pub mod decode;
-pub mod device;
+mod contract;
+mod decode;
+mod device;
 mod during;
-pub mod engine;
-pub mod fp8;
-pub mod graph;
-pub mod kernels;
-pub mod launch;
-pub mod memory;
-pub mod module;
-pub mod needs;
-pub mod packing;
-pub mod pinned;
-pub mod prefill;
-pub mod rows;
-pub mod state;
-pub mod stream;
-pub mod swiglu;
-pub mod tensor_map;
-pub mod upload;
-pub mod weights;
+mod engine;
+mod fp8;
+mod graph;
+mod kernels;
+mod launch;
+mod limits;
+pub mod measure;
+mod memory;
+mod module;
+mod needs;
+mod packing;
+mod pinned;
+mod prefill;
+mod rows;
+mod state;
+mod stream;
+mod swiglu;
+mod tensor_map;
+mod upload;
+mod weights;
 
+pub use activations::Activations;
 pub use arena::Arena;
 pub use args::Args;
-pub use blas::{Blas, MatMul};
-pub use device::Gpu;
-pub use during::During;
+pub use blas::{Blas, Input, MatMul, Output};
+pub use contract::{BLOCK_SHARED_BYTES, Defines};
+pub use decode::plan::{Epilogue, Kind, Plan};
+pub use decode::program::{Buffers, Phase, Uses};
+pub use decode::{Cache, Decoder};
+pub use device::{Gpu, memory_in_use, pci_bus_id};
 pub use engine::CudaEngine;
+pub use fp8::{QuantizedRows, fp8_defines};
 pub use graph::{Graph, time_us};
+pub use kernels::{Call, Kernels};
 pub use launch::Launch;
 pub use memory::{DeviceBuffer, Span};
 pub use module::{Kernel, Module};
+pub use needs::{Need, SMS, kernels_of};
 pub use pinned::PinnedBuffer;
-pub use stream::{Event, Stream};
+pub use prefill::attention::{Attention, ROPE_THREADS, rope_defines, table_launch};
+pub use prefill::{CHUNK, ROW_THREADS, row_defines, swiglu_launch};
+pub use rows::{
+    Cut, RowProducts, Target, int4_call, int4_widened_from, reads_int4_order, scratch_bytes, widen,
+    widen_defines,
+};
+pub use state::State;
+pub use stream::Stream;
+pub use swiglu::{SwigluCut, fuses_bf16, swiglu_call};
 pub use tensor_map::TensorMap;
+pub use upload::{Piece, Staging, pinned_copy_rate, upload};
+pub use weights::{DeviceMatrix, Format, SLACK};

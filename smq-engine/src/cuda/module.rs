@@ -105,19 +105,6 @@ unsafe impl Send for Kernel {}
 // SAFETY: as above; the driver locks.
 unsafe impl Sync for Kernel {}
 
-/// What a kernel takes of a multiprocessor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
-    /// Registers a thread.
-    pub registers: u32,
-    /// Bytes of local memory a thread: spilled registers and indexed arrays.
-    pub local_bytes: u32,
-    /// Bytes of static shared memory a block.
-    pub shared_bytes: u32,
-    /// Most threads a block.
-    pub max_threads: u32,
-}
-
 impl Kernel {
     /// Its name in the source.
     #[must_use]
@@ -135,49 +122,6 @@ impl Kernel {
     #[must_use]
     pub fn parameters(&self) -> &[usize] {
         &self.parameters
-    }
-
-    /// What it takes of a multiprocessor.
-    ///
-    /// # Errors
-    /// If the driver fails.
-    pub fn usage(&self) -> Result<Usage> {
-        let get = |a| self.attribute(a).map(|v| v as u32);
-        Ok(Usage {
-            registers: get(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
-            local_bytes: get(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
-            shared_bytes: get(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
-            max_threads: get(Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
-        })
-    }
-
-    /// Blocks of `threads` with `shared` bytes of dynamic shared memory that fit a multiprocessor.
-    ///
-    /// # Errors
-    /// If the driver fails.
-    pub fn blocks_per_sm(&self, threads: u32, shared: u32) -> Result<u32> {
-        self.allow_shared(shared)?;
-        let mut blocks = 0;
-        // SAFETY: the kernel is alive, and `blocks` takes the result.
-        unsafe {
-            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
-                &raw mut blocks,
-                self.raw,
-                threads as i32,
-                shared as usize,
-            )
-        }
-        .during(&format!("asking how many blocks of {} fit", self.name))?;
-        Ok(blocks as u32)
-    }
-
-    /// Percent of L1 to prefer as shared memory: more resident blocks, less cache.
-    ///
-    /// # Errors
-    /// If the driver fails.
-    pub fn prefer_shared(&self, percent: u32) -> Result<()> {
-        let attribute = Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
-        self.set(attribute, percent as i32)
     }
 
     /// Raises the limit on dynamic shared memory, 48 KB less the static part at first.

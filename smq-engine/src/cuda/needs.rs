@@ -1,12 +1,12 @@
 //! Every kernel that a model may need, known without a GPU, so that all can be compiled ahead.
 
+use super::contract::Defines;
 use super::decode::step_plan;
-use super::kernels::Defines;
+use super::fp8::fp8_defines;
+use super::limits;
 use super::prefill::attention::{Attention, rope_defines};
 use super::prefill::{CHUNK, row_defines};
-use super::rows::{
-    Cut, LARGEST_INT4_ROWS, Target, is_int4_product, reads_int4_order, widen_defines,
-};
+use super::rows::{Cut, Target, is_int4_product, reads_int4_order, widen_defines};
 use super::swiglu::{SwigluCut, fuses_bf16};
 use super::weights::{DeviceMatrix, DeviceModel, Format};
 use crate::error::Result;
@@ -23,12 +23,13 @@ pub const SMS: usize = 132;
 /// of `sms` multiprocessors.
 ///
 /// # Errors
-/// As [`DeviceModel::place`], but for memory.
+/// As [`CudaEngine::load`](super::CudaEngine::load), but for memory.
 pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Result<Vec<Need>> {
     let mut c = ModelConfig::of(source)?;
     if let Some(max) = max_tokens {
         c.max_positions = c.max_positions.min(max);
     }
+    limits::check(&c, sms)?;
     let model = DeviceModel::sizes(source, &c)?;
     let mut list: Vec<Need> = vec![("rows.cu", row_defines(&c, sms))];
     list.extend([false, true].map(|packed| ("rope.cu", rope_defines(&c, packed))));
@@ -65,11 +66,11 @@ fn products(matrices: &[DeviceMatrix], targets: &[Target], sms: usize, add: &mut
     for w in matrices {
         match w.format {
             Format::Bf16 => {}
-            Format::Fp8 { .. } => add(("fp8.cu", vec![("K", w.cols as i64)])),
+            Format::Fp8 { .. } => add(("fp8.cu", fp8_defines(w.cols))),
             Format::Int4 { .. } | Format::Nf4 { .. } => add(("dequantize.cu", widen_defines(w))),
         }
     }
-    for m in (1..=LARGEST_INT4_ROWS).filter(|m| is_int4_product(matrices, *m)) {
+    for m in (1..=CHUNK).filter(|m| is_int4_product(matrices, *m)) {
         for target in targets {
             add((
                 "gemm_int4.cu",

@@ -10,12 +10,13 @@ use bytemuck::NoUninit;
 
 use crate::engine::Continuations;
 use smq_model::ModelConfig;
+use smq_model::architecture::Windows;
 
 /// What a row sees of the cache (`attention_prefill.cu`): rows `context_begin .. context_end`, and from `own_begin` to
 /// itself. Nothing before `context_begin`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, NoUninit)]
 #[repr(C)]
-pub struct Seen {
+pub(super) struct Seen {
     /// First row of the context that is seen.
     pub context_begin: i32,
     /// Behind its last.
@@ -28,7 +29,7 @@ pub struct Seen {
 
 /// A row whose next token is scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Scored {
+pub(super) struct Scored {
     /// Of the pack.
     pub row: usize,
     /// The token whose probability counts.
@@ -39,7 +40,7 @@ pub struct Scored {
 
 /// Rows of one pass, or of several one after the other.
 #[derive(Debug, Default)]
-pub struct Pack {
+pub(super) struct Pack {
     /// Its sequences are in the long range of LongRoPE.
     pub long: bool,
     /// One a row.
@@ -57,7 +58,8 @@ pub struct Pack {
 ///
 /// Contexts are not empty.
 #[must_use]
-pub fn pack(items: &[Continuations<'_>], c: &ModelConfig, rows: usize) -> Vec<Pack> {
+pub(super) fn pack(items: &[Continuations<'_>], c: &ModelConfig, rows: usize) -> Vec<Pack> {
+    let Windows::Alike(window) = c.windows;
     let mut done = Vec::new();
     let mut open = [false, true].map(|long| Pack {
         long,
@@ -83,7 +85,7 @@ pub fn pack(items: &[Continuations<'_>], c: &ModelConfig, rows: usize) -> Vec<Pa
                 };
                 done.push(std::mem::replace(pack, fresh));
             }
-            pack.add(item, index, &chosen, c.sliding_window);
+            pack.add(item, index, &chosen, window);
         }
     }
     done.extend(open.into_iter().filter(|p| !p.tokens.is_empty()));
@@ -152,7 +154,7 @@ mod tests {
         let path =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/phi3-tiny/config.json");
         let mut c = ModelConfig::from_json(&std::fs::read(path).unwrap()).unwrap();
-        c.sliding_window = window;
+        c.windows = Windows::Alike(window);
         c
     }
 

@@ -1,26 +1,26 @@
 //! A prompt's pass: many positions at once through every layer.
 
-pub mod attention;
+pub(super) mod attention;
 mod head;
 
 use std::sync::Arc;
 
+use super::activations::Activations;
 use super::arena::Arena;
 use super::args::Args;
 use super::blas::Blas;
+use super::contract::Defines;
 use super::decode::Parts;
-use super::kernels::{Call, Defines, Kernels};
+use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
 use super::module::Kernel;
 use super::packing::Seen;
 use super::pinned::PinnedBuffer;
-use super::rows::{
-    Activations, RowProducts, Target, joins_gate_and_up, reads_int4_order, scratch_bytes,
-};
+use super::rows::{RowProducts, Target, joins_gate_and_up, reads_int4_order, scratch_bytes};
 use super::weights::DeviceMatrix;
 use crate::error::{Error, Result};
-use attention::{Attention, Orders, rope_defines, table_call};
+use attention::{Attention, Orders, ROPE_THREADS, rope_defines, table_call};
 use smq_model::ModelConfig;
 
 /// Positions that go through the layers together; bounds the activations' memory.
@@ -29,20 +29,35 @@ pub const CHUNK: usize = 2048;
 const WORKSPACE: usize = 32 << 20;
 /// Rows of logits that the GPU holds at a time: a vocabulary is wide.
 const LOGIT_ROWS: usize = 256;
+/// Threads of a block of `rows.cu`, and of those kernels that have others.
+pub const ROW_THREADS: u32 = 256;
+const LAST_ROW_THREADS: u32 = 1024;
+const SCORE_THREADS: u32 = 512;
+
 /// The macros of `rows.cu`.
-pub(super) fn row_defines(c: &ModelConfig, sms: usize) -> Defines {
+pub fn row_defines(c: &ModelConfig, sms: usize) -> Defines {
     vec![
         ("HIDDEN", c.hidden as i64),
         ("INTERMEDIATE", c.intermediate as i64),
         ("VOCAB", c.vocab as i64),
         ("EPS_BITS", i64::from(c.rms_norm_eps.to_bits())),
         ("GRID", sms as i64),
+        ("ROW_THREADS", ROW_THREADS.into()),
+        ("LAST_ROW_THREADS", LAST_ROW_THREADS.into()),
+        ("SCORE_THREADS", SCORE_THREADS.into()),
     ]
+}
+
+/// The launch of `swiglu_rows` for `m` rows.
+#[must_use]
+pub fn swiglu_launch(intermediate: usize, m: usize) -> Launch {
+    let blocks = padded(intermediate).div_ceil(8 * ROW_THREADS as usize);
+    Launch::new([blocks as u32, m as u32], ROW_THREADS).overlap()
 }
 
 /// The pass's kernels and buffers.
 #[derive(Debug)]
-pub struct Prefill {
+pub(super) struct Prefill {
     embed: Arc<Kernel>,
     norm: Arc<Kernel>,
     swiglu: Arc<Kernel>,
@@ -101,7 +116,7 @@ impl Prefill {
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) from compiling, or if cuBLASLt is not there.
-    pub fn new(kernels: &Kernels, c: &ModelConfig) -> Result<Self> {
+    pub(super) fn new(kernels: &Kernels, c: &ModelConfig) -> Result<Self> {
         let gpu = kernels.gpu();
         let rows = |name| {
             let defines = row_defines(c, gpu.sm_count() as usize);
@@ -130,7 +145,7 @@ impl Prefill {
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) if memory is not there or the driver fails.
-    pub fn run(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
+    pub(super) fn run(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
         let Parts { model, state, .. } = parts;
         self.cache(parts, tokens, past)?;
         let stream = parts.kernels.gpu().main();
@@ -138,7 +153,7 @@ impl Prefill {
         let last = (tokens.len() - 1) % CHUNK;
         let call = Call {
             kernel: self.last_row.clone(),
-            launch: Launch::new(1_u32, 1024).overlap(),
+            launch: Launch::new(1_u32, LAST_ROW_THREADS).overlap(),
             args: Args::new()
                 .ptr(b.x.ptr() + (4 * last * parts.config.hidden) as u64)
                 .ptr(model.norm.ptr())
@@ -153,7 +168,7 @@ impl Prefill {
     ///
     /// # Errors
     /// As [`Prefill::run`].
-    pub fn cache(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
+    pub(super) fn cache(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
         self.reserve(parts, tokens.len().clamp(1, CHUNK), false)?;
         for (i, chunk) in tokens.chunks(CHUNK).enumerate() {
             self.layers(parts, chunk, past + i * CHUNK, None)?;
@@ -181,7 +196,7 @@ impl Prefill {
         let m = tokens.len();
         let embed = Call {
             kernel: self.embed.clone(),
-            launch: Launch::new(m, 256).overlap(),
+            launch: Launch::new(m, ROW_THREADS).overlap(),
             args: Args::new()
                 .ptr(b.tokens.ptr())
                 .ptr(model.embedding.ptr())
@@ -225,7 +240,7 @@ impl Prefill {
         let width = (c.heads + 2 * c.kv_heads) * c.head_dim;
         let rope = Call {
             kernel: self.rope.clone(),
-            launch: Launch::new(m, 256).overlap(),
+            launch: Launch::new(m, ROPE_THREADS).overlap(),
             args: Args::new()
                 .ptr(b.qkv.ptr())
                 .ptr(b.q.ptr())
@@ -270,10 +285,9 @@ impl Prefill {
             } else {
                 let gate_up = Target::Bf16(b.gate_up.ptr(), 2 * c.intermediate);
                 products.run(kernels, stream, &layer.gate_up, m, &b.h, gate_up)?;
-                let columns = padded(c.intermediate).div_ceil(2048) as u32;
                 let swiglu = Call {
                     kernel: self.swiglu.clone(),
-                    launch: Launch::new([columns, m as u32], 256).overlap(),
+                    launch: swiglu_launch(c.intermediate, m),
                     args: Args::new()
                         .ptr(b.gate_up.ptr())
                         .ptr(b.activated.span.ptr())
@@ -288,7 +302,7 @@ impl Prefill {
     fn norm_call(&self, x: u64, weight: Span, b: &Buffers, m: usize, int4_order: bool) -> Call {
         Call {
             kernel: self.norm.clone(),
-            launch: Launch::new(m, 256).overlap(),
+            launch: Launch::new(m, ROW_THREADS).overlap(),
             args: Args::new()
                 .ptr(x)
                 .ptr(weight.ptr())

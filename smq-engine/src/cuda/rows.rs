@@ -1,36 +1,29 @@
 //! Products of many activation rows: cuBLASLt for bf16 weights, `gemm_int4.cu` for int4, and for very many rows
 //! int4 weights are widened to bf16 first, NF4 weights for any number. FP8 weights meet activations quantized to FP8.
 
+use super::activations::Activations;
 use super::args::Args;
 use super::blas::{Blas, Input, MatMul, Output, Scaled};
+use super::contract::Defines;
 use super::fp8::QuantizedRows;
-use super::kernels::{Call, Defines, Kernels};
+use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
 use super::stream::Stream;
 use super::swiglu::{fuses_bf16, swiglu_call};
 use super::tensor_map::TensorMap;
 use super::weights::{DeviceMatrix, Format, LARGEST_GROUP};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// From this many activation rows on, widening the weights once and cuBLASLt's products are faster than the int4 kernel:
-/// sooner for matrices of few rows, whose tiles do not fill the GPU.
-fn widen_from(w: &DeviceMatrix) -> usize {
-    if w.rows < 8192 { 384 } else { 1024 }
-}
-
-/// No int4 product of more rows goes through the int4 kernel.
-pub(super) const LARGEST_INT4_ROWS: usize = 1024;
-
-/// A buffer of activation rows, bf16 `[capacity, stride]`, stride in elements.
-#[derive(Debug, Clone, Copy)]
-pub struct Activations {
-    /// Its memory.
-    pub span: Span,
-    /// Rows that fit.
-    pub capacity: usize,
-    /// Elements from a row to the next: the columns rounded up to 128.
-    pub stride: usize,
+/// Activation rows from which on an int4 matrix of `rows` rows is widened to bf16 before it is
+/// multiplied.
+///
+/// From so many on, widening it once and cuBLASLt's product are faster than the int4 kernel: sooner
+/// for matrices of few rows, whose tiles do not fill the GPU. Matrices that are multiplied side by
+/// side are widened for any number.
+#[must_use]
+pub fn int4_widened_from(rows: usize) -> usize {
+    if rows < 8192 { 384 } else { 1024 }
 }
 
 /// Where a product goes.
@@ -41,7 +34,7 @@ pub enum Target {
     /// Added to f32 `[m, rows]`.
     Add(u64),
     /// `silu(gate) up`, bf16 `[m, rows / 2 rounded up to 128]`; the flag asks for int4 order. Only where
-    /// [`joins_gate_and_up`].
+    /// `joins_gate_and_up`.
     Swiglu(u64, bool),
 }
 
@@ -55,8 +48,11 @@ pub struct RowProducts {
 
 /// Whether the int4 kernel does the product with `matrices`.
 #[must_use]
-pub fn is_int4_product(matrices: &[DeviceMatrix], m: usize) -> bool {
-    matches!(matrices, [one] if one.is_int4() && m < widen_from(one))
+pub(super) fn is_int4_product(matrices: &[DeviceMatrix], m: usize) -> bool {
+    match matrices {
+        [one] => one.is_int4() && m < int4_widened_from(one.rows),
+        _ => false,
+    }
 }
 
 /// Whether the product with `matrices` wants its activations in int4 order: where the int4 kernel does it, of the
@@ -68,7 +64,7 @@ pub fn reads_int4_order(matrices: &[DeviceMatrix], m: usize) -> bool {
 
 /// Whether the product with `matrices` can join gate and up, in this order.
 #[must_use]
-pub fn joins_gate_and_up(matrices: &[DeviceMatrix], m: usize, int4_order: bool) -> bool {
+pub(super) fn joins_gate_and_up(matrices: &[DeviceMatrix], m: usize, int4_order: bool) -> bool {
     reads_int4_order(matrices, m) || (!int4_order && fuses_bf16(matrices, m))
 }
 
@@ -93,7 +89,7 @@ impl RowProducts {
     }
 
     /// Replaces the scratch memory.
-    pub fn set_scratch(&mut self, scratch: Span) {
+    pub(super) fn set_scratch(&mut self, scratch: Span) {
         self.scratch = scratch;
     }
 
@@ -123,20 +119,26 @@ impl RowProducts {
             // SAFETY: as above.
             return unsafe { call.run(stream) };
         }
-        let quantized = match matrices {
-            [w, ..] if matches!(w.format, Format::Fp8 { .. }) => {
+        let is_fp8 = |w: &&DeviceMatrix| match w.format {
+            Format::Fp8 { .. } => true,
+            Format::Bf16 | Format::Int4 { .. } | Format::Nf4 { .. } => false,
+        };
+        let quantized = match matrices.iter().find(is_fp8) {
+            Some(w) => {
                 let rows = QuantizedRows::place(self.scratch, m, w.cols)?;
                 // SAFETY: the caller's promise; products before these in the stream are done with the scratch memory.
                 unsafe { rows.call(kernels, m, w.cols, x)?.run(stream) }?;
                 Some(rows)
             }
-            _ => None,
+            None => None,
         };
         let mut column = 0;
         for w in matrices {
-            let (y, y_stride, output) = match target {
-                Target::Bf16(y, stride) => (y + 2 * column as u64, stride, Output::Bf16),
-                Target::Add(y) | Target::Swiglu(y, _) => (y, w.rows, Output::F32),
+            let (y, y_stride, output, accumulate) = match target {
+                Target::Bf16(y, stride) => (y + 2 * column as u64, stride, Output::Bf16, false),
+                Target::Add(y) => (y, w.rows, Output::F32, true),
+                // Done above.
+                Target::Swiglu(y, _) => (y, w.rows, Output::F32, false),
             };
             let product = MatMul {
                 m,
@@ -146,7 +148,7 @@ impl RowProducts {
                 y_stride,
                 input: Input::Bf16,
                 output,
-                accumulate: matches!(target, Target::Add(_)),
+                accumulate,
             };
             // SAFETY: the caller's promise; the weights are the model's.
             unsafe {
@@ -154,7 +156,13 @@ impl RowProducts {
                     (Format::Fp8 { scales }, Some(rows)) => {
                         self.fp8(stream, &product, w.data, scales, rows, y)
                     }
-                    _ => self.bf16(kernels, stream, &product, w, x, y),
+                    (
+                        Format::Bf16
+                        | Format::Int4 { .. }
+                        | Format::Nf4 { .. }
+                        | Format::Fp8 { .. },
+                        _,
+                    ) => self.bf16(kernels, stream, &product, w, x, y),
                 }
             }?;
             column += w.rows;
@@ -215,12 +223,19 @@ impl RowProducts {
     }
 }
 
+/// Threads of a block of `dequantize.cu`.
+const WIDEN_THREADS: usize = 256;
+/// Chunks of 8 outputs that a block makes.
+const WIDEN_CHUNKS: usize = 2 * WIDEN_THREADS;
+
 /// The macros of `dequantize.cu` for a matrix.
 pub fn widen_defines(w: &DeviceMatrix) -> Defines {
     let mut defines = vec![
         ("K", w.cols as i64),
         ("GROUP", w.group() as i64),
         ("OUT_INT4", 0),
+        ("THREADS", WIDEN_THREADS as i64),
+        ("CHUNKS_A_BLOCK", WIDEN_CHUNKS as i64),
     ];
     defines.extend(w.scale_defines());
     defines
@@ -229,11 +244,12 @@ pub fn widen_defines(w: &DeviceMatrix) -> Defines {
 /// Widens a whole matrix of codes to bf16 at `out`, plain order.
 ///
 /// # Errors
-/// As [`Kernels::get`].
+/// As [`Kernels::get`]; [`Error::Cuda`] for a matrix that is bf16 already.
 pub fn widen(kernels: &Kernels, w: &DeviceMatrix, out: u64) -> Result<Call> {
     let codes = Args::new().ptr(w.data.ptr());
     let (name, args) = match w.format {
-        Format::Bf16 | Format::Int4 { .. } => {
+        Format::Bf16 => return Err(Error::Cuda("a bf16 matrix needs no widening".into())),
+        Format::Int4 { .. } => {
             let (scales, bias) = w.scales();
             ("dequantize_int4", codes.ptr(scales).i32(bias))
         }
@@ -249,7 +265,11 @@ pub fn widen(kernels: &Kernels, w: &DeviceMatrix, out: u64) -> Result<Call> {
     };
     Ok(Call {
         kernel: kernels.get("dequantize.cu", widen_defines(w), name)?,
-        launch: Launch::new((w.rows * w.cols / 8).div_ceil(512), 256).overlap(),
+        launch: Launch::new(
+            (w.rows * w.cols / 8).div_ceil(WIDEN_CHUNKS),
+            WIDEN_THREADS as u32,
+        )
+        .overlap(),
         args: args.i32(w.rows as i32).i32(0).ptr(out),
     })
 }
@@ -269,6 +289,17 @@ pub struct Cut {
     pub tile: usize,
 }
 
+/// What `gemm_int4.cu` does with its sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Epilogue {
+    /// Stores them as bf16.
+    Bf16,
+    /// Adds them to the residual stream.
+    Add,
+    /// Joins gate and up.
+    Swiglu,
+}
+
 impl Cut {
     /// As measured best on an H100 for the shapes of Phi-3.5.
     #[must_use]
@@ -278,7 +309,12 @@ impl Cut {
             .into_iter()
             .find(|t| *t >= m.div_ceil(tiles))
             .unwrap_or(128);
-        let swiglu = matches!(target, Target::Swiglu(..));
+        let (epilogue, order) = match target {
+            Target::Bf16(..) => (Epilogue::Bf16, false),
+            Target::Add(_) => (Epilogue::Add, false),
+            Target::Swiglu(_, order) => (Epilogue::Swiglu, order),
+        };
+        let swiglu = epilogue == Epilogue::Swiglu;
         let loops = swiglu && tiles > 1;
         let stages = match tile {
             16 | 32 => 8,
@@ -288,11 +324,6 @@ impl Cut {
             _ => 4,
         };
         let warpgroups = 2;
-        let (epilogue, order) = match target {
-            Target::Bf16(..) => (0, 0),
-            Target::Add(_) => (1, 0),
-            Target::Swiglu(_, order) => (2, i64::from(order)),
-        };
         let units = if swiglu {
             (w.rows / 2).div_ceil(128) * 4
         } else {
@@ -310,22 +341,29 @@ impl Cut {
                 .unwrap_or(1)
         };
         let columns = if swiglu { 32 } else { 64 } + 8;
-        let staged = if epilogue == 1 {
-            0
-        } else {
-            warpgroups * tile * columns * 2
+        let staged = match epilogue {
+            Epilogue::Add => 0,
+            Epilogue::Bf16 | Epilogue::Swiglu => warpgroups * tile * columns * 2,
         };
+        let shared = stages * (tile * 256 + warpgroups * 64 * (64 + 4 * parts))
+            + staged
+            + 16 * stages
+            + 1024;
         let mut defines = vec![
             ("K", w.cols as i64),
             ("ROWS", w.rows as i64),
             ("GROUP", w.group() as i64),
-            ("EPILOGUE", epilogue),
-            ("OUT_INT4", order),
+            ("EPILOGUE_BF16", Epilogue::Bf16 as i64),
+            ("EPILOGUE_ADD", Epilogue::Add as i64),
+            ("EPILOGUE_SWIGLU", Epilogue::Swiglu as i64),
+            ("EPILOGUE", epilogue as i64),
+            ("OUT_INT4", order.into()),
             ("TILE_M", tile as i64),
             ("WARPGROUPS", warpgroups as i64),
             ("SPLIT_K", split as i64),
             ("STAGES", stages as i64),
             ("MIN_BLOCKS", 1),
+            ("DYNAMIC_SHARED", shared as i64),
         ];
         defines.extend(w.scale_defines());
         Self {
@@ -335,10 +373,7 @@ impl Cut {
                 if loops { 1 } else { m.div_ceil(tile) as u32 },
             ],
             threads: 128 * (warpgroups as u32 + 1),
-            shared: (stages * (tile * 256 + warpgroups * 64 * (64 + 4 * parts))
-                + staged
-                + 16 * stages
-                + 1024) as u32,
+            shared: shared as u32,
             tile,
         }
     }

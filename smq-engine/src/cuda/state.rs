@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::arena::Arena;
-use super::decode::plan::splits;
+use super::contract::Defines;
 use super::device::Gpu;
 use super::memory::Span;
 use super::pinned::PinnedBuffer;
@@ -11,11 +11,41 @@ use crate::error::{Error, Result};
 use smq_model::ModelConfig;
 
 /// Tokens that the mailbox holds: more than are ever on their way.
-pub const RING: usize = 64;
+pub(super) const RING: usize = 64;
 /// A step that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The id that says a logit was not finite.
 const NOT_FINITE: u32 = u32::MAX;
+/// Places in [`State::state`].
+const POSITION: usize = 0;
+const CHOSEN: usize = 1;
+const TOKEN: usize = 2;
+const STEPS: usize = 3;
+const STATE_WORDS: usize = 4;
+
+/// Blocks that share a key/value head's tokens: one block an SM where that is possible, at most 8.
+pub(super) fn splits(c: &ModelConfig, sms: usize) -> usize {
+    let fits = |s: &usize| s * c.kv_heads <= sms && c.head_dim.is_multiple_of(4 * s);
+    [8, 4, 2].into_iter().find(fits).unwrap_or(1)
+}
+
+/// f32 of what a block of a head passes on: its output, a maximum and a sum, in whole 16 bytes.
+fn part_floats(c: &ModelConfig) -> usize {
+    c.head_dim + 4
+}
+
+/// What `decode.cu` knows of these buffers.
+pub(super) fn defines(c: &ModelConfig) -> Defines {
+    vec![
+        ("STATE_POSITION", POSITION as i64),
+        ("STATE_CHOSEN", CHOSEN as i64),
+        ("STATE_TOKEN", TOKEN as i64),
+        ("STATE_STEPS", STEPS as i64),
+        ("RING", RING as i64),
+        ("NOT_FINITE", NOT_FINITE.into()),
+        ("EXCHANGED_FLOATS", part_floats(c) as i64),
+    ]
+}
 
 /// Buffers of one sequence's step, f32 where not said otherwise.
 #[derive(Debug)]
@@ -34,7 +64,7 @@ pub struct State {
     pub last_square_sums: Span,
     /// `[(heads + 2 kv_heads) head_dim]`.
     pub qkv: Span,
-    /// What the blocks of a head exchange, `[heads, splits, head_dim + 4]`.
+    /// What the blocks of a head exchange, `[heads, splits, part_floats]`.
     pub attention_parts: Span,
     /// `[heads head_dim]`.
     pub attended: Span,
@@ -61,11 +91,11 @@ impl State {
         let half = c.rope.rotary_dim / 2;
         let width = c.heads * c.head_dim;
         let kv_width = c.kv_heads * c.head_dim;
-        let parts = c.heads * splits(c, sms) * (c.head_dim + 4);
+        let parts = c.heads * splits(c, sms) * part_floats(c);
         let (arena, spans) = Arena::build(gpu, "a decode step's buffers", |arena| {
             let mut words = |n: usize| arena.take(4 * n);
             Ok((
-                [words(4)?, words(half)?],
+                [words(STATE_WORDS)?, words(half)?],
                 [words(c.hidden)?, words(c.hidden)?, words(c.hidden)?],
                 [words(sms)?, words(sms)?, words(sms)?],
                 [words(width + 2 * kv_width)?, words(parts)?, words(width)?],
@@ -100,6 +130,22 @@ impl State {
             mailbox,
             _arena: arena,
         })
+    }
+
+    /// Where a step finds the number of tokens that the cache holds, an i32.
+    ///
+    /// # Errors
+    /// As [`Span::part`].
+    pub(super) fn position(&self) -> Result<Span> {
+        self.state.part(4 * POSITION, 4)
+    }
+
+    /// Where a step finds its token, an i32.
+    ///
+    /// # Errors
+    /// As [`Span::part`].
+    pub(super) fn next_token(&self) -> Result<Span> {
+        self.state.part(4 * TOKEN, 4)
     }
 
     /// Waits for the token of step `step` (counted from 0 since the buffers were made).

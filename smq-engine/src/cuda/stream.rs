@@ -54,20 +54,11 @@ impl Stream {
             result => result.during("running on the GPU"),
         }
     }
-
-    /// What is queued from now on waits for what `event` recorded.
-    ///
-    /// # Errors
-    /// If the driver fails.
-    pub fn wait(&self, event: &Event) -> Result<()> {
-        // SAFETY: both handles are alive.
-        unsafe { sys::cuStreamWaitEvent(self.raw()?, event.raw, 0) }.during("ordering two streams")
-    }
 }
 
 /// A mark in a stream, to wait for or to time with.
 #[derive(Debug)]
-pub struct Event {
+pub(super) struct Event {
     raw: sys::CUevent,
     context: Arc<CudaContext>,
 }
@@ -82,7 +73,7 @@ impl Event {
     ///
     /// # Errors
     /// If the driver fails.
-    pub fn new(context: &Arc<CudaContext>) -> Result<Self> {
+    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self> {
         Self::with(context, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
     }
 
@@ -90,7 +81,7 @@ impl Event {
     ///
     /// # Errors
     /// If the driver fails.
-    pub fn timed(context: &Arc<CudaContext>) -> Result<Self> {
+    pub(super) fn timed(context: &Arc<CudaContext>) -> Result<Self> {
         Self::with(context, sys::CUevent_flags::CU_EVENT_DEFAULT)
     }
 
@@ -105,7 +96,7 @@ impl Event {
     ///
     /// # Errors
     /// If the driver fails.
-    pub fn record(&self, stream: &Stream) -> Result<()> {
+    pub(super) fn record(&self, stream: &Stream) -> Result<()> {
         // SAFETY: both handles are alive.
         unsafe { sys::cuEventRecord(self.raw, stream.raw()?) }.during("recording an event")
     }
@@ -114,7 +105,7 @@ impl Event {
     ///
     /// # Errors
     /// If something that ran failed.
-    pub fn synchronize(&self) -> Result<()> {
+    pub(super) fn synchronize(&self) -> Result<()> {
         let what = "waiting for the GPU";
         self.context.bind_to_thread().during(what)?;
         // SAFETY: the handle is alive.
@@ -125,7 +116,7 @@ impl Event {
     ///
     /// # Errors
     /// If one of them is not.
-    pub fn us_until(&self, end: &Self) -> Result<f64> {
+    pub(super) fn us_until(&self, end: &Self) -> Result<f64> {
         let mut ms = 0.0_f32;
         // SAFETY: both handles are alive and `ms` is where the result goes.
         unsafe { sys::cuEventElapsedTime_v2(&raw mut ms, self.raw, end.raw) }

@@ -1,17 +1,21 @@
 //! Gate and up projections of a short prompt in bf16, with what joins them: `swiglu_bf16.cu`.
 
+use super::activations::Activations;
 use super::args::Args;
-use super::kernels::{Call, Defines, Kernels};
+use super::contract::BLOCK_SHARED_BYTES;
+use super::contract::Defines;
+use super::kernels::{Call, Kernels};
 use super::launch::Launch;
-use super::rows::Activations;
 use super::tensor_map::TensorMap;
-use super::weights::{DeviceMatrix, Format};
+use super::weights::DeviceMatrix;
 use crate::error::Result;
 
 /// More rows than these are several tiles, which cuBLASLt multiplies faster.
 const MOST_ROWS: usize = 128;
 /// Shared memory of a block, bytes, less what alignment may take.
-const SHARED: usize = (227 << 10) - 1024;
+const SHARED: usize = BLOCK_SHARED_BYTES - 1024;
+/// Threads of a block: two warpgroups multiply, a warp copies.
+const THREADS: usize = 288;
 
 /// Whether the kernel does the product of `m` rows with `matrices`.
 #[must_use]
@@ -20,7 +24,10 @@ pub fn fuses_bf16(matrices: &[DeviceMatrix], m: usize) -> bool {
         // Whole groups of 128 outputs, which need no padding.
         w.rows.is_multiple_of(256) && w.cols.is_multiple_of(64)
     };
-    m <= MOST_ROWS && matches!(matrices, [w] if matches!(w.format, Format::Bf16) && fits(w))
+    match matrices {
+        [w] => m <= MOST_ROWS && !w.is_coded() && fits(w),
+        _ => false,
+    }
 }
 
 /// How the kernel is cut for a number of rows.
@@ -35,22 +42,25 @@ pub struct SwigluCut {
 }
 
 impl SwigluCut {
-    /// For `m` rows, at most [`MOST_ROWS`].
+    /// For `m` rows, at most `MOST_ROWS`.
     #[must_use]
     pub fn new(w: &DeviceMatrix, m: usize) -> Self {
         let tiles = [16, 32, 64, MOST_ROWS];
         let tile = tiles.into_iter().find(|t| *t >= m).unwrap_or(MOST_ROWS);
         let (stage, staged) = (128 * 128 + 128 * tile, 144 * tile);
         let stages = ((SHARED - staged) / (stage + 16)).min(8);
+        let shared = stages * (stage + 16) + staged + 1024;
         Self {
             defines: vec![
                 ("K", w.cols as i64),
                 ("INTERMEDIATE", (w.rows / 2) as i64),
                 ("TILE_M", tile as i64),
                 ("STAGES", stages as i64),
+                ("THREADS", THREADS as i64),
+                ("DYNAMIC_SHARED", shared as i64),
             ],
             tile,
-            shared: stages * (stage + 16) + staged + 1024,
+            shared,
         }
     }
 }
@@ -73,7 +83,7 @@ pub fn swiglu_call(
     let w_map = TensorMap::bf16_halves(w.data, w.cols, w.rows, (64, 8))?;
     Ok(Call {
         kernel: kernels.get("swiglu_bf16.cu", cut.defines, "swiglu_bf16")?,
-        launch: Launch::new(w.rows / 128, 288)
+        launch: Launch::new(w.rows / 128, THREADS as u32)
             .shared(cut.shared as u32)
             .overlap(),
         args: Args::new()
@@ -88,6 +98,7 @@ pub fn swiglu_call(
 mod tests {
     use super::*;
     use crate::cuda::memory::Span;
+    use crate::cuda::weights::Format;
 
     #[test]
     fn every_cut_fits() {
@@ -110,7 +121,7 @@ mod tests {
         for m in 1..=MOST_ROWS {
             let cut = SwigluCut::new(&w, m);
             assert!(cut.tile >= m && (cut.tile == 16 || cut.tile < 2 * m));
-            assert!(cut.shared <= 227 << 10, "{cut:?}");
+            assert!(cut.shared <= BLOCK_SHARED_BYTES, "{cut:?}");
         }
     }
 }

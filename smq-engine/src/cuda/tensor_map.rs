@@ -29,7 +29,7 @@ impl TensorMap {
     ///
     /// # Errors
     /// As [`TensorMap::bf16`]; `rows` is a multiple of 16.
-    pub fn bf16_halves(
+    pub(super) fn bf16_halves(
         memory: Span,
         columns: usize,
         rows: usize,

@@ -72,7 +72,7 @@ impl Staging {
     ///
     /// # Errors
     /// As `work`, and if that succeeds as [`new`](Self::new).
-    pub fn while_doing<T>(
+    pub(super) fn while_doing<T>(
         gpu: &Gpu,
         bytes: usize,
         work: impl FnOnce() -> Result<T>,

@@ -8,7 +8,9 @@ use smq_format::scale::ScaleFormat;
 use smq_format::{Dtype, Scales, TensorData};
 
 use super::arena::Arena;
+use super::contract::ScaleCode;
 use super::device::Gpu;
+use super::limits;
 use super::memory::Span;
 use super::upload::{Piece, Staging, upload};
 use crate::error::{Error, Result};
@@ -16,14 +18,15 @@ use crate::linear::{check_fp8, load_vector};
 use crate::report::LoadReport;
 use smq_model::ModelConfig;
 use smq_model::Source;
-use smq_model::names::{self, LayerNames, NamedMatrix};
+use smq_model::architecture::NormWeight;
+use smq_model::names::{LayerNames, LayerNorms, NamedMatrix};
 
 /// Columns that share a scale in the int4 kernels; others do not run.
-pub const GROUPS: [usize; 3] = [32, 64, 128];
+pub(super) const GROUPS: [usize; 3] = [32, 64, 128];
 /// The kernels' largest group, whose macros are those of matrices without groups, too.
-pub const LARGEST_GROUP: usize = 128;
+pub(super) const LARGEST_GROUP: usize = 128;
 /// Bytes that kernels may read behind a blob.
-const SLACK: usize = 64;
+pub const SLACK: usize = 64;
 
 /// A matrix `[rows, cols]` on the GPU.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +52,7 @@ pub enum Format {
         scales: Span,
         /// Its format.
         format: ScaleFormat,
-        /// Columns of a group, one of [`GROUPS`].
+        /// Columns of a group, one of `GROUPS`.
         group: usize,
     },
     /// NF4 nibbles in blocks of 64 of the flattened matrix.
@@ -72,13 +75,19 @@ impl DeviceMatrix {
     /// Whether it is int4.
     #[must_use]
     pub fn is_int4(&self) -> bool {
-        matches!(self.format, Format::Int4 { .. })
+        match self.format {
+            Format::Int4 { .. } => true,
+            Format::Bf16 | Format::Nf4 { .. } | Format::Fp8 { .. } => false,
+        }
     }
 
     /// Whether it has to be widened before bf16 is multiplied.
     #[must_use]
-    pub fn is_coded(&self) -> bool {
-        !matches!(self.format, Format::Bf16)
+    pub(super) fn is_coded(&self) -> bool {
+        match self.format {
+            Format::Bf16 => false,
+            Format::Int4 { .. } | Format::Nf4 { .. } | Format::Fp8 { .. } => true,
+        }
     }
 
     /// Address of its scale codes, 0 where there are none, and their tensor's bias (NF4: the offset's bits).
@@ -89,7 +98,7 @@ impl DeviceMatrix {
             Format::Int4 { scales, format, .. } => {
                 let bias = match format {
                     ScaleFormat::Mini(m) => i32::from(m.bias()),
-                    _ => 0,
+                    ScaleFormat::F16 | ScaleFormat::F32 => 0,
                 };
                 (scales.ptr(), bias)
             }
@@ -101,32 +110,33 @@ impl DeviceMatrix {
     /// The macros that say how to decode its scales, the same for every matrix that one kernel can serve.
     #[must_use]
     pub fn scale_defines(&self) -> [(&'static str, i64); 3] {
-        let (format, width, mantissa) = match self.format {
-            Format::Bf16 => (0, 16, 0),
-            Format::Nf4 { .. } => (0, 8, 0),
-            Format::Fp8 { .. } => (2, 32, 0),
+        let (code, width, mantissa) = match self.format {
+            // It has none; NF4's are bytes that its own kernels decode.
+            Format::Bf16 => (ScaleCode::Mini, 16, 0),
+            Format::Nf4 { .. } => (ScaleCode::Mini, 8, 0),
+            Format::Fp8 { .. } => (ScaleCode::F32, 32, 0),
             Format::Int4 { format, .. } => {
-                let width = i64::from(format.width_bits());
-                match format {
-                    ScaleFormat::Mini(m) => (0, width, i64::from(m.mantissa_bits())),
-                    ScaleFormat::F16 => (1, width, 0),
-                    ScaleFormat::F32 => (2, width, 0),
-                }
+                let mantissa = match format {
+                    ScaleFormat::Mini(m) => m.mantissa_bits(),
+                    ScaleFormat::F16 | ScaleFormat::F32 => 0,
+                };
+                (format.into(), format.width_bits(), mantissa)
             }
         };
         [
-            ("SCALE_FORMAT", format),
-            ("SCALE_WIDTH", width),
-            ("SCALE_MANTISSA", mantissa),
+            ("SCALE_FORMAT", code as i64),
+            ("SCALE_WIDTH", width.into()),
+            ("SCALE_MANTISSA", mantissa.into()),
         ]
     }
 
-    /// Columns that share a scale, as the int4 kernels' macros have it: [`LARGEST_GROUP`] where it is not int4.
+    /// Columns that share a scale, as the int4 kernels' macros have it: `LARGEST_GROUP` where it is
+    /// not int4.
     #[must_use]
     pub fn group(&self) -> usize {
         match self.format {
             Format::Int4 { group, .. } => group,
-            _ => LARGEST_GROUP,
+            Format::Bf16 | Format::Nf4 { .. } | Format::Fp8 { .. } => LARGEST_GROUP,
         }
     }
 
@@ -151,7 +161,7 @@ impl DeviceMatrix {
 
 /// One decoder layer.
 #[derive(Debug)]
-pub struct DeviceLayer {
+pub(super) struct DeviceLayer {
     /// f32 `[hidden]`.
     pub input_norm: Span,
     /// One or three matrices, stored alike.
@@ -168,7 +178,7 @@ pub struct DeviceLayer {
 
 /// Every weight.
 #[derive(Debug)]
-pub struct DeviceModel {
+pub(super) struct DeviceModel {
     /// bf16 `[vocab, hidden]`.
     pub embedding: Span,
     /// The layers.
@@ -183,17 +193,26 @@ pub struct DeviceModel {
 
 /// A model whose weights have places on the GPU, but are not there yet.
 #[derive(Debug)]
-pub struct PlacedModel<'s> {
+pub(super) struct PlacedModel<'s> {
     model: DeviceModel,
     pieces: Vec<(Cow<'s, [u8]>, Span)>,
 }
 
 impl PlacedModel<'_> {
+    /// The model, its weights not there yet.
+    pub(super) fn model(&self) -> &DeviceModel {
+        &self.model
+    }
+
     /// Copies every tensor to the GPU, and says what that took.
     ///
     /// # Errors
     /// [`Error::Cuda`] if the driver fails.
-    pub fn upload(self, gpu: &Gpu, mut staging: Staging) -> Result<(DeviceModel, LoadReport)> {
+    pub(super) fn upload(
+        self,
+        gpu: &Gpu,
+        mut staging: Staging,
+    ) -> Result<(DeviceModel, LoadReport)> {
         let pieces = self.pieces.iter();
         let pieces: Vec<Piece<'_>> = pieces
             .map(|(source, to)| Piece { source, to: *to })
@@ -210,7 +229,11 @@ impl DeviceModel {
     /// # Errors
     /// As [`Decoder::load`](crate::model::Decoder::load); [`Error::Tensor`] for what the kernels do not do;
     /// [`Error::Cuda`] if the memory is not there.
-    pub fn place<'s>(gpu: &Gpu, source: &'s Source, c: &ModelConfig) -> Result<PlacedModel<'s>> {
+    pub(super) fn place<'s>(
+        gpu: &Gpu,
+        source: &'s Source,
+        c: &ModelConfig,
+    ) -> Result<PlacedModel<'s>> {
         let mut pieces = Vec::new();
         let (arena, mut model) = Arena::build(gpu, "the weights", |arena| {
             pieces.clear();
@@ -242,7 +265,7 @@ impl DeviceModel {
 
     /// Weight bytes that one decoded token reads.
     #[must_use]
-    pub fn bytes_per_token(&self) -> usize {
+    pub(super) fn bytes_per_token(&self) -> usize {
         let layers = self
             .layers
             .iter()
@@ -262,42 +285,36 @@ struct Placer<'a, 's, 'p> {
 
 impl<'s> Placer<'_, 's, '_> {
     fn model(&mut self, c: &ModelConfig) -> Result<DeviceModel> {
-        let table = NamedMatrix {
-            name: names::EMBEDDING.into(),
-            rows: c.vocab,
-            cols: c.hidden,
-        };
-        let embedding = self.matrix(&table)?;
-        if embedding.is_coded() {
-            let message = "the embedding is quantized, which --device cuda does not look up; run with --device cpu";
-            return Err(Error::tensor(&table.name, message));
-        }
-        let head = if c.tied_head {
-            embedding
-        } else {
+        let mut table = |name: &str| {
             self.matrix(&NamedMatrix {
-                name: names::HEAD.into(),
-                ..table
-            })?
+                name: name.into(),
+                rows: c.vocab,
+                cols: c.hidden,
+                bias: None,
+            })
         };
+        let embedding = table(c.embedding())?;
+        limits::embedding(c.embedding(), &embedding)?;
+        let head = c.own_head().map_or(Ok(embedding), table)?;
         let layers = (0..c.layers)
             .map(|i| self.layer(&LayerNames::of(c, i), c))
             .collect::<Result<_>>()?;
         Ok(DeviceModel {
             embedding: embedding.data,
             layers,
-            norm: self.vector(names::NORM, c.hidden)?,
+            norm: self.norm(c.architecture.last_norm, c)?,
             head,
             _arena: Arena::sizes(),
         })
     }
 
     fn layer(&mut self, names: &LayerNames, c: &ModelConfig) -> Result<DeviceLayer> {
+        let LayerNorms::BeforeBlocks { attention, mlp } = &names.norms;
         Ok(DeviceLayer {
-            input_norm: self.vector(&names.input_norm, c.hidden)?,
+            input_norm: self.norm(attention, c)?,
             qkv: self.matrices(&names.qkv)?,
             o: self.matrix(&names.o)?,
-            post_attention_norm: self.vector(&names.post_attention_norm, c.hidden)?,
+            post_attention_norm: self.norm(mlp, c)?,
             gate_up: self.matrices(&names.gate_up)?,
             down: self.matrix(&names.down)?,
         })
@@ -305,23 +322,12 @@ impl<'s> Placer<'_, 's, '_> {
 
     fn matrices(&mut self, list: &[NamedMatrix]) -> Result<Vec<DeviceMatrix>> {
         let out: Vec<DeviceMatrix> = list.iter().map(|m| self.matrix(m)).collect::<Result<_>>()?;
-        let defines = |m: &DeviceMatrix| (std::mem::discriminant(&m.format), m.scale_defines());
-        match out.iter().position(|m| defines(m) != defines(&out[0])) {
-            None => Ok(out),
-            Some(i) => Err(Error::tensor(
-                &list[i].name,
-                format!(
-                    "is stored in another format than {}; --device cuda multiplies them together, so quantize both \
-                     alike, or run with --device cpu",
-                    list[0].name
-                ),
-            )),
-        }
+        limits::stored_alike(list, &out)?;
+        Ok(out)
     }
 
     /// A matrix that the engine multiplies with.
     fn matrix(&mut self, m: &NamedMatrix) -> Result<DeviceMatrix> {
-        let bad = |message: String| Err(Error::tensor(&m.name, message));
         let (bytes, format) = match self.source.stored(&m.name, &[m.rows, m.cols])? {
             TensorData::Raw { dtype, bytes } => (to_bf16(dtype, bytes), Format::Bf16),
             TensorData::Int4 {
@@ -370,17 +376,7 @@ impl<'s> Placer<'_, 's, '_> {
                 (Cow::Borrowed(codes), Format::Fp8 { scales })
             }
         };
-        // Rows start at 16 bytes, bf16's are whole lines of 128 bytes, NF4's whole blocks.
-        let step = match format {
-            Format::Bf16 | Format::Nf4 { .. } => 64,
-            Format::Int4 { .. } | Format::Fp8 { .. } => 32,
-        };
-        if !m.cols.is_multiple_of(step) || !m.rows.is_multiple_of(8) {
-            return bad(format!(
-                "is [{}, {}]; --device cuda needs rows in eights and columns in multiples of {step}",
-                m.rows, m.cols
-            ));
-        }
+        limits::sizes(m, format)?;
         let data = self.place(bytes)?;
         Ok(DeviceMatrix {
             rows: m.rows,
@@ -390,37 +386,17 @@ impl<'s> Placer<'_, 's, '_> {
         })
     }
 
-    /// The kernels' group for `m`, whose file has groups of `group`. A step is compiled for one.
+    /// The kernels' group for `m`, whose file has groups of `group`.
     fn group(&mut self, m: &NamedMatrix, group: usize) -> Result<usize> {
-        let bad = |message: String| Err(Error::tensor(&m.name, message));
-        // A row of one group is the first part of a larger one.
-        let one_a_row = group >= m.cols && m.cols <= LARGEST_GROUP;
-        let group = match GROUPS.contains(&group) {
-            true => group,
-            false if one_a_row => LARGEST_GROUP,
-            false => {
-                return bad(format!(
-                    "has groups of {}; --device cuda runs groups of 32, 64 or 128: convert again with --group-size \
-                     {LARGEST_GROUP}, or run with --device cpu",
-                    group.min(m.cols)
-                ));
-            }
-        };
-        match &self.grouped {
-            Some((first, name)) if *first != group => bad(format!(
-                "has groups of {group}, and {name} has groups of {first}; --device cuda runs groups of one size in a \
-                 model: convert again with one --group-size, or run with --device cpu"
-            )),
-            Some(_) => Ok(group),
-            None => {
-                self.grouped = Some((group, m.name.clone()));
-                Ok(group)
-            }
-        }
+        let group = limits::group(m, group, self.grouped.as_ref())?;
+        self.grouped.get_or_insert_with(|| (group, m.name.clone()));
+        Ok(group)
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Span> {
-        let values = load_vector(self.source, name, len)?;
+    /// What a norm multiplies with, f32 `[hidden]`.
+    fn norm(&mut self, name: &str, c: &ModelConfig) -> Result<Span> {
+        let NormWeight::AsStored = c.architecture.norm_weight;
+        let values = load_vector(self.source, name, c.hidden)?;
         self.place(Cow::Owned(bytemuck::cast_slice(&values).to_vec()))
     }
 

@@ -11,6 +11,7 @@ use super::lanes::Isa;
 const MAX_ABS_FLOOR: f32 = 1e-12;
 
 /// `m` activation rows as FP8.
+#[derive(Debug, Clone)]
 pub struct QuantizedX {
     /// The codes' values, `[m, cols]`.
     pub values: Vec<f32>,

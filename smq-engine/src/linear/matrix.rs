@@ -161,7 +161,10 @@ impl Matrix<'_> {
             Weights::Nf4 { bf16: false, .. } if self.cols.is_multiple_of(nf4::BLOCK_ELEMS) => {
                 Some(nf4::BLOCK_ELEMS)
             }
-            _ => None,
+            Weights::Int4 { .. }
+            | Weights::Nf4 { .. }
+            | Weights::Dense { .. }
+            | Weights::Fp8 { .. } => None,
         }
     }
 }

@@ -16,6 +16,7 @@ mod naive;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
@@ -233,41 +234,50 @@ fn run_jobs(isa: Isa, forms: &Forms<'_>, outs: Vec<(&Matrix<'_>, &mut [f32])>) {
 fn run_job(isa: Isa, forms: &Forms<'_>, job: Job<'_, '_, '_>) {
     let cols = job.matrix.cols;
     let (x, m) = (forms.x, forms.m);
-    let code = match job.matrix.data {
-        Weights::Nf4 { .. } => Code::Nf4,
-        _ => Code::Int4,
-    };
-    match (&job.matrix.data, job.packed, &forms.quantized) {
-        (Weights::Dense { dtype, bytes }, ..) => {
+    let code = match &job.matrix.data {
+        Weights::Dense { dtype, bytes } => {
             let row_bytes = cols * dtype.bytes();
             let bytes = &bytes[job.rows.start * row_bytes..job.rows.end * row_bytes];
-            dense::product(isa, *dtype, bytes, x, m, job.out);
+            return dense::product(isa, *dtype, bytes, x, m, job.out);
         }
-        (Weights::Fp8 { codes, scales }, _, Some(x)) => {
+        Weights::Fp8 { codes, scales } => {
             let codes = &codes[job.rows.start * cols..job.rows.end * cols];
-            fp8::product(isa, codes, &scales[job.rows], x, job.out);
+            let x = quantized_or_now(forms.quantized.as_ref(), x, cols);
+            return fp8::product(isa, codes, &scales[job.rows], &x, job.out);
         }
-        (Weights::Int4 { .. } | Weights::Nf4 { .. }, Some(packed), _) => {
-            let (nibbles, scales) = job.matrix.nibble_rows(job.rows);
-            let group = packed.group();
-            let rows = NibbleRows {
-                code,
-                nibbles,
-                scales,
-                group,
-                cols,
-            };
-            int4::product(rows, packed, job.out);
-        }
-        // Odd groups start inside a byte, and NF4 blocks inside a row where 64 does not divide it: no model has them,
-        // so widen row by row. Weights rounded to bf16 only check a GPU.
-        _ => {
-            let mut row = vec![0.0; cols];
-            for (r, out) in job.rows.zip(job.out.chunks_exact_mut(m)) {
-                job.matrix.dequantize(r..r + 1, &mut row);
-                dense_product_f32(isa, &row, x, m, out);
-            }
-        }
+        Weights::Int4 { .. } => Code::Int4,
+        Weights::Nf4 { .. } => Code::Nf4,
+    };
+    if let Some(packed) = job.packed {
+        let (nibbles, scales) = job.matrix.nibble_rows(job.rows);
+        let group = packed.group();
+        let rows = NibbleRows {
+            code,
+            nibbles,
+            scales,
+            group,
+            cols,
+        };
+        return int4::product(rows, packed, job.out);
+    }
+    // Odd groups start inside a byte, and NF4 blocks inside a row where 64 does not divide it: no
+    // model has them, so widen row by row. Weights rounded to bf16 only check a GPU.
+    let mut row = vec![0.0; cols];
+    for (r, out) in job.rows.zip(job.out.chunks_exact_mut(m)) {
+        job.matrix.dequantize(r..r + 1, &mut row);
+        dense_product_f32(isa, &row, x, m, out);
+    }
+}
+
+/// The activations as FP8, which whoever has a set of products has made once for all of them.
+fn quantized_or_now<'q>(
+    quantized: Option<&'q QuantizedX>,
+    x: &[f32],
+    cols: usize,
+) -> Cow<'q, QuantizedX> {
+    match quantized {
+        Some(quantized) => Cow::Borrowed(quantized),
+        None => Cow::Owned(QuantizedX::new(x, cols)),
     }
 }
 
@@ -281,10 +291,10 @@ fn by_gemm(
 ) -> Result<()> {
     let cols = matrix.cols;
     let fp8 = match &matrix.data {
-        Weights::Fp8 { scales, .. } => quantized.map(|x| (x, scales)),
-        _ => None,
+        Weights::Fp8 { scales, .. } => Some((quantized_or_now(quantized, x, cols), scales)),
+        Weights::Dense { .. } | Weights::Int4 { .. } | Weights::Nf4 { .. } => None,
     };
-    let x = fp8.map_or(x, |(x, _)| &x.values);
+    let x = fp8.as_ref().map_or(x, |(x, _)| &x.values);
     let x = Tensor::from_slice(x, (m, cols), &Device::Cpu)?;
     let starts: Vec<usize> = (0..matrix.rows).step_by(TILE_ROWS).collect();
     let tiles: Vec<Vec<f32>> = starts
@@ -306,8 +316,8 @@ fn by_gemm(
             for (tile, out) in tiles.iter().zip(out.chunks_mut(TILE_ROWS)) {
                 out.copy_from_slice(&tile[i * out.len()..][..out.len()]);
             }
-            if let Some((x, scales)) = fp8 {
-                for (out, scale) in out.iter_mut().zip(scales) {
+            if let Some((x, scales)) = &fp8 {
+                for (out, scale) in out.iter_mut().zip(scales.iter()) {
                     *out *= x.scales[i] * scale;
                 }
             }

@@ -6,6 +6,7 @@ use super::Precision;
 use crate::linear::lanes::{Lanes, dispatch};
 use crate::linear::{Isa, dense_product_f32};
 use smq_model::ModelConfig;
+use smq_model::architecture::{Multipliers, Windows};
 
 /// Queries that share one pass over keys and values.
 const BLOCK: usize = 4;
@@ -138,14 +139,13 @@ fn attend_block<'q>(
     out: &mut [f32],
 ) {
     let d = config.head_dim;
+    let Windows::Alike(window) = config.windows;
     let n = out.len() / d;
     let mut packed = Vec::with_capacity(n * d);
     // Each query sees positions `first ..= position`.
     let mut seen = Vec::with_capacity(n);
     for (position, query) in queries {
-        let first = config
-            .sliding_window
-            .map_or(0, |window| (position + 1).saturating_sub(window));
+        let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
         seen.push(first..position + 1);
         packed.extend_from_slice(query);
     }
@@ -155,7 +155,9 @@ fn attend_block<'q>(
     let values = KvCache::rows(&cache.values, cache.capacity, d, kv_head, (start, end));
     let mut scores = vec![0.0; (end - start) * n];
     dense_product_f32(Isa::best(), keys, &packed, n, &mut scores);
-    let scale = 1.0 / (d as f32).sqrt();
+    let scale = match config.architecture.multipliers {
+        Multipliers::Scores => 1.0 / (d as f32).sqrt(),
+    };
     for (i, seen) in seen.iter().enumerate() {
         softmax_column(
             &mut scores,

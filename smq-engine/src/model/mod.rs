@@ -2,6 +2,7 @@
 //! rounded to bf16 where a GPU engine rounds them.
 
 mod attention;
+mod limits;
 mod mlp;
 mod norm;
 mod precision;
@@ -11,12 +12,14 @@ mod stages;
 use crate::error::{Error, Result};
 use crate::linear::{self, Matrix, load_vector};
 use attention::KvCache;
+pub(crate) use limits::check;
 use norm::rms_norm;
 pub use precision::Precision;
 use rope::RopeTable;
 use smq_model::ModelConfig;
 use smq_model::Source;
-use smq_model::names::{self, LayerNames, NamedMatrix};
+use smq_model::architecture::{Activation, NormWeight};
+use smq_model::names::{LayerNames, LayerNorms, NamedMatrix};
 pub use stages::{Stage, Window};
 use std::slice;
 
@@ -106,7 +109,7 @@ impl<'a> Decoder<'a> {
     /// Finds every tensor and checks its shape against config.json.
     ///
     /// # Errors
-    /// [`Error::Config`], [`Error::Tensor`] or [`Error::Model`].
+    /// [`Error::Model`] of a config or a tensor that does not fit.
     pub fn load(source: &'a Source) -> Result<Self> {
         Self::load_with(source, Precision::F32)
     }
@@ -118,18 +121,17 @@ impl<'a> Decoder<'a> {
     pub fn load_with(source: &'a Source, precision: Precision) -> Result<Self> {
         let config = ModelConfig::of(source)?;
         let c = &config;
-        let embedding =
-            precision.weights(Matrix::load(source, names::EMBEDDING, [c.vocab, c.hidden])?);
-        let head = match c.tied_head {
-            true => None,
-            false => {
-                Some(precision.weights(Matrix::load(source, names::HEAD, [c.vocab, c.hidden])?))
-            }
+        limits::check(c)?;
+        let table = |name| {
+            let matrix = Matrix::load(source, name, [c.vocab, c.hidden])?;
+            Ok::<_, Error>(precision.weights(matrix))
         };
+        let embedding = table(c.embedding())?;
+        let head = c.own_head().map(table).transpose()?;
         let layers = (0..c.layers)
             .map(|i| Layer::load(source, precision, c, i))
             .collect::<Result<_>>()?;
-        let norm = load_vector(source, names::NORM, c.hidden)?;
+        let norm = load_norm(source, c.architecture.last_norm, c)?;
         Ok(Self {
             embedding,
             layers,
@@ -235,16 +237,17 @@ impl<'a> Layer<'a> {
         index: usize,
     ) -> Result<Self> {
         let names = LayerNames::of(c, index);
+        let LayerNorms::BeforeBlocks { attention, mlp } = &names.norms;
         let matrix = |m: &NamedMatrix| {
             let matrix = Matrix::load(source, &m.name, [m.rows, m.cols])?;
             Ok(precision.weights(matrix))
         };
         let matrices = |list: &[NamedMatrix]| list.iter().map(matrix).collect::<Result<Vec<_>>>();
         Ok(Self {
-            input_norm: load_vector(source, &names.input_norm, c.hidden)?,
+            input_norm: load_norm(source, attention, c)?,
             qkv: matrices(&names.qkv)?,
             o: matrix(&names.o)?,
-            post_attention_norm: load_vector(source, &names.post_attention_norm, c.hidden)?,
+            post_attention_norm: load_norm(source, mlp, c)?,
             gate_up: matrices(&names.gate_up)?,
             down: matrix(&names.down)?,
         })
@@ -283,8 +286,8 @@ fn normed(x: &[f32], weight: &[f32], c: &ModelConfig, precision: Precision) -> V
     h
 }
 
-/// The input of o, `[m, heads * head_dim]`, from queries, keys and values of `m` positions behind `past` others,
-/// one row a position; keys and values go into the cache.
+/// The input of o, `[m, heads * head_dim]`, from queries, keys and values of `m` positions behind
+/// `past` others, one row a position; keys and values go into the cache.
 fn rotated_and_attended(
     c: &ModelConfig,
     precision: Precision,
@@ -315,9 +318,18 @@ fn rotated_and_attended(
 /// The input of down, `[m, intermediate]`.
 fn activated(c: &ModelConfig, precision: Precision, gate_up: &mut [f32]) -> Vec<f32> {
     precision.round(gate_up);
-    let mut activated = mlp::swiglu(gate_up, c.intermediate);
+    let mut activated = match c.activation {
+        Activation::Silu => mlp::swiglu(gate_up, c.intermediate),
+    };
     precision.round(&mut activated);
     activated
+}
+
+/// What a norm multiplies with, `[hidden]`.
+fn load_norm(source: &Source, name: &str, c: &ModelConfig) -> Result<Vec<f32>> {
+    match c.architecture.norm_weight {
+        NormWeight::AsStored => load_vector(source, name, c.hidden),
+    }
 }
 
 fn add(x: &mut [f32], y: &[f32]) {

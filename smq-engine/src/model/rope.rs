@@ -4,7 +4,7 @@ use smq_model::RopeConfig;
 
 /// cos and sin of every position up to the longest one asked for, for one choice of factors.
 #[derive(Debug)]
-pub struct RopeTable {
+pub(super) struct RopeTable {
     inv_freq: Vec<f32>,
     attention_factor: f32,
     long: bool,
@@ -16,7 +16,7 @@ pub struct RopeTable {
 impl RopeTable {
     /// An empty table; `long` picks LongRoPE's factors.
     #[must_use]
-    pub fn new(config: &RopeConfig, long: bool) -> Self {
+    pub(super) fn new(config: &RopeConfig, long: bool) -> Self {
         Self {
             inv_freq: config.inv_freq(long),
             attention_factor: config.attention_factor(),
@@ -28,12 +28,12 @@ impl RopeTable {
 
     /// Whether it holds the long factors.
     #[must_use]
-    pub fn is_long(&self) -> bool {
+    pub(super) fn is_long(&self) -> bool {
         self.long
     }
 
     /// Computes the positions below `len` that are not there yet.
-    pub fn extend_to(&mut self, len: usize) {
+    pub(super) fn extend_to(&mut self, len: usize) {
         let half = self.inv_freq.len();
         for position in self.cos.len() / half..len {
             for &freq in &self.inv_freq {
@@ -45,7 +45,7 @@ impl RopeTable {
     }
 
     /// Rotates one head in place: element `i` pairs with `i + rotary_dim / 2` (`rotate_half`).
-    pub fn rotate(&self, head: &mut [f32], position: usize) {
+    pub(super) fn rotate(&self, head: &mut [f32], position: usize) {
         let half = self.inv_freq.len();
         let cos = &self.cos[position * half..][..half];
         let sin = &self.sin[position * half..][..half];

@@ -19,7 +19,6 @@ KERNEL shared_sum(u32 *out, u32 words) {
     for (u32 i = 0; i < words; i++) sum += memory[i];
     *out = sum;
 }
-KERNEL cluster_size(u32 *out) { asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(out[blockIdx.x])); }
 // One box of a bf16 matrix by TMA, out as it lies in shared memory (swizzled).
 struct __align__(64) Map { u64 words[16]; };
 KERNEL box(const __grid_constant__ Map map, int column, int row, u16 *out) {

@@ -1,7 +1,8 @@
 //! Copies, pinned memory, and what is said when memory runs out.
 
-use smq_engine::cuda::upload::{Piece, Staging, pinned_copy_rate, upload};
-use smq_engine::cuda::{Arena, Args, DeviceBuffer, Gpu, Launch, PinnedBuffer};
+use smq_engine::cuda::{
+    Arena, Args, DeviceBuffer, Gpu, Launch, Piece, PinnedBuffer, Staging, pinned_copy_rate, upload,
+};
 
 use super::{Outcome, equal, kernel};
 

@@ -1,7 +1,6 @@
 //! cuBLASLt's products against sums in f64.
 
-use smq_engine::cuda::blas::{Input, Output};
-use smq_engine::cuda::{Blas, DeviceBuffer, Gpu, Graph, MatMul};
+use smq_engine::cuda::{Blas, DeviceBuffer, Gpu, Graph, Input, MatMul, Output};
 
 use super::{Outcome, equal};
 

@@ -1,11 +1,17 @@
-//! Compiles every kernel for an H100, and those that use nothing newer for older GPUs. Needs NVRTC but no GPU; where it is absent the tests count as
-//! ignored.
+//! Compiles every kernel for an H100, and those that use nothing newer for older GPUs. Needs NVRTC
+//! but no GPU; where it is absent the tests count as ignored.
+//!
+//! Each prints the BLAKE3 of its machine code, so that two versions of the kernels can be compared
+//! (kernels/README.md).
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use smq_engine::cuda::BLOCK_SHARED_BYTES;
 use smq_engine::cuda::compile::{compile, compile_text, compile_uncached, files, nvrtc_version};
+
 mod variants;
 
 use variants::{Variant, kernel_variants};
@@ -60,21 +66,41 @@ fn main() -> ExitCode {
     libtest_mimic::run(&args, trials).exit_code()
 }
 
-/// Without warnings, nor ptxas's notes on wgmma (C7510 and on: waits it had to add, products it runs one by one); prints
-/// what ptxas tells.
+/// Within the shared memory of a block, without warnings, nor ptxas's notes on wgmma (C7510 and on:
+/// waits it had to add, products it runs one by one); prints what ptxas tells.
 fn compiles(name: &str, arch: &str, variant: &Variant) -> Result<(), Failed> {
     let verbose = ["--ptxas-options=-v"];
     let compiled = compile_uncached(arch, variant.file, &variant.defines, &verbose)?;
     if !compiled.cubin.starts_with(b"\x7fELF") {
         return Err("the machine code is not a cubin".into());
     }
-    let mut lines = vec![name.to_owned()];
+    let hash = blake3::hash(&compiled.cubin).to_hex();
+    let mut lines = vec![format!("cubin {} {name}", &hash[..32])];
     lines.extend(resources(&compiled.log));
     println!("{}", lines.join("\n"));
+    let dynamic = variant.defines.iter().find(|d| d.0 == "DYNAMIC_SHARED");
+    let dynamic = dynamic.map_or(0, |d| d.1);
+    let fixed = static_shared(&compiled.log);
+    if fixed + dynamic > BLOCK_SHARED_BYTES as i64 {
+        let message = format!(
+            "a block takes {fixed} static and {dynamic} dynamic bytes of shared memory, and has {BLOCK_SHARED_BYTES}"
+        );
+        return Err(message.into());
+    }
     match compiled.log.contains("warning") || compiled.log.contains("(C75") {
         true => Err(Failed::from(compiled.log)),
         false => Ok(()),
     }
+}
+
+/// Bytes of static shared memory of the kernel that has most.
+fn static_shared(log: &str) -> i64 {
+    let used = log.lines().filter_map(|l| l.split_once("Used "));
+    let bytes = used.map(|(_, used)| {
+        let shared = used.split(", ").find_map(|u| u.strip_suffix(" bytes smem"));
+        shared.map_or(0, |bytes| bytes.parse().unwrap())
+    });
+    bytes.max().unwrap()
 }
 
 /// Registers, shared memory and spills of each kernel.

@@ -1,17 +1,13 @@
 //! Every kernel file with the macros of the models that are tested, as the engine cuts them for an H100.
 
-use smq_format::scale::{MiniFloat, ScaleFormat};
-
-use smq_engine::cuda::decode::plan::{Epilogue, Kind, Plan};
-use smq_engine::cuda::memory::Span;
-use smq_engine::cuda::prefill::attention::{Attention, rope_defines};
-use smq_engine::cuda::rows::{self, Target};
-use smq_engine::cuda::swiglu::{SwigluCut, fuses_bf16};
-use smq_engine::cuda::weights::{DeviceMatrix, Format};
+use smq_engine::cuda::{
+    Attention, Cut, Defines, DeviceMatrix, Epilogue, Format, Kind, Plan, SMS, Span, SwigluCut,
+    Target, fp8_defines, fuses_bf16, measure, reads_int4_order, rope_defines, row_defines,
+    widen_defines,
+};
+use smq_format::ScaleChoice;
+use smq_format::scale::ScaleFormat;
 use smq_model::ModelConfig;
-
-/// Multiprocessors of an H100.
-const SMS: usize = 132;
 
 /// A kernel file and the macros it is compiled with.
 #[derive(Debug, Clone)]
@@ -21,7 +17,7 @@ pub(crate) struct Variant {
     /// The kernel file.
     pub(crate) file: &'static str,
     /// Macros, by name.
-    pub(crate) defines: Vec<(&'static str, i64)>,
+    pub(crate) defines: Defines,
 }
 
 /// A model's shape, as kernels need it.
@@ -35,27 +31,6 @@ struct Shape {
     vocab: usize,
     /// q, k, v and gate, up are one matrix each.
     fused: bool,
-}
-
-impl Shape {
-    fn config(&self) -> Option<ModelConfig> {
-        let Self {
-            hidden,
-            heads,
-            kv_heads,
-            head_dim,
-            intermediate,
-            vocab,
-            ..
-        } = self;
-        let json = format!(
-            r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": {hidden}, "num_attention_heads": {heads},
-                "num_key_value_heads": {kv_heads}, "head_dim": {head_dim}, "intermediate_size": {intermediate},
-                "vocab_size": {vocab}, "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-                "max_position_embeddings": 4096}}"#
-        );
-        ModelConfig::from_json(json.as_bytes()).ok()
-    }
 }
 
 const SHAPES: [Shape; 3] = [
@@ -91,114 +66,28 @@ const SHAPES: [Shape; 3] = [
     },
 ];
 
-/// What the NVRTC test compiles.
-
+/// What the test compiles.
 pub(crate) fn kernel_variants() -> Vec<Variant> {
-    let mut list: Vec<_> = [2, 4, 8]
-        .map(|loads| Variant {
+    let mut list = Vec::new();
+    for loads in [2, 4, 8] {
+        list.push(Variant {
             name: format!("{loads} loads"),
-            file: "measure.cu",
-            defines: vec![("LOADS", loads)],
-        })
-        .into();
-    for shape in &SHAPES {
-        of_model(shape, &mut list);
+            file: measure::FILE,
+            defines: measure::defines(loads),
+        });
     }
+    list.extend(SHAPES.iter().flat_map(of_shape));
     list
 }
 
-fn of_model(s: &Shape, list: &mut Vec<Variant>) {
-    let e5m5 = MiniFloat::new(5, 5, 100).map_or(ScaleFormat::F16, ScaleFormat::Mini);
-    let mut add = |file, case: &str, defines| {
-        let name = format!("{} {case}", s.name);
-        list.push(Variant {
-            name,
-            file,
-            defines,
-        });
-    };
-    let eps = 1e-5_f32;
-    let number = |n: usize| n as i64;
-    if let Some(c) = s.config() {
-        for packed in [false, true] {
-            let case = if packed { "packed" } else { "" };
-            add("rope.cu", case, rope_defines(&c, packed));
-        }
-        for kind in Attention::ALL {
-            let Attention { warpgroups, packed } = kind;
-            let case = if packed { ", packed" } else { "" };
-            for order in [0, 1] {
-                let case = format!("order {order}, {warpgroups} warpgroups{case}");
-                add("attention_prefill.cu", &case, kind.defines(&c, order));
-            }
-        }
-    }
-    let row_defines = vec![
-        ("HIDDEN", number(s.hidden)),
-        ("INTERMEDIATE", number(s.intermediate)),
-        ("VOCAB", number(s.vocab)),
-        ("EPS_BITS", i64::from(eps.to_bits())),
-        ("GRID", number(SMS)),
-    ];
-    add("rows.cu", "", row_defines);
-    let (q, kv, inner) = (
-        s.heads * s.head_dim,
-        s.kv_heads * s.head_dim,
-        s.intermediate,
-    );
-    let nowhere = Span::at(0, 0);
-    let int4 = |format, group| Format::Int4 {
-        scales: nowhere,
-        format,
-        group,
-    };
-    let formats = [
-        ("bf16", Format::Bf16),
-        ("int4", int4(e5m5, 128)),
-        ("int4 in groups of 64", int4(e5m5, 64)),
-        ("int4 in groups of 64, f32", int4(ScaleFormat::F32, 64)),
-        ("int4 in groups of 32", int4(e5m5, 32)),
-        (
-            "NF4",
-            Format::Nf4 {
-                absmax: nowhere,
-                nested_absmax: nowhere,
-                offset: 0.0,
-            },
-        ),
-        ("FP8", Format::Fp8 { scales: nowhere }),
-    ];
-    for (stored, format) in formats {
-        let of = |rows, cols| matrix(rows, cols, format);
-        let (qkv, gate_up) = if s.fused {
-            (
-                vec![of(q + 2 * kv, s.hidden)],
-                vec![of(2 * inner, s.hidden)],
-            )
-        } else {
-            let (k, up) = (of(kv, s.hidden), of(inner, s.hidden));
-            (vec![of(q, s.hidden), k, k], vec![up, up])
-        };
-        let (o, down, head) = (of(s.hidden, q), of(s.hidden, inner), of(s.vocab, s.hidden));
-        let products = [
-            (&qkv[..], Epilogue::Store),
-            (&[o], Epilogue::Residual),
-            (&gate_up, Epilogue::Swiglu),
-            (&[down], Epilogue::Residual),
-            (&[head], Epilogue::Logits),
-        ];
-        let kinds =
-            products.map(|(m, epilogue)| (Kind::new(m, epilogue), m[0].scale_defines().to_vec()));
-        // None of these models is refused: the test of `plan.rs` says so.
-        if let Some(plan) = s.config().and_then(|c| Plan::new(&c, &kinds, SMS).ok()) {
-            add("decode.cu", stored, plan.defines);
-        }
-        for m in [16, 32, 64, 128] {
-            if fuses_bf16(&gate_up, m) {
-                let cut = SwigluCut::new(&gate_up[0], m);
-                add("swiglu_bf16.cu", &format!("{m} rows"), cut.defines);
-            }
-        }
+/// Every kernel of a model, with every kind of weights.
+fn of_shape(s: &Shape) -> Vec<Variant> {
+    let c = s.config();
+    let mut cases = of_any_weights(&c);
+    for (stored, format) in formats() {
+        let layer = Layer::new(s, |rows, cols| matrix(rows, cols, format));
+        cases.push(("decode.cu", stored.to_owned(), step(&c, &layer.products())));
+        cases.extend(fused_swiglu(&layer));
         let Format::Int4 {
             group,
             format: ScaleFormat::Mini(_),
@@ -207,57 +96,122 @@ fn of_model(s: &Shape, list: &mut Vec<Variant>) {
         else {
             continue;
         };
-        let of_stored = |m: &[DeviceMatrix], as_bf16: bool, mantissa_bits| {
-            let scales = MiniFloat::new(5, mantissa_bits, 100).map(ScaleFormat::Mini);
-            let format = match scales.filter(|_| !as_bf16) {
-                Some(format) => int4(format, group),
-                None => Format::Bf16,
-            };
-            let alike = m.iter().map(|m| matrix(m.rows, m.cols, format));
-            alike.collect::<Vec<_>>()
-        };
-        let [head_product, layer_products @ ..] = [4, 0, 1, 2, 3].map(|i| products[i]);
-        // As `smq-convert --mbits auto` may choose: every product of a layer bf16 in one and int4 in another, and each
-        // with scales of another width.
-        let mut mixed = vec![of_stored(head_product.0, true, 0)];
-        let mut epilogues = vec![head_product.1];
-        for (width, (m, epilogue)) in layer_products.into_iter().enumerate() {
-            mixed.extend([of_stored(m, true, 0), of_stored(m, false, width as u32)]);
-            epilogues.extend([epilogue; 2]);
-        }
-        let kinds: Vec<_> = mixed
-            .iter()
-            .zip(epilogues)
-            .map(|(m, epilogue)| (Kind::new(m, epilogue), m[0].scale_defines().to_vec()))
-            .collect();
-        if let Some(plan) = s.config().and_then(|c| Plan::new(&c, &kinds, SMS).ok()) {
-            let case = format!("bf16 and {stored} of many widths");
-            add("decode.cu", &case, plan.defines);
-        }
-        let swiglu = match rows::reads_int4_order(&gate_up[..1], 1) {
-            true => Target::Swiglu(0, true),
-            false => Target::Bf16(0, gate_up[0].rows),
-        };
-        for (part, w, target) in [
-            ("qkv", &qkv[0], Target::Bf16(0, qkv[0].rows)),
-            ("o", &o, Target::Add(0)),
-            ("down", &down, Target::Add(0)),
-            ("gate_up", &gate_up[0], swiglu),
-        ] {
-            let case = format!("{stored}, {part}");
-            add("dequantize.cu", &case, rows::widen_defines(w));
-            if stored == "int4" {
-                add("fp8.cu", part, vec![("K", number(w.cols))]);
-            }
-            // Only matrices that are whole go through gemm_int4.
-            for m in [16, 64, 128, 512] {
-                let fits = s.fused || matches!(target, Target::Add(_));
-                if fits {
-                    let cut = rows::Cut::new(w, m, target, SMS);
-                    add("gemm_int4.cu", &format!("{case}, {m} rows"), cut.defines);
-                }
+        let mixed = step(&c, &of_many_widths(s, group));
+        let case = format!("bf16 and {stored} of many widths");
+        cases.push(("decode.cu", case, mixed));
+        for (part, w, target) in layer.parts() {
+            cases.extend(of_many_rows(
+                &format!("{stored}, {part}"),
+                &w,
+                target,
+                s.fused,
+            ));
+            if group == 128 {
+                cases.push(("fp8.cu", part.to_owned(), fp8_defines(w.cols)));
             }
         }
+    }
+    let named = |(file, case, defines)| Variant {
+        name: format!("{} {case}", s.name),
+        file,
+        defines,
+    };
+    cases.into_iter().map(named).collect()
+}
+
+/// A kernel file, what the macros are for, and these.
+type Case = (&'static str, String, Defines);
+
+/// What does not depend on how weights are stored.
+fn of_any_weights(c: &ModelConfig) -> Vec<Case> {
+    let mut cases = vec![("rows.cu", String::new(), row_defines(c, SMS))];
+    for packed in [false, true] {
+        let case = if packed { "packed" } else { "" };
+        cases.push(("rope.cu", case.to_owned(), rope_defines(c, packed)));
+    }
+    for kind in Attention::ALL {
+        let warpgroups = kind.warpgroups;
+        let packed = if kind.packed { ", packed" } else { "" };
+        for order in [0, 1] {
+            let case = format!("order {order}, {warpgroups} warpgroups{packed}");
+            cases.push(("attention_prefill.cu", case, kind.defines(c, order)));
+        }
+    }
+    cases
+}
+
+/// Gate and up of a short prompt in one kernel, where it does these.
+fn fused_swiglu(layer: &Layer) -> Vec<Case> {
+    let tiles = [16, 32, 64, 128].into_iter();
+    let fused = tiles.filter(|m| fuses_bf16(&layer.gate_up, *m));
+    let case = |m| {
+        let cut = SwigluCut::new(&layer.gate_up[0], m);
+        ("swiglu_bf16.cu", format!("{m} rows"), cut.defines)
+    };
+    fused.map(case).collect()
+}
+
+/// A prompt's product with int4 weights: by its own kernel, where the matrix is whole, and widened.
+fn of_many_rows(case: &str, w: &DeviceMatrix, target: Target, fused: bool) -> Vec<Case> {
+    let mut cases = vec![("dequantize.cu", case.to_owned(), widen_defines(w))];
+    if fused || matches!(target, Target::Add(_)) {
+        for m in [16, 64, 128, 512] {
+            let cut = Cut::new(w, m, target, SMS);
+            cases.push(("gemm_int4.cu", format!("{case}, {m} rows"), cut.defines));
+        }
+    }
+    cases
+}
+
+/// The macros of a decode step of these products.
+fn step(c: &ModelConfig, products: &[(Vec<DeviceMatrix>, Epilogue)]) -> Defines {
+    let kind = |(m, epilogue): &(Vec<DeviceMatrix>, Epilogue)| {
+        (Kind::new(m, *epilogue), m[0].scale_defines().to_vec())
+    };
+    let kinds: Vec<_> = products.iter().map(kind).collect();
+    Plan::new(c, &kinds, SMS).unwrap().defines
+}
+
+/// As `smq-convert --mbits auto` may choose: every product of a layer bf16 in one and int4 in
+/// another, and each with scales of another width.
+fn of_many_widths(s: &Shape, group: usize) -> Vec<(Vec<DeviceMatrix>, Epilogue)> {
+    let stored = |format| Layer::new(s, |rows, cols| matrix(rows, cols, format)).products();
+    let [.., head] = stored(Format::Bf16);
+    let mut mixed = vec![head];
+    for i in 0..4 {
+        let scales = ScaleChoice::e5(i as u32);
+        for format in [Format::Bf16, int4(scales, group)] {
+            mixed.push(stored(format)[i].clone());
+        }
+    }
+    mixed
+}
+
+/// Ways of storing weights, by name.
+fn formats() -> [(&'static str, Format); 7] {
+    let nowhere = Span::at(0, 0);
+    let e5m5 = ScaleChoice::e5(5);
+    let nf4 = Format::Nf4 {
+        absmax: nowhere,
+        nested_absmax: nowhere,
+        offset: 0.0,
+    };
+    [
+        ("bf16", Format::Bf16),
+        ("int4", int4(e5m5, 128)),
+        ("int4 in groups of 64", int4(e5m5, 64)),
+        ("int4 in groups of 64, f32", int4(ScaleChoice::F32, 64)),
+        ("int4 in groups of 32", int4(e5m5, 32)),
+        ("NF4", nf4),
+        ("FP8", Format::Fp8 { scales: nowhere }),
+    ]
+}
+
+fn int4(scales: ScaleChoice, group: usize) -> Format {
+    Format::Int4 {
+        scales: Span::at(0, 0),
+        format: scales.format(1.0).unwrap(),
+        group,
     }
 }
 
@@ -268,5 +222,80 @@ fn matrix(rows: usize, cols: usize, format: Format) -> DeviceMatrix {
         cols,
         data: Span::at(0, 0),
         format,
+    }
+}
+
+/// The matrices of a layer, and the head.
+struct Layer {
+    qkv: Vec<DeviceMatrix>,
+    o: DeviceMatrix,
+    gate_up: Vec<DeviceMatrix>,
+    down: DeviceMatrix,
+    head: DeviceMatrix,
+}
+
+impl Layer {
+    fn new(s: &Shape, of: impl Fn(usize, usize) -> DeviceMatrix) -> Self {
+        let (q, kv) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
+        let inner = s.intermediate;
+        let (qkv, gate_up) = match s.fused {
+            true => (vec![q + 2 * kv], vec![2 * inner]),
+            false => (vec![q, kv, kv], vec![inner, inner]),
+        };
+        let side_by_side = |rows: Vec<usize>| rows.into_iter().map(|r| of(r, s.hidden)).collect();
+        Self {
+            qkv: side_by_side(qkv),
+            o: of(s.hidden, q),
+            gate_up: side_by_side(gate_up),
+            down: of(s.hidden, inner),
+            head: of(s.vocab, s.hidden),
+        }
+    }
+
+    /// Of a decode step, the head last.
+    fn products(&self) -> [(Vec<DeviceMatrix>, Epilogue); 5] {
+        [
+            (self.qkv.clone(), Epilogue::Store),
+            (vec![self.o], Epilogue::Residual),
+            (self.gate_up.clone(), Epilogue::Swiglu),
+            (vec![self.down], Epilogue::Residual),
+            (vec![self.head], Epilogue::Logits),
+        ]
+    }
+
+    /// Of a prompt, the first of several, each with where it goes.
+    fn parts(&self) -> [(&'static str, DeviceMatrix, Target); 4] {
+        let (qkv, gate_up) = (self.qkv[0], self.gate_up[0]);
+        let joined = match reads_int4_order(&[gate_up], 1) {
+            true => Target::Swiglu(0, true),
+            false => Target::Bf16(0, gate_up.rows),
+        };
+        [
+            ("qkv", qkv, Target::Bf16(0, qkv.rows)),
+            ("o", self.o, Target::Add(0)),
+            ("down", self.down, Target::Add(0)),
+            ("gate_up", gate_up, joined),
+        ]
+    }
+}
+
+impl Shape {
+    fn config(&self) -> ModelConfig {
+        let Self {
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            intermediate,
+            vocab,
+            ..
+        } = self;
+        let json = format!(
+            r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": {hidden}, "num_attention_heads": {heads},
+                "num_key_value_heads": {kv_heads}, "head_dim": {head_dim}, "intermediate_size": {intermediate},
+                "vocab_size": {vocab}, "num_hidden_layers": 2, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+                "max_position_embeddings": 4096}}"#
+        );
+        ModelConfig::from_json(json.as_bytes()).unwrap()
     }
 }

@@ -1,5 +1,7 @@
 //! `smq-run generate`.
 
+mod settings;
+
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 
@@ -8,40 +10,29 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Global, Opened};
+use settings::SettingArgs;
 use smq_engine::Error;
 use smq_engine::generate::{GenerateOptions, Generation, Stop, Timing, generate};
-use smq_engine::sample::SamplingOptions;
-use smq_model::Message;
-use smq_model::Tokenizer;
+use smq_model::{Message, ModelConfig, Tokenizer};
 
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
     /// A .smq file or a checkpoint directory
     model: PathBuf,
     /// The prompt; without it, standard input (one trailing newline removed)
-    #[arg(long, short)]
+    #[arg(long, short, allow_hyphen_values = true)]
     prompt: Option<String>,
     /// A system message, put before the prompt by the chat template
-    #[arg(long, conflicts_with = "raw")]
+    #[arg(long, conflicts_with = "raw", allow_hyphen_values = true)]
     system: Option<String>,
     /// Continue the prompt as plain text, without the chat template
     #[arg(long)]
     raw: bool,
-    /// Stop after this many tokens
-    #[arg(long, short = 'n', default_value_t = 256, value_name = "N", value_parser = at_least_one)]
-    max_new_tokens: usize,
-    /// 0 always takes the most likely token; 1 samples from the model's distribution
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
-    temperature: f64,
-    /// Sample from the most likely tokens that together have this probability
-    #[arg(long, value_name = "P")]
-    top_p: Option<f64>,
-    /// Seed of the sampling
-    #[arg(long, default_value_t = 42)]
-    seed: u64,
     /// Print one JSON object with text, ids and timing instead of streaming
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    settings: SettingArgs,
 }
 
 pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
@@ -67,19 +58,17 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
-    let sampling = SamplingOptions {
-        temperature: args.temperature,
-        top_p: args.top_p,
-        seed: args.seed,
-    };
     let opened = Opened::new(&args.model, global)?;
     let tokenizer = Tokenizer::load(&opened.source)?;
+    let vocab = ModelConfig::of(&opened.source)?.vocab;
+    let settings = args.settings.settings(&opened.source, vocab)?;
     let (mut engine, load) = opened.load()?;
     let prompt = prompt_ids(args, &tokenizer)?;
     let options = GenerateOptions {
-        max_new_tokens: args.max_new_tokens,
-        stop_ids: tokenizer.stop_ids(),
-        sampling,
+        max_new_tokens: SettingArgs::new_tokens(&settings, prompt.len())?,
+        settings,
+        tokenizer: Some(&tokenizer),
+        seed: args.settings.seed(),
     };
 
     let mut out = std::io::stdout().lock();
@@ -184,7 +173,8 @@ fn summary(prompt: usize, output: usize, stop: Stop, timing: &Timing) -> String 
     }
     line += match stop {
         Stop::EndOfSequence => "; stopped at end of sequence",
-        Stop::MaxNewTokens => "; stopped at --max-new-tokens",
+        Stop::StopString => "; stopped at a stop string",
+        Stop::MaxNewTokens => "; stopped at the limit of new tokens",
         Stop::ContextFull => "; stopped because the model's context is full",
     };
     line

@@ -8,14 +8,13 @@ use clap::Args;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
 use rayon::prelude::*;
-use smq_format::scale::ScaleFormat;
+use smq_format::ScaleChoice;
 
 use super::Global;
 use crate::kernels::{self, KernelReport, Options, Report};
 use crate::output::{is_stdout, write_json};
-use smq_engine::cuda::cache;
 use smq_engine::cuda::compile::compile;
-use smq_engine::cuda::needs::{Need, SMS, kernels_of};
+use smq_engine::cuda::{Need, SMS, cache, kernels_of};
 use smq_model::Source;
 
 /// What an H100 and an H200 run.
@@ -27,8 +26,8 @@ pub(super) struct KernelsArgs {
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// How int4 weights' scales are stored: f32, f16 or eXmY
-    #[arg(long, value_name = "FORMAT", default_value = "E5M5", value_parser = kernels::parse_scales)]
-    scales: ScaleFormat,
+    #[arg(long, value_name = "FORMAT", default_value_t = ScaleChoice::e5(5))]
+    scales: ScaleChoice,
     /// Only compile into the cache what these models need on an H100 or H200; no GPU is needed, but NVRTC. A later run must
     /// use the same NVRTC version
     #[arg(long, value_name = "MODEL", num_args = 1.., conflicts_with_all = ["filter", "json"])]

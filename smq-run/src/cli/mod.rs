@@ -20,6 +20,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
 use crate::eval::task::{Prompts, Task};
+use smq_convert::cli::print_notes;
 use smq_engine::{Device, Engine};
 use smq_model::Source;
 
@@ -142,6 +143,7 @@ impl Opened {
         let start = Instant::now();
         let source =
             Source::open(model).with_context(|| format!("cannot load {}", model.display()))?;
+        print_notes(source.notes());
         let opening = start.elapsed();
         if global.verify {
             source.verify()?;
@@ -160,6 +162,10 @@ impl Opened {
         let path = self.source.path().display();
         let engine = smq_engine::load(&self.source, self.device, self.max_tokens)
             .with_context(|| format!("cannot load {path}"))?;
-        Ok((engine, self.opening + start.elapsed()))
+        let loading = start.elapsed();
+        for note in &engine.config().notes {
+            eprintln!("note: {note}");
+        }
+        Ok((engine, self.opening + loading))
     }
 }

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use smq_convert::cli::convert::parse_scales;
-use smq_convert::{ScaleChoice, ScaleRule, Target};
+use smq_convert::{ScaleChoice, ScaleRule, Target, cli};
 
 use super::Global;
 use super::generate::at_least_one;
@@ -32,10 +31,10 @@ pub(super) struct SensitivityArgs {
     #[arg(long, default_value = "all")]
     target: Target,
     /// Scale format: f32, f16, or eXmY
-    #[arg(long, default_value = "e5m5", value_name = "FORMAT", value_parser = parse_scales)]
+    #[arg(long, default_value_t = ScaleChoice::e5(5), value_name = "FORMAT")]
     scales: ScaleChoice,
     /// How a group's scale is chosen
-    #[arg(long, value_enum, default_value_t = ScaleRule::Reference)]
+    #[arg(long, value_parser = cli::scale_rule(), default_value_t = ScaleRule::Reference)]
     scale_rule: ScaleRule,
     /// Tokens a window
     #[arg(long, default_value_t = 512, value_name = "N")]

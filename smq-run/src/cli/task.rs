@@ -15,7 +15,7 @@ use crate::eval::task::{
     MAX_NEW_TOKENS, Metric, Prompts, Task, batches, encode_all, evaluate, scores,
 };
 use crate::output::{is_stdout, write_json, write_jsonl};
-use smq_model::Tokenizer;
+use smq_model::{GenerationSettings, Tokenizer};
 
 #[derive(Debug, Args)]
 pub(super) struct TaskArgs {
@@ -85,6 +85,7 @@ pub(super) fn run(
     let requests = task.read(&args.data, args.limit)?;
     let opened = Opened::new(&args.model, global)?;
     let tokenizer = Tokenizer::load(&opened.source)?;
+    let eos_ids = GenerationSettings::plain(&opened.source)?.eos_ids;
     let (mut engine, _) = opened.load()?;
     // indicatif draws on standard error, and not at all where that is no terminal.
     let bar = ProgressBar::new(requests.len() as u64).with_style(ProgressStyle::with_template(
@@ -94,7 +95,13 @@ pub(super) fn run(
     let requests = encode_all(&tokenizer, prompts, positions, &requests)?;
     let mut items = Vec::with_capacity(requests.len());
     for batch in batches(&requests, engine.pass_tokens()) {
-        items.extend(evaluate(&mut *engine, &tokenizer, prompts, batch)?);
+        items.extend(evaluate(
+            &mut *engine,
+            &tokenizer,
+            &eos_ids,
+            prompts,
+            batch,
+        )?);
         bar.inc(batch.len() as u64);
     }
     bar.finish_and_clear();

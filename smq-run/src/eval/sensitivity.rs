@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use smq_convert::auto::products::product;
-use smq_convert::choice::rule_name;
+use smq_convert::cli::print_notes;
 use smq_convert::{Checkpoint, ScaleChoice, ScaleRule, Target};
 use smq_format::SmqFile;
 
@@ -115,6 +115,8 @@ pub fn run(
     progress: &mut dyn FnMut(usize, usize, &str),
 ) -> anyhow::Result<Sensitivity> {
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
+    print_notes(checkpoint.notes());
+    options.target.check(&checkpoint)?;
     let units = units(&checkpoint, options);
     ensure!(
         !units.is_empty(),
@@ -151,8 +153,8 @@ pub fn run(
         window: options.windows.window,
         target: options.target.name().to_owned(),
         unit: options.unit,
-        scales: options.scales.name(),
-        rule: rule_name(options.rule),
+        scales: options.scales.to_string(),
+        rule: options.rule.to_string(),
         rank_correlation: correlations(&points),
         points,
     })

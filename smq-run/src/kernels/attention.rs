@@ -8,11 +8,7 @@ use super::lab::{Floor, Lab, of};
 use super::reference::{Attended, Worst, attend};
 use super::report::{Check, KernelReport};
 use smq_engine::Result;
-use smq_engine::cuda::decode::program::{Buffers, Phase, Uses};
-use smq_engine::cuda::decode::{Cache, Decoder};
-use smq_engine::cuda::kernels::Call;
-use smq_engine::cuda::memory::{DeviceBuffer, Span};
-use smq_engine::cuda::state::State;
+use smq_engine::cuda::{Buffers, Cache, Call, Decoder, DeviceBuffer, Phase, Span, State, Uses};
 
 pub(super) const LAYER: &str = "attention";
 const CACHED: [usize; 5] = [128, 400, 2048, 8192, 32768];

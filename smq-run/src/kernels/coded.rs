@@ -3,12 +3,10 @@
 use smq_convert::Method;
 use smq_format::{Dtype, Scheme, fp8, nf4};
 
-use super::copies::SLACK;
 use super::host::HostMatrix;
 use super::lab::Lab;
 use super::products::Layer;
-use smq_engine::cuda::memory::DeviceBuffer;
-use smq_engine::cuda::weights::{DeviceMatrix, Format};
+use smq_engine::cuda::{DeviceBuffer, DeviceMatrix, Format, SLACK};
 use smq_engine::{Error, Result};
 
 /// Normal weights as the quantizer stores them, here and in device memory, more often than the L2 cache holds.
@@ -50,7 +48,11 @@ impl Coded {
                         nested_absmax: blob(2)?,
                         offset: f32::from_bits(offset_bits),
                     },
-                    _ => Format::Fp8 { scales: blob(1)? },
+                    Scheme::Fp8 => Format::Fp8 { scales: blob(1)? },
+                    Scheme::Raw(_) | Scheme::Int4 { .. } => {
+                        let name = scheme.name();
+                        return Err(Error::Input(format!("{name} is not checked as codes")));
+                    }
                 },
             })
         };

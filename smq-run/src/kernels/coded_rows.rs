@@ -13,10 +13,9 @@ use super::report::{Check, KernelReport};
 use super::row_kernels::file;
 use super::rows::{BF16, FP8, Io, MOST, flop, row_layers};
 use smq_engine::Result;
-use smq_engine::cuda::blas::Blas;
-use smq_engine::cuda::decode::plan::Epilogue;
-use smq_engine::cuda::fp8::QuantizedRows;
-use smq_engine::cuda::rows::{Activations, RowProducts, Target, scratch_bytes};
+use smq_engine::cuda::{
+    Activations, Blas, Epilogue, QuantizedRows, RowProducts, Target, scratch_bytes,
+};
 use smq_engine::linear::QuantizedX;
 
 /// Few and many, whole tiles and not.
@@ -122,7 +121,9 @@ fn products(lab: &mut Lab<'_>, layer: &Layer, kernel: &'static str, method: Meth
     let products = RowProducts::new(Blas::new(&lab.gpu, WORKSPACE)?, scratch.span());
     let target = match layer.epilogue {
         Epilogue::Residual => Target::Add(io.out.ptr()),
-        _ => Target::Bf16(io.out.ptr(), layer.rows),
+        Epilogue::Store | Epilogue::Swiglu | Epilogue::Logits => {
+            Target::Bf16(io.out.ptr(), layer.rows)
+        }
     };
     let is_fp8 = matches!(method, Method::Fp8);
     let quantized = is_fp8.then(|| {
@@ -159,7 +160,7 @@ fn products(lab: &mut Lab<'_>, layer: &Layer, kernel: &'static str, method: Meth
         let check = io.check(lab, layer, factors, m, tolerance)?;
         let us = lab.time_each(coded.matrices.len(), product)?;
         let mut report = KernelReport::new(kernel, layer.name, us, check);
-        report.weights = Some(method.name());
+        report.weights = Some(method.family().name());
         let report = report.rows(m).flop(flop(layer, m));
         lab.report(report, &Floor::None);
     }

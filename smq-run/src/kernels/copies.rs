@@ -3,11 +3,7 @@
 use super::host::HostMatrix;
 use super::lab::{Floor, Lab};
 use smq_engine::Result;
-use smq_engine::cuda::memory::DeviceBuffer;
-use smq_engine::cuda::weights::{DeviceMatrix, Format};
-
-/// Bytes that kernels may read behind weights.
-pub(super) const SLACK: usize = 64;
+use smq_engine::cuda::{DeviceBuffer, DeviceMatrix, Format, SLACK};
 
 /// A matrix several times in device memory.
 pub(super) struct Copies {

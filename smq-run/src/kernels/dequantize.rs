@@ -3,30 +3,36 @@
 use half::bf16;
 use rayon::prelude::*;
 use smq_convert::Method;
+use smq_format::ScaleChoice;
 use smq_format::scale::ScaleFormat;
 
 use super::coded::Coded;
 use super::copies::Copies;
-use super::host::{HostMatrix, parse_scales};
+use super::host::{HostMatrix, format_of};
 use super::lab::{Floor, Lab, of};
 use super::products::{Layer, RAGGED};
 use super::reference::Worst;
 use super::report::{Check, KernelReport};
 use super::rows::row_layers;
-use smq_engine::cuda::kernels::Call;
-use smq_engine::cuda::rows::widen;
-use smq_engine::cuda::weights::DeviceMatrix;
-use smq_engine::{Error, Result};
+use smq_engine::Result;
+use smq_engine::cuda::{Call, DeviceMatrix, widen};
 
 /// Formats of scales that it is checked with.
-const SCALES: [&str; 6] = ["E5M0", "E5M3", "E5M5", "E5M10", "f16", "f32"];
+const SCALES: [ScaleChoice; 6] = [
+    ScaleChoice::e5(0),
+    ScaleChoice::e5(3),
+    ScaleChoice::e5(5),
+    ScaleChoice::e5(10),
+    ScaleChoice::F16,
+    ScaleChoice::F32,
+];
 
 /// Checks and times widening, of a whole matrix.
 pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     for layer in row_layers(lab, "dequantize") {
         if matches!(layer.name, "gate_up" | "down") {
-            for name in SCALES {
-                let format = parse_scales(name).map_err(Error::Cuda)?;
+            for scales in SCALES {
+                let format = format_of(scales)?;
                 for group in layer.groups() {
                     of("dequantize", layer.name, int4(lab, &layer, format, *group))?;
                 }
@@ -63,7 +69,7 @@ fn coded(lab: &mut Lab<'_>, layer: &Layer, method: Method) -> Result<()> {
     let coded = Coded::new(lab, layer, method)?;
     let row = |r: usize| coded.row(r);
     let report = |mut report: KernelReport| {
-        report.weights = Some(method.name());
+        report.weights = Some(method.family().name());
         report
     };
     widening(lab, layer, &coded.matrices, &row, &report)

@@ -2,9 +2,11 @@
 
 use half::bf16;
 use rayon::prelude::*;
+use smq_engine::{Error, Result};
+use smq_format::ScaleChoice;
 use smq_format::bits::pack;
 use smq_format::int4::unpack;
-use smq_format::scale::{MiniFloat, ScaleFormat, Zero, round_mantissa};
+use smq_format::scale::{ScaleFormat, Zero, round_mantissa};
 
 /// Scales lie between this and a 32nd of it, either sign.
 const LARGEST_SCALE: f32 = 0.03;
@@ -70,32 +72,13 @@ pub(super) fn ids(seed: u64, len: usize, limit: usize) -> Vec<u32> {
     generate(len, |i| (hash(seed, i) % limit as u64) as u32)
 }
 
-/// `E5M5`, `f16` or `f32`: the format, with the bias that fits the scales made here.
+/// How scales of the size that is made here are stored.
 ///
 /// # Errors
-/// What was expected.
-pub fn parse_scales(text: &str) -> Result<ScaleFormat, String> {
-    let lower = text.to_ascii_lowercase();
-    let widths = || {
-        let (e, m) = lower.strip_prefix('e')?.split_once('m')?;
-        MiniFloat::for_largest(e.parse().ok()?, m.parse().ok()?, LARGEST_SCALE)
-    };
-    match lower.as_str() {
-        "f16" => Ok(ScaleFormat::F16),
-        "f32" => Ok(ScaleFormat::F32),
-        _ => widths()
-            .map(ScaleFormat::Mini)
-            .ok_or_else(|| "expected f32, f16, or eXmY with X 2 to 8 and Y 0 to 10".to_owned()),
-    }
-}
-
-/// `E5M5`.
-pub(super) fn scales_name(format: ScaleFormat) -> String {
-    match format {
-        ScaleFormat::Mini(m) => format!("E{}M{}", m.exponent_bits(), m.mantissa_bits()),
-        ScaleFormat::F16 => "f16".into(),
-        ScaleFormat::F32 => "f32".into(),
-    }
+/// For widths that no [`ScaleChoice`] from text has.
+pub(super) fn format_of(scales: ScaleChoice) -> Result<ScaleFormat> {
+    let refused = || Error::Input(format!("{scales} is no format of scales"));
+    scales.format(LARGEST_SCALE).ok_or_else(refused)
 }
 
 /// A matrix `[rows, cols]` as a file has it.
@@ -135,7 +118,7 @@ impl HostMatrix {
             let signed = if h >> 8 & 1 == 0 { value } else { -value };
             let rounded = match format {
                 ScaleFormat::Mini(m) => round_mantissa(signed, m.mantissa_bits(), Zero::Truncate),
-                _ => signed,
+                ScaleFormat::F16 | ScaleFormat::F32 => signed,
             };
             format.encode(rounded).code
         });
@@ -218,15 +201,16 @@ mod tests {
     #[test]
     fn every_scale_is_valid_and_rows_are_what_the_format_says() {
         for (name, group) in [
-            ("E5M0", 128),
+            ("e5m0", 128),
             ("e5m5", 64),
-            ("E4M3", 128),
-            ("E8M0", 32),
-            ("E2M10", 256),
+            ("e4m3", 128),
+            ("e8m0", 32),
+            ("e2m10", 256),
             ("f16", 128),
-            ("F32", 64),
+            ("f32", 64),
         ] {
-            let m = HostMatrix::int4(9, 16, 384, parse_scales(name).unwrap(), group);
+            let format = format_of(name.parse().unwrap()).unwrap();
+            let m = HostMatrix::int4(9, 16, 384, format, group);
             let groups = 384_usize.div_ceil(group);
             let scales = m.scales.as_ref().unwrap();
             assert!(
@@ -251,8 +235,7 @@ mod tests {
                 assert_eq!(row, expected, "{name}");
             }
         }
-        for bad in ["", "E5", "e1m2", "e5m11", "f8"] {
-            assert!(parse_scales(bad).is_err(), "{bad}");
-        }
+        let no_format = ScaleChoice::e5(11);
+        assert!(format_of(no_format).is_err());
     }
 }

@@ -7,16 +7,11 @@ use bytemuck::{NoUninit, Pod};
 use smq_format::scale::ScaleFormat;
 
 use super::Options;
-use super::host::bf16s;
+use super::host::{bf16s, format_of};
 use super::report::KernelReport;
-use smq_engine::cuda::args::Args;
-use smq_engine::cuda::blas::Blas;
-use smq_engine::cuda::device::Gpu;
-use smq_engine::cuda::graph::time_us;
-use smq_engine::cuda::kernels::{Call, Kernels};
-use smq_engine::cuda::launch::Launch;
-use smq_engine::cuda::memory::DeviceBuffer;
-use smq_engine::cuda::stream::Stream;
+use smq_engine::cuda::{
+    Args, Blas, Call, DeviceBuffer, Gpu, Kernels, Launch, Stream, measure, time_us,
+};
 use smq_engine::{Error, Result};
 use smq_model::ModelConfig;
 
@@ -35,7 +30,6 @@ const REPLAYS_US: f64 = 20_000.0;
 const SCRATCH: usize = 1 << 30;
 /// Words that a thread of `measure.cu` has in flight; the fastest counts.
 const LOADS: [usize; 3] = [2, 4, 8];
-const MEASURE_THREADS: usize = 512;
 
 /// What every check has at hand.
 pub(super) struct Lab<'a> {
@@ -86,7 +80,7 @@ impl<'a> Lab<'a> {
             kernels: Kernels::new(gpu.clone()),
             blas: Blas::new(&gpu, 32 << 20)?,
             config: ModelConfig::from_json(CONFIG.as_bytes())?,
-            scales: options.scales,
+            scales: format_of(options.scales)?,
             reports: Vec::new(),
             filter: options.filter.clone(),
             on_kernel,
@@ -211,11 +205,11 @@ impl<'a> Lab<'a> {
         for loads in LOADS {
             let kernel = self
                 .kernels
-                .get("measure.cu", vec![("LOADS", loads as i64)], kernel)?;
-            let grid = (bytes / 16).div_ceil(MEASURE_THREADS * loads);
+                .get(measure::FILE, measure::defines(loads), kernel)?;
+            let grid = (bytes / 16).div_ceil(measure::THREADS * loads);
             let call = |i| Call {
                 kernel: kernel.clone(),
-                launch: Launch::new(grid, MEASURE_THREADS as u32).overlap(),
+                launch: Launch::new(grid, measure::THREADS as u32).overlap(),
                 args: args(i),
             };
             best = best.min(self.time(&(0..places).map(call).collect::<Vec<_>>())?);

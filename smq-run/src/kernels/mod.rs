@@ -18,9 +18,8 @@ mod report;
 mod row_kernels;
 mod rows;
 
-use smq_format::scale::ScaleFormat;
+use smq_format::ScaleChoice;
 
-pub use host::parse_scales;
 pub use report::{Check, KernelReport, Report};
 
 use lab::Lab;
@@ -32,7 +31,7 @@ pub struct Options {
     /// Only kernels and layers whose name has this in it.
     pub filter: Option<String>,
     /// How int4 weights' scales are stored.
-    pub scales: ScaleFormat,
+    pub scales: ScaleChoice,
 }
 
 /// Runs every check that `options` ask for; `on_kernel` sees each as it is done.

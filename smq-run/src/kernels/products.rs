@@ -1,6 +1,7 @@
 //! The decode products.
 
 use smq_convert::Method;
+use smq_format::Family;
 
 use super::coded::Coded;
 use super::copies::Copies;
@@ -9,13 +10,7 @@ use super::lab::{Floor, Lab, of};
 use super::reference::{Exact, Rows, Worst, products, swiglu};
 use super::report::{Check, KernelReport};
 use smq_engine::Result;
-use smq_engine::cuda::decode::Decoder;
-use smq_engine::cuda::decode::plan::Epilogue;
-use smq_engine::cuda::decode::program::{Buffers, Uses};
-use smq_engine::cuda::kernels::Call;
-use smq_engine::cuda::memory::Span;
-use smq_engine::cuda::state::State;
-use smq_engine::cuda::weights::DeviceMatrix;
+use smq_engine::cuda::{Buffers, Call, Decoder, DeviceMatrix, Epilogue, Span, State, Uses};
 use smq_engine::linear::QuantizedX;
 use smq_model::ModelConfig;
 
@@ -154,7 +149,7 @@ fn fp8(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
     };
     let (us, check) = product(lab, layer, &coded.matrices, (&w, &x), WIDE)?;
     let mut report = KernelReport::new("decode", layer.name, us, check).rows(1);
-    report.weights = Some(Method::Fp8.name());
+    report.weights = Some(Family::Fp8.name());
     lab.report(report, &Floor::None);
     Ok(())
 }
@@ -205,10 +200,11 @@ fn product(
             output: 0,
         };
         let w = matrices[i % matrices.len()];
-        decoder.product(&[w], epilogue, &buffers, uses).0
+        Ok(decoder.product(&[w], epilogue, &buffers, uses)?.0)
     };
-    let mut row: Vec<_> = (0..IN_A_ROW).map(|i| phase(i, epilogues[0])).collect();
-    row.push(phase(IN_A_ROW, layer.epilogue));
+    let same = (0..IN_A_ROW).map(|i| phase(i, epilogues[0]));
+    let row = same.chain([phase(IN_A_ROW, layer.epilogue)]);
+    let row = row.collect::<Result<Vec<_>>>()?;
     let program = lab.upload(&row)?;
     let nowhere = Span::at(0, 0);
     let call = |first: usize, count: usize| -> Result<Call> {

@@ -9,10 +9,7 @@ use super::lab::{Floor, Lab, of};
 use super::reference::{Worst, int4_order};
 use super::report::{Check, KernelReport};
 use smq_engine::Result;
-use smq_engine::cuda::args::Args;
-use smq_engine::cuda::kernels::Call;
-use smq_engine::cuda::launch::Launch;
-use smq_engine::cuda::prefill::attention::{Attention, rope_defines, table_launch};
+use smq_engine::cuda::{Args, Attention, Call, Launch, ROPE_THREADS, rope_defines, table_launch};
 
 pub(super) const ROWS: [usize; 3] = [128, 512, 2048];
 /// Rows whose attention is compared, all heads of each.
@@ -61,7 +58,7 @@ fn prefill(lab: &mut Lab<'_>, m: usize, with_rope: bool, with_attention: bool) -
     };
     let rope_call = Call {
         kernel: rope_kernel("rope_and_cache")?,
-        launch: Launch::new(m, 256).overlap(),
+        launch: Launch::new(m, ROPE_THREADS).overlap(),
         args: Args::new()
             .ptr(qkv_there.ptr())
             .ptr(q.ptr())

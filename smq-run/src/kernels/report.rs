@@ -1,8 +1,9 @@
 //! What is said about each kernel.
 
 use serde::Serialize;
+use smq_format::{Dtype, Family};
 
-use super::host::{HostMatrix, scales_name};
+use super::host::HostMatrix;
 use super::reference::Worst;
 use smq_engine::GpuInfo;
 
@@ -111,8 +112,11 @@ impl KernelReport {
 
     /// Of a product with such weights.
     pub(super) fn weights(self, w: &HostMatrix) -> Self {
-        let scales = w.scales.as_ref().map(|s| scales_name(s.format));
-        let weights = Some(if scales.is_some() { "int4" } else { "bf16" });
+        let scales = w.scales.as_ref().map(|s| s.format.to_string());
+        let weights = Some(match scales {
+            Some(_) => Family::Int4.name(),
+            None => Dtype::Bf16.name(),
+        });
         Self {
             weights,
             scales,

@@ -11,9 +11,7 @@ use super::prompt_attention::ROWS;
 use super::reference::{Worst, int4_order, silu};
 use super::report::{Check, KernelReport};
 use smq_engine::Result;
-use smq_engine::cuda::args::Args;
-use smq_engine::cuda::kernels::{Call, Defines};
-use smq_engine::cuda::launch::Launch;
+use smq_engine::cuda::{Args, Call, Defines, Launch, ROW_THREADS, row_defines, swiglu_launch};
 
 /// bf16's rounding, which is below 2^-8 by more (2^-16) than f32 arithmetic errs.
 const BF16: &str = "2^-8 |y|";
@@ -29,14 +27,7 @@ fn is_near(worst: &mut Worst, got: bf16, want: f64, what: impl FnOnce() -> Strin
 
 /// Checks and times the row-wise kernels of a prompt.
 pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
-    let c = &lab.config;
-    let defines: Defines = vec![
-        ("HIDDEN", c.hidden as i64),
-        ("INTERMEDIATE", c.intermediate as i64),
-        ("VOCAB", c.vocab as i64),
-        ("EPS_BITS", i64::from(c.rms_norm_eps.to_bits())),
-        ("GRID", i64::from(lab.gpu.sm_count())),
-    ];
+    let defines = row_defines(&lab.config, lab.gpu.sm_count() as usize);
     type Case = fn(&mut Lab<'_>, &Defines, usize) -> Result<()>;
     let cases: [(&str, &str, Case); 3] = [
         ("norm_rows", "norm", norm),
@@ -76,7 +67,7 @@ fn norm(lab: &mut Lab<'_>, defines: &Defines, m: usize) -> Result<()> {
     let out = lab.poisoned(2 * m * n)?;
     let call = Call {
         kernel: lab.kernels.get("rows.cu", defines.clone(), "norm_rows")?,
-        launch: Launch::new(m, 256).overlap(),
+        launch: Launch::new(m, ROW_THREADS).overlap(),
         args: Args::new()
             .ptr(x_there.ptr())
             .ptr(weight_there.ptr())
@@ -106,7 +97,7 @@ fn swiglu(lab: &mut Lab<'_>, defines: &Defines, m: usize) -> Result<()> {
     let out = lab.poisoned(2 * m * n)?;
     let call = Call {
         kernel: lab.kernels.get("rows.cu", defines.clone(), "swiglu_rows")?,
-        launch: Launch::new([n.div_ceil(2048) as u32, m as u32], 256).overlap(),
+        launch: swiglu_launch(n, m),
         args: Args::new().ptr(there.ptr()).ptr(out.ptr()).i32(1),
     };
     lab.run(&call)?;
@@ -134,7 +125,7 @@ fn embed(lab: &mut Lab<'_>, defines: &Defines, m: usize) -> Result<()> {
     let out = lab.poisoned(4 * m * n)?;
     let call = Call {
         kernel: lab.kernels.get("rows.cu", defines.clone(), "embed_rows")?,
-        launch: Launch::new(m, 256).overlap(),
+        launch: Launch::new(m, ROW_THREADS).overlap(),
         args: Args::new()
             .ptr(tokens_there.ptr())
             .ptr(table_there.ptr())

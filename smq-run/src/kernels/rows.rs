@@ -11,12 +11,10 @@ use super::products::{Layer, RAGGED, layers};
 use super::reference::{Exact, Rows, Worst, int4_order, products, swiglu};
 use super::report::{Check, KernelReport};
 use smq_engine::Result;
-use smq_engine::cuda::blas::{Input, MatMul, Output};
-use smq_engine::cuda::decode::plan::Epilogue;
-use smq_engine::cuda::kernels::Call;
-use smq_engine::cuda::memory::DeviceBuffer;
-use smq_engine::cuda::rows::{Activations, Target, int4_call, reads_int4_order};
-use smq_engine::cuda::swiglu::{fuses_bf16, swiglu_call};
+use smq_engine::cuda::{
+    Activations, Call, DeviceBuffer, Epilogue, Input, MatMul, Output, Target, fuses_bf16,
+    int4_call, reads_int4_order, swiglu_call,
+};
 
 const ROWS: [usize; 9] = [2, 4, 8, 16, 32, 64, 128, 512, 2048];
 pub(super) const MOST: usize = 2048;
@@ -64,7 +62,7 @@ fn target(layer: &Layer, swiglu: bool, out: u64) -> Target {
     match layer.epilogue {
         Epilogue::Residual => Target::Add(out),
         Epilogue::Swiglu if swiglu => Target::Swiglu(out, true),
-        _ => Target::Bf16(out, layer.rows),
+        Epilogue::Store | Epilogue::Swiglu | Epilogue::Logits => Target::Bf16(out, layer.rows),
     }
 }
 
@@ -103,11 +101,11 @@ impl Io {
         let row_bytes = match layer.epilogue {
             Epilogue::Residual => 4 * layer.rows,
             Epilogue::Swiglu if swiglu => layer.rows,
-            _ => 2 * layer.rows,
+            Epilogue::Store | Epilogue::Swiglu | Epilogue::Logits => 2 * layer.rows,
         };
         let start = match layer.epilogue {
             Epilogue::Residual => normals(31, MOST * layer.rows),
-            _ => Vec::new(),
+            Epilogue::Store | Epilogue::Swiglu | Epilogue::Logits => Vec::new(),
         };
         Ok(Self {
             x: bf16s(30, MOST * layer.cols),
@@ -188,12 +186,12 @@ impl Io {
                             relative * e.magnitude + f64::exp2(-23.0) * want.abs(),
                         )
                     }
-                    _ if halves == 2 => {
+                    Epilogue::Swiglu if halves == 2 => {
                         let (want, tolerance) = swiglu(e, ups[i][j], relative);
                         let column = if self.plain { *r } else { int4_order(*r) };
                         (column, want, tolerance + f64::exp2(-8.0) * want.abs())
                     }
-                    _ => (
+                    Epilogue::Store | Epilogue::Swiglu | Epilogue::Logits => (
                         *r,
                         e.value,
                         relative * e.magnitude + f64::exp2(-8.0) * e.value.abs(),

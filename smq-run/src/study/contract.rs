@@ -1,18 +1,20 @@
 //! `spec/experiment.toml`: what is measured. Each key is explained there.
 
+mod stored;
+
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use smq_format::scale::MAX_MANTISSA_BITS;
+use smq_format::{Family, ScaleChoice, ScaleRule};
+
+pub use stored::Stored;
 
 /// Version of the file's layout.
 const VERSION: u64 = 1;
 /// Bounds of anything counted in tokens.
 const TOKENS: RangeInclusive<u64> = 1..=1 << 20;
-/// Schemes of weights.
-const SCHEMES: [&str; 4] = ["bf16", "fp8-e4m3", "nf4-dq", "int4"];
-/// Scale rules, as `smq-convert --scale-rule` names them.
-const RULES: [&str; 4] = ["reference", "nearest", "search", "signed"];
 /// Targets that the study knows.
 const TARGETS: [&str; 2] = ["mlp", "all"];
 
@@ -101,7 +103,7 @@ pub struct Quantization {
     /// Elements a scale.
     pub group: usize,
     /// Scale rule.
-    pub rule: String,
+    pub rule: ScaleRule,
 }
 
 /// What each process runs first.
@@ -167,7 +169,7 @@ pub struct EnergyPlan {
 #[serde(deny_unknown_fields)]
 pub struct ScaleErrors {
     /// Scale rules.
-    pub rules: Vec<String>,
+    pub rules: Vec<ScaleRule>,
     /// Mantissa bits of E5Mx.
     pub mantissa_bits: Vec<u32>,
     /// Which tensors.
@@ -200,11 +202,11 @@ pub struct Roofline {
 pub struct Config {
     /// Its name.
     pub id: String,
-    /// `bf16`, `fp8-e4m3`, `nf4-dq` or `int4`.
-    pub scheme: String,
-    /// Format of int4 scales: `f32` or `E5M0` to `E5M10`.
+    /// What its weights are.
+    pub scheme: Stored,
+    /// Format of int4 scales: `f32` or `e5m0` to `e5m10`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub scales: Option<String>,
+    pub scales: Option<ScaleChoice>,
     /// `mlp` or `all`; none for bf16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
@@ -214,8 +216,13 @@ impl Config {
     /// Mantissa bits of E5Mx scales.
     #[must_use]
     pub fn mantissa_bits(&self) -> Option<u32> {
-        let bits = self.scales.as_deref()?.strip_prefix("E5M")?;
-        bits.parse().ok().filter(|x| *x <= 10)
+        self.scales?.e5_mantissa_bits()
+    }
+
+    /// Whether its weights are int4.
+    #[must_use]
+    pub fn is_int4(&self) -> bool {
+        self.scheme == Stored::Quantized(Family::Int4)
     }
 
     /// Whether another config has the same weights, and so the same file.
@@ -224,7 +231,7 @@ impl Config {
         (&self.scheme, &self.scales, &self.target) == (&other.scheme, &other.scales, &other.target)
     }
 
-    /// `int4 E5M5, mlp`.
+    /// `int4 e5m5, mlp`.
     #[must_use]
     pub fn describe(&self) -> String {
         let scales = self
@@ -281,7 +288,6 @@ impl Contract {
             self.quantization.group as u64,
             *groups.start() as u64..=*groups.end() as u64,
         )?;
-        self.one_of("quantization.rule", &self.quantization.rule, &RULES)?;
         let tokens = |key: &str, n: usize| self.whole(key, n as u64, TOKENS);
         tokens("warmup.prompt_tokens", self.warmup.prompt_tokens)?;
         tokens("warmup.output_tokens", self.warmup.output_tokens)?;
@@ -312,11 +318,9 @@ impl Contract {
         self.seconds("energy.settle_seconds", e.settle_seconds, 0.0)?;
         self.seconds("energy.idle_seconds", e.idle_seconds, 0.0)?;
         let s = &self.scale_errors;
-        for rule in &s.rules {
-            self.one_of("scale_errors.rules", rule, &RULES)?;
-        }
         for &x in &s.mantissa_bits {
-            self.whole("scale_errors.mantissa_bits", x.into(), 0..=10)?;
+            let allowed = 0..=MAX_MANTISSA_BITS.into();
+            self.whole("scale_errors.mantissa_bits", x.into(), allowed)?;
         }
         self.one_of("scale_errors.target", &s.target, &TARGETS)?;
         self.whole(
@@ -349,27 +353,32 @@ impl Contract {
             if self.configs[..i].iter().find(same).is_some() {
                 return Err(self.wrong("config.id", format!("{:?} again", c.id), "each id once"));
             }
-            self.one_of(&named("scheme"), &c.scheme, &SCHEMES)?;
-            match (&c.scales, c.scheme.as_str()) {
-                (Some(s), "int4") if s == "f32" || c.mantissa_bits().is_some() => {}
-                (None, "bf16" | "fp8-e4m3" | "nf4-dq") => {}
-                (scales, scheme) => {
-                    let allowed = match scheme {
-                        "int4" => "f32, or E5M0 to E5M10".to_owned(),
-                        other => format!("none with scheme {other}"),
-                    };
-                    return Err(self.wrong(named("scales"), option(scales.as_deref()), allowed));
+            let scales = match c.scheme {
+                Stored::Quantized(Family::Int4) => match c.scales {
+                    Some(ScaleChoice::F32) => None,
+                    Some(scales) if scales.e5_mantissa_bits().is_some() => None,
+                    _ => {
+                        let widest = ScaleChoice::e5(MAX_MANTISSA_BITS);
+                        Some(format!("f32, or {} to {widest}", ScaleChoice::e5(0)))
+                    }
+                },
+                Stored::Bf16 | Stored::Quantized(Family::Nf4 | Family::Fp8) => {
+                    c.scales.map(|_| format!("none with scheme {}", c.scheme))
                 }
+            };
+            if let Some(allowed) = scales {
+                let scales = c.scales.map(|s| s.to_string());
+                return Err(self.wrong(named("scales"), option(scales.as_deref()), allowed));
             }
-            match (&c.target, c.scheme.as_str()) {
-                (None, "bf16") => {}
-                (Some(t), s) if s != "bf16" => self.one_of(&named("target"), t, &TARGETS)?,
-                (target, scheme) => {
-                    let allowed = match scheme {
-                        "bf16" => "none with scheme bf16".to_owned(),
-                        _ => TARGETS.join(", "),
-                    };
+            match (c.scheme, &c.target) {
+                (Stored::Bf16, None) => {}
+                (Stored::Quantized(_), Some(t)) => self.one_of(&named("target"), t, &TARGETS)?,
+                (Stored::Bf16, target @ Some(_)) => {
+                    let allowed = format!("none with scheme {}", c.scheme);
                     return Err(self.wrong(named("target"), option(target.as_deref()), allowed));
+                }
+                (Stored::Quantized(_), None) => {
+                    return Err(self.wrong(named("target"), option(None), TARGETS.join(", ")));
                 }
             }
         }

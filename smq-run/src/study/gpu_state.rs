@@ -6,7 +6,7 @@ use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
 use nvml_wrapper::error::NvmlError;
 use serde::{Deserialize, Serialize};
 
-use smq_engine::cuda::device::pci_bus_id;
+use smq_engine::cuda::pci_bus_id;
 
 /// The library's name where only the driver is installed, and no development files.
 const DRIVER_LIBRARY: &str = "libnvidia-ml.so.1";

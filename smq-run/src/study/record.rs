@@ -240,6 +240,18 @@ pub struct Window {
     pub counter_joules: Option<f64>,
 }
 
+impl Window {
+    /// Joules by the method that results call so: `counter` or `trapezoid`.
+    #[must_use]
+    pub fn joules(&self, method: &str) -> Option<f64> {
+        match method {
+            "counter" => self.counter_joules,
+            "trapezoid" => self.trapezoid_joules,
+            _ => None,
+        }
+    }
+}
+
 /// Weights' errors of one rule and width.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScaleErrorsRecord {

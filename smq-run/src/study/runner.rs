@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
+use smq_convert::cli::print_notes;
 use smq_convert::{Checkpoint, ConvertOptions, convert};
-use smq_format::{Scheme, SmqFile};
+use smq_format::SmqFile;
 
 use super::contract::Contract;
 use super::conversion::Conversion;
@@ -78,6 +79,7 @@ pub fn run(options: &MatrixOptions) -> anyhow::Result<Outcome> {
         options.model.display()
     );
     let checkpoint = Checkpoint::open(&options.model)?;
+    print_notes(checkpoint.notes());
     let model = identity::checkpoint(&checkpoint)?;
     let config = ModelConfig::from_json(&std::fs::read(checkpoint.config_path())?)?;
     let surroundings = Surroundings::new(&contract, model);
@@ -431,7 +433,7 @@ fn describe(path: &Path, group: &Group, took: Option<Duration>) -> anyhow::Resul
     let file = SmqFile::open(path)?;
     // A quantized tensor's first blob is its codes, the others are its scales.
     let tensors = file.index().tensors.iter();
-    let quantized = tensors.filter(|t| !matches!(t.scheme, Scheme::Raw(_)));
+    let quantized = tensors.filter(|t| t.scheme.is_quantized());
     let scale_bytes = quantized
         .flat_map(|t| t.blobs.iter().skip(1))
         .map(|b| b.length)

@@ -6,7 +6,7 @@ use smq_convert::{Checkpoint, QuantizeOptions, ScaleChoice, ScaleRule};
 use smq_format::Dtype;
 
 use super::contract::{Contract, ScaleErrors};
-use super::conversion::{e5, rule, target};
+use super::conversion::target;
 use super::record::{ScaleErrorsRecord, TensorErrors};
 
 /// What one line of the sweep holds.
@@ -16,8 +16,8 @@ pub enum Item {
     Exact,
     /// E5Mx by a rule.
     Rounded {
-        /// The rule's name.
-        rule: String,
+        /// The rule.
+        rule: ScaleRule,
         /// x.
         mantissa_bits: u32,
     },
@@ -27,13 +27,12 @@ impl Item {
     /// Every line of the sweep.
     #[must_use]
     pub fn all(spec: &ScaleErrors) -> Vec<Self> {
-        let widths = |rule: &String| {
-            let rule = rule.clone();
+        let widths = |&rule: &ScaleRule| {
             let item = move |&mantissa_bits: &u32| Self::Rounded {
-                rule: rule.clone(),
+                rule,
                 mantissa_bits,
             };
-            spec.mantissa_bits.iter().map(item).collect::<Vec<_>>()
+            spec.mantissa_bits.iter().map(item)
         };
         let rounded = spec.rules.iter().flat_map(widths);
         std::iter::once(Self::Exact).chain(rounded).collect()
@@ -47,7 +46,7 @@ impl Item {
             Self::Rounded {
                 rule,
                 mantissa_bits,
-            } => format!("errors/{rule}/e5m{mantissa_bits}"),
+            } => format!("errors/{rule}/{}", ScaleChoice::e5(*mantissa_bits)),
         }
     }
 }
@@ -110,17 +109,14 @@ impl Sample {
     /// A weight that is not finite.
     pub fn measure(&self, contract: &Contract, item: &Item) -> anyhow::Result<ScaleErrorsRecord> {
         let spec = &contract.scale_errors;
-        let (name, scales, mantissa_bits) = match item {
-            Item::Exact => ("exact", ScaleChoice::F32, None),
+        let (name, rule, mantissa_bits) = match *item {
+            Item::Exact => ("exact", ScaleRule::Reference, None),
             Item::Rounded {
                 rule,
                 mantissa_bits,
-            } => (rule.as_str(), e5(*mantissa_bits), Some(*mantissa_bits)),
+            } => (rule.name(), rule, Some(mantissa_bits)),
         };
-        let rule = match item {
-            Item::Exact => ScaleRule::Reference,
-            Item::Rounded { rule: name, .. } => rule(name).context("an unknown scale rule")?,
-        };
+        let scales = mantissa_bits.map_or(ScaleChoice::F32, ScaleChoice::e5);
         let group = contract.quantization.group;
         let options = QuantizeOptions {
             group,

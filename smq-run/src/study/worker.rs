@@ -10,7 +10,7 @@ use super::gpu_state::{GpuState, Meter};
 use super::record::{Energy, Timed};
 use crate::bench::{BenchOptions, BenchReport, bench, run_once, synthetic_prompt};
 use smq_engine::GpuInfo;
-use smq_engine::cuda::device::memory_in_use;
+use smq_engine::cuda::memory_in_use;
 use smq_engine::{Device, Engine};
 use smq_model::Source;
 

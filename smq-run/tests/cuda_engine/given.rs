@@ -22,17 +22,14 @@ pub fn schemes() -> Vec<(String, Option<Method>)> {
             rule: ScaleRule::Reference,
         })
     };
-    let mini = |mantissa_bits| ScaleChoice::Mini {
-        exponent_bits: 5,
-        mantissa_bits,
-    };
+    let mini = ScaleChoice::e5;
     let mut list = vec![
         ("unquantized".to_owned(), None),
         ("fp8".to_owned(), Some(Method::Fp8)),
         ("nf4".to_owned(), Some(Method::Nf4)),
     ];
     let scales = [ScaleChoice::F32, mini(5), mini(3), mini(0)];
-    list.extend(scales.map(|s| (s.name(), Some(int4(s)))));
+    list.extend(scales.map(|s| (s.to_string(), Some(int4(s)))));
     list
 }
 

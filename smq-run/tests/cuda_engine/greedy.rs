@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 
 use smq_engine::cuda::CudaEngine;
 use smq_engine::generate::{GenerateOptions, Stop, generate};
-use smq_engine::sample::SamplingOptions;
 use smq_engine::{Engine, Error};
 use smq_model::Source;
 
@@ -171,8 +170,7 @@ pub fn ends_with_the_context() -> Outcome {
     let prompt = sample_tokens(60);
     let options = GenerateOptions {
         max_new_tokens: 100,
-        stop_ids: &[],
-        sampling: SamplingOptions::default(),
+        ..Default::default()
     };
     let generation = generate(&mut engine, &prompt, &options, |_| Ok(()))?;
     let mut failures = Vec::new();

@@ -2,15 +2,13 @@
 
 use smq_convert::{Method, ScaleChoice};
 use smq_engine::Engine;
-use smq_engine::cuda::CudaEngine;
-use smq_model::Source;
+use smq_engine::cuda::{CudaEngine, int4_widened_from};
+use smq_model::{ModelConfig, Source};
 
 use crate::models::{self, Model, any_tokens, sample_tokens};
 use crate::reference::{Case, Path, Reference};
 use crate::{Outcome, none, same_bits};
 
-/// From here on int4 weights are widened for a prompt.
-const WIDEN_MIN_ROWS: usize = 1024;
 /// LongRoPE's long factors begin after so many tokens of the fixture.
 const ORIGINAL: usize = 512;
 /// Decode steps after a prompt.
@@ -25,7 +23,7 @@ pub fn quantized(scales: ScaleChoice) -> Outcome {
     let mut failures = Vec::new();
     for target in ["all", "mlp"] {
         let model = Model::fixture().quantized(scales, target);
-        let name = format!("{} {target}", scales.name());
+        let name = format!("{} {target}", scales);
         failures.extend(of_fixture(&name, &model, &LENGTHS, true));
     }
     none(failures)
@@ -68,10 +66,7 @@ pub fn int4_head() -> Outcome {
 /// Every kind of scales, an int4 head, rows that end in half a group of 128 and those that take several pieces of a ring.
 pub fn groups_of(group: usize) -> Outcome {
     let mut failures = Vec::new();
-    let mini = |mantissa_bits| ScaleChoice::Mini {
-        exponent_bits: 5,
-        mantissa_bits,
-    };
+    let mini = ScaleChoice::e5;
     for (scales, target) in [
         (ScaleChoice::F32, "all"),
         (ScaleChoice::F16, "mlp"),
@@ -79,7 +74,7 @@ pub fn groups_of(group: usize) -> Outcome {
         (models::E5M5, models::WITH_HEAD),
     ] {
         let model = Model::fixture().quantized_in_groups(scales, target, group);
-        let name = format!("{} {target}, groups of {group}", scales.name());
+        let name = format!("{scales} {target}, groups of {group}");
         failures.extend(of_fixture(&name, &model, &LENGTHS, true));
     }
     for (what, config, widened) in [
@@ -98,7 +93,10 @@ pub fn groups_of(group: usize) -> Outcome {
 const LENGTHS: [usize; 7] = [1, 127, 128, 129, 700, 1100, 2300];
 
 fn of_fixture(name: &str, model: &Model, prompts: &[usize], int4: bool) -> Vec<String> {
-    let widened = |m| int4 && m >= WIDEN_MIN_ROWS;
+    let c = ModelConfig::of(&model.open()).unwrap();
+    // Some product's weights are widened from here on.
+    let from = [c.hidden, 2 * c.intermediate].map(int4_widened_from);
+    let widened = |m| int4 && from.iter().any(|from| m >= *from);
     of_fixture_as(name, model, prompts, widened, Path::Decode)
 }
 

@@ -59,10 +59,7 @@ fn tests() -> Vec<(String, Test)> {
         tests.push((name.to_owned(), Box::new(test)));
     };
     add("logits_c0", Box::new(logits::unquantized));
-    let mini = |mantissa_bits| ScaleChoice::Mini {
-        exponent_bits: 5,
-        mantissa_bits,
-    };
+    let mini = ScaleChoice::e5;
     for scales in [
         ScaleChoice::F32,
         ScaleChoice::F16,
@@ -72,7 +69,7 @@ fn tests() -> Vec<(String, Test)> {
         mini(10),
     ] {
         let test = move || logits::quantized(scales);
-        add(&format!("logits_{}", scales.name()), Box::new(test));
+        add(&format!("logits_{scales}"), Box::new(test));
     }
     let fixed: [(&str, Plain); 30] = [
         ("logits_nf4", logits::nf4),

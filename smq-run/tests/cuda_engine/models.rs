@@ -10,10 +10,7 @@ use smq_convert::{
 use smq_model::{Source, Tokenizer};
 use tempfile::TempDir;
 
-pub const E5M5: ScaleChoice = ScaleChoice::Mini {
-    exponent_bits: 5,
-    mantissa_bits: 5,
-};
+pub const E5M5: ScaleChoice = ScaleChoice::e5(5);
 /// Every projection and the head.
 pub const WITH_HEAD: &str = "_proj.weight|lm_head";
 

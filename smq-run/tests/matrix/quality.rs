@@ -165,7 +165,7 @@ fn tasks_that_contradict_the_divergence_are_told() {
         put(out, "suite-m.json", &suite("m", &variants));
         let findings = page(out, "findings.md");
         let drop = format!(
-            "Mean drops of int4 E5M2: mlp {:.1} % with the recommended rule, 4.0 with the published one, 1.0 with exact scales.",
+            "Mean drops of int4 `e5m2`: mlp {:.1} % with the recommended rule, 4.0 with the published one, 1.0 with exact scales.",
             -signed / 0.5 * 100.0
         );
         assert!(findings.contains(&drop), "{drop}: {findings}");

@@ -130,7 +130,7 @@ fn the_report_names_what_it_has_and_what_it_lacks() {
     );
     // The bundled weights: E5M3 is enough over all tensors, not in each.
     assert!(
-        text.contains("E5M3 does over all tensors together and E5M5 in each of them."),
+        text.contains("`e5m3` does over all tensors together and `e5m5` in each of them."),
         "{text}"
     );
     assert!(text.contains("| `C4/p24/o5/r*`"));
@@ -240,7 +240,7 @@ fn a_part_alone_is_told_without_empty_tables() {
     assert_eq!(text.matches("Not measured.").count(), 3, "{text}");
     assert!(text.contains("is not known: no file with E5M5"), "{text}");
     assert!(
-        text.contains("E5M3 does over all tensors together"),
+        text.contains("`e5m3` does over all tensors together"),
         "{text}"
     );
     let plots = std::fs::read_dir(out.join("plots")).unwrap().count();

@@ -1,9 +1,9 @@
 //! The sweep is the converter's arithmetic: with every row sampled, its figures are those of a file's statistics.
 
 use smq_convert::{Checkpoint, convert};
-use smq_format::SmqFile;
+use smq_format::{Family, ScaleChoice, ScaleRule, SmqFile};
 use smq_run::study::Contract;
-use smq_run::study::contract::{Config, Quantization};
+use smq_run::study::contract::{Config, Quantization, Stored};
 use smq_run::study::conversion::{Conversion, conversion};
 use smq_run::study::record::TensorErrors;
 use smq_run::study::scale_errors::{Item, Sample};
@@ -25,18 +25,15 @@ fn every_row_gives_the_files_statistics() {
     let contract = with_rows(dir.path(), "1000000");
     let checkpoint = Checkpoint::open(&model()).unwrap();
     let sample = Sample::read(&checkpoint, &contract.scale_errors).unwrap();
-    for name in ["reference", "signed"] {
-        let path = dir.path().join(format!("{name}.smq"));
+    for rule in [ScaleRule::Reference, ScaleRule::Signed] {
+        let path = dir.path().join(format!("{rule}.smq"));
         let config = Config {
             id: "X".to_owned(),
-            scheme: "int4".to_owned(),
-            scales: Some("E5M3".to_owned()),
+            scheme: Stored::Quantized(Family::Int4),
+            scales: Some(ScaleChoice::e5(3)),
             target: Some("all".to_owned()),
         };
-        let quantization = Quantization {
-            group: 128,
-            rule: name.to_owned(),
-        };
+        let quantization = Quantization { group: 128, rule };
         let Conversion::File(options) = conversion(&config, &quantization) else {
             panic!("int4 is supported");
         };
@@ -48,7 +45,7 @@ fn every_row_gives_the_files_statistics() {
         };
         let expected: Vec<_> = statistics.tensors.iter().map(record).collect();
         let item = Item::Rounded {
-            rule: name.to_owned(),
+            rule,
             mantissa_bits: 3,
         };
         assert_eq!(sample.measure(&contract, &item).unwrap().tensors, expected);

@@ -83,7 +83,7 @@ pub struct TensorDiff {
     pub name: String,
     /// Shape, element type, scheme and its parameters, statistics.
     pub changes: Vec<Change>,
-    /// How A stores it: `E5M5/128`, `bf16`.
+    /// How A stores it: `e5m5/128`, `bf16`.
     pub stored_a: String,
     /// How B stores it.
     pub stored_b: String,
@@ -148,8 +148,8 @@ impl Diff {
                 tensors.push(TensorDiff {
                     name: view_a.name().to_owned(),
                     changes,
-                    stored_a: stored(view_a.entry(), report_a),
-                    stored_b: stored(view_b.entry(), report_b),
+                    stored_a: stored(view_a.entry()),
+                    stored_b: stored(view_b.entry()),
                     blobs: roles,
                     weights,
                     mean_rel_mse_a: mean(report_a),

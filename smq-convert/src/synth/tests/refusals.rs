@@ -78,7 +78,7 @@ fn a_config_that_cannot_be_followed_is_refused_with_its_reason() {
     let mut no_vocab = llama_config();
     no_vocab.as_object_mut().unwrap().remove("vocab_size");
     let cases = [
-        (json!([1]), "not a JSON object"),
+        (json!([1]), "expected a JSON object"),
         (
             no_vocab,
             "missing key vocab_size, which LlamaForCausalLM needs",

@@ -1,7 +1,8 @@
 //! A decode step: one kernel that works through a program of phases, every product and attention of a token.
 
-pub mod plan;
-pub mod program;
+pub(super) mod plan;
+pub(super) mod program;
+mod word;
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use crate::error::Result;
 use plan::{Epilogue, Kind, Plan};
 use program::{Buffers, Phase, Uses};
 use smq_model::ModelConfig;
+use smq_model::architecture::Windows;
 
 /// The keys and values of every layer, bf16 `[kv_heads, capacity, head_dim]` each.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +48,7 @@ impl Cache {
 
 /// What a pass through the model works with.
 #[derive(Debug, Clone, Copy)]
-pub struct Parts<'a> {
+pub(super) struct Parts<'a> {
     /// Compiled for this model.
     pub kernels: &'a Kernels,
     /// Its shape.
@@ -61,7 +63,8 @@ pub struct Parts<'a> {
 
 /// Macros of both attention kernels.
 #[must_use]
-pub fn attention_defines(c: &ModelConfig) -> Vec<(&'static str, i64)> {
+pub(super) fn attention_defines(c: &ModelConfig) -> Vec<(&'static str, i64)> {
+    let Windows::Alike(window) = c.windows;
     vec![
         ("HEADS", c.heads as i64),
         ("KV_HEADS", c.kv_heads as i64),
@@ -70,9 +73,7 @@ pub fn attention_defines(c: &ModelConfig) -> Vec<(&'static str, i64)> {
         // A window that no sequence outgrows is none.
         (
             "WINDOW",
-            c.sliding_window
-                .filter(|w| *w < c.max_positions)
-                .unwrap_or(0) as i64,
+            window.filter(|w| *w < c.max_positions).unwrap_or(0) as i64,
         ),
     ]
 }
@@ -107,17 +108,21 @@ impl Decoder {
     }
 
     /// A phase of the product of `matrices`, one of those that it was compiled for.
-    #[must_use]
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda) if it is none of them.
     pub fn product(
         &self,
         matrices: &[DeviceMatrix],
         epilogue: Epilogue,
         buffers: &Buffers,
         uses: Uses,
-    ) -> Phase {
+    ) -> Result<Phase> {
         let kind = Kind::new(matrices, epilogue);
-        let index = self.plan.kinds.iter().position(|k| *k == kind);
-        Phase::product(&kind, index.unwrap_or(0), epilogue, matrices, buffers, uses)
+        let index = self.plan.number_of(&kind)?;
+        Ok(Phase::product(
+            &kind, index, epilogue, matrices, buffers, uses,
+        ))
     }
 
     /// A call that works through `program`; `whole`: with the embedding before it. Tables: embedding, the first layer's
@@ -154,7 +159,7 @@ impl Decoder {
 
 /// The step of one cache.
 #[derive(Debug)]
-pub struct Step {
+pub(super) struct Step {
     whole: Call,
     head: Call,
     _program: DeviceBuffer,
@@ -165,7 +170,7 @@ impl Step {
     ///
     /// # Errors
     /// As [`Decoder::new`]; [`Error::Cuda`](crate::Error::Cuda) if the memory is not there.
-    pub fn new(parts: &Parts<'_>) -> Result<Self> {
+    pub(super) fn new(parts: &Parts<'_>) -> Result<Self> {
         let Parts {
             kernels,
             config: c,
@@ -174,8 +179,8 @@ impl Step {
             ..
         } = *parts;
         let decoder = Decoder::new(kernels, c, &products(model))?;
-        let phases: Vec<[u32; program::WORDS]> =
-            phases(&decoder, parts).into_iter().map(|p| p.0).collect();
+        let phases: Vec<[u32; word::WORDS]> =
+            phases(&decoder, parts)?.into_iter().map(|p| p.0).collect();
         let memory = DeviceBuffer::new(
             kernels.gpu(),
             size_of_val(&phases[..]),
@@ -199,7 +204,7 @@ impl Step {
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) if the driver refuses.
-    pub fn run(&self, stream: &Stream) -> Result<()> {
+    pub(super) fn run(&self, stream: &Stream) -> Result<()> {
         // SAFETY: the program has buffers of its model's and GPU's size, which the engine keeps.
         unsafe { self.whole.run(stream) }
     }
@@ -208,7 +213,7 @@ impl Step {
     ///
     /// # Errors
     /// As [`Step::run`].
-    pub fn run_head(&self, stream: &Stream) -> Result<()> {
+    pub(super) fn run_head(&self, stream: &Stream) -> Result<()> {
         // SAFETY: as in `run`.
         unsafe { self.head.run(stream) }
     }
@@ -247,7 +252,7 @@ fn products(model: &DeviceModel) -> Vec<(&[DeviceMatrix], Epilogue)> {
 }
 
 /// A whole step, and behind it the head alone with a prompt's input.
-fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Vec<Phase> {
+fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Result<Vec<Phase>> {
     let Parts {
         config: c,
         model,
@@ -275,7 +280,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Vec<Phase> {
                 ..Buffers::default()
             },
             uses(i),
-        ));
+        )?);
         let attention = Buffers {
             x: s.qkv.ptr(),
             sums: s.attention_parts.ptr(),
@@ -299,7 +304,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Vec<Phase> {
                 ..Buffers::default()
             },
             uses(i),
-        ));
+        )?);
         list.push(decoder.product(
             &layer.gate_up,
             Epilogue::Swiglu,
@@ -310,7 +315,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Vec<Phase> {
                 ..Buffers::default()
             },
             uses(i),
-        ));
+        )?);
         list.push(decoder.product(
             one(&layer.down),
             Epilogue::Residual,
@@ -322,7 +327,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Vec<Phase> {
                 ..Buffers::default()
             },
             uses(i + 1),
-        ));
+        )?);
     }
     let head = |x: Span, sums: Span, input| {
         let buffers = Buffers {
@@ -335,7 +340,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Vec<Phase> {
         let uses = Uses { input, output: 0 };
         decoder.product(one(&model.head), Epilogue::Logits, &buffers, uses)
     };
-    list.push(head(s.hidden[0], s.square_sums[0], Some(c.layers)));
-    list.push(head(s.last_hidden, s.last_square_sums, None));
-    list
+    list.push(head(s.hidden[0], s.square_sums[0], Some(c.layers))?);
+    list.push(head(s.last_hidden, s.last_square_sums, None)?);
+    Ok(list)
 }

@@ -1,8 +1,10 @@
 //! How `decode.cu` is cut for a model and a GPU.
 
-use crate::cuda::kernels::Defines;
-use crate::cuda::state::RING;
+use super::word;
+use crate::cuda::contract::BLOCK_SHARED_BYTES;
+use crate::cuda::contract::Defines;
 use crate::cuda::weights::{DeviceMatrix, Format, LARGEST_GROUP};
+use crate::cuda::{limits, state};
 use crate::error::{Error, Result};
 use smq_model::ModelConfig;
 
@@ -19,9 +21,9 @@ pub enum Epilogue {
     Logits,
 }
 
-/// How weights are stored, by `decode_product.cuh`'s numbers.
+/// How weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Storage {
+enum Storage {
     /// bf16.
     Bf16,
     /// int4 with scales of groups.
@@ -42,7 +44,8 @@ impl Storage {
         }
     }
 
-    /// Bytes that a warp exchanges of its activations.
+    /// Bytes that a warp exchanges of its activations: a line's limbs, halves or f16
+    /// (`decode_int4.cuh` and so on hold them against this).
     fn exchange_bytes(self) -> usize {
         match self {
             Self::Bf16 => 0,
@@ -54,10 +57,17 @@ impl Storage {
 
     /// Bytes of a block's tables of values: NF4's, of pairs by byte for each lane, and of absmax codes.
     fn table_bytes(self) -> usize {
-        if self == Self::Nf4 {
-            4 * (256 * 32 + 256)
-        } else {
-            0
+        match self {
+            Self::Nf4 => NF4_TABLE_BYTES,
+            Self::Bf16 | Self::Int4 | Self::Fp8 => 0,
+        }
+    }
+
+    /// Bytes copied for one run's scales of scale codes.
+    fn nested_bytes(self) -> usize {
+        match self {
+            Self::Nf4 => NESTED_BYTES,
+            Self::Bf16 | Self::Int4 | Self::Fp8 => 0,
         }
     }
 }
@@ -74,12 +84,14 @@ pub struct Kind {
     segments: [usize; 3],
 }
 
-/// Bytes of shared memory that a block can have.
-const BLOCK_BYTES: usize = 227 << 10;
+/// Bytes of NF4's tables.
+const NF4_TABLE_BYTES: usize = 4 * (256 * 32 + 256);
 /// Bytes copied for one run of NF4's scales of codes.
 const NESTED_BYTES: usize = 48;
 /// Warps of a block that multiply; lines of 128 bytes of 8 rows in a slot.
 const WARPS: usize = 12;
+/// Bytes of weights in a slot; scale codes follow.
+const WEIGHT_BYTES: usize = 8 * 128 * WARPS;
 /// Warps of a block that copy.
 const PRODUCERS: usize = 2;
 /// Bytes that an SM has on their way from memory at a time, as measured best (kernels/NOTES.md): where all layers are
@@ -148,30 +160,45 @@ impl Kind {
 
     /// Bytes in a slot behind its weights.
     fn code_bytes(&self, width: usize) -> usize {
-        let nested = if self.storage == Storage::Nf4 {
-            NESTED_BYTES
-        } else {
-            0
-        };
         match self.storage {
             Storage::Bf16 => 0,
-            _ => self.runs() * (self.run_bytes(width) + nested),
+            Storage::Int4 | Storage::Nf4 | Storage::Fp8 => {
+                self.runs() * (self.run_bytes(width) + self.storage.nested_bytes())
+            }
         }
     }
 
     /// Runs of consecutive scale codes in a tile.
     fn runs(&self) -> usize {
-        if self.epilogue == Epilogue::Swiglu {
-            2
-        } else {
-            1
+        match self.epilogue {
+            Epilogue::Swiglu => 2,
+            Epilogue::Store | Epilogue::Residual | Epilogue::Logits => 1,
         }
+    }
+
+    /// Bytes of a phase's scratch that its partial sums take on one of `sms` blocks.
+    fn sum_bytes(&self, sms: usize) -> usize {
+        let bytes = 4 * 8 * self.max_tiles(sms) * WARPS;
+        match self.epilogue {
+            // The last product takes both phases' scratch.
+            Epilogue::Logits => bytes.div_ceil(2),
+            Epilogue::Store | Epilogue::Residual | Epilogue::Swiglu => bytes,
+        }
+    }
+
+    /// Whether its weights, of more than 4 bits, are a layer's.
+    fn is_wide(&self) -> bool {
+        let wide = match self.storage {
+            Storage::Bf16 | Storage::Fp8 => true,
+            Storage::Int4 | Storage::Nf4 => false,
+        };
+        wide && self.epilogue != Epilogue::Logits
     }
 
     /// Bytes copied for one run of scale codes of `width` bits, which begins at any bit: whole 16 bytes around it,
     /// and the word after the last.
     #[must_use]
-    pub fn run_bytes(&self, width: usize) -> usize {
+    pub(super) fn run_bytes(&self, width: usize) -> usize {
         let codes = 8 / self.runs() * self.groups();
         (codes * width / 8 + 16 + 4).next_multiple_of(16)
     }
@@ -190,19 +217,12 @@ pub struct Plan {
     pub shared: u32,
 }
 
-/// Blocks that share a key/value head's tokens: one block an SM where that is possible, at most 8.
-#[must_use]
-pub fn splits(c: &ModelConfig, sms: usize) -> usize {
-    let fits = |s: &usize| s * c.kv_heads <= sms && c.head_dim.is_multiple_of(4 * s);
-    [8, 4, 2].into_iter().find(fits).unwrap_or(1)
-}
-
 impl Plan {
     /// For the products of a model, each with its scales' macros, on `sms` multiprocessors.
     ///
     /// # Errors
-    /// [`Error::Config`] for a model with too many heads or too many kinds of product, or one whose rows do not fit
-    /// shared memory.
+    /// [`Error::Model`] for a model with too many heads or too many kinds of product, or one whose
+    /// rows do not fit shared memory.
     pub fn new(c: &ModelConfig, products: &[(Kind, Defines)], sms: usize) -> Result<Self> {
         let (mut kinds, mut scales) = (Vec::new(), Vec::new());
         // Columns by storage: at most three each, the width of the stream, of the heads, of the MLP.
@@ -214,20 +234,8 @@ impl Plan {
                 push_new(&mut scales, format.clone());
             }
         }
-        if kinds.len() > KIND_NAMES.len() {
-            return Err(Error::config(format!(
-                "its layers have {} different shapes and storages of weights; --device cuda runs up to {}, so quantize \
-                 the layers alike, or run with --device cpu",
-                kinds.len(),
-                KIND_NAMES.len()
-            )));
-        }
-        if c.kv_heads > sms {
-            return Err(Error::config(format!(
-                "{} key/value heads are more than this GPU's {sms} multiprocessors; run with --device cpu",
-                c.kv_heads
-            )));
-        }
+        limits::kinds(kinds.len(), KIND_NAMES.len())?;
+        limits::heads(c.kv_heads, sms)?;
         let codes = products
             .iter()
             .map(|(k, scales)| k.code_bytes(scales[1].1 as usize));
@@ -236,52 +244,43 @@ impl Plan {
         let exchange = exchange.max().unwrap_or(0);
         let tables = kinds.iter().map(|k| k.storage.table_bytes());
         let tables = tables.max().unwrap_or(0);
-        let slot = (8 * 128 * WARPS + codes).next_multiple_of(128);
+        let slot = (WEIGHT_BYTES + codes).next_multiple_of(128);
         let queries = c.heads / c.kv_heads;
         let batch = queries.div_ceil(queries.div_ceil(512 / c.head_dim));
         let attention = 4 * (queries + 1 + batch * WARPS) * c.head_dim + 8 * batch * WARPS;
-        // The last product takes both phases' scratch.
-        let sums = |k: &Kind| {
-            let bytes = 4 * 8 * k.max_tiles(sms) * WARPS;
-            if k.epilogue == Epilogue::Logits {
-                bytes.div_ceil(2)
-            } else {
-                bytes
-            }
-        };
         let partial = kinds
             .iter()
-            .map(sums)
+            .map(|k| k.sum_bytes(sms))
             .chain([attention])
             .max()
             .unwrap_or(0)
             .next_multiple_of(128);
         let fixed = 1024 + 8 * c.rope.rotary_dim + 16 * 64 + WARPS * exchange + tables + 1024;
-        let slots = BLOCK_BYTES.saturating_sub(fixed + 128 + 2 * partial) / slot;
+        let slots = BLOCK_SHARED_BYTES.saturating_sub(fixed + 128 + 2 * partial) / slot;
         if slots < 2 {
-            return Err(Error::config(format!(
-                "a decode step needs {} bytes of shared memory, a block has {BLOCK_BYTES}; leave the largest matrix \
-                 unquantized (--target mlp or all), or run with --device cpu",
-                fixed + 128 + 2 * partial + 2 * slot
-            )));
+            let needed = fixed + 128 + 2 * partial + 2 * slot;
+            return Err(limits::shared_memory(needed, BLOCK_SHARED_BYTES));
         }
         let slots = slots.min(64) / PRODUCERS * PRODUCERS;
-        let wide = kinds.iter().any(|k| {
-            matches!(k.storage, Storage::Bf16 | Storage::Fp8) && k.epilogue != Epilogue::Logits
-        });
-        let in_flight = |bytes: usize| (bytes / (8 * 128 * WARPS) / PRODUCERS).max(1);
+        let shared = slots * slot + 128 + 2 * partial;
+        let wide = kinds.iter().any(Kind::is_wide);
+        let in_flight = |bytes: usize| (bytes / WEIGHT_BYTES / PRODUCERS).max(1);
         let number = |n: usize| n as i64;
         let mut defines = super::attention_defines(c);
         defines.extend([
             ("HIDDEN", number(c.hidden)),
             ("LAYERS", number(c.layers)),
-            ("SPLITS", number(splits(c, sms))),
+            ("SPLITS", number(state::splits(c, sms))),
             ("EPS_BITS", i64::from(c.rms_norm_eps.to_bits())),
-            ("RING", number(RING)),
             ("GRID", number(sms)),
             ("WARPS", number(WARPS)),
+            ("PRODUCERS", number(PRODUCERS)),
             ("SLOTS", number(slots)),
             ("SLOT_BYTES", number(slot)),
+            ("WEIGHT_BYTES", number(WEIGHT_BYTES)),
+            ("NESTED_BYTES", number(NESTED_BYTES)),
+            ("NF4_TABLE_BYTES", number(NF4_TABLE_BYTES)),
+            ("DYNAMIC_SHARED", number(shared)),
             (
                 "INT4_IN_FLIGHT",
                 number(in_flight(if wide { IN_FLIGHT } else { IN_FLIGHT_4_BIT })),
@@ -290,12 +289,23 @@ impl Plan {
             ("PARTIAL_BYTES", number(partial)),
             ("EXCHANGE_BYTES", number(exchange)),
             ("KINDS", number(kinds.len())),
+            ("MOST_KINDS", number(KIND_NAMES.len())),
+            ("BF16", Storage::Bf16 as i64),
+            ("INT4", Storage::Int4 as i64),
+            ("NF4", Storage::Nf4 as i64),
+            ("FP8", Storage::Fp8 as i64),
+            ("STORE", Epilogue::Store as i64),
+            ("RESIDUAL", Epilogue::Residual as i64),
+            ("SWIGLU", Epilogue::Swiglu as i64),
+            ("LOGITS", Epilogue::Logits as i64),
             // Whether a product has three matrices: scale codes then begin anew within it.
             (
                 "SEGMENTED",
                 i64::from(kinds.iter().any(|k| k.segments[2] > 0)),
             ),
         ]);
+        defines.extend(word::defines());
+        defines.extend(state::defines(c));
         // The int4 products' groups are alike (`DeviceModel`), those of the others the largest.
         let group = kinds.iter().map(|k| k.group).min();
         defines.push(("INT4_GROUP", number(group.unwrap_or(LARGEST_GROUP))));
@@ -305,6 +315,14 @@ impl Plan {
             _ => defines.push(("SCALE_WIDTH", 0)),
         }
         for (cols, names) in cores.into_iter().zip(CORE_NAMES) {
+            if cols.len() >= names.len() {
+                return Err(Error::config(format!(
+                    "its products that are stored alike have {} different numbers of columns; --device cuda runs up to \
+                     {}, so run with --device cpu",
+                    cols.len(),
+                    names.len() - 1
+                )));
+            }
             let values = [&[number(cols.len())], &cols[..]].concat();
             defines.extend(names.into_iter().zip(values));
         }
@@ -324,7 +342,22 @@ impl Plan {
             kinds,
             defines,
             threads: 32 * (WARPS + PRODUCERS) as u32,
-            shared: (slots * slot + 128 + 2 * partial) as u32,
+            shared: shared as u32,
+        })
+    }
+}
+
+impl Plan {
+    /// The number by which the kernel knows a kind of product.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] for a kind that it was not compiled for.
+    pub(super) fn number_of(&self, kind: &Kind) -> Result<usize> {
+        let number = self.kinds.iter().position(|k| k == kind);
+        number.ok_or_else(|| {
+            Error::Cuda(format!(
+                "the decode kernel was not compiled for a product {kind:?}"
+            ))
         })
     }
 }

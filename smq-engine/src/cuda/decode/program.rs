@@ -1,33 +1,9 @@
 //! The phases of a decode step, as `decode.cu` reads them.
 
 use super::plan::{Epilogue, Kind};
+use super::word;
+use crate::cuda::contract::TAG_MASK;
 use crate::cuda::weights::DeviceMatrix;
-
-/// Words of a phase.
-pub const WORDS: usize = 32;
-
-/// Where a word is (`enum Word` of `decode.cu`).
-mod word {
-    pub const KIND: usize = 0;
-    pub const USE_IN: usize = 1;
-    pub const USE_OUT: usize = 2;
-    pub const CHECK: usize = 3;
-    /// Three addresses.
-    pub const WEIGHTS: usize = 4;
-    /// Three addresses.
-    pub const SCALES_AT: usize = 10;
-    pub const FIRST1: usize = 16;
-    /// Three.
-    pub const BIAS: usize = 17;
-    pub const SCALES: usize = 20;
-    pub const RUN_BYTES: usize = 21;
-    pub const X: usize = 22;
-    pub const SUMS: usize = 24;
-    pub const NEXT_NORM: usize = 26;
-    pub const OUT: usize = 28;
-    pub const OUT_SUMS: usize = 30;
-}
-const ATTENTION: u32 = 255;
 
 /// Addresses that a phase reads and writes; those that it does not use are 0.
 #[derive(Debug, Clone, Copy, Default)]
@@ -55,15 +31,17 @@ pub struct Uses {
 
 /// One phase.
 #[derive(Debug, Clone, Copy)]
-pub struct Phase(pub [u32; WORDS]);
+pub struct Phase(pub [u32; word::WORDS]);
 
 impl Phase {
     fn new(kind: u32, b: &Buffers, uses: Uses) -> Self {
-        let mut this = Self([0; WORDS]);
+        let mut this = Self([0; word::WORDS]);
         this.0[word::KIND] = kind;
-        this.0[word::USE_IN] = uses.input.unwrap_or(0) as u32;
         this.0[word::USE_OUT] = uses.output as u32;
-        this.0[word::CHECK] = if uses.input.is_some() { 3 } else { 0 };
+        if let Some(input) = uses.input {
+            this.0[word::USE_IN] = input as u32;
+            this.0[word::CHECK] = TAG_MASK;
+        }
         this.address(word::X, b.x);
         this.address(word::SUMS, b.sums);
         this.address(word::NEXT_NORM, b.next_norm);
@@ -79,7 +57,7 @@ impl Phase {
 
     /// The product of `matrices`, kind `index` of the plan.
     #[must_use]
-    pub fn product(
+    pub(super) fn product(
         kind: &Kind,
         index: usize,
         epilogue: Epilogue,
@@ -110,7 +88,8 @@ impl Phase {
             this.0[word::FIRST1] = (first.rows / 2 * kind.groups()) as u32;
         }
         let [(_, format), (_, width), (_, mantissa)] = first.scale_defines();
-        this.0[word::SCALES] = (format | width << 8 | mantissa << 16) as u32;
+        this.0[word::SCALES] =
+            (format | width << word::SCALES_WIDTH_AT | mantissa << word::SCALES_MANTISSA_AT) as u32;
         this.0[word::RUN_BYTES] = kind.run_bytes(width as usize) as u32;
         this
     }
@@ -118,7 +97,7 @@ impl Phase {
     /// Attention over keys and values at two addresses, of `capacity` positions.
     #[must_use]
     pub fn attention((keys, values): (u64, u64), capacity: usize, b: &Buffers, uses: Uses) -> Self {
-        let mut this = Self::new(ATTENTION, b, uses);
+        let mut this = Self::new(word::ATTENTION, b, uses);
         this.address(word::WEIGHTS, keys);
         this.address(word::WEIGHTS + 2, values);
         this.0[word::FIRST1] = capacity as u32;

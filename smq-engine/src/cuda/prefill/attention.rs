@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{Pass, padded};
 use crate::cuda::args::Args;
+use crate::cuda::contract::Defines;
 use crate::cuda::decode::{Parts, attention_defines};
-use crate::cuda::kernels::{Call, Defines, Kernels};
+use crate::cuda::kernels::{Call, Kernels};
 use crate::cuda::launch::Launch;
 use crate::cuda::module::Kernel;
 use crate::error::Result;
@@ -17,8 +18,11 @@ const KEYS: usize = 64;
 /// Up to so many rows one warpgroup a block is faster.
 const ONE_WARPGROUP_UP_TO: usize = 512;
 
+/// Threads of a block of `rope.cu`'s `rope_and_cache`.
+pub const ROPE_THREADS: u32 = 256;
+
 /// A kernel by the order of what it writes: plain, int4.
-pub type Orders = [Arc<Kernel>; 2];
+pub(crate) type Orders = [Arc<Kernel>; 2];
 
 /// How `attention_prefill.cu` is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,7 @@ impl Attention {
             ("PREFILL_WARPGROUPS", self.warpgroups as i64),
             ("PREFILL_KEYS", KEYS as i64),
             ("OUT_STRIDE", padded(c.heads * c.head_dim) as i64),
+            ("DYNAMIC_SHARED", self.shared(c) as i64),
         ]);
         defines
     }
@@ -66,11 +71,21 @@ impl Attention {
         Ok([kernel(0)?, kernel(1)?])
     }
 
+    /// Rows of a block.
+    fn tile(self) -> usize {
+        64 * self.warpgroups
+    }
+
+    /// Dynamic shared memory of a block, bytes: its queries, and two tiles of keys and of values.
+    fn shared(self, c: &ModelConfig) -> usize {
+        2 * c.head_dim * (self.tile() + 4 * KEYS)
+    }
+
     /// The launch for `m` rows.
     pub fn launch(self, c: &ModelConfig, m: usize) -> Launch {
-        let tile = 64 * self.warpgroups;
+        let tile = self.tile();
         Launch::new([c.heads as u32, m.div_ceil(tile) as u32], 2 * tile as u32)
-            .shared((2 * c.head_dim * (tile + 4 * KEYS)) as u32)
+            .shared(self.shared(c) as u32)
             .overlap()
     }
 }
@@ -79,6 +94,7 @@ impl Attention {
 pub fn rope_defines(c: &ModelConfig, packed: bool) -> Defines {
     let mut defines = attention_defines(c);
     defines.push(("PACKED", i64::from(packed)));
+    defines.push(("BLOCK_THREADS", ROPE_THREADS.into()));
     defines
 }
 

@@ -1,6 +1,6 @@
 //! The head behind a prompt's pass: logits of many positions, scored on the GPU or brought to the host.
 
-use super::{CHUNK, LOGIT_ROWS, Prefill};
+use super::{CHUNK, LOGIT_ROWS, Prefill, ROW_THREADS, SCORE_THREADS};
 use crate::cuda::args::Args;
 use crate::cuda::decode::Parts;
 use crate::cuda::kernels::Call;
@@ -25,7 +25,7 @@ impl Prefill {
     ///
     /// # Errors
     /// As [`Prefill::run`].
-    pub fn scores(&mut self, parts: &Parts<'_>, tokens: &[u32]) -> Result<Vec<TokenScore>> {
+    pub(crate) fn scores(&mut self, parts: &Parts<'_>, tokens: &[u32]) -> Result<Vec<TokenScore>> {
         self.reserve(parts, tokens.len().min(CHUNK), true)?;
         let mut out = Vec::with_capacity(tokens.len());
         let mut targets = &tokens[1..];
@@ -46,7 +46,11 @@ impl Prefill {
     ///
     /// # Errors
     /// As [`Prefill::run`].
-    pub fn packed_scores(&mut self, parts: &Parts<'_>, pack: &Pack) -> Result<Vec<TokenScore>> {
+    pub(crate) fn packed_scores(
+        &mut self,
+        parts: &Parts<'_>,
+        pack: &Pack,
+    ) -> Result<Vec<TokenScore>> {
         self.reserve(parts, pack.tokens.len().clamp(1, CHUNK), true)?;
         let mut out = Vec::with_capacity(pack.scored.len());
         let mut scored = &pack.scored[..];
@@ -72,7 +76,7 @@ impl Prefill {
     ///
     /// # Errors
     /// As [`Prefill::run`]; whatever `on_rows` returns.
-    pub fn logit_rows(
+    pub(crate) fn logit_rows(
         &mut self,
         parts: &Parts<'_>,
         tokens: &[u32],
@@ -140,7 +144,7 @@ impl Prefill {
                 unsafe { b.tokens.part(0, 4 * m)?.copy_from(stream, rows)? };
                 Call {
                     kernel: self.norm_some.clone(),
-                    launch: Launch::new(m, 256).overlap(),
+                    launch: Launch::new(m, ROW_THREADS).overlap(),
                     args: Args::new()
                         .ptr(b.x.ptr())
                         .ptr(b.tokens.ptr())
@@ -166,7 +170,7 @@ impl Prefill {
         let n = targets.len();
         let score = Call {
             kernel: self.score.clone(),
-            launch: Launch::new(n, 512).overlap(),
+            launch: Launch::new(n, SCORE_THREADS).overlap(),
             args: Args::new()
                 .ptr(b.logits.ptr())
                 .ptr(b.tokens.ptr())

@@ -2,10 +2,9 @@ use smq_format::scale::{MiniFloat, ScaleFormat};
 
 use super::*;
 use crate::cuda::arena::Arena;
+use crate::cuda::contract::BLOCK_SHARED_BYTES;
 use crate::cuda::weights::{Format, GROUPS};
 
-/// Bytes of shared memory that a block can have.
-const BLOCK_BYTES: usize = 227 << 10;
 /// Blocks of a cluster that every GPU with clusters has.
 const CLUSTER: usize = 8;
 const SMS: usize = 132;
@@ -85,7 +84,7 @@ fn check(what: &str, w: &DeviceMatrix, m: usize, target: Target) {
     let needed = stages * (tile * 256 + warpgroups * 64 * row) + staged + 16 * stages + 1024;
     assert!(cut.shared as usize >= needed, "{what}: {needed} bytes");
     assert!(
-        cut.shared as usize <= BLOCK_BYTES,
+        cut.shared as usize <= BLOCK_SHARED_BYTES,
         "{what}: {} bytes",
         cut.shared
     );
@@ -130,7 +129,7 @@ fn every_route_has_scratch() {
         [int4(256, 128)],
         [int4(128, 128), int4(64, 128), int4(64, 128)],
     );
-    let from = widen_from(&fused[0]);
+    let from = int4_widened_from(fused[0].rows);
     for m in [1, 128, from - 1] {
         assert!(reads_int4_order(&fused, m) && !reads_int4_order(&apart, m));
         assert_eq!(scratch_bytes(&fused, m), 0);

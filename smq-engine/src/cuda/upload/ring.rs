@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::error::Result;
 
 /// What fills and copies.
-pub trait Bus: Sync {
+pub(super) trait Bus: Sync {
     /// Waits until the copy that was last started from `place` has run; at once if none was.
     ///
     /// # Errors
@@ -35,7 +35,7 @@ pub trait Bus: Sync {
 
 /// What one thread spent its time on.
 #[derive(Debug, Default, Clone, Copy)]
-pub struct Times {
+pub(super) struct Times {
     pub filling: Duration,
     /// For the copy of the slot that was there before.
     pub waiting: Duration,
@@ -43,7 +43,7 @@ pub struct Times {
 
 /// The order of one run of slots through the places.
 #[derive(Debug)]
-pub struct Ring {
+pub(super) struct Ring {
     /// Of all slots. Only the last slot may have fewer than `slot_parts`.
     parts: usize,
     slot_parts: usize,
@@ -69,7 +69,7 @@ struct Place {
 
 impl Ring {
     /// For `parts` in slots of `slot_parts`, filled by `threads`. Nothing may be 0 but `parts`.
-    pub fn new(parts: usize, slot_parts: usize, places: usize, threads: usize) -> Self {
+    pub(super) fn new(parts: usize, slot_parts: usize, places: usize, threads: usize) -> Self {
         Self {
             parts,
             slot_parts,
@@ -90,7 +90,7 @@ impl Ring {
     ///
     /// # Errors
     /// What `bus` returned in this thread. The others then end without one.
-    pub fn work(&self, bus: &impl Bus, thread: usize) -> Result<Times> {
+    pub(super) fn work(&self, bus: &impl Bus, thread: usize) -> Result<Times> {
         // Dropped on errors and panics alike.
         let mut stop = StopOthers(Some(self));
         let times = self.fill_parts(bus, thread)?;
@@ -99,7 +99,7 @@ impl Ring {
     }
 
     /// Has every thread end as soon as it would wait.
-    pub fn stop(&self) {
+    pub(super) fn stop(&self) {
         self.state().stopped = true;
         self.changed.notify_all();
     }

@@ -18,6 +18,7 @@ fn groups(matrices: &[(usize, usize)]) -> std::result::Result<Vec<usize>, String
             name,
             rows: 8,
             cols,
+            bias: None,
         };
         placer.group(&matrix, group).map_err(|e| e.to_string())
     };

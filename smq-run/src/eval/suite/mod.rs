@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use smq_convert::cli::print_notes;
 use smq_convert::{AutoOptions, Checkpoint, Goal, Sensitivity, convert_auto};
 
 use super::kl::Base;
@@ -21,7 +22,7 @@ use super::task::{Encoded, Prompts, Task, batches, encode_all, evaluate};
 use crate::convert::{GROUP, convert_to, report};
 use crate::output::{write_bytes, write_json};
 use smq_engine::{Device, Engine};
-use smq_model::{Source, Tokenizer};
+use smq_model::{GenerationSettings, Source, Tokenizer};
 pub(crate) use store::file_name;
 pub use store::{DataFile, FileFacts, Parameters, Store};
 pub use summary::{ACCEPTED_RELATIVE_DROP, Compared, Summary, VariantSummary};
@@ -33,7 +34,8 @@ pub use variants::{Quantized, Storage, Variant, VariantName};
 pub struct SuiteOptions {
     /// A checkpoint directory.
     pub checkpoint: PathBuf,
-    /// Where the data files lie (see [`data_file`]).
+    /// Where the data files lie: each task's under its name, such as `lambada.jsonl`, and
+    /// `text.txt`.
     pub data: PathBuf,
     /// Where results go.
     pub out: PathBuf,
@@ -68,6 +70,8 @@ pub trait Progress {
 /// Everything that the variants have in common.
 struct Plan {
     variants: Vec<Variant>,
+    /// What ends a free answer.
+    eos_ids: Vec<u32>,
     requests: BTreeMap<Task, Vec<Encoded>>,
     /// The text's tokens.
     text: Option<Vec<u32>>,
@@ -81,9 +85,10 @@ struct Plan {
 /// measuring meets first; finished cells stay.
 pub fn run(options: &SuiteOptions, progress: &mut dyn Progress) -> anyhow::Result<Summary> {
     let source = Source::open(&options.checkpoint)?;
+    print_notes(source.notes());
     let tokenizer = Tokenizer::load(&source)?;
     let mut base = smq_engine::load(&source, options.device, options.max_tokens)?;
-    let plan = Plan::new(options, &tokenizer, &*base)?;
+    let plan = Plan::new(options, &source, &tokenizer, &*base)?;
     let store = Store::open(&options.out, &plan.parameters)?;
     measure(
         options, &plan, &store, &tokenizer, &source, &mut *base, progress,
@@ -220,7 +225,7 @@ fn tasks(
         }
         let mut items = Vec::with_capacity(requests.len());
         for batch in batches(requests, engine.pass_tokens()) {
-            let more = evaluate(engine, tokenizer, options.prompts, batch);
+            let more = evaluate(engine, tokenizer, &plan.eos_ids, options.prompts, batch);
             items.extend(more.with_context(|| format!("{name}, {}", task.name()))?);
             counter.progress.step(items.len());
         }
@@ -256,6 +261,7 @@ impl Counter<'_> {
 impl Plan {
     fn new(
         options: &SuiteOptions,
+        source: &Source,
         tokenizer: &Tokenizer,
         base: &dyn Engine,
     ) -> anyhow::Result<Self> {
@@ -284,13 +290,13 @@ impl Plan {
         let mut files = BTreeMap::new();
         for task in Task::ALL {
             let wanted = options.tasks.contains(&task);
-            let path = match data_file(&options.data, task.name()) {
+            let path = match first_there(&options.data, files_of(task)) {
                 Some(path) if wanted || options.tasks.is_empty() => path,
                 None if wanted => bail!(
                     "{} holds no data for {}; it is looked for as {}",
                     options.data.display(),
                     task.name(),
-                    candidates(task.name()).join(", ")
+                    files_of(task).join(", ")
                 ),
                 _ => continue,
             };
@@ -301,7 +307,7 @@ impl Plan {
             requests.insert(task, items);
         }
         let text_path = options.text_file.clone();
-        let text_path = text_path.or_else(|| data_file(&options.data, "text"));
+        let text_path = text_path.or_else(|| first_there(&options.data, &TEXT_FILES));
         if requests.is_empty() && text_path.is_none() {
             bail!("{} holds no data", options.data.display());
         }
@@ -334,6 +340,7 @@ impl Plan {
         };
         Ok(Self {
             variants,
+            eos_ids: GenerationSettings::plain(source)?.eos_ids,
             requests,
             text,
             parameters,
@@ -341,27 +348,26 @@ impl Plan {
     }
 }
 
-/// Where a task's data, or the `text`, may lie in the data directory: the first that is there counts.
-#[must_use]
-pub fn candidates(what: &str) -> &'static [&'static str] {
-    match what {
-        "lambada" => &["lambada.jsonl", "lambada/lambada_openai_test.jsonl"],
-        "hellaswag" => &[
+/// Where a task's data may lie in the data directory: the first that is there counts.
+fn files_of(task: Task) -> &'static [&'static str] {
+    match task {
+        Task::Lambada => &["lambada.jsonl", "lambada/lambada_openai_test.jsonl"],
+        Task::Hellaswag => &[
             "hellaswag.jsonl",
             "hellaswag/hellaswag_val.jsonl",
             "hellaswag/hellaswag_val_activitynet913.jsonl",
         ],
-        "arc" => &["arc.jsonl", "arc/arc_challenge_test.jsonl"],
-        "gsm8k" => &["gsm8k.jsonl", "gsm8k/test.jsonl"],
-        _ => &["text.txt", "wikitext2/wiki.test.raw", "wiki.test.raw"],
+        Task::Arc => &["arc.jsonl", "arc/arc_challenge_test.jsonl"],
+        Task::Gsm8k => &["gsm8k.jsonl", "gsm8k/test.jsonl"],
     }
 }
 
-/// The first of [`candidates`] that is there.
-#[must_use]
-pub fn data_file(data: &Path, what: &str) -> Option<PathBuf> {
-    let paths = candidates(what).iter().map(|name| data.join(name));
-    paths.into_iter().find(|path| path.exists())
+/// The same of the text for the distance from C0.
+const TEXT_FILES: [&str; 3] = ["text.txt", "wikitext2/wiki.test.raw", "wiki.test.raw"];
+
+fn first_there(data: &Path, names: &[&str]) -> Option<PathBuf> {
+    let mut paths = names.iter().map(|name| data.join(name));
+    paths.find(|path| path.exists())
 }
 
 /// Hashes of everything that decides a checkpoint's answers.

@@ -2,8 +2,8 @@
 //! and over all linears.
 
 use serde::{Deserialize, Serialize};
-use smq_convert::choice::rule_name;
 use smq_convert::{Method, ScaleChoice, ScaleRule, Target};
+use smq_format::Family;
 
 use crate::convert::{GROUP, int4};
 
@@ -58,6 +58,16 @@ pub enum Storage {
 }
 
 impl Storage {
+    /// How results name it: the scales of int4, or what it is instead.
+    fn name(self) -> String {
+        match self {
+            Self::Uniform { scales, .. } => scales.to_string(),
+            Self::Nf4 => Family::Nf4.to_string(),
+            Self::Fp8 => Family::Fp8.to_string(),
+            Self::Auto { .. } => "auto".to_owned(),
+        }
+    }
+
     /// How the converter is asked for it; `None` where it chooses for each tensor.
     #[must_use]
     pub fn method(self) -> Option<Method> {
@@ -106,9 +116,8 @@ impl Variant {
         }];
         for target in [Target::Mlp, Target::All] {
             for storage in [Storage::Fp8, Storage::Nf4] {
-                let name = storage.method().map_or("", Method::name);
                 variants.push(Self {
-                    name: format!("{}-{name}", target.name()),
+                    name: format!("{}-{}", target.name(), storage.name()),
                     quantized: Some(Quantized {
                         target: target.clone(),
                         storage,
@@ -116,9 +125,9 @@ impl Variant {
                 });
             }
             let mut add_in = |group, scales: ScaleChoice, rule| {
-                let mut name = format!("{}-{}", target.name(), scales.name());
+                let mut name = format!("{}-{scales}", target.name());
                 if rule != ScaleRule::Reference {
-                    name += &format!("-{}", rule_name(rule));
+                    name += &format!("-{rule}");
                 }
                 if group != GROUP {
                     name += &format!("-g{group}");
@@ -136,10 +145,7 @@ impl Variant {
                 });
             };
             let mut add = |scales, rule| add_in(GROUP, scales, rule);
-            let e5 = |mantissa_bits| ScaleChoice::Mini {
-                exponent_bits: 5,
-                mantissa_bits,
-            };
+            let e5 = ScaleChoice::e5;
             // Exact scales have no neighbours to search and nothing to round.
             add(ScaleChoice::F32, ScaleRule::Reference);
             add(ScaleChoice::F32, ScaleRule::Signed);
@@ -203,25 +209,17 @@ impl Variant {
             _ => None,
         };
         let quantized = self.quantized.as_ref();
-        let (scales, rule) = match quantized.map(|q| q.storage) {
-            Some(Storage::Uniform { scales, rule, .. }) => {
-                (Some(scales.name()), Some(rule_name(rule)))
+        let (rule, group) = match quantized.map(|q| q.storage) {
+            Some(Storage::Uniform { rule, group, .. }) => {
+                (Some(rule.to_string()), Some(group).filter(|g| *g != GROUP))
             }
-            Some(storage) => (
-                Some(storage.method().map_or("auto", Method::name).to_owned()),
-                None,
-            ),
-            None => (None, None),
-        };
-        let group = match quantized.map(|q| q.storage) {
-            Some(Storage::Uniform { group, .. }) => Some(group).filter(|g| *g != GROUP),
-            _ => None,
+            Some(Storage::Nf4 | Storage::Fp8 | Storage::Auto { .. }) | None => (None, None),
         };
         VariantName {
             name: self.name.clone(),
             config: config.map(str::to_owned),
             target: quantized.map(|q| q.target.name().to_owned()),
-            scales,
+            scales: quantized.map(|q| q.storage.name()),
             rule,
             group,
         }

@@ -172,7 +172,7 @@ impl Encoded {
         };
         match self.body {
             Body::Answer { .. } => None,
-            _ => Some(self.scored().map(of).sum()),
+            Body::Continuation(_) | Body::Choice { .. } => Some(self.scored().map(of).sum()),
         }
     }
 
@@ -196,6 +196,7 @@ impl Encoded {
 }
 
 /// Scores items: one figure a request, in their order. What is scored goes to the engine together.
+/// `eos_ids` end a free answer.
 ///
 /// # Errors
 /// [`Error::Input`] if an item does not fit the model or its logits are not finite, which names it; [`Error::Tokenizer`],
@@ -203,6 +204,7 @@ impl Encoded {
 pub fn evaluate(
     engine: &mut dyn Engine,
     tokenizer: &Tokenizer,
+    eos_ids: &[u32],
     prompts: Prompts,
     encoded: &[Encoded],
 ) -> Result<Vec<Item>> {
@@ -219,7 +221,8 @@ pub fn evaluate(
             Body::Continuation(_) => continuation_item(&scores),
             Body::Choice { lengths, gold, .. } => choice_item(&scores, lengths, *gold),
             Body::Answer { prompt, reference } => {
-                let answer = respond(engine, tokenizer, prompt, prompts.max_new_tokens);
+                let most = prompts.max_new_tokens;
+                let answer = respond(engine, tokenizer, eos_ids, prompt, most);
                 answer_item(answer.map_err(|e| named(one.index, e))?, reference)
             }
         };
@@ -288,6 +291,7 @@ fn answer_item(response: String, reference: &str) -> Item {
 fn respond(
     engine: &mut dyn Engine,
     tokenizer: &Tokenizer,
+    eos_ids: &[u32],
     prompt: &[u32],
     max_new_tokens: usize,
 ) -> Result<String> {
@@ -299,7 +303,7 @@ fn respond(
     let stop_ids: Vec<u32> = stops
         .iter()
         .filter_map(|stop| tokenizer.token_id(stop))
-        .chain(tokenizer.stop_ids().iter().copied())
+        .chain(eos_ids.iter().copied())
         .collect();
     let mut stream = tokenizer.stream();
     let mut shown = String::new();

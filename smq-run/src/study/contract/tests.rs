@@ -30,8 +30,8 @@ fn the_frozen_contract_is_what_the_study_fixes() {
         ("greedy", 42)
     );
     assert_eq!(
-        (c.quantization.group, c.quantization.rule.as_str()),
-        (128, "reference")
+        (c.quantization.group, c.quantization.rule),
+        (128, ScaleRule::Reference)
     );
     assert_eq!((c.warmup.prompt_tokens, c.warmup.output_tokens), (128, 32));
     assert_eq!(c.workloads.prompt_tokens, [128, 512, 2048]);
@@ -47,7 +47,7 @@ fn the_frozen_contract_is_what_the_study_fixes() {
         ("C0 C4 C6", 75)
     );
     assert_eq!(c.scale_errors.mantissa_bits, (0..=10).collect::<Vec<_>>());
-    assert_eq!(c.scale_errors.rules.join(" "), RULES.join(" "));
+    assert_eq!(c.scale_errors.rules, ScaleRule::ALL);
     assert_eq!(
         c.ids(),
         "C0, C1, C1-all, C2, C2-all, C3, C4, C5-E5M5, C5-E5M3, C5-E5M0, C6"
@@ -94,7 +94,7 @@ fn bad_values_name_key_value_and_what_is_allowed() {
         (
             "rule = \"reference\"",
             "rule = \"best\"",
-            "quantization.rule is \"best\"; allowed is reference, nearest, search, signed",
+            "line 10: unknown variant `best`, expected one of `reference`, `nearest`, `search`, `signed`",
         ),
         (
             "prompt_tokens = 8\n",
@@ -149,22 +149,32 @@ fn bad_values_name_key_value_and_what_is_allowed() {
         (
             "\"signed\"]",
             "\"random\"]",
-            "scale_errors.rules is \"random\"; allowed is reference, nearest, search, signed",
+            "line 38: unknown variant `random`, expected one of `reference`, `nearest`, `search`, `signed`",
         ),
         (
             "scheme = \"bf16\"",
             "scheme = \"fp4\"",
-            "config \"C0\": scheme is \"fp4\"; allowed is bf16, fp8-e4m3, nf4-dq, int4",
+            "line 52: scheme is \"fp4\", expected bf16, int4, nf4, fp8",
         ),
         (
             "scales = \"f32\"",
-            "scales = \"E5M11\"",
-            "config \"C3\": scales is \"E5M11\"; allowed is f32, or E5M0 to E5M10",
+            "scales = \"e5m11\"",
+            "line 57: invalid value: string \"e5m11\", expected f32, f16, or eXmY with X 2 to 8 and Y 0 to 10",
+        ),
+        (
+            "scales = \"f32\"",
+            "scales = \"E4M3\"",
+            "config \"C3\": scales is \"e4m3\"; allowed is f32, or e5m0 to e5m10",
+        ),
+        (
+            "scales = \"f32\"\n",
+            "",
+            "config \"C3\": scales is absent; allowed is f32, or e5m0 to e5m10",
         ),
         (
             "scheme = \"int4\"\nscales = \"f32\"",
             "scheme = \"nf4-dq\"\nscales = \"f32\"",
-            "config \"C3\": scales is \"f32\"; allowed is none with scheme nf4-dq",
+            "config \"C3\": scales is \"f32\"; allowed is none with scheme nf4",
         ),
         (
             "scheme = \"bf16\"",

@@ -191,7 +191,7 @@ impl Data {
         self.files
             .sort_by_key(|(_, f)| f.configs.first().map_or(ids.len(), |c| at(&c.id)));
         let rules = &self.contract.scale_errors.rules;
-        let rule = |name: &str| rules.iter().position(|r| r == name);
+        let rule = |name: &str| rules.iter().position(|r| r.name() == name);
         self.errors
             .sort_by_key(|(_, e)| (rule(&e.rule), e.mantissa_bits));
         // What was measured after all, at another try, is not absent.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use smq_convert::inspect::tensor_name::place;
+use smq_format::ScaleChoice;
 
 use super::data::Data;
 use crate::study::contract::Config;
@@ -134,10 +135,10 @@ pub fn sweep(data: &Data) -> Vec<Point> {
 pub struct SweetSpot {
     /// The rule.
     pub rule: String,
-    /// Fewest mantissa bits with an increase within the claim over all tensors.
-    pub over_all: Option<u32>,
+    /// Of the fewest mantissa bits with an increase within the claim over all tensors.
+    pub over_all: Option<ScaleChoice>,
     /// The same in every tensor.
-    pub in_each: Option<u32>,
+    pub in_each: Option<ScaleChoice>,
 }
 
 /// By each rule of the sweep.
@@ -151,6 +152,7 @@ pub fn sweet_spots(points: &[Point]) -> Vec<SweetSpot> {
             of().filter(|p| good(&p.increase))
                 .map(|p| p.mantissa_bits)
                 .min()
+                .map(ScaleChoice::e5)
         };
         SweetSpot {
             rule: rule.to_owned(),
@@ -293,6 +295,9 @@ mod tests {
         let points = [point(1, 5.0, 5.0), point(2, 0.4, 0.7), point(3, 0.1, 0.2)];
         let spots = sweet_spots(&points);
         assert_eq!(spots.len(), 1);
-        assert_eq!((spots[0].over_all, spots[0].in_each), (Some(2), Some(3)));
+        assert_eq!(
+            (spots[0].over_all, spots[0].in_each),
+            (Some(ScaleChoice::e5(2)), Some(ScaleChoice::e5(3)))
+        );
     }
 }

@@ -158,7 +158,7 @@ fn render(
                 rows => c.scale_errors.rows_per_tensor,
                 error_target => c.scale_errors.target.clone(),
                 group => c.quantization.group,
-                rule => c.quantization.rule.clone(),
+                rule => c.quantization.rule.name(),
                 seed => c.decoding.seed,
                 hot => c.flags.temperature_above_c,
             },
@@ -192,7 +192,7 @@ fn render(
                 spots => tables::sweet_spots(data),
                 reference => errors::sweet_spots(&errors::sweep(data))
                     .into_iter()
-                    .find(|s| s.rule == data.contract.quantization.rule)
+                    .find(|s| s.rule == data.contract.quantization.rule.name())
                     .map(|s| Value::from(Serde(s))),
             }),
             absent => (!data.absent.is_empty()).then(|| tables::absent(data)),

@@ -244,10 +244,10 @@ fn energy(data: &Data) -> anyhow::Result<Option<String>> {
 fn scale_errors(data: &Data, log: bool) -> anyhow::Result<Option<String>> {
     let points = errors::sweep(data);
     let series = data.contract.scale_errors.rules.iter().map(|rule| Series {
-        label: rule.clone(),
+        label: rule.to_string(),
         points: points
             .iter()
-            .filter(|p| p.rule == *rule)
+            .filter(|p| p.rule == rule.name())
             .map(|p| (f64::from(p.mantissa_bits), p.increase.mse_percent))
             .filter(|(_, percent)| !log || *percent > 0.0)
             .map(|(x, percent)| (x, if log { percent } else { 1.0 + percent / 100.0 }, None))

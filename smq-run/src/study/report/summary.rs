@@ -220,10 +220,7 @@ fn energy(data: &Data) -> Rows {
     for (id, e) in &data.energy {
         let m = &e.measured;
         for (method, joules) in &m.joules_per_token {
-            let all = match method.as_str() {
-                "counter" => m.generations.counter_joules,
-                _ => m.generations.trapezoid_joules,
-            };
+            let all = m.generations.joules(method);
             rows.push(vec![
                 e.config.clone(),
                 m.prompt_tokens.to_string(),

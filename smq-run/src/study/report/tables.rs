@@ -1,6 +1,7 @@
 //! The report's tables, in Markdown.
 
 use comfy_table::{CellAlignment, Table, presets};
+use smq_format::ScaleChoice;
 
 use super::data::{Data, Repeats};
 use super::errors::{self, Increase};
@@ -185,10 +186,7 @@ pub fn energy(data: &Data) -> String {
     let rows = data.energy.iter().flat_map(|(id, e)| {
         let m = &e.measured;
         m.joules_per_token.iter().map(move |(method, joules)| {
-            let all = match method.as_str() {
-                "counter" => m.generations.counter_joules,
-                _ => m.generations.trapezoid_joules,
-            };
+            let all = m.generations.joules(method);
             vec![
                 e.config.clone(),
                 method.clone(),
@@ -278,13 +276,14 @@ pub fn sweep(data: &Data) -> String {
     let points = errors::sweep(data);
     let rules = &data.contract.scale_errors.rules;
     let mut columns = vec!["scale", "bits"];
-    columns.extend(rules.iter().map(String::as_str));
+    columns.extend(rules.iter().map(|rule| rule.name()));
     let rows = data.contract.scale_errors.mantissa_bits.iter().map(|&x| {
-        let mut row = vec![format!("E5M{x}"), (6 + x).to_string()];
+        let scales = ScaleChoice::e5(x);
+        let mut row = vec![scales.to_string(), scales.width_bits().to_string()];
         row.extend(rules.iter().map(|rule| {
             let point = points
                 .iter()
-                .find(|p| p.rule == *rule && p.mantissa_bits == x);
+                .find(|p| p.rule == rule.name() && p.mantissa_bits == x);
             point.map_or("absent".to_owned(), |p| {
                 format!("{:+.4}", p.increase.mse_percent)
             })
@@ -297,9 +296,9 @@ pub fn sweep(data: &Data) -> String {
 /// The narrowest good scales by rule.
 #[must_use]
 pub fn sweet_spots(data: &Data) -> String {
-    let bits = |x: Option<u32>| {
-        x.map_or("none measured".to_owned(), |x| {
-            format!("E5M{x}, {} bits", 6 + x)
+    let bits = |scales: Option<ScaleChoice>| {
+        scales.map_or("none measured".to_owned(), |scales| {
+            format!("{scales}, {} bits", scales.width_bits())
         })
     };
     let spots = errors::sweet_spots(&errors::sweep(data));

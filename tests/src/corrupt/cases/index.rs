@@ -250,6 +250,32 @@ pub(super) fn names(sample: &Sample, add: Add) -> Result<(), Box<dyn Error>> {
     add("file name with a backslash", file("..\\config.json"))?;
     add("file name with DEL", file("config\u{7f}"))?;
     add("file name of 513 bytes", file(&"n".repeat(513)))?;
+    add("file name with NUL", file("config\0.json"))?;
+    add("file name in a directory", file("templates/tool_use.jinja"))?;
+    add("file name in two directories", file("a/b/config.json"))?;
+    add("file name absolute", file("/config.json"))?;
+    add("file name of a directory", file("templates/"))?;
+    add("file name in the parent", file("../config.json"))?;
+    add("file name in the same directory", file("./config.json"))?;
+    add("file name that climbs back", file("templates/.."))?;
+    add("file name with a drive's letter", file("C:config.json"))?;
+    add("file name of a stream", file("config.json:other"))?;
+    add("file name hidden", file(".bashrc"))?;
+    add(
+        "file name hidden in a directory",
+        file("templates/.a.jinja"),
+    )?;
+    add(
+        "file name in a hidden directory",
+        file(".ssh/authorized_keys"),
+    )?;
+    add("file name of three dots", file("..."))?;
+    add("file name with a dot at the end", file("config.json."))?;
+    add(
+        "file name with a space at the end",
+        file("templates /a.jinja"),
+    )?;
+    add("file name of one letter in a directory of one", file("a/b"))?;
     add(
         "file name twice",
         sample.index(|i| {

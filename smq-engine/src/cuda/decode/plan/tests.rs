@@ -5,9 +5,6 @@ use smq_format::scale::{MiniFloat, ScaleFormat};
 use super::*;
 use crate::cuda::memory::Span;
 
-/// Bytes of shared memory that a block can have.
-const BLOCK: usize = 227 << 10;
-
 fn config(hidden: usize, heads: usize, kv_heads: usize, head: usize) -> ModelConfig {
     let json = format!(
         r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": {hidden}, "num_attention_heads": {heads},
@@ -79,7 +76,7 @@ fn check(what: &str, plan: &Plan, products: &[(Vec<DeviceMatrix>, Epilogue)], sm
         assert!(fixed <= 48 << 10, "{what}: {fixed} static bytes");
     }
     assert!(
-        plan.shared as usize + fixed <= BLOCK,
+        plan.shared as usize + fixed <= BLOCK_SHARED_BYTES,
         "{what}: {} bytes",
         plan.shared
     );
@@ -255,4 +252,42 @@ fn too_many_heads_or_kinds_are_refused_by_number() {
         error.contains("10 different") && error.contains("up to 9"),
         "{error}"
     );
+    // The kernel has code for three numbers of columns.
+    let of_columns = |list: &[usize]| {
+        let kinds: Vec<_> = list
+            .iter()
+            .map(|columns| {
+                let m = matrix(256, *columns, Format::Bf16);
+                (Kind::new(&[m], Epilogue::Store), m.scale_defines().to_vec())
+            })
+            .collect();
+        Plan::new(&config(256, 8, 8, 32), &kinds, 132)
+    };
+    assert!(of_columns(&[64, 128, 192]).is_ok());
+    let error = of_columns(&[64, 128, 192, 256]).unwrap_err().to_string();
+    assert!(
+        error.contains("4 different numbers of columns") && error.contains("up to 3"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_product_that_the_kernel_does_not_know_has_no_number() {
+    let kind = |rows, epilogue| {
+        let m = matrix(rows, 256, Format::Bf16);
+        (Kind::new(&[m], epilogue), m.scale_defines().to_vec())
+    };
+    let known = [
+        kind(256, Epilogue::Store),
+        kind(256, Epilogue::Residual),
+        kind(512, Epilogue::Store),
+    ];
+    let plan = Plan::new(&config(256, 8, 8, 32), &known, 132).unwrap();
+    for (number, (kind, _)) in known.iter().enumerate() {
+        assert_eq!(plan.number_of(kind).unwrap(), number);
+    }
+    for (other, _) in [kind(768, Epilogue::Store), kind(512, Epilogue::Residual)] {
+        let error = plan.number_of(&other).unwrap_err().to_string();
+        assert!(error.contains("was not compiled for a product"), "{error}");
+    }
 }

@@ -1,11 +1,12 @@
 //! Speed, memory and energy of the configs side by side, and what the width of the scales has to do with it.
 
 use minijinja::{Value, context};
+use smq_format::ScaleChoice;
 
 use super::super::data::Data;
 use super::super::summary::{DECODE, DEVICE_MEMORY, Metric, PEAK_RSS, TPOT, TTFT};
 use super::super::tables::markdown;
-use crate::study::contract::Config;
+use crate::study::contract::{Config, Stored};
 use crate::study::worker::Workload;
 
 /// A config's figures; what was not measured is none.
@@ -63,7 +64,7 @@ pub(super) fn values(data: &Data) -> Option<Value> {
         prompt
     };
     let rows = rows(data, decode, prompt);
-    let base = rows.iter().find(|r| r.config.scheme == "bf16");
+    let base = rows.iter().find(|r| r.config.scheme == Stored::Bf16);
     let memory = match memory(data).name {
         "device_memory" => "device memory, GB",
         _ => "host RSS, GB",
@@ -130,7 +131,7 @@ fn table(
 /// The main int4 config of each target, in terms of `base`.
 fn summary(rows: &[Row<'_>], base: &Row<'_>) -> Vec<Value> {
     let mut targets: Vec<&str> = Vec::new();
-    let int4 = || rows.iter().filter(|r| r.config.scheme == "int4");
+    let int4 = || rows.iter().filter(|r| r.config.is_int4());
     for r in int4() {
         let target = r.config.target.as_deref().unwrap_or_default();
         if !targets.contains(&target) {
@@ -160,9 +161,9 @@ fn summary(rows: &[Row<'_>], base: &Row<'_>) -> Vec<Value> {
 
 /// Each E5Mx config beside the one with exact scales of its target: what the width saves.
 fn widths(rows: &[Row<'_>]) -> Option<Value> {
-    let exact = rows.iter().find(|r| {
-        r.config.scheme == "int4" && r.config.mantissa_bits().is_none() && r.config.scales.is_some()
-    })?;
+    let exact = rows
+        .iter()
+        .find(|r| r.config.is_int4() && r.config.scales == Some(ScaleChoice::F32))?;
     let same = |r: &&Row<'_>| r.config.target == exact.config.target;
     let mut largest = 0.0_f64;
     let mut lines = Vec::new();

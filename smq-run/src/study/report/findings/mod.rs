@@ -7,6 +7,7 @@ use anyhow::Context;
 use minijinja::value::Serde;
 use minijinja::{Value, context};
 use serde::Serialize;
+use smq_format::ScaleChoice;
 
 use super::data::Data;
 use super::errors::{self, CLAIM_PERCENT, Increase};
@@ -67,6 +68,7 @@ fn choice(c: &Choice, comparisons: &[Comparison]) -> Value {
     context! {
         rule => c.rule.clone(),
         x => c.mantissa_bits,
+        scales => ScaleChoice::e5(c.mantissa_bits).to_string(),
         bits => 6 + c.mantissa_bits,
         change => range(&changes),
         better => changes.iter().all(|p| *p < 0.0),
@@ -142,7 +144,7 @@ fn trained(comparisons: &[Comparison]) -> String {
         vec![c.model.clone(), c.target.clone(), of(5), of(3), of(0)]
     });
     markdown(
-        &["model", "target", "E5M5, %", "E5M3, %", "E5M0, %"],
+        &["model", "target", "e5m5, %", "e5m3, %", "e5m0, %"],
         rows.collect(),
     )
 }
@@ -183,9 +185,9 @@ fn distances(comparisons: &[Comparison], choices: [&Option<Choice>; 2]) -> Optio
     choices.dedup();
     let names: Vec<_> = choices
         .iter()
-        .map(|c| format!("E5M{}, {}", c.mantissa_bits, c.rule))
+        .map(|c| format!("{}, {}", ScaleChoice::e5(c.mantissa_bits), c.rule))
         .collect();
-    let mut columns = vec!["model", "target", "exact f32, reference", "E5M5, reference"];
+    let mut columns = vec!["model", "target", "exact f32, reference", "e5m5, reference"];
     columns.extend(names.iter().map(String::as_str));
     let has_smaller = comparisons.iter().any(|c| c.smaller.is_some());
     columns.extend(match has_smaller {
@@ -235,7 +237,7 @@ fn automatic(quality: &Quality) -> Vec<Value> {
         let count = |word| rows.iter().filter(|r| r.verdict() == word).count();
         let nf4 = verdict::distances(summary)
             .into_iter()
-            .find(|d| d.scales == "nf4" && rows.iter().any(|r| r.auto.target == d.target));
+            .find(|d| d.is_nf4() && rows.iter().any(|r| r.auto.target == d.target));
         (!rows.is_empty()).then(|| {
             context! {
                 model => summary.parameters.model.clone(),

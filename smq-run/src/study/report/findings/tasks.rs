@@ -1,5 +1,6 @@
 //! What int4 costs on tasks, in each model's suite with most items.
 
+use smq_format::ScaleChoice;
 use std::collections::BTreeMap;
 
 use minijinja::{Value, context};
@@ -48,7 +49,7 @@ fn value(
     let told = |v: &&VariantSummary| {
         let n = &v.variant;
         let chosen = recommended.is_some_and(|c| {
-            let width = format!("e5m{}", c.mantissa_bits);
+            let width = ScaleChoice::e5(c.mantissa_bits).to_string();
             [&c.rule, PUBLISHED].contains(&n.rule.as_deref().unwrap_or_default())
                 && n.scales.as_deref() == Some(&width)
                 && n.group.is_none()
@@ -151,11 +152,12 @@ impl Beside {
 }
 
 /// The mean relative drop of a target's int4 in groups of the study's size.
-fn drop(s: &Summary, target: &str, scales: &str, rule: &str) -> Option<f64> {
+fn drop(s: &Summary, target: &str, scales: ScaleChoice, rule: &str) -> Option<f64> {
+    let scales = scales.to_string();
     let is = |v: &&VariantSummary| {
         let n = &v.variant;
         (n.target.as_deref(), n.scales.as_deref(), n.rule.as_deref())
-            == (Some(target), Some(scales), Some(rule))
+            == (Some(target), Some(scales.as_str()), Some(rule))
             && n.group.is_none()
     };
     s.variants.iter().find(is)?.mean_relative_drop
@@ -163,22 +165,22 @@ fn drop(s: &Summary, target: &str, scales: &str, rule: &str) -> Option<f64> {
 
 /// By target: the drop of what is enough by its divergence, and that of exact scales, both by the published rule.
 fn enough(s: &Summary, c: &Choice) -> Vec<(&'static str, f64, f64)> {
-    let width = format!("e5m{}", c.mantissa_bits);
+    let width = ScaleChoice::e5(c.mantissa_bits);
     let of = |target: &'static str| {
-        let exact = drop(s, target, "f32", PUBLISHED)?;
-        Some((target, drop(s, target, &width, &c.rule)?, exact))
+        let exact = drop(s, target, ScaleChoice::F32, PUBLISHED)?;
+        Some((target, drop(s, target, width, &c.rule)?, exact))
     };
     ["mlp", "all"].into_iter().filter_map(of).collect()
 }
 
 fn beside(s: &Summary, c: &Choice) -> Vec<Beside> {
-    let width = format!("e5m{}", c.mantissa_bits);
+    let width = ScaleChoice::e5(c.mantissa_bits);
     let of = |target: &str| {
         Some(Beside {
             target: target.to_owned(),
-            recommended: drop(s, target, &width, &c.rule)?,
-            published: drop(s, target, &width, PUBLISHED).filter(|_| c.rule != PUBLISHED)?,
-            exact: drop(s, target, "f32", PUBLISHED),
+            recommended: drop(s, target, width, &c.rule)?,
+            published: drop(s, target, width, PUBLISHED).filter(|_| c.rule != PUBLISHED)?,
+            exact: drop(s, target, ScaleChoice::F32, PUBLISHED),
         })
     };
     ["mlp", "all"].into_iter().filter_map(of).collect()

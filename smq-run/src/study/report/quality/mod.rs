@@ -215,7 +215,7 @@ impl Quality {
              rank correlation is {} for the relative error, {} for the squared error. The number beside a point is its layer.",
             s.model,
             unit(s),
-            s.scales.to_uppercase(),
+            s.scales,
             s.rule,
             rank("relative_error"),
             rank("squared_error"),

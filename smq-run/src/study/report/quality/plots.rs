@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use smq_convert::inspect::tensor_name::place;
+use smq_format::ScaleRule;
 
 use super::super::chart::{Axes, Level, Series, plot, plots};
 use super::super::plots::frontier;
@@ -10,8 +11,6 @@ use super::verdict::{self, Distance};
 use crate::eval::sensitivity::Sensitivity;
 use crate::eval::suite::Summary;
 
-/// In the order of their colours; others follow.
-const RULES: [&str; 4] = ["reference", "nearest", "search", "signed"];
 /// The place in the palette of smaller groups, whatever the rule.
 const SMALLER_GROUPS: usize = 5;
 /// Half a 95 % confidence interval, in standard errors of a mean over thousands of positions.
@@ -19,9 +18,11 @@ const Z: f64 = 1.96;
 /// Points named in a sensitivity plot, the worst first.
 const NAMED: usize = 24;
 
+/// The rules have colours in their order; what has none comes after them.
 fn colour(rule: &str) -> usize {
-    let at = RULES.iter().position(|r| *r == rule);
-    at.unwrap_or(RULES.len())
+    let rules = ScaleRule::ALL;
+    let at = rules.iter().position(|r| r.name() == rule);
+    at.unwrap_or(rules.len())
 }
 
 /// Mean KL against bits a weight of uniform variants: a line a rule and target; exact scales, which are far wider, and other formats as levels.
@@ -33,14 +34,14 @@ pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
     for d in all.iter().filter(|d| !d.is_auto()) {
         let rule = d.rule.as_str();
         // More levels than these have no room; the tables have them.
-        if d.scales == "f32" && d.group.is_some() {
+        if d.is_exact() && d.group.is_some() {
             continue;
         }
         // FP8 and NF4 have no rule.
-        if d.scales == "f32" || rule.is_empty() {
-            let what = match d.scales.as_str() {
-                "f32" => format!("f32 scales, {rule}"),
-                other => other.to_uppercase(),
+        if d.is_exact() || rule.is_empty() {
+            let what = match d.is_exact() {
+                true => format!("{} scales, {rule}", d.scales),
+                false => d.scales.to_uppercase(),
             };
             levels.push(Level {
                 y: d.kl,
@@ -65,7 +66,7 @@ pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
         s.points.push((d.bits, d.kl, Some(Z * d.stderr)));
         match d.mantissa_bits().filter(|_| d.group.is_none()) {
             Some(_) => {
-                let column = columns.entry(d.scales.to_uppercase()).or_default();
+                let column = columns.entry(d.scales.clone()).or_default();
                 column.0 += d.bits;
                 column.1 += 1;
                 s.names.push(String::new());
@@ -131,7 +132,7 @@ pub fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
             line: true,
             style: Some((6, triangles)),
         });
-        if let Some(d) = all.iter().find(|d| d.target == target && d.scales == "nf4") {
+        if let Some(d) = all.iter().find(|d| d.target == target && d.is_nf4()) {
             series.push(Series {
                 label: format!("NF4, {target}"),
                 points: vec![(d.bits, d.kl, Some(Z * d.stderr))],

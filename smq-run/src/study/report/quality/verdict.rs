@@ -6,11 +6,12 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use smq_format::{Family, ScaleChoice, ScaleRule};
 
 use crate::eval::suite::{Summary, VariantSummary};
 
 /// The published rule.
-pub const PUBLISHED: &str = "reference";
+pub const PUBLISHED: &str = ScaleRule::Reference.name();
 /// Variants of the same size differ by less than this, bits a weight: rounding of what is printed.
 const SAME_SIZE_BITS: f64 = 5e-4;
 
@@ -63,7 +64,20 @@ impl Distance {
     /// x of E5Mx.
     #[must_use]
     pub fn mantissa_bits(&self) -> Option<u32> {
-        self.scales.strip_prefix("e5m")?.parse().ok()
+        let scales: ScaleChoice = self.scales.parse().ok()?;
+        scales.e5_mantissa_bits()
+    }
+
+    /// Whether its weights are int4 with exact f32 scales.
+    #[must_use]
+    pub fn is_exact(&self) -> bool {
+        self.scales.parse() == Ok(ScaleChoice::F32)
+    }
+
+    /// Whether its weights are NF4.
+    #[must_use]
+    pub fn is_nf4(&self) -> bool {
+        self.scales.parse() == Ok(Family::Nf4)
     }
 
     /// Whether it is further from C0 than `other`, beyond noise.
@@ -128,7 +142,7 @@ pub fn comparisons(suites: &[(String, Summary)]) -> Vec<Comparison> {
             let of = || uniform().filter(|d| d.group.is_none());
             let nearest = |a: &&Distance, b: &&Distance| a.kl.total_cmp(&b.kl);
             let smaller = uniform().filter(|d| d.group.is_some() && d.mantissa_bits().is_some());
-            let exact = of().find(|d| d.scales == "f32" && d.rule == PUBLISHED);
+            let exact = of().find(|d| d.is_exact() && d.rule == PUBLISHED);
             let widths: Vec<_> = of()
                 .filter(|d| d.mantissa_bits().is_some())
                 .cloned()
@@ -143,7 +157,7 @@ pub fn comparisons(suites: &[(String, Summary)]) -> Vec<Comparison> {
                     widths,
                     best,
                     smaller: smaller.min_by(nearest).cloned(),
-                    nf4: of().find(|d| d.scales == "nf4").cloned(),
+                    nf4: of().find(|d| d.is_nf4()).cloned(),
                 });
             }
         }

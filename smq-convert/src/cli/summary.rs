@@ -1,0 +1,206 @@
+//! What the user reads of a conversion, planned or done.
+
+use std::io::Write;
+use std::path::Path;
+
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::DecimalBytes;
+
+use super::auto::{print_choice, print_total};
+use super::convert::Task;
+use super::print_notes;
+use crate::import::{Import, ScaleChange, scale_change};
+use crate::{Auto, Checkpoint, Coverage, Method, Plan, Summary};
+
+/// What is known of a conversion before it starts.
+pub(super) struct About<'a> {
+    checkpoint: &'a Checkpoint,
+    coverage: Coverage,
+    /// Of the scales whose integers are kept, in the format of this name.
+    change: Option<(ScaleChange, String)>,
+}
+
+impl<'a> About<'a> {
+    pub(super) fn new(checkpoint: &'a Checkpoint, task: &Task) -> Self {
+        let (target, method) = match task {
+            Task::Uniform(options) => (&options.target, Some(options.quantize)),
+            Task::Auto(options) => (&options.target, None),
+        };
+        let change = match method {
+            Some(Method::Int4(options)) if checkpoint.keeps_codes() => Some((
+                scale_change(checkpoint, &options),
+                options.scales.to_string(),
+            )),
+            _ => None,
+        };
+        Self {
+            checkpoint,
+            coverage: Coverage::of(checkpoint, target),
+            change,
+        }
+    }
+
+    /// The table of what would be written.
+    pub(super) fn print_plan(&self, plan: &Plan, auto: Option<&Auto>) -> anyhow::Result<()> {
+        let checkpoint = self.checkpoint;
+        let mut rows = table(&[
+            "tensor",
+            "shape",
+            "source",
+            "becomes",
+            "bytes",
+            "bits/weight",
+        ]);
+        let (mut elems, mut quantized_bytes) = (0, 0);
+        for (tensor, planned) in checkpoint.tensors().iter().zip(&plan.tensors) {
+            let becomes = planned.method.map_or("as it is", |m| m.family().name());
+            if planned.method.is_some() {
+                elems += tensor.elems() as u64;
+                quantized_bytes += planned.stored_bytes;
+            }
+            rows.add_row([
+                tensor.name.clone(),
+                format!("{:?}", tensor.shape),
+                match checkpoint.packed(tensor) {
+                    Some(_) => format!("int4, {} scales", tensor.dtype),
+                    None => tensor.dtype.to_string(),
+                },
+                becomes.to_owned(),
+                planned.stored_bytes.to_string(),
+                format!(
+                    "{:.3}",
+                    bits_per_weight(planned.stored_bytes, tensor.elems().max(1) as u64)
+                ),
+            ]);
+        }
+        let mut out = std::io::stdout().lock();
+        match auto {
+            Some(auto) => print_choice(&mut out, auto)?,
+            None => writeln!(out, "{rows}")?,
+        }
+        writeln!(
+            out,
+            "\n{} bytes would be written for {} of input ({:.1} %); quantized weights take {:.4} bits each",
+            plan.file_bytes,
+            checkpoint.total_bytes(),
+            100.0 * plan.file_bytes as f64 / checkpoint.total_bytes() as f64,
+            bits_per_weight(quantized_bytes, elems),
+        )?;
+        self.print_taken(&mut out)
+    }
+
+    /// What of the checkpoint is taken, and what an int4 one was taken for.
+    fn print_taken(&self, out: &mut impl Write) -> anyhow::Result<()> {
+        if let Some(import) = self.checkpoint.import() {
+            writeln!(out, "{}", self.imported(import))?;
+        }
+        write!(out, "{}", self.coverage)?;
+        Ok(())
+    }
+
+    fn imported(&self, import: &Import) -> String {
+        let exactly = matches!(self.change, Some((change, _)) if change.changed == 0);
+        format!(
+            "imported{}: {} int4 tensor{} in {} ({}), integers {}; errors are against its own q * s",
+            if exactly { " exactly" } else { "" },
+            import.tensors,
+            if import.tensors == 1 { "" } else { "s" },
+            import.grouping,
+            import.form,
+            match &self.change {
+                Some((change, format)) if change.changed == 0 => {
+                    format!("kept, all {} scales exact in {format}", change.scales)
+                }
+                Some((change, format)) => format!(
+                    "kept, {} of {} scales changed by {format}, by up to {:.2} %",
+                    change.changed,
+                    change.scales,
+                    100.0 * change.max_relative
+                ),
+                None => "derived anew".to_owned(),
+            },
+        )
+    }
+
+    /// What was written, and the tensors with the largest errors.
+    pub(super) fn print_summary(
+        &self,
+        path: &Path,
+        summary: &Summary,
+        auto: Option<&Auto>,
+    ) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        let seconds = summary.elapsed.as_secs_f64();
+        writeln!(
+            out,
+            "{}: {} -> {} ({:.1} %), {:.2} s ({}/s of input) and {:.2} s of fsync",
+            path.display(),
+            DecimalBytes(summary.source_bytes),
+            DecimalBytes(summary.written.file_bytes),
+            100.0 * summary.written.file_bytes as f64 / summary.source_bytes as f64,
+            seconds,
+            DecimalBytes((summary.source_bytes as f64 / seconds) as u64),
+            summary.written.fsync.as_secs_f64(),
+        )?;
+        writeln!(
+            out,
+            "scales: {}, {} f16 scales would take ({:+.1} %)",
+            DecimalBytes(summary.scale_bytes),
+            DecimalBytes(summary.f16_scale_bytes),
+            100.0 * (summary.scale_bytes as f64 / summary.f16_scale_bytes as f64 - 1.0),
+        )?;
+        if let Some(auto) = auto {
+            print_total(&mut out, auto)?;
+        }
+        let mut worst: Vec<_> = summary.statistics.iter().collect();
+        worst.sort_by(|a, b| b.stored.mean_rel_mse.total_cmp(&a.stored.mean_rel_mse));
+        let mut rows = table(&[
+            "worst tensors",
+            "rel. MSE",
+            "exact scales",
+            "SQNR dB",
+            "clipped",
+        ]);
+        for t in worst.into_iter().take(3) {
+            rows.add_row([
+                t.name.clone(),
+                format!("{:.6}", t.stored.mean_rel_mse),
+                format!("{:.6}", t.exact.mean_rel_mse),
+                format!("{:.2}", t.stored.sqnr_db()),
+                t.clipped.to_string(),
+            ]);
+        }
+        writeln!(out, "{rows}")?;
+        self.print_taken(&mut out)?;
+        if let [first, rest @ ..] = summary.not_finite.as_slice() {
+            let more = match rest.len() {
+                0 => String::new(),
+                n => format!(" and {n} more"),
+            };
+            print_notes(&[format!(
+                "carried along although not finite, since no weights: {first}{more}"
+            )]);
+        }
+        if self.checkpoint.files().file("config.json").is_none() {
+            writeln!(
+                out,
+                "note: there is no config.json beside the weights, so smq-run cannot run this file"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A borderless table whose columns after the first are right-aligned.
+pub(super) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn bits_per_weight(stored_bytes: u64, elems: u64) -> f64 {
+    stored_bytes as f64 * 8.0 / elems as f64
+}

@@ -1,0 +1,31 @@
+//! Arguments that are one of a few words, spelled as smq-format spells them.
+
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use smq_format::{Family, ScaleRule};
+
+/// Reads a scale rule; the help lists them with what they do.
+pub fn scale_rule() -> impl TypedValueParser<Value = ScaleRule> {
+    let word = |rule: ScaleRule| {
+        PossibleValue::new(rule.name()).help(match rule {
+            ScaleRule::Reference => {
+                "The published reference: `max|w| / 7`, mantissa rounded half to even, truncated where x = 0"
+            }
+            ScaleRule::Nearest => "As `reference`, but x = 0 rounds too",
+            ScaleRule::Search => {
+                "Of the nearest scale and its two neighbours, the one with the least squared error of the group"
+            }
+            ScaleRule::Signed => {
+                "The element of largest magnitude maps to -8, through the scale's sign bit"
+            }
+            ScaleRule::Weighted => {
+                "With --calibrate: of all scales of both signs, the one with the least squared error weighted by the inputs"
+            }
+        })
+    };
+    PossibleValuesParser::new(ScaleRule::ALL.map(word)).try_map(|word| word.parse::<ScaleRule>())
+}
+
+/// Reads what weights are to become.
+pub(super) fn family() -> impl TypedValueParser<Value = Family> {
+    PossibleValuesParser::new(Family::ALL.map(Family::name)).try_map(|word| word.parse::<Family>())
+}

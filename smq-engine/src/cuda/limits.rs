@@ -1,0 +1,185 @@
+//! What the kernels do not do, all of it, and what to do instead: said before anything is compiled or uploaded.
+
+use super::weights::{DeviceMatrix, Format, GROUPS, LARGEST_GROUP};
+use crate::error::{Error, Result};
+use crate::model;
+use smq_model::architecture::{
+    Activation, Architecture, Biases, Multipliers, NormWeight, Norms, QkNorm, RopeRule, Rotated,
+    SoftCaps, Windows,
+};
+use smq_model::names::NamedMatrix;
+use smq_model::{ModelConfig, Tables};
+
+/// Elements of a head, of which there are kernels.
+const HEAD_DIMS: [usize; 4] = [32, 64, 96, 128];
+/// Rows of every matrix are a multiple of this.
+const ROWS: usize = 8;
+
+/// Refuses a model that the kernels do not compute, on a GPU of `sms` multiprocessors.
+///
+/// Every field is named here, so that a new one, or a new kind of one, does not compile before somebody has thought of
+/// it for the kernels.
+///
+/// # Errors
+/// [`Error::Config`](smq_model::Error::Config) with what would do.
+pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
+    model::check(c)?;
+    let ModelConfig {
+        architecture,
+        hidden: _,
+        intermediate: _,
+        layers: _,
+        heads: _,
+        kv_heads,
+        head_dim,
+        vocab: _,
+        // No engine has biases.
+        biases: Biases {
+            qkv: _,
+            o: _,
+            mlp: _,
+        },
+        activation: Activation::Silu,
+        rms_norm_eps: _,
+        max_positions: _,
+        windows: Windows::Alike(_),
+        tables: Tables::Both | Tables::Embedding | Tables::Head,
+        rope: _,
+        notes: _,
+    } = c;
+    let Architecture {
+        name: _,
+        model_type: _,
+        models: _,
+        embedding: _,
+        last_norm: _,
+        head: _,
+        projections: _,
+        norms: Norms::BeforeBlocks { .. },
+        norm_weight: NormWeight::AsStored,
+        qk_norm: QkNorm::Absent,
+        biases: _,
+        windows: _,
+        rope:
+            RopeRule {
+                kinds: _,
+                partial: _,
+                rotated: Rotated::EveryLayer,
+            },
+        multipliers: Multipliers::Scores,
+        soft_caps: SoftCaps::Absent,
+        defaults: _,
+    } = architecture;
+    if !HEAD_DIMS.contains(head_dim) {
+        return Err(Error::config(format!(
+            "heads of {head_dim} elements do not run with --device cuda; 32, 64, 96 and 128 do"
+        )));
+    }
+    heads(*kv_heads, sms)
+}
+
+/// Refuses more key/value heads than multiprocessors.
+pub(super) fn heads(kv_heads: usize, sms: usize) -> Result<()> {
+    match kv_heads > sms {
+        false => Ok(()),
+        true => Err(Error::config(format!(
+            "{kv_heads} key/value heads are more than this GPU's {sms} multiprocessors; run with --device cpu"
+        ))),
+    }
+}
+
+/// Refuses a matrix whose sizes the products do not take.
+pub(super) fn sizes(m: &NamedMatrix, format: Format) -> Result<()> {
+    // Rows start at 16 bytes, bf16's are whole lines of 128 bytes, NF4's whole blocks.
+    let step = match format {
+        Format::Bf16 | Format::Nf4 { .. } => 64,
+        Format::Int4 { .. } | Format::Fp8 { .. } => 32,
+    };
+    if m.cols.is_multiple_of(step) && m.rows.is_multiple_of(ROWS) {
+        return Ok(());
+    }
+    let message = format!(
+        "is [{}, {}]; --device cuda needs rows in eights and columns in multiples of {step}",
+        m.rows, m.cols
+    );
+    Err(Error::tensor(&m.name, message))
+}
+
+/// Refuses an embedding that is not bf16.
+pub(super) fn embedding(name: &str, table: &DeviceMatrix) -> Result<()> {
+    match table.is_coded() {
+        false => Ok(()),
+        true => Err(Error::tensor(
+            name,
+            "the embedding is quantized, which --device cuda does not look up; run with --device cpu",
+        )),
+    }
+}
+
+/// Refuses matrices that are multiplied together and not stored alike.
+pub(super) fn stored_alike(names: &[NamedMatrix], matrices: &[DeviceMatrix]) -> Result<()> {
+    let stored = |m: &DeviceMatrix| (std::mem::discriminant(&m.format), m.scale_defines());
+    let other = matrices
+        .iter()
+        .position(|m| stored(m) != stored(&matrices[0]));
+    match other {
+        None => Ok(()),
+        Some(i) => Err(Error::tensor(
+            &names[i].name,
+            format!(
+                "is stored in another format than {}; --device cuda multiplies them together, so quantize both \
+                 alike, or run with --device cpu",
+                names[0].name
+            ),
+        )),
+    }
+}
+
+/// The kernels' group for `m`, whose file has groups of `group`; `first`: of the model's first int4 matrix, and its name.
+/// A step is compiled for one.
+pub(super) fn group(
+    m: &NamedMatrix,
+    group: usize,
+    first: Option<&(usize, String)>,
+) -> Result<usize> {
+    let bad = |message: String| Err(Error::tensor(&m.name, message));
+    // A row of one group is the first part of a larger one.
+    let one_a_row = group >= m.cols && m.cols <= LARGEST_GROUP;
+    let group = match GROUPS.contains(&group) {
+        true => group,
+        false if one_a_row => LARGEST_GROUP,
+        false => {
+            return bad(format!(
+                "has groups of {}; --device cuda runs groups of 32, 64 or 128: convert again with --group-size \
+                 {LARGEST_GROUP}, or run with --device cpu",
+                group.min(m.cols)
+            ));
+        }
+    };
+    match first {
+        Some((first, name)) if *first != group => bad(format!(
+            "has groups of {group}, and {name} has groups of {first}; --device cuda runs groups of one size in a \
+             model: convert again with one --group-size, or run with --device cpu"
+        )),
+        _ => Ok(group),
+    }
+}
+
+/// Refuses more kinds of product than the `most` that a step is compiled for.
+pub(super) fn kinds(count: usize, most: usize) -> Result<()> {
+    match count > most {
+        false => Ok(()),
+        true => Err(Error::config(format!(
+            "its layers have {count} different shapes and storages of weights; --device cuda runs up to {most}, so \
+             quantize the layers alike, or run with --device cpu"
+        ))),
+    }
+}
+
+/// The error of a step that needs more shared memory than a block has, bytes.
+pub(super) fn shared_memory(needed: usize, block: usize) -> Error {
+    Error::config(format!(
+        "a decode step needs {needed} bytes of shared memory, a block has {block}; leave the largest matrix \
+         unquantized (--target mlp or all), or run with --device cpu"
+    ))
+}

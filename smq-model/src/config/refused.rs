@@ -1,0 +1,86 @@
+//! Keys that change what transformers computes, for a family that does not say so.
+//!
+//! transformers keeps every key of config.json that a family's class does not know, and some of its
+//! parts that all families share then ask for it.
+
+use serde_json::Value;
+
+use super::keys::{Keys, Read};
+use crate::architecture::Windows;
+
+/// Keys that put the model's sizes elsewhere.
+pub(super) fn elsewhere(keys: Keys<'_>) -> Read<()> {
+    for (key, why) in [
+        (
+            "configuration_files",
+            "names other files that transformers reads in place of this one",
+        ),
+        (
+            "per_layer_config",
+            "gives layers sizes of their own, which is not supported",
+        ),
+        (
+            "compression_config",
+            "is how quantized weights were once declared, which is not read; say quantization_config, or remove it \
+             if the weights are not quantized",
+        ),
+        ("text_config", PART),
+        ("decoder", PART),
+        ("generator", PART),
+    ] {
+        let empty = |value: &Value| {
+            let no_keys = value.as_object().is_some_and(serde_json::Map::is_empty);
+            no_keys && key == "per_layer_config"
+        };
+        if keys.given(key).is_some_and(|value| !empty(value)) {
+            return Err(format!("{key} {why}"));
+        }
+    }
+    Ok(())
+}
+
+const PART: &str =
+    "is there, so that this is a model of several parts, of which a decoder alone is supported";
+
+/// Keys that change attention.
+pub(super) fn attention(keys: Keys<'_>, layers: usize, windows: Windows) -> Read<()> {
+    if let Some(value @ Value::Bool(false)) = keys.get("is_causal") {
+        return Err(format!(
+            "is_causal is {value}; only attention to earlier positions is supported"
+        ));
+    }
+    if let Some(value @ Value::Bool(true)) = keys.get("is_encoder_decoder") {
+        return Err(format!(
+            "is_encoder_decoder is {value}; only decoders are supported"
+        ));
+    }
+    for key in ["attention_chunk_size", "kv_sharing_modes"] {
+        if let Some(value) = keys.given(key) {
+            return Err(format!(
+                "{key} is {value}, which changes the cache of transformers and is not supported; set it to null"
+            ));
+        }
+    }
+    let Windows::Alike(window) = windows;
+    let (allowed, why): (&[&str], _) = match window {
+        None => (
+            &["full_attention", "attention"],
+            "every layer sees all positions",
+        ),
+        Some(_) => (&["sliding_attention"], "every layer has the sliding_window"),
+    };
+    let alike = |value: &Value| {
+        let list = value.as_array();
+        list.is_some_and(|list| {
+            let known = |kind: &Value| kind.as_str().is_some_and(|kind| allowed.contains(&kind));
+            list.len() == layers && list.iter().all(known)
+        })
+    };
+    match keys.given("layer_types") {
+        Some(value) if !alike(value) => Err(format!(
+            "layer_types is {value}, but {why} in this architecture; expected {:?} for each of {layers} layers, or null",
+            allowed[0]
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,416 @@
+//! Tokenizers against what transformers makes of the same files.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::json;
+
+use super::*;
+
+/// tokens-tokenizers.json: directories that transformers 5.24.0 loaded (record_tokenizers.py
+/// beside it).
+#[derive(Deserialize)]
+struct Recorded {
+    texts: Vec<String>,
+    tokenizers: BTreeMap<String, Map<String, Value>>,
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    base: String,
+    /// Keys of the base's tokenizer.json that are replaced.
+    patch: Map<String, Value>,
+    /// The files beside it.
+    files: BTreeMap<String, String>,
+    /// The texts' ids with and without what stands around them; `None` where it failed.
+    ids: Option<Vec<[Vec<u32>; 2]>>,
+    /// Ids and their text.
+    decoded: Vec<(Vec<u32>, String)>,
+    /// `special_tokens_map`.
+    tokens: BTreeMap<String, String>,
+}
+
+fn recorded() -> Recorded {
+    let json = include_str!("../../tests/fixtures/tokens-tokenizers.json");
+    serde_json::from_str(json).unwrap()
+}
+
+fn tokenizer(base: &Map<String, Value>, files: &[(&str, String)]) -> Result<Tokenizer> {
+    let json = Value::Object(base.clone()).to_string();
+    let files = files.iter().map(|(name, text)| (*name, text.as_bytes()));
+    let files: Vec<(&str, &[u8])> = files.chain([("tokenizer.json", json.as_bytes())]).collect();
+    Tokenizer::read(&Files {
+        files: &files,
+        label: &str::to_owned,
+    })
+}
+
+/// Prints the special tokens that a template knows, of a list of names.
+fn tokens_template(names: &[&str]) -> String {
+    let pair = |name: &&str| {
+        format!("{{% if {name} is defined %}}{name}\u{1}{{{{ {name} }}}}\u{2}{{% endif %}}")
+    };
+    names.iter().map(pair).collect()
+}
+
+fn check(case: &Case, recorded: &Recorded) -> std::result::Result<(), String> {
+    let mut base = recorded.tokenizers[&case.base].clone();
+    base.extend(case.patch.clone());
+    let names = [
+        "bos_token",
+        "eos_token",
+        "unk_token",
+        "sep_token",
+        "pad_token",
+        "cls_token",
+        "mask_token",
+        "image_token",
+        "audio_token",
+        "video_token",
+        "boi",
+        "foo",
+    ];
+    let files = case
+        .files
+        .iter()
+        .map(|(name, text)| (name.as_str(), text.clone()));
+    let template = ("chat_template.jinja", tokens_template(&names));
+    let files: Vec<(&str, String)> = files.chain([template]).collect();
+    let loaded = tokenizer(&base, &files);
+    let Some(ids) = &case.ids else {
+        let refuses = |t: &Tokenizer| {
+            recorded
+                .texts
+                .iter()
+                .any(|text| t.encode(text, true).is_err())
+        };
+        return match loaded.as_ref().map_or(true, refuses) {
+            true => Ok(()),
+            false => Err("is not refused".into()),
+        };
+    };
+    let tokenizer = loaded.map_err(|e| e.to_string())?;
+    for (text, ids) in recorded.texts.iter().zip(ids) {
+        for (want, special) in ids.iter().zip([true, false]) {
+            let found = tokenizer.encode(text, special).map_err(|e| e.to_string())?;
+            if found != *want {
+                return Err(format!("{text:?}: want {want:?}, have {found:?}"));
+            }
+        }
+    }
+    for (ids, want) in &case.decoded {
+        let found = streamed(&tokenizer, ids);
+        if found != *want {
+            return Err(format!("{ids:?}: want {want:?}, have {found:?}"));
+        }
+    }
+    let message = Message {
+        role: "user",
+        content: String::new(),
+    };
+    let chat = tokenizer.chat().ok_or("no template")?;
+    let text = chat.render(&[message], true).map_err(|e| e.to_string())?;
+    let pairs = text
+        .split_terminator('\u{2}')
+        .filter_map(|pair| pair.split_once('\u{1}'));
+    let tokens = pairs.map(|(name, token)| (name.to_owned(), token.to_owned()));
+    match tokens.collect::<BTreeMap<_, _>>() {
+        tokens if tokens == case.tokens => Ok(()),
+        tokens => Err(format!("tokens: want {:?}, have {tokens:?}", case.tokens)),
+    }
+}
+
+/// The parts of a streamed text together, which are checked to be its whole.
+fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
+    let mut stream = tokenizer.stream();
+    let mut shown = String::new();
+    for id in ids {
+        shown += &stream.push(*id).unwrap();
+    }
+    let (rest, whole) = stream.finish().unwrap();
+    assert_eq!(shown + &rest, whole, "{ids:?}");
+    assert_eq!(tokenizer.decode(ids).unwrap(), whole, "{ids:?}");
+    whole
+}
+
+#[test]
+fn directories_are_read_as_in_transformers() {
+    let recorded = recorded();
+    assert!(recorded.cases.len() > 100);
+    let wrong = recorded.cases.iter().filter_map(|case| {
+        let error = check(case, &recorded).err()?;
+        Some(format!("{}: {error}", case.name))
+    });
+    let wrong: Vec<String> = wrong.collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Random numbers that are the same everywhere (Knuth's linear congruence).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        let next = self.0.wrapping_mul(6_364_136_223_846_793_005);
+        self.0 = next.wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % bound
+    }
+}
+
+/// What is streamed is what the `tokenizers` library makes of all ids at once, whatever decoder
+/// the tokenizer has.
+#[test]
+fn a_streamed_text_is_the_librarys() {
+    let recorded = recorded();
+    let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    let regex = json!({"type": "Replace", "pattern": {"Regex": "[aeiou]+"}, "content": "*"});
+    let fallback = json!({"type": "ByteFallback"});
+    let fuse = json!({"type": "Fuse"});
+    let strip =
+        |c: &str, start, stop| json!({"type": "Strip", "content": c, "start": start, "stop": stop});
+    let metaspace = |scheme: &str| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true});
+    let level = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+                       "use_regex": true});
+    let pieces = |cleanup| json!({"type": "WordPiece", "prefix": "##", "cleanup": cleanup});
+    let suffix = json!({"type": "BPEDecoder", "suffix": "e"});
+    let ctc = json!({"type": "CTC", "pad_token": "<x>", "word_delimiter_token": "▁",
+                     "cleanup": true});
+    let chain = |decoders: &[&Value]| json!({"type": "Sequence", "decoders": decoders});
+    let space = replace("▁", " ");
+    let decoders = [
+        Value::Null,
+        space.clone(),
+        fallback.clone(),
+        level.clone(),
+        metaspace("always"),
+        metaspace("never"),
+        pieces(true),
+        pieces(false),
+        suffix.clone(),
+        ctc,
+        chain(&[&space, &fallback, &fuse, &strip(" ", 1, 0)]),
+        chain(&[&space, &fallback, &fuse, &strip(" ", 3, 0)]),
+        chain(&[&space, &strip(" ", 1, 0), &fallback]),
+        chain(&[&fallback, &metaspace("first")]),
+        chain(&[&fallback, &fuse, &metaspace("first")]),
+        chain(&[&fallback, &fuse, &metaspace("never"), &replace("  ", "_")]),
+        chain(&[&fallback, &fuse, &regex]),
+        chain(&[&fuse, &replace("th", "TH"), &replace("TH", "t")]),
+        chain(&[&fuse, &pieces(true)]),
+        chain(&[&fuse, &pieces(false), &fuse, &suffix]),
+        chain(&[&chain(&[&space, &fallback]), &chain(&[&fuse])]),
+        chain(&[&level, &strip("t", 2, 0)]),
+        chain(&[&fuse, &replace("a", ""), &fallback]),
+        chain(&[&replace("e", ""), &level, &replace("\u{fffd}", "?")]),
+    ];
+    let mut random = Random(7);
+    for decoder in &decoders {
+        let mut base = recorded.tokenizers["spm"].clone();
+        base.insert("decoder".into(), decoder.clone());
+        let tokenizer = tokenizer(&base, &[]).unwrap();
+        let size = tokenizer.inner.get_vocab_size(true) + 2;
+        for round in 0..400 {
+            let length = 1 + random.below(14);
+            // Half of the rounds mostly of bytes, leading and continuing ones.
+            let id = |_| match round % 2 == 0 && random.below(4) != 0 {
+                true => 3 + 0x80 + random.below(0x80),
+                false => random.below(size),
+            };
+            let ids: Vec<u32> = (0..length).map(id).map(|id| id as u32).collect();
+            let want = tokenizer.inner.decode(&ids, true).unwrap();
+            assert_eq!(streamed(&tokenizer, &ids), want, "{decoder} {ids:?}");
+        }
+    }
+}
+
+/// The library aborts where a decoder would take more from a text than there is.
+#[test]
+fn a_decoder_that_strips_too_much_is_none_the_worse() {
+    let mut base = recorded().tokenizers["spm"].clone();
+    let strip = json!({"type": "Strip", "content": "a", "start": 2, "stop": 3});
+    for decoders in [json!([strip]), json!([{"type": "Fuse"}, strip])] {
+        base.insert(
+            "decoder".into(),
+            json!({"type": "Sequence", "decoders": decoders}),
+        );
+        let tokenizer = tokenizer(&base, &[]).unwrap();
+        let a = tokenizer.token_id("a").unwrap();
+        assert_eq!(streamed(&tokenizer, &[]), "");
+        assert_eq!(streamed(&tokenizer, &[a]), "");
+    }
+}
+
+/// Bytes may turn out to be no character as long as bytes follow, so that a run of them waits for
+/// its end, and then for nothing.
+#[test]
+fn a_run_of_bytes_shows_at_its_end() {
+    let base = recorded().tokenizers["spm"].clone();
+    let tokenizer = tokenizer(&base, &[]).unwrap();
+    let id = |token: &str| tokenizer.token_id(token).unwrap();
+    let mut stream = tokenizer.stream();
+    let mut shown = Vec::new();
+    for token in [
+        "▁H", "<0xC3>", "<0xBC>", "<s>", "<0xE6>", "▁a", "▁", "<0xC3>", "<0xBC>",
+    ] {
+        let token = tokenizer.token_id(token).unwrap_or_else(|| id("▁"));
+        shown.push(stream.push(token).unwrap());
+    }
+    assert_eq!(shown[1..5], ["", "", "", ""]);
+    assert!(
+        shown[5].starts_with("\u{fffd}\u{fffd}\u{fffd} "),
+        "{shown:?}"
+    );
+    assert_eq!(shown[7..], ["", ""]);
+    assert_eq!(stream.finish().unwrap().0, "ü");
+}
+
+/// Every token costs the same: with the whole text decoded each time this would take hours.
+#[test]
+fn long_answers_stream_in_time() {
+    let recorded = recorded();
+    for base in ["spm", "level", "wordpiece", "meta"] {
+        let tokenizer = tokenizer(&recorded.tokenizers[base], &[]).unwrap();
+        let size = tokenizer.inner.get_vocab_size(true);
+        let mut stream = tokenizer.stream();
+        let mut shown = 0;
+        for n in 0..300_000 {
+            shown += stream.push((n * 7919 % size) as u32).unwrap().len();
+        }
+        let (rest, whole) = stream.finish().unwrap();
+        assert_eq!(shown + rest.len(), whole.len());
+    }
+}
+
+#[test]
+fn an_id_without_an_embedding_is_refused_with_both_numbers() {
+    let base = recorded().tokenizers["level"].clone();
+    let files = [
+        ("config.json", json!({"vocab_size": 300}).to_string()),
+        (
+            "tokenizer_config.json",
+            json!({"cls_token": "<x>"}).to_string(),
+        ),
+    ];
+    let tokenizer = tokenizer(&base, &files).unwrap();
+    assert!(tokenizer.encode("fine", true).is_ok());
+    let error = tokenizer.encode("a<x>", true).unwrap_err().to_string();
+    assert!(
+        error.contains("\"<x>\" has id 300") && error.contains("vocab_size is 300"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_no_token_is_named_with_its_file() {
+    let base = recorded().tokenizers["level"].clone();
+    for (file, text, parts) in [
+        (
+            "tokenizer_config.json",
+            json!({"bos_token": 5}),
+            "bos_token holds 5",
+        ),
+        (
+            "tokenizer_config.json",
+            json!({"added_tokens_decoder": {"a": {}}}),
+            "added_tokens_decoder",
+        ),
+        (
+            "tokenizer_config.json",
+            json!({"added_tokens_decoder": null}),
+            "holds null",
+        ),
+        (
+            "tokenizer_config.json",
+            json!({"extra_special_tokens": [1]}),
+            "holds 1",
+        ),
+        (
+            "special_tokens_map.json",
+            json!({"eos_token": ["a"]}),
+            "eos_token holds [\"a\"]",
+        ),
+        (
+            "added_tokens.json",
+            json!({"<x>": "300"}),
+            "<x> holds \"300\"",
+        ),
+        (
+            "added_tokens.json",
+            json!(["<x>"]),
+            "expected a JSON object",
+        ),
+        (
+            "tokenizer_config.json",
+            json!({"fast_tokenizer_files": ["tokenizer.4.0.json"]}),
+            "tokenizer.4.0.json",
+        ),
+        (
+            "tokenizer_config.json",
+            json!({"tokenizer_class": "T5Tokenizer"}),
+            "T5Tokenizer",
+        ),
+    ] {
+        let error = tokenizer(&base, &[(file, text.to_string())])
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            error.contains(file) || error.contains("tokenizer_class"),
+            "{error}"
+        );
+        assert!(error.contains(parts), "{error}");
+    }
+}
+
+/// A template that cannot be parsed stops chats, and nothing else.
+#[test]
+fn a_broken_template_leaves_the_tokenizer_alone() {
+    let base = recorded().tokenizers["level"].clone();
+    let broken = [("chat_template.jinja", "{% nope %}".to_owned())];
+    let tokenizer = tokenizer(&base, &broken).unwrap();
+    assert!(!tokenizer.encode("Hello", true).unwrap().is_empty());
+    let message = Message {
+        role: "user",
+        content: "Hi".into(),
+    };
+    let error = tokenizer.encode_chat(&[message]).unwrap_err().to_string();
+    assert!(
+        error.contains("chat_template.jinja: encountered unknown tag 'nope'"),
+        "{error}"
+    );
+}
+
+/// `_patch_mistral_regex` of transformers: only where it is asked for, of an old checkpoint of
+/// Mistral's with a large vocabulary.
+#[test]
+fn mistrals_words_are_mended_where_that_is_asked_for() {
+    let mut base = recorded().tokenizers["level"].clone();
+    let vocabulary = base["model"]["vocab"].as_object_mut().unwrap();
+    for id in vocabulary.len()..100_001 {
+        vocabulary.insert(format!("filler {id}"), id.into());
+    }
+    let ids = |model: Value, fix: bool| {
+        let config = json!({"fix_mistral_regex": fix});
+        let files = [
+            ("config.json", model.to_string()),
+            ("tokenizer_config.json", config.to_string()),
+        ];
+        let tokenizer = tokenizer(&base, &files).unwrap();
+        tokenizer.encode("12", false).unwrap()
+    };
+    let plain = ids(json!({"model_type": "mistral"}), false);
+    // The vocabulary has a token for 12, which Mistral's words take apart.
+    assert_eq!(plain.len(), 1);
+    assert_eq!(ids(json!({"model_type": "mistral"}), true).len(), 2);
+    assert_eq!(
+        ids(json!({"transformers_version": "4.57.3"}), true).len(),
+        2
+    );
+    for model in [
+        json!({"model_type": "llama"}),
+        json!({"model_type": "mistral", "transformers_version": "5.0.0"}),
+    ] {
+        assert_eq!(ids(model, true), plain);
+    }
+}
