@@ -76,7 +76,7 @@ pub enum ConvertError {
     },
     /// A directory that is written.
     #[error(transparent)]
-    Synth(#[from] crate::synth::SynthError),
+    Directory(#[from] crate::directory::DirectoryError),
     /// `--target` selects nothing.
     #[error("--target {target} matches no 2-dimensional tensor of {}; its tensors are {examples}", path.display())]
     NothingToQuantize {

@@ -22,10 +22,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use smq_format::{Defect, Dtype, SmqFile};
 
+use crate::directory::{Staging, fill_shards, pretty, shard_name};
 use crate::error::ConvertError;
-use crate::synth::config::pretty;
-use crate::synth::shards::{fill_shards, shard_name};
-use crate::synth::staging::Staging;
 use smq_model::{SHARD_INDEX, is_side_file};
 
 pub use elements::{Half, Rounding};

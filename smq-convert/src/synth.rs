@@ -12,13 +12,12 @@
 //! Each value is a function of the seed, the tensor's name and the element's index, computed with IEEE basic
 //! operations only, so that the bytes are the same at any thread count and on any machine.
 
-pub(crate) mod config;
+mod config;
 mod error;
 mod random;
 mod role;
-pub(crate) mod shards;
+mod shards;
 mod side_files;
-pub(crate) mod staging;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -30,11 +29,9 @@ pub use error::SynthError;
 
 use config::SynthConfig;
 use shards::ShardPlan;
-use staging::Staging;
 use weights::Generator;
 
-/// Hugging Face's default `max_shard_size` of "5GB", in bytes of tensor data.
-pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
+use crate::directory::{DEFAULT_SHARD_BYTES, Staging};
 
 /// What to generate, and where.
 #[derive(Debug, Clone)]

@@ -7,7 +7,8 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use smq_convert::export::{ExportFormat, ExportOptions, export};
 use smq_convert::{
-    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert, synth,
+    Checkpoint, ConvertOptions, DEFAULT_SHARD_BYTES, Method, QuantizeOptions, ScaleChoice,
+    ScaleRule, convert, synth,
 };
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::{
@@ -195,7 +196,7 @@ fn an_import_of_an_export_differs_in_where_it_came_from() {
         format: ExportFormat::CompressedTensors {
             allow_inexact: false,
         },
-        shard_bytes: synth::DEFAULT_SHARD_BYTES,
+        shard_bytes: DEFAULT_SHARD_BYTES,
         force: false,
     };
     let packed = dir.path().join("packed");

@@ -14,8 +14,8 @@ use super::summary::About;
 use super::{print_notes, progress_bar, words};
 use crate::import::{Grouping, exact_scales};
 use crate::{
-    AutoOptions, Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule,
-    Target, auto, convert, convert_auto, dry_run, dry_run_auto, synth,
+    AutoOptions, Checkpoint, ConvertOptions, DEFAULT_SHARD_BYTES, Method, QuantizeOptions,
+    ScaleChoice, ScaleRule, Target, auto, convert, convert_auto, dry_run, dry_run_auto, synth,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
@@ -190,7 +190,7 @@ struct SynthArgs {
     #[arg(long)]
     layers: Option<u64>,
     /// Largest size of a shard
-    #[arg(long, value_name = "BYTES", default_value_t = synth::DEFAULT_SHARD_BYTES)]
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SHARD_BYTES)]
     shard_bytes: u64,
     /// Write into a directory that is not empty
     #[arg(long)]

@@ -10,8 +10,8 @@ use indicatif::DecimalBytes;
 use smq_format::Dtype;
 
 use super::progress_bar;
+use crate::directory::DEFAULT_SHARD_BYTES;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
-use crate::synth::DEFAULT_SHARD_BYTES;
 
 /// Options of the way back.
 #[derive(Args)]

@@ -10,10 +10,8 @@ use smq_format::SmqFile;
 use super::ExportProgress;
 use super::elements::{Content, Rounding};
 use super::plan::{Output, damaged, not_exportable};
+use crate::directory::{DirectoryError, Staging, header};
 use crate::error::ConvertError;
-use crate::synth::SynthError;
-use crate::synth::shards::header;
-use crate::synth::staging::Staging;
 
 /// Bytes made ahead of the disk; two such buffers are live. Rounded to whole rows, at least one.
 const WAVE_BYTES: usize = 16 << 20;
@@ -45,15 +43,15 @@ impl Writer<'_> {
         let infos = outputs
             .iter()
             .map(|o| (o.name.as_str(), o.dtype, o.shape.as_slice()));
-        let header = header(infos).map_err(|source| SynthError::Header {
+        let header = header(infos).map_err(|source| DirectoryError::Header {
             path: target.clone(),
             source,
         })?;
-        let io = |error| SynthError::write(&target, self.tensor_bytes)(error);
+        let io = |error| DirectoryError::write(&target, self.tensor_bytes)(error);
         let mut out = File::create_new(&path).map_err(io)?;
         out.write_all(&header).map_err(io)?;
         self.write_data(&mut out, &target, &outputs)?;
-        let io = |error| SynthError::write(&target, self.tensor_bytes)(error);
+        let io = |error| DirectoryError::write(&target, self.tensor_bytes)(error);
         out.sync_all().map_err(io)?;
         Ok(())
     }
@@ -101,7 +99,7 @@ impl Writer<'_> {
 
     fn flush(&self, out: &mut File, target: &Path, bytes: &[u8]) -> Result<(), ConvertError> {
         out.write_all(bytes)
-            .map_err(SynthError::write(target, self.tensor_bytes))?;
+            .map_err(DirectoryError::write(target, self.tensor_bytes))?;
         Ok(())
     }
 }
