@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::error::ConvertError;
-use crate::import::{Grouping, Packed};
+use crate::import::Grouping;
 use crate::quantize::{Method, QuantizeOptions, ScaleRule};
 use crate::source::Checkpoint;
 use crate::target::Target;
+use crate::tensor::Packed;
 
 /// Provenance key of the scale rule; followed by a space and a tensor's name, of that tensor's where it is another.
 const SCALE_RULE: &str = "scale_rule";

@@ -10,7 +10,8 @@ use smq_format::{Index, Provenance, Scheme, SourceFile, Statistics, TensorEntry}
 use crate::choice::Choice;
 use crate::error::ConvertError;
 use crate::quantize::{Method, ScaleChoice};
-use crate::source::{Checkpoint, SourceTensor};
+use crate::source::Checkpoint;
+use crate::tensor::SourceTensor;
 
 /// What will become of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +37,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// A tensor the format cannot hold.
-pub fn plan(
+pub(crate) fn plan(
     checkpoint: &Checkpoint,
     files: &[(&str, &[u8])],
     choice: &Choice,
@@ -107,7 +108,7 @@ pub fn plan(
 }
 
 /// A provenance with hashes still to come.
-pub fn sources(checkpoint: &Checkpoint) -> Vec<SourceFile> {
+pub(crate) fn sources(checkpoint: &Checkpoint) -> Vec<SourceFile> {
     let source = |shard: &smq_model::Shard| SourceFile {
         blake3: [0; 32],
         length: shard.bytes().len() as u64,

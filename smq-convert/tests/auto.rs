@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use smq_convert::auto::{ChosenTensor, choose};
 use smq_convert::{
-    Auto, AutoOptions, Checkpoint, Goal, ScaleRule, Sensitivity, convert_auto, dry_run_auto,
+    Auto, AutoOptions, Checkpoint, ChosenTensor, Goal, ScaleRule, Sensitivity, choose,
+    convert_auto, dry_run_auto,
 };
 use smq_format::SmqFile;
 use tempfile::TempDir;

@@ -12,10 +12,9 @@ use std::process::Command;
 use half::bf16;
 use safetensors::{Dtype as StDtype, SafeTensors};
 use serde_json::Value;
-use smq_convert::export::{ExportFormat, ExportOptions, ExportSummary, export};
 use smq_convert::{
-    Checkpoint, ConvertError, ConvertOptions, DEFAULT_SHARD_BYTES, Method, QuantizeOptions,
-    ScaleChoice, ScaleRule, convert,
+    Checkpoint, ConvertError, ConvertOptions, DEFAULT_SHARD_BYTES, ExportFormat, ExportOptions,
+    ExportSummary, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert, export,
 };
 use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, TensorData, int4};
 use tempfile::TempDir;

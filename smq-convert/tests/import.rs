@@ -13,11 +13,10 @@ use half::{bf16, f16};
 use safetensors::Dtype as StDtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
-use smq_convert::export::{ExportFormat, ExportOptions, export};
-use smq_convert::import::Grouping;
 use smq_convert::inspect::recheck;
 use smq_convert::{
-    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert, dry_run,
+    Checkpoint, ConvertOptions, ExportFormat, ExportOptions, Grouping, Method, QuantizeOptions,
+    ScaleChoice, ScaleRule, convert, dry_run, export,
 };
 use smq_format::{Role, Scheme, SmqFile, TensorData, int4};
 use tempfile::TempDir;

@@ -7,9 +7,10 @@ use std::fs;
 use std::path::Path;
 
 use small::{files, llama, options, put};
-use smq_convert::export::{ExportFormat, ExportOptions, export};
-use smq_convert::synth::{SynthError, SynthOptions, synth};
-use smq_convert::{Checkpoint, ConvertError, DirectoryError, convert};
+use smq_convert::{
+    Checkpoint, ConvertError, DirectoryError, ExportFormat, ExportOptions, SynthError,
+    SynthOptions, convert, export, synth,
+};
 use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter};
 use tempfile::TempDir;
 

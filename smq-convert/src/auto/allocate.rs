@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 
 /// One way to store a product.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Candidate {
+pub(super) struct Candidate {
     /// What it takes.
     pub bytes: u64,
     /// What it costs: a squared error, or nats.
@@ -16,7 +16,7 @@ pub struct Candidate {
 
 /// What all products together may take or cost; the other side is made as small as it gets.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Bound {
+pub(super) enum Bound {
     /// At most so many bytes.
     Bytes(u64),
     /// At most this error.
@@ -32,7 +32,7 @@ impl Bound {
     }
 
     /// Less where `a` is better than `b`, both being allowed.
-    pub fn compare(self, a: Candidate, b: Candidate) -> Ordering {
+    pub(super) fn compare(self, a: Candidate, b: Candidate) -> Ordering {
         let (bytes, error) = (a.bytes.cmp(&b.bytes), a.error.total_cmp(&b.error));
         match self {
             Bound::Bytes(_) => error.then(bytes),
@@ -55,7 +55,7 @@ struct Step {
 /// The error (or, of [`Bound::Error`], the bytes) is over the optimum by less than the largest step of a hull, and no
 /// change of a single product that keeps the bound makes it smaller.
 #[must_use]
-pub fn allocate(products: &[Vec<Candidate>], bound: Bound) -> Option<Vec<usize>> {
+pub(super) fn allocate(products: &[Vec<Candidate>], bound: Bound) -> Option<Vec<usize>> {
     let hulls: Vec<Vec<usize>> = products.iter().map(|p| hull(p)).collect();
     let mut chosen: Vec<usize> = hulls
         .iter()
@@ -153,7 +153,7 @@ fn best_change(
 }
 
 /// Sums over all products, in order.
-pub fn total(products: &[Vec<Candidate>], chosen: &[usize]) -> Candidate {
+pub(super) fn total(products: &[Vec<Candidate>], chosen: &[usize]) -> Candidate {
     let mut sum = Candidate {
         bytes: 0,
         error: 0.0,

@@ -6,24 +6,26 @@
 //!
 //! `spec/method.md`, "Chosen storage", says what is minimized and under which assumption.
 
-pub mod allocate;
-pub mod measure;
-pub mod products;
-pub mod sensitivity;
+mod allocate;
+mod measure;
+mod sensitivity;
 
 use std::collections::BTreeMap;
 
 use allocate::{Bound, Candidate, allocate, total};
 use measure::{Curve, Measured, measure, passes};
-use products::products;
-use sensitivity::Sensitivity;
 
+pub use sensitivity::Sensitivity;
+
+use crate::apply::check_options;
 use crate::choice::{Choice, rule_parameters};
-use crate::convert::{Progress, check_options, pool};
 use crate::error::ConvertError;
+use crate::products::products;
 use crate::quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
-use crate::source::{Checkpoint, SourceTensor};
+use crate::source::Checkpoint;
 use crate::target::Target;
+use crate::tensor::SourceTensor;
+use crate::work::{Progress, pool};
 
 /// What bounds the choice.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -96,7 +98,7 @@ pub struct ChosenTensor {
 
 /// Bytes that [`choose`] reports to its progress.
 #[must_use]
-pub fn measured_bytes(checkpoint: &Checkpoint, options: &AutoOptions) -> u64 {
+pub(crate) fn measured_bytes(checkpoint: &Checkpoint, options: &AutoOptions) -> u64 {
     let bytes = selected(checkpoint, &options.target).map(|t| t.range.len() as u64);
     passes(options.rule) * bytes.sum::<u64>()
 }

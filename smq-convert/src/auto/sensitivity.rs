@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::products::product;
 use crate::error::ConvertError;
-use crate::source::{Checkpoint, SourceTensor};
+use crate::products::product;
+use crate::source::Checkpoint;
 use crate::target::Target;
+use crate::tensor::SourceTensor;
 
 /// Largest file; a point takes about 500 bytes.
 const MAX_BYTES: u64 = 64 << 20;
@@ -173,7 +174,7 @@ mod tests {
                     shard: 0,
                     range: 0..8192,
                     packed: None,
-                    reader: crate::Reader::Model,
+                    reader: crate::unread::Reader::Model,
                 };
                 read.is_of(&read.points[0], &tensor)
             })

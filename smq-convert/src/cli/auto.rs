@@ -9,7 +9,7 @@ use smq_format::MantissaBits;
 use smq_format::scale::MAX_MANTISSA_BITS;
 
 use super::summary::table;
-use crate::auto::{Auto, AutoOptions, ChosenTensor, Goal, sensitivity::Sensitivity};
+use crate::auto::{Auto, AutoOptions, ChosenTensor, Goal, Sensitivity};
 use crate::quantize::ScaleRule;
 use crate::{Checkpoint, Target};
 

@@ -12,7 +12,8 @@ use super::auto::{AutoArgs, Width};
 use super::export::{self, ExportArgs};
 use super::summary::About;
 use super::{print_notes, progress_bar, words};
-use crate::import::{Grouping, exact_scales};
+use crate::apply::exact_scales;
+use crate::import::Grouping;
 use crate::{
     AutoOptions, Checkpoint, ConvertOptions, DEFAULT_SHARD_BYTES, Method, QuantizeOptions,
     ScaleChoice, ScaleRule, Target, auto, convert, convert_auto, dry_run, dry_run_auto, synth,

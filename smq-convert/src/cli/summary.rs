@@ -9,8 +9,10 @@ use indicatif::DecimalBytes;
 use super::auto::{print_choice, print_total};
 use super::convert::Task;
 use super::print_notes;
-use crate::import::{Import, ScaleChange, scale_change};
-use crate::{Auto, Checkpoint, Coverage, Method, Plan, Summary};
+use crate::apply::{ScaleChange, scale_change};
+use crate::import::Import;
+use crate::target::Coverage;
+use crate::{Auto, Checkpoint, Method, Plan, Summary};
 
 /// What is known of a conversion before it starts.
 pub(super) struct About<'a> {

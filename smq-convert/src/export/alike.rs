@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use smq_format::{SmqFile, TensorView};
 
-use crate::auto::products::product;
 use crate::error::ConvertError;
+use crate::products::product;
 use crate::target::Kinds;
 
 /// Refuses a file in which only some of the matrices are quantized that vLLM loads as one: q, k and v, gate and up, or

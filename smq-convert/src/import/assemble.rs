@@ -9,9 +9,9 @@ use smq_format::scheme::GROUP_RANGE;
 use smq_model::{Checkpoint, Shard, StoredTensor as Stored, dtype};
 
 use super::config::{Declared, Packing, declared};
-use super::{Form, Import, Layout, Packed, REMEDY, refused};
+use super::{Form, Import, REMEDY, refused};
 use crate::error::ConvertError;
-use crate::source::SourceTensor;
+use crate::tensor::{Layout, Packed, SourceTensor};
 use crate::unread::Reader;
 
 /// Ends of the names of an int4 tensor's parts, the integers first.

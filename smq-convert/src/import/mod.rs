@@ -10,15 +10,10 @@
 
 mod assemble;
 mod config;
-mod packed;
-mod scales;
 
 use std::path::Path;
 
 pub(crate) use assemble::assemble;
-pub use packed::PackedView;
-pub(crate) use packed::{Layout, Packed};
-pub use scales::{ScaleChange, exact_scales, scale_change};
 
 use crate::error::ConvertError;
 

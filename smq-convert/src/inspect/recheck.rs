@@ -6,10 +6,12 @@ use std::path::Path;
 use smq_format::{Scheme, SmqFile, Statistics, TensorData, TensorView};
 
 use super::error::InspectError;
+use crate::apply::quantize_tensor;
 use crate::choice::recorded_rule;
-use crate::convert::{CODES_REQUANTIZED, IMPORT_CODES, quantize_tensor};
+use crate::convert::{CODES_REQUANTIZED, IMPORT_CODES};
 use crate::quantize::{Method, QuantizeOptions, ScaleRule, remeasure};
-use crate::source::{Checkpoint, SourceTensor};
+use crate::source::Checkpoint;
+use crate::tensor::SourceTensor;
 
 /// What rechecking found.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 /// Version of the JSON form.
-pub const REPORT_VERSION: u32 = 1;
+pub(super) const REPORT_VERSION: u32 = 1;
 
 /// A whole file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// [`REPORT_VERSION`].
+    /// Version of the JSON form, 1.
     pub report_version: u32,
     /// The file, as it was named.
     pub path: String,

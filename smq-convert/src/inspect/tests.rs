@@ -10,6 +10,7 @@ use smq_format::statistics::{
 };
 use smq_format::{Dtype, Provenance, Scheme, SmqWriter, SourceFile, Statistics, bits, int4};
 
+use super::html::page;
 use super::*;
 
 const GROUP: usize = 128;

@@ -13,7 +13,7 @@ const MAX_ABS_FLOOR: f32 = 1e-12;
 ///
 /// # Errors
 /// The first weight that is not finite.
-pub fn quantize_fp8(
+pub(super) fn quantize_fp8(
     name: &str,
     bytes: &[u8],
     dtype: Dtype,

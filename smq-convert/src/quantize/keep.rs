@@ -20,7 +20,7 @@ const BLOCK_ROWS: usize = 16;
 ///
 /// # Errors
 /// The first scale or weight that is not finite, or a scale over f16's range.
-pub fn keep(
+pub(crate) fn keep(
     name: &str,
     (rows, columns): (usize, usize),
     options: &QuantizeOptions,

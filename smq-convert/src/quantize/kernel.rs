@@ -18,7 +18,7 @@ pub(super) const ABSMAX_FLOOR: f32 = 1e-38;
 
 /// Error figures of one group, in f32 as the published reference has them.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct GroupError {
+pub(super) struct GroupError {
     /// Sum of `(w - w')^2`.
     pub squared_error: f32,
     /// Sum of `w^2`.
@@ -33,13 +33,13 @@ pub struct GroupError {
 
 impl GroupError {
     /// `mean((w - w')^2) / max(mean(w^2), 1e-12)`.
-    pub fn rel_mse(&self, elems: usize) -> f32 {
+    pub(super) fn rel_mse(&self, elems: usize) -> f32 {
         let n = elems as f32;
         (self.squared_error / n) / (self.squared_weight / n).max(1e-12)
     }
 
     /// `sum(w w') / (max(|w|, 1e-12) max(|w'|, 1e-12))` with Euclidean norms.
-    pub fn cosine(&self) -> f32 {
+    pub(super) fn cosine(&self) -> f32 {
         let norms = self.squared_weight.sqrt().max(1e-12) * self.squared_stored.sqrt().max(1e-12);
         self.product / norms
     }
@@ -47,7 +47,7 @@ impl GroupError {
 
 /// The loops for the processor at hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kernel {
+pub(super) enum Kernel {
     /// What the target guarantees.
     Portable,
     /// 8 lanes an instruction.
@@ -62,7 +62,7 @@ pub enum Kernel {
 macro_rules! for_each_isa {
     ($(#[$doc:meta])* $name:ident, $body:ident, ($($arg:ident: $ty:ty),*) -> $ret:ty) => {
         $(#[$doc])*
-        pub fn $name(&self, $($arg: $ty),*) -> $ret {
+        pub(super) fn $name(&self, $($arg: $ty),*) -> $ret {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2")]
             fn avx2($($arg: $ty),*) -> $ret {
@@ -88,12 +88,12 @@ macro_rules! for_each_isa {
 
 impl Kernel {
     /// The widest instance this processor runs.
-    pub fn detect() -> Self {
+    pub(super) fn detect() -> Self {
         Self::available().pop().unwrap_or(Kernel::Portable)
     }
 
     /// Every instance this processor runs, narrowest first.
-    pub fn available() -> Vec<Self> {
+    pub(super) fn available() -> Vec<Self> {
         #[allow(unused_mut)]
         let mut kernels = vec![Kernel::Portable];
         #[cfg(target_arch = "x86_64")]

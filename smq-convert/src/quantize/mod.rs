@@ -14,10 +14,10 @@ use smq_format::scale::{ScaleFormat, Zero, round_mantissa};
 use smq_format::statistics::{ErrorSummary, TensorStatistics};
 use smq_format::{Dtype, Family, Scheme, bits, int4};
 
-pub use fp8::quantize_fp8;
-pub use keep::keep;
-pub use kernel::{GroupError, Kernel};
-pub use nf4::quantize_nf4;
+use fp8::quantize_fp8;
+pub(crate) use keep::keep;
+use kernel::{GroupError, Kernel};
+use nf4::quantize_nf4;
 pub use smq_format::{ScaleChoice, ScaleRule};
 use statistics::RowSums;
 
@@ -360,7 +360,7 @@ impl RowBuffer {
 ///
 /// # Errors
 /// The first that `stored` returns.
-pub fn remeasure<E: Send>(
+pub(crate) fn remeasure<E: Send>(
     (rows, columns): (usize, usize),
     group: usize,
     source: impl Fn(usize, &mut [f32]) + Sync,

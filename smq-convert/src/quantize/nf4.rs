@@ -24,7 +24,7 @@ const TABLE_LEN: usize = 1 << 16;
 ///
 /// # Errors
 /// The first weight that is not finite.
-pub fn quantize_nf4(
+pub(super) fn quantize_nf4(
     name: &str,
     bytes: &[u8],
     dtype: Dtype,

@@ -8,7 +8,7 @@ use crate::source::Checkpoint;
 /// How much of a checkpoint's linear weights a target takes, and what it leaves out; as text, a line
 /// for each.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Coverage {
+pub(crate) struct Coverage {
     target: String,
     /// Linear weights of the decoder layers, those in stacks of experts included.
     linear: Amount,
@@ -36,7 +36,7 @@ struct Amount {
 impl Coverage {
     /// Of `checkpoint`, whose int4 tensors are taken whatever the target is.
     #[must_use]
-    pub fn of(checkpoint: &Checkpoint, target: &Target) -> Self {
+    pub(crate) fn of(checkpoint: &Checkpoint, target: &Target) -> Self {
         let (by_name, imported) = match target {
             Target::Imported => (false, true),
             Target::Mlp | Target::All => (true, false),

@@ -5,8 +5,7 @@ use std::process::{Command, Output};
 
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use smq_convert::Checkpoint;
-use smq_convert::import::{exact_scales, scale_change};
+use smq_convert::{Checkpoint, exact_scales, scale_change};
 use tempfile::TempDir;
 
 use super::*;

@@ -20,13 +20,13 @@ use facts::{count_blobs, file_changes, stored, tensor_changes};
 pub use text::diff_text;
 pub use weights::{Counted, WeightDiff};
 
-/// Version of the JSON form; its rules are [`super::report`]'s.
-pub const DIFF_VERSION: u32 = 1;
+/// Version of the JSON form; its rules are the report's.
+const DIFF_VERSION: u32 = 1;
 
 /// What differs between file A and file B.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Diff {
-    /// [`DIFF_VERSION`].
+    /// Version of the JSON form, 1.
     pub diff_version: u32,
     /// File A, as it was named.
     pub a: String,

@@ -22,7 +22,7 @@ const SORT: &str = include_str!("sort.js");
 ///
 /// # Errors
 /// [`InspectError::Plot`] where the plotting library fails.
-pub fn page(report: &Report) -> Result<String, InspectError> {
+pub(super) fn page(report: &Report) -> Result<String, InspectError> {
     let name = report.path.rsplit(['/', '\\']).next().unwrap_or_default();
     let name = escape(name);
     let mut body = format!("<h1>{name}</h1>\n{}", facts(report));

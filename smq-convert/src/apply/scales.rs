@@ -3,9 +3,9 @@
 use rayon::prelude::*;
 use smq_format::widen;
 
-use super::PackedView;
 use crate::quantize::{QuantizeOptions, ScaleChoice, ScaleRule, round_scale, scale_format};
 use crate::source::Checkpoint;
+use crate::tensor::PackedView;
 
 /// How many scales change, and by how much.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

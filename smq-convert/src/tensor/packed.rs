@@ -26,7 +26,7 @@ pub(crate) enum Layout {
 
 /// An int4 tensor `[rows, columns]` of a checkpoint.
 #[derive(Debug, Clone, Copy)]
-pub struct PackedView<'a> {
+pub(crate) struct PackedView<'a> {
     pub(crate) packed: &'a Packed,
     pub(crate) rows: usize,
     pub(crate) columns: usize,

@@ -29,7 +29,7 @@ fn last(name: &str) -> &str {
 
 /// Indices of `names` by product, in the order of each product's first.
 #[must_use]
-pub fn products(names: &[&str]) -> Vec<Vec<usize>> {
+pub(crate) fn products(names: &[&str]) -> Vec<Vec<usize>> {
     let mut out: Vec<(String, Vec<usize>)> = Vec::new();
     for (index, name) in names.iter().enumerate() {
         let key = product(name);
