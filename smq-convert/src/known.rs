@@ -29,8 +29,8 @@ pub(crate) fn implied(
     }
 }
 
-/// What was decided where config.json and the tensors say two things, and why smq-run will not run the model: a sentence
-/// each.
+/// What was decided where config.json and the tensors say two things, and why smq-run will not run
+/// the model: a sentence each.
 pub(crate) fn notes(file: ConfigFile) -> Vec<String> {
     let mut notes = file.notes().to_vec();
     if let Err(reason) = file.runnable() {

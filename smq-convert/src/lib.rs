@@ -1,23 +1,24 @@
 //! Turns a safetensors checkpoint into a .smq file and back, and reports on .smq files.
 //!
 //! ```text
-//!   known -> unread -> tensor -> import -> source -> target, quantize -> apply -> choice
-//!     choice -> plan, auto -> convert => smq_format::SmqWriter
-//!     SmqFile -> export -> directory, and synth -> directory => a Hugging Face directory
-//!     SmqFile -> inspect => text, JSON, CSV, HTML
+//!   known -> unread -> tensor -> import -> source         a checkpoint, int4 or not
+//!   source, quantize -> apply, target -> choice -> plan   what becomes of each tensor
+//!   choice -> auto -> convert => smq_format::SmqWriter    a .smq file
+//!   SmqFile, directory -> export; directory -> synth      a Hugging Face directory
+//!   SmqFile, apply -> inspect                             text, JSON, CSV and HTML
 //! ```
 //!
+//! An arrow leads from a module to one that is built on it, and no two are built on each other.
 //! [`Checkpoint`] maps what Hugging Face has of a model, put together from its parts where it is
 //! int4 already. A [`Target`] says which tensors are quantized, and a [`Method`] to what; the
-//! arithmetic is that of `spec/method.md`. [`convert`] runs them into a file, [`dry_run`] says how
-//! large that would be, and [`convert_auto`] chooses storage from measured errors. [`export`] is
-//! the way back, [`synth`] makes full-size checkpoints without trained weights, [`inspect`] is
-//! behind `smq-inspect`, and [`cli`] is what the command lines share.
+//! arithmetic is that of `spec/method.md`. [`convert()`] runs them into a file, [`dry_run`] says
+//! how large that would be, and [`convert_auto`] chooses storage from measured errors.
+//! [`export()`] is the way back, [`synth()`] makes full-size checkpoints without trained weights,
+//! [`inspect`] is behind `smq-inspect`, and [`cli`] is what the command lines share.
 //!
 //! ```no_run
-//! use smq_convert::{
-//!     Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
-//! };
+//! use smq_convert::{Checkpoint, ConvertOptions, Method, QuantizeOptions, Target, convert};
+//! use smq_convert::{ScaleChoice, ScaleRule};
 //!
 //! # fn main() -> Result<(), smq_convert::ConvertError> {
 //! let checkpoint = Checkpoint::open("phi35".as_ref())?;

@@ -27,9 +27,10 @@ pub struct Planned {
 pub struct Plan {
     /// One a tensor, in the checkpoint's order.
     pub tensors: Vec<Planned>,
-    /// Length of the file: exact unless a quantized tensor is all zero, the largest scale of an int4 one is outside
-    /// 2^-68..2^22, where its bias has not two digits, or the mean absmax of an NF4 one is under 0.0047, where the
-    /// bits of its offset have not ten; then the index differs by a byte or more a tensor.
+    /// Length of the file: exact unless a quantized tensor is all zero, the largest scale of an
+    /// int4 one is outside 2^-68..2^22, where its bias has not two digits, or the mean absmax of an
+    /// NF4 one is under 0.0047, where the bits of its offset have not ten; then the index differs
+    /// by a byte or more a tensor.
     pub file_bytes: u64,
 }
 
@@ -117,7 +118,8 @@ pub(crate) fn sources(checkpoint: &Checkpoint) -> Vec<SourceFile> {
     checkpoint.shards().iter().map(source).collect()
 }
 
-/// A scheme whose bias or offset, unknown until the weights are read, has as many digits as nearly all have.
+/// A scheme whose bias or offset, unknown until the weights are read, has as many digits as nearly
+/// all have.
 fn likely_scheme(method: Method) -> Scheme {
     let options = match method {
         Method::Int4(options) => options,

@@ -23,7 +23,8 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Maps the checkpoint at `path`: a directory, or one .safetensors file.
     ///
-    /// Tensors are ordered by name, numbers by value, so that the order does not depend on the sharding.
+    /// Tensors are ordered by name, numbers by value, so that the order does not depend on the
+    /// sharding.
     ///
     /// # Errors
     /// As [`smq_model::Checkpoint::open`]; a weight of an element type that .smq does not hold, a

@@ -170,7 +170,8 @@ fn bf16_rounds_to_nearest_even_and_says_how_much() {
         }
         assert_eq!((rounding.values, rounding.inexact), (weights, inexact));
         assert_eq!(rounding.max_relative_error, worst);
-        // A product has 3 bits of q and 1 + x of the scale; bf16 has 8, so half a step is 2^-9 of 2 at most.
+        // A product has 3 bits of q and 1 + x of the scale; bf16 has 8, so half a step is 2^-9 of 2
+        // at most.
         assert_eq!(rounding.inexact == 0, exact, "{mantissa_bits}");
         assert!(worst <= 2f64.powi(-8));
     }

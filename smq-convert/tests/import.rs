@@ -253,7 +253,8 @@ fn le(words: &[i32]) -> Vec<u8> {
 }
 
 impl Gptq {
-    /// Packs one integer at a time, as the definition has it: bit `4 (column mod 8)` of word `[column / 8, out]`.
+    /// Packs one integer at a time, as the definition has it: bit `4 (column mod 8)` of word
+    /// `[column / 8, out]`.
     fn new(out: usize, columns: usize, group: usize, stored_zero: u8) -> Self {
         let mut state = 1u32;
         let mut random = |below: u32| {
@@ -455,7 +456,8 @@ fn pack_config(group: usize) -> Value {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": {
-            "num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": group,
+            "num_bits": 4, "type": "int", "symmetric": true, "strategy": "group",
+            "group_size": group,
         }}},
     }})
 }

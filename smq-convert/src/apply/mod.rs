@@ -31,7 +31,8 @@ pub(crate) fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(
             return Ok(());
         };
         let rule = format!(
-            "the checkpoint is int4 ({}), and its integers are kept; pass --requantize to quantize its dequantized weights anew",
+            "the checkpoint is int4 ({}), and its integers are kept; pass --requantize to \
+             quantize its dequantized weights anew",
             import.form
         );
         return wrong("--scheme", method.family().to_string(), rule);
@@ -48,7 +49,8 @@ pub(crate) fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(
         && options.group != group
     {
         let rule = format!(
-            "the checkpoint's integers have groups of {group}, and are kept; pass --requantize to make new ones"
+            "the checkpoint's integers have groups of {group}, and are kept; pass --requantize to \
+             make new ones"
         );
         return wrong("--group-size", options.group.to_string(), rule);
     }
@@ -57,7 +59,9 @@ pub(crate) fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(
         rule @ (ScaleRule::Search | ScaleRule::Signed) => wrong(
             "--scale-rule",
             rule.to_string(),
-            "chooses scales and integers together, and the checkpoint's integers are kept; pass --requantize, or use reference or nearest".to_owned(),
+            "chooses scales and integers together, and the checkpoint's integers are kept; pass \
+             --requantize, or use reference or nearest"
+                .to_owned(),
         ),
     }
 }
@@ -77,7 +81,9 @@ pub(crate) fn quantize_tensor(
                 view.fill(rows, nibbles, scales);
             })
         }
-        (Some(view), _) => method.quantize(name, &view.to_f32_bytes(), Dtype::F32, shape),
+        (Some(view), Method::Int4(_) | Method::Nf4 | Method::Fp8) => {
+            method.quantize(name, &view.to_f32_bytes(), Dtype::F32, shape)
+        }
     }
 }
 

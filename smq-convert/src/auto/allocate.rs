@@ -1,7 +1,9 @@
-//! One candidate for each product under a bound on all together: the multiple-choice knapsack problem, solved greedily
-//! on each product's lower convex hull (H. Everett, "Generalized Lagrange multiplier method", Operations Research 11, 1963).
+//! One candidate for each product under a bound on all together: the multiple-choice knapsack
+//! problem, solved greedily on each product's lower convex hull (H. Everett, "Generalized Lagrange
+//! multiplier method", Operations Research 11, 1963).
 //!
-//! Nothing here is random or depends on threads, and every tie goes to fewer bytes, then to what comes first.
+//! Nothing here is random or depends on threads, and every tie goes to fewer bytes, then to what
+//! comes first.
 
 use std::cmp::Ordering;
 
@@ -50,10 +52,11 @@ struct Step {
     slope: f64,
 }
 
-/// The index of the candidate that each product gets; `None` where no choice keeps the bound. Every product has a candidate.
+/// The index of the candidate that each product gets; `None` where no choice keeps the bound. Every
+/// product has a candidate.
 ///
-/// The error (or, of [`Bound::Error`], the bytes) is over the optimum by less than the largest step of a hull, and no
-/// change of a single product that keeps the bound makes it smaller.
+/// The error (or, of [`Bound::Error`], the bytes) is over the optimum by less than the largest step
+/// of a hull, and no change of a single product that keeps the bound makes it smaller.
 #[must_use]
 pub(super) fn allocate(products: &[Vec<Candidate>], bound: Bound) -> Option<Vec<usize>> {
     let hulls: Vec<Vec<usize>> = products.iter().map(|p| hull(p)).collect();
@@ -86,7 +89,8 @@ pub(super) fn allocate(products: &[Vec<Candidate>], bound: Bound) -> Option<Vec<
     Some(chosen)
 }
 
-/// Candidates on the lower convex hull of (bytes, error), fewest bytes first, each with less error than the one before.
+/// Candidates on the lower convex hull of (bytes, error), fewest bytes first, each with less error
+/// than the one before.
 fn hull(candidates: &[Candidate]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..candidates.len()).collect();
     order.sort_by(|&a, &b| {
@@ -115,7 +119,8 @@ fn slope(from: &Candidate, to: &Candidate) -> f64 {
     (from.error - to.error) / (to.bytes - from.bytes) as f64
 }
 
-/// All steps of all hulls, the most worthwhile first; those of one product stay in order, being convex.
+/// All steps of all hulls, the most worthwhile first; those of one product stay in order, being
+/// convex.
 fn steps(products: &[Vec<Candidate>], hulls: &[Vec<usize>]) -> Vec<Step> {
     let mut steps = Vec::new();
     for (product, hull) in hulls.iter().enumerate() {

@@ -1,4 +1,5 @@
-//! What each scale width costs a tensor: it is quantized with every one, and the file's own statistics say.
+//! What each scale width costs a tensor: it is quantized with every one, and the file's own
+//! statistics say.
 
 use smq_format::scale::MAX_MANTISSA_BITS;
 
@@ -8,9 +9,9 @@ use crate::quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
 use crate::source::Checkpoint;
 use crate::tensor::SourceTensor;
 
-/// Rules that are tried where none is asked for. `reference` differs from `nearest` only at E5M0, where it truncates.
-/// `search` lowers the squared error by clipping large weights, which costs more divergence than that error says
-/// (results/quality/README.md).
+/// Rules that are tried where none is asked for. `reference` differs from `nearest` only at E5M0,
+/// where it truncates. `search` lowers the squared error by clipping large weights, which costs
+/// more divergence than that error says (results/quality/README.md).
 const RULES: [ScaleRule; 2] = [ScaleRule::Nearest, ScaleRule::Signed];
 
 /// A tensor with E5Mx scales of one width.
@@ -42,7 +43,8 @@ pub(super) fn passes(rule: Option<ScaleRule>) -> u64 {
     rules as u64 * (u64::from(MAX_MANTISSA_BITS) + 1)
 }
 
-/// Measures a tensor with `rule`, or with the best of the default ones; `goes_on` is asked after each pass over it.
+/// Measures a tensor with `rule`, or with the best of the default ones; `goes_on` is asked after
+/// each pass over it.
 ///
 /// # Errors
 /// A weight that is not finite; `goes_on` returning false.

@@ -4,8 +4,8 @@ use crate::error::ConvertError;
 use crate::known::implied;
 use crate::source::Checkpoint;
 
-/// Every tensor that the config implies is there, with its shape. A checkpoint without config.json or of
-/// another architecture passes where it has what its shard index lists.
+/// Every tensor that the config implies is there, with its shape. A checkpoint without config.json
+/// or of another architecture passes where it has what its shard index lists.
 ///
 /// # Errors
 /// The first tensor that is missing or has another shape; a config that contradicts itself.
@@ -31,14 +31,15 @@ pub(super) fn check_against_config(checkpoint: &Checkpoint) -> Result<(), Conver
         match checkpoint.tensor(&name) {
             None => {
                 return Err(problem(format!(
-                    "implies a tensor {name:?} {shape:?} that {}; the checkpoint is incomplete or the \
-                     config is another model's{defaults}",
+                    "implies a tensor {name:?} {shape:?} that {}; the checkpoint is incomplete or \
+                     the config is another model's{defaults}",
                     files.why_absent(&name)
                 )));
             }
             Some(tensor) if tensor.shape != shape => {
                 return Err(problem(format!(
-                    "implies shape {shape:?} for tensor {name:?}, but {} has {:?}; the config is another model's{defaults}",
+                    "implies shape {shape:?} for tensor {name:?}, but {} has {:?}; the config is \
+                     another model's{defaults}",
                     checkpoint.file_of(tensor).display(),
                     tensor.shape
                 )));

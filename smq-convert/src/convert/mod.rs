@@ -62,7 +62,8 @@ pub fn dry_run(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Plan
     plan_of(checkpoint, &uniform(checkpoint, options)?)
 }
 
-/// Chooses as [`convert_auto`] would, and plans that: `progress` gets the bytes that [`choose`] counts.
+/// Chooses as [`convert_auto`] would, and plans that: `progress` gets the bytes that [`choose`]
+/// counts.
 ///
 /// # Errors
 /// As [`convert_auto`], for all that can be known without writing.
@@ -93,8 +94,8 @@ fn plan_of(checkpoint: &Checkpoint, choice: &Choice) -> Result<Plan, ConvertErro
 /// The same checkpoint and options give the same bytes, at any number of threads.
 ///
 /// # Errors
-/// Bad options, a checkpoint that disagrees with its config.json, weights that are not finite, a target
-/// that cannot be written, or `progress` returning false.
+/// Bad options, a checkpoint that disagrees with its config.json, weights that are not finite, a
+/// target that cannot be written, or `progress` returning false.
 pub fn convert(
     checkpoint: &Checkpoint,
     target: &Path,
@@ -108,8 +109,8 @@ pub fn convert(
     write(checkpoint, &choice, writer, started, options.jobs, progress)
 }
 
-/// Measures, chooses and converts; otherwise as [`convert`]. `progress` gets the bytes that [`choose`] counts, then
-/// these and the source bytes done.
+/// Measures, chooses and converts; otherwise as [`convert`]. `progress` gets the bytes that
+/// [`choose`] counts, then these and the source bytes done.
 ///
 /// # Errors
 /// As [`choose`] and [`convert`].
@@ -185,7 +186,8 @@ struct Done {
     not_finite: Vec<String>,
 }
 
-/// Quantizes each tensor while the one before it is hashed and written, so that at most two are held.
+/// Quantizes each tensor while the one before it is hashed and written, so that at most two are
+/// held.
 fn write_tensors(
     checkpoint: &Checkpoint,
     choice: &Choice,

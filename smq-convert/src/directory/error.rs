@@ -14,7 +14,8 @@ pub enum DirectoryError {
         path: PathBuf,
     },
     /// The output directory holds something and overwriting was not asked for.
-    #[error("{}: directory is not empty, it holds {found}; choose another, or force to replace the checkpoint in it", .path.display())]
+    #[error("{}: directory is not empty, it holds {found}; choose another, or force to replace \
+             the checkpoint in it", .path.display())]
     NotEmpty {
         /// The output directory.
         path: PathBuf,
@@ -23,8 +24,8 @@ pub enum DirectoryError {
     },
     /// The output directory holds an adapter.
     #[error(
-        "{}: an adapter's configuration, with which transformers would add its weights to the model \
-         that is to be written beside it; move the adapter away, or choose another directory",
+        "{}: an adapter's configuration, with which transformers would add its weights to the \
+         model that is to be written beside it; move the adapter away, or choose another directory",
         .path.display()
     )]
     Adapter {
@@ -32,7 +33,8 @@ pub enum DirectoryError {
         path: PathBuf,
     },
     /// The output directory is where the config or the tokenizer is read from.
-    #[error("{}: output directory holds the input {}; synthetic weights would replace the real ones, so choose another", .path.display(), .input.display())]
+    #[error("{}: output directory holds the input {}; synthetic weights would replace the real \
+             ones, so choose another", .path.display(), .input.display())]
     OutputIsInput {
         /// The output directory.
         path: PathBuf,
@@ -40,7 +42,8 @@ pub enum DirectoryError {
         input: PathBuf,
     },
     /// The disk or quota ran out.
-    #[error("{}: no space left on the disk; the checkpoint needs {needed_bytes} bytes, so free some or choose another directory", .path.display())]
+    #[error("{}: no space left on the disk; the checkpoint needs {needed_bytes} bytes, so free \
+             some or choose another directory", .path.display())]
     DiskFull {
         /// The file being written.
         path: PathBuf,

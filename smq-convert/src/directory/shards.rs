@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
-/// Hugging Face's rule (`split_torch_state_dict_into_shards`): fill a shard in state-dict order until the next
-/// tensor would exceed the limit; a tensor over the limit gets a shard of its own, before the one being filled.
+/// Hugging Face's rule (`split_torch_state_dict_into_shards`): fill a shard in state-dict order
+/// until the next tensor would exceed the limit; a tensor over the limit gets a shard of its own,
+/// before the one being filled.
 pub(crate) fn fill_shards<T>(
     tensors: impl Iterator<Item = (T, u64)>,
     shard_bytes: u64,
@@ -39,8 +40,8 @@ pub(crate) fn shard_name(number: usize, count: usize) -> String {
     }
 }
 
-/// Length, JSON and the spaces that align the data to 8 bytes (safetensors' README, "Format"), of tensors in file
-/// order: name, element type and shape.
+/// Length, JSON and the spaces that align the data to 8 bytes (safetensors' README, "Format"), of
+/// tensors in file order: name, element type and shape.
 pub(crate) fn header<'a>(
     tensors: impl Iterator<Item = (&'a str, Dtype, &'a [usize])>,
 ) -> Result<Vec<u8>, safetensors::SafeTensorError> {

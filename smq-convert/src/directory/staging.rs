@@ -13,8 +13,8 @@ const TEMP_PREFIX: &str = ".smq-partial-";
 /// What makes transformers add an adapter's weights to whatever model lies beside it.
 const ADAPTER: &str = "adapter_config.json";
 
-/// A temporary directory inside the output directory. Dropped without [`Staging::commit`], it removes itself and every
-/// directory that it created.
+/// A temporary directory inside the output directory. Dropped without [`Staging::commit`], it
+/// removes itself and every directory that it created.
 pub(crate) struct Staging {
     out_dir: PathBuf,
     temp: TempDir,
@@ -76,7 +76,8 @@ impl Staging {
             .map_err(DirectoryError::write(&self.target(name), needed_bytes))
     }
 
-    /// Moves all files to their names. An older checkpoint's files go first, so that no mixture of two can be read.
+    /// Moves all files to their names. An older checkpoint's files go first, so that no mixture of
+    /// two can be read.
     pub(crate) fn commit(
         self,
         shards: &[String],

@@ -79,12 +79,10 @@ impl Writer<'_> {
                 );
                 written?;
                 let rounding = made.map_err(|defect| damaged(self.file, defect))?;
-                if let (1.., Content::Bf16(view)) = (rounding.overflowed, content) {
-                    return Err(not_exportable(
-                        self.file,
-                        view,
-                        "has weights over bf16's largest; use --dtype f32",
-                    ));
+                if let (1.., Content::Rounded { view, to }) = (rounding.overflowed, content) {
+                    let problem =
+                        format!("has weights over {}'s largest; use --dtype f32", to.dtype());
+                    return Err(not_exportable(self.file, view, problem));
                 }
                 self.rounding = self.rounding.merge(rounding);
                 std::mem::swap(&mut full, &mut next);

@@ -1,7 +1,8 @@
-//! What `smq-inspect` knows about a file: facts, error figures, and their text, JSON, CSV and HTML forms.
+//! What `smq-inspect` knows about a file: facts, error figures, and their text, JSON, CSV and HTML
+//! forms.
 //!
-//! [`Report::of`] collects everything once from an open file, without touching the weights; every output
-//! form reads that one structure.
+//! [`Report::of`] collects everything once from an open file, without touching the weights; every
+//! output form reads that one structure.
 
 mod collect;
 mod detail;

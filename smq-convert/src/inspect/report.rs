@@ -1,9 +1,10 @@
 //! Everything `smq-inspect` reports, as one structure. Its serde form is what `--json` prints.
 //!
-//! Units are in the field names: `_bytes`, `_elems`, `_percent`, `_db`; `*_rel_mse` is the relative mean squared error of
-//! groups, `sum((w - w')^2) / sum(w^2)`, without unit; hashes are BLAKE3 in hex. A value that does not exist (a raw
-//! tensor's errors, the SQNR in dB of a tensor without error) is `null`. A field may be added in the same
-//! `report_version`; a field that changes meaning or goes raises it.
+//! Units are in the field names: `_bytes`, `_elems`, `_percent`, `_db`; `*_rel_mse` is the relative
+//! mean squared error of groups, `sum((w - w')^2) / sum(w^2)`, without unit; hashes are BLAKE3 in
+//! hex. A value that does not exist (a raw tensor's errors, the SQNR in dB of a tensor without
+//! error) is `null`. A field may be added in the same `report_version`; a field that changes
+//! meaning or goes raises it.
 
 use std::collections::BTreeMap;
 

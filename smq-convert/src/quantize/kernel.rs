@@ -1,8 +1,8 @@
 //! The inner loops over one group, compiled for several instruction sets from one source.
 //!
-//! Sums run over [`LANES`] independent lanes that are added up in a fixed tree at the end, and nothing is
-//! contracted into fused multiply-adds, so every instruction set gives the same bits. The plain-Rust
-//! instance is the twin of the wide ones.
+//! Sums run over [`LANES`] independent lanes that are added up in a fixed tree at the end, and
+//! nothing is contracted into fused multiply-adds, so every instruction set gives the same bits.
+//! The plain-Rust instance is the twin of the wide ones.
 
 use smq_format::int4::pack_row;
 use smq_format::nf4::{BLOCK_ELEMS, MIDPOINTS};
@@ -144,7 +144,8 @@ impl Kernel {
     }
 
     for_each_isa! {
-        /// NF4 codes of one block into `q`: of `w / absmax` where it is a short one, else of `w (1 / absmax)`.
+        /// NF4 codes of one block into `q`: of `w / absmax` where it is a short one, else of `w (1
+        /// / absmax)`.
         nf4_codes, nf4_codes, (w: &[f32], absmax: f32, q: &mut [u8]) -> ()
     }
 
@@ -267,7 +268,8 @@ impl Sums {
         for l in 0..LANES {
             let rounded = (w[l] / s + ROUND) - ROUND;
             let code = rounded.clamp(-8.0, 7.0);
-            // Wrapping: an overflow check a lane would keep the loop scalar, and a group has 2^20 at most.
+            // Wrapping: an overflow check a lane would keep the loop scalar, and a group has 2^20
+            // at most.
             self.clipped[l] = self.clipped[l].wrapping_add(u32::from(rounded != code));
             stored[l] = code * s;
             // SAFETY: `code` is within -8..=7; a plain `as` would add a saturation check a lane.

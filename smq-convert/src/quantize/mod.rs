@@ -1,7 +1,7 @@
 //! Quantizes one tensor: codes, scales and error figures; int4 in a single pass over its weights.
 //!
-//! The arithmetic is `spec/method.md`. Every sum has a fixed order (16 lanes within a group, then groups,
-//! then rows), so the result does not depend on the number of threads or on the processor.
+//! The arithmetic is `spec/method.md`. Every sum has a fixed order (16 lanes within a group, then
+//! groups, then rows), so the result does not depend on the number of threads or on the processor.
 
 mod fp8;
 mod keep;
@@ -353,8 +353,8 @@ impl RowBuffer {
 }
 
 /// The error of rows that are already stored against their source, `[rows, columns]`: what
-/// `smq-inspect --recheck` compares with the record. The sums have [`quantize()`]'s order, so they are equal to
-/// the bit where nothing changed.
+/// `smq-inspect --recheck` compares with the record. The sums have [`quantize()`]'s order, so they
+/// are equal to the bit where nothing changed.
 ///
 /// `source` and `stored` fill a row, `[columns]`, given its number.
 ///

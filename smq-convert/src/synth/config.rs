@@ -15,7 +15,8 @@ use crate::directory::{DirectoryError, pretty};
 pub(super) struct SynthConfig {
     pub(super) architecture: &'static Architecture,
     pub(super) json: Map<String, Value>,
-    /// The config file to write: the one read, unless its number of layers or dtype is not what is generated.
+    /// The config file to write: the one read, unless its number of layers or dtype is not what is
+    /// generated.
     pub(super) text: Vec<u8>,
     /// In `state_dict()` order, which decides the sharding.
     pub(super) tensors: Vec<TensorSpec>,

@@ -13,7 +13,8 @@ use super::error::SynthError;
 use super::weights::{Generator, TensorGenerator};
 use crate::directory::{DirectoryError, Staging, fill_shards, header, shard_name};
 
-/// Bytes generated ahead of the disk; two such buffers are live. Rounded to whole rows, at least one.
+/// Bytes generated ahead of the disk; two such buffers are live. Rounded to whole rows, at least
+/// one.
 const WAVE_BYTES: usize = 16 << 20;
 
 /// The files of a checkpoint.
@@ -67,8 +68,8 @@ impl<'a> ShardPlan<'a> {
 }
 
 impl Shard<'_> {
-    /// Writes the file into `staging` and returns the time that fsync took. `advance` gets bytes of data written
-    /// since its last call.
+    /// Writes the file into `staging` and returns the time that fsync took. `advance` gets bytes of
+    /// data written since its last call.
     pub(super) fn write(
         &self,
         staging: &Staging,
@@ -171,7 +172,8 @@ mod tests {
             tensor("a", 1),
             tensor("c", 2),
         ];
-        // d, b and a fill 20 bytes exactly; big stands alone and comes before the shard that was open.
+        // d, b and a fill 20 bytes exactly; big stands alone and comes before the shard that was
+        // open.
         let shard = |number: u32, of: u32, names: &str| {
             (
                 format!("model-{number:05}-of-{of:05}.safetensors"),
@@ -196,7 +198,8 @@ mod tests {
         ));
     }
 
-    /// The two files of Phi-3.5-mini-instruct, with the sizes that they have on the Hugging Face hub.
+    /// The two files of Phi-3.5-mini-instruct, with the sizes that they have on the Hugging Face
+    /// hub.
     #[test]
     fn phi_3_5_mini_is_sharded_as_published() {
         let json = r#"{

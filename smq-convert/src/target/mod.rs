@@ -95,7 +95,8 @@ impl Target {
                 option: "--target",
                 value: format!("{:?}", regex.as_str()),
                 rule: format!(
-                    "takes tensor {:?} of {}, which is {what}; narrow the pattern, or name that tensor in full ('^{}$')",
+                    "takes tensor {:?} of {}, which is {what}; narrow the pattern, or name that \
+                     tensor in full ('^{}$')",
                     tensor.name,
                     checkpoint.file_of(tensor).display(),
                     regex::escape(&tensor.name)

@@ -1,4 +1,5 @@
-//! A tensor of a checkpoint, before anything is read of it, and the parts of one that is int4 already.
+//! A tensor of a checkpoint, before anything is read of it, and the parts of one that is int4
+//! already.
 
 mod packed;
 

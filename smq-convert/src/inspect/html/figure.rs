@@ -13,7 +13,8 @@ pub const INK: RGBColor = RGBColor(0x33, 0x33, 0x34);
 /// Grid lines.
 pub const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xde);
 
-/// Okabe and Ito's colour-blind-safe palette, without the yellow and black that a light or dark page hides.
+/// Okabe and Ito's colour-blind-safe palette, without the yellow and black that a light or dark
+/// page hides.
 pub const PALETTE: [RGBColor; 7] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xd5, 0x5e, 0x00),

@@ -136,7 +136,8 @@ fn a_config_that_cannot_be_followed_is_refused_with_its_reason() {
         ),
         (
             changed(&[("num_attention_heads", (1 << 18).into())]),
-            "model.layers.0.self_attn.q_proj.weight [4194304, 72] has a dimension of 4194304 elements, over the limit of 1048576 elements",
+            "model.layers.0.self_attn.q_proj.weight [4194304, 72] has a dimension of \
+             4194304 elements, over the limit of 1048576 elements",
         ),
         (
             changed(&[("tie_word_embeddings", "yes".into())]),
