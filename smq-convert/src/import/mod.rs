@@ -4,7 +4,7 @@
 //!   config.json -> what is declared -> tensors that belong together -> one SourceTensor each
 //! ```
 //!
-//! Three forms are read: compressed-tensors' `pack-quantized`, as [`crate::export`] writes it,
+//! Three forms are read: compressed-tensors' `pack-quantized`, as [`crate::export()`] writes it,
 //! GPTQ, and AutoRound's of GPTQ's tensors, all with symmetric 4-bit integers in groups of
 //! consecutive columns. Everything else is refused with the reason.
 

@@ -52,9 +52,9 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// The quantiles of Student's t at (i + 1/2) / 65536, scaled to variance 1.
 ///
-/// With `x = t / sqrt(n + t^2)` and n even, the distribution function is the polynomial `1/2 + x/2
-/// * sum_{j < n/2} c_j (1 - x^2)^j`, `c_j = (2j)! / (4^j j!^2)` (Abramowitz and Stegun 26.7.4); it
-/// is inverted by bisection.
+/// With `x = t / sqrt(n + t^2)` and n even, the distribution function is the polynomial
+/// `1/2 + x/2 * sum_{j < n/2} c_j (1 - x^2)^j`, `c_j = (2j)! / (4^j j!^2)` (Abramowitz and Stegun
+/// 26.7.4); it is inverted by bisection.
 pub(super) fn student_t_quantiles() -> Box<[f32; QUANTILES]> {
     let upper_half = |x: f64| {
         let (mut term, mut sum) = (1.0, 0.0);
