@@ -144,8 +144,8 @@ impl Kernel {
     }
 
     for_each_isa! {
-        /// NF4 codes of one block into `q`: of `w / absmax` where it is a short one, else of `w (1
-        /// / absmax)`.
+        /// NF4 codes of one block into `q`: of `w / absmax` where it is a short one, else of
+        /// `w (1 / absmax)`.
         nf4_codes, nf4_codes, (w: &[f32], absmax: f32, q: &mut [u8]) -> ()
     }
 
