@@ -3,8 +3,7 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use smq_convert::quantize::quantize;
-use smq_convert::{QuantizeOptions, ScaleChoice, ScaleRule};
+use smq_convert::{QuantizeOptions, ScaleChoice, ScaleRule, quantize};
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::{Dtype, Error, Provenance, Scheme, SmqFile, SmqWriter, bits, int4};
 use smq_fuzz::scratch;

@@ -3,8 +3,10 @@
 #![no_main]
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
-use smq_convert::convert::{ConvertOptions, convert, dry_run};
-use smq_convert::{Checkpoint, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target};
+use smq_convert::{
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
+    dry_run,
+};
 use smq_format::SmqFile;
 use smq_fuzz::{Random, mutate_safetensors, scratch};
 

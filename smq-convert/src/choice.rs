@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use crate::error::ConvertError;
-use crate::import::{Grouping, Packed};
+use crate::import::Grouping;
 use crate::quantize::{Method, QuantizeOptions, ScaleRule};
 use crate::source::Checkpoint;
 use crate::target::Target;
+use crate::tensor::Packed;
 
-/// Provenance key of the scale rule; followed by a space and a tensor's name, of that tensor's where it is another.
+/// Provenance key of the scale rule; followed by a space and a tensor's name, of that tensor's
+/// where it is another.
 const SCALE_RULE: &str = "scale_rule";
 
 /// What becomes of each tensor.
@@ -21,8 +23,8 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// The same method for every tensor that `target` selects, and for those that are int4 already. Where their
-    /// integers are kept, these keep their groups too.
+    /// The same method for every tensor that `target` selects, and for those that are int4 already.
+    /// Where their integers are kept, these keep their groups too.
     ///
     /// # Errors
     /// [`ConvertError::NothingToQuantize`]; what [`Target::check`] refuses.
@@ -37,7 +39,7 @@ impl Choice {
                 group: packed.group,
                 ..options
             }),
-            method => method,
+            Method::Int4(_) | Method::Nf4 | Method::Fp8 => method,
         };
         let methods: Vec<_> = checkpoint
             .tensors()
@@ -64,7 +66,7 @@ impl Choice {
                         Some(Grouping::Row) if imported && checkpoint.keeps_codes() => {
                             "row".to_owned()
                         }
-                        _ => int4.group.to_string(),
+                        Some(Grouping::Row | Grouping::Runs(_)) | None => int4.group.to_string(),
                     },
                 ),
                 (SCALE_RULE.to_owned(), int4.rule.to_string()),
@@ -81,7 +83,8 @@ impl Choice {
     }
 }
 
-/// Parameters that record the rules of `tensors`, by name: the most frequent one, and each tensor that has another.
+/// Parameters that record the rules of `tensors`, by name: the most frequent one, and each tensor
+/// that has another.
 pub(crate) fn rule_parameters(tensors: &[(&str, ScaleRule)]) -> Vec<(String, String)> {
     let count = |rule| tensors.iter().filter(|t| t.1 == rule).count();
     let mut rules = ScaleRule::ALL;

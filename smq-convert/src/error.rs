@@ -38,7 +38,8 @@ pub enum ConvertError {
     },
     /// A weight that is NaN or infinite.
     #[error(
-        "{}: tensor {tensor:?} has {value} at row {row}, column {column}; the checkpoint is damaged or was saved after training diverged",
+        "{}: tensor {tensor:?} has {value} at row {row}, column {column}; the checkpoint is \
+         damaged or was saved after training diverged",
         path.display()
     )]
     NotFinite {
@@ -55,7 +56,8 @@ pub enum ConvertError {
     },
     /// A scale that the chosen format cannot hold.
     #[error(
-        "{}: tensor {tensor:?} needs a scale of {scale:e}, over f16's largest, 65504; use --mbits or f32 scales",
+        "{}: tensor {tensor:?} needs a scale of {scale:e}, over f16's largest, 65504; use --mbits \
+         or f32 scales",
         path.display()
     )]
     ScaleOverflow {
@@ -76,9 +78,10 @@ pub enum ConvertError {
     },
     /// A directory that is written.
     #[error(transparent)]
-    Synth(#[from] crate::synth::SynthError),
+    Directory(#[from] crate::directory::DirectoryError),
     /// `--target` selects nothing.
-    #[error("--target {target} matches no 2-dimensional tensor of {}; its tensors are {examples}", path.display())]
+    #[error("--target {target} matches no 2-dimensional tensor of {}; its tensors are \
+             {examples}", path.display())]
     NothingToQuantize {
         /// The pattern.
         target: String,
@@ -118,7 +121,8 @@ pub enum ConvertError {
     Engine(#[from] smq_engine::Error),
     /// The target is a file of the checkpoint.
     #[error(
-        "{} is a file of the checkpoint that is being converted; choose another name for the .smq file",
+        "{} is a file of the checkpoint that is being converted; choose another name for the .smq \
+         file",
         .0.display()
     )]
     OutputIsInput(PathBuf),
@@ -140,7 +144,9 @@ pub enum ConvertError {
     },
     /// Scales that neither bf16 nor f16 holds.
     #[error(
-        "{}: {inexact} of {scales} scales are not exact in {dtype}, relative error up to {max_relative_error:.2e}; pass --allow-inexact to round them, use --to safetensors --dtype f32, or convert the checkpoint again with --mbits 7 or less",
+        "{}: {inexact} of {scales} scales are not exact in {dtype}, relative error up to \
+         {max_relative_error:.2e}; pass --allow-inexact to round them, use --to safetensors \
+         --dtype f32, or convert the checkpoint again with --mbits 7 or less",
         path.display()
     )]
     InexactScales {

@@ -4,10 +4,11 @@
 //!   SmqFile -> verify -> plan -> shards -> staging => OUT_DIR
 //! ```
 //!
-//! Two forms. Dequantized safetensors hold `w' = q s'` in f32, which is exact, or rounded to bf16. The compressed-tensors
-//! form `pack-quantized` keeps the integers and holds the scales in bf16, which is exact for E5Mx up to x = 7, or in f16
-//! where that is exact and bf16 is not. config.json says the element type and the quantization that are written, and
-//! names no code that is not there.
+//! Two forms. Dequantized safetensors hold `w' = q s'` in f32, which is exact, or rounded to bf16.
+//! The compressed-tensors form `pack-quantized` keeps the integers and holds the scales in bf16,
+//! which is exact for E5Mx up to x = 7, or in f16 where that is exact and bf16 is not. config.json
+//! says the element type and the quantization that are written, and names no code that is not
+//! there.
 
 mod alike;
 mod config;
@@ -22,10 +23,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use smq_format::{Defect, Dtype, SmqFile};
 
+use crate::directory::{Staging, fill_shards, pretty, shard_name};
 use crate::error::ConvertError;
-use crate::synth::config::pretty;
-use crate::synth::shards::{fill_shards, shard_name};
-use crate::synth::staging::Staging;
 use smq_model::{SHARD_INDEX, is_side_file};
 
 pub use elements::{Half, Rounding};
@@ -34,7 +33,7 @@ use plan::Plan;
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExportFormat {
-    /// Dequantized weights in this element type, [`Dtype::F32`] or [`Dtype::Bf16`].
+    /// Dequantized weights in this element type: f32 is exact, bf16 and f16 are rounded to.
     Safetensors(Dtype),
     /// compressed-tensors `pack-quantized` int4.
     CompressedTensors {
@@ -84,13 +83,15 @@ pub struct ExportSummary {
 /// Called with bytes done and bytes in all, read and written together; returns whether to go on.
 pub type ExportProgress<'a> = &'a (dyn Fn(u64, u64) -> bool + Sync);
 
-/// Writes `file` as the directory `out_dir`, whose files appear together when all are complete, or not at all.
+/// Writes `file` as the directory `out_dir`, whose files appear together when all are complete, or
+/// not at all.
 ///
-/// Every hash of `file` is verified first. About 32 MiB of buffers are live, or two rows where those are longer.
+/// Every hash of `file` is verified first. About 32 MiB of buffers are live, or two rows where
+/// those are longer.
 ///
 /// # Errors
-/// A damaged file, an `out_dir` that may not be written, a tensor or scale that the format cannot hold, `progress`
-/// returning false, an I/O error, a full disk.
+/// A damaged file, an `out_dir` that may not be written, a tensor or scale that the format cannot
+/// hold, `progress` returning false, an I/O error, a full disk.
 pub fn export(
     file: &SmqFile,
     out_dir: &Path,

@@ -1,40 +1,89 @@
-//! Turns a safetensors checkpoint into a .smq file, and reports on .smq files.
+//! Turns a safetensors checkpoint into a .smq file and back, and reports on .smq files.
 //!
 //! ```text
-//!   source -> plan -> quantize -> smq_format::SmqWriter
+//!   known -> unread -> tensor -> import -> source         a checkpoint, int4 or not
+//!   source, quantize -> apply, target -> choice -> plan   what becomes of each tensor
+//!   choice -> auto -> convert => smq_format::SmqWriter    a .smq file
+//!   SmqFile, directory -> export; directory -> synth      a Hugging Face directory
+//!   SmqFile, apply -> inspect                             text, JSON, CSV and HTML
 //! ```
 //!
-//! [`source`] maps a Hugging Face checkpoint, [`mod@plan`] decides what becomes of each tensor and how large
-//! the file will be, [`auto`] chooses storage from measured errors, [`mod@quantize`] does the arithmetic of `spec/method.md`, and [`mod@convert`] runs them.
-//! [`import`] reads checkpoints that are int4 already. [`inspect`] is behind `smq-inspect`; [`mod@synth`] makes full-size checkpoints without trained weights.
+//! An arrow leads from a module to one that is built on it, and no two are built on each other.
+//! [`Checkpoint`] maps what Hugging Face has of a model, put together from its parts where it is
+//! int4 already. A [`Target`] says which tensors are quantized, and a [`Method`] to what; the
+//! arithmetic is that of `spec/method.md`. [`convert()`] runs them into a file, [`dry_run`] says
+//! how large that would be, and [`convert_auto`] chooses storage from measured errors.
+//! [`export()`] is the way back, [`synth()`] makes full-size checkpoints without trained weights,
+//! [`inspect`] is behind `smq-inspect`, and [`cli`] is what the command lines share.
+//!
+//! ```no_run
+//! use smq_convert::{Checkpoint, ConvertOptions, Method, QuantizeOptions, Target, convert};
+//! use smq_convert::{ScaleChoice, ScaleRule};
+//!
+//! # fn main() -> Result<(), smq_convert::ConvertError> {
+//! let checkpoint = Checkpoint::open("phi35".as_ref())?;
+//! let options = ConvertOptions {
+//!     target: Target::Mlp,
+//!     quantize: Method::Int4(QuantizeOptions {
+//!         group: 128,
+//!         scales: ScaleChoice::e5(5),
+//!         rule: ScaleRule::Reference,
+//!     }),
+//!     overwrite: false,
+//!     jobs: 0,
+//! };
+//! let go_on = |_done_bytes: u64| true;
+//! let summary = convert(&checkpoint, "phi35-e5m5.smq".as_ref(), &options, &go_on)?;
+//! println!("{} bytes of {}", summary.written.file_bytes, summary.source_bytes);
+//! # Ok(())
+//! # }
+//! ```
 
-pub mod auto;
-pub mod calibrate;
-pub mod choice;
+#![warn(unreachable_pub)]
+
+mod apply;
+mod auto;
+mod calibrate;
+mod choice;
 pub mod cli;
-pub mod convert;
-pub mod error;
-pub mod export;
-pub mod import;
+mod convert;
+mod directory;
+mod error;
+mod export;
+mod import;
 pub mod inspect;
 mod known;
-pub mod plan;
-pub mod quantize;
-pub mod source;
+mod plan;
+mod products;
+mod quantize;
+mod source;
 mod source_hash;
-pub mod synth;
+mod synth;
 mod target;
+mod tensor;
 mod unread;
+mod work;
 
-pub use auto::{Auto, AutoOptions, Goal, sensitivity::Sensitivity};
-pub use calibrate::CalibrateOptions;
+pub use apply::{ScaleChange, exact_scales, scale_change};
+pub use auto::{Auto, AutoOptions, ChosenTensor, Goal, Sensitivity, choose};
+pub use calibrate::{CalibrateOptions, CalibrationProgress};
 pub use choice::Choice;
 pub use convert::{
     ConvertOptions, Summary, convert, convert_auto, convert_calibrated, dry_run, dry_run_auto,
 };
+pub use directory::{DEFAULT_SHARD_BYTES, DirectoryError};
 pub use error::ConvertError;
-pub use plan::Plan;
-pub use quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
+pub use export::{
+    ExportFormat, ExportOptions, ExportProgress, ExportSummary, Half, Rounding, export,
+};
+pub use import::{Form, Grouping, Import};
+pub use plan::{Plan, Planned};
+pub use products::product;
+pub use quantize::{
+    Method, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, ScaleRule, quantize,
+};
 pub use source::Checkpoint;
-pub use target::{Coverage, Target, TargetError};
-pub use unread::Reader;
+pub use synth::{SynthError, SynthOptions, SynthSummary, synth};
+pub use target::{Target, TargetError};
+pub use tensor::SourceTensor;
+pub use work::Progress;

@@ -10,7 +10,8 @@ use smq_format::{Index, Provenance, Scheme, SourceFile, Statistics, TensorEntry}
 use crate::choice::Choice;
 use crate::error::ConvertError;
 use crate::quantize::{Method, ScaleChoice};
-use crate::source::{Checkpoint, SourceTensor};
+use crate::source::Checkpoint;
+use crate::tensor::SourceTensor;
 
 /// What will become of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,9 +27,10 @@ pub struct Planned {
 pub struct Plan {
     /// One a tensor, in the checkpoint's order.
     pub tensors: Vec<Planned>,
-    /// Length of the file: exact unless a quantized tensor is all zero, the largest scale of an int4 one is outside
-    /// 2^-68..2^22, where its bias has not two digits, or the mean absmax of an NF4 one is under 0.0047, where the
-    /// bits of its offset have not ten; then the index differs by a byte or more a tensor.
+    /// Length of the file: exact unless a quantized tensor is all zero, the largest scale of an
+    /// int4 one is outside 2^-68..2^22, where its bias has not two digits, or the mean absmax of an
+    /// NF4 one is under 0.0047, where the bits of its offset have not ten; then the index differs
+    /// by a byte or more a tensor.
     pub file_bytes: u64,
 }
 
@@ -36,7 +38,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// A tensor the format cannot hold.
-pub fn plan(
+pub(crate) fn plan(
     checkpoint: &Checkpoint,
     files: &[(&str, &[u8])],
     choice: &Choice,
@@ -107,7 +109,7 @@ pub fn plan(
 }
 
 /// A provenance with hashes still to come.
-pub fn sources(checkpoint: &Checkpoint) -> Vec<SourceFile> {
+pub(crate) fn sources(checkpoint: &Checkpoint) -> Vec<SourceFile> {
     let source = |shard: &smq_model::Shard| SourceFile {
         blake3: [0; 32],
         length: shard.bytes().len() as u64,
@@ -116,7 +118,8 @@ pub fn sources(checkpoint: &Checkpoint) -> Vec<SourceFile> {
     checkpoint.shards().iter().map(source).collect()
 }
 
-/// A scheme whose bias or offset, unknown until the weights are read, has as many digits as nearly all have.
+/// A scheme whose bias or offset, unknown until the weights are read, has as many digits as nearly
+/// all have.
 fn likely_scheme(method: Method) -> Scheme {
     let options = match method {
         Method::Int4(options) => options,

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use smq_format::Dtype;
 use smq_model::{Shard, natural};
 
 use crate::error::ConvertError;
-use crate::import::{Import, Packed, PackedView, assemble};
+use crate::import::{Import, assemble};
 use crate::known::{self, implied};
-use crate::unread::{Reader, Readers};
+use crate::tensor::{PackedView, SourceTensor};
+use crate::unread::Readers;
 
 /// An open checkpoint.
 #[derive(Debug)]
@@ -20,36 +20,11 @@ pub struct Checkpoint {
     notes: Vec<String>,
 }
 
-/// A tensor of a checkpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SourceTensor {
-    /// Name.
-    pub name: String,
-    /// Row-major shape.
-    pub shape: Vec<usize>,
-    /// Element type; of an int4 tensor, of its scales.
-    pub dtype: Dtype,
-    /// Index of its shard.
-    pub shard: usize,
-    /// Bytes within the shard's file; of an int4 tensor, of its integers.
-    pub range: std::ops::Range<usize>,
-    /// What makes it an int4 tensor.
-    pub(crate) packed: Option<Packed>,
-    /// Who reads it.
-    pub(crate) reader: Reader,
-}
-
-impl SourceTensor {
-    /// Number of elements.
-    pub fn elems(&self) -> usize {
-        self.shape.iter().product()
-    }
-}
-
 impl Checkpoint {
     /// Maps the checkpoint at `path`: a directory, or one .safetensors file.
     ///
-    /// Tensors are ordered by name, numbers by value, so that the order does not depend on the sharding.
+    /// Tensors are ordered by name, numbers by value, so that the order does not depend on the
+    /// sharding.
     ///
     /// # Errors
     /// As [`smq_model::Checkpoint::open`]; a weight of an element type that .smq does not hold, a
@@ -118,12 +93,12 @@ impl Checkpoint {
     }
 
     /// Whether it has int4 tensors whose integers are kept.
-    pub fn keeps_codes(&self) -> bool {
+    pub(crate) fn keeps_codes(&self) -> bool {
         self.import.is_some() && !self.requantize
     }
 
     /// An int4 tensor's integers and scales; `None` for another tensor.
-    pub fn packed<'a>(&'a self, tensor: &'a SourceTensor) -> Option<PackedView<'a>> {
+    pub(crate) fn packed<'a>(&'a self, tensor: &'a SourceTensor) -> Option<PackedView<'a>> {
         let packed = tensor.packed.as_ref()?;
         Some(PackedView {
             packed,
@@ -170,7 +145,7 @@ impl Checkpoint {
     }
 
     /// Name and contents of each file that travels inside the .smq.
-    pub fn embedded_files(&self) -> Vec<(&str, &[u8])> {
+    pub(crate) fn embedded_files(&self) -> Vec<(&str, &[u8])> {
         self.files.embedded_files().collect()
     }
 }

@@ -1,6 +1,7 @@
 //! BLAKE3 of every source file, advanced alongside the quantizer so that a cold file is read once.
 
-use crate::source::{Checkpoint, SourceTensor};
+use crate::source::Checkpoint;
+use crate::tensor::SourceTensor;
 
 /// Incremental hashes of a checkpoint's files.
 pub(crate) struct SourceHasher<'a> {

@@ -1,24 +1,26 @@
-//! Synthetic full-size checkpoints: the tensors, shapes, sharding and side files of a model given by its
-//! Hugging Face `config.json`, with made-up weights.
+//! Synthetic full-size checkpoints: the tensors, shapes, sharding and side files of a model given
+//! by its Hugging Face `config.json`, with made-up weights.
 //!
-//! **The values are synthetic.** Conversion speed, file sizes, memory, decode speed and energy carry over to the real
-//! model, because they depend on shapes and formats alone. Quality does not: perplexity, generated text and
-//! quantization errors of such a checkpoint say nothing about the trained model's.
+//! **The values are synthetic.** Conversion speed, file sizes, memory, decode speed and energy
+//! carry over to the real model, because they depend on shapes and formats alone. Quality does not:
+//! perplexity, generated text and quantization errors of such a checkpoint say nothing about the
+//! trained model's.
 //!
 //! The weights have the marginal statistics that matter to a quantizer: a per-tensor scale of about
-//! `1/sqrt(fan_in)`, lognormal spread over rows and input channels, Student-t tails, and a few outlier channels
-//! shared by all tensors that touch the residual stream. Activations stay finite and of order one to a few tens.
+//! `1/sqrt(fan_in)`, lognormal spread over rows and input channels, Student-t tails, and a few
+//! outlier channels shared by all tensors that touch the residual stream. Activations stay finite
+//! and of order one to a few tens.
 //!
-//! Each value is a function of the seed, the tensor's name and the element's index, computed with IEEE basic
-//! operations only, so that the bytes are the same at any thread count and on any machine.
+//! Each value is a function of the seed, the tensor's name and the element's index, computed with
+//! IEEE basic operations only, so that the bytes are the same at any thread count and on any
+//! machine.
 
-pub(crate) mod config;
+mod config;
 mod error;
 mod random;
 mod role;
-pub(crate) mod shards;
+mod shards;
 mod side_files;
-pub(crate) mod staging;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -30,11 +32,9 @@ pub use error::SynthError;
 
 use config::SynthConfig;
 use shards::ShardPlan;
-use staging::Staging;
 use weights::Generator;
 
-/// Hugging Face's default `max_shard_size` of "5GB", in bytes of tensor data.
-pub const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
+use crate::directory::{DEFAULT_SHARD_BYTES, Staging};
 
 /// What to generate, and where.
 #[derive(Debug, Clone)]
@@ -47,7 +47,8 @@ pub struct SynthOptions {
     pub seed: u64,
     /// Largest shard, in bytes of tensor data. One tensor over it gets a shard of its own.
     pub shard_bytes: u64,
-    /// Layers to generate instead of the config's `num_hidden_layers`; the written config says so too.
+    /// Layers to generate instead of the config's `num_hidden_layers`; the written config says so
+    /// too.
     pub layers: Option<u64>,
     /// Write into a directory that is not empty, replacing the checkpoint in it.
     pub force: bool,
@@ -93,12 +94,14 @@ pub struct SynthSummary {
 
 /// Writes a synthetic checkpoint directory.
 ///
-/// `progress` is called with (bytes of tensor data written, bytes in all), first with zero. Work runs on the current
-/// rayon pool; about 32 MiB of buffers are live. Files appear under their names only when all of them are complete
-/// and synced; after an error, nothing that this call wrote is left.
+/// `progress` is called with (bytes of tensor data written, bytes in all), first with zero. Work
+/// runs on the current rayon pool; about 32 MiB of buffers are live. Files appear under their names
+/// only when all of them are complete and synced; after an error, nothing that this call wrote is
+/// left.
 ///
 /// # Errors
-/// Every [`SynthError`]: an unusable config, an output directory that may not be written, an I/O error, a full disk.
+/// Every [`SynthError`]: an unusable config, an output directory that may not be written, an I/O
+/// error, a full disk.
 pub fn synth(
     options: &SynthOptions,
     progress: &(dyn Fn(u64, u64) + Sync),

@@ -21,7 +21,7 @@ const MAX_NAMES: usize = 3;
 
 /// Who reads a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reader {
+pub(crate) enum Reader {
     /// The model of this config.json.
     Model,
     /// Nobody: the architecture is known, and has no such tensor.

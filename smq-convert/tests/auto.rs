@@ -1,12 +1,13 @@
-//! `--mbits auto` on the bundled checkpoint: what is chosen, that files of mixed storage pass every check, what is refused.
+//! `--mbits auto` on the bundled checkpoint: what is chosen, that files of mixed storage pass every
+//! check, what is refused.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use smq_convert::auto::{ChosenTensor, choose};
 use smq_convert::{
-    Auto, AutoOptions, Checkpoint, Goal, ScaleRule, Sensitivity, convert_auto, dry_run_auto,
+    Auto, AutoOptions, Checkpoint, ChosenTensor, Goal, ScaleRule, Sensitivity, choose,
+    convert_auto, dry_run_auto,
 };
 use smq_format::SmqFile;
 use tempfile::TempDir;
@@ -83,8 +84,8 @@ fn refused(args: &[&str]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// What is printed at two budgets: one spent on scales alone, and one that leaves tensors as they are.
-/// With `SMQ_BLESS` set, writes the files anew.
+/// What is printed at two budgets: one spent on scales alone, and one that leaves tensors as they
+/// are. With `SMQ_BLESS` set, writes the files anew.
 #[test]
 fn golden_choices() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -120,7 +121,8 @@ fn budgets_are_kept_and_larger_ones_cost_no_more() {
             let auto = chosen(&of(Goal::Budget(budget)));
             assert!(auto.bits_per_weight <= budget, "{}", auto.bits_per_weight);
             let cost = auto.predicted_kl.unwrap_or(squared_error(&auto));
-            // The greedy choice may end short of the optimum by a step, never by as much as a whole tensor here.
+            // The greedy choice may end short of the optimum by a step, never by as much as a whole
+            // tensor here.
             assert!(cost <= last, "{budget}: {cost} after {last}");
             last = cost;
         }
@@ -145,7 +147,8 @@ fn predicted_divergence_is_kept_by_the_smallest_file() {
     }
 }
 
-/// The figures that decided are those which the file records; it passes every check; threads change nothing.
+/// The figures that decided are those which the file records; it passes every check; threads change
+/// nothing.
 #[test]
 fn files_of_mixed_storage_hold() {
     let dir = TempDir::new().unwrap();
@@ -411,8 +414,12 @@ fn layers_weigh_their_tensors() {
     let elems: u64 = 3 * 65536 + 65536 + 393_216 + 196_608;
     let points: Vec<_> = (0..4)
         .map(|layer| {
-            serde_json::json!({"name": format!("model.layers.{layer}"), "weights": elems, "squared_error": 100.0,
-                "mean_kl": {"value": if layer == 2 { 1.0 } else { 0.01 }}})
+            serde_json::json!({
+                "name": format!("model.layers.{layer}"),
+                "weights": elems,
+                "squared_error": 100.0,
+                "mean_kl": {"value": if layer == 2 { 1.0 } else { 0.01 }},
+            })
         })
         .collect();
     let text = serde_json::json!({"target": "all", "points": points}).to_string();

@@ -158,8 +158,8 @@ fn synth_writes_a_checkpoint_that_converts() {
 fn made_up(dir: &TempDir, change: impl Fn(&mut serde_json::Value)) -> (PathBuf, PathBuf) {
     let config = dir.path().join("config.json");
     let sizes = serde_json::json!({
-        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
-        "num_hidden_layers": 1, "vocab_size": 96, "tie_word_embeddings": false,
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+        "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 96, "tie_word_embeddings": false,
     });
     std::fs::write(&config, sizes.to_string()).unwrap();
     let checkpoint = dir.path().join("checkpoint");

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use smq_convert::export::{ExportFormat, ExportOptions, export};
 use smq_convert::{
-    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert, synth,
+    Checkpoint, ConvertOptions, DEFAULT_SHARD_BYTES, ExportFormat, ExportOptions, Method,
+    QuantizeOptions, ScaleChoice, ScaleRule, SynthOptions, convert, export, synth,
 };
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::{
@@ -195,7 +195,7 @@ fn an_import_of_an_export_differs_in_where_it_came_from() {
         format: ExportFormat::CompressedTensors {
             allow_inexact: false,
         },
-        shard_bytes: synth::DEFAULT_SHARD_BYTES,
+        shard_bytes: DEFAULT_SHARD_BYTES,
         force: false,
     };
     let packed = dir.path().join("packed");
@@ -220,9 +220,9 @@ fn an_import_of_an_export_differs_in_where_it_came_from() {
 fn another_model() {
     let dir = TempDir::new().unwrap();
     let other = dir.path().join("synthetic");
-    let mut options = synth::SynthOptions::new(fixture().join("config.json"), other.clone());
+    let mut options = SynthOptions::new(fixture().join("config.json"), other.clone());
     options.layers = Some(2);
-    synth::synth(&options, &|_, _| ()).unwrap();
+    synth(&options, &|_, _| ()).unwrap();
     make(&fixture(), &dir.path().join("a.smq"), 5);
     make(&other, &dir.path().join("b.smq"), 5);
     let found = json_of(&dir, &["a.smq", "b.smq"], 1);

@@ -12,11 +12,9 @@ use std::process::Command;
 use half::bf16;
 use safetensors::{Dtype as StDtype, SafeTensors};
 use serde_json::Value;
-use smq_convert::export::{ExportFormat, ExportOptions, ExportSummary, export};
-use smq_convert::synth::DEFAULT_SHARD_BYTES;
 use smq_convert::{
-    Checkpoint, ConvertError, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule,
-    convert,
+    Checkpoint, ConvertError, ConvertOptions, DEFAULT_SHARD_BYTES, ExportFormat, ExportOptions,
+    ExportSummary, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert, export,
 };
 use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, TensorData, int4};
 use tempfile::TempDir;
@@ -172,7 +170,8 @@ fn bf16_rounds_to_nearest_even_and_says_how_much() {
         }
         assert_eq!((rounding.values, rounding.inexact), (weights, inexact));
         assert_eq!(rounding.max_relative_error, worst);
-        // A product has 3 bits of q and 1 + x of the scale; bf16 has 8, so half a step is 2^-9 of 2 at most.
+        // A product has 3 bits of q and 1 + x of the scale; bf16 has 8, so half a step is 2^-9 of 2
+        // at most.
         assert_eq!(rounding.inexact == 0, exact, "{mantissa_bits}");
         assert!(worst <= 2f64.powi(-8));
     }

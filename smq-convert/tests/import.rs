@@ -13,11 +13,10 @@ use half::{bf16, f16};
 use safetensors::Dtype as StDtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
-use smq_convert::export::{ExportFormat, ExportOptions, export};
-use smq_convert::import::Grouping;
 use smq_convert::inspect::recheck;
 use smq_convert::{
-    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert, dry_run,
+    Checkpoint, ConvertOptions, ExportFormat, ExportOptions, Grouping, Method, QuantizeOptions,
+    ScaleChoice, ScaleRule, convert, dry_run, export,
 };
 use smq_format::{Role, Scheme, SmqFile, TensorData, int4};
 use tempfile::TempDir;
@@ -254,7 +253,8 @@ fn le(words: &[i32]) -> Vec<u8> {
 }
 
 impl Gptq {
-    /// Packs one integer at a time, as the definition has it: bit `4 (column mod 8)` of word `[column / 8, out]`.
+    /// Packs one integer at a time, as the definition has it: bit `4 (column mod 8)` of word
+    /// `[column / 8, out]`.
     fn new(out: usize, columns: usize, group: usize, stored_zero: u8) -> Self {
         let mut state = 1u32;
         let mut random = |below: u32| {
@@ -456,7 +456,8 @@ fn pack_config(group: usize) -> Value {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": {
-            "num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": group,
+            "num_bits": 4, "type": "int", "symmetric": true, "strategy": "group",
+            "group_size": group,
         }}},
     }})
 }

@@ -199,7 +199,8 @@ fn options_of_int4_are_refused() {
     assert!(!Path::new(out).exists());
 }
 
-/// An int4 checkpoint keeps its integers unless it is told otherwise; then its dequantized weights are quantized.
+/// An int4 checkpoint keeps its integers unless it is told otherwise; then its dequantized weights
+/// are quantized.
 #[test]
 fn an_int4_checkpoint_needs_requantize() {
     let dir = TempDir::new().unwrap();

@@ -7,9 +7,10 @@ use std::fs;
 use std::path::Path;
 
 use small::{files, llama, options, put};
-use smq_convert::export::{ExportFormat, ExportOptions, export};
-use smq_convert::synth::{SynthError, SynthOptions, synth};
-use smq_convert::{Checkpoint, ConvertError, convert};
+use smq_convert::{
+    Checkpoint, ConvertError, DirectoryError, ExportFormat, ExportOptions, SynthError,
+    SynthOptions, convert, export, synth,
+};
 use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter};
 use tempfile::TempDir;
 
@@ -220,7 +221,10 @@ fn synth_copies_every_side_file_and_leaves_nothing_stale() {
 
     put(&out.join("adapter_config.json"), "{}");
     let error = synth(&options, &|_, _| {}).unwrap_err();
-    assert!(matches!(error, SynthError::Adapter { .. }), "{error}");
+    assert!(
+        matches!(error, SynthError::Directory(DirectoryError::Adapter { .. })),
+        "{error}"
+    );
 }
 
 /// Not even --force writes over what is being read.

@@ -9,8 +9,9 @@
 
 use std::path::{Path, PathBuf};
 
-use smq_convert::export::{ExportFormat, ExportOptions, export};
-use smq_convert::{Checkpoint, ConvertOptions, Method, Target, convert};
+use smq_convert::{
+    Checkpoint, ConvertOptions, ExportFormat, ExportOptions, Method, Target, convert, export,
+};
 use smq_engine::model::Precision;
 use smq_engine::{CpuEngine, Engine};
 use smq_format::{Dtype, SmqFile};

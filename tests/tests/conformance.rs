@@ -2,8 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use safetensors::SafeTensors;
-use smq_convert::quantize::{Quantized, quantize};
-use smq_convert::{QuantizeOptions, ScaleChoice, ScaleRule};
+use smq_convert::{QuantizeOptions, Quantized, ScaleChoice, ScaleRule, quantize};
 use smq_format::{Dtype, Scheme, bits};
 use smq_tests::{fixture, json};
 

@@ -1,13 +1,15 @@
-//! One candidate for each product under a bound on all together: the multiple-choice knapsack problem, solved greedily
-//! on each product's lower convex hull (H. Everett, "Generalized Lagrange multiplier method", Operations Research 11, 1963).
+//! One candidate for each product under a bound on all together: the multiple-choice knapsack
+//! problem, solved greedily on each product's lower convex hull (H. Everett, "Generalized Lagrange
+//! multiplier method", Operations Research 11, 1963).
 //!
-//! Nothing here is random or depends on threads, and every tie goes to fewer bytes, then to what comes first.
+//! Nothing here is random or depends on threads, and every tie goes to fewer bytes, then to what
+//! comes first.
 
 use std::cmp::Ordering;
 
 /// One way to store a product.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Candidate {
+pub(super) struct Candidate {
     /// What it takes.
     pub bytes: u64,
     /// What it costs: a squared error, or nats.
@@ -16,7 +18,7 @@ pub struct Candidate {
 
 /// What all products together may take or cost; the other side is made as small as it gets.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Bound {
+pub(super) enum Bound {
     /// At most so many bytes.
     Bytes(u64),
     /// At most this error.
@@ -32,7 +34,7 @@ impl Bound {
     }
 
     /// Less where `a` is better than `b`, both being allowed.
-    pub fn compare(self, a: Candidate, b: Candidate) -> Ordering {
+    pub(super) fn compare(self, a: Candidate, b: Candidate) -> Ordering {
         let (bytes, error) = (a.bytes.cmp(&b.bytes), a.error.total_cmp(&b.error));
         match self {
             Bound::Bytes(_) => error.then(bytes),
@@ -50,12 +52,13 @@ struct Step {
     slope: f64,
 }
 
-/// The index of the candidate that each product gets; `None` where no choice keeps the bound. Every product has a candidate.
+/// The index of the candidate that each product gets; `None` where no choice keeps the bound. Every
+/// product has a candidate.
 ///
-/// The error (or, of [`Bound::Error`], the bytes) is over the optimum by less than the largest step of a hull, and no
-/// change of a single product that keeps the bound makes it smaller.
+/// The error (or, of [`Bound::Error`], the bytes) is over the optimum by less than the largest step
+/// of a hull, and no change of a single product that keeps the bound makes it smaller.
 #[must_use]
-pub fn allocate(products: &[Vec<Candidate>], bound: Bound) -> Option<Vec<usize>> {
+pub(super) fn allocate(products: &[Vec<Candidate>], bound: Bound) -> Option<Vec<usize>> {
     let hulls: Vec<Vec<usize>> = products.iter().map(|p| hull(p)).collect();
     let mut chosen: Vec<usize> = hulls
         .iter()
@@ -86,7 +89,8 @@ pub fn allocate(products: &[Vec<Candidate>], bound: Bound) -> Option<Vec<usize>>
     Some(chosen)
 }
 
-/// Candidates on the lower convex hull of (bytes, error), fewest bytes first, each with less error than the one before.
+/// Candidates on the lower convex hull of (bytes, error), fewest bytes first, each with less error
+/// than the one before.
 fn hull(candidates: &[Candidate]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..candidates.len()).collect();
     order.sort_by(|&a, &b| {
@@ -115,7 +119,8 @@ fn slope(from: &Candidate, to: &Candidate) -> f64 {
     (from.error - to.error) / (to.bytes - from.bytes) as f64
 }
 
-/// All steps of all hulls, the most worthwhile first; those of one product stay in order, being convex.
+/// All steps of all hulls, the most worthwhile first; those of one product stay in order, being
+/// convex.
 fn steps(products: &[Vec<Candidate>], hulls: &[Vec<usize>]) -> Vec<Step> {
     let mut steps = Vec::new();
     for (product, hull) in hulls.iter().enumerate() {
@@ -153,7 +158,7 @@ fn best_change(
 }
 
 /// Sums over all products, in order.
-pub fn total(products: &[Vec<Candidate>], chosen: &[usize]) -> Candidate {
+pub(super) fn total(products: &[Vec<Candidate>], chosen: &[usize]) -> Candidate {
     let mut sum = Candidate {
         bytes: 0,
         error: 0.0,

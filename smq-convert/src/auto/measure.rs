@@ -1,20 +1,22 @@
-//! What each scale width costs a tensor: it is quantized with every one, and the file's own statistics say.
+//! What each scale width costs a tensor: it is quantized with every one, and the file's own
+//! statistics say.
 
 use smq_format::scale::MAX_MANTISSA_BITS;
 
-use crate::convert::{not_quantized, quantize_tensor};
+use crate::apply::{not_quantized, quantize_tensor};
 use crate::error::ConvertError;
 use crate::quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
-use crate::source::{Checkpoint, SourceTensor};
+use crate::source::Checkpoint;
+use crate::tensor::SourceTensor;
 
-/// Rules that are tried where none is asked for. `reference` differs from `nearest` only at E5M0, where it truncates.
-/// `search` lowers the squared error by clipping large weights, which costs more divergence than that error says
-/// (results/quality/README.md).
+/// Rules that are tried where none is asked for. `reference` differs from `nearest` only at E5M0,
+/// where it truncates. `search` lowers the squared error by clipping large weights, which costs
+/// more divergence than that error says (results/quality/README.md).
 const RULES: [ScaleRule; 2] = [ScaleRule::Nearest, ScaleRule::Signed];
 
 /// A tensor with E5Mx scales of one width.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Measured {
+pub(super) struct Measured {
     /// How: the rule with the least squared error.
     pub options: QuantizeOptions,
     /// Bytes of its blobs.
@@ -25,7 +27,7 @@ pub struct Measured {
 
 /// A tensor with scales of every width.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Curve {
+pub(super) struct Curve {
     /// By mantissa bits, 0 to [`MAX_MANTISSA_BITS`].
     pub widths: Vec<Measured>,
     /// Bytes as the checkpoint has it.
@@ -36,16 +38,17 @@ pub struct Curve {
 
 /// How often a tensor is quantized to measure it.
 #[must_use]
-pub fn passes(rule: Option<ScaleRule>) -> u64 {
+pub(super) fn passes(rule: Option<ScaleRule>) -> u64 {
     let rules = rule.map_or(RULES.len(), |_| 1);
     rules as u64 * (u64::from(MAX_MANTISSA_BITS) + 1)
 }
 
-/// Measures a tensor with `rule`, or with the best of the default ones; `goes_on` is asked after each pass over it.
+/// Measures a tensor with `rule`, or with the best of the default ones; `goes_on` is asked after
+/// each pass over it.
 ///
 /// # Errors
 /// A weight that is not finite; `goes_on` returning false.
-pub fn measure(
+pub(super) fn measure(
     checkpoint: &Checkpoint,
     tensor: &SourceTensor,
     group: usize,

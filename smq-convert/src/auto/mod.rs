@@ -1,29 +1,33 @@
-//! Storage chosen for each tensor from measured errors (`--mbits auto`): scale width, scale rule, or as it is.
+//! Storage chosen for each tensor from measured errors (`--mbits auto`): scale width, scale rule,
+//! or as it is.
 //!
 //! ```text
-//!   each tensor quantized at every width -> squared errors, weighed by sensitivities -> allocation -> Choice
+//!   each tensor quantized at every width -> squared errors, weighed by sensitivities
+//!     -> allocation -> Choice
 //! ```
 //!
 //! `spec/method.md`, "Chosen storage", says what is minimized and under which assumption.
 
-pub mod allocate;
-pub mod measure;
-pub mod products;
-pub mod sensitivity;
+mod allocate;
+mod measure;
+mod sensitivity;
 
 use std::collections::BTreeMap;
 
 use allocate::{Bound, Candidate, allocate, total};
 use measure::{Curve, Measured, measure, passes};
-use products::products;
-use sensitivity::Sensitivity;
 
+pub use sensitivity::Sensitivity;
+
+use crate::apply::check_options;
 use crate::choice::{Choice, rule_parameters};
-use crate::convert::{Progress, check_options, pool};
 use crate::error::ConvertError;
+use crate::products::products;
 use crate::quantize::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
-use crate::source::{Checkpoint, SourceTensor};
+use crate::source::Checkpoint;
 use crate::target::Target;
+use crate::tensor::SourceTensor;
+use crate::work::{Progress, pool};
 
 /// What bounds the choice.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -96,7 +100,7 @@ pub struct ChosenTensor {
 
 /// Bytes that [`choose`] reports to its progress.
 #[must_use]
-pub fn measured_bytes(checkpoint: &Checkpoint, options: &AutoOptions) -> u64 {
+pub(crate) fn measured_bytes(checkpoint: &Checkpoint, options: &AutoOptions) -> u64 {
     let bytes = selected(checkpoint, &options.target).map(|t| t.range.len() as u64);
     passes(options.rule) * bytes.sum::<u64>()
 }
@@ -104,8 +108,9 @@ pub fn measured_bytes(checkpoint: &Checkpoint, options: &AutoOptions) -> u64 {
 /// Measures every selected tensor and chooses.
 ///
 /// # Errors
-/// Bad options, a checkpoint that is int4 already, a sensitivity of other tensors, a bound that cannot be kept or that
-/// leaves nothing to quantize, weights that are not finite, `progress` returning false.
+/// Bad options, a checkpoint that is int4 already, a sensitivity of other tensors, a bound that
+/// cannot be kept or that leaves nothing to quantize, weights that are not finite, `progress`
+/// returning false.
 pub fn choose(
     checkpoint: &Checkpoint,
     options: &AutoOptions,
@@ -156,7 +161,8 @@ fn check(checkpoint: &Checkpoint, options: &AutoOptions) -> Result<(), ConvertEr
         return wrong(
             "--mbits",
             "auto".to_owned(),
-            "compares with unquantized weights, and the checkpoint is int4 already; give the mantissa bits",
+            "compares with unquantized weights, and the checkpoint is int4 already; give the \
+             mantissa bits",
         );
     }
     let (option, value) = options.goal.option();
@@ -171,8 +177,9 @@ fn check(checkpoint: &Checkpoint, options: &AutoOptions) -> Result<(), ConvertEr
             return wrong(
                 option,
                 value,
-                "is predicted from a measured sensitivity, and there is none: write one with `smq-run eval sensitivity \
-                 CHECKPOINT --text FILE --unit projection --json sensitivity.json` and pass --sensitivity sensitivity.json",
+                "is predicted from a measured sensitivity, and there is none: write one with \
+                 `smq-run eval sensitivity CHECKPOINT --text FILE --unit projection --json \
+                 sensitivity.json` and pass --sensitivity sensitivity.json",
             );
         }
         Goal::Budget(_) | Goal::MaxKl(_) => {}
@@ -243,13 +250,14 @@ fn allocated(
     };
     match best {
         None => Err(refused(format!(
-            "the selected tensors take {smallest_bits:.4} bits a weight at least ({} scales, groups of {}); raise it",
+            "the selected tensors take {smallest_bits:.4} bits a weight at least ({} scales, \
+             groups of {}); raise it",
             ScaleChoice::e5(0),
             options.group
         ))),
         Some((_, chosen)) if chosen.iter().all(Option::is_none) => Err(refused(format!(
-            "leaves every selected tensor as it is, at {raw_bits:.4} bits a weight, which is the checkpoint itself; the \
-             bound must leave something to quantize"
+            "leaves every selected tensor as it is, at {raw_bits:.4} bits a weight, which is the \
+             checkpoint itself; the bound must leave something to quantize"
         ))),
         Some((_, chosen)) => Ok(chosen),
     }

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::products::product;
 use crate::error::ConvertError;
-use crate::source::{Checkpoint, SourceTensor};
+use crate::products::product;
+use crate::source::Checkpoint;
 use crate::target::Target;
+use crate::tensor::SourceTensor;
 
 /// Largest file; a point takes about 500 bytes.
 const MAX_BYTES: u64 = 64 << 20;
@@ -77,7 +78,8 @@ impl Sensitivity {
             .find(|p| !valid(p.squared_error) || !valid(p.mean_kl.value))
         {
             return Err(problem(format!(
-                "{} has a squared error of {} and a mean KL divergence of {} nats, and neither can be negative",
+                "{} has a squared error of {} and a mean KL divergence of {} nats, and neither \
+                 can be negative",
                 bad.name, bad.squared_error, bad.mean_kl.value
             )));
         }
@@ -93,7 +95,8 @@ impl Sensitivity {
     /// Nats for each unit of squared error, one for each of `selected`.
     ///
     /// # Errors
-    /// Points of tensors that `checkpoint` has not, or has of another size; a selected tensor without a point.
+    /// Points of tensors that `checkpoint` has not, or has of another size; a selected tensor
+    /// without a point.
     pub fn weights(
         &self,
         checkpoint: &Checkpoint,
@@ -109,14 +112,16 @@ impl Sensitivity {
                 elems if elems == point.weights => {}
                 0 => {
                     return Err(problem(format!(
-                        "measures {}, which {} does not have; give the file that was measured on this checkpoint",
+                        "measures {}, which {} does not have; give the file that was measured on \
+                         this checkpoint",
                         point.name,
                         checkpoint.path().display()
                     )));
                 }
                 elems => {
                     return Err(problem(format!(
-                        "measures {} of {} weights, which has {elems} in {}; give the file that was measured on this checkpoint",
+                        "measures {} of {} weights, which has {elems} in {}; give the file that \
+                         was measured on this checkpoint",
                         point.name,
                         point.weights,
                         checkpoint.path().display()
@@ -128,7 +133,8 @@ impl Sensitivity {
             let point = self.points.iter().find(|p| self.is_of(p, tensor));
             let point = point.ok_or_else(|| {
                 problem(format!(
-                    "has no point for tensor {:?}; measure it with the same --target, or choose a --target that is measured ({})",
+                    "has no point for tensor {:?}; measure it with the same --target, or choose a \
+                     --target that is measured ({})",
                     tensor.name,
                     self.target.name()
                 ))
@@ -160,7 +166,9 @@ mod tests {
     fn a_point_is_of_a_tensor_a_layer_or_a_product() {
         let of = |unit: Option<&str>, point: &str| {
             let file = tempfile::NamedTempFile::new().unwrap();
-            let point = serde_json::json!({"name": point, "weights": 1, "squared_error": 1.0, "mean_kl": {"value": 1.0}});
+            let point = serde_json::json!({
+                "name": point, "weights": 1, "squared_error": 1.0, "mean_kl": {"value": 1.0}
+            });
             let text = serde_json::json!({"target": "all", "unit": unit, "points": [point]});
             std::fs::write(file.path(), text.to_string()).unwrap();
             let read = Sensitivity::read(file.path()).unwrap();
@@ -173,7 +181,7 @@ mod tests {
                     shard: 0,
                     range: 0..8192,
                     packed: None,
-                    reader: crate::Reader::Model,
+                    reader: crate::unread::Reader::Model,
                 };
                 read.is_of(&read.points[0], &tensor)
             })

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    smq_convert::cli::exit(smq_convert::cli::convert::run().map(|()| ExitCode::SUCCESS))
+    smq_convert::cli::exit(smq_convert::cli::run().map(|()| ExitCode::SUCCESS))
 }

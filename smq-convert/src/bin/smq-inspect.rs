@@ -13,7 +13,8 @@ use smq_model::open_smq;
 /// Rows of the error table without `--top`.
 const DEFAULT_TOP: usize = 20;
 
-/// Shows what a .smq file holds: header, provenance, sizes, and the quantization error of every tensor.
+/// Shows what a .smq file holds: header, provenance, sizes, and the quantization error of every
+/// tensor.
 ///
 /// Exits with 1 where the file, its statistics or what was asked of it is not in order.
 #[derive(Debug, Parser)]
@@ -31,15 +32,29 @@ struct Args {
     file: Option<PathBuf>,
 
     /// Tensors in the error table; 0 shows all [default: 20]
-    #[arg(long, value_name = "N", conflicts_with_all = ["tensor", "json", "csv", "html", "verify", "recheck", "strip_statistics"])]
+    #[arg(
+        long,
+        value_name = "N",
+        conflicts_with_all = ["tensor", "json", "csv", "html", "verify", "recheck",
+                              "strip_statistics"]
+    )]
     top: Option<usize>,
 
     /// Order of the table, worst first [default: rel-mse; --csv: the file's order]
-    #[arg(long, value_enum, value_name = "BY", conflicts_with_all = ["tensor", "json", "html", "verify", "recheck", "strip_statistics"])]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "BY",
+        conflicts_with_all = ["tensor", "json", "html", "verify", "recheck", "strip_statistics"]
+    )]
     sort: Option<Sort>,
 
     /// One tensor in full; part of its name will do where only one has it
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["html", "verify", "recheck", "strip_statistics"])]
+    #[arg(
+        long,
+        value_name = "NAME",
+        conflicts_with_all = ["html", "verify", "recheck", "strip_statistics"]
+    )]
     tensor: Option<String>,
 
     /// Everything as JSON (with --tensor: that tensor)
@@ -71,8 +86,8 @@ struct Args {
 enum Command {
     /// Show what differs between two .smq files
     ///
-    /// Blobs are compared by the hashes that the files record (--verify checks those of one file). Exits with 0 where the
-    /// files are identical, 1 where they differ and 2 on an error.
+    /// Blobs are compared by the hashes that the files record (--verify checks those of one file).
+    /// Exits with 0 where the files are identical, 1 where they differ and 2 on an error.
     Diff(DiffArgs),
 }
 

@@ -9,7 +9,7 @@ use smq_format::MantissaBits;
 use smq_format::scale::MAX_MANTISSA_BITS;
 
 use super::summary::table;
-use crate::auto::{Auto, AutoOptions, ChosenTensor, Goal, sensitivity::Sensitivity};
+use crate::auto::{Auto, AutoOptions, ChosenTensor, Goal, Sensitivity};
 use crate::quantize::ScaleRule;
 use crate::{Checkpoint, Target};
 
@@ -42,14 +42,15 @@ pub(super) struct AutoArgs {
     /// --mbits auto: at most so many bits a weight over the tensors of --target, scales included
     #[arg(long, value_name = "BITS_PER_WEIGHT", conflicts_with = "max_kl")]
     budget: Option<f64>,
-    /// --mbits auto: the smallest file whose mean KL divergence, predicted from --sensitivity, is at most this, in nats
+    /// --mbits auto: the smallest file whose mean KL divergence, predicted from --sensitivity, is
+    /// at most this, in nats
     #[arg(long, value_name = "NATS")]
     max_kl: Option<f64>,
     /// --mbits auto: weigh errors by what smq-run eval sensitivity --json measured
     #[arg(long, value_name = "FILE")]
     sensitivity: Option<PathBuf>,
-    /// --mbits auto: choose a scale width for each product, in place of one for all, which the CUDA decode kernel is
-    /// compiled for
+    /// --mbits auto: choose a scale width for each product, in place of one for all, which the CUDA
+    /// decode kernel is compiled for
     #[arg(long)]
     mixed_widths: bool,
 }
@@ -91,13 +92,15 @@ impl AutoArgs {
             (Some(bits), _) => Goal::Budget(bits),
             (None, Some(nats)) => Goal::MaxKl(nats),
             (None, None) => bail!(
-                "--mbits auto needs a bound: pass --budget BITS_PER_WEIGHT, or --max-kl NATS with --sensitivity FILE"
+                "--mbits auto needs a bound: pass --budget BITS_PER_WEIGHT, or --max-kl NATS with \
+                 --sensitivity FILE"
             ),
         };
         ensure!(
             self.max_kl.is_none() || self.sensitivity.is_some(),
-            "--max-kl is predicted from a measured sensitivity: run `smq-run eval sensitivity {} --text FILE --unit projection \
-             --target '{}' --json sensitivity.json` and pass --sensitivity sensitivity.json",
+            "--max-kl is predicted from a measured sensitivity: run `smq-run eval sensitivity {} \
+             --text FILE --unit projection --target '{}' --json sensitivity.json` and pass \
+             --sensitivity sensitivity.json",
             checkpoint.path().display(),
             target.name()
         );
@@ -139,7 +142,8 @@ pub(super) fn print_total(out: &mut impl Write, auto: &Auto) -> anyhow::Result<(
     let kept = auto.tensors.iter().filter(|t| t.options.is_none()).count();
     writeln!(
         out,
-        "chosen: {} tensors in {:.4} bits a weight, {kept} of them as they are; relative squared error {:.6}",
+        "chosen: {} tensors in {:.4} bits a weight, {kept} of them as they are; relative squared \
+         error {:.6}",
         auto.tensors.len(),
         auto.bits_per_weight,
         relative(sum(|t| t.squared_error), sum(|t| t.squared_weight)),
@@ -147,7 +151,8 @@ pub(super) fn print_total(out: &mut impl Write, auto: &Auto) -> anyhow::Result<(
     if let Some(kl) = auto.predicted_kl {
         writeln!(
             out,
-            "predicted mean KL divergence: {kl:.6} nats, if the tensors' effects add up; check it with smq-run eval kl"
+            "predicted mean KL divergence: {kl:.6} nats, if the tensors' effects add up; check it \
+             with smq-run eval kl"
         )?;
     }
     Ok(())

@@ -12,11 +12,12 @@ use super::auto::{AutoArgs, Width};
 use super::export::{self, ExportArgs};
 use super::summary::About;
 use super::{print_notes, progress_bar, words};
-use crate::import::{Grouping, exact_scales};
+use crate::apply::exact_scales;
+use crate::import::Grouping;
 use crate::{
-    AutoOptions, CalibrateOptions, Checkpoint, ConvertOptions, Method, QuantizeOptions,
-    ScaleChoice, ScaleRule, Target, auto, convert, convert_auto, convert_calibrated, dry_run,
-    dry_run_auto, synth,
+    AutoOptions, CalibrateOptions, Checkpoint, ConvertOptions, DEFAULT_SHARD_BYTES, Method,
+    QuantizeOptions, ScaleChoice, ScaleRule, Target, auto, convert, convert_auto,
+    convert_calibrated, dry_run, dry_run_auto, synth,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
@@ -29,7 +30,13 @@ const DEFAULT_SCALES: ScaleChoice = ScaleChoice::e5(5);
 #[command(
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  smq-convert --mbits 5 phi35/ phi35-e5m5.smq\n  smq-convert --mbits -1 --target all phi35/ phi35-f32.smq\n  smq-convert --scheme nf4 phi35/ phi35-nf4.smq\n  smq-convert --mbits auto --budget 4.5 --target all phi35/ phi35-auto.smq\n  smq-convert --to compressed-tensors phi35-e5m5.smq phi35-int4/\n  smq-convert synth --like config.json synthetic/"
+    after_help = "Examples:\n  \
+                  smq-convert --mbits 5 phi35/ phi35-e5m5.smq\n  \
+                  smq-convert --mbits -1 --target all phi35/ phi35-f32.smq\n  \
+                  smq-convert --scheme nf4 phi35/ phi35-nf4.smq\n  \
+                  smq-convert --mbits auto --budget 4.5 --target all phi35/ phi35-auto.smq\n  \
+                  smq-convert --to compressed-tensors phi35-e5m5.smq phi35-int4/\n  \
+                  smq-convert synth --like config.json synthetic/"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -46,33 +53,36 @@ enum Command {
 
 #[derive(Args)]
 struct ConvertArgs {
-    /// A Hugging Face checkpoint directory, or one .safetensors file; with --to, a .smq file. Int4 checkpoints
-    /// (compressed-tensors pack-quantized, GPTQ, AutoRound; symmetric) keep their integers and scales
+    /// A Hugging Face checkpoint directory, or one .safetensors file; with --to, a .smq file. Int4
+    /// checkpoints (compressed-tensors pack-quantized, GPTQ, AutoRound; symmetric) keep their
+    /// integers and scales
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: Option<PathBuf>,
     /// The file to write; with --to, a directory
     #[arg(value_name = "OUT.smq")]
     out: Option<PathBuf>,
-    /// What the weights become: int4 in groups, bitsandbytes' NF4 with double quantization, or FP8 E4M3 with FP8
-    /// activations
+    /// What the weights become: int4 in groups, bitsandbytes' NF4 with double quantization, or FP8
+    /// E4M3 with FP8 activations
     #[arg(long, value_parser = words::family(), default_value_t = Family::Int4)]
     scheme: Family,
-    /// int4: mantissa bits of the E5Mx scales, 0 to 10; -1 keeps exact f32 scales; auto chooses them for each tensor
-    /// from measured errors, and what stays as it is [default: 5, or the narrowest format that holds an int4
-    /// checkpoint's scales exactly]
+    /// int4: mantissa bits of the E5Mx scales, 0 to 10; -1 keeps exact f32 scales; auto chooses
+    /// them for each tensor from measured errors, and what stays as it is [default: 5, or the
+    /// narrowest format that holds an int4 checkpoint's scales exactly]
     #[arg(long, value_name = "N|auto", allow_negative_numbers = true)]
     mbits: Option<Width>,
     /// int4: scale format instead of --mbits: f32, f16, or eXmY such as e5m5, e4m3, e8m0
     #[arg(long, value_name = "FORMAT", conflicts_with = "mbits")]
     scales: Option<ScaleChoice>,
-    /// int4: consecutive elements of a row that share a scale [default: 128, or an int4 checkpoint's]
+    /// int4: consecutive elements of a row that share a scale [default: 128, or an int4
+    /// checkpoint's]
     #[arg(long, value_name = "ELEMS")]
     group_size: Option<usize>,
-    /// int4: how a group's scale is chosen [default: reference; with --mbits auto the better of nearest and signed]
+    /// int4: how a group's scale is chosen [default: reference; with --mbits auto the better of
+    /// nearest and signed]
     #[arg(long, value_parser = words::scale_rule())]
     scale_rule: Option<ScaleRule>,
-    /// What to quantize: mlp, all (attention too; embeddings and lm_head never), or a regex over names
-    /// [default: mlp, or of an int4 checkpoint what it has in int4]
+    /// What to quantize: mlp, all (attention too; embeddings and lm_head never), or a regex over
+    /// names [default: mlp, or of an int4 checkpoint what it has in int4]
     #[arg(long)]
     target: Option<Target>,
     /// Quantize an int4 checkpoint's dequantized weights anew instead of keeping its integers
@@ -99,7 +109,8 @@ struct ConvertArgs {
     /// Replace OUT.smq if it exists; with --to, the checkpoint in a directory that is not empty
     #[arg(long)]
     force: bool,
-    /// Show what would be written, without reading the weights (with --mbits auto they are read, to choose)
+    /// Show what would be written, without reading the weights (with --mbits auto they are read, to
+    /// choose)
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -128,7 +139,8 @@ impl ConvertArgs {
                 if checkpoint.keeps_codes() && self.target.is_none() =>
             {
                 anyhow::bail!(
-                    "--group-size {group}: the checkpoint's integers have one group a row, and are kept; pass --requantize to make new ones"
+                    "--group-size {group}: the checkpoint's integers have one group a row, and \
+                     are kept; pass --requantize to make new ones"
                 )
             }
             (Some(group), _) | (None, Some(Grouping::Runs(group))) => group,
@@ -209,7 +221,7 @@ struct SynthArgs {
     #[arg(long)]
     layers: Option<u64>,
     /// Largest size of a shard
-    #[arg(long, value_name = "BYTES", default_value_t = synth::DEFAULT_SHARD_BYTES)]
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SHARD_BYTES)]
     shard_bytes: u64,
     /// Write into a directory that is not empty
     #[arg(long)]
@@ -328,7 +340,8 @@ fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let summary = summary?;
     println!(
-        "{}: {}, {} tensors, {} in {} shards, {:.1} s and {:.1} s of fsync; the weights are synthetic: speed, memory and energy carry over to real ones, quality does not",
+        "{}: {}, {} tensors, {} in {} shards, {:.1} s and {:.1} s of fsync; the weights are \
+         synthetic: speed, memory and energy carry over to real ones, quality does not",
         args.out_dir.display(),
         summary.architecture,
         summary.tensors,

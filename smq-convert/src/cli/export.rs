@@ -10,16 +10,34 @@ use indicatif::DecimalBytes;
 use smq_format::Dtype;
 
 use super::progress_bar;
+use crate::directory::DEFAULT_SHARD_BYTES;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
-use crate::synth::DEFAULT_SHARD_BYTES;
+
+/// Options of the way there, which the way back has not.
+const OF_CONVERSION: [&str; 13] = [
+    "scheme",
+    "mbits",
+    "scales",
+    "group_size",
+    "scale_rule",
+    "target",
+    "requantize",
+    "jobs",
+    "dry_run",
+    "budget",
+    "max_kl",
+    "sensitivity",
+    "mixed_widths",
+];
 
 /// Options of the way back.
 #[derive(Args)]
 pub(super) struct ExportArgs {
     /// Write the .smq file CHECKPOINT as a Hugging Face directory
-    #[arg(long, value_enum, value_name = "FORM", conflicts_with_all = ["scheme", "mbits", "scales", "group_size", "scale_rule", "target", "requantize", "jobs", "dry_run", "budget", "max_kl", "sensitivity", "mixed_widths"])]
+    #[arg(long, value_enum, value_name = "FORM", conflicts_with_all = OF_CONVERSION)]
     to: Option<Form>,
-    /// Element type of the dequantized weights, for --to safetensors: f32 is exact, bf16 rounds [default: f32]
+    /// Element type of the dequantized weights, for --to safetensors: f32 is exact, bf16 rounds
+    /// [default: f32]
     #[arg(long, value_enum, requires = "to")]
     dtype: Option<Element>,
     /// Round scales that neither bf16 nor f16 holds exactly, for --to compressed-tensors
@@ -51,19 +69,24 @@ impl ExportArgs {
     pub(super) fn format(&self, input: &Path) -> anyhow::Result<Option<ExportFormat>> {
         Ok(Some(match (self.to, self.dtype, self.allow_inexact) {
             (None, ..) if is_smq(input) => bail!(
-                "{} is a .smq file already; pass --to safetensors or --to compressed-tensors and a directory to convert it back",
+                "{} is a .smq file already; pass --to safetensors or --to compressed-tensors and \
+                 a directory to convert it back",
                 input.display()
             ),
             (None, ..) => return Ok(None),
             (Some(Form::Safetensors), _, true) => bail!(
-                "--allow-inexact is for --to compressed-tensors; --to safetensors rounds only with --dtype bf16"
+                "--allow-inexact is for --to compressed-tensors; --to safetensors rounds only \
+                 with --dtype bf16"
             ),
             (Some(Form::Safetensors), Some(Element::Bf16), false) => {
                 ExportFormat::Safetensors(Dtype::Bf16)
             }
-            (Some(Form::Safetensors), _, false) => ExportFormat::Safetensors(Dtype::F32),
+            (Some(Form::Safetensors), Some(Element::F32) | None, false) => {
+                ExportFormat::Safetensors(Dtype::F32)
+            }
             (Some(Form::CompressedTensors), Some(_), _) => bail!(
-                "--dtype is for --to safetensors; --to compressed-tensors holds integers and their scales"
+                "--dtype is for --to safetensors; --to compressed-tensors holds integers and \
+                 their scales"
             ),
             (Some(Form::CompressedTensors), None, allow_inexact) => {
                 ExportFormat::CompressedTensors { allow_inexact }
@@ -113,7 +136,8 @@ fn print_summary(
     let mut out = std::io::stdout().lock();
     writeln!(
         out,
-        "{}: {} of tensors in {} safetensors file{}, {} from quantized ones; every hash verified, {:.2} s",
+        "{}: {} of tensors in {} safetensors file{}, {} from quantized ones; every hash verified, \
+         {:.2} s",
         out_dir.display(),
         DecimalBytes(summary.tensor_bytes),
         summary.shards.len(),
@@ -132,8 +156,10 @@ fn print_summary(
         ),
     };
     match format {
-        ExportFormat::Safetensors(Dtype::Bf16) => writeln!(out, "weights in bf16: {counts}")?,
-        ExportFormat::Safetensors(_) => writeln!(out, "weights in f32 are exact")?,
+        ExportFormat::Safetensors(dtype @ (Dtype::Bf16 | Dtype::F16)) => {
+            writeln!(out, "weights in {dtype}: {counts}")?;
+        }
+        ExportFormat::Safetensors(Dtype::F32) => writeln!(out, "weights in f32 are exact")?,
         ExportFormat::CompressedTensors { .. } => {
             let scales = summary.scales.unwrap_or(Half::Bf16).dtype();
             writeln!(out, "integers kept; scales in {scales}: {counts}")?;
@@ -143,13 +169,15 @@ fn print_summary(
             {
                 writeln!(
                     out,
-                    "note: config.json has the model loaded in {model}, to which a loader may round the {scales} scales; load it in f32 to keep them"
+                    "note: config.json has the model loaded in {model}, to which a loader may \
+                     round the {scales} scales; load it in f32 to keep them"
                 )?;
             }
             if let Some(group) = summary.group.filter(|g| ![32, 64, 128].contains(g)) {
                 writeln!(
                     out,
-                    "note: transformers loads groups of {group}, but vLLM's Marlin kernels take only 32, 64 and 128"
+                    "note: transformers loads groups of {group}, but vLLM's Marlin kernels take \
+                     only 32, 64 and 128"
                 )?;
             }
         }
@@ -163,7 +191,8 @@ fn print_summary(
     if summary.named_code {
         writeln!(
             out,
-            "note: auto_map and the like, which name Python files that a .smq file does not hold, are left out of the directory's configs"
+            "note: auto_map and the like, which name Python files that a .smq file does not hold, \
+             are left out of the directory's configs"
         )?;
     }
     if !summary.has_config {

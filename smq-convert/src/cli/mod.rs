@@ -1,7 +1,7 @@
 //! What the command lines share.
 
 mod auto;
-pub mod convert;
+mod convert;
 mod export;
 mod progress;
 mod summary;
@@ -9,7 +9,8 @@ mod words;
 
 use std::process::ExitCode;
 
-pub use progress::progress_bar;
+pub use convert::run;
+pub(crate) use progress::progress_bar;
 pub use words::scale_rule;
 
 /// Prints an error and ends with 1, or ends with what the program says.

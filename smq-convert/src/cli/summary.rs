@@ -9,8 +9,10 @@ use indicatif::DecimalBytes;
 use super::auto::{print_choice, print_total};
 use super::convert::Task;
 use super::print_notes;
-use crate::import::{Import, ScaleChange, scale_change};
-use crate::{Auto, Checkpoint, Coverage, Method, Plan, Summary};
+use crate::apply::{ScaleChange, scale_change};
+use crate::import::Import;
+use crate::target::Coverage;
+use crate::{Auto, Checkpoint, Method, Plan, Summary};
 
 /// What is known of a conversion before it starts.
 pub(super) struct About<'a> {
@@ -31,7 +33,7 @@ impl<'a> About<'a> {
                 scale_change(checkpoint, &options),
                 options.scales.to_string(),
             )),
-            _ => None,
+            Some(Method::Int4(_) | Method::Nf4 | Method::Fp8) | None => None,
         };
         Self {
             checkpoint,
@@ -80,7 +82,8 @@ impl<'a> About<'a> {
         }
         writeln!(
             out,
-            "\n{} bytes would be written for {} of input ({:.1} %); quantized weights take {:.4} bits each",
+            "\n{} bytes would be written for {} of input ({:.1} %); quantized weights take {:.4} \
+             bits each",
             plan.file_bytes,
             checkpoint.total_bytes(),
             100.0 * plan.file_bytes as f64 / checkpoint.total_bytes() as f64,
@@ -101,7 +104,8 @@ impl<'a> About<'a> {
     fn imported(&self, import: &Import) -> String {
         let exactly = matches!(self.change, Some((change, _)) if change.changed == 0);
         format!(
-            "imported{}: {} int4 tensor{} in {} ({}), integers {}; errors are against its own q * s",
+            "imported{}: {} int4 tensor{} in {} ({}), integers {}; errors are against \
+             its own q * s",
             if exactly { " exactly" } else { "" },
             import.tensors,
             if import.tensors == 1 { "" } else { "s" },

@@ -8,11 +8,13 @@ pub fn scale_rule() -> impl TypedValueParser<Value = ScaleRule> {
     let word = |rule: ScaleRule| {
         PossibleValue::new(rule.name()).help(match rule {
             ScaleRule::Reference => {
-                "The published reference: `max|w| / 7`, mantissa rounded half to even, truncated where x = 0"
+                "The published reference: `max|w| / 7`, mantissa rounded half to even, truncated \
+                 where x = 0"
             }
             ScaleRule::Nearest => "As `reference`, but x = 0 rounds too",
             ScaleRule::Search => {
-                "Of the nearest scale and its two neighbours, the one with the least squared error of the group"
+                "Of the nearest scale and its two neighbours, the one with the least squared \
+                 error of the group"
             }
             ScaleRule::Signed => {
                 "The element of largest magnitude maps to -8, through the scale's sign bit"

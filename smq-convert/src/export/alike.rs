@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use smq_format::{SmqFile, TensorView};
 
-use crate::auto::products::product;
 use crate::error::ConvertError;
+use crate::products::product;
 use crate::target::Kinds;
 
-/// Refuses a file in which only some of the matrices are quantized that vLLM loads as one: q, k and v, gate and up, or
-/// the experts of a layer.
+/// Refuses a file in which only some of the matrices are quantized that vLLM loads as one: q, k and
+/// v, gate and up, or the experts of a layer.
 ///
 /// # Errors
 /// The names of all such matrices.
@@ -40,7 +40,9 @@ pub(super) fn check_alike(file: &SmqFile) -> Result<(), ConvertError> {
     Err(ConvertError::Export {
         path: file.path().to_path_buf(),
         problem: format!(
-            "vLLM loads q, k and v, gate and up, and the experts of a layer as one module each, which must have one scheme, but int4 are {quantized} and not {left}; convert the checkpoint again with a --target that takes all of these or none"
+            "vLLM loads q, k and v, gate and up, and the experts of a layer as one module each, \
+             which must have one scheme, but int4 are {quantized} and not {left}; convert the \
+             checkpoint again with a --target that takes all of these or none"
         ),
     })
 }

@@ -1,5 +1,5 @@
-//! The side files that export changes: config.json says what is written, and nothing names code or files that are not
-//! there.
+//! The side files that export changes: config.json says what is written, and nothing names code or
+//! files that are not there.
 
 use std::path::Path;
 
@@ -14,7 +14,8 @@ const QUANTIZATION: &str = "quantization_config";
 const TIED: &str = "tie_word_embeddings";
 /// What transformers reads first, and its older name.
 const DTYPES: [&str; 2] = ["dtype", "torch_dtype"];
-/// Keys that name Python files of the repository or one of its weight files, none of which a .smq file holds.
+/// Keys that name Python files of the repository or one of its weight files, none of which a .smq
+/// file holds.
 const OF_OTHER_FILES: [&str; 3] = ["auto_map", "custom_pipelines", "transformers_weights"];
 
 /// Model types of transformers with Conv1D modules in their layers.
@@ -31,8 +32,8 @@ pub(super) struct Edit {
     pub(super) untie: bool,
 }
 
-/// What Hugging Face transformers and vLLM read: every Linear module but `ignore` is int4 in groups, and so are the
-/// modules `named`, which vLLM does not count among these.
+/// What Hugging Face transformers and vLLM read: every Linear module but `ignore` is int4 in
+/// groups, and so are the modules `named`, which vLLM does not count among these.
 pub(super) fn quantization_config(
     grouping: Grouping,
     ignore: &[String],
@@ -99,8 +100,8 @@ pub(super) fn torch_name(dtype: Dtype) -> &'static str {
     }
 }
 
-/// The config.json `text` with `edit`, and without what names other files. What stays is byte for byte what it was, so
-/// that no number is rounded on the way.
+/// The config.json `text` with `edit`, and without what names other files. What stays is byte for
+/// byte what it was, so that no number is rounded on the way.
 pub(super) fn adapt(smq: &Path, text: &[u8], edit: &Edit) -> Result<Vec<u8>, ConvertError> {
     let label = format!("{}: embedded config.json", smq.display());
     let mut members = Members::read(&label, text)?;
@@ -259,7 +260,8 @@ mod tests {
         assert_eq!(adapted(text, &Edit::default()), text);
         assert_eq!(
             adapted(text, &quantized(json!({"x": [1]}))),
-            "{\n  \"b\": 1.0800000429153442,\n  \"a\": 1e-05,\n  \"quantization_config\": {\n    \"x\": [\n      1\n    ]\n  }\n}\n"
+            "{\n  \"b\": 1.0800000429153442,\n  \"a\": 1e-05,\n  \"quantization_config\": {\n    \
+             \"x\": [\n      1\n    ]\n  }\n}\n"
         );
         let empty = adapted(" {} ", &quantized(json!(1)));
         assert_eq!(empty, "{\n  \"quantization_config\": 1\n}\n");
@@ -290,10 +292,12 @@ mod tests {
     fn names_of_code_go_wherever_they_are() {
         let text = r#"{"auto_map": {"AutoConfig": "c.C"}, "x": 1.0e-05,
             "custom_pipelines": {}, "transformers_weights": "a.safetensors",
-            "text_config": {"b": 2, "auto_map": {"AutoModel": "m.M"}}, "label2id": {"auto_map": 1}}"#;
+            "text_config": {"b": 2, "auto_map": {"AutoModel": "m.M"}},
+            "label2id": {"auto_map": 1}}"#;
         assert_eq!(
             adapted(text, &Edit::default()),
-            "{\n  \"x\": 1.0e-05,\n  \"text_config\": {\n    \"b\": 2\n  },\n  \"label2id\": {\"auto_map\": 1}\n}\n"
+            "{\n  \"x\": 1.0e-05,\n  \"text_config\": {\n    \"b\": 2\n  },\n  \"label2id\": \
+             {\"auto_map\": 1}\n}\n"
         );
         let tokenizer = br#"{"auto_map": {"AutoTokenizer": ["t.T", null]}}"#;
         assert_eq!(without_code(tokenizer).unwrap(), b"{}\n");

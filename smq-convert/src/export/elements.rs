@@ -88,10 +88,11 @@ pub(super) enum Content<'a> {
     Bytes(Cow<'a, [u8]>),
     /// Dequantized to f32.
     F32(TensorView<'a>),
-    /// Dequantized and rounded to bf16.
-    Bf16(TensorView<'a>),
-    /// Integers as `pack_to_int32` of compressed-tensors (`compressors/pack_quantized/helpers.py`) packs them: `q + 8` of
-    /// column `c` in bits `4 (c mod 8)` of word `c div 8` of the row, unused bits zero.
+    /// Dequantized and rounded to `to`.
+    Rounded { view: TensorView<'a>, to: Half },
+    /// Integers as `pack_to_int32` of compressed-tensors (`compressors/pack_quantized/helpers.py`)
+    /// packs them: `q + 8` of column `c` in bits `4 (c mod 8)` of word `c div 8` of the row, unused
+    /// bits zero.
     Packed { nibbles: &'a [u8], columns: usize },
     /// Scales rounded to `to`, `[out, groups]`.
     Scales {
@@ -106,14 +107,21 @@ impl<'a> Content<'a> {
     pub(super) fn dequantized(view: TensorView<'a>, dtype: Dtype) -> Self {
         match dtype {
             Dtype::F32 => Content::F32(view),
-            _ => Content::Bf16(view),
+            Dtype::Bf16 => Content::Rounded {
+                view,
+                to: Half::Bf16,
+            },
+            Dtype::F16 => Content::Rounded {
+                view,
+                to: Half::F16,
+            },
         }
     }
 
     pub(super) fn rows(&self) -> usize {
         match self {
             Content::Bytes(bytes) => bytes.len(),
-            Content::F32(view) | Content::Bf16(view) | Content::Scales { view, .. } => {
+            Content::F32(view) | Content::Rounded { view, .. } | Content::Scales { view, .. } => {
                 view.matrix_shape().0
             }
             Content::Packed { nibbles, columns } => nibbles.len() / int4::row_bytes(*columns),
@@ -124,7 +132,7 @@ impl<'a> Content<'a> {
         match self {
             Content::Bytes(_) => 1,
             Content::F32(view) => 4 * view.matrix_shape().1,
-            Content::Bf16(view) => 2 * view.matrix_shape().1,
+            Content::Rounded { view, .. } => 2 * view.matrix_shape().1,
             Content::Packed { columns, .. } => 4 * columns.div_ceil(8),
             Content::Scales { groups, .. } => 2 * groups,
         }
@@ -166,14 +174,14 @@ impl<'a> Content<'a> {
                     *out = value.to_le_bytes();
                 }
             }
-            Content::Bf16(view) => {
+            Content::Rounded { view, to } => {
                 for (out, value) in out
                     .as_chunks_mut::<2>()
                     .0
                     .iter_mut()
                     .zip(dequantized(view)?)
                 {
-                    *out = rounding.add(value, Half::Bf16);
+                    *out = rounding.add(value, *to);
                 }
             }
             Content::Packed { nibbles, columns } => pack(nibbles, *columns, rows, out),
@@ -192,8 +200,8 @@ impl<'a> Content<'a> {
     }
 }
 
-/// Both layouts put the even column into the low half of a byte and words are little-endian, so the bytes keep their
-/// places, and adding 8 to a 4-bit two's-complement integer flips its top bit.
+/// Both layouts put the even column into the low half of a byte and words are little-endian, so the
+/// bytes keep their places, and adding 8 to a 4-bit two's-complement integer flips its top bit.
 fn pack(nibbles: &[u8], columns: usize, rows: Range<usize>, out: &mut [u8]) {
     let row_bytes = int4::row_bytes(columns);
     let out_row_bytes = 4 * columns.div_ceil(8);
@@ -226,7 +234,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packs_as_compressed_tensors(columns in 1usize..70, rows in 1usize..4, seed in prop::collection::vec(-8i8..=7, 210)) {
+        fn packs_as_compressed_tensors(
+            columns in 1usize..70,
+            rows in 1usize..4,
+            seed in prop::collection::vec(-8i8..=7, 210),
+        ) {
             let matrix: Vec<&[i8]> = seed.chunks_exact(columns).cycle().take(rows).collect();
             let row_bytes = int4::row_bytes(columns);
             let mut nibbles = vec![0; rows * row_bytes];

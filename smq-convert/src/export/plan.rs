@@ -68,22 +68,30 @@ impl<'a> Plan<'a> {
                     shape: view.shape().to_vec(),
                     content: Content::Bytes(bytes.into()),
                 }),
-                (_, ExportFormat::Safetensors(dtype)) => outputs.push(Output {
+                (
+                    TensorData::Int4 { .. } | TensorData::Nf4 { .. } | TensorData::Fp8 { .. },
+                    ExportFormat::Safetensors(dtype),
+                ) => outputs.push(Output {
                     name: view.name().to_owned(),
                     dtype: safetensors_dtype(dtype),
                     shape: view.shape().to_vec(),
                     content: Content::dequantized(view, dtype),
                 }),
-                (_, ExportFormat::CompressedTensors { .. }) => outputs.extend(packed(view)),
+                (
+                    TensorData::Int4 { .. } | TensorData::Nf4 { .. } | TensorData::Fp8 { .. },
+                    ExportFormat::CompressedTensors { .. },
+                ) => outputs.extend(packed(view)),
             }
         }
         check_names(file, &outputs)?;
         let said = file.embedded("config.json").and_then(dtype_of);
         let dtype = match (format, said) {
             (ExportFormat::Safetensors(Dtype::F32), _) => Some(Dtype::F32),
-            // What was f32 beside bf16 weights was loaded in bf16 before.
-            (ExportFormat::Safetensors(_), Some(Dtype::Bf16 | Dtype::F32)) => None,
-            (ExportFormat::Safetensors(_), Some(Dtype::F16) | None) => widest(&outputs),
+            // What was f32 beside bf16 weights was loaded in bf16 before; f16 weights likewise.
+            (ExportFormat::Safetensors(Dtype::Bf16), Some(Dtype::Bf16 | Dtype::F32))
+            | (ExportFormat::Safetensors(Dtype::F16), Some(Dtype::F16 | Dtype::F32)) => None,
+            (ExportFormat::Safetensors(Dtype::Bf16), Some(Dtype::F16) | None)
+            | (ExportFormat::Safetensors(Dtype::F16), Some(Dtype::Bf16) | None) => widest(&outputs),
             (ExportFormat::CompressedTensors { .. }, _) => None,
         };
         Ok(Plan {
@@ -99,12 +107,13 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Decides the element type of the scales, where they are written, and measures what it does to them: the type that
-    /// config.json says of the model, or else the other of bf16 and f16 where that alone is exact. Scales that are
-    /// stored as f16 stay f16.
+    /// Decides the element type of the scales, where they are written, and measures what it does to
+    /// them: the type that config.json says of the model, or else the other of bf16 and f16 where
+    /// that alone is exact. Scales that are stored as f16 stay f16.
     ///
     /// # Errors
-    /// An inexact scale that was not allowed; one that the type cannot hold at all; an invalid code.
+    /// An inexact scale that was not allowed; one that the type cannot hold at all; an invalid
+    /// code.
     pub(super) fn settle_scales(
         &mut self,
         file: &SmqFile,
@@ -184,20 +193,20 @@ fn widest(outputs: &[Output]) -> Option<Dtype> {
     })
 }
 
-/// Whether config.json ties the head to the embedding, though the file has another one. transformers keeps such a head
-/// with a warning, and vLLM passes over it.
-fn has_own_head(file: &SmqFile) -> bool {
+/// Whether config.json ties the head to the embedding, though the file has another one.
+/// transformers keeps such a head with a warning, and vLLM passes over it.
+fn has_own_head<'a>(file: &'a SmqFile) -> bool {
     let tied = file.embedded("config.json").is_some_and(ties_head);
     let embedding = file.tensors().find(|t| {
         let module = t.name().strip_suffix(".weight").unwrap_or_default();
         module.rsplit('.').next() == Some("embed_tokens")
     });
-    let same = |head: &TensorView| match (head.data(), embedding.map(|e| e.data())) {
-        (TensorData::Raw { bytes, dtype }, Some(TensorData::Raw { bytes: b, dtype: d })) => {
-            bytes == b && dtype == d
-        }
-        _ => false,
+    let raw = |view: &TensorView<'a>| match view.data() {
+        TensorData::Raw { bytes, dtype } => Some((bytes, dtype)),
+        TensorData::Int4 { .. } | TensorData::Nf4 { .. } | TensorData::Fp8 { .. } => None,
     };
+    let shared = embedding.as_ref().and_then(raw);
+    let same = |head: &TensorView<'a>| shared.is_some() && raw(head) == shared;
     tied && file.tensor(HEAD).is_some_and(|head| !same(&head))
 }
 
@@ -270,15 +279,16 @@ fn packed(view: TensorView<'_>) -> Vec<Output<'_>> {
     ]
 }
 
-/// compressed-tensors quantizes Linear modules, all with one group size that divides their columns, or all with one
-/// group a row.
+/// compressed-tensors quantizes Linear modules, all with one group size that divides their columns,
+/// or all with one group a row.
 fn check_packable(file: &SmqFile, int4: &[Int4]) -> Result<Grouping, ConvertError> {
     let other = file.tensors().find(|view| {
         view.scheme().is_quantized() && !matches!(view.data(), TensorData::Int4 { .. })
     });
     if let Some(view) = other {
         let problem = format!(
-            "is {}, and only int4 can be exported as pack-quantized; use --to safetensors, which dequantizes",
+            "is {}, and only int4 can be exported as pack-quantized; use --to safetensors, which \
+             dequantizes",
             view.scheme().name()
         );
         return Err(not_exportable(file, &view, problem));
@@ -292,7 +302,9 @@ fn check_packable(file: &SmqFile, int4: &[Int4]) -> Result<Grouping, ConvertErro
     let Some(config) = file.embedded("config.json") else {
         return Err(ConvertError::Export {
             path: file.path().to_path_buf(),
-            problem: "has no config.json, where compressed-tensors describes the quantization; convert the checkpoint again with its config.json beside it".to_owned(),
+            problem: "has no config.json, where compressed-tensors describes the quantization; \
+                      convert the checkpoint again with its config.json beside it"
+                .to_owned(),
         });
     };
     let transposed = has_conv1d(config);
@@ -302,14 +314,26 @@ fn check_packable(file: &SmqFile, int4: &[Int4]) -> Result<Grouping, ConvertErro
     for tensor in int4 {
         let refuse = |problem| Err(not_exportable(file, &tensor.view, problem));
         let Some(module) = tensor.view.name().strip_suffix(".weight") else {
-            return refuse("is not the weight of a module, which is all that compressed-tensors quantizes; convert again without it in --target".to_owned());
+            return refuse(
+                "is not the weight of a module, which is all that compressed-tensors \
+                 quantizes; convert again without it in --target"
+                    .to_owned(),
+            );
         };
         let last = module.rsplit('.').next().unwrap_or(module);
         if is_embedding(last) {
-            return refuse("is an embedding, and only linear modules can be exported in int4; convert again without it in --target".to_owned());
+            return refuse(
+                "is an embedding, and only linear modules can be exported in int4; \
+                 convert again without it in --target"
+                    .to_owned(),
+            );
         }
         if transposed && CONV1D.contains(&last) {
-            return refuse("is stored [in, out] for a Conv1D module, and compressed-tensors quantizes Linear ones; use --to safetensors".to_owned());
+            return refuse(
+                "is stored [in, out] for a Conv1D module, and compressed-tensors \
+                 quantizes Linear ones; use --to safetensors"
+                    .to_owned(),
+            );
         }
         if by_row {
             continue;
@@ -324,7 +348,8 @@ fn check_packable(file: &SmqFile, int4: &[Int4]) -> Result<Grouping, ConvertErro
         }
         if !tensor.columns.is_multiple_of(tensor.group) {
             return refuse(format!(
-                "has {} columns, which groups of {} do not divide, and compressed-tensors has no shorter last group; convert the checkpoint again with {}",
+                "has {} columns, which groups of {} do not divide, and compressed-tensors has no \
+                 shorter last group; convert the checkpoint again with {}",
                 tensor.columns,
                 tensor.group,
                 remedy(int4)
@@ -337,7 +362,8 @@ fn check_packable(file: &SmqFile, int4: &[Int4]) -> Result<Grouping, ConvertErro
     })
 }
 
-/// The largest of the group sizes with kernels elsewhere (vLLM's Marlin has 32, 64 and 128) that divides every tensor.
+/// The largest of the group sizes with kernels elsewhere (vLLM's Marlin has 32, 64 and 128) that
+/// divides every tensor.
 fn remedy(int4: &[Int4]) -> String {
     let divides = |group: &usize| int4.iter().all(|t| t.columns.is_multiple_of(*group));
     match [128, 64, 32].into_iter().find(divides) {
@@ -348,8 +374,8 @@ fn remedy(int4: &[Int4]) -> String {
     }
 }
 
-/// Modules whose matrix stays as it is, and lm_head, which shares the embedding's where it has none of its own. Experts
-/// in one tensor are modules for vLLM alone, which names each.
+/// Modules whose matrix stays as it is, and lm_head, which shares the embedding's where it has none
+/// of its own. Experts in one tensor are modules for vLLM alone, which names each.
 fn unquantized(file: &SmqFile) -> Vec<String> {
     let raw = file
         .tensors()

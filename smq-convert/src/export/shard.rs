@@ -10,10 +10,8 @@ use smq_format::SmqFile;
 use super::ExportProgress;
 use super::elements::{Content, Rounding};
 use super::plan::{Output, damaged, not_exportable};
+use crate::directory::{DirectoryError, Staging, header};
 use crate::error::ConvertError;
-use crate::synth::SynthError;
-use crate::synth::shards::header;
-use crate::synth::staging::Staging;
 
 /// Bytes made ahead of the disk; two such buffers are live. Rounded to whole rows, at least one.
 const WAVE_BYTES: usize = 16 << 20;
@@ -45,15 +43,15 @@ impl Writer<'_> {
         let infos = outputs
             .iter()
             .map(|o| (o.name.as_str(), o.dtype, o.shape.as_slice()));
-        let header = header(infos).map_err(|source| SynthError::Header {
+        let header = header(infos).map_err(|source| DirectoryError::Header {
             path: target.clone(),
             source,
         })?;
-        let io = |error| SynthError::write(&target, self.tensor_bytes)(error);
+        let io = |error| DirectoryError::write(&target, self.tensor_bytes)(error);
         let mut out = File::create_new(&path).map_err(io)?;
         out.write_all(&header).map_err(io)?;
         self.write_data(&mut out, &target, &outputs)?;
-        let io = |error| SynthError::write(&target, self.tensor_bytes)(error);
+        let io = |error| DirectoryError::write(&target, self.tensor_bytes)(error);
         out.sync_all().map_err(io)?;
         Ok(())
     }
@@ -81,12 +79,10 @@ impl Writer<'_> {
                 );
                 written?;
                 let rounding = made.map_err(|defect| damaged(self.file, defect))?;
-                if let (1.., Content::Bf16(view)) = (rounding.overflowed, content) {
-                    return Err(not_exportable(
-                        self.file,
-                        view,
-                        "has weights over bf16's largest; use --dtype f32",
-                    ));
+                if let (1.., Content::Rounded { view, to }) = (rounding.overflowed, content) {
+                    let problem =
+                        format!("has weights over {}'s largest; use --dtype f32", to.dtype());
+                    return Err(not_exportable(self.file, view, problem));
                 }
                 self.rounding = self.rounding.merge(rounding);
                 std::mem::swap(&mut full, &mut next);
@@ -101,7 +97,7 @@ impl Writer<'_> {
 
     fn flush(&self, out: &mut File, target: &Path, bytes: &[u8]) -> Result<(), ConvertError> {
         out.write_all(bytes)
-            .map_err(SynthError::write(target, self.tensor_bytes))?;
+            .map_err(DirectoryError::write(target, self.tensor_bytes))?;
         Ok(())
     }
 }

@@ -9,9 +9,9 @@ use smq_format::scheme::GROUP_RANGE;
 use smq_model::{Checkpoint, Shard, StoredTensor as Stored, dtype};
 
 use super::config::{Declared, Packing, declared};
-use super::{Form, Import, Layout, Packed, REMEDY, refused};
+use super::{Form, Import, REMEDY, refused};
 use crate::error::ConvertError;
-use crate::source::SourceTensor;
+use crate::tensor::{Layout, Packed, SourceTensor};
 use crate::unread::Reader;
 
 /// Ends of the names of an int4 tensor's parts, the integers first.
@@ -24,10 +24,12 @@ const PACK_QUANTIZED: [&str; 5] = [
 ];
 const GPTQ: [&str; 4] = [".qweight", ".scales", ".qzeros", ".g_idx"];
 
-/// Turns what the files hold, `stored`, into tensors, int4 ones from their parts, as config.json declares.
+/// Turns what the files hold, `stored`, into tensors, int4 ones from their parts, as config.json
+/// declares.
 ///
 /// # Errors
-/// A quantization, or a part of one, that cannot be imported; an element type that .smq does not hold.
+/// A quantization, or a part of one, that cannot be imported; an element type that .smq does not
+/// hold.
 pub(crate) fn assemble(
     files: &Checkpoint,
     stored: Vec<Stored>,
@@ -386,9 +388,17 @@ impl Parts<'_> {
                     zeros,
                     format!("stores zero point {zero} for group {group} of output {row}"),
                     match (declared, found) {
-                        (Some(declared), _) => format!("symmetric integers have {declared} in the version of GPTQ that config.json declares, and only these can be imported"),
-                        (None, Some(found)) => format!("the ones before it are {found}, and only equal ones can be imported"),
-                        (None, None) => "only 8 throughout, or 7 as GPTQ's first version stores it, can be imported".to_owned(),
+                        (Some(declared), _) => format!(
+                            "symmetric integers have {declared} in the version of GPTQ that \
+                             config.json declares, and only these can be imported"
+                        ),
+                        (None, Some(found)) => format!(
+                            "the ones before it are {found}, and only \
+                             equal ones can be imported"
+                        ),
+                        (None, None) => "only 8 throughout, or 7 as GPTQ's first version stores \
+                                         it, can be imported"
+                            .to_owned(),
                     },
                     "quantize again with sym=true",
                 ));
@@ -406,7 +416,10 @@ impl Parts<'_> {
             Some((column, found)) => Err(self.refused(
                 order,
                 format!("puts column {column} into group {}", found as i32),
-                format!("only groups of {group} consecutive columns can be imported, and activation order scatters them"),
+                format!(
+                    "only groups of {group} consecutive columns can be imported, and \
+                     activation order scatters them"
+                ),
                 "quantize again with desc_act=false",
             )),
         }

@@ -4,21 +4,16 @@
 //!   config.json -> what is declared -> tensors that belong together -> one SourceTensor each
 //! ```
 //!
-//! Three forms are read: compressed-tensors' `pack-quantized`, as [`crate::export`] writes it, GPTQ, and AutoRound's
-//! of GPTQ's tensors, all with symmetric 4-bit integers in groups of consecutive columns. Everything else is refused
-//! with the reason.
+//! Three forms are read: compressed-tensors' `pack-quantized`, as [`crate::export()`] writes it,
+//! GPTQ, and AutoRound's of GPTQ's tensors, all with symmetric 4-bit integers in groups of
+//! consecutive columns. Everything else is refused with the reason.
 
 mod assemble;
 mod config;
-mod packed;
-mod scales;
 
 use std::path::Path;
 
 pub(crate) use assemble::assemble;
-pub use packed::PackedView;
-pub(crate) use packed::{Layout, Packed};
-pub use scales::{ScaleChange, exact_scales, scale_change};
 
 use crate::error::ConvertError;
 

@@ -1,4 +1,5 @@
-//! Collects a [`Report`] from an open file. Reads the header, the index and the statistics; no weights.
+//! Collects a [`Report`] from an open file. Reads the header, the index and the statistics; no
+//! weights.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -277,7 +278,8 @@ fn summary(s: &ErrorSummary) -> ErrorReport {
     }
 }
 
-/// How much larger `stored` is than `exact`, in percent: 0 where both are 0, `None` where only `exact` is.
+/// How much larger `stored` is than `exact`, in percent: 0 where both are 0, `None` where only
+/// `exact` is.
 pub(crate) fn cost_percent(stored: f64, exact: f64) -> Option<f64> {
     if stored == exact {
         return Some(0.0);

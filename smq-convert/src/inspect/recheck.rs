@@ -6,10 +6,12 @@ use std::path::Path;
 use smq_format::{Scheme, SmqFile, Statistics, TensorData, TensorView};
 
 use super::error::InspectError;
+use crate::apply::quantize_tensor;
 use crate::choice::recorded_rule;
-use crate::convert::{CODES_REQUANTIZED, IMPORT_CODES, quantize_tensor};
+use crate::convert::{CODES_REQUANTIZED, IMPORT_CODES};
 use crate::quantize::{Method, QuantizeOptions, ScaleRule, remeasure};
-use crate::source::{Checkpoint, SourceTensor};
+use crate::source::Checkpoint;
+use crate::tensor::SourceTensor;
 
 /// What rechecking found.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -45,9 +47,9 @@ impl std::fmt::Display for Difference {
     }
 }
 
-/// Recomputes from `checkpoint` all that `file` says of it: raw tensors byte for byte, and for each quantized
-/// one the error of what is stored and the record that quantizing anew gives. `progress` gets source bytes as
-/// they are done.
+/// Recomputes from `checkpoint` all that `file` says of it: raw tensors byte for byte, and for each
+/// quantized one the error of what is stored and the record that quantizing anew gives. `progress`
+/// gets source bytes as they are done.
 ///
 /// # Errors
 /// A checkpoint that cannot be read or does not hold the file's tensors; a file without statistics.
@@ -121,7 +123,8 @@ fn find<'c>(
     match source.tensor(view.name()) {
         Some(t) if t.shape == entry.shape && t.dtype == entry.source_dtype => Ok(t),
         Some(t) => Err(InspectError::Recheck(format!(
-            "{}: tensor {:?} is {} {:?}, but {} was made from {} {:?}; give the checkpoint it was made from",
+            "{}: tensor {:?} is {} {:?}, but {} was made from {} {:?}; give the checkpoint it was \
+             made from",
             source.path().display(),
             t.name,
             t.dtype,
@@ -196,7 +199,8 @@ fn recheck_tensor(
     Ok(())
 }
 
-/// How a tensor was quantized: its scheme, and the rule that the provenance names; `None` for a raw one.
+/// How a tensor was quantized: its scheme, and the rule that the provenance names; `None` for a raw
+/// one.
 fn method_of(file: &SmqFile, view: &TensorView) -> Option<Method> {
     let (group, scales) = match view.scheme() {
         Scheme::Raw(_) => return None,

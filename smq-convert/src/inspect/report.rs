@@ -1,21 +1,22 @@
 //! Everything `smq-inspect` reports, as one structure. Its serde form is what `--json` prints.
 //!
-//! Units are in the field names: `_bytes`, `_elems`, `_percent`, `_db`; `*_rel_mse` is the relative mean squared error of
-//! groups, `sum((w - w')^2) / sum(w^2)`, without unit; hashes are BLAKE3 in hex. A value that does not exist (a raw
-//! tensor's errors, the SQNR in dB of a tensor without error) is `null`. A field may be added in the same
-//! `report_version`; a field that changes meaning or goes raises it.
+//! Units are in the field names: `_bytes`, `_elems`, `_percent`, `_db`; `*_rel_mse` is the relative
+//! mean squared error of groups, `sum((w - w')^2) / sum(w^2)`, without unit; hashes are BLAKE3 in
+//! hex. A value that does not exist (a raw tensor's errors, the SQNR in dB of a tensor without
+//! error) is `null`. A field may be added in the same `report_version`; a field that changes
+//! meaning or goes raises it.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 /// Version of the JSON form.
-pub const REPORT_VERSION: u32 = 1;
+pub(super) const REPORT_VERSION: u32 = 1;
 
 /// A whole file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// [`REPORT_VERSION`].
+    /// Version of the JSON form, 1.
     pub report_version: u32,
     /// The file, as it was named.
     pub path: String,

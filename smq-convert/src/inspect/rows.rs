@@ -6,7 +6,8 @@ use super::error::InspectError;
 use super::number::times;
 use super::report::TensorReport;
 
-/// The columns, named as in the JSON report; errors of the stored tensor have no prefix. Empty where there is no value.
+/// The columns, named as in the JSON report; errors of the stored tensor have no prefix. Empty
+/// where there is no value.
 #[derive(Serialize)]
 struct Row<'a> {
     name: &'a str,

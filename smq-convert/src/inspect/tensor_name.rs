@@ -44,7 +44,8 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// What `names` share; at least one part of every name is left. Nothing for fewer than two names.
+    /// What `names` share; at least one part of every name is left. Nothing for fewer than two
+    /// names.
     pub(crate) fn of<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Self {
         let mut split = names.clone().map(|n| n.split('.').collect::<Vec<_>>());
         let Some(first) = split.next() else {

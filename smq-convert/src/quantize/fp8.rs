@@ -13,7 +13,7 @@ const MAX_ABS_FLOOR: f32 = 1e-12;
 ///
 /// # Errors
 /// The first weight that is not finite.
-pub fn quantize_fp8(
+pub(super) fn quantize_fp8(
     name: &str,
     bytes: &[u8],
     dtype: Dtype,
@@ -75,7 +75,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn equals_its_definition(columns in 1usize..300, w in prop::collection::vec(-4f32..4.0, 300..1200)) {
+        fn equals_its_definition(
+            columns in 1usize..300,
+            w in prop::collection::vec(-4f32..4.0, 300..1200),
+        ) {
             let w = &w[..w.len() / columns * columns];
             let rows = w.len() / columns;
             let q = quantize_fp8("w", &f32_bytes(w), Dtype::F32, (rows, columns)).unwrap();

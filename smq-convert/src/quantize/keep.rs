@@ -13,14 +13,16 @@ use super::{
 /// Rows that are read together, since one cache line of a column-major source serves as many.
 const BLOCK_ROWS: usize = 16;
 
-/// Keeps the integers of a `[rows, columns]` tensor and rounds its scales to `options`; the statistics compare with
-/// `q s` of the source. `fill` puts nibbles `[rows, ceil(columns / 2)]` and scales `[rows, groups]` of a range of rows.
+/// Keeps the integers of a `[rows, columns]` tensor and rounds its scales to `options`; the
+/// statistics compare with `q s` of the source. `fill` puts nibbles `[rows, ceil(columns / 2)]` and
+/// scales `[rows, groups]` of a range of rows.
 ///
-/// As everywhere, an all-zero group stores code 0 (spec/method.md), but exact f32 scales stay as they are.
+/// As everywhere, an all-zero group stores code 0 (spec/method.md), but exact f32 scales stay as
+/// they are.
 ///
 /// # Errors
 /// The first scale or weight that is not finite, or a scale over f16's range.
-pub fn keep(
+pub(crate) fn keep(
     name: &str,
     (rows, columns): (usize, usize),
     options: &QuantizeOptions,

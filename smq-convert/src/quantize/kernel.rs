@@ -1,8 +1,8 @@
 //! The inner loops over one group, compiled for several instruction sets from one source.
 //!
-//! Sums run over [`LANES`] independent lanes that are added up in a fixed tree at the end, and nothing is
-//! contracted into fused multiply-adds, so every instruction set gives the same bits. The plain-Rust
-//! instance is the twin of the wide ones.
+//! Sums run over [`LANES`] independent lanes that are added up in a fixed tree at the end, and
+//! nothing is contracted into fused multiply-adds, so every instruction set gives the same bits.
+//! The plain-Rust instance is the twin of the wide ones.
 
 use smq_format::int4::pack_row;
 use smq_format::nf4::{BLOCK_ELEMS, MIDPOINTS};
@@ -18,7 +18,7 @@ pub(super) const ABSMAX_FLOOR: f32 = 1e-38;
 
 /// Error figures of one group, in f32 as the published reference has them.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct GroupError {
+pub(super) struct GroupError {
     /// Sum of `(w - w')^2`.
     pub squared_error: f32,
     /// Sum of `w^2`.
@@ -33,13 +33,13 @@ pub struct GroupError {
 
 impl GroupError {
     /// `mean((w - w')^2) / max(mean(w^2), 1e-12)`.
-    pub fn rel_mse(&self, elems: usize) -> f32 {
+    pub(super) fn rel_mse(&self, elems: usize) -> f32 {
         let n = elems as f32;
         (self.squared_error / n) / (self.squared_weight / n).max(1e-12)
     }
 
     /// `sum(w w') / (max(|w|, 1e-12) max(|w'|, 1e-12))` with Euclidean norms.
-    pub fn cosine(&self) -> f32 {
+    pub(super) fn cosine(&self) -> f32 {
         let norms = self.squared_weight.sqrt().max(1e-12) * self.squared_stored.sqrt().max(1e-12);
         self.product / norms
     }
@@ -47,7 +47,7 @@ impl GroupError {
 
 /// The loops for the processor at hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kernel {
+pub(super) enum Kernel {
     /// What the target guarantees.
     Portable,
     /// 8 lanes an instruction.
@@ -62,7 +62,7 @@ pub enum Kernel {
 macro_rules! for_each_isa {
     ($(#[$doc:meta])* $name:ident, $body:ident, ($($arg:ident: $ty:ty),*) -> $ret:ty) => {
         $(#[$doc])*
-        pub fn $name(&self, $($arg: $ty),*) -> $ret {
+        pub(super) fn $name(&self, $($arg: $ty),*) -> $ret {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2")]
             fn avx2($($arg: $ty),*) -> $ret {
@@ -88,12 +88,12 @@ macro_rules! for_each_isa {
 
 impl Kernel {
     /// The widest instance this processor runs.
-    pub fn detect() -> Self {
+    pub(super) fn detect() -> Self {
         Self::available().pop().unwrap_or(Kernel::Portable)
     }
 
     /// Every instance this processor runs, narrowest first.
-    pub fn available() -> Vec<Self> {
+    pub(super) fn available() -> Vec<Self> {
         #[allow(unused_mut)]
         let mut kernels = vec![Kernel::Portable];
         #[cfg(target_arch = "x86_64")]
@@ -144,7 +144,8 @@ impl Kernel {
     }
 
     for_each_isa! {
-        /// NF4 codes of one block into `q`: of `w / absmax` where it is a short one, else of `w (1 / absmax)`.
+        /// NF4 codes of one block into `q`: of `w / absmax` where it is a short one, else of
+        /// `w (1 / absmax)`.
         nf4_codes, nf4_codes, (w: &[f32], absmax: f32, q: &mut [u8]) -> ()
     }
 
@@ -267,7 +268,8 @@ impl Sums {
         for l in 0..LANES {
             let rounded = (w[l] / s + ROUND) - ROUND;
             let code = rounded.clamp(-8.0, 7.0);
-            // Wrapping: an overflow check a lane would keep the loop scalar, and a group has 2^20 at most.
+            // Wrapping: an overflow check a lane would keep the loop scalar, and a group has 2^20
+            // at most.
             self.clipped[l] = self.clipped[l].wrapping_add(u32::from(rounded != code));
             stored[l] = code * s;
             // SAFETY: `code` is within -8..=7; a plain `as` would add a saturation check a lane.

@@ -1,7 +1,7 @@
 //! Quantizes one tensor: codes, scales and error figures; int4 in a single pass over its weights.
 //!
-//! The arithmetic is `spec/method.md`. Every sum has a fixed order (16 lanes within a group, then groups,
-//! then rows), so the result does not depend on the number of threads or on the processor.
+//! The arithmetic is `spec/method.md`. Every sum has a fixed order (16 lanes within a group, then
+//! groups, then rows), so the result does not depend on the number of threads or on the processor.
 
 mod fp8;
 mod keep;
@@ -15,10 +15,10 @@ use smq_format::scale::{ScaleFormat, Zero, round_mantissa};
 use smq_format::statistics::{ErrorSummary, TensorStatistics};
 use smq_format::{Dtype, Family, Scheme, bits, int4};
 
-pub use fp8::quantize_fp8;
-pub use keep::keep;
-pub use kernel::{GroupError, Kernel};
-pub use nf4::quantize_nf4;
+use fp8::quantize_fp8;
+pub(crate) use keep::keep;
+use kernel::{GroupError, Kernel};
+use nf4::quantize_nf4;
 pub(crate) use settled::{SettledScales, settled};
 pub use smq_format::{ScaleChoice, ScaleRule};
 use statistics::RowSums;
@@ -271,10 +271,7 @@ fn quantize_group(
     }
     let exact = match options.rule {
         ScaleRule::Signed => signed_scale(w, max_abs),
-        ScaleRule::Reference
-        | ScaleRule::Nearest
-        | ScaleRule::Search
-        | ScaleRule::Weighted => {
+        ScaleRule::Reference | ScaleRule::Nearest | ScaleRule::Search | ScaleRule::Weighted => {
             max_abs.max(MAX_ABS_FLOOR) / 7.0
         }
     };
@@ -374,14 +371,14 @@ impl RowBuffer {
 }
 
 /// The error of rows that are already stored against their source, `[rows, columns]`: what
-/// `smq-inspect --recheck` compares with the record. The sums have [`quantize()`]'s order, so they are equal to
-/// the bit where nothing changed.
+/// `smq-inspect --recheck` compares with the record. The sums have [`quantize()`]'s order, so they
+/// are equal to the bit where nothing changed.
 ///
 /// `source` and `stored` fill a row, `[columns]`, given its number.
 ///
 /// # Errors
 /// The first that `stored` returns.
-pub fn remeasure<E: Send>(
+pub(crate) fn remeasure<E: Send>(
     (rows, columns): (usize, usize),
     group: usize,
     source: impl Fn(usize, &mut [f32]) + Sync,

@@ -1,7 +1,8 @@
-//! NF4 with double quantization as bitsandbytes 0.50.2 computes it on a CPU (`spec/method.md`, "NF4").
+//! NF4 with double quantization as bitsandbytes 0.50.2 computes it on a CPU (`spec/method.md`,
+//! "NF4").
 //!
-//! Three passes: each block's absmax, the nibbles, the errors. The absmax values are quantized in between, and
-//! take one pass over a 64th of the data.
+//! Three passes: each block's absmax, the nibbles, the errors. The absmax values are quantized in
+//! between, and take one pass over a 64th of the data.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -24,7 +25,7 @@ const TABLE_LEN: usize = 1 << 16;
 ///
 /// # Errors
 /// The first weight that is not finite.
-pub fn quantize_nf4(
+pub(super) fn quantize_nf4(
     name: &str,
     bytes: &[u8],
     dtype: Dtype,
@@ -134,7 +135,8 @@ impl Source<'_> {
         out
     }
 
-    /// The errors of each run of [`BLOCK_ELEMS`] elements of a row, with the stored absmax and the exact one.
+    /// The errors of each run of [`BLOCK_ELEMS`] elements of a row, with the stored absmax and the
+    /// exact one.
     fn groups(&self, columns: usize, nibbles: &[u8], exact: &[f32], stored: &[f32]) -> Vec<Group> {
         let groups_a_row = columns.div_ceil(BLOCK_ELEMS);
         let mut groups = vec![Group::default(); self.elems / columns * groups_a_row];
@@ -166,8 +168,8 @@ impl Source<'_> {
     }
 }
 
-/// Multiplies the elements from `first` of the flattened tensor with their block's absmax; `absmax` starts with the
-/// first one's.
+/// Multiplies the elements from `first` of the flattened tensor with their block's absmax; `absmax`
+/// starts with the first one's.
 fn scale(values: &mut [f32], absmax: &[f32], first: usize) {
     let (head, blocks) = values.split_at_mut(values.len().min(head_elems(first)));
     let blocks = blocks.chunks_mut(BLOCK_ELEMS);
@@ -214,7 +216,8 @@ fn quantize_absmax(absmax: &[f32], offset: f32) -> (Vec<u8>, Vec<f32>) {
     (codes, nested)
 }
 
-/// The code of a normalized absmax: looked up at the nearest of 65,536 points, as bitsandbytes does.
+/// The code of a normalized absmax: looked up at the nearest of 65,536 points, as bitsandbytes
+/// does.
 fn absmax_code(v: f32) -> u8 {
     static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
         let last = (TABLE_LEN - 1) as f32;
@@ -224,7 +227,8 @@ fn absmax_code(v: f32) -> u8 {
         (0..TABLE_LEN).map(|i| below(point(i))).collect()
     });
     let unit = (v.clamp(-1.0, 1.0) + 1.0) * 0.5;
-    // The multiply-add is rounded once. A NaN, of an absmax whose reciprocal overflowed, becomes point 0.
+    // The multiply-add is rounded once. A NaN, of an absmax whose reciprocal overflowed, becomes
+    // point 0.
     let point = unit.mul_add((TABLE_LEN - 1) as f32, 0.5) as usize;
     TABLE[point.min(TABLE_LEN - 1)]
 }

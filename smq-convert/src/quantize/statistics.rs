@@ -35,7 +35,8 @@ impl RowSums {
     }
 }
 
-/// The record of a tensor with `columns` columns; `groups`, of `group` elements of a row, are row-major.
+/// The record of a tensor with `columns` columns; `groups`, of `group` elements of a row, are
+/// row-major.
 pub(super) fn summarise(
     name: &str,
     groups: &[Group],
@@ -121,7 +122,8 @@ fn percentiles(values: &mut [f32]) -> [f32; PERCENTILES_PER_MILLE.len()] {
     out
 }
 
-/// Stored scales by exponent: the top [`EXPONENT_BUCKETS`] binades, the first also counting all below.
+/// Stored scales by exponent: the top [`EXPONENT_BUCKETS`] binades, the first also counting all
+/// below.
 pub(super) fn exponents(scales: impl Iterator<Item = f32>) -> (i16, Vec<u64>) {
     let exponents: Vec<i16> = scales
         .filter(|s| *s != 0.0)

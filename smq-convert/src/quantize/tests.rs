@@ -85,9 +85,9 @@ fn weights(len: impl Into<prop::collection::SizeRange>) -> impl Strategy<Value =
 }
 
 proptest! {
-    /// Every instruction set against the formula: codes equal, sums within f32 rounding of n terms in 16
-    /// lanes (each lane adds at most ceil(n / 16) terms, the tree 4 more: relative error (n / 16 + 5) eps
-    /// of the sum of magnitudes).
+    /// Every instruction set against the formula: codes equal, sums within f32 rounding of n terms
+    /// in 16 lanes (each lane adds at most ceil(n / 16) terms, the tree 4 more: relative error (n /
+    /// 16 + 5) eps of the sum of magnitudes).
     #[test]
     fn kernels_agree_with_the_formula(w in weights(1..300), divisor in 3f32..9.0) {
         let max = w.iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -103,7 +103,12 @@ proptest! {
             prop_assert_eq!(kernel.errors(&w, s), errors);
             // One source, one order of summation: the same bits on every instruction set.
             prop_assert_eq!(*first.get_or_insert(errors), errors);
-            let got = [errors.squared_error, errors.squared_weight, errors.squared_stored, errors.product];
+            let got = [
+                errors.squared_error,
+                errors.squared_weight,
+                errors.squared_stored,
+                errors.product,
+            ];
             let magnitude = [sums[0], sums[1], sums[2], (sums[1] * sums[2]).sqrt()];
             let steps = w.len() as f64 / 16.0 + 5.0;
             for ((got, sum), magnitude) in got.into_iter().zip(sums).zip(magnitude) {
@@ -117,7 +122,8 @@ proptest! {
     #[test]
     fn round_trip_is_within_half_a_step(w in weights(256), mantissa_bits in 1u32..=10) {
         let columns = 64;
-        let q = run(&w, columns, &options(ScaleChoice::e5(mantissa_bits), ScaleRule::Reference, 32));
+        let options = options(ScaleChoice::e5(mantissa_bits), ScaleRule::Reference, 32);
+        let q = run(&w, columns, &options);
         let restored = dequantize(&q, columns);
         for (w, v) in w.chunks(32).zip(restored.chunks(32)) {
             let max = w.iter().fold(0f32, |m, x| m.max(x.abs()));
@@ -131,9 +137,14 @@ proptest! {
     }
 
     #[test]
-    fn the_record_matches_what_is_stored(w in weights(480), mantissa_bits in 0u32..=10, odd in 0usize..3) {
+    fn the_record_matches_what_is_stored(
+        w in weights(480),
+        mantissa_bits in 0u32..=10,
+        odd in 0usize..3,
+    ) {
         let columns = [96, 60, 15][odd];
-        let q = run(&w, columns, &options(ScaleChoice::e5(mantissa_bits), ScaleRule::Reference, 32));
+        let options = options(ScaleChoice::e5(mantissa_bits), ScaleRule::Reference, 32);
+        let q = run(&w, columns, &options);
         let again = remeasured(&w, &dequantize(&q, columns), columns, 32);
         prop_assert_eq!(again, q.statistics.stored);
     }
@@ -181,7 +192,8 @@ fn sign_is_kept_and_the_extremes_are_used() {
     for (w, v) in w.iter().zip(&restored) {
         assert!(v * w >= 0.0, "{w} became {v}");
     }
-    // The signed rule maps the largest magnitude, -1, to -8 exactly: the scale 1/8 needs no rounding.
+    // The signed rule maps the largest magnitude, -1, to -8 exactly: the scale 1/8 needs no
+    // rounding.
     let q = run(
         &w,
         128,
@@ -255,7 +267,8 @@ fn a_scale_under_the_window_is_counted_and_requantized() {
         256,
         &options(ScaleChoice::e5(3), ScaleRule::Reference, 128),
     );
-    // Scales 4 and about 1.4e-9 = 2^-29.4; the window of 4 = 2^2 ends at 2^-28, and half of that is less.
+    // Scales 4 and about 1.4e-9 = 2^-29.4; the window of 4 = 2^2 ends at 2^-28, and half of that is
+    // less.
     assert_eq!(q.statistics.under_window, 1);
     assert_eq!(dequantize(&q, 256)[200], 0.0);
     let again = remeasured(&w, &dequantize(&q, 256), 256, 128);

@@ -2,19 +2,21 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use smq_model::architecture::{Architecture, NormWeight};
 use smq_model::names::TensorSpec;
 use smq_model::{ConfigFile, Error};
 
 use super::error::SynthError;
+use crate::directory::{DirectoryError, pretty};
 
 /// A config that is to be followed.
 #[derive(Debug)]
 pub(super) struct SynthConfig {
     pub(super) architecture: &'static Architecture,
     pub(super) json: Map<String, Value>,
-    /// The config file to write: the one read, unless its number of layers or dtype is not what is generated.
+    /// The config file to write: the one read, unless its number of layers or dtype is not what is
+    /// generated.
     pub(super) text: Vec<u8>,
     /// In `state_dict()` order, which decides the sharding.
     pub(super) tensors: Vec<TensorSpec>,
@@ -27,7 +29,7 @@ impl SynthConfig {
             path: path.to_owned(),
             problem,
         };
-        let text = std::fs::read(path).map_err(SynthError::io("read", path))?;
+        let text = std::fs::read(path).map_err(DirectoryError::io("read", path))?;
         let original = smq_model::parse_object(&path.display().to_string(), &text)?;
         let mut json = original.clone();
         if let Some(layers) = layers {
@@ -77,10 +79,4 @@ pub(super) fn rows_columns(tensor: &TensorSpec) -> (usize, usize) {
         [rows, columns] => (rows, columns),
         _ => (1, tensor.shape.iter().product()),
     }
-}
-
-/// JSON as the other files of a checkpoint are written: indented by two, with a final newline.
-pub(crate) fn pretty(json: &impl serde::Serialize) -> Vec<u8> {
-    let value = json!(json);
-    format!("{value:#}\n").into_bytes()
 }

@@ -1,7 +1,8 @@
 //! What can go wrong while a synthetic checkpoint is made.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use crate::directory::DirectoryError;
 
 /// Why no checkpoint was written.
 #[derive(Debug, thiserror::Error)]
@@ -27,96 +28,7 @@ pub enum SynthError {
     /// A file cannot be read.
     #[error(transparent)]
     Model(#[from] smq_model::Error),
-    /// The output path exists and is not a directory.
-    #[error("{}: exists and is not a directory", .path.display())]
-    NotADirectory {
-        /// The output path.
-        path: PathBuf,
-    },
-    /// The output directory holds something and overwriting was not asked for.
-    #[error("{}: directory is not empty, it holds {found}; choose another, or force to replace the checkpoint in it", .path.display())]
-    NotEmpty {
-        /// The output directory.
-        path: PathBuf,
-        /// One of the names in it.
-        found: String,
-    },
-    /// The output directory holds an adapter.
-    #[error(
-        "{}: an adapter's configuration, with which transformers would add its weights to the model \
-         that is to be written beside it; move the adapter away, or choose another directory",
-        .path.display()
-    )]
-    Adapter {
-        /// The adapter's configuration.
-        path: PathBuf,
-    },
-    /// The output directory is where the config or the tokenizer is read from.
-    #[error("{}: output directory holds the input {}; synthetic weights would replace the real ones, so choose another", .path.display(), .input.display())]
-    OutputIsInput {
-        /// The output directory.
-        path: PathBuf,
-        /// The input that lies in it.
-        input: PathBuf,
-    },
-    /// The disk or quota ran out.
-    #[error("{}: no space left on the disk; the checkpoint needs {needed_bytes} bytes, so free some or choose another directory", .path.display())]
-    DiskFull {
-        /// The file being written.
-        path: PathBuf,
-        /// Bytes of tensor data in the whole checkpoint.
-        needed_bytes: u64,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-    /// A safetensors header could not be made.
-    #[error("{}: cannot make the safetensors header", .path.display())]
-    Header {
-        /// The shard.
-        path: PathBuf,
-        /// The library's error.
-        #[source]
-        source: safetensors::SafeTensorError,
-    },
-    /// Any other I/O error.
-    #[error("{}: cannot {action}", .path.display())]
-    Io {
-        /// What was tried, such as "read" or "create directory".
-        action: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl SynthError {
-    /// A function for `map_err` that adds what was tried on which path.
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io {
-            action,
-            path,
-            source,
-        }
-    }
-
-    /// As [`SynthError::io`] for writes, where a full disk is told apart.
-    pub(crate) fn write(path: &Path, needed_bytes: u64) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {
-                path,
-                needed_bytes,
-                source,
-            },
-            _ => Self::Io {
-                action: "write",
-                path,
-                source,
-            },
-        }
-    }
+    /// A file cannot be read, or the directory cannot be written.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
 }

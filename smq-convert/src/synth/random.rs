@@ -1,9 +1,10 @@
 //! Hashing and distributions, from IEEE basic operations only.
 
-/// Degrees of freedom of the Student-t distribution; even, so that its distribution function is algebraic.
-/// 10 gives a kurtosis of 4, amid the 3.2 to 6 of trained linears.
+/// Degrees of freedom of the Student-t distribution; even, so that its distribution function is
+/// algebraic. 10 gives a kurtosis of 4, amid the 3.2 to 6 of trained linears.
 const T_DEGREES: u32 = 10;
-/// Size of the quantile table: one entry for each 16-bit number, so that no look-up needs a bounds check.
+/// Size of the quantile table: one entry for each 16-bit number, so that no look-up needs a bounds
+/// check.
 pub(super) const QUANTILES: usize = 1 << 16;
 
 /// `bf16::from_f32` for finite values. Without its branch for NaN the loop is three times as fast.
@@ -15,7 +16,8 @@ pub(super) fn bf16_bits(value: f32) -> u16 {
 /// The increment of SplitMix64's counter.
 pub(super) const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The output function of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+/// The output function of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number
+/// generators", 2014).
 pub(super) fn mix(mut z: u64) -> u64 {
     z = z.wrapping_add(GOLDEN_GAMMA);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -37,8 +39,8 @@ pub(super) fn normal(bits: u64) -> f32 {
     (sum as f32 / 65536.0 - 2.0) * 1.732_050_8
 }
 
-/// e^x for |x| up to about 2, to 1e-5 relative. The standard library's `exp` may differ in the last bit between
-/// platforms; this is IEEE multiplications and additions only.
+/// e^x for |x| up to about 2, to 1e-5 relative. The standard library's `exp` may differ in the last
+/// bit between platforms; this is IEEE multiplications and additions only.
 pub(super) fn exp(x: f32) -> f32 {
     let y = x / 64.0;
     let mut power = 1.0 + y * (1.0 + y * (0.5 + y / 6.0));
@@ -51,8 +53,8 @@ pub(super) fn exp(x: f32) -> f32 {
 /// The quantiles of Student's t at (i + 1/2) / 65536, scaled to variance 1.
 ///
 /// With `x = t / sqrt(n + t^2)` and n even, the distribution function is the polynomial
-/// `1/2 + x/2 * sum_{j < n/2} c_j (1 - x^2)^j`, `c_j = (2j)! / (4^j j!^2)` (Abramowitz and Stegun 26.7.4); it is
-/// inverted by bisection.
+/// `1/2 + x/2 * sum_{j < n/2} c_j (1 - x^2)^j`, `c_j = (2j)! / (4^j j!^2)` (Abramowitz and Stegun
+/// 26.7.4); it is inverted by bisection.
 pub(super) fn student_t_quantiles() -> Box<[f32; QUANTILES]> {
     let upper_half = |x: f64| {
         let (mut term, mut sum) = (1.0, 0.0);
@@ -118,7 +120,8 @@ mod tests {
         assert!((moment(2) - 1.0).abs() < 1e-6, "{}", moment(2));
         // Kurtosis is 3 + 6 / (10 - 4) = 4, less what lies beyond the outermost quantile.
         assert!((3.9..4.0).contains(&moment(4)), "{}", moment(4));
-        // t_10 at 0.975 is 2.228139 and at 0.9995 4.586894 (published tables); the variance is 10 / 8.
+        // t_10 at 0.975 is 2.228139 and at 0.9995 4.586894 (published tables); the variance is 10 /
+        // 8.
         let at = |p: f64| f64::from(table[(p * 65536.0) as usize]) * (10.0_f64 / 8.0).sqrt();
         assert!((at(0.975) / 2.228_139 - 1.0).abs() < 1e-3, "{}", at(0.975));
         assert!(

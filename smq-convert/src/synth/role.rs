@@ -29,7 +29,8 @@ pub(super) struct Profile {
 }
 
 impl Profile {
-    /// Spreads are near those measured on small trained Llama and Phi-3 models; gains keep the activations of order one.
+    /// Spreads are near those measured on small trained Llama and Phi-3 models; gains keep the
+    /// activations of order one.
     pub(super) fn of(role: Role) -> Self {
         use Outliers::{None, Own, Residual};
         let profile = |gain, rows: (f32, Outliers), columns: (f32, Outliers)| Self {

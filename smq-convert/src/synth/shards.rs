@@ -1,19 +1,20 @@
 //! Which tensor goes into which file, and writing one file.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::Dtype;
 use smq_model::names::TensorSpec;
 
 use super::config::size_bytes;
 use super::error::SynthError;
-use super::staging::Staging;
 use super::weights::{Generator, TensorGenerator};
+use crate::directory::{DirectoryError, Staging, fill_shards, header, shard_name};
 
-/// Bytes generated ahead of the disk; two such buffers are live. Rounded to whole rows, at least one.
+/// Bytes generated ahead of the disk; two such buffers are live. Rounded to whole rows, at least
+/// one.
 const WAVE_BYTES: usize = 16 << 20;
 
 /// The files of a checkpoint.
@@ -67,8 +68,8 @@ impl<'a> ShardPlan<'a> {
 }
 
 impl Shard<'_> {
-    /// Writes the file into `staging` and returns the time that fsync took. `advance` gets bytes of data written
-    /// since its last call.
+    /// Writes the file into `staging` and returns the time that fsync took. `advance` gets bytes of
+    /// data written since its last call.
     pub(super) fn write(
         &self,
         staging: &Staging,
@@ -77,11 +78,11 @@ impl Shard<'_> {
     ) -> Result<Duration, SynthError> {
         let path = staging.path(&self.file_name);
         let target = staging.target(&self.file_name);
-        let header = self.header().map_err(|source| SynthError::Header {
+        let header = self.header().map_err(|source| DirectoryError::Header {
             path: target.clone(),
             source,
         })?;
-        let write = |path| SynthError::write(path, self.checkpoint_bytes);
+        let write = |path| DirectoryError::write(path, self.checkpoint_bytes);
         let mut file = File::create_new(&path).map_err(write(&target))?;
         file.write_all(&header).map_err(write(&target))?;
         self.write_data(&mut file, generator, advance)
@@ -120,66 +121,6 @@ impl Shard<'_> {
         }
         write_elems(file, &full, advance)
     }
-}
-
-/// Hugging Face's rule (`split_torch_state_dict_into_shards`): fill a shard in state-dict order until the next
-/// tensor would exceed the limit; a tensor over the limit gets a shard of its own, before the one being filled.
-pub(crate) fn fill_shards<T>(
-    tensors: impl Iterator<Item = (T, u64)>,
-    shard_bytes: u64,
-) -> Vec<Vec<T>> {
-    let mut groups: Vec<Vec<T>> = Vec::new();
-    let mut current = Vec::new();
-    let mut current_bytes = 0;
-    for (tensor, bytes) in tensors {
-        if bytes > shard_bytes {
-            groups.push(vec![tensor]);
-            continue;
-        }
-        if current_bytes + bytes > shard_bytes {
-            groups.push(std::mem::take(&mut current));
-            current_bytes = 0;
-        }
-        current.push(tensor);
-        current_bytes += bytes;
-    }
-    if !current.is_empty() {
-        groups.push(current);
-    }
-    groups
-}
-
-/// What Hugging Face calls shard `number`, from 1, of `count`.
-pub(crate) fn shard_name(number: usize, count: usize) -> String {
-    match count {
-        1 => "model.safetensors".to_owned(),
-        _ => format!("model-{number:05}-of-{count:05}.safetensors"),
-    }
-}
-
-/// Length, JSON and the spaces that align the data to 8 bytes (safetensors' README, "Format"), of tensors in file
-/// order: name, element type and shape.
-pub(crate) fn header<'a>(
-    tensors: impl Iterator<Item = (&'a str, Dtype, &'a [usize])>,
-) -> Result<Vec<u8>, safetensors::SafeTensorError> {
-    let mut offset = 0;
-    let mut infos = Vec::new();
-    for (name, dtype, shape) in tensors {
-        let start = offset;
-        offset += shape.iter().product::<usize>() * dtype.bitsize() / 8;
-        let info = TensorInfo {
-            dtype,
-            shape: shape.to_vec(),
-            data_offsets: (start, offset),
-        };
-        infos.push((name.to_owned(), info));
-    }
-    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let mut json = serde_json::to_vec(&Metadata::new(Some(format), infos)?)?;
-    json.resize(json.len().next_multiple_of(8), b' ');
-    let mut header = (json.len() as u64).to_le_bytes().to_vec();
-    header.extend(json);
-    Ok(header)
 }
 
 fn generate(tensor: &TensorGenerator, first_row: usize, rows: usize, out: &mut Vec<u16>) {
@@ -231,7 +172,8 @@ mod tests {
             tensor("a", 1),
             tensor("c", 2),
         ];
-        // d, b and a fill 20 bytes exactly; big stands alone and comes before the shard that was open.
+        // d, b and a fill 20 bytes exactly; big stands alone and comes before the shard that was
+        // open.
         let shard = |number: u32, of: u32, names: &str| {
             (
                 format!("model-{number:05}-of-{of:05}.safetensors"),
@@ -256,7 +198,8 @@ mod tests {
         ));
     }
 
-    /// The two files of Phi-3.5-mini-instruct, with the sizes that they have on the Hugging Face hub.
+    /// The two files of Phi-3.5-mini-instruct, with the sizes that they have on the Hugging Face
+    /// hub.
     #[test]
     fn phi_3_5_mini_is_sharded_as_published() {
         let json = r#"{
@@ -268,7 +211,7 @@ mod tests {
         let path = dir.path().join("config.json");
         std::fs::write(&path, json).unwrap();
         let config = crate::synth::config::SynthConfig::read(&path, None).unwrap();
-        let plan = ShardPlan::new(&config.tensors, crate::synth::DEFAULT_SHARD_BYTES).unwrap();
+        let plan = ShardPlan::new(&config.tensors, crate::directory::DEFAULT_SHARD_BYTES).unwrap();
         let sizes: Vec<u64> = plan
             .shards
             .iter()

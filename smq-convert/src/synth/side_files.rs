@@ -7,10 +7,10 @@ use serde_json::{Map, json};
 use smq_model::SHARD_INDEX;
 
 use super::SynthOptions;
-use super::config::{SynthConfig, pretty};
+use super::config::SynthConfig;
 use super::error::SynthError;
 use super::shards::ShardPlan;
-use super::staging::Staging;
+use crate::directory::{DirectoryError, Staging, pretty};
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
@@ -72,6 +72,6 @@ fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>, SynthError> {
     match fs::read(path) {
         Ok(contents) => Ok(Some(contents)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(SynthError::io("read", path)(error)),
+        Err(error) => Err(DirectoryError::io("read", path)(error).into()),
     }
 }

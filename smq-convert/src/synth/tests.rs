@@ -286,7 +286,8 @@ fn the_values_look_like_trained_weights() {
         }
         // Six standard errors of a mean.
         assert!(mean.abs() < 6.0 * std / count.sqrt(), "{name}: mean {mean}");
-        // 0.8 to 1.2 is the range of gains, and e^(+-0.35) of the factor of the tensor; outliers add a little.
+        // 0.8 to 1.2 is the range of gains, and e^(+-0.35) of the factor of the tensor; outliers
+        // add a little.
         let gain = std * (shape[1] as f64).sqrt();
         assert!((0.5..2.0).contains(&gain), "{name}: {gain} / sqrt(in)");
         let kurtosis = moment(mean, 4) / std.powi(4);

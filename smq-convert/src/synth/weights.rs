@@ -1,4 +1,5 @@
-//! The values: a counter-based generator of heavy-tailed weights with structure over rows and channels.
+//! The values: a counter-based generator of heavy-tailed weights with structure over rows and
+//! channels.
 
 use rayon::prelude::*;
 use smq_model::names::TensorSpec;
@@ -73,7 +74,8 @@ impl TensorGenerator<'_> {
         self.column_scales.len()
     }
 
-    /// Fills `out`, whole rows from `first_row` on, with bf16 bits in little-endian order, in parallel.
+    /// Fills `out`, whole rows from `first_row` on, with bf16 bits in little-endian order, in
+    /// parallel.
     pub(super) fn fill(&self, first_row: usize, out: &mut [u16]) {
         let columns = self.columns();
         let task_rows = (TASK_BYTES / 2).div_ceil(columns);

@@ -5,10 +5,10 @@ use std::fmt;
 use super::{Kinds, Role, Target};
 use crate::source::Checkpoint;
 
-/// How much of a checkpoint's linear weights a target takes, and what it leaves out; as text, a line
-/// for each.
+/// How much of a checkpoint's linear weights a target takes, and what it leaves out; as text, a
+/// line for each.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Coverage {
+pub(crate) struct Coverage {
     target: String,
     /// Linear weights of the decoder layers, those in stacks of experts included.
     linear: Amount,
@@ -36,7 +36,7 @@ struct Amount {
 impl Coverage {
     /// Of `checkpoint`, whose int4 tensors are taken whatever the target is.
     #[must_use]
-    pub fn of(checkpoint: &Checkpoint, target: &Target) -> Self {
+    pub(crate) fn of(checkpoint: &Checkpoint, target: &Target) -> Self {
         let (by_name, imported) = match target {
             Target::Imported => (false, true),
             Target::Mlp | Target::All => (true, false),
@@ -65,7 +65,17 @@ impl Coverage {
                     found.taken.add(elems);
                     found.taken_kinds.add(name);
                 }
-                _ if taken => found.others.add(name),
+                Role::Stacked
+                | Role::Tower
+                | Role::Embedding
+                | Role::Head
+                | Role::Norm
+                | Role::Router
+                | Role::Other
+                    if taken =>
+                {
+                    found.others.add(name);
+                }
                 Role::Linear | Role::Stacked | Role::Tower | Role::Head if imported => {
                     found.left.add(name);
                 }
@@ -74,7 +84,14 @@ impl Coverage {
                 }
                 Role::Stacked if by_name => found.stacked.add(name),
                 Role::Tower if by_name => found.towers.add(name),
-                _ => {}
+                Role::Linear
+                | Role::Stacked
+                | Role::Tower
+                | Role::Embedding
+                | Role::Head
+                | Role::Norm
+                | Role::Router
+                | Role::Other => {}
             }
         }
         found
@@ -92,7 +109,8 @@ impl fmt::Display for Coverage {
         if !self.left.is_empty() {
             return writeln!(
                 f,
-                "left as they are: {} matrices that the checkpoint does not have in int4, {}; --target takes more",
+                "left as they are: {} matrices that the checkpoint does not have in int4, {}; \
+                 --target takes more",
                 self.left.tensors(),
                 self.left
             );
@@ -114,7 +132,8 @@ impl fmt::Display for Coverage {
         if !self.unknown.is_empty() {
             writeln!(
                 f,
-                "warning: --target {} does not know these linear weights and leaves them as they are: {}; to take them too, pass --target '{}'",
+                "warning: --target {} does not know these linear weights and leaves them as they \
+                 are: {}; to take them too, pass --target '{}'",
                 self.target,
                 self.unknown,
                 self.regex()
@@ -123,7 +142,8 @@ impl fmt::Display for Coverage {
         if !self.stacked.is_empty() {
             writeln!(
                 f,
-                "warning: left as they are, since only matrices are quantized and these have three dimensions: {}",
+                "warning: left as they are, since only matrices are quantized and these have \
+                 three dimensions: {}",
                 self.stacked
             )?;
         }

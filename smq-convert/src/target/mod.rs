@@ -6,12 +6,13 @@ mod role;
 
 use regex::Regex;
 
-pub use coverage::Coverage;
+pub(crate) use coverage::Coverage;
 pub(crate) use kinds::Kinds;
 pub(crate) use role::{Role, is_embedding};
 
 use crate::error::ConvertError;
-use crate::source::{Checkpoint, SourceTensor};
+use crate::source::Checkpoint;
+use crate::tensor::SourceTensor;
 use crate::unread::Reader;
 
 /// Which tensors are quantized. Only matrices ever are.
@@ -94,7 +95,8 @@ impl Target {
                 option: "--target",
                 value: format!("{:?}", regex.as_str()),
                 rule: format!(
-                    "takes tensor {:?} of {}, which is {what}; narrow the pattern, or name that tensor in full ('^{}$')",
+                    "takes tensor {:?} of {}, which is {what}; narrow the pattern, or name that \
+                     tensor in full ('^{}$')",
                     tensor.name,
                     checkpoint.file_of(tensor).display(),
                     regex::escape(&tensor.name)

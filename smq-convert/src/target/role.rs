@@ -1,6 +1,7 @@
 //! What a tensor is for, read from its name and shape.
 
-/// Parts of names of what turns pictures or sound into embeddings, and of what joins it to the language model.
+/// Parts of names of what turns pictures or sound into embeddings, and of what joins it to the
+/// language model.
 const TOWERS: [&str; 10] = [
     "audio",
     "connector",
@@ -36,7 +37,8 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    /// Of a tensor by its name and shape, where the layers of a model are numbered in its tensors' names.
+    /// Of a tensor by its name and shape, where the layers of a model are numbered in its tensors'
+    /// names.
     pub(crate) fn of(name: &str, shape: &[usize]) -> Self {
         let parts: Vec<&str> = name.split('.').collect();
         let (module, is_weight) = match parts.as_slice() {
@@ -93,7 +95,8 @@ pub(crate) fn in_tower(name: &str) -> bool {
     name.split('.').any(of_tower)
 }
 
-/// A module called a gate scores experts where it has no more outputs than inputs; other gates are wide.
+/// A module called a gate scores experts where it has no more outputs than inputs; other gates are
+/// wide.
 fn routes(module: &[&str], narrow: bool) -> bool {
     let last = module.last().copied().unwrap_or_default();
     let gate = matches!(last, "gate" | "gating" | "wg") || last.ends_with("expert_gate");

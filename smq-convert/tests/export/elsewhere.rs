@@ -9,9 +9,11 @@ use smq_format::scale::ScaleFormat;
 use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, TensorData, bits};
 use tempfile::TempDir;
 
-use smq_convert::{ScaleChoice, ScaleRule};
+use smq_convert::{ExportFormat, ScaleChoice, ScaleRule};
 
-use super::{BF16, F32, PACKED, e5m, run, smq};
+use super::{BF16, F32, PACKED, e5m, read_back, run, smq};
+
+const F16: ExportFormat = ExportFormat::Safetensors(Dtype::F16);
 
 /// One tensor: int4 in groups of so many, or zeros of a type.
 #[derive(Clone, Copy)]
@@ -190,6 +192,18 @@ fn config_says_the_type_that_is_written() {
             r#"{"dtype": "bfloat16"}"#,
             json!({"dtype": "bfloat16"}),
         ),
+        (
+            F16,
+            Dtype::F16,
+            r#"{"dtype": "bfloat16"}"#,
+            json!({"dtype": "float16"}),
+        ),
+        (
+            F16,
+            Dtype::F32,
+            r#"{"dtype": "float16"}"#,
+            json!({"dtype": "float16"}),
+        ),
         // f16 beside bf16: only f32 holds both.
         (
             BF16,
@@ -313,6 +327,26 @@ fn scales_that_only_f16_holds_go_out_as_f16() {
             assert_eq!(values, scales.decode_all().unwrap());
         }
     }
+}
+
+#[test]
+fn f16_weights_are_rounded_to_f16() {
+    let dir = TempDir::new().unwrap();
+    let file = smq(&dir, e5m(5), 128, ScaleRule::Reference);
+    let out = dir.path().join("out");
+    let rounding = run(&file, &out, F16).unwrap().rounding;
+    let written = read_back(&out);
+    let mut inexact = 0;
+    for view in file.tensors().filter(|view| view.scheme().is_quantized()) {
+        let (_, dtype, values) = &written[view.name()];
+        assert_eq!(*dtype, Dtype::F16);
+        for (weight, value) in view.dequantize().unwrap().iter().zip(values) {
+            let rounded = half::f16::from_f32(*weight).to_f32();
+            assert_eq!(value.to_bits(), rounded.to_bits());
+            inexact += u64::from(value != weight);
+        }
+    }
+    assert_eq!(rounding.inexact, inexact);
 }
 
 #[test]

@@ -5,8 +5,7 @@ use std::process::{Command, Output};
 
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use smq_convert::Checkpoint;
-use smq_convert::import::{exact_scales, scale_change};
+use smq_convert::{Checkpoint, exact_scales, scale_change};
 use tempfile::TempDir;
 
 use super::*;
@@ -31,8 +30,9 @@ fn gptq_config(group: i64) -> Value {
 
 fn auto_round_config(packing: &str, group: i64) -> Value {
     json!({
-        "quant_method": "auto-round", "packing_format": packing, "bits": 4, "group_size": group, "sym": true,
-        "data_type": "int", "autoround_version": "0.16.1", "block_name_to_quantize": "model.layers",
+        "quant_method": "auto-round", "packing_format": packing, "bits": 4, "group_size": group,
+        "sym": true, "data_type": "int", "autoround_version": "0.16.1",
+        "block_name_to_quantize": "model.layers",
         "extra_config": {"lm_head": {"bits": 16, "data_type": "float"}},
     })
 }
@@ -49,7 +49,8 @@ fn compressed_config(weights: Value) -> Value {
     config
 }
 
-/// Puts the parts that a package made of a tensor into a checkpoint; returns what the package makes of them.
+/// Puts the parts that a package made of a tensor into a checkpoint; returns what the package makes
+/// of them.
 fn checkpoint_of(dir: &Path, file: &str, name: &str, quantization: &Value) -> (PathBuf, Vec<f32>) {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/int4");
     let bytes = fs::read(fixtures.join(file)).unwrap();

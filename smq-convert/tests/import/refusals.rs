@@ -211,7 +211,9 @@ fn configs_that_are_refused() {
         ),
     ];
     let mut of_auto_round = Gptq::new(8, 128, 128, 7).config;
-    let keys = json!({"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": true, "data_type": "int"});
+    let keys = json!({
+        "quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": true, "data_type": "int"
+    });
     of_auto_round["quantization_config"] = keys;
     let base = [
         pack_config(128),

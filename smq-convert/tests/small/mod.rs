@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
-use smq_convert::synth::{SynthOptions, synth};
-use smq_convert::{ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule};
+use smq_convert::{
+    ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, SynthOptions, synth,
+};
 
 /// Name, element type, shape, bytes.
 pub type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);

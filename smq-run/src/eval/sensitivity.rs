@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
-use smq_convert::auto::products::product;
 use smq_convert::cli::print_notes;
-use smq_convert::{Checkpoint, ScaleChoice, ScaleRule, Target};
+use smq_convert::{Checkpoint, ScaleChoice, ScaleRule, Target, product};
 use smq_format::SmqFile;
 
 use super::kl::Base;

@@ -1,8 +1,7 @@
 //! Weights' errors by scale rule and mantissa bits, on a sample of rows of each tensor.
 
 use anyhow::{Context, bail};
-use smq_convert::quantize::quantize;
-use smq_convert::{Checkpoint, QuantizeOptions, ScaleChoice, ScaleRule};
+use smq_convert::{Checkpoint, QuantizeOptions, ScaleChoice, ScaleRule, SourceTensor, quantize};
 use smq_format::Dtype;
 
 use super::contract::{Contract, ScaleErrors};
@@ -76,9 +75,7 @@ impl Sample {
         if checkpoint.import().is_some() {
             bail!("the checkpoint is int4 already: its scales cannot be compared with exact ones");
         }
-        let of_target = |t: &&smq_convert::source::SourceTensor| {
-            target.selects(&t.name, t.shape.len()) && t.elems() > 0
-        };
+        let of_target = |t: &&SourceTensor| target.selects(&t.name, t.shape.len()) && t.elems() > 0;
         let tensors = checkpoint.tensors().iter().filter(of_target).map(|t| {
             let (all, columns) = (t.shape[0], t.shape[1]);
             let rows = all.min(spec.rows_per_tensor);

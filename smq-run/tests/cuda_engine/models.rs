@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use smq_convert::synth::{SynthOptions, synth};
 use smq_convert::{
-    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert,
+    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, SynthOptions,
+    convert, synth,
 };
 use smq_model::{Source, Tokenizer};
 use tempfile::TempDir;

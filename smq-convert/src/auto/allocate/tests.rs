@@ -86,7 +86,8 @@ proptest! {
 
     #[test]
     fn with_room_for_all_each_gets_its_least_error(products in products()) {
-        // With room for everything, everything has its least error, in the fewest bytes that have it.
+        // With room for everything, everything has its least error, in the fewest bytes that have
+        // it.
         let found = allocate(&products, Bound::Bytes(u64::MAX)).unwrap();
         for (product, index) in products.iter().zip(found) {
             let least = product.iter().map(|c| c.error).fold(f64::INFINITY, f64::min);

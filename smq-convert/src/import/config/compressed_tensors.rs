@@ -73,7 +73,8 @@ fn weights<'a>(weights: &Key<'a>) -> Result<(Key<'a>, Grouping), ConvertError> {
         SYMMETRIC,
         "quantize again with symmetric=true",
     )?;
-    // "weight" (also "static") orders the columns while quantizing only; its groups are consecutive.
+    // "weight" (also "static") orders the columns while quantizing only; its groups are
+    // consecutive.
     weights.get("actorder").one_of(
         &[Value::Null, json!(false), json!("weight"), json!("static")],
         CONSECUTIVE,
@@ -91,7 +92,7 @@ fn weights<'a>(weights: &Key<'a>) -> Result<(Key<'a>, Grouping), ConvertError> {
         }
         Some("group") => match size.grouping()? {
             Grouping::Row => Err(size.refused("strategy \"group\" needs a size", REMEDY)),
-            runs => Ok((size, runs)),
+            runs @ Grouping::Runs(_) => Ok((size, runs)),
         },
         // Where only the size is given, it decides: none is one scale for the whole tensor.
         None if strategy.value.is_null() && !size.value.is_null() => {

@@ -9,7 +9,8 @@ use crate::import::REMEDY;
 const BITS: &str = "only 4 can be imported";
 const ROTATION: &str = "only weights without rotation can be imported";
 const QUANTIZE_SYMMETRIC: &str = "quantize again with sym=true";
-/// What AutoRound calls the layout of GPTQ's tensors; null is `auto_round:gptq`, as transformers has it.
+/// What AutoRound calls the layout of GPTQ's tensors; null is `auto_round:gptq`, as transformers
+/// has it.
 const PACKING_FORMATS: [&str; 5] = [
     "auto_round",
     "auto_round:auto_gptq",

@@ -114,7 +114,8 @@ impl<'a> Key<'a> {
             let (first, last) = (GROUP_RANGE.start(), GROUP_RANGE.end());
             self.refused(
                 format!(
-                    "only groups of {first} to {last} elements, or -1 for a whole row, can be imported"
+                    "only groups of {first} to {last} elements, or -1 for a whole row, can be \
+                     imported"
                 ),
                 REMEDY,
             )
@@ -138,7 +139,8 @@ pub(super) fn declared(path: &Path, value: &Value) -> Result<Declared, ConvertEr
         Some("gptq") => gptq::declared(&root),
         Some("auto-round" | "intel/auto-round") => gptq::auto_round(&root),
         _ => Err(method.refused(
-            "only symmetric int4 of \"compressed-tensors\" (pack-quantized), \"gptq\" and \"auto-round\" can be imported",
+            "only symmetric int4 of \"compressed-tensors\" (pack-quantized), \"gptq\" and \
+             \"auto-round\" can be imported",
             REMEDY,
         )),
     }

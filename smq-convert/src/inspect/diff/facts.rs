@@ -99,8 +99,10 @@ fn contents(length_bytes: u64, blake3: &str) -> String {
 fn statistics_text(report: &Report) -> String {
     match (&report.statistics, &report.header.statistics) {
         (StatisticsState::Damaged { .. }, _) => "damaged".to_owned(),
-        (_, Some(section)) => contents(section.length_bytes, &section.blake3),
-        (_, None) => "none".to_owned(),
+        (StatisticsState::Present | StatisticsState::Absent, Some(section)) => {
+            contents(section.length_bytes, &section.blake3)
+        }
+        (StatisticsState::Present | StatisticsState::Absent, None) => "none".to_owned(),
     }
 }
 

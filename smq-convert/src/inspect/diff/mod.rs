@@ -1,7 +1,7 @@
 //! What differs between two files: `smq-inspect diff`.
 //!
-//! Blobs are compared by the hashes that the files record, which [`super::verify()`] checks; only the weights of tensors
-//! that differ are read, a few rows at a time.
+//! Blobs are compared by the hashes that the files record, which [`super::verify()`] checks; only
+//! the weights of tensors that differ are read, a few rows at a time.
 
 mod facts;
 mod text;
@@ -20,13 +20,13 @@ use facts::{count_blobs, file_changes, stored, tensor_changes};
 pub use text::diff_text;
 pub use weights::{Counted, WeightDiff};
 
-/// Version of the JSON form; its rules are [`super::report`]'s.
-pub const DIFF_VERSION: u32 = 1;
+/// Version of the JSON form; its rules are the report's.
+const DIFF_VERSION: u32 = 1;
 
 /// What differs between file A and file B.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Diff {
-    /// [`DIFF_VERSION`].
+    /// Version of the JSON form, 1.
     pub diff_version: u32,
     /// File A, as it was named.
     pub a: String,
@@ -89,7 +89,8 @@ pub struct TensorDiff {
     pub stored_b: String,
     /// Roles of blobs that are not the same in both.
     pub blobs: Vec<String>,
-    /// The dequantized weights; `null` where the shapes differ, or where neither scheme nor blobs do.
+    /// The dequantized weights; `null` where the shapes differ, or where neither scheme nor blobs
+    /// do.
     pub weights: Option<WeightDiff>,
     /// Mean relative MSE in A's statistics.
     pub mean_rel_mse_a: Option<f64>,
@@ -110,7 +111,8 @@ impl TensorDiff {
 }
 
 impl Diff {
-    /// Compares two open files; `progress` gets bytes of A's tensors as they are done, [`diff_bytes`] in all.
+    /// Compares two open files; `progress` gets bytes of A's tensors as they are done,
+    /// [`diff_bytes`] in all.
     ///
     /// # Errors
     /// An invalid scale code in a tensor whose weights are compared.

@@ -30,7 +30,8 @@ const LEGEND: &str = "\
 nibbles, scales: how many differ, scales by value; max, rms: of the dequantized weights' difference;
 rel. rms: root of its squares over A's; rel MSE: mean over groups from the statistics";
 
-/// `diff` as text, `top` tensors (0: all), `file_bytes` the length of each where they are identical.
+/// `diff` as text, `top` tensors (0: all), `file_bytes` the length of each where they are
+/// identical.
 pub fn diff_text(diff: &Diff, top: usize, file_bytes: u64) -> String {
     let mut out = String::new();
     for (name, path) in [("A", &diff.a), ("B", &diff.b)] {

@@ -145,7 +145,8 @@ fn of_weights(a: &[f32], b: &[f32]) -> Sums {
     sums
 }
 
-/// Integers that differ in rows of `columns`; the unused half of an odd row's last byte does not count.
+/// Integers that differ in rows of `columns`; the unused half of an odd row's last byte does not
+/// count.
 fn differing_nibbles(a: &[u8], b: &[u8], columns: usize) -> u64 {
     let row_bytes = int4::row_bytes(columns);
     let rows = a.chunks_exact(row_bytes).zip(b.chunks_exact(row_bytes));

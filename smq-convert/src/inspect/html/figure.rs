@@ -13,7 +13,8 @@ pub const INK: RGBColor = RGBColor(0x33, 0x33, 0x34);
 /// Grid lines.
 pub const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xde);
 
-/// Okabe and Ito's colour-blind-safe palette, without the yellow and black that a light or dark page hides.
+/// Okabe and Ito's colour-blind-safe palette, without the yellow and black that a light or dark
+/// page hides.
 pub const PALETTE: [RGBColor; 7] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xd5, 0x5e, 0x00),
@@ -25,7 +26,7 @@ pub const PALETTE: [RGBColor; 7] = [
 ];
 
 /// Width of every plot.
-pub const WIDTH: u32 = 960;
+pub(super) const WIDTH: u32 = 960;
 /// Size of tick labels; plotters divides by 1.24 for SVG.
 const LABEL: f64 = 16.0;
 /// Size of axis titles.
@@ -123,7 +124,7 @@ pub fn tick(v: f64) -> String {
 }
 
 /// A whole number, or nothing: for axes of counted things.
-pub fn whole_tick(v: f64) -> String {
+pub(super) fn whole_tick(v: f64) -> String {
     if (v - v.round()).abs() > 1e-6 {
         return String::new();
     }
@@ -131,7 +132,7 @@ pub fn whole_tick(v: f64) -> String {
 }
 
 /// `12k`, `3.4M`: counts on an axis.
-pub fn count_tick(v: f64) -> String {
+pub(super) fn count_tick(v: f64) -> String {
     let (scaled, unit) = match v.abs() {
         a if a >= 1e9 => (v / 1e9, "G"),
         a if a >= 1e6 => (v / 1e6, "M"),
@@ -142,7 +143,7 @@ pub fn count_tick(v: f64) -> String {
 }
 
 /// Text for HTML, attributes included.
-pub fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

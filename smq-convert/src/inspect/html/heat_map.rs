@@ -175,7 +175,8 @@ fn cell_paths(lines: &[&Line<'_>], line_height: i32, scale: &Scale) -> String {
     out
 }
 
-/// Values to colours, from the 1st to the 99th percentile, so that one outlier does not hide the rest.
+/// Values to colours, from the 1st to the 99th percentile, so that one outlier does not hide the
+/// rest.
 struct Scale {
     low: f32,
     high: f32,

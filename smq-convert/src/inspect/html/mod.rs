@@ -22,7 +22,7 @@ const SORT: &str = include_str!("sort.js");
 ///
 /// # Errors
 /// [`InspectError::Plot`] where the plotting library fails.
-pub fn page(report: &Report) -> Result<String, InspectError> {
+pub(super) fn page(report: &Report) -> Result<String, InspectError> {
     let name = report.path.rsplit(['/', '\\']).next().unwrap_or_default();
     let name = escape(name);
     let mut body = format!("<h1>{name}</h1>\n{}", facts(report));
@@ -48,7 +48,8 @@ fn statistics_note(report: &Report) -> String {
         StatisticsState::Present => return String::new(),
         StatisticsState::Absent => "The file has no error statistics, so there is nothing to plot.",
         StatisticsState::Damaged { .. } => {
-            "The error statistics are damaged, so there is nothing to plot. The weights are not affected."
+            "The error statistics are damaged, so there is nothing to plot. The weights are not \
+             affected."
         }
     };
     format!("<p class=\"warning\">{note}</p>\n")
@@ -61,8 +62,8 @@ fn figures(all: &[Series<'_>]) -> Result<String, InspectError> {
     };
     let layered: Vec<&Series<'_>> = all.iter().filter(|s| s.in_layers).collect();
     if let Some(svg) = plots::by_layer(all)? {
-        let mut text = "Relative MSE of a group is the sum of (w \u{2212} w\u{2032})\u{b2} over the sum of w\u{b2}; \
-             a point is its mean over a tensor's groups."
+        let mut text = "Relative MSE of a group is the sum of (w \u{2212} w\u{2032})\u{b2} over \
+                        the sum of w\u{b2}; a point is its mean over a tensor's groups."
             .to_owned();
         if layered.len() < all.len() {
             text.push_str(" Tensors outside the layers are in the next plot.");
@@ -79,8 +80,8 @@ fn figures(all: &[Series<'_>]) -> Result<String, InspectError> {
     match plots::scale_cost(all)? {
         Some(svg) => section(
             "Stored against exact scales",
-            "How much the error grows because scales are stored in few bits: each tensor's mean relative MSE as stored, \
-             over that of the same quantizer with exact f32 scales.",
+            "How much the error grows because scales are stored in few bits: each tensor's mean \
+             relative MSE as stored, over that of the same quantizer with exact f32 scales.",
             &legend(&everything),
             &svg,
         ),
@@ -94,8 +95,8 @@ fn figures(all: &[Series<'_>]) -> Result<String, InspectError> {
     if let Some(svg) = plots::exponents(all)? {
         section(
             "Scales by exponent",
-            "Non-zero stored scales of all tensors. A tensor's lowest bucket, 31 binades under its largest exponent, \
-             also holds all smaller scales.",
+            "Non-zero stored scales of all tensors. A tensor's lowest bucket, 31 binades under \
+             its largest exponent, also holds all smaller scales.",
             &legend(&everything),
             &svg,
         );

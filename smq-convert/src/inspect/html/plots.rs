@@ -95,7 +95,8 @@ pub(super) fn by_projection(all: &[Series<'_>]) -> Result<String, InspectError> 
     })
 }
 
-/// A dot a tensor: its error with exact scales, and what storing the scales added; `None` where that is nothing.
+/// A dot a tensor: its error with exact scales, and what storing the scales added; `None` where
+/// that is nothing.
 pub(super) fn scale_cost(all: &[Series<'_>]) -> Result<Option<String>, InspectError> {
     let point = |e: &crate::inspect::TensorErrors| {
         Some((e.exact.mean_rel_mse, e.scale_format_cost_percent?)).filter(|p| p.0.is_finite())

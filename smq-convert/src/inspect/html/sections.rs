@@ -120,7 +120,8 @@ pub(super) fn tensor_table(report: &Report) -> String {
             .collect()
     });
     format!(
-        "<h2>Tensors</h2>\n<p>{}</p>\n<div class=\"wide\"><table id=\"tensors\">\n<thead><tr>{heads}</tr></thead>\n\
+        "<h2>Tensors</h2>\n<p>{}</p>\n<div class=\"wide\"><table \
+         id=\"tensors\">\n<thead><tr>{heads}</tr></thead>\n\
          <tbody>\n{body}</tbody>\n<tfoot><tr>{foot}</tr></tfoot>\n</table></div>\n",
         LEGEND.replace('\n', "; ").replace(";;", ";")
     )

@@ -1,4 +1,5 @@
-//! NF4 against what bitsandbytes 0.50.2 made (`tests/peers/check_nf4.py --golden`), and against its definition.
+//! NF4 against what bitsandbytes 0.50.2 made (`tests/peers/check_nf4.py --golden`), and against its
+//! definition.
 
 use std::path::Path;
 
@@ -29,8 +30,8 @@ fn tables_are_bitsandbytes() {
     assert_eq!(values("map"), ABSMAX_VALUES);
 }
 
-/// Nibbles, absmax, and codes given their offset are equal; our offset is the mean of the same numbers, which they sum
-/// in f32, within 1e-6.
+/// Nibbles, absmax, and codes given their offset are equal; our offset is the mean of the same
+/// numbers, which they sum in f32, within 1e-6.
 #[test]
 fn golden_vectors() {
     let bytes = golden();
@@ -125,7 +126,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn equals_its_definition(rows in 1usize..60, columns in 1usize..400, seed: u64, spread in 0i32..30) {
+    fn equals_its_definition(
+        rows in 1usize..60,
+        columns in 1usize..400,
+        seed: u64,
+        spread in 0i32..30,
+    ) {
         let mut state = seed | 1;
         let w: Vec<f32> = (0..rows * columns).map(|_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -137,10 +143,13 @@ proptest! {
         prop_assert_eq!(q.scheme, Scheme::Nf4 { offset_bits: offset.to_bits() });
         prop_assert_eq!(&q.blobs, &[nibbles.clone(), codes.clone(), f32_bytes(&nested)]);
         // The record is that of what is stored.
-        let absmax: Vec<f32> = codes.iter().enumerate().map(|(i, c)| absmax(*c, nested[i / 256], offset)).collect();
+        let absmax = |(i, c): (usize, &u8)| absmax(*c, nested[i / 256], offset);
+        let absmax: Vec<f32> = codes.iter().enumerate().map(absmax).collect();
         let mut v = vec![0.0; w.len()];
         dequantize_naive(&nibbles, &absmax, 0, &mut v);
-        let row = |all: &[f32], i: usize, out: &mut [f32]| out.copy_from_slice(&all[i * columns..][..columns]);
+        let row = |all: &[f32], i: usize, out: &mut [f32]| {
+            out.copy_from_slice(&all[i * columns..][..columns]);
+        };
         let again = remeasure((rows, columns), 64, |i, out| row(&w, i, out), |i, out| {
             row(&v, i, out);
             Ok::<(), ()>(())

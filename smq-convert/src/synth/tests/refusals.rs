@@ -4,8 +4,17 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::super::SynthError;
+use super::super::{SynthError, SynthOptions};
 use super::{config_dir, files, llama_config, llama_options, run};
+use crate::directory::DirectoryError;
+
+/// Why the directory was not written.
+fn directory_error(options: &SynthOptions) -> DirectoryError {
+    match run(options) {
+        Err(SynthError::Directory(error)) => error,
+        other => panic!("{other:?}"),
+    }
+}
 
 #[test]
 fn a_directory_that_holds_something_is_not_written_without_force() {
@@ -21,7 +30,11 @@ fn a_directory_that_holds_something_is_not_written_without_force() {
         fs::write(options.out_dir.join(name), "old").unwrap();
     }
     fs::create_dir(options.out_dir.join(".smq-partial-killed")).unwrap();
-    assert!(matches!(run(&options), Err(SynthError::NotEmpty { .. })));
+    let refused = directory_error(&options);
+    assert!(
+        matches!(refused, DirectoryError::NotEmpty { .. }),
+        "{refused}"
+    );
     assert_eq!(fs::read(options.out_dir.join(old[1])).unwrap(), b"old");
 
     options.force = true;
@@ -36,15 +49,17 @@ fn a_directory_that_holds_something_is_not_written_without_force() {
     assert_eq!(names, expected);
 
     options.out_dir = dir.path().to_owned();
-    assert!(matches!(
-        run(&options),
-        Err(SynthError::OutputIsInput { .. })
-    ));
+    let refused = directory_error(&options);
+    assert!(
+        matches!(refused, DirectoryError::OutputIsInput { .. }),
+        "{refused}"
+    );
     options.out_dir = dir.path().join("config.json");
-    assert!(matches!(
-        run(&options),
-        Err(SynthError::NotADirectory { .. })
-    ));
+    let refused = directory_error(&options);
+    assert!(
+        matches!(refused, DirectoryError::NotADirectory { .. }),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -60,8 +75,8 @@ fn nothing_is_left_after_an_error() {
     options.tokenizer = None;
     options.force = true;
     fs::create_dir_all(options.out_dir.join("config.json")).unwrap();
-    let error = run(&options).unwrap_err();
-    assert!(matches!(error, SynthError::Io { .. }), "{error}");
+    let error = directory_error(&options);
+    assert!(matches!(error, DirectoryError::Io { .. }), "{error}");
     let left: Vec<_> = fs::read_dir(&options.out_dir).unwrap().collect();
     assert_eq!(left.len(), 1);
 }
@@ -121,7 +136,8 @@ fn a_config_that_cannot_be_followed_is_refused_with_its_reason() {
         ),
         (
             changed(&[("num_attention_heads", (1 << 18).into())]),
-            "model.layers.0.self_attn.q_proj.weight [4194304, 72] has a dimension of 4194304 elements, over the limit of 1048576 elements",
+            "model.layers.0.self_attn.q_proj.weight [4194304, 72] has a dimension of \
+             4194304 elements, over the limit of 1048576 elements",
         ),
         (
             changed(&[("tie_word_embeddings", "yes".into())]),

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use smq_convert::inspect::tensor_name::place;
+use smq_convert::inspect::place;
 use smq_format::ScaleChoice;
 
 use super::data::Data;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use smq_convert::inspect::tensor_name::place;
+use smq_convert::inspect::place;
 use smq_format::ScaleRule;
 
 use super::super::chart::{Axes, Level, Series, plot, plots};

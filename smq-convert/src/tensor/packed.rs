@@ -26,7 +26,7 @@ pub(crate) enum Layout {
 
 /// An int4 tensor `[rows, columns]` of a checkpoint.
 #[derive(Debug, Clone, Copy)]
-pub struct PackedView<'a> {
+pub(crate) struct PackedView<'a> {
     pub(crate) packed: &'a Packed,
     pub(crate) rows: usize,
     pub(crate) columns: usize,
@@ -40,7 +40,8 @@ impl PackedView<'_> {
         self.columns.div_ceil(self.packed.group)
     }
 
-    /// Fills `nibbles`, `[rows, ceil(columns / 2)]` bytes, and `scales`, `[rows, groups]`, of a range of rows.
+    /// Fills `nibbles`, `[rows, ceil(columns / 2)]` bytes, and `scales`, `[rows, groups]`, of a
+    /// range of rows.
     pub(crate) fn fill(&self, rows: Range<usize>, nibbles: &mut [u8], scales: &mut [f32]) {
         let (row_bytes, groups) = (int4::row_bytes(self.columns), self.groups());
         let dtype = self.packed.scale_dtype;
@@ -120,7 +121,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Little-endian words that hold `integers` eight a word, the unused ones 15 to show that nobody reads them.
+    /// Little-endian words that hold `integers` eight a word, the unused ones 15 to show that
+    /// nobody reads them.
     fn words(integers: &[i8]) -> Vec<[u8; 4]> {
         let word = |eight: &[i8]| {
             (0..8).fold(0u32, |word, i| {
@@ -143,8 +145,8 @@ mod tests {
             let groups = columns.div_ceil(group);
             let q = |row: usize, column: usize| seed[(row * columns + column) % seed.len()];
             let scale = |row: usize, g: usize| 0.5 + (row * groups + g) as f32;
-            let row_words: Vec<Vec<[u8; 4]>> =
-                (0..rows).map(|r| words(&(0..columns).map(|c| q(r, c)).collect::<Vec<_>>())).collect();
+            let row = |r| (0..columns).map(|c| q(r, c)).collect::<Vec<_>>();
+            let row_words: Vec<Vec<[u8; 4]>> = (0..rows).map(|r| words(&row(r))).collect();
             let (mut codes, mut scales) = (Vec::new(), Vec::new());
             if input_major {
                 for word in 0..columns / 8 {
@@ -166,7 +168,8 @@ mod tests {
                 scale_shard: 0,
                 scale_range: 0..0,
             };
-            let view = PackedView { packed: &packed, rows, columns, codes: &codes, scales: &scales };
+            let (codes, scales) = (&codes, &scales);
+            let view = PackedView { packed: &packed, rows, columns, codes, scales };
             let range = rows / 3..rows;
             let mut nibbles = vec![0xff; range.len() * int4::row_bytes(columns)];
             let mut found = vec![0.0; range.len() * groups];
@@ -182,7 +185,8 @@ mod tests {
                     prop_assert_eq!(found[i * groups + g], scale(row, g));
                 }
                 for c in 0..columns {
-                    prop_assert_eq!(weights[i * columns + c], f32::from(q(row, c)) * scale(row, c / group));
+                    let expected = f32::from(q(row, c)) * scale(row, c / group);
+                    prop_assert_eq!(weights[i * columns + c], expected);
                 }
             }
         }

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use smq_model::{SHARD_INDEX, TEMPLATE_DIR, is_model_file, is_side_file};
 use tempfile::TempDir;
 
-use super::error::SynthError;
+use super::error::DirectoryError;
 
 const TEMP_PREFIX: &str = ".smq-partial-";
 /// What makes transformers add an adapter's weights to whatever model lies beside it.
 const ADAPTER: &str = "adapter_config.json";
 
-/// A temporary directory inside the output directory. Dropped without [`Staging::commit`], it removes itself and every
-/// directory that it created.
+/// A temporary directory inside the output directory. Dropped without [`Staging::commit`], it
+/// removes itself and every directory that it created.
 pub(crate) struct Staging {
     out_dir: PathBuf,
     temp: TempDir,
@@ -28,7 +28,7 @@ impl Staging {
         out_dir: &Path,
         force: bool,
         sources: &[Option<&Path>],
-    ) -> Result<Self, SynthError> {
+    ) -> Result<Self, DirectoryError> {
         // A link that leads nowhere exists too, and is no directory.
         if out_dir.symlink_metadata().is_ok() {
             check_existing(out_dir, force, sources)?;
@@ -37,7 +37,10 @@ impl Staging {
         let temp = tempfile::Builder::new()
             .prefix(TEMP_PREFIX)
             .tempdir_in(out_dir)
-            .map_err(SynthError::io("create a temporary directory in", out_dir))?;
+            .map_err(DirectoryError::io(
+                "create a temporary directory in",
+                out_dir,
+            ))?;
         Ok(Self {
             out_dir: out_dir.to_owned(),
             temp,
@@ -62,7 +65,7 @@ impl Staging {
         name: &str,
         contents: &[u8],
         needed_bytes: u64,
-    ) -> Result<(), SynthError> {
+    ) -> Result<(), DirectoryError> {
         let path = self.path(name);
         let in_a_directory = name.contains('/');
         let directory = path.parent().filter(|_| in_a_directory);
@@ -70,11 +73,16 @@ impl Staging {
             .map_or(Ok(()), fs::create_dir_all)
             .and_then(|()| File::create_new(&path))
             .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
-            .map_err(SynthError::write(&self.target(name), needed_bytes))
+            .map_err(DirectoryError::write(&self.target(name), needed_bytes))
     }
 
-    /// Moves all files to their names. An older checkpoint's files go first, so that no mixture of two can be read.
-    pub(crate) fn commit(self, shards: &[String], side_files: &[String]) -> Result<(), SynthError> {
+    /// Moves all files to their names. An older checkpoint's files go first, so that no mixture of
+    /// two can be read.
+    pub(crate) fn commit(
+        self,
+        shards: &[String],
+        side_files: &[String],
+    ) -> Result<(), DirectoryError> {
         remove_checkpoint(&self.out_dir)?;
         let mut moved = Vec::new();
         for name in shards.iter().chain(side_files) {
@@ -84,7 +92,7 @@ impl Staging {
                     // The first error is the one to report.
                     let _ = fs::remove_file(path);
                 }
-                return Err(SynthError::io("move into place", &target)(error));
+                return Err(DirectoryError::io("move into place", &target)(error));
             }
             moved.push(target);
         }
@@ -104,19 +112,20 @@ fn check_existing(
     out_dir: &Path,
     force: bool,
     sources: &[Option<&Path>],
-) -> Result<(), SynthError> {
+) -> Result<(), DirectoryError> {
     if !out_dir.is_dir() {
-        return Err(SynthError::NotADirectory {
+        return Err(DirectoryError::NotADirectory {
             path: out_dir.to_owned(),
         });
     }
-    let resolve =
-        |path: &Path| fs::canonicalize(path).map_err(SynthError::io("resolve the path of", path));
+    let resolve = |path: &Path| {
+        fs::canonicalize(path).map_err(DirectoryError::io("resolve the path of", path))
+    };
     let resolved = resolve(out_dir)?;
     for source in sources.iter().flatten() {
         let input = resolve(source)?;
         if input == resolved || input.parent() == Some(&resolved) {
-            return Err(SynthError::OutputIsInput {
+            return Err(DirectoryError::OutputIsInput {
                 path: out_dir.to_owned(),
                 input: source.to_path_buf(),
             });
@@ -124,37 +133,38 @@ fn check_existing(
     }
     let names = list(out_dir)?;
     if let (false, Some(found)) = (force, names.first()) {
-        return Err(SynthError::NotEmpty {
+        return Err(DirectoryError::NotEmpty {
             path: out_dir.to_owned(),
             found: found.clone(),
         });
     }
     if names.iter().any(|name| name == ADAPTER) {
-        return Err(SynthError::Adapter {
+        return Err(DirectoryError::Adapter {
             path: out_dir.join(ADAPTER),
         });
     }
     // What a killed run left behind.
     for name in names.iter().filter(|name| name.starts_with(TEMP_PREFIX)) {
         let path = out_dir.join(name);
-        fs::remove_dir_all(&path).map_err(SynthError::io("remove", &path))?;
+        fs::remove_dir_all(&path).map_err(DirectoryError::io("remove", &path))?;
     }
     Ok(())
 }
 
-fn list(dir: &Path) -> Result<Vec<String>, SynthError> {
+fn list(dir: &Path) -> Result<Vec<String>, DirectoryError> {
     let names = |entry: io::Result<fs::DirEntry>| {
         entry.map(|entry| entry.file_name().to_string_lossy().into_owned())
     };
     fs::read_dir(dir)
         .and_then(|entries| entries.map(names).collect())
-        .map_err(SynthError::io("list", dir))
+        .map_err(DirectoryError::io("list", dir))
 }
 
 /// Removes the weights that Hugging Face would load from `dir`, and every file that decides what a
 /// model says.
-fn remove_checkpoint(dir: &Path) -> Result<(), SynthError> {
-    let remove = |path: PathBuf| fs::remove_file(&path).map_err(SynthError::io("replace", &path));
+fn remove_checkpoint(dir: &Path) -> Result<(), DirectoryError> {
+    let remove =
+        |path: PathBuf| fs::remove_file(&path).map_err(DirectoryError::io("replace", &path));
     // What a link leads to is somebody else's; without the link nobody reads it here.
     let is_directory = |path: &Path| path.symlink_metadata().is_ok_and(|m| m.is_dir());
     let templates = dir.join(TEMPLATE_DIR);
@@ -198,14 +208,14 @@ fn is_weights_file(name: &str) -> bool {
 struct CreatedDirs(Vec<PathBuf>);
 
 impl CreatedDirs {
-    fn create(dir: &Path) -> Result<Self, SynthError> {
+    fn create(dir: &Path) -> Result<Self, DirectoryError> {
         let missing: Vec<&Path> = dir
             .ancestors()
             .take_while(|path| !path.as_os_str().is_empty() && !path.exists())
             .collect();
         let mut created = Self(Vec::new());
         for path in missing.into_iter().rev() {
-            fs::create_dir(path).map_err(SynthError::io("create directory", path))?;
+            fs::create_dir(path).map_err(DirectoryError::io("create directory", path))?;
             created.0.push(path.to_owned());
         }
         Ok(created)

@@ -1,22 +1,27 @@
 //! Source -> plan -> quantize -> writer, one tensor ahead of the disk.
 
+mod against_config;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use smq_format::statistics::{STATISTICS_VERSION, TensorStatistics};
 use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
 
+use against_config::check_against_config;
+
+use crate::apply::{check_options, not_quantized, quantize_tensor};
 use crate::auto::{Auto, AutoOptions, choose, measured_bytes};
 use crate::calibrate::{CalibrateOptions, Calibration, CalibrationProgress, calibrate};
 use crate::choice::Choice;
 use crate::error::ConvertError;
-use crate::import::Grouping;
-use crate::known::check_against_config;
 use crate::plan::{Plan, plan, sources};
-use crate::quantize::{Method, QuantizeError, Quantized, ScaleRule, keep};
-use crate::source::{Checkpoint, SourceTensor};
+use crate::quantize::{Method, QuantizeError, Quantized};
+use crate::source::Checkpoint;
 use crate::source_hash::SourceHasher;
 use crate::target::Target;
+use crate::tensor::SourceTensor;
+use crate::work::{Progress, pool};
 
 /// What to make of a checkpoint.
 #[derive(Debug, Clone)]
@@ -50,9 +55,6 @@ pub struct Summary {
     pub not_finite: Vec<String>,
 }
 
-/// Called with source bytes done so far; returns whether to go on.
-pub type Progress<'a> = &'a (dyn Fn(u64) -> bool + Sync);
-
 /// Plans the conversion that [`convert`] would do: everything but reading the weights.
 ///
 /// # Errors
@@ -61,7 +63,8 @@ pub fn dry_run(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Plan
     plan_of(checkpoint, &uniform(checkpoint, options)?)
 }
 
-/// Chooses as [`convert_auto`] would, and plans that: `progress` gets the bytes that [`choose`] counts.
+/// Chooses as [`convert_auto`] would, and plans that: `progress` gets the bytes that [`choose`]
+/// counts.
 ///
 /// # Errors
 /// As [`convert_auto`], for all that can be known without writing.
@@ -92,8 +95,8 @@ fn plan_of(checkpoint: &Checkpoint, choice: &Choice) -> Result<Plan, ConvertErro
 /// The same checkpoint and options give the same bytes, at any number of threads.
 ///
 /// # Errors
-/// Bad options, a checkpoint that disagrees with its config.json, weights that are not finite, a target
-/// that cannot be written, or `progress` returning false.
+/// Bad options, a checkpoint that disagrees with its config.json, weights that are not finite, a
+/// target that cannot be written, or `progress` returning false.
 pub fn convert(
     checkpoint: &Checkpoint,
     target: &Path,
@@ -116,8 +119,8 @@ pub fn convert(
     )
 }
 
-/// Measures, chooses and converts; otherwise as [`convert`]. `progress` gets the bytes that [`choose`] counts, then
-/// these and the source bytes done.
+/// Measures, chooses and converts; otherwise as [`convert`]. `progress` gets the bytes that
+/// [`choose`] counts, then these and the source bytes done.
 ///
 /// # Errors
 /// As [`choose`] and [`convert`].
@@ -149,7 +152,8 @@ pub fn convert_auto(
     Ok((auto, summary))
 }
 
-/// Calibrates and converts; otherwise as [`convert`]. `calibrating` is told of the first part, `progress` of the second.
+/// Calibrates and converts; otherwise as [`convert`]. `calibrating` is told of the first part,
+/// `progress` of the second.
 ///
 /// # Errors
 /// As [`calibrate()`] and [`convert`].
@@ -177,15 +181,6 @@ pub fn convert_calibrated(
         jobs,
         progress,
     )
-}
-
-/// Threads of our own.
-pub(crate) fn pool(jobs: usize) -> Result<rayon::ThreadPool, ConvertError> {
-    let builder = rayon::ThreadPoolBuilder::new().num_threads(jobs);
-    builder.build().map_err(|e| ConvertError::Threads {
-        jobs,
-        reason: e.to_string(),
-    })
 }
 
 fn write(
@@ -249,7 +244,8 @@ struct Done {
     not_finite: Vec<String>,
 }
 
-/// Quantizes each tensor while the one before it is hashed and written, so that at most two are held.
+/// Quantizes each tensor while the one before it is hashed and written, so that at most two are
+/// held.
 fn write_tensors(
     checkpoint: &Checkpoint,
     choice: &Choice,
@@ -304,25 +300,6 @@ fn prepare<'a>(
     };
     let result = quantize_tensor(checkpoint, tensor, method).map_err(located)?;
     Ok(Ready::Quantized(Box::new(result)))
-}
-
-/// Quantizes a matrix of the checkpoint, or keeps the integers of one that is int4 already.
-pub(crate) fn quantize_tensor(
-    checkpoint: &Checkpoint,
-    tensor: &SourceTensor,
-    method: Method,
-) -> Result<Quantized, QuantizeError> {
-    let shape = (tensor.shape[0], tensor.shape[1]);
-    let name = &tensor.name;
-    match (checkpoint.packed(tensor), method) {
-        (None, _) => method.quantize(name, checkpoint.bytes(tensor), tensor.dtype, shape),
-        (Some(view), Method::Int4(options)) if checkpoint.keeps_codes() => {
-            keep(name, shape, &options, |rows, nibbles, scales| {
-                view.fill(rows, nibbles, scales);
-            })
-        }
-        (Some(view), _) => method.quantize(name, &view.to_f32_bytes(), Dtype::F32, shape),
-    }
 }
 
 fn write_tensor(
@@ -386,29 +363,6 @@ fn any_all_ones(block: &[u8], mask: u16) -> bool {
     })
 }
 
-pub(crate) fn not_quantized(
-    checkpoint: &Checkpoint,
-    tensor: &SourceTensor,
-    error: QuantizeError,
-) -> ConvertError {
-    let path = checkpoint.file_of(tensor).to_path_buf();
-    let tensor = tensor.name.clone();
-    match error {
-        QuantizeError::NotFinite { row, column, value } => ConvertError::NotFinite {
-            path,
-            tensor,
-            row,
-            column,
-            value,
-        },
-        QuantizeError::ScaleOverflow(scale) => ConvertError::ScaleOverflow {
-            path,
-            tensor,
-            scale,
-        },
-    }
-}
-
 /// Provenance key of an imported file, and its values.
 pub(crate) const IMPORT_CODES: &str = "import_codes";
 const CODES_KEPT: &str = "kept";
@@ -444,50 +398,5 @@ fn check_target(checkpoint: &Checkpoint, target: &Path) -> Result<(), ConvertErr
     match inputs.any(|input| input.canonicalize().is_ok_and(|input| input == resolved)) {
         true => Err(ConvertError::OutputIsInput(target.to_path_buf())),
         false => Ok(()),
-    }
-}
-
-pub(crate) fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(), ConvertError> {
-    let wrong = |option, value, rule| {
-        Err(ConvertError::Option {
-            option,
-            value,
-            rule,
-        })
-    };
-    let import = checkpoint.import().filter(|_| checkpoint.keeps_codes());
-    let Method::Int4(options) = method else {
-        let Some(import) = import else {
-            return Ok(());
-        };
-        let rule = format!(
-            "the checkpoint is int4 ({}), and its integers are kept; pass --requantize to quantize its dequantized weights anew",
-            import.form
-        );
-        return wrong("--scheme", method.family().to_string(), rule);
-    };
-    let range = smq_format::scheme::GROUP_RANGE;
-    if !range.contains(&options.group) {
-        let rule = format!("must be {} to {}", range.start(), range.end());
-        return wrong("--group-size", options.group.to_string(), rule);
-    }
-    let Some(import) = import else {
-        return Ok(());
-    };
-    if let Grouping::Runs(group) = import.grouping
-        && options.group != group
-    {
-        let rule = format!(
-            "the checkpoint's integers have groups of {group}, and are kept; pass --requantize to make new ones"
-        );
-        return wrong("--group-size", options.group.to_string(), rule);
-    }
-    match options.rule {
-        ScaleRule::Reference | ScaleRule::Nearest => Ok(()),
-        rule @ (ScaleRule::Search | ScaleRule::Signed | ScaleRule::Weighted) => wrong(
-            "--scale-rule",
-            rule.to_string(),
-            "chooses scales and integers together, and the checkpoint's integers are kept; pass --requantize, or use reference or nearest".to_owned(),
-        ),
     }
 }

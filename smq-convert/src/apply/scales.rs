@@ -3,9 +3,9 @@
 use rayon::prelude::*;
 use smq_format::widen;
 
-use super::PackedView;
 use crate::quantize::{QuantizeOptions, ScaleChoice, ScaleRule, round_scale, scale_format};
 use crate::source::Checkpoint;
+use crate::tensor::PackedView;
 
 /// How many scales change, and by how much.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -41,8 +41,8 @@ impl ScaleChange {
     }
 }
 
-/// What `options` do to the scales of the int4 tensors of `checkpoint`. Reads these alone: a scale whose integers are
-/// all zero, which becomes 0, counts as any other.
+/// What `options` do to the scales of the int4 tensors of `checkpoint`. Reads these alone: a scale
+/// whose integers are all zero, which becomes 0, counts as any other.
 #[must_use]
 pub fn scale_change(checkpoint: &Checkpoint, options: &QuantizeOptions) -> ScaleChange {
     let of_tensor = |view: PackedView| {
@@ -58,8 +58,9 @@ pub fn scale_change(checkpoint: &Checkpoint, options: &QuantizeOptions) -> Scale
     changes.reduce(ScaleChange::default, ScaleChange::merge)
 }
 
-/// The narrowest format that holds every scale of the int4 tensors of `checkpoint` exactly: E5Mx where one does, for
-/// scales over more than its 31 binades E8Mx, f16 or f32. Of two of a width f16 goes before E5M10, and that before E8M7.
+/// The narrowest format that holds every scale of the int4 tensors of `checkpoint` exactly: E5Mx
+/// where one does, for scales over more than its 31 binades E8Mx, f16 or f32. Of two of a width f16
+/// goes before E5M10, and that before E8M7.
 #[must_use]
 pub fn exact_scales(checkpoint: &Checkpoint) -> ScaleChoice {
     let mini = |exponent_bits, mantissa_bits| ScaleChoice::Mini {

@@ -1,11 +1,13 @@
-//! Which matrices are multiplied as one: smq-run's CUDA engine stores those alike, and so does vLLM.
+//! Which matrices are multiplied as one: smq-run's CUDA engine stores those alike, and so does
+//! vLLM.
 
 use smq_model::architecture::{ARCHITECTURES, GateUp, Qkv};
 
 /// DeepSeek's and InternLM2's, which smq-run does not run but vLLM does.
 const ELSEWHERE: [&[&str]; 2] = [&["q_a_proj", "kv_a_proj_with_mqa"], &["w1", "w3"]];
 
-/// Projections of the same input that are multiplied as one, such as `self_attn.q_proj` and its like.
+/// Projections of the same input that are multiplied as one, such as `self_attn.q_proj` and its
+/// like.
 fn fused() -> impl Iterator<Item = &'static [&'static str]> {
     let known = ARCHITECTURES.iter().flat_map(|architecture| {
         let names = &architecture.projections;
@@ -29,7 +31,7 @@ fn last(name: &str) -> &str {
 
 /// Indices of `names` by product, in the order of each product's first.
 #[must_use]
-pub fn products(names: &[&str]) -> Vec<Vec<usize>> {
+pub(crate) fn products(names: &[&str]) -> Vec<Vec<usize>> {
     let mut out: Vec<(String, Vec<usize>)> = Vec::new();
     for (index, name) in names.iter().enumerate() {
         let key = product(name);
