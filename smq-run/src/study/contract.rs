@@ -357,7 +357,7 @@ impl Contract {
                 Stored::Quantized(Family::Int4) => match c.scales {
                     Some(ScaleChoice::F32) => None,
                     Some(scales) if scales.e5_mantissa_bits().is_some() => None,
-                    _ => {
+                    None | Some(ScaleChoice::Mini { .. } | ScaleChoice::F16) => {
                         let widest = ScaleChoice::e5(MAX_MANTISSA_BITS);
                         Some(format!("f32, or {} to {widest}", ScaleChoice::e5(0)))
                     }

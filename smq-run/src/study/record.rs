@@ -73,7 +73,7 @@ pub struct Environment {
 pub struct ModelIdentity {
     /// As given.
     pub path: String,
-    /// See [`super::identity::checkpoint`].
+    /// A hash of config.json and of the ends of each shard, in hex.
     pub id: String,
 }
 

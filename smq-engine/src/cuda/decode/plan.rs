@@ -1,8 +1,7 @@
 //! How `decode.cu` is cut for a model and a GPU.
 
 use super::word;
-use crate::cuda::contract::BLOCK_SHARED_BYTES;
-use crate::cuda::contract::Defines;
+use crate::cuda::contract::{BLOCK_SHARED_BYTES, Defines, attention_defines};
 use crate::cuda::weights::{DeviceMatrix, Format, LARGEST_GROUP};
 use crate::cuda::{limits, state};
 use crate::error::{Error, Result};
@@ -266,7 +265,7 @@ impl Plan {
         let wide = kinds.iter().any(Kind::is_wide);
         let in_flight = |bytes: usize| (bytes / WEIGHT_BYTES / PRODUCERS).max(1);
         let number = |n: usize| n as i64;
-        let mut defines = super::attention_defines(c);
+        let mut defines = attention_defines(c);
         defines.extend([
             ("HIDDEN", number(c.hidden)),
             ("LAYERS", number(c.layers)),
