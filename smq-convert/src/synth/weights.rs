@@ -1,7 +1,7 @@
 //! The values: a counter-based generator of heavy-tailed weights with structure over rows and channels.
 
 use rayon::prelude::*;
-use smq_model::names::TensorSpec;
+use smq_model::TensorSpec;
 
 use super::config::rows_columns;
 use super::random::{

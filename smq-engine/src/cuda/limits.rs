@@ -7,8 +7,7 @@ use smq_model::architecture::{
     Activation, Architecture, Biases, Multipliers, NormWeight, Norms, QkNorm, RopeRule, Rotated,
     SoftCaps, Windows,
 };
-use smq_model::names::NamedMatrix;
-use smq_model::{ModelConfig, Tables};
+use smq_model::{ModelConfig, NamedMatrix, Tables};
 
 /// Elements of a head, of which there are kernels.
 const HEAD_DIMS: [usize; 4] = [32, 64, 96, 128];

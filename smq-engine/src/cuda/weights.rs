@@ -16,10 +16,8 @@ use super::upload::{Piece, Staging, upload};
 use crate::error::{Error, Result};
 use crate::linear::{check_fp8, load_vector};
 use crate::report::LoadReport;
-use smq_model::ModelConfig;
-use smq_model::Source;
 use smq_model::architecture::NormWeight;
-use smq_model::names::{LayerNames, LayerNorms, NamedMatrix};
+use smq_model::{LayerNames, LayerNorms, ModelConfig, NamedMatrix, Source};
 
 /// Columns that share a scale in the int4 kernels; others do not run.
 pub(super) const GROUPS: [usize; 3] = [32, 64, 128];

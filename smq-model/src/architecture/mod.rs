@@ -15,14 +15,14 @@
 //!
 //!    | what differs | type | who reads it |
 //!    |---|---|---|
-//!    | projections, their names and how they are fused | [`Qkv`], [`GateUp`] | [`names`](crate::names) |
-//!    | which norms a layer has, and where | [`Norms`] | [`names`](crate::names), engines |
+//!    | projections, their names and how they are fused | [`Qkv`], [`GateUp`] | [tensors] |
+//!    | which norms a layer has, and where | [`Norms`] | [tensors], engines |
 //!    | what a norm multiplies with | [`NormWeight`] | engines, synthetic weights |
-//!    | norms of queries and keys | [`QkNorm`] | [`names`](crate::names), engines |
-//!    | biases | [`BiasRule`] | config, [`names`](crate::names), engines |
+//!    | norms of queries and keys | [`QkNorm`] | [tensors], engines |
+//!    | biases | [`BiasRule`] | config, [tensors], engines |
 //!    | activation between the MLP's products | [`Activation`] | config, engines |
 //!    | which positions a layer sees | [`WindowRule`], [`Windows`] | config, engines |
-//!    | rotary embedding: its kinds, which layers have it | [`RopeKind`], [`Rotated`] | config, engines |
+//!    | rotary embedding: kinds, which layers have it | [`RopeKind`], [`Rotated`] | config, engines |
 //!    | factors on embedding, attention, residual stream, logits | [`Multipliers`] | engines |
 //!    | soft caps on scores and logits | [`SoftCaps`] | engines |
 //!
@@ -34,6 +34,8 @@
 //!
 //! A key of config.json that the family reads and the others do not is added to the reading of
 //! config.json, next to the rule that says who reads it.
+//!
+//! [tensors]: crate::ConfigFile::tensors
 
 mod table;
 
@@ -253,7 +255,7 @@ impl Architecture {
 
     /// By its `model_type`.
     #[must_use]
-    pub fn of_type(model_type: &str) -> Option<&'static Self> {
+    pub(crate) fn of_type(model_type: &str) -> Option<&'static Self> {
         ARCHITECTURES.iter().find(|a| a.model_type == model_type)
     }
 }
