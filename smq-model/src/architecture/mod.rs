@@ -3,8 +3,8 @@
 //!
 //! # Adding an architecture
 //!
-//! 1. Read `modeling_*.py` and `configuration_*.py` of the family in Hugging Face transformers. They
-//!    decide; a paper or a model card does not.
+//! 1. Read `modeling_*.py` and `configuration_*.py` of the family in Hugging Face transformers.
+//!    They decide; a paper or a model card does not.
 //! 2. Write its entry in `table.rs`. A family that differs from another only in names, defaults,
 //!    biases, windows or rotary embedding is done with that: the tensors that a checkpoint must
 //!    hold, the keys of config.json with their defaults, synthetic checkpoints and both engines
@@ -22,9 +22,9 @@
 //!    | biases | [`BiasRule`] | config, [tensors], engines |
 //!    | activation between the MLP's products | [`Activation`] | config, engines |
 //!    | which positions a layer sees | [`WindowRule`], [`Windows`] | config, engines |
-//!    | rotary embedding: kinds, which layers have it | [`RopeKind`], [`Rotated`] | config, engines |
-//!    | factors on embedding, attention, residual stream, logits | [`Multipliers`] | engines |
-//!    | soft caps on scores and logits | [`SoftCaps`] | engines |
+//!    | rotary embedding: kinds, which layers have it | [`RopeKind`], [`Rotated`] | config, engines
+//!    | | factors on embedding, attention, residual stream, logits | [`Multipliers`] | engines | |
+//!    soft caps on scores and logits | [`SoftCaps`] | engines |
 //!
 //!    In the CPU engine that is `smq-engine/src/model`, whose layer computes the variant. The CUDA
 //!    engine says in `cuda::limits` what its kernels do not compute: a variant may begin there as a
@@ -228,7 +228,8 @@ pub enum SoftCaps {
     Absent,
 }
 
-/// Values of keys that config.json leaves out: those of the family's `Config` class in transformers.
+/// Values of keys that config.json leaves out: those of the family's `Config` class in
+/// transformers.
 #[derive(Debug, PartialEq)]
 #[allow(missing_docs)] // the keys' own names
 pub struct Defaults {

@@ -124,7 +124,8 @@ pub fn unsupported_models() -> Outcome {
     none(failures)
 }
 
-/// NaN in a weight: the text ends with an error, and another one without the damaged weight does not.
+/// NaN in a weight: the text ends with an error, and another one without the damaged weight does
+/// not.
 pub fn damaged_weights() -> Outcome {
     const DAMAGED: u32 = 4095;
     let mut failures = Vec::new();

@@ -189,8 +189,8 @@ pub fn ends_with_the_context() -> Outcome {
     none(failures)
 }
 
-/// A start that asked for too little only costs time. What a cache has to be recomputed for then comes from a prompt's
-/// pass, so bits may differ, but what is clear stays.
+/// A start that asked for too little only costs time. What a cache has to be recomputed for then
+/// comes from a prompt's pass, so bits may differ, but what is clear stays.
 pub fn grows_its_cache() -> Outcome {
     let source = Model::fixture().open();
     let mut engine = CudaEngine::load(&source, None).unwrap();

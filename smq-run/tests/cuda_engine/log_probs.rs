@@ -4,7 +4,7 @@ use smq_engine::cuda::CudaEngine;
 use smq_engine::model::Precision;
 use smq_engine::{CpuEngine, Engine};
 use smq_model::{Source, Tokenizer};
-use smq_run::eval::ppl::{PplOptions, perplexity};
+use smq_run::{PplOptions, perplexity};
 
 use crate::models::{self, E5M5, Model, any_tokens, sample_text, sample_tokens};
 use crate::{Outcome, none, same_bits};

@@ -46,7 +46,8 @@ pub fn nf4() -> Outcome {
     none(failures)
 }
 
-/// Rounded activations that lie near a tie round another way on either side, which the bf16 twin's distance covers.
+/// Rounded activations that lie near a tie round another way on either side, which the bf16 twin's
+/// distance covers.
 pub fn fp8() -> Outcome {
     let mut failures = Vec::new();
     for target in ["all", "mlp"] {
@@ -63,7 +64,8 @@ pub fn int4_head() -> Outcome {
     none(of_fixture("int4 head", &model, &[1, 128], true))
 }
 
-/// Every kind of scales, an int4 head, rows that end in half a group of 128 and those that take several pieces of a ring.
+/// Every kind of scales, an int4 head, rows that end in half a group of 128 and those that take
+/// several pieces of a ring.
 pub fn groups_of(group: usize) -> Outcome {
     let mut failures = Vec::new();
     let mini = ScaleChoice::e5;
@@ -267,8 +269,8 @@ pub fn llama_int4() -> Outcome {
     none(of_synthetic("Llama int4", &model.open(), true))
 }
 
-/// Rows that end within a line of 128 bytes, in one slot of the ring and in two. What follows them there is other layers'
-/// weights, where not all are FP8.
+/// Rows that end within a line of 128 bytes, in one slot of the ring and in two. What follows them
+/// there is other layers' weights, where not all are FP8.
 pub fn llama_fp8() -> Outcome {
     let mut config = models::llama();
     config["intermediate_size"] = 1568.into();
@@ -283,7 +285,8 @@ pub fn llama_fp8() -> Outcome {
     none(failures)
 }
 
-/// Three queries to a key, a rotation of 48 of 64 elements, a window shorter than the prompt, and LongRoPE.
+/// Three queries to a key, a rotation of 48 of 64 elements, a window shorter than the prompt, and
+/// LongRoPE.
 pub fn grouped_partial_window() -> Outcome {
     let mut config = models::phi(384, 6, 2);
     config["partial_rotary_factor"] = 0.75.into();

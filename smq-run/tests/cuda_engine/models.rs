@@ -158,7 +158,8 @@ impl Model {
     }
 }
 
-/// Separate projections, three queries to a key, a tied head, and columns that end in half a group: SmolLM2's.
+/// Separate projections, three queries to a key, a tied head, and columns that end in half a group:
+/// SmolLM2's.
 pub fn llama() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",

@@ -1,22 +1,24 @@
 //! What the CPU says, and how close to it the GPU has to be.
 //!
 //! # Tolerance
-//! A prompt's pass rounds activations to bf16 where `Precision::Bf16` does: 8 times a layer and once before the
-//! head, `8 L + 1` roundings of at most `u = 2^-8` relative (tests/precision.rs). Where int4 weights are widened to
-//! bf16, each of a layer's 4 products rounds its weights once more. With `n` roundings in all, taken as independent,
-//! a logit is off by at most about `sqrt(n) u max|logit|`. (Of models without trained weights, whose largest logit
-//! is not far from the others, by half as much again as the CPU's own is.)
+//! A prompt's pass rounds activations to bf16 where `Precision::Bf16` does: 8 times a layer and
+//! once before the head, `8 L + 1` roundings of at most `u = 2^-8` relative (tests/precision.rs).
+//! Where int4 weights are widened to bf16, each of a layer's 4 products rounds its weights once
+//! more. With `n` roundings in all, taken as independent, a logit is off by at most about
+//! `sqrt(n) u max|logit|`. (Of models without trained weights, whose largest logit is not far from
+//! the others, by half as much again as the CPU's own is.)
 //!
-//! That bound is loose, so the rms over all logits of a case also has to be at most 1.5 times that of the CPU with
-//! bf16 activations against the CPU in f32, times `sqrt(n / (8 L + 1))`. It cannot be much closer to either: a sum
-//! in another order flips roundings, and what follows differs by as much as it does from f32.
+//! That bound is loose, so the rms over all logits of a case also has to be at most 1.5 times that
+//! of the CPU with bf16 activations against the CPU in f32, times `sqrt(n / (8 L + 1))`. It cannot
+//! be much closer to either: a sum in another order flips roundings, and what follows differs by as
+//! much as it does from f32.
 //!
-//! A decode step keeps activations to 2^-17 or better; only its keys and values are rounded, 2 roundings a layer:
-//! `n = 2 L`.
+//! A decode step keeps activations to 2^-17 or better; only its keys and values are rounded, 2
+//! roundings a layer: `n = 2 L`.
 //!
-//! FP8 rounds activations to E4M3 on purpose. One that lies near a tie goes the other way here or there, by a 16th of
-//! itself, whatever else is exact: a decode step then is held to the prompt's measure, the twin's distance from f32,
-//! for the twin meets the same ties.
+//! FP8 rounds activations to E4M3 on purpose. One that lies near a tie goes the other way here or
+//! there, by a 16th of itself, whatever else is exact: a decode step then is held to the prompt's
+//! measure, the twin's distance from f32, for the twin meets the same ties.
 //!
 //! What f32 itself explains (derived in tests/golden.rs) comes on top, 1e-3.
 
@@ -83,7 +85,8 @@ impl Reference {
     }
 }
 
-/// One pass for the lengths (those of `whole`) within LongRoPE's original context, one for those beyond.
+/// One pass for the lengths (those of `whole`) within LongRoPE's original context, one for those
+/// beyond.
 fn after(
     decoder: &Decoder<'_>,
     tokens: &[u32],

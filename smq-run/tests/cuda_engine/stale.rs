@@ -1,4 +1,5 @@
-//! Nothing that an earlier sequence left behind counts: every kernel writes all of what the next one reads.
+//! Nothing that an earlier sequence left behind counts: every kernel writes all of what the next
+//! one reads.
 
 use smq_engine::Engine;
 use smq_engine::cuda::CudaEngine;

@@ -1,4 +1,5 @@
-//! A decode step: one kernel that works through a program of phases, every product and attention of a token.
+//! A decode step: one kernel that works through a program of phases, every product and attention of
+//! a token.
 
 pub(super) mod plan;
 pub(super) mod program;
@@ -107,8 +108,8 @@ impl Decoder {
         ))
     }
 
-    /// A call that works through `program`; `whole`: with the embedding before it. Tables: embedding, the first layer's
-    /// two norms.
+    /// A call that works through `program`; `whole`: with the embedding before it. Tables:
+    /// embedding, the first layer's two norms.
     #[must_use]
     pub fn call(
         &self,

@@ -14,7 +14,8 @@ fn assert_close(found: &[f32], expected: &Value, what: &str) {
     }
 }
 
-/// Values that f32 does not hold, and a part of a head: `original_inv_freq` of transformers' models in f32.
+/// Values that f32 does not hold, and a part of a head: `original_inv_freq` of transformers' models
+/// in f32.
 #[test]
 fn numbers_are_f64_and_tensors_f32() {
     let odd = json!({"rope_parameters": {

@@ -10,7 +10,8 @@ use crate::config::{ConfigFile, ModelConfig, Tables};
 use crate::names::Role;
 use crate::source::Source;
 
-/// transformers ties what is missing, and what is equal; a head of its own counts, whatever the flag says.
+/// transformers ties what is missing, and what is equal; a head of its own counts, whatever the
+/// flag says.
 #[test]
 fn the_tensors_decide_whether_embedding_and_head_are_one() {
     const EMBEDDING: &str = "model.embed_tokens.weight";
