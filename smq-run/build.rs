@@ -1,4 +1,5 @@
-//! Tells the program which commit it is built from: `SMQ_COMMIT` if that is set, else git's, else `unknown`.
+//! Tells the program which commit it is built from: `SMQ_COMMIT` if that is set, else git's, else
+//! `unknown`.
 
 use std::process::Command;
 

@@ -3,6 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
+use regex::Regex;
 use smq_convert::{
     Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
     dry_run,
@@ -31,6 +32,16 @@ fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
         |file, limit, random: &mut Random, mutate| mutate_safetensors(file, limit, random, mutate),
     )
 });
+
+/// A pattern that takes every matrix, and none of them by accident: an embedding or a norm is
+/// quantized only where its name is given in full. Names that are too many or too long for a
+/// pattern are left to `.`.
+fn every_matrix(checkpoint: &Checkpoint) -> Target {
+    let matrices = checkpoint.tensors().iter().filter(|t| t.shape.len() == 2);
+    let names: Vec<_> = matrices.map(|t| regex::escape(&t.name)).collect();
+    let pattern = Regex::new(&format!("^(?:{})$", names.join("|")));
+    Target::Pattern(pattern.unwrap_or_else(|_| Regex::new(".").expect("a pattern")))
+}
 
 fuzz_target!(|data: &[u8]| {
     // Options from the data, so that one corpus reaches every scale format and rule.
@@ -63,7 +74,7 @@ fuzz_target!(|data: &[u8]| {
         group: if kind > 0 {
             8
         } else {
-            [128, 32, 5, 1][choose / 3 % 4]
+            [128, 32, 5, 1][choose / 4 % 4]
         },
         scales: [
             ScaleChoice::Mini {
@@ -76,19 +87,22 @@ fuzz_target!(|data: &[u8]| {
             },
             ScaleChoice::F16,
             ScaleChoice::F32,
-        ][choose / 12 % 4],
+        ][choose / 16 % 4],
         rule: [
             ScaleRule::Reference,
             ScaleRule::Nearest,
             ScaleRule::Search,
             ScaleRule::Signed,
-        ][choose / 48 % 4],
+        ][choose / 64 % 4],
     });
-    let method = [int4, int4, Method::Nf4, Method::Fp8][choose / 192 % 4];
+    let method = [int4, int4, Method::Nf4, Method::Fp8][choose / 256 % 4];
     let options = ConvertOptions {
-        target: ["mlp", "all", "."][choose % 3]
-            .parse::<Target>()
-            .expect("a target parses"),
+        target: match choose % 4 {
+            0 => Target::Mlp,
+            1 => Target::All,
+            2 => ".".parse().expect("a target parses"),
+            _ => every_matrix(&checkpoint),
+        },
         quantize: method,
         overwrite: true,
         jobs: 1,

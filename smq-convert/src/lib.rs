@@ -39,8 +39,6 @@
 //! # }
 //! ```
 
-#![warn(unreachable_pub)]
-
 mod apply;
 mod auto;
 mod calibrate;

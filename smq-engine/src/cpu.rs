@@ -158,7 +158,8 @@ impl Engine for CpuEngine<'_> {
                 out.push(Vec::new());
                 continue;
             };
-            // Back to the context; `append` computes it anew where the length asks for LongRoPE's other factors.
+            // Back to the context; `append` computes it anew where the length asks for LongRoPE's
+            // other factors.
             self.tokens.truncate(shared.len());
             self.sequence.truncate(shared.len());
             let fed = [&[last], fed].concat();

@@ -69,11 +69,13 @@ pub trait Engine: Send {
     /// outgrows the model's longest context.
     fn extend(&mut self, tokens: &[u32]) -> Result<Step<'_>>;
 
-    /// Continues the sequence by `prompt` and up to `limit` most likely tokens, each passed to `on_token` as soon as
-    /// it is known, with whether LongRoPE's factors switched for it. The sequence is undefined afterwards.
+    /// Continues the sequence by `prompt` and up to `limit` most likely tokens, each passed to
+    /// `on_token` as soon as it is known, with whether LongRoPE's factors switched for it. The
+    /// sequence is undefined afterwards.
     ///
     /// # Errors
-    /// As [`Engine::extend`]; [`Error::Input`] if a logit is not finite; whatever `on_token` returns.
+    /// As [`Engine::extend`]; [`Error::Input`] if a logit is not finite; whatever `on_token`
+    /// returns.
     fn greedy(
         &mut self,
         prompt: &[u32],
@@ -83,7 +85,8 @@ pub trait Engine: Send {
         sampled(self, &mut Sampler::greedy(), prompt, limit, on_token)
     }
 
-    /// Scores each token but the first, given those before it, as one new sequence: `tokens.len() - 1` values.
+    /// Scores each token but the first, given those before it, as one new sequence:
+    /// `tokens.len() - 1` values.
     ///
     /// # Errors
     /// As [`Engine::extend`].
@@ -98,10 +101,11 @@ pub trait Engine: Send {
         Ok(scores.into_iter().map(|s| s.log_prob).collect())
     }
 
-    /// Scores the tokens of each continuation, given `context` and the continuation's tokens before them: one list a
-    /// continuation. The sequence is undefined afterwards.
+    /// Scores the tokens of each continuation, given `context` and the continuation's tokens before
+    /// them: one list a continuation. The sequence is undefined afterwards.
     ///
-    /// The context is computed once, and a continuation's last token is not fed: it needs no place in the model's context.
+    /// The context is computed once, and a continuation's last token is not fed: it needs no place
+    /// in the model's context.
     ///
     /// # Errors
     /// As [`Engine::extend`]; [`Error::Input`] if the context is empty.
@@ -111,8 +115,8 @@ pub trait Engine: Send {
         continuations: &[Vec<u32>],
     ) -> Result<Vec<Vec<TokenScore>>>;
 
-    /// [`continuation_scores`](Engine::continuation_scores) of every item. An engine that computes several sequences at
-    /// once overrides it, and [`Engine::pass_tokens`].
+    /// [`continuation_scores`](Engine::continuation_scores) of every item. An engine that computes
+    /// several sequences at once overrides it, and [`Engine::pass_tokens`].
     ///
     /// # Errors
     /// As [`Engine::continuation_scores`].
@@ -127,11 +131,12 @@ pub trait Engine: Send {
         1
     }
 
-    /// Passes the `[vocab]` logits after each of the last `keep` tokens of one new sequence to `on_rows`, in order, one or
-    /// more rows at a time.
+    /// Passes the `[vocab]` logits after each of the last `keep` tokens of one new sequence to
+    /// `on_rows`, in order, one or more rows at a time.
     ///
     /// # Errors
-    /// As [`Engine::extend`]; [`Error::Input`] if `keep` is not 1 to `tokens.len()`; whatever `on_rows` returns.
+    /// As [`Engine::extend`]; [`Error::Input`] if `keep` is not 1 to `tokens.len()`; whatever
+    /// `on_rows` returns.
     fn logit_rows(
         &mut self,
         tokens: &[u32],

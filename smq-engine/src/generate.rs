@@ -78,8 +78,8 @@ impl Timing {
 /// Continues `prompt`; `on_token` sees each new token as it is chosen.
 ///
 /// # Errors
-/// [`Error::Input`] for an empty prompt or one that fills the context, [`Error::Model`] for settings
-/// out of their range, and whatever `on_token` returns.
+/// [`Error::Input`] for an empty prompt or one that fills the context, [`Error::Model`] for
+/// settings out of their range, and whatever `on_token` returns.
 pub fn generate(
     engine: &mut dyn Engine,
     prompt: &[u32],

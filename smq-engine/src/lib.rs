@@ -1,7 +1,7 @@
 //! Runs decoder-only language models: linear products, layers, sampling, the CPU reference and the
 //! CUDA engine. It has no command line and knows no study.
 //!
-//! [`load`] makes an [`Engine`] of an open [`Source`](smq_model::Source), and
+//! [`load()`] makes an [`Engine`] of an open [`Source`](smq_model::Source), and
 //! [`generate`](generate::generate) drives it, whatever its device:
 //!
 //! ```no_run
@@ -25,8 +25,6 @@
 //! # Ok(())
 //! # }
 //! ```
-
-#![warn(unreachable_pub)]
 
 mod cpu;
 pub mod cuda;

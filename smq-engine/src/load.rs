@@ -45,8 +45,8 @@ impl FromStr for Device {
     }
 }
 
-/// Loads a model onto a device, for sequences of at most `max_tokens` positions (by default the model's longest
-/// context).
+/// Loads a model onto a device, for sequences of at most `max_tokens` positions (by default the
+/// model's longest context).
 ///
 /// # Errors
 /// If the device is not there or the model does not fit together.

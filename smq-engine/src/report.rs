@@ -32,7 +32,8 @@ pub struct LoadReport {
     pub bytes: usize,
     /// From the call to the last byte on the GPU.
     pub seconds: f64,
-    /// Of that, waiting for pinned memory to be locked, where that takes longer than what else there was to do.
+    /// Of that, waiting for pinned memory to be locked, where that takes longer than what else
+    /// there was to do.
     pub seconds_locking: f64,
     /// Reading the source into it: the mean over threads, as is the next one.
     pub seconds_filling: f64,

@@ -17,7 +17,8 @@ use cases::{Case, Cases};
 const DEFAULT_NEW_TOKENS: usize = 20;
 /// Draws for a distribution.
 const DRAWS: usize = 2000;
-/// Standard errors that a frequency may be off: among some 500 frequencies the largest is about 3.5.
+/// Standard errors that a frequency may be off: among some 500 frequencies the largest is about
+/// 3.5.
 const DEVIATIONS: f64 = 5.0;
 
 /// The logits after a token, whatever came before.

@@ -44,7 +44,8 @@ fn prompts() -> Vec<Prompt> {
     serde_json::from_slice::<Golden>(&bytes).unwrap().prompts
 }
 
-/// Logits after the prompt and after each greedy token but the last, whatever the engine would pick.
+/// Logits after the prompt and after each greedy token but the last, whatever the engine would
+/// pick.
 fn teacher_forced(engine: &mut dyn Engine, p: &Prompt) -> Vec<Vec<f32>> {
     engine
         .start(p.prompt_ids.len() + p.greedy_ids.len())

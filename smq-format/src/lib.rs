@@ -38,8 +38,6 @@
 //! # }
 //! ```
 
-#![warn(unreachable_pub)]
-
 pub mod bits;
 mod choice;
 pub mod error;

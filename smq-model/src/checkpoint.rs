@@ -16,7 +16,7 @@ use crate::locate::{Located, locate, refuse_other_files};
 
 use side_files::list;
 pub(crate) use side_files::no_tokenizer;
-pub use side_files::{MAX_EMBEDDED_BYTES, TEMPLATE_DIR, is_model_file, is_side_file, side_files};
+pub use side_files::{TEMPLATE_DIR, is_model_file, is_side_file, side_files};
 pub use tensors::{Shard, StoredTensor, natural};
 pub use weights::SHARD_INDEX;
 use weights::{Weights, enumerate};

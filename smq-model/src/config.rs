@@ -18,7 +18,8 @@ use crate::source::Source;
 pub(crate) use identity::supported;
 use keys::{Keys, Read};
 
-/// Largest dimension accepted for a tensor, in elements; the largest in use are vocabularies of about 260,000.
+/// Largest dimension accepted for a tensor, in elements; the largest in use are vocabularies of
+/// about 260,000.
 pub const MAX_DIM_ELEMS: usize = 1 << 20;
 /// Largest number of layers accepted.
 pub const MAX_LAYERS: usize = 1 << 12;

@@ -80,7 +80,7 @@ pub enum Error {
     /// A file beside the weights, or inside a .smq, is not what it should be.
     #[error("{file}: {problem}")]
     File {
-        /// The file, as [`crate::Source::file_label`] names it.
+        /// The file: its path, or `model.smq: embedded config.json`.
         file: String,
         /// What is wrong and what was expected.
         problem: String,

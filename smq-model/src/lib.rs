@@ -26,7 +26,7 @@ mod hub;
 mod jinja;
 mod json;
 mod locate;
-pub mod names;
+mod names;
 mod rope;
 mod source;
 mod stop_strings;
@@ -35,14 +35,15 @@ mod tokenizer;
 pub use architecture::Architecture;
 pub use chat::{ChatTemplate, Message};
 pub use checkpoint::{
-    Checkpoint, MAX_EMBEDDED_BYTES, SHARD_INDEX, Shard, StoredTensor, TEMPLATE_DIR, is_model_file,
-    is_side_file, natural, side_files,
+    Checkpoint, SHARD_INDEX, Shard, StoredTensor, TEMPLATE_DIR, is_model_file, is_side_file,
+    natural, side_files,
 };
 pub use config::{ConfigFile, MAX_DIM_ELEMS, MAX_LAYERS, ModelConfig, Tables};
 pub use error::{Error, Result};
 pub use generation::{GenerationSettings, SamplingSettings};
 pub use json::parse_object;
 pub use locate::open_smq;
+pub use names::{LayerNames, LayerNorms, NamedMatrix, Role, TensorSpec};
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{Source, dtype};
 pub use stop_strings::StopStrings;

@@ -53,8 +53,8 @@ pub struct NamedMatrix {
     pub bias: Option<String>,
 }
 
-/// The tensors of one decoder layer. Projections that a family fuses are one matrix, separate ones several to be
-/// stacked in this order.
+/// The tensors of one decoder layer. Projections that a family fuses are one matrix, separate ones
+/// several to be stacked in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerNames {
     /// Weights of the norms, `[hidden]` each.

@@ -54,7 +54,12 @@ impl RopeConfig {
     /// Whether a sequence of `len` tokens uses the long factors.
     #[must_use]
     pub fn is_long(&self, len: usize) -> bool {
-        matches!(&self.scaling, RopeScaling::LongRope { original_positions, .. } if len > *original_positions)
+        match self.scaling {
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => false,
+            RopeScaling::LongRope {
+                original_positions, ..
+            } => len > original_positions,
+        }
     }
 
     /// Inverse frequencies, `[rotary_dim / 2]`, in radians a position.
@@ -106,10 +111,10 @@ impl RopeConfig {
     #[must_use]
     pub fn attention_factor(&self) -> f32 {
         match self.scaling {
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => 1.0,
             RopeScaling::LongRope {
                 attention_factor, ..
             } => attention_factor,
-            _ => 1.0,
         }
     }
 }

@@ -154,7 +154,7 @@ impl Source {
     ///
     /// # Errors
     /// As [`Source::require`]; [`Error::File`] where it is not UTF-8.
-    pub fn require_text(&self, name: &str) -> Result<&str> {
+    pub(crate) fn require_text(&self, name: &str) -> Result<&str> {
         utf8(&self.file_label(name), self.require(name)?)
     }
 
@@ -172,13 +172,13 @@ impl Source {
     ///
     /// # Errors
     /// As [`Source::require`] and [`Source::json`].
-    pub fn require_json(&self, name: &str) -> Result<Map<String, Value>> {
+    pub(crate) fn require_json(&self, name: &str) -> Result<Map<String, Value>> {
         parse_object(&self.file_label(name), self.require(name)?)
     }
 
     /// What an error of a side file blames: its path, or `model.smq: embedded config.json`.
     #[must_use]
-    pub fn file_label(&self, name: &str) -> String {
+    pub(crate) fn file_label(&self, name: &str) -> String {
         match &self.kind {
             Kind::Smq(_) => format!("{}: embedded {name}", self.path.display()),
             Kind::Checkpoint(checkpoint) => checkpoint.dir().join(name).display().to_string(),

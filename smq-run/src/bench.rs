@@ -15,7 +15,7 @@ use smq_model::Source;
 
 /// What to time.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct BenchOptions {
+pub(crate) struct BenchOptions {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Tokens generated after it; end-of-sequence tokens do not stop them.
@@ -42,7 +42,7 @@ impl Default for BenchOptions {
 
 /// A model as it was timed.
 #[derive(Debug, Clone, Serialize)]
-pub struct ModelInfo {
+pub(crate) struct ModelInfo {
     /// As given.
     pub path: String,
     /// Size of the file, or of all shards, bytes.
@@ -55,7 +55,7 @@ pub struct ModelInfo {
 
 /// One timed run.
 #[derive(Debug, Clone, Serialize)]
-pub struct BenchRun {
+pub(crate) struct BenchRun {
     /// Prompt submitted to first token, milliseconds.
     pub ttft_ms: f64,
     /// Each token after the first, milliseconds, LongRoPE's switch left out.
@@ -71,7 +71,7 @@ pub struct BenchRun {
 
 /// Figures over all repeats.
 #[derive(Debug, Clone, Serialize)]
-pub struct BenchReport {
+pub(crate) struct BenchReport {
     /// This program's version.
     pub version: &'static str,
     /// The model.
@@ -90,8 +90,8 @@ pub struct BenchReport {
     pub options: BenchOptions,
     /// How prompts are made.
     pub prompt: &'static str,
-    /// Opening the file and building the model, milliseconds: on the CPU pages are read as they are first used, for a
-    /// GPU all weights are copied and kernels compiled or found.
+    /// Opening the file and building the model, milliseconds: on the CPU pages are read as they are
+    /// first used, for a GPU all weights are copied and kernels compiled or found.
     pub load_ms: f64,
     /// Time to first token over repeats, milliseconds.
     pub ttft_ms: Summary,
@@ -119,7 +119,7 @@ pub struct BenchReport {
 ///
 /// # Errors
 /// [`Error::Input`] if the options ask for nothing, or for more than the model's context.
-pub fn bench(
+pub(crate) fn bench(
     engine: &mut dyn Engine,
     source: &Source,
     load: Duration,
@@ -202,7 +202,11 @@ impl BenchRun {
 ///
 /// # Errors
 /// As [`generate`].
-pub fn run_once(engine: &mut dyn Engine, prompt: &[u32], output_tokens: usize) -> Result<Timing> {
+pub(crate) fn run_once(
+    engine: &mut dyn Engine,
+    prompt: &[u32],
+    output_tokens: usize,
+) -> Result<Timing> {
     let options = GenerateOptions {
         max_new_tokens: output_tokens,
         ..Default::default()
@@ -212,7 +216,7 @@ pub fn run_once(engine: &mut dyn Engine, prompt: &[u32], output_tokens: usize) -
 
 /// Ids from a linear congruential generator that starts at `seed`: speed does not depend on which.
 #[must_use]
-pub fn synthetic_prompt(tokens: usize, vocab: usize, seed: u64) -> Vec<u32> {
+pub(crate) fn synthetic_prompt(tokens: usize, vocab: usize, seed: u64) -> Vec<u32> {
     let mut state = seed;
     let next = || {
         state = state

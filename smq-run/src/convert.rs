@@ -1,4 +1,5 @@
-//! Files made on the way, for whatever compares several of them: the demo, the suite, sensitivities.
+//! Files made on the way, for whatever compares several of them: the demo, the suite,
+//! sensitivities.
 
 use std::path::Path;
 

@@ -16,7 +16,7 @@ use smq_model::{Source, Tokenizer};
 
 /// What to show.
 #[derive(Debug, Clone)]
-pub struct DemoOptions {
+pub(crate) struct DemoOptions {
     /// A checkpoint directory.
     pub checkpoint: PathBuf,
     /// A text for perplexity.
@@ -29,7 +29,8 @@ pub struct DemoOptions {
     pub device: Device,
 }
 
-/// The configs of the study that differ in their weights: name, weights, method, and the file's name. C5's E5M5 is C4.
+/// The configs of the study that differ in their weights: name, weights, method, and the file's
+/// name. C5's E5M5 is C4.
 fn configs() -> [(&'static str, &'static str, Method, &'static str); 6] {
     let reference = |scales| int4(scales, ScaleRule::Reference, GROUP);
     let e5 = |mantissa_bits| reference(ScaleChoice::e5(mantissa_bits));
@@ -59,7 +60,7 @@ struct Line {
 ///
 /// # Errors
 /// Whatever converting, evaluating or timing meets first.
-pub fn run(options: &DemoOptions) -> anyhow::Result<()> {
+pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(&options.text).with_context(|| {
         format!(
             "{}: cannot read it; run the demo in the repository, or name a text with --text",

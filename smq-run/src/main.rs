@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use smq_run::cli::{Cli, is_broken_pipe, run};
+use smq_run::{Cli, is_broken_pipe, run};
 
 fn main() -> ExitCode {
     match run(&Cli::parse()) {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// This process's resident memory, where the system tells (`/proc/self/status`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// Largest resident set so far, mapped weights included, bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_rss_bytes: Option<u64>,
@@ -16,7 +16,7 @@ pub struct Memory {
 impl Memory {
     /// Reads it now.
     #[must_use]
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let field = |name: &str| {
             let line = status.lines().find_map(|l| l.strip_prefix(name))?;
@@ -37,7 +37,7 @@ impl Memory {
 
 /// The machine a figure was measured on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Machine {
+pub(crate) struct Machine {
     /// CPU model; `unknown` where the system does not tell.
     pub cpu: String,
     /// Logical CPUs.
@@ -51,7 +51,7 @@ pub struct Machine {
 impl Machine {
     /// Describes this one.
     #[must_use]
-    pub fn this() -> Self {
+    pub(crate) fn this() -> Self {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = info
             .lines()

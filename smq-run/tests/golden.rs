@@ -19,7 +19,7 @@ use smq_engine::log_sum_exp;
 use smq_engine::model::{Decoder, Sequence};
 use smq_engine::{CpuEngine, Engine};
 use smq_model::{GenerationSettings, Source, Tokenizer};
-use smq_run::eval::ppl::{PplOptions, perplexity};
+use smq_run::{PplOptions, perplexity};
 
 const LOGIT_TOLERANCE: f64 = 1e-3;
 
@@ -253,8 +253,8 @@ fn perplexity_windows_equal_hugging_face() {
     }
 }
 
-/// The same 512 tokens, rotated with the short factors in a sequence of 512 and with the long ones in a
-/// sequence of 513: golden.json's `switch`.
+/// The same 512 tokens, rotated with the short factors in a sequence of 512 and with the long ones
+/// in a sequence of 513: golden.json's `switch`.
 #[test]
 #[ignore = "needs SMQ_DATA_DIR, a directory with storybook_valid.txt"]
 fn factors_follow_the_length_of_the_whole_sequence() {

@@ -1,10 +1,12 @@
-//! NF4 and FP8 files of the fixture on the CPU reference, against its checkpoint with the dequantized weights.
+//! NF4 and FP8 files of the fixture on the CPU reference, against its checkpoint with the
+//! dequantized weights.
 //!
 //! # Tolerance
-//! The same weights in another form differ by what f32's rounding explains, 1e-3 (derived in golden.rs). FP8's activations
-//! are rounded to 3 mantissa bits, `u = 2^-4` relative, at each of the 16 products' inputs, the head's apart, which is not
-//! quantized; independent and each perturbing what follows by its full relative error, logits up to `s` are off by
-//! about `sqrt(16) u s = s / 4`.
+//! The same weights in another form differ by what f32's rounding explains, 1e-3 (derived in
+//! golden.rs). FP8's activations are rounded to 3 mantissa bits, `u = 2^-4` relative, at each of
+//! the 16 products' inputs, the head's apart, which is not quantized; independent and each
+//! perturbing what follows by its full relative error, logits up to `s` are off by about
+//! `sqrt(16) u s = s / 4`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::path::{Path, PathBuf};
@@ -78,7 +80,8 @@ fn nf4_runs_as_its_dequantized_weights() {
     assert!(difference <= F32_TOLERANCE, "{difference}");
 }
 
-/// Rounded to bf16, the weights are those of the bf16 checkpoint, and the sums have one order: equal to the bit.
+/// Rounded to bf16, the weights are those of the bf16 checkpoint, and the sums have one order:
+/// equal to the bit.
 #[test]
 fn nf4_in_bf16_runs_as_its_weights_in_bf16() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,86 +1,62 @@
 //! The column loop: each column is rounded, and the columns after it take up its error (GPTQ,
-//! arXiv 2210.17323, with the columns ordered by falling diagonal and the groups kept where they are).
+//! arXiv 2210.17323, with the columns ordered by falling diagonal and the groups kept where they
+//! are).
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
+
+use super::factor::Factor;
+use super::levels::{BlockRow, Levels};
+use super::storage::Layout;
+use crate::quantize::Kernel;
 
 /// Columns whose errors are handed on together to all columns behind them.
 const BLOCK: usize = 128;
 /// Rows that one task works on. Rows do not depend on each other.
 const TASK_ROWS: usize = 64;
 
-/// The values that a weight can take under a scale of 1.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Levels<'a> {
-    /// The integers -8 to 7; a code is the integer.
-    Int4,
-    /// Sixteen rising values; a code is an index. The midpoints between neighbours decide.
-    Table(&'a [f32; 16]),
-}
-
-impl Levels<'_> {
-    /// What the largest weight of a group is divided by for the scale that clips nothing.
-    pub(super) fn top(self) -> f32 {
-        match self {
-            Self::Int4 => 7.0,
-            Self::Table(levels) => levels[15].min(-levels[0]),
-        }
-    }
-
-    /// The code nearest to `w`, and its value, under `scale`; code of zero where the scale is zero.
-    #[inline(always)]
-    pub(super) fn round(self, w: f32, scale: f32) -> (i8, f32) {
-        match self {
-            Self::Int4 if scale == 0.0 => (0, 0.0),
-            Self::Int4 => {
-                let q = (w / scale).round_ties_even().clamp(-8.0, 7.0);
-                (q as i8, q * scale)
-            }
-            Self::Table(levels) => {
-                let v = if scale == 0.0 { 0.0 } else { w / scale };
-                let above = levels.windows(2).map(|p| u8::from(v > 0.5 * (p[0] + p[1])));
-                let code: u8 = above.sum();
-                (code as i8, levels[usize::from(code)] * scale)
-            }
-        }
-    }
-}
-
-/// Rounds `target`, `[rows, in]`, into `codes`, alike; `target` is overwritten.
-///
-/// `scales` is `[rows, in / group rounded up]`. `order` and `upper` are [`Factor`](super::factor::Factor)'s.
+/// Rounds `target`, `[rows, in]`, into `codes`, alike; `scales` lie as `layout` says.
 pub(super) fn round_columns(
-    target: &mut [f32],
+    target: &[f32],
     scales: &[f32],
-    group: usize,
+    layout: Layout,
     levels: Levels<'_>,
-    order: &[usize],
-    upper: &[f32],
+    factor: &Factor,
     codes: &mut [i8],
 ) {
-    let n = order.len();
-    let groups = n.div_ceil(group);
+    let n = factor.order.len();
+    let diagonal: Vec<Vec<f32>> = (0..n)
+        .step_by(BLOCK)
+        .map(|first| {
+            let columns = first..n.min(first + BLOCK);
+            let row = |j: usize| &factor.upper[j * n..][columns.clone()];
+            columns.clone().flat_map(row).copied().collect()
+        })
+        .collect();
+    let kernel = Kernel::detect();
     target
-        .par_chunks_mut(TASK_ROWS * n)
+        .par_chunks(TASK_ROWS * n)
         .zip(codes.par_chunks_mut(TASK_ROWS * n))
-        .zip(scales.par_chunks(TASK_ROWS * groups))
-        .for_each(|((target, codes), scales)| {
-            round_rows(target, scales, group, levels, order, upper, codes);
+        .enumerate()
+        .for_each(|(task, (target, codes))| {
+            let scale = |row, column| scales[layout.index(task * TASK_ROWS + row, column)];
+            round_rows(kernel, target, scale, levels, factor, &diagonal, codes);
         });
 }
 
 fn round_rows(
-    target: &mut [f32],
-    scales: &[f32],
-    group: usize,
+    kernel: Kernel,
+    target: &[f32],
+    scale: impl Fn(usize, usize) -> f32,
     levels: Levels<'_>,
-    order: &[usize],
-    upper: &[f32],
+    factor: &Factor,
+    diagonal: &[Vec<f32>],
     codes: &mut [i8],
 ) {
+    let (order, upper) = (&factor.order, &factor.upper);
     let n = order.len();
-    let (rows, groups) = (target.len() / n, n.div_ceil(group));
+    let rows = target.len() / n;
     // In the order of rounding.
     let mut w = vec![0.0; target.len()];
     for (w, t) in w.chunks_exact_mut(n).zip(target.chunks_exact(n)) {
@@ -89,24 +65,27 @@ fn round_rows(
         }
     }
     let mut errors = vec![0.0; rows * BLOCK];
-    for first in (0..n).step_by(BLOCK) {
-        let end = n.min(first + BLOCK);
-        let width = end - first;
+    let (mut scales, mut block_codes) = ([0.0; BLOCK], [0; BLOCK]);
+    for (first, block) in (0..n).step_by(BLOCK).zip(diagonal) {
+        let columns = &order[first..n.min(first + BLOCK)];
+        let width = columns.len();
         for row in 0..rows {
-            let w = &mut w[row * n..(row + 1) * n];
-            for j in first..end {
-                let column = order[j];
-                let scale = scales[row * groups + column / group];
-                let (code, value) = levels.round(w[j], scale);
+            for (scale_of, &column) in scales.iter_mut().zip(columns) {
+                *scale_of = scale(row, column);
+            }
+            let row_of_block = BlockRow {
+                w: &mut w[row * n + first..][..width],
+                scales: &scales[..width],
+                upper: block,
+                errors: &mut errors[row * width..(row + 1) * width],
+                codes: &mut block_codes[..width],
+            };
+            kernel.round_block(row_of_block, levels);
+            for (&code, &column) in block_codes.iter().zip(columns) {
                 codes[row * n + column] = code;
-                let u = &upper[j * n..(j + 1) * n];
-                let error = (w[j] - value) / u[j];
-                errors[row * width + j - first] = error;
-                for (w, u) in w[j + 1..end].iter_mut().zip(&u[j + 1..end]) {
-                    *w -= error * u;
-                }
             }
         }
+        let end = first + width;
         if end == n {
             break;
         }
@@ -122,11 +101,6 @@ fn round_rows(
             Par::Seq,
         );
     }
-    for (w, t) in w.chunks_exact(n).zip(target.chunks_exact_mut(n)) {
-        for (w, &column) in w.iter().zip(order) {
-            t[column] = *w;
-        }
-    }
 }
 
 #[cfg(test)]
@@ -134,7 +108,8 @@ mod tests {
     use super::*;
 
     /// The loop as the paper writes it, one column at a time over the whole row.
-    fn naive(w: &mut [f64], scales: &[f32], group: usize, order: &[usize], u: &[f32]) -> Vec<i8> {
+    fn naive(w: &mut [f64], scales: &[f32], group: usize, factor: &Factor) -> Vec<i8> {
+        let (order, u) = (&factor.order, &factor.upper);
         let n = order.len();
         let mut codes = vec![0; n];
         for j in 0..n {
@@ -153,37 +128,31 @@ mod tests {
     fn blocks_of_columns_give_what_one_at_a_time_gives() {
         let (rows, n, group) = (70, 300, 64);
         let value = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 500.0 - 1.0;
-        let order: Vec<usize> = (0..n).map(|i| i * 7 % n).collect();
-        let upper: Vec<f32> = (0..n * n)
+        let upper = (0..n * n)
             .map(|i| match (i / n).cmp(&(i % n)) {
                 std::cmp::Ordering::Less => 0.02 * value(i),
                 std::cmp::Ordering::Equal => 1.0 + 0.2 * value(i),
                 std::cmp::Ordering::Greater => 0.0,
             })
             .collect();
+        let factor = Factor::of_parts((0..n).map(|i| i * 7 % n).collect(), upper);
         let scales: Vec<f32> = (0..rows * n.div_ceil(group))
             .map(|i| 0.15 + 0.01 * (i % 7) as f32)
             .collect();
-        let mut w: Vec<f32> = (0..rows * n).map(value).collect();
+        let w: Vec<f32> = (0..rows * n).map(value).collect();
         let expected: Vec<i8> = (w
             .chunks_exact(n)
             .zip(scales.chunks_exact(n.div_ceil(group))))
         .flat_map(|(w, s)| {
             let mut w: Vec<f64> = w.iter().map(|v| f64::from(*v)).collect();
-            naive(&mut w, s, group, &order, &upper)
+            naive(&mut w, s, group, &factor)
         })
         .collect();
         let mut codes = vec![0; rows * n];
-        round_columns(
-            &mut w,
-            &scales,
-            group,
-            Levels::Int4,
-            &order,
-            &upper,
-            &mut codes,
-        );
-        // A weight next to a midpoint may fall on either side by the order of summation: f32 sums of 300 terms.
+        let layout = Layout::groups(group, n);
+        round_columns(&w, &scales, layout, Levels::Int4, &factor, &mut codes);
+        // A weight next to a midpoint may fall on either side by the order of summation: f32 sums
+        // of 300 terms.
         let differing = codes.iter().zip(&expected).filter(|(a, b)| a != b).count();
         assert!(
             differing * 1000 < codes.len(),
@@ -195,24 +164,13 @@ mod tests {
     #[test]
     fn without_correlation_it_rounds_to_nearest() {
         let n = 8;
-        let upper: Vec<f32> = (0..n * n)
-            .map(|i| f32::from(u8::from(i / n == i % n)))
-            .collect();
-        let order: Vec<usize> = (0..n).rev().collect();
-        let mut w = [0.26, -0.24, 0.8, -0.9, 3.0, -3.0, 0.125, 0.375];
+        let identity = |i: usize| f32::from(u8::from(i / n == i % n));
+        let upper = (0..n * n).map(identity).collect();
+        let factor = Factor::of_parts((0..n).rev().collect(), upper);
+        let w = [0.26, -0.24, 0.8, -0.9, 3.0, -3.0, 0.125, 0.375];
         let mut codes = [0; 8];
-        round_columns(
-            &mut w,
-            &[0.25, 0.25],
-            4,
-            Levels::Int4,
-            &order,
-            &upper,
-            &mut codes,
-        );
+        let layout = Layout::groups(4, 8);
+        round_columns(&w, &[0.25, 0.25], layout, Levels::Int4, &factor, &mut codes);
         assert_eq!(codes, [1, -1, 3, -4, 7, -8, 0, 2]);
-        let levels = std::array::from_fn(|i| i as f32 - 7.5);
-        assert_eq!(Levels::Table(&levels).round(0.9, 2.0), (8, 1.0));
-        assert_eq!(Levels::Table(&levels).round(-90.0, 2.0), (0, -15.0));
     }
 }

@@ -7,10 +7,12 @@
 
 mod columns;
 mod factor;
+mod levels;
 mod moments;
 mod product;
 mod run;
 mod scales;
+mod storage;
 mod texts;
 
 use std::collections::BTreeMap;

@@ -3,19 +3,21 @@
 
 use std::collections::HashMap;
 
-use smq_engine::linear::{self, Matrix, Weights};
+use rayon::prelude::*;
+use smq_engine::linear::{Matrix, Weights};
 use smq_engine::model::{Decoder, Stage, Window};
-use smq_model::Source;
-use smq_model::names::{LayerNames, NamedMatrix};
+use smq_format::Dtype;
+use smq_model::{LayerNames, NamedMatrix, Source};
 
 use super::factor::Factor;
 use super::moments::Moments;
 use super::product::{Calibrated, Outcome, Problem};
+use super::storage::Storage;
 use super::texts::CalibrationText;
 use crate::apply::not_quantized;
 use crate::choice::Choice;
 use crate::error::ConvertError;
-use crate::quantize::{Method, QuantizeOptions, Quantized};
+use crate::quantize::Quantized;
 use crate::source::Checkpoint;
 
 /// Tokens whose products are summed in f32 before they join the sums in f64.
@@ -45,19 +47,16 @@ pub(super) fn calibrate(
 ) -> Result<Calibration, ConvertError> {
     let source = Source::open(checkpoint.path())?;
     let decoder = Decoder::load(&source)?;
-    let methods: HashMap<&str, QuantizeOptions> = checkpoint
+    let storage: HashMap<&str, Storage> = checkpoint
         .tensors()
         .iter()
         .zip(&choice.methods)
-        .filter_map(|(tensor, method)| match method {
-            Some(Method::Int4(options)) => Some((tensor.name.as_str(), *options)),
-            Some(Method::Nf4 | Method::Fp8) | None => None,
-        })
+        .filter_map(|(tensor, method)| Some((tensor.name.as_str(), Storage::of((*method)?)?)))
         .collect();
     let mut run = Run {
         checkpoint,
         decoder: &decoder,
-        methods,
+        storage,
         plain: windows(&decoder, text)?,
         quantized: windows(&decoder, text)?,
         out: Calibration::default(),
@@ -81,7 +80,7 @@ fn windows(decoder: &Decoder<'_>, text: &CalibrationText) -> Result<Vec<Window>,
 struct Run<'a> {
     checkpoint: &'a Checkpoint,
     decoder: &'a Decoder<'a>,
-    methods: HashMap<&'a str, QuantizeOptions>,
+    storage: HashMap<&'a str, Storage>,
     plain: Vec<Window>,
     quantized: Vec<Window>,
     out: Calibration,
@@ -89,8 +88,10 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn layer(&mut self, layer: usize) -> Result<(), ConvertError> {
-        for window in self.plain.iter_mut().chain(&mut self.quantized) {
-            self.decoder.enter_layer(layer, window);
+        for windows in [&mut self.plain, &mut self.quantized] {
+            windows
+                .par_iter_mut()
+                .for_each(|window| self.decoder.enter_layer(layer, window));
         }
         let names = LayerNames::of(self.decoder.config(), layer);
         for stage in Stage::ALL {
@@ -106,31 +107,41 @@ impl Run<'_> {
         names: &[NamedMatrix],
     ) -> Result<(), ConvertError> {
         let matrices = self.decoder.stage_matrices(layer, stage);
-        let calibrated = self.calibrated(names, matrices)?;
+        let is_wanted = names
+            .iter()
+            .any(|n| self.storage.contains_key(n.name.as_str()));
+        let mut moments = is_wanted.then(|| Moments::new(matrices[0].cols));
+        let step = BLOCK_TOKENS.div_ceil(self.plain[0].tokens());
+        let blocks = self.plain.chunks_mut(step).zip(self.quantized.chunks(step));
+        for (plain, quantized) in blocks {
+            if let Some(moments) = &mut moments {
+                let rows = |windows: &[Window]| -> Vec<f32> {
+                    windows.iter().flat_map(Window::input).copied().collect()
+                };
+                moments.add(&rows(plain), &rows(quantized));
+            }
+        }
+        self.decoder.pass(layer, stage, matrices, &mut self.plain)?;
+        let calibrated = match moments {
+            Some(moments) => self.calibrated(names, matrices, &moments)?,
+            None => names.iter().map(|_| None).collect(),
+        };
         let stand_ins: Vec<Matrix<'_>> = matrices
             .iter()
             .zip(&calibrated)
             .map(|(matrix, calibrated)| match calibrated {
-                Some((calibrated, group)) => Matrix {
-                    data: Weights::Int4 {
-                        nibbles: &calibrated.quantized.blobs[0],
-                        scales: calibrated.scales.clone(),
-                        group: *group,
+                Some((_, weights)) => Matrix {
+                    data: Weights::Dense {
+                        dtype: Dtype::F32,
+                        bytes: weights,
                     },
                     ..*matrix
                 },
                 None => matrix.clone(),
             })
             .collect();
-        for (windows, matrices) in [
-            (&mut self.plain, matrices),
-            (&mut self.quantized, &stand_ins),
-        ] {
-            for window in windows {
-                let product = linear::stacked(window.input(), window.tokens(), matrices)?;
-                self.decoder.leave_stage(layer, stage, product, window);
-            }
-        }
+        self.decoder
+            .pass(layer, stage, &stand_ins, &mut self.quantized)?;
         drop(stand_ins);
         for (name, calibrated) in names.iter().zip(calibrated) {
             if let Some((calibrated, _)) = calibrated {
@@ -150,13 +161,10 @@ impl Run<'_> {
         &self,
         names: &[NamedMatrix],
         matrices: &[Matrix<'_>],
-    ) -> Result<Vec<Option<(Calibrated, usize)>>, ConvertError> {
-        let options = |n: &NamedMatrix| self.methods.get(n.name.as_str());
-        if names.iter().all(|n| options(n).is_none()) {
-            return Ok(names.iter().map(|_| None).collect());
-        }
-        let moments = self.moments(matrices[0].cols);
-        let factor = Factor::new(&moments).ok_or_else(|| ConvertError::Calibration {
+        moments: &Moments,
+    ) -> Result<Vec<Option<(Calibrated, Vec<u8>)>>, ConvertError> {
+        let storage = |n: &NamedMatrix| self.storage.get(n.name.as_str());
+        let factor = Factor::new(moments).ok_or_else(|| ConvertError::Calibration {
             path: self.checkpoint.path().to_path_buf(),
             problem: format!(
                 "the inputs of {} are not finite on the calibration text",
@@ -164,7 +172,7 @@ impl Run<'_> {
             ),
         })?;
         let solve = |(name, matrix): (&NamedMatrix, &Matrix<'_>)| {
-            let Some(options) = options(name) else {
+            let Some(&storage) = storage(name) else {
                 return Ok(None);
             };
             let mut w = vec![0.0; matrix.rows * matrix.cols];
@@ -172,12 +180,18 @@ impl Run<'_> {
             let problem = Problem {
                 name: &name.name,
                 w: &w,
-                moments: &moments,
                 factor: &factor,
-                options,
+                storage,
             };
             match (problem.solve(), self.checkpoint.tensor(&name.name)) {
-                (Ok(calibrated), _) => Ok(Some((calibrated, options.group))),
+                (Ok(calibrated), _) => {
+                    let bytes = calibrated
+                        .weights
+                        .iter()
+                        .flat_map(|w| w.to_le_bytes())
+                        .collect();
+                    Ok(Some((calibrated, bytes)))
+                }
                 (Err(error), Some(tensor)) => Err(not_quantized(self.checkpoint, tensor, error)),
                 (Err(error), None) => Err(ConvertError::Calibration {
                     path: self.checkpoint.path().to_path_buf(),
@@ -186,25 +200,6 @@ impl Run<'_> {
             }
         };
         names.iter().zip(matrices).map(solve).collect()
-    }
-
-    /// The sums over all windows, of the inputs that both streams give the next products.
-    fn moments(&self, features: usize) -> Moments {
-        let mut moments = Moments::new(features);
-        let (mut x, mut y) = (Vec::new(), Vec::new());
-        for (plain, quantized) in self.plain.iter().zip(&self.quantized) {
-            x.extend_from_slice(plain.input());
-            y.extend_from_slice(quantized.input());
-            if y.len() >= BLOCK_TOKENS * features {
-                moments.add(&x, &y);
-                x.clear();
-                y.clear();
-            }
-        }
-        if !y.is_empty() {
-            moments.add(&x, &y);
-        }
-        moments
     }
 }
 

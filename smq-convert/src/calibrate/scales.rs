@@ -3,29 +3,59 @@
 
 use smq_format::scale::{Zero, round_mantissa};
 
-use super::columns::Levels;
-use crate::quantize::ScaleChoice;
+use super::levels::Levels;
+use crate::quantize::{Kernel, ScaleChoice};
 
 /// Steps an octave that are tried where the format has more.
 const STEPS_PER_OCTAVE: u32 = 32;
 /// Scales down to this share of the largest that clips nothing are tried.
 const SMALLEST: f32 = 0.5;
+/// And up to this one, where it isn't a step of the format.
+const LARGEST: f32 = 1.0625;
 
-/// The scale for the weights `w` of a group, whose columns' inputs have the squares `h`; 0 for a group of zeros.
+/// The scale for the weights `w` of a group, whose columns' inputs have the squares `h`; 0 for a
+/// group of zeros.
 pub(super) fn search(w: &[f32], h: &[f32], levels: Levels<'_>, format: ScaleChoice) -> f32 {
-    let extreme = |largest: f32, v: &f32| if v.abs() > largest.abs() { *v } else { largest };
-    let extreme = w.iter().fold(0.0, extreme);
-    if extreme == 0.0 {
+    let largest = w.iter().fold(0f32, |m, v| m.max(v.abs()));
+    if largest == 0.0 {
         return 0.0;
     }
-    let mut best = (f64::INFINITY, 0.0);
-    // The level of largest magnitude may be -8 or the first of a table; a negative scale turns it over.
-    for magnitude in candidates(extreme.abs() / levels.top(), format) {
-        for scale in [magnitude, -magnitude] {
-            let error = weighted_error(w, h, levels, scale);
-            if error < best.0 {
-                best = (error, scale);
-            }
+    // The level of largest magnitude may be of either sign; a negative scale turns them over.
+    let both = |magnitude: f32| [magnitude, -magnitude];
+    best_of(
+        w,
+        h,
+        levels,
+        candidates(largest / levels.top(), format).flat_map(both),
+    )
+    .unwrap_or(0.0)
+}
+
+/// Of `representable` scales those near what clips nothing of `w` are tried, as in [`search`].
+pub(super) fn nearest_of(
+    w: &[f32],
+    h: &[f32],
+    levels: Levels<'_>,
+    representable: impl Iterator<Item = f32>,
+) -> Option<f32> {
+    let largest = w.iter().fold(0f32, |m, v| m.max(v.abs())) / levels.top();
+    let near = SMALLEST * largest..=LARGEST * largest;
+    best_of(w, h, levels, representable.filter(|s| near.contains(s)))
+}
+
+/// The scale of least weighted error, the first of equal ones.
+fn best_of(
+    w: &[f32],
+    h: &[f32],
+    levels: Levels<'_>,
+    scales: impl Iterator<Item = f32>,
+) -> Option<f32> {
+    let kernel = Kernel::detect();
+    let mut best = (f64::INFINITY, None);
+    for scale in scales {
+        let error = kernel.weighted_error(w, h, levels, scale);
+        if error < best.0 {
+            best = (error, Some(scale));
         }
     }
     best.1
@@ -45,21 +75,4 @@ fn candidates(largest: f32, format: ScaleChoice) -> impl Iterator<Item = f32> {
     (0..count)
         .map(move |i| f32::from_bits(first.saturating_sub(i * step)))
         .take_while(move |s| s.is_normal() && *s >= SMALLEST * largest)
-}
-
-fn weighted_error(w: &[f32], h: &[f32], levels: Levels<'_>, scale: f32) -> f64 {
-    const LANES: usize = 16;
-    let mut lanes = [0f32; LANES];
-    let add = |lanes: &mut [f32; LANES], w: &[f32], h: &[f32]| {
-        for ((lane, w), h) in lanes.iter_mut().zip(w).zip(h) {
-            let error = w - levels.round(*w, scale).1;
-            *lane += error * error * h;
-        }
-    };
-    let ((w, w_tail), (h, h_tail)) = (w.as_chunks::<LANES>(), h.as_chunks::<LANES>());
-    for (w, h) in w.iter().zip(h) {
-        add(&mut lanes, w, h);
-    }
-    add(&mut lanes, w_tail, h_tail);
-    lanes.iter().map(|v| f64::from(*v)).sum()
 }

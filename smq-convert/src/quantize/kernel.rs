@@ -9,16 +9,16 @@ use smq_format::nf4::{BLOCK_ELEMS, MIDPOINTS};
 use smq_format::{Dtype, fp8, widen};
 
 /// Independent partial sums a group.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 /// Adding and subtracting this rounds an f32 of magnitude below 2^22 to an integer, half to even.
-const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
+pub(crate) const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
 
 /// bitsandbytes' floor under an NF4 block's absmax where it divides by that.
 pub(super) const ABSMAX_FLOOR: f32 = 1e-38;
 
 /// Error figures of one group, in f32 as the published reference has them.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub(super) struct GroupError {
+pub(crate) struct GroupError {
     /// Sum of `(w - w')^2`.
     pub squared_error: f32,
     /// Sum of `w^2`.
@@ -47,7 +47,7 @@ impl GroupError {
 
 /// The loops for the processor at hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kernel {
+pub(crate) enum Kernel {
     /// What the target guarantees.
     Portable,
     /// 8 lanes an instruction.
@@ -62,7 +62,7 @@ pub(super) enum Kernel {
 macro_rules! for_each_isa {
     ($(#[$doc:meta])* $name:ident, $body:ident, ($($arg:ident: $ty:ty),*) -> $ret:ty) => {
         $(#[$doc])*
-        pub(super) fn $name(&self, $($arg: $ty),*) -> $ret {
+        pub(crate) fn $name(&self, $($arg: $ty),*) -> $ret {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2")]
             fn avx2($($arg: $ty),*) -> $ret {
@@ -85,15 +85,16 @@ macro_rules! for_each_isa {
         }
     };
 }
+pub(crate) use for_each_isa;
 
 impl Kernel {
     /// The widest instance this processor runs.
-    pub(super) fn detect() -> Self {
+    pub(crate) fn detect() -> Self {
         Self::available().pop().unwrap_or(Kernel::Portable)
     }
 
     /// Every instance this processor runs, narrowest first.
-    pub(super) fn available() -> Vec<Self> {
+    pub(crate) fn available() -> Vec<Self> {
         #[allow(unused_mut)]
         let mut kernels = vec![Kernel::Portable];
         #[cfg(target_arch = "x86_64")]

@@ -17,8 +17,10 @@ use smq_format::{Dtype, Family, Scheme, bits, int4};
 
 use fp8::quantize_fp8;
 pub(crate) use keep::keep;
-use kernel::{GroupError, Kernel};
+use kernel::GroupError;
+pub(crate) use kernel::{Kernel, LANES, ROUND, for_each_isa};
 use nf4::quantize_nf4;
+pub(crate) use nf4::{SettledAbsmax, settled_nf4};
 pub(crate) use settled::{SettledScales, settled};
 pub use smq_format::{ScaleChoice, ScaleRule};
 use statistics::RowSums;

@@ -39,27 +39,106 @@ pub(super) fn quantize_nf4(
         elems: rows * columns,
     };
     let exact = source.absmax(columns)?;
-    let offset = mean(&exact);
-    let (codes, nested) = quantize_absmax(&exact, offset);
+    let absmax = SettledAbsmax::new(&exact);
     let nibbles = source.nibbles(&exact);
-    let stored: Vec<f32> = codes
-        .iter()
-        .zip(0..)
-        .map(|(&code, block)| absmax(code, nested[block / NESTED_BLOCK_CODES], offset))
-        .collect();
-    let groups = source.groups(columns, &nibbles, &exact, &stored);
-    let exponents = exponents(stored.iter().copied());
-    Ok(Quantized {
+    let groups = source.groups(columns, &nibbles, &exact, &absmax.values);
+    Ok(finish(name, columns, &groups, nibbles, absmax))
+}
+
+/// Absmax values as the file will hold them.
+#[derive(Debug)]
+pub(crate) struct SettledAbsmax {
+    offset: f32,
+    codes: Vec<u8>,
+    nested: Vec<f32>,
+    /// Dequantized, one a block.
+    pub(crate) values: Vec<f32>,
+}
+
+impl SettledAbsmax {
+    /// Of the blocks' exact ones.
+    pub(crate) fn new(exact: &[f32]) -> Self {
+        let offset = mean(exact);
+        let (codes, nested) = quantize_absmax(exact, offset);
+        let values = codes
+            .iter()
+            .zip(0..)
+            .map(|(&code, block)| absmax(code, nested[block / NESTED_BLOCK_CODES], offset))
+            .collect();
+        Self {
+            offset,
+            codes,
+            nested,
+            values,
+        }
+    }
+
+    /// Takes for each block, of all values that its code can have, what `best` says, and keeps
+    /// what it had where `best` says nothing. The offset and the nested absmax values stay.
+    pub(crate) fn choose(
+        &mut self,
+        best: impl Fn(usize, &mut dyn Iterator<Item = f32>) -> Option<f32> + Sync,
+    ) {
+        let (nested, offset) = (&self.nested, self.offset);
+        let codes = self.codes.par_iter_mut().zip(&mut self.values);
+        codes.enumerate().for_each(|(block, (code, value))| {
+            let of = |code: u8| absmax(code, nested[block / NESTED_BLOCK_CODES], offset);
+            if let Some(found) = best(block, &mut (0..=u8::MAX).map(of)) {
+                let first = (0..=u8::MAX).find(|&code| of(code) == found);
+                (*code, *value) = (first.unwrap_or(*code), found);
+            }
+        });
+    }
+}
+
+/// The tensor with `codes`, `[rows, columns]` and below 16, under `absmax`; its errors are against
+/// `w`, and those of exact absmax values are plain quantization's.
+pub(crate) fn settled_nf4(
+    name: &str,
+    w: &[f32],
+    columns: usize,
+    absmax: SettledAbsmax,
+    codes: &[i8],
+) -> Quantized {
+    let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let source = Source {
+        kernel: Kernel::detect(),
+        bytes: &bytes,
+        dtype: Dtype::F32,
+        elems: w.len(),
+    };
+    let largest = |w: &[f32]| w.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let exact: Vec<f32> = w.par_chunks(BLOCK_ELEMS).map(largest).collect();
+    let codes: Vec<u8> = codes.iter().map(|q| q.cast_unsigned()).collect();
+    let mut nibbles = vec![0; codes.len().div_ceil(2)];
+    pack(&codes, &mut nibbles);
+    let mut groups = source.groups(columns, &nibbles, &exact, &absmax.values);
+    let plain = source.groups(columns, &source.nibbles(&exact), &exact, &exact);
+    for (group, plain) in groups.iter_mut().zip(plain) {
+        group.exact_errors = plain.exact_errors;
+    }
+    finish(name, columns, &groups, nibbles, absmax)
+}
+
+fn finish(
+    name: &str,
+    columns: usize,
+    groups: &[Group],
+    nibbles: Vec<u8>,
+    absmax: SettledAbsmax,
+) -> Quantized {
+    let exponents = exponents(absmax.values.iter().copied());
+    Quantized {
         scheme: Scheme::Nf4 {
-            offset_bits: offset.to_bits(),
+            offset_bits: absmax.offset.to_bits(),
         },
-        statistics: summarise(name, &groups, exponents, BLOCK_ELEMS, columns),
+        statistics: summarise(name, groups, exponents, BLOCK_ELEMS, columns),
         blobs: vec![
             nibbles,
-            codes,
-            nested.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            absmax.codes,
+            absmax.nested.iter().flat_map(|v| v.to_le_bytes()).collect(),
         ],
-    })
+    }
 }
 
 /// The tensor's elements, flattened.

@@ -4,8 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 use smq_model::architecture::{Architecture, NormWeight};
-use smq_model::names::TensorSpec;
-use smq_model::{ConfigFile, Error};
+use smq_model::{ConfigFile, Error, TensorSpec};
 
 use super::error::SynthError;
 use crate::directory::{DirectoryError, pretty};

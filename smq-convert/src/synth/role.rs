@@ -1,6 +1,6 @@
 //! The statistics of a tensor's weights, by what it does in the model.
 
-use smq_model::names::Role;
+use smq_model::Role;
 
 /// Outlier channels along an axis, with their factor.
 #[derive(Debug, Clone, Copy)]

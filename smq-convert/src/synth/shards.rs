@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use safetensors::Dtype;
-use smq_model::names::TensorSpec;
+use smq_model::TensorSpec;
 
 use super::config::size_bytes;
 use super::error::SynthError;
@@ -142,7 +142,7 @@ fn write_elems(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smq_model::names::Role;
+    use smq_model::Role;
 
     fn tensor(name: &str, elems: usize) -> TensorSpec {
         TensorSpec {

@@ -2,7 +2,7 @@
 //! channels.
 
 use rayon::prelude::*;
-use smq_model::names::TensorSpec;
+use smq_model::TensorSpec;
 
 use super::config::rows_columns;
 use super::random::{

@@ -12,9 +12,9 @@ use smq_convert::{
 };
 
 /// Name, element type, shape, bytes.
-pub type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
+pub(crate) type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
-pub fn config() -> Value {
+pub(crate) fn config() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -31,7 +31,7 @@ pub fn config() -> Value {
 }
 
 /// Writes a Llama of one layer as `parent/name`, with made-up weights.
-pub fn llama(parent: &Path, name: &str) -> PathBuf {
+pub(crate) fn llama(parent: &Path, name: &str) -> PathBuf {
     std::fs::create_dir_all(parent).unwrap();
     let like = parent.join(format!("{name}.json"));
     std::fs::write(&like, config().to_string()).unwrap();
@@ -42,7 +42,7 @@ pub fn llama(parent: &Path, name: &str) -> PathBuf {
 }
 
 /// The same with further tensors, under another architecture where `config` says so.
-pub fn with_tensors(parent: &Path, name: &str, config: &Value, more: &[Tensor]) -> PathBuf {
+pub(crate) fn with_tensors(parent: &Path, name: &str, config: &Value, more: &[Tensor]) -> PathBuf {
     let dir = llama(parent, name);
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     let path = dir.join("model.safetensors");
@@ -58,7 +58,7 @@ pub fn with_tensors(parent: &Path, name: &str, config: &Value, more: &[Tensor]) 
     dir
 }
 
-pub fn options() -> ConvertOptions {
+pub(crate) fn options() -> ConvertOptions {
     ConvertOptions {
         target: "mlp".parse().unwrap(),
         quantize: Method::Int4(QuantizeOptions {
@@ -74,13 +74,13 @@ pub fn options() -> ConvertOptions {
     }
 }
 
-pub fn put(path: &Path, text: &str) {
+pub(crate) fn put(path: &Path, text: &str) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, text).unwrap();
 }
 
 /// Every file below `dir`, by its path from there.
-pub fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut left = vec![dir.to_path_buf()];
     while let Some(next) = left.pop() {

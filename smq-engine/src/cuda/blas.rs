@@ -28,8 +28,9 @@ const MAX_RANKS: usize = 8;
 pub enum Input {
     /// bf16.
     Bf16,
-    /// E4M3 codes, and an f32 scale for each row of w and of x, which multiply the sum. Needs k in multiples of 16 and a
-    /// GPU of compute capability 9.0 (cuBLAS's manual, "Outer Vector Scaling for FP8 Data Types").
+    /// E4M3 codes, and an f32 scale for each row of w and of x, which multiply the sum. Needs k in
+    /// multiples of 16 and a GPU of compute capability 9.0 (cuBLAS's manual, "Outer Vector Scaling
+    /// for FP8 Data Types").
     Fp8,
 }
 
@@ -114,8 +115,8 @@ impl Blas {
         }
         let workspace = DeviceBuffer::new(gpu, workspace, "cuBLASLt's workspace")?;
         let mut handle = ptr::null_mut();
-        // SAFETY: the library is there, a context is current since the allocation, and `handle` takes
-        // the result.
+        // SAFETY: the library is there, a context is current since the allocation, and `handle`
+        // takes the result.
         check(unsafe { lt::cublasLtCreate(&raw mut handle) }, "starting")?;
         let plans = Mutex::default();
         Ok(Self {
@@ -125,8 +126,8 @@ impl Blas {
         })
     }
 
-    /// The algorithm for a product: always the same for the same product on the same GPU and library,
-    /// so that results are, to the bit. Kept for the next call.
+    /// The algorithm for a product: always the same for the same product on the same GPU and
+    /// library, so that results are, to the bit. Kept for the next call.
     ///
     /// # Errors
     /// [`Error::Cuda`] if cuBLASLt has none.
@@ -156,8 +157,8 @@ impl Blas {
         if p.x_stride < p.k || p.y_stride < p.n {
             return Err(Error::Cuda(format!("rows of a product overlap: {p:?}")));
         }
-        // cuBLASLt stores columns one after the other: seen so, w is [k, n] and read transposed, x is
-        // [k, m] and y is [n, m].
+        // cuBLASLt stores columns one after the other: seen so, w is [k, n] and read transposed, x
+        // is [k, m] and y is [n, m].
         let mut operation = Operation::transposed_w()?;
         let x_type = match p.input {
             Input::Bf16 => lt::cudaDataType_t::CUDA_R_16BF,
@@ -209,12 +210,14 @@ impl Blas {
     /// Queues the bf16 product on `stream`, which may be capturing a graph.
     ///
     /// # Errors
-    /// [`Error::Cuda`] if the plan is of another type, an address is not a multiple of 16, or cuBLASLt fails.
+    /// [`Error::Cuda`] if the plan is of another type, an address is not a multiple of 16, or
+    /// cuBLASLt fails.
     ///
     /// # Safety
-    /// `w`, `x` and `y` are addresses of device memory as large as the plan's product says, that stays
-    /// allocated and otherwise untouched until the product is done, at each replay of a graph. No
-    /// other product of this `Blas` runs at the same time on another stream: they share the workspace.
+    /// `w`, `x` and `y` are addresses of device memory as large as the plan's product says, that
+    /// stays allocated and otherwise untouched until the product is done, at each replay of a
+    /// graph. No other product of this `Blas` runs at the same time on another stream: they share
+    /// the workspace.
     pub unsafe fn run(&self, stream: &Stream, plan: &Plan, w: u64, x: u64, y: u64) -> Result<()> {
         plan.expect(Input::Bf16)?;
         // SAFETY: the caller's promise.

@@ -31,8 +31,8 @@ fn directory_from(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf
     Some(base.join("smq"))
 }
 
-/// The entry made of `parts`, or what `make` makes, which is then kept. That it cannot be kept is no
-/// error.
+/// The entry made of `parts`, or what `make` makes, which is then kept. That it cannot be kept is
+/// no error.
 ///
 /// # Errors
 /// As `make`.

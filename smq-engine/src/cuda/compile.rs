@@ -196,8 +196,8 @@ impl Program {
         let names = strings(HEADERS.iter().map(|&(name, _)| name))?;
         let (texts, names) = (pointers(&texts), pointers(&names));
         let mut program = Self(ptr::null_mut());
-        // SAFETY: every string ends in a zero and lives through the call, which copies it; `texts` and
-        // `names` are as long as said.
+        // SAFETY: every string ends in a zero and lives through the call, which copies it; `texts`
+        // and `names` are as long as said.
         let result = unsafe {
             nvrtc::nvrtcCreateProgram(
                 &raw mut program.0,

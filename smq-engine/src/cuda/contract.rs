@@ -3,6 +3,8 @@
 //! What one kernel file alone shares with Rust is a macro beside the code that launches it.
 
 use smq_format::scale::ScaleFormat;
+use smq_model::ModelConfig;
+use smq_model::architecture::Windows;
 
 /// Macros of a kernel file.
 pub type Defines = Vec<(&'static str, i64)>;
@@ -32,6 +34,23 @@ impl From<ScaleFormat> for ScaleCode {
             ScaleFormat::F32 => Self::F32,
         }
     }
+}
+
+/// Macros of the kernels that rotate or attend: a step's, and those of a prompt.
+#[must_use]
+pub(super) fn attention_defines(c: &ModelConfig) -> Defines {
+    let Windows::Alike(window) = c.windows;
+    vec![
+        ("HEADS", c.heads as i64),
+        ("KV_HEADS", c.kv_heads as i64),
+        ("HEAD_DIM", c.head_dim as i64),
+        ("ROTARY_HALF", (c.rope.rotary_dim / 2) as i64),
+        // A window that no sequence outgrows is none.
+        (
+            "WINDOW",
+            window.filter(|w| *w < c.max_positions).unwrap_or(0) as i64,
+        ),
+    ]
 }
 
 /// Macros of every kernel file.

@@ -33,7 +33,8 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Cuda`] if there is no driver, if it is too old, if there is no such device or if
-    /// that device is of another generation: each says what was found, what is needed and what to do.
+    /// that device is of another generation: each says what was found, what is needed and what to
+    /// do.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
         let cuda = driver_cuda_version()?;
         let count = device_count()?;
@@ -65,7 +66,8 @@ impl Gpu {
             )));
         }
         let context = CudaContext::new(ordinal).during(&opening)?;
-        // SAFETY: buffers here carry no events: every copy names its stream, and its caller orders it.
+        // SAFETY: buffers here carry no events: every copy names its stream, and its caller orders
+        // it.
         unsafe { context.disable_event_tracking() };
         let stream = || Stream::new(&context);
         Ok(Arc::new(Self {

@@ -19,8 +19,8 @@ use crate::report::{GpuInfo, LoadReport};
 use smq_model::ModelConfig;
 use smq_model::Source;
 
-/// Steps queued ahead of the token that the host has seen: enough that the GPU never waits for the host, few enough
-/// that little is wasted when the text ends.
+/// Steps queued ahead of the token that the host has seen: enough that the GPU never waits for the
+/// host, few enough that little is wasted when the text ends.
 const AHEAD: usize = 4;
 const _: () = assert!(AHEAD < RING);
 /// The cache is allocated in steps of this many positions.
@@ -56,7 +56,8 @@ struct Sequence {
 }
 
 impl CudaEngine {
-    /// Copies a model to the first GPU and compiles its kernels. Sequences have at most `max_tokens` positions.
+    /// Copies a model to the first GPU and compiles its kernels. Sequences have at most
+    /// `max_tokens` positions.
     ///
     /// # Errors
     /// [`Error::Cuda`] with the remedy if there is no usable GPU; as
@@ -133,7 +134,8 @@ impl CudaEngine {
         Ok(())
     }
 
-    /// A cache of at least `len` positions, with its recorded step. Contents are lost where it has to grow.
+    /// A cache of at least `len` positions, with its recorded step. Contents are lost where it has
+    /// to grow.
     fn reserve(&mut self, len: usize) -> Result<()> {
         if self
             .sequence
@@ -169,8 +171,8 @@ impl CudaEngine {
         Ok(())
     }
 
-    /// Queues everything up to the choice of the token that follows `tokens`, which are appended. Returns whether
-    /// the factors switched in mid-sequence.
+    /// Queues everything up to the choice of the token that follows `tokens`, which are appended.
+    /// Returns whether the factors switched in mid-sequence.
     fn append(&mut self, tokens: &[u32]) -> Result<bool> {
         let (past, len) = (self.tokens.len(), self.tokens.len() + tokens.len());
         if tokens.is_empty() {
@@ -178,8 +180,8 @@ impl CudaEngine {
         }
         self.check_len(len)?;
         self.check_ids(tokens)?;
-        // Hugging Face picks the factors by the whole sequence's length; keys rotated with the others are useless
-        // then, so everything is computed anew.
+        // Hugging Face picks the factors by the whole sequence's length; keys rotated with the
+        // others are useless then, so everything is computed anew.
         let long = self.config.rope.is_long(len);
         let switch = long != self.long;
         let grow = self
@@ -280,8 +282,8 @@ impl CudaEngine {
         // Tokens are queued, then seen; `queued` steps follow the prompt's.
         let (mut queued, mut seen) = (0, 0);
         while seen < limit {
-            // Ahead while a step only needs the token that the GPU itself chose. A longer sequence than the factors
-            // or the cache are for needs its tokens on the host.
+            // Ahead while a step only needs the token that the GPU itself chose. A longer sequence
+            // than the factors or the cache are for needs its tokens on the host.
             let room = |queued: usize| {
                 let len = start + queued + 1;
                 len <= self.config.max_positions
@@ -370,8 +372,9 @@ impl Engine for CudaEngine {
         on_token: &mut dyn FnMut(u32, bool) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
         let done = self.queue_ahead(prompt, limit, on_token);
-        // Steps that ran ahead are of no use; whoever comes next starts anew. Another engine may be next, whose step fills
-        // the GPU as this one's does: two of them at once would each wait for blocks that cannot start.
+        // Steps that ran ahead are of no use; whoever comes next starts anew. Another engine may be
+        // next, whose step fills the GPU as this one's does: two of them at once would each wait
+        // for blocks that cannot start.
         let ended = self.gpu().main().synchronize();
         done.and(ended)
     }

@@ -19,7 +19,8 @@ pub struct Kernels {
     modules: Mutex<HashMap<(&'static str, Defines), Loaded>>,
 }
 
-/// A module and those of its kernels that were asked for: finding one takes the driver several microseconds.
+/// A module and those of its kernels that were asked for: finding one takes the driver several
+/// microseconds.
 #[derive(Debug)]
 struct Loaded {
     module: Module,

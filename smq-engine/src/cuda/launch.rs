@@ -19,8 +19,8 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory a block.
     pub shared: u32,
-    /// Whether it may start before the kernel ahead of it in the stream has ended: it then must wait
-    /// itself (`wait_for_previous_kernel`) before it touches what that one writes.
+    /// Whether it may start before the kernel ahead of it in the stream has ended: it then must
+    /// wait itself (`wait_for_previous_kernel`) before it touches what that one writes.
     pub overlap: bool,
 }
 
@@ -84,13 +84,13 @@ impl Kernel {
     /// Queues the kernel on `stream`, which may be capturing a graph.
     ///
     /// # Errors
-    /// [`Error::Cuda`](crate::Error::Cuda) if the arguments are not as many or as wide as the kernel's, or if the driver
-    /// refuses the launch.
+    /// [`Error::Cuda`](crate::Error::Cuda) if the arguments are not as many or as wide as the
+    /// kernel's, or if the driver refuses the launch.
     ///
     /// # Safety
-    /// The arguments are what the kernel's header asks for: addresses of device memory that is large
-    /// enough, and stays allocated and otherwise untouched until the kernel has run, at each replay
-    /// of a graph that this is captured in.
+    /// The arguments are what the kernel's header asks for: addresses of device memory that is
+    /// large enough, and stays allocated and otherwise untouched until the kernel has run, at each
+    /// replay of a graph that this is captured in.
     pub unsafe fn launch(&self, stream: &Stream, launch: &Launch, args: &Args) -> Result<()> {
         args.check(self.name(), self.parameters())?;
         let raw_stream = stream.raw()?;
@@ -111,8 +111,9 @@ impl Kernel {
             numAttrs: attributes.len() as u32,
         };
         let mut values = args.pointers();
-        // SAFETY: stream and kernel are alive; the driver copies attributes and arguments during the
-        // call, and reads of each argument the bytes that `check` compared. The rest is the caller's.
+        // SAFETY: stream and kernel are alive; the driver copies attributes and arguments during
+        // the call, and reads of each argument the bytes that `check` compared. The rest is the
+        // caller's.
         let result = unsafe {
             sys::cuLaunchKernelEx(
                 &raw const config,

@@ -1,4 +1,5 @@
-//! What the kernels do not do, all of it, and what to do instead: said before anything is compiled or uploaded.
+//! What the kernels do not do, all of it, and what to do instead: said before anything is compiled
+//! or uploaded.
 
 use super::weights::{DeviceMatrix, Format, GROUPS, LARGEST_GROUP};
 use crate::error::{Error, Result};
@@ -7,8 +8,7 @@ use smq_model::architecture::{
     Activation, Architecture, Biases, Multipliers, NormWeight, Norms, QkNorm, RopeRule, Rotated,
     SoftCaps, Windows,
 };
-use smq_model::names::NamedMatrix;
-use smq_model::{ModelConfig, Tables};
+use smq_model::{ModelConfig, NamedMatrix, Tables};
 
 /// Elements of a head, of which there are kernels.
 const HEAD_DIMS: [usize; 4] = [32, 64, 96, 128];
@@ -17,8 +17,8 @@ const ROWS: usize = 8;
 
 /// Refuses a model that the kernels do not compute, on a GPU of `sms` multiprocessors.
 ///
-/// Every field is named here, so that a new one, or a new kind of one, does not compile before somebody has thought of
-/// it for the kernels.
+/// Every field is named here, so that a new one, or a new kind of one, does not compile before
+/// somebody has thought of it for the kernels.
 ///
 /// # Errors
 /// [`Error::Config`](smq_model::Error::Config) with what would do.
@@ -135,8 +135,8 @@ pub(super) fn stored_alike(names: &[NamedMatrix], matrices: &[DeviceMatrix]) -> 
     }
 }
 
-/// The kernels' group for `m`, whose file has groups of `group`; `first`: of the model's first int4 matrix, and its name.
-/// A step is compiled for one.
+/// The kernels' group for `m`, whose file has groups of `group`; `first`: of the model's first int4
+/// matrix, and its name. A step is compiled for one.
 pub(super) fn group(
     m: &NamedMatrix,
     group: usize,

@@ -57,7 +57,8 @@ impl Span {
         Ok(Self { ptr, bytes })
     }
 
-    /// Copies `source` to its start; queued, and done with `source` on return unless that is pinned.
+    /// Copies `source` to its start; queued, and done with `source` on return unless that is
+    /// pinned.
     ///
     /// # Errors
     /// If it does not fit or the driver fails.
@@ -84,8 +85,8 @@ impl Span {
     /// If it is too short or the driver fails.
     ///
     /// # Safety
-    /// The memory is allocated and nothing on the GPU writes it meanwhile. Pinned memory must not be
-    /// touched until the copy has run.
+    /// The memory is allocated and nothing on the GPU writes it meanwhile. Pinned memory must not
+    /// be touched until the copy has run.
     pub unsafe fn copy_to<T: Pod>(self, stream: &Stream, target: &mut [T]) -> Result<()> {
         let target: &mut [u8] = bytemuck::cast_slice_mut(target);
         let from = self.part(0, target.len())?;
@@ -172,7 +173,8 @@ impl DeviceBuffer {
         self.span
     }
 
-    /// Copies `source` to `offset` and waits: after everything on `stream` before, and done on return.
+    /// Copies `source` to `offset` and waits: after everything on `stream` before, and done on
+    /// return.
     ///
     /// # Errors
     /// If it does not fit or the driver fails.

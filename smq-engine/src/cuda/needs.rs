@@ -19,8 +19,8 @@ pub type Need = (&'static str, Defines);
 /// Multiprocessors of an H100 (SXM) and an H200.
 pub const SMS: usize = 132;
 
-/// Each once; for prompts of any length, up to `max_tokens` positions (by default the model's longest context), on a GPU
-/// of `sms` multiprocessors.
+/// Each once; for prompts of any length, up to `max_tokens` positions (by default the model's
+/// longest context), on a GPU of `sms` multiprocessors.
 ///
 /// # Errors
 /// As [`CudaEngine::load`](super::CudaEngine::load), but for memory.

@@ -12,8 +12,8 @@ use crate::engine::Continuations;
 use smq_model::ModelConfig;
 use smq_model::architecture::Windows;
 
-/// What a row sees of the cache (`attention_prefill.cu`): rows `context_begin .. context_end`, and from `own_begin` to
-/// itself. Nothing before `context_begin`.
+/// What a row sees of the cache (`attention_prefill.cu`): rows `context_begin .. context_end`, and
+/// from `own_begin` to itself. Nothing before `context_begin`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, NoUninit)]
 #[repr(C)]
 pub(super) struct Seen {
@@ -53,8 +53,8 @@ pub(super) struct Pack {
 
 /// Lays out `items`: packs of at most `rows` rows, but for an item that has more.
 ///
-/// The last token of a context is fed with each continuation, so that the context's rows serve for their keys and values
-/// alone; a continuation's last token is not fed.
+/// The last token of a context is fed with each continuation, so that the context's rows serve for
+/// their keys and values alone; a continuation's last token is not fed.
 ///
 /// Contexts are not empty.
 #[must_use]

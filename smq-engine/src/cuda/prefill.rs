@@ -115,7 +115,7 @@ impl Prefill {
     /// Compiles the kernels; buffers come with the first prompt.
     ///
     /// # Errors
-    /// [`Error::Cuda`](crate::Error::Cuda) from compiling, or if cuBLASLt is not there.
+    /// [`Error::Cuda`] from compiling, or if cuBLASLt is not there.
     pub(super) fn new(kernels: &Kernels, c: &ModelConfig) -> Result<Self> {
         let gpu = kernels.gpu();
         let rows = |name| {
@@ -140,11 +140,11 @@ impl Prefill {
         })
     }
 
-    /// Queues the pass of `tokens`, which follow `past` cached positions, and leaves the last position's input of
-    /// the head in `state`.
+    /// Queues the pass of `tokens`, which follow `past` cached positions, and leaves the last
+    /// position's input of the head in `state`.
     ///
     /// # Errors
-    /// [`Error::Cuda`](crate::Error::Cuda) if memory is not there or the driver fails.
+    /// [`Error::Cuda`] if memory is not there or the driver fails.
     pub(super) fn run(&mut self, parts: &Parts<'_>, tokens: &[u32], past: usize) -> Result<()> {
         let Parts { model, state, .. } = parts;
         self.cache(parts, tokens, past)?;
@@ -160,11 +160,13 @@ impl Prefill {
                 .ptr(state.last_hidden.ptr())
                 .ptr(state.last_square_sums.ptr()),
         };
-        // SAFETY: the buffers hold CHUNK or all rows, and live as long as `self`, whose owner waits for the stream.
+        // SAFETY: the buffers hold CHUNK or all rows, and live as long as `self`, whose owner waits
+        // for the stream.
         unsafe { call.run(stream) }
     }
 
-    /// Queues the pass of `tokens`, which follow `past` cached positions, for their keys and values alone.
+    /// Queues the pass of `tokens`, which follow `past` cached positions, for their keys and values
+    /// alone.
     ///
     /// # Errors
     /// As [`Prefill::run`].
@@ -176,8 +178,8 @@ impl Prefill {
         Ok(())
     }
 
-    /// Queues the pass of up to [`CHUNK`] tokens, which go into the cache behind `past` others: of one sequence, or of
-    /// several, each row with what it sees.
+    /// Queues the pass of up to [`CHUNK`] tokens, which go into the cache behind `past` others: of
+    /// one sequence, or of several, each row with what it sees.
     fn layers(
         &self,
         parts: &Parts<'_>,
@@ -209,8 +211,8 @@ impl Prefill {
             kind,
             attention: kind.kernels(kernels, c)?,
         };
-        // SAFETY: what is copied outlives the copy (pageable memory is read before the call returns), and every buffer
-        // holds at least `m` rows.
+        // SAFETY: what is copied outlives the copy (pageable memory is read before the call
+        // returns), and every buffer holds at least `m` rows.
         unsafe {
             b.tokens.part(0, 4 * m)?.copy_from(stream, tokens)?;
             if let Some(seen) = seen {
@@ -264,8 +266,8 @@ impl Prefill {
                 .ptr(b.attended.span.ptr()),
         };
         let products = &self.products;
-        // SAFETY: every buffer holds at least `m` rows (`reserve`), the cache `past + m` positions (the engine), and
-        // both live until the engine has waited for the stream.
+        // SAFETY: every buffer holds at least `m` rows (`reserve`), the cache `past + m` positions
+        // (the engine), and both live until the engine has waited for the stream.
         unsafe {
             let order = reads_int4_order(&layer.qkv, m);
             self.norm_call(b.x.ptr(), layer.input_norm, b, m, order)

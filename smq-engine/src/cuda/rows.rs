@@ -1,5 +1,6 @@
-//! Products of many activation rows: cuBLASLt for bf16 weights, `gemm_int4.cu` for int4, and for very many rows
-//! int4 weights are widened to bf16 first, NF4 weights for any number. FP8 weights meet activations quantized to FP8.
+//! Products of many activation rows: cuBLASLt for bf16 weights, `gemm_int4.cu` for int4, and for
+//! very many rows int4 weights are widened to bf16 first, NF4 weights for any number. FP8 weights
+//! meet activations quantized to FP8.
 
 use super::activations::Activations;
 use super::args::Args;
@@ -33,8 +34,8 @@ pub enum Target {
     Bf16(u64, usize),
     /// Added to f32 `[m, rows]`.
     Add(u64),
-    /// `silu(gate) up`, bf16 `[m, rows / 2 rounded up to 128]`; the flag asks for int4 order. Only where
-    /// `joins_gate_and_up`.
+    /// `silu(gate) up`, bf16 `[m, rows / 2 rounded up to 128]`; the flag asks for int4 order. Only
+    /// where `joins_gate_and_up`.
     Swiglu(u64, bool),
 }
 
@@ -55,8 +56,8 @@ pub(super) fn is_int4_product(matrices: &[DeviceMatrix], m: usize) -> bool {
     }
 }
 
-/// Whether the product with `matrices` wants its activations in int4 order: where the int4 kernel does it, of the
-/// largest groups; smaller ones lie within the kernel's steps in plain order only.
+/// Whether the product with `matrices` wants its activations in int4 order: where the int4 kernel
+/// does it, of the largest groups; smaller ones lie within the kernel's steps in plain order only.
 #[must_use]
 pub fn reads_int4_order(matrices: &[DeviceMatrix], m: usize) -> bool {
     is_int4_product(matrices, m) && matrices[0].group() == LARGEST_GROUP
@@ -68,8 +69,8 @@ pub(super) fn joins_gate_and_up(matrices: &[DeviceMatrix], m: usize, int4_order:
     reads_int4_order(matrices, m) || (!int4_order && fuses_bf16(matrices, m))
 }
 
-/// Bytes of scratch memory that the product with `matrices` takes: for a matrix widened to bf16, or for activations as
-/// FP8; 0 where neither is done.
+/// Bytes of scratch memory that the product with `matrices` takes: for a matrix widened to bf16, or
+/// for activations as FP8; 0 where neither is done.
 #[must_use]
 pub fn scratch_bytes(matrices: &[DeviceMatrix], m: usize) -> usize {
     let bytes = |w: &DeviceMatrix| match w.format {
@@ -96,7 +97,7 @@ impl RowProducts {
     /// Queues the products of `m` rows of `x` with `matrices`, side by side in `target`.
     ///
     /// # Errors
-    /// [`Error::Cuda`](crate::Error::Cuda) from compiling or launching.
+    /// [`Error::Cuda`] from compiling or launching.
     ///
     /// # Safety
     /// `x` and `target` are large enough and stay allocated until the stream has run the products.
@@ -126,7 +127,8 @@ impl RowProducts {
         let quantized = match matrices.iter().find(is_fp8) {
             Some(w) => {
                 let rows = QuantizedRows::place(self.scratch, m, w.cols)?;
-                // SAFETY: the caller's promise; products before these in the stream are done with the scratch memory.
+                // SAFETY: the caller's promise; products before these in the stream are done with
+                // the scratch memory.
                 unsafe { rows.call(kernels, m, w.cols, x)?.run(stream) }?;
                 Some(rows)
             }
@@ -186,7 +188,8 @@ impl RowProducts {
         let plan = self.blas.plan(product)?;
         let data = if w.is_coded() {
             let wide = self.scratch.part(0, 2 * w.rows * w.cols)?.ptr();
-            // SAFETY: it fits; products before this one in the stream are done with the scratch memory.
+            // SAFETY: it fits; products before this one in the stream are done with the scratch
+            // memory.
             unsafe { widen(kernels, w, wide)?.run(stream) }?;
             wide
         } else {
@@ -319,7 +322,8 @@ impl Cut {
         let stages = match tile {
             16 | 32 => 8,
             64 => 6,
-            // Where a block loops over token tiles, its ring keeps running; groups of 32 leave no room for that.
+            // Where a block loops over token tiles, its ring keeps running; groups of 32 leave no
+            // room for that.
             _ if loops && w.group() > 32 => 5,
             _ => 4,
         };

@@ -161,7 +161,8 @@ impl State {
         let start = Instant::now();
         let mut spins = 0u32;
         loop {
-            // SAFETY: inside the mailbox, which the GPU writes whole words of: a volatile read sees one or the other.
+            // SAFETY: inside the mailbox, which the GPU writes whole words of: a volatile read sees
+            // one or the other.
             let value = unsafe { slot.read_volatile() };
             if (value >> 32) as u32 == step.wrapping_add(1) {
                 return match value as u32 {

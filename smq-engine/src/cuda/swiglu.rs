@@ -65,8 +65,8 @@ impl SwigluCut {
     }
 }
 
-/// The call for `m` rows of `x`, plain order, with `w`, gate rows first: bf16 `[m, w.rows / 2]` at `out`. Only where
-/// [`fuses_bf16`].
+/// The call for `m` rows of `x`, plain order, with `w`, gate rows first: bf16 `[m, w.rows / 2]` at
+/// `out`. Only where [`fuses_bf16`].
 ///
 /// # Errors
 /// As [`Kernels::get`] and [`TensorMap::bf16`].

@@ -17,15 +17,17 @@ impl TensorMap {
     ///
     /// # Errors
     /// [`Error::Cuda`] if the matrix is longer than `memory`, or for what TMA does not take: an
-    /// address or row that is no multiple of 16 bytes, a box wider than 128 bytes or of over 256 rows.
+    /// address or row that is no multiple of 16 bytes, a box wider than 128 bytes or of over 256
+    /// rows.
     pub fn bf16(memory: Span, columns: usize, rows: usize, box_size: (u32, u32)) -> Result<Self> {
         memory.part(0, 2 * columns * rows)?;
         let sizes = [columns as u64, rows as u64];
         Self::tiled(memory, sizes, [2 * columns as u64], box_size.into())
     }
 
-    /// Of the same, its rows in eights, one of the upper and one of the lower half in turns: dimensions column, row of
-    /// eight, half, eight. Boxes have `box_columns` and `box_eights` of each half.
+    /// Of the same, its rows in eights, one of the upper and one of the lower half in turns:
+    /// dimensions column, row of eight, half, eight. Boxes have `box_columns` and `box_eights` of
+    /// each half.
     ///
     /// # Errors
     /// As [`TensorMap::bf16`]; `rows` is a multiple of 16.
@@ -56,8 +58,8 @@ impl TensorMap {
             )
         };
         let mut map = CUtensorMap { opaque: [0; 16] };
-        // SAFETY: no context is needed; the arrays are as long as N dimensions ask for, and `map`, aligned as its type
-        // says, takes the result.
+        // SAFETY: no context is needed; the arrays are as long as N dimensions ask for, and `map`,
+        // aligned as its type says, takes the result.
         let result = unsafe {
             sys::cuTensorMapEncodeTiled(
                 &raw mut map,

@@ -1,8 +1,9 @@
 //! Weights from the file's map to the GPU, as fast as the bus takes them.
 //!
-//! A copy from pageable memory goes through the driver's own small buffer, on one thread (8 GB/s on an
-//! H100 whose bus does 54). Here many threads fill the parts of pinned slots (the map's page faults happen
-//! there), and each slot is copied to the GPU at once while others are filled (`upload/ring.rs`).
+//! A copy from pageable memory goes through the driver's own small buffer, on one thread (8 GB/s on
+//! an H100 whose bus does 54). Here many threads fill the parts of pinned slots (the map's page
+//! faults happen there), and each slot is copied to the GPU at once while others are filled
+//! (`upload/ring.rs`).
 
 mod ring;
 
@@ -20,7 +21,8 @@ use super::stream::Event;
 use crate::error::{Error, Result};
 use crate::summary::Summary;
 
-/// Bytes that one thread fills at once: larger parts leave its core's cache before the bus reads them.
+/// Bytes that one thread fills at once: larger parts leave its core's cache before the bus reads
+/// them.
 const PART_BYTES: usize = 2 << 20;
 /// Parts that are copied together: each copy costs the bus 2.4 us whatever its size.
 const SLOT_PARTS: usize = 4;
@@ -68,7 +70,8 @@ impl Staging {
         })
     }
 
-    /// As [`new`](Self::new), in a thread of its own while this one does `work`: locking takes some milliseconds.
+    /// As [`new`](Self::new), in a thread of its own while this one does `work`: locking takes some
+    /// milliseconds.
     ///
     /// # Errors
     /// As `work`, and if that succeeds as [`new`](Self::new).
@@ -193,8 +196,8 @@ impl Bus for Copies<'_> {
 
     unsafe fn fill(&self, part: usize, place: usize) {
         let offset = place * SLOT_BYTES + part % SLOT_PARTS * PART_BYTES;
-        // SAFETY: inside the places' memory, which the upload has borrowed; as promised by the caller, no
-        // other thread and no copy uses this part of it meanwhile.
+        // SAFETY: inside the places' memory, which the upload has borrowed; as promised by the
+        // caller, no other thread and no copy uses this part of it meanwhile.
         let memory =
             unsafe { std::slice::from_raw_parts_mut(self.memory.add(offset).as_ptr(), PART_BYTES) };
         let mut at = 0;
@@ -212,8 +215,8 @@ impl Bus for Copies<'_> {
         let mut at = 0;
         for piece in &self.slots[slot] {
             let bytes = &memory[at..][..piece.source.len()];
-            // SAFETY: the place is that of the upload's caller; the slot is left alone until `free` says so, or,
-            // where something fails, until the upload has waited for the stream.
+            // SAFETY: the place is that of the upload's caller; the slot is left alone until `free`
+            // says so, or, where something fails, until the upload has waited for the stream.
             unsafe { piece.to.copy_from(self.gpu.copy(), bytes) }?;
             at += piece.source.len();
         }
@@ -224,7 +227,8 @@ impl Bus for Copies<'_> {
 /// Parts of pieces that are handled together.
 type Job<'a> = Vec<Piece<'a>>;
 
-/// Cuts large pieces up, and gathers small ones, in jobs of `size` bytes; only the last may have fewer.
+/// Cuts large pieces up, and gathers small ones, in jobs of `size` bytes; only the last may have
+/// fewer.
 fn jobs<'a>(pieces: &[Piece<'a>], size: usize) -> Result<Vec<Job<'a>>> {
     let mut jobs = Vec::new();
     let (mut job, mut room) = (Job::new(), size);

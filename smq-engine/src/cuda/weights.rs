@@ -16,10 +16,8 @@ use super::upload::{Piece, Staging, upload};
 use crate::error::{Error, Result};
 use crate::linear::{check_fp8, load_vector};
 use crate::report::LoadReport;
-use smq_model::ModelConfig;
-use smq_model::Source;
 use smq_model::architecture::NormWeight;
-use smq_model::names::{LayerNames, LayerNorms, NamedMatrix};
+use smq_model::{LayerNames, LayerNorms, ModelConfig, NamedMatrix, Source};
 
 /// Columns that share a scale in the int4 kernels; others do not run.
 pub(super) const GROUPS: [usize; 3] = [32, 64, 128];
@@ -90,7 +88,8 @@ impl DeviceMatrix {
         }
     }
 
-    /// Address of its scale codes, 0 where there are none, and their tensor's bias (NF4: the offset's bits).
+    /// Address of its scale codes, 0 where there are none, and their tensor's bias (NF4: the
+    /// offset's bits).
     #[must_use]
     pub fn scales(&self) -> (u64, i32) {
         match self.format {
@@ -107,7 +106,8 @@ impl DeviceMatrix {
         }
     }
 
-    /// The macros that say how to decode its scales, the same for every matrix that one kernel can serve.
+    /// The macros that say how to decode its scales, the same for every matrix that one kernel can
+    /// serve.
     #[must_use]
     pub fn scale_defines(&self) -> [(&'static str, i64); 3] {
         let (code, width, mantissa) = match self.format {
@@ -227,8 +227,8 @@ impl DeviceModel {
     /// Checks every tensor of `source` and finds it a place on the GPU.
     ///
     /// # Errors
-    /// As [`Decoder::load`](crate::model::Decoder::load); [`Error::Tensor`] for what the kernels do not do;
-    /// [`Error::Cuda`] if the memory is not there.
+    /// As [`Decoder::load`](crate::model::Decoder::load); [`Error::Model`] for what the kernels do
+    /// not do; [`Error::Cuda`] if the memory is not there.
     pub(super) fn place<'s>(
         gpu: &Gpu,
         source: &'s Source,

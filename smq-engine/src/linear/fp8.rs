@@ -1,5 +1,5 @@
-//! FP8 x FP8 product: weights E4M3 with a scale a row, activations quantized to E4M3 for each token as it comes, sums in
-//! f32, both scales applied to the sum.
+//! FP8 x FP8 product: weights E4M3 with a scale a row, activations quantized to E4M3 for each token
+//! as it comes, sums in f32, both scales applied to the sum.
 
 use rayon::prelude::*;
 use smq_format::fp8;
@@ -40,8 +40,8 @@ impl QuantizedX {
     }
 }
 
-/// `out[row, i] = (sum over columns of w[row, column] * x[i, column]) * scales`, `out` is `[rows, m]`; `codes` are
-/// `[rows, cols]`, `scales` `[rows]`.
+/// `out[row, i] = (sum over columns of w[row, column] * x[i, column]) * scales`, `out` is
+/// `[rows, m]`; `codes` are `[rows, cols]`, `scales` `[rows]`.
 pub(crate) fn product(isa: Isa, codes: &[u8], scales: &[f32], x: &QuantizedX, out: &mut [f32]) {
     let m = x.scales.len();
     dense::product_e4m3(isa, codes, &x.values, m, out);

@@ -1,5 +1,5 @@
-//! Fused product of 4-bit codes (int4, NF4) and f32: nibbles become f32 in registers, a group's scale is applied once
-//! to its partial sum.
+//! Fused product of 4-bit codes (int4, NF4) and f32: nibbles become f32 in registers, a group's
+//! scale is applied once to its partial sum.
 //!
 //! A register of nibbles holds eight columns a lane: lane `i`, nibble `k` is column `8 i + k` of a
 //! block of `8 * lanes` columns. Activations are packed to match: for each `k`, one register of

@@ -40,7 +40,8 @@ pub(crate) trait Lanes {
     unsafe fn load_nibbles(p: *const u8) -> Self::Nibbles;
     /// Nibble `k` (0 the lowest, 0..8) of every lane, in two's complement, as f32.
     unsafe fn nibble(q: Self::Nibbles, k: u32) -> Self::V;
-    /// Element `k` (0..8, two a byte with the even one in the high half) of every lane's NF4 codes, as f32.
+    /// Element `k` (0..8, two a byte with the even one in the high half) of every lane's NF4 codes,
+    /// as f32.
     unsafe fn nf4(q: Self::Nibbles, k: u32) -> Self::V;
     /// Asks for the cache line at `p`, which may be any address.
     #[inline(always)]
@@ -179,8 +180,9 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn load_e4m3(p: *const u8) -> __m256 {
-            // SAFETY: 8 readable bytes (trait contract). Shifted into an f16's exponent and mantissa a code means
-            // 2^-8 of its value, subnormal codes too, since the formats' biases differ by 8.
+            // SAFETY: 8 readable bytes (trait contract). Shifted into an f16's exponent and
+            // mantissa a code means 2^-8 of its value, subnormal codes too, since the formats'
+            // biases differ by 8.
             unsafe {
                 let wide = _mm_cvtepu8_epi16(_mm_loadl_epi64(p.cast()));
                 let magnitude = _mm_slli_epi16(_mm_and_si128(wide, _mm_set1_epi16(0x7f)), 7);
@@ -208,8 +210,9 @@ mod x86 {
 
         #[inline(always)]
         unsafe fn nf4(q: __m256i, k: u32) -> __m256 {
-            // SAFETY: AVX2 is there (trait contract). Each permutation looks at three bits of an index, so the two
-            // are the halves of the table, and the fourth bit, shifted to the top, chooses between them.
+            // SAFETY: AVX2 is there (trait contract). Each permutation looks at three bits of an
+            // index, so the two are the halves of the table, and the fourth bit, shifted to the
+            // top, chooses between them.
             unsafe {
                 let index = _mm256_srl_epi32(q, _mm_cvtsi32_si128(4 * (k ^ 1) as i32));
                 let low = _mm256_loadu_ps(nf4::VALUES.as_ptr());

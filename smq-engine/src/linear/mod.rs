@@ -51,8 +51,8 @@ pub struct Product<'m, 'w, 'o> {
     pub out: &'o mut [f32],
 }
 
-/// Multiplies `x`, `[m, cols]`, with each matrix: `out[i, row] = sum x[i, c] * W[row, c]`, where an FP8 matrix
-/// multiplies the activations as FP8.
+/// Multiplies `x`, `[m, cols]`, with each matrix: `out[i, row] = sum x[i, c] * W[row, c]`, where an
+/// FP8 matrix multiplies the activations as FP8.
 ///
 /// # Errors
 /// Only from candle's gemm, for want of memory.

@@ -16,10 +16,8 @@ pub(crate) use limits::check;
 use norm::rms_norm;
 pub use precision::Precision;
 use rope::RopeTable;
-use smq_model::ModelConfig;
-use smq_model::Source;
 use smq_model::architecture::{Activation, NormWeight};
-use smq_model::names::{LayerNames, LayerNorms, NamedMatrix};
+use smq_model::{LayerNames, LayerNorms, ModelConfig, NamedMatrix, Source};
 pub use stages::{Stage, Window};
 use std::slice;
 

@@ -12,8 +12,8 @@ pub enum Precision {
     F32,
     /// To bf16, half to even, what a GPU engine holds in bf16: every matrix product's input, the
     /// outputs of qkv and gate_up, queries and keys again after the rotation, and attention
-    /// weights. Sums, norms, the residual stream and logits stay f32. NF4 weights are rounded to bf16 as well,
-    /// as bitsandbytes dequantizes them for a model in bf16.
+    /// weights. Sums, norms, the residual stream and logits stay f32. NF4 weights are rounded to
+    /// bf16 as well, as bitsandbytes dequantizes them for a model in bf16.
     Bf16,
 }
 

@@ -3,11 +3,13 @@
 
 use std::slice;
 
+use rayon::prelude::*;
+
 use super::attention::KvCache;
 use super::rope::RopeTable;
 use super::{Decoder, activated, add, normed, rotated_and_attended};
 use crate::error::Result;
-use crate::linear::Matrix;
+use crate::linear::{self, Matrix};
 
 /// A set of products that share their input, in the order in which a layer computes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,15 +90,28 @@ impl<'a> Decoder<'a> {
         window.input = normed(&window.x, norm, &self.config, self.precision);
     }
 
-    /// Takes what a stage's products gave, `[tokens, sum of rows]`, and makes the input of the layer's next stage,
-    /// of which there is none behind [`Stage::Down`].
-    pub fn leave_stage(
+    /// Multiplies the windows' inputs with `matrices`, which stand for those of the stage, and makes
+    /// the inputs of the next one. Windows do not depend on each other.
+    ///
+    /// # Errors
+    /// Only for want of memory.
+    pub fn pass(
         &self,
         layer: usize,
         stage: Stage,
-        mut product: Vec<f32>,
-        window: &mut Window,
-    ) {
+        matrices: &[Matrix<'_>],
+        windows: &mut [Window],
+    ) -> Result<()> {
+        windows.par_iter_mut().try_for_each(|window| {
+            let product = linear::stacked(&window.input, window.tokens, matrices)?;
+            self.leave_stage(layer, stage, product, window);
+            Ok(())
+        })
+    }
+
+    /// Takes what a stage's products gave, `[tokens, sum of rows]`, and makes the input of the layer's next stage,
+    /// of which there is none behind [`Stage::Down`].
+    fn leave_stage(&self, layer: usize, stage: Stage, mut product: Vec<f32>, window: &mut Window) {
         let (c, precision) = (&self.config, self.precision);
         window.input = match stage {
             Stage::Qkv => {

@@ -67,8 +67,8 @@ impl Sampler {
     /// The next token, from `[vocab]` logits.
     ///
     /// # Errors
-    /// [`Error::Input`] if the model produced NaN or infinity and the settings do not remove them, or
-    /// if the settings leave no token.
+    /// [`Error::Input`] if the model produced NaN or infinity and the settings do not remove them,
+    /// or if the settings leave no token.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
         if !self.allows_invalid && !logits.iter().all(|l| l.is_finite()) {
             return Err(Error::Input(

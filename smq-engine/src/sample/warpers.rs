@@ -1,9 +1,10 @@
 //! Changes of logits that look at their distribution. Each excludes tokens and keeps at least the
 //! most likely one.
 //!
-//! Probabilities are f32 and limits are rounded to f32 before they are compared, as in transformers:
-//! whether a token exactly at a limit stays depends on it. Which of several equally likely tokens at
-//! a limit stay is arbitrary there, by the order of an unstable sort, and by their ids here.
+//! Probabilities are f32 and limits are rounded to f32 before they are compared, as in
+//! transformers: whether a token exactly at a limit stays depends on it. Which of several equally
+//! likely tokens at a limit stay is arbitrary there, by the order of an unstable sort, and by their
+//! ids here.
 
 /// Keeps the most likely of the 100 most likely tokens, as long as they have at most `share` of the
 /// entropy of those.

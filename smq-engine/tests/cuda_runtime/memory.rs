@@ -6,7 +6,7 @@ use smq_engine::cuda::{
 
 use super::{Outcome, equal, kernel};
 
-pub fn copies_round_trip(gpu: &Gpu) -> Outcome {
+pub(crate) fn copies_round_trip(gpu: &Gpu) -> Outcome {
     let stream = gpu.main();
     let (arena, (a, b)) = Arena::build(gpu, "a test", |a| Ok((a.take(1000)?, a.take(4000)?)))?;
     let buffer = arena.buffer().ok_or("no buffer")?;
@@ -31,7 +31,7 @@ pub fn copies_round_trip(gpu: &Gpu) -> Outcome {
     )
 }
 
-pub fn mapped_memory_is_seen_by_both(gpu: &Gpu) -> Outcome {
+pub(crate) fn mapped_memory_is_seen_by_both(gpu: &Gpu) -> Outcome {
     let link = kernel(gpu, "link")?;
     let mut host = PinnedBuffer::mapped(gpu, 4096)?;
     host.as_mut_slice::<u32>()[0] = 5;
@@ -42,7 +42,7 @@ pub fn mapped_memory_is_seen_by_both(gpu: &Gpu) -> Outcome {
     equal(host.as_slice::<u32>()[0], 17)
 }
 
-pub fn out_of_memory_says_so(gpu: &Gpu) -> Outcome {
+pub(crate) fn out_of_memory_says_so(gpu: &Gpu) -> Outcome {
     let message = match DeviceBuffer::new(gpu, 1 << 40, "the KV cache") {
         Ok(_) => "allocated".into(),
         Err(e) => e.to_string(),
@@ -54,7 +54,7 @@ pub fn out_of_memory_says_so(gpu: &Gpu) -> Outcome {
     )
 }
 
-pub fn uploads_arrive_whole(gpu: &Gpu) -> Outcome {
+pub(crate) fn uploads_arrive_whole(gpu: &Gpu) -> Outcome {
     // More than all pinned memory, so that it is used again.
     let bytes: Vec<u8> = (0..200_u32 << 18)
         .flat_map(|i| i.wrapping_mul(0x9e37_79b9).to_le_bytes())

@@ -20,7 +20,7 @@ fn random(count: usize, seed: u64) -> (Vec<u16>, Vec<f64>) {
         .unzip()
 }
 
-pub fn match_f64(gpu: &Gpu) -> Outcome {
+pub(crate) fn match_f64(gpu: &Gpu) -> Outcome {
     let blas = Blas::new(gpu, 32 << 20)?;
     let shapes = [
         (1, 64, 96),
@@ -124,7 +124,7 @@ fn check_product(gpu: &Gpu, blas: &Blas, p: &MatMul, seed: u64) -> Outcome {
     Ok(())
 }
 
-pub fn repeat_to_the_bit(gpu: &Gpu) -> Outcome {
+pub(crate) fn repeat_to_the_bit(gpu: &Gpu) -> Outcome {
     let stream = gpu.main();
     let shapes = [
         (16, 9216, 3072),

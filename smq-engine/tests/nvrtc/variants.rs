@@ -1,4 +1,5 @@
-//! Every kernel file with the macros of the models that are tested, as the engine cuts them for an H100.
+//! Every kernel file with the macros of the models that are tested, as the engine cuts them for an
+//! H100.
 
 use smq_engine::cuda::{
     Attention, Cut, Defines, DeviceMatrix, Epilogue, Format, Kind, Plan, SMS, Span, SwigluCut,

@@ -3,8 +3,8 @@
 //!
 //! # Adding an architecture
 //!
-//! 1. Read `modeling_*.py` and `configuration_*.py` of the family in Hugging Face transformers. They
-//!    decide; a paper or a model card does not.
+//! 1. Read `modeling_*.py` and `configuration_*.py` of the family in Hugging Face transformers.
+//!    They decide; a paper or a model card does not.
 //! 2. Write its entry in `table.rs`. A family that differs from another only in names, defaults,
 //!    biases, windows or rotary embedding is done with that: the tensors that a checkpoint must
 //!    hold, the keys of config.json with their defaults, synthetic checkpoints and both engines
@@ -15,16 +15,16 @@
 //!
 //!    | what differs | type | who reads it |
 //!    |---|---|---|
-//!    | projections, their names and how they are fused | [`Qkv`], [`GateUp`] | [`names`](crate::names) |
-//!    | which norms a layer has, and where | [`Norms`] | [`names`](crate::names), engines |
+//!    | projections, their names and how they are fused | [`Qkv`], [`GateUp`] | [tensors] |
+//!    | which norms a layer has, and where | [`Norms`] | [tensors], engines |
 //!    | what a norm multiplies with | [`NormWeight`] | engines, synthetic weights |
-//!    | norms of queries and keys | [`QkNorm`] | [`names`](crate::names), engines |
-//!    | biases | [`BiasRule`] | config, [`names`](crate::names), engines |
+//!    | norms of queries and keys | [`QkNorm`] | [tensors], engines |
+//!    | biases | [`BiasRule`] | config, [tensors], engines |
 //!    | activation between the MLP's products | [`Activation`] | config, engines |
 //!    | which positions a layer sees | [`WindowRule`], [`Windows`] | config, engines |
-//!    | rotary embedding: its kinds, which layers have it | [`RopeKind`], [`Rotated`] | config, engines |
-//!    | factors on embedding, attention, residual stream, logits | [`Multipliers`] | engines |
-//!    | soft caps on scores and logits | [`SoftCaps`] | engines |
+//!    | rotary embedding: kinds, which layers have it | [`RopeKind`], [`Rotated`] | config, engines
+//!    | | factors on embedding, attention, residual stream, logits | [`Multipliers`] | engines | |
+//!    soft caps on scores and logits | [`SoftCaps`] | engines |
 //!
 //!    In the CPU engine that is `smq-engine/src/model`, whose layer computes the variant. The CUDA
 //!    engine says in `cuda::limits` what its kernels do not compute: a variant may begin there as a
@@ -34,6 +34,8 @@
 //!
 //! A key of config.json that the family reads and the others do not is added to the reading of
 //! config.json, next to the rule that says who reads it.
+//!
+//! [tensors]: crate::ConfigFile::tensors
 
 mod table;
 
@@ -226,7 +228,8 @@ pub enum SoftCaps {
     Absent,
 }
 
-/// Values of keys that config.json leaves out: those of the family's `Config` class in transformers.
+/// Values of keys that config.json leaves out: those of the family's `Config` class in
+/// transformers.
 #[derive(Debug, PartialEq)]
 #[allow(missing_docs)] // the keys' own names
 pub struct Defaults {
@@ -253,7 +256,7 @@ impl Architecture {
 
     /// By its `model_type`.
     #[must_use]
-    pub fn of_type(model_type: &str) -> Option<&'static Self> {
+    pub(crate) fn of_type(model_type: &str) -> Option<&'static Self> {
         ARCHITECTURES.iter().find(|a| a.model_type == model_type)
     }
 }

@@ -40,7 +40,7 @@ const TOKENIZER_SOURCES: [&str; 10] = [
 /// A chat template for processors of images and sound, which no tokenizer reads.
 const PROCESSOR_TEMPLATE: &str = "chat_template.json";
 /// Largest side file; a tokenizer.json of a 256k vocabulary is about 33 MB.
-pub const MAX_EMBEDDED_BYTES: u64 = 256 << 20;
+const MAX_EMBEDDED_BYTES: u64 = 256 << 20;
 
 /// Whether `name` is that of a file which travels inside the .smq where the checkpoint has it.
 ///
@@ -69,7 +69,7 @@ pub fn is_model_file(name: &str) -> bool {
 /// Reads the side files that `dir` has, in the order in which a .smq has them.
 ///
 /// # Errors
-/// A file that cannot be read, is no regular file, or is over [`MAX_EMBEDDED_BYTES`].
+/// A file that cannot be read, is no regular file, or is over 256 MiB.
 pub fn side_files(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let first = FIRST.map(str::to_owned).into_iter();
     let last = LAST.map(str::to_owned).into_iter();

@@ -154,7 +154,8 @@ fn other(dir: &Path, listed: &[String]) -> Result<Weights> {
     }
 }
 
-/// What a model with an adapter beside it says is decided by both: transformers applies the adapter where it can.
+/// What a model with an adapter beside it says is decided by both: transformers applies the adapter
+/// where it can.
 ///
 /// # Errors
 /// [`Error::Model`] for a directory that has an adapter's config.

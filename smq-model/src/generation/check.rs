@@ -8,7 +8,8 @@ impl GenerationSettings {
     /// Checks the values that are in force for a model with a vocabulary of `vocab` tokens.
     ///
     /// # Errors
-    /// [`Error::Generation`] naming the key, its value and what was expected.
+    /// [`Error::Generation`](crate::Error::Generation) naming the key, its value and what was
+    /// expected.
     pub fn check(&self, vocab: usize) -> Result<()> {
         for (key, penalty) in [
             (

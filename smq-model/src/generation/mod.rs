@@ -2,7 +2,9 @@
 //!
 //! The file stands alone: where it is there, config.json says nothing about generation, not even
 //! what ends a text. Only a checkpoint without one is asked through config.json, where older
-//! releases kept the same keys. A key that is absent or null has the default of transformers.
+//! releases kept the same keys. A key that is absent or null has the default of `GenerationConfig`;
+//! that of the family's own class, such as `LlamaConfig`'s `eos_token_id` of 2, does not count:
+//! `from_pretrained` makes the settings of the file and not of the class.
 
 mod check;
 mod given;
@@ -245,8 +247,9 @@ impl GenerationSettings {
         }
     }
 
-    /// Key and value of what the file sets to something that changes what is generated. The end-of-sequence ids are left out, and so is what sampling
-    /// would obey while `do_sample` is false.
+    /// Key and value of what the file sets to something that changes what is generated. The
+    /// end-of-sequence ids are left out, and so is what sampling would obey while `do_sample` is
+    /// false.
     pub fn in_force(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let applies = |given: &&Given| self.do_sample || !given.is_for_sampling;
         let given = self.given.iter().filter(applies);

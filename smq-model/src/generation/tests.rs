@@ -73,6 +73,29 @@ fn config_is_asked_only_where_there_is_no_other() {
     assert_eq!(settings.forced_bos_token_id, None);
 }
 
+/// `LlamaConfig` ends a text with 2 and `Phi3Config` with 32000 where nobody says what does, but
+/// `from_pretrained` makes the settings of config.json's own keys, of which a class knows nothing.
+#[test]
+fn a_class_has_no_end_of_text_for_files_that_have_none() {
+    for family in ["llama", "phi3"] {
+        for end in ["", r#", "eos_token_id": null"#] {
+            let config = format!(r#"{{"model_type": "{family}"{end}}}"#);
+            for generation in [None, Some("{}"), Some(r#"{"eos_token_id": null}"#)] {
+                let mut files = vec![("config.json", config.as_str())];
+                files.extend(generation.map(|text| ("generation_config.json", text)));
+                let dir = tempfile::tempdir().unwrap();
+                let source = source(dir.path(), &files);
+                for settings in [
+                    GenerationSettings::of(&source),
+                    GenerationSettings::plain(&source),
+                ] {
+                    assert_eq!(settings.unwrap().eos_ids, [0; 0], "{files:?}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_file_at_fault_is_named() {
     let bad = r#"{"eos_token_id": -1}"#;

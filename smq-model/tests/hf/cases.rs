@@ -90,7 +90,8 @@ impl Case<'_> {
         }
     }
 
-    /// Writes all files into `dir`, beside weights of which there is only what decides whether embedding and head are one.
+    /// Writes all files into `dir`, beside weights of which there is only what decides whether
+    /// embedding and head are one.
     pub(crate) fn write_checkpoint(&self, dir: &Path) {
         self.write(dir);
         let table = |name: &str| {
@@ -110,7 +111,8 @@ impl Case<'_> {
         std::fs::write(dir.join("model.safetensors"), bytes).unwrap();
     }
 
-    /// Whether `message` refuses what must or may be refused, in the case's words; else what is wrong with it.
+    /// Whether `message` refuses what must or may be refused, in the case's words; else what is
+    /// wrong with it.
     pub(crate) fn refused(&self, message: &str) -> Result<(), String> {
         let v = self.value;
         let right = !v["error"].is_null() || v["may_refuse"] == true || v["must_refuse"] == true;

@@ -1,4 +1,5 @@
-//! What transformers makes of side files, recorded in `tests/fixtures/hf`, against what we make of them.
+//! What transformers makes of side files, recorded in `tests/fixtures/hf`, against what we make of
+//! them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 mod blame;

@@ -28,8 +28,8 @@ pub(super) struct KernelsArgs {
     /// How int4 weights' scales are stored: f32, f16 or eXmY
     #[arg(long, value_name = "FORMAT", default_value_t = ScaleChoice::e5(5))]
     scales: ScaleChoice,
-    /// Only compile into the cache what these models need on an H100 or H200; no GPU is needed, but NVRTC. A later run must
-    /// use the same NVRTC version
+    /// Only compile into the cache what these models need on an H100 or H200; no GPU is needed, but
+    /// NVRTC. A later run must use the same NVRTC version
     #[arg(long, value_name = "MODEL", num_args = 1.., conflicts_with_all = ["filter", "json"])]
     compile: Vec<PathBuf>,
     /// Also write the figures as JSON; - writes them to standard output instead of the table
@@ -50,7 +50,8 @@ pub(super) fn run(args: &KernelsArgs, global: &Global) -> anyhow::Result<()> {
     let report = match kernels::run(&options, &mut |k| done.push(k.clone())) {
         Ok(report) => report,
         Err(error) => {
-            // A kernel that crashes takes the GPU's context along; what came before it is worth showing.
+            // A kernel that crashes takes the GPU's context along; what came before it is worth
+            // showing.
             if !done.is_empty() && !to_stdout {
                 writeln!(std::io::stdout(), "{}", table(&done))?;
             }

@@ -22,7 +22,8 @@ pub(super) struct MatrixArgs {
     /// Where results go: raw/matrix.jsonl in it is added to
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Where converted files are while their cells run, one at a time; no other run's [default: work in OUT]
+    /// Where converted files are while their cells run, one at a time; no other run's [default:
+    /// work in OUT]
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
     /// Only these configs

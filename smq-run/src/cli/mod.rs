@@ -24,8 +24,6 @@ use smq_convert::cli::print_notes;
 use smq_engine::{Device, Engine};
 use smq_model::Source;
 
-pub use crate::output::is_broken_pipe;
-
 /// Run a .smq file or a Hugging Face checkpoint directory: generate text, time it, evaluate it.
 #[derive(Debug, Parser)]
 #[command(name = "smq-run", version, max_term_width = 100)]
@@ -41,7 +39,8 @@ struct Global {
     /// What to run on: auto, cpu or cuda
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     device: Device,
-    /// Longest sequence, prompt and output; sizes the KV cache at most [default: the model's longest context]
+    /// Longest sequence, prompt and output; sizes the KV cache at most [default: the model's
+    /// longest context]
     #[arg(long, global = true, value_name = "N", value_parser = generate::at_least_one)]
     max_tokens: Option<usize>,
     /// Worker threads [default: one for each CPU]
@@ -78,17 +77,21 @@ enum Command {
 enum EvalCommand {
     /// Perplexity of a text, over non-overlapping windows
     Ppl(ppl::PplArgs),
-    /// Distance of next-token distributions from the unquantized model's: KL divergence, top-1 agreement, perplexity ratio
+    /// Distance of next-token distributions from the unquantized model's: KL divergence, top-1
+    /// agreement, perplexity ratio
     Kl(kl::KlArgs),
-    /// Which layers or projections mind quantization: each quantized alone, its weight error beside its distance from C0
+    /// Which layers or projections mind quantization: each quantized alone, its weight error beside
+    /// its distance from C0
     Sensitivity(sensitivity::SensitivityArgs),
-    /// Every task and the distance from C0, over every config, scale rule and width, with what each costs against C0
+    /// Every task and the distance from C0, over every config, scale rule and width, with what each
+    /// costs against C0
     Suite(suite::SuiteArgs),
     /// The last word of passages: accuracy and perplexity (lambada_openai)
     Lambada(task::TaskArgs),
     /// The most likely ending: plain and length-normalized accuracy
     Hellaswag(task::TaskArgs),
-    /// Multiple-choice science questions, ARC-Challenge or ARC-Easy: plain and length-normalized accuracy
+    /// Multiple-choice science questions, ARC-Challenge or ARC-Easy: plain and length-normalized
+    /// accuracy
     Arc(task::TaskArgs),
     /// Arithmetic answered freely, greedily: strict and flexible exact match
     Gsm8k(task::AnswerArgs),

@@ -18,8 +18,9 @@ use crate::eval::task::{MAX_NEW_TOKENS, Prompts, Task};
 pub(super) struct SuiteArgs {
     /// A checkpoint directory
     checkpoint: PathBuf,
-    /// Directory of the data: lambada.jsonl, hellaswag.jsonl, arc.jsonl, gsm8k.jsonl and, for the distance from C0, text.txt
-    /// or wiki.test.raw, or their published names in directories lambada/, hellaswag/, arc/, gsm8k/, wikitext2/
+    /// Directory of the data: lambada.jsonl, hellaswag.jsonl, arc.jsonl, gsm8k.jsonl and, for the
+    /// distance from C0, text.txt or wiki.test.raw, or their published names in directories
+    /// lambada/, hellaswag/, arc/, gsm8k/, wikitext2/
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Directory of the results; what is finished there is not measured again
@@ -28,11 +29,13 @@ pub(super) struct SuiteArgs {
     /// Only these tasks, comma-separated [default: all whose data is there]
     #[arg(long, value_name = "TASKS", value_delimiter = ',')]
     tasks: Vec<Task>,
-    /// Only these variants beside C0, comma-separated, such as mlp-e5m5,all-e5m0-nearest, or all-auto-4.5 for what
-    /// smq-convert --mbits auto --budget 4.5 chooses [default: all that are uniform]
+    /// Only these variants beside C0, comma-separated, such as mlp-e5m5,all-e5m0-nearest, or
+    /// all-auto-4.5 for what smq-convert --mbits auto --budget 4.5 chooses [default: all that are
+    /// uniform]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
-    /// What weighs the errors of variants such as all-auto-4.5-weighed: the JSON of eval sensitivity
+    /// What weighs the errors of variants such as all-auto-4.5-weighed: the JSON of eval
+    /// sensitivity
     #[arg(long, value_name = "FILE")]
     sensitivity: Option<PathBuf>,
     /// Only the first N items of each task, or of the tasks named: 500, or lambada=1000,gsm8k=100

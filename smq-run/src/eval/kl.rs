@@ -1,9 +1,10 @@
 //! Fidelity to the unquantized model: how far next-token distributions move.
 //!
-//! The figures are those of llama.cpp's `llama-perplexity --kl-divergence` (`tools/perplexity/README.md`: mean, median and
-//! 99th percentile of the Kullback-Leibler divergence, the same top token, the ratio of perplexities with its uncertainty
-//! from the paired losses). The windows are those of [`super::ppl`], scored from their second token on, where llama.cpp
-//! scores the second half of each.
+//! The figures are those of llama.cpp's `llama-perplexity --kl-divergence`
+//! (`tools/perplexity/README.md`: mean, median and 99th percentile of the Kullback-Leibler
+//! divergence, the same top token, the ratio of perplexities with its uncertainty from the paired
+//! losses). The windows are those of [`super::ppl`], scored from their second token on, where
+//! llama.cpp scores the second half of each.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,7 @@ const KEPT_BYTES: usize = 2 << 30;
 
 /// How far a model is from its base on a text. Divergences in nats.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct KlReport {
+pub(crate) struct KlReport {
     /// Mean of `sum p_base (ln p_base - ln p)` over positions.
     pub mean_kl: Score,
     /// Half of all positions are below.
@@ -33,7 +34,8 @@ pub struct KlReport {
     pub perplexity: f64,
     /// Of the base.
     pub base_perplexity: f64,
-    /// `perplexity / base_perplexity`; its standard error from the paired differences of the losses.
+    /// `perplexity / base_perplexity`; its standard error from the paired differences of the
+    /// losses.
     pub perplexity_ratio: Score,
     /// Positions compared.
     pub tokens_scored: usize,
@@ -45,8 +47,9 @@ pub struct KlReport {
     pub protocol: String,
 }
 
-/// A text as the base model sees it: its logits are computed once, as far as memory is set aside for them.
-pub struct Base<'a> {
+/// A text as the base model sees it: its logits are computed once, as far as memory is set aside
+/// for them.
+pub(crate) struct Base<'a> {
     engine: &'a mut dyn Engine,
     options: PplOptions,
     ids: Vec<u32>,
@@ -65,7 +68,7 @@ struct Position {
 
 impl<'a> Base<'a> {
     /// A text of the tokens `ids`, of which there is at least one window.
-    pub fn new(engine: &'a mut dyn Engine, ids: Vec<u32>, options: PplOptions) -> Self {
+    pub(crate) fn new(engine: &'a mut dyn Engine, ids: Vec<u32>, options: PplOptions) -> Self {
         Self {
             engine,
             options,
@@ -76,15 +79,16 @@ impl<'a> Base<'a> {
 
     /// Windows of the text.
     #[must_use]
-    pub fn windows(&self) -> usize {
+    pub(crate) fn windows(&self) -> usize {
         self.ids.len() / self.options.window
     }
 
     /// Compares `model` with the base; `progress` gets windows done.
     ///
     /// # Errors
-    /// [`Error::Input`] if the vocabularies differ in size or a logit is not finite; as [`Engine::logit_rows`].
-    pub fn compare(
+    /// [`Error::Input`] if the vocabularies differ in size or a logit is not finite; as
+    /// [`Engine::logit_rows`].
+    pub(crate) fn compare(
         &mut self,
         model: &mut dyn Engine,
         mut progress: impl FnMut(usize),

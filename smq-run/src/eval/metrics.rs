@@ -1,4 +1,5 @@
-//! Means and standard errors, as lm-evaluation-harness reports them (`lm_eval/api/metrics.py`, 0.4.13).
+//! Means and standard errors, as lm-evaluation-harness reports them (`lm_eval/api/metrics.py`,
+//! 0.4.13).
 
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
@@ -6,13 +7,13 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// Resamples of a bootstrap: the harness's default.
-pub const RESAMPLES: usize = 100_000;
+pub(crate) const RESAMPLES: usize = 100_000;
 /// Resamples that share a random stream.
 const BLOCK: usize = 1_000;
 
 /// A figure of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Score {
+pub(crate) struct Score {
     /// The figure.
     pub value: f64,
     /// Its standard error; absent for one item.
@@ -21,17 +22,17 @@ pub struct Score {
 
 /// Mean, with the sample standard deviation over the root of `n`.
 #[must_use]
-pub fn mean(values: &[f64]) -> Score {
+pub(crate) fn mean(values: &[f64]) -> Score {
     Score {
         value: average(values),
         stderr: deviation(values).map(|d| d / (values.len() as f64).sqrt()),
     }
 }
 
-/// `exp` of the mean negative log-likelihood; its standard error by bootstrap over the items, as the harness does
-/// (whose random numbers are others).
+/// `exp` of the mean negative log-likelihood; its standard error by bootstrap over the items, as
+/// the harness does (whose random numbers are others).
 #[must_use]
-pub fn perplexity(log_likelihoods: &[f64]) -> Score {
+pub(crate) fn perplexity(log_likelihoods: &[f64]) -> Score {
     let statistic = |mean: f64| (-mean).exp();
     let draws: Vec<f64> = bootstrap_means(log_likelihoods, RESAMPLES)
         .into_iter()
@@ -45,7 +46,7 @@ pub fn perplexity(log_likelihoods: &[f64]) -> Score {
 
 /// Means of `resamples` samples of `values` with replacement. The same values give the same means.
 #[must_use]
-pub fn bootstrap_means(values: &[f64], resamples: usize) -> Vec<f64> {
+pub(crate) fn bootstrap_means(values: &[f64], resamples: usize) -> Vec<f64> {
     let n = values.len();
     if n < 2 {
         return Vec::new();
@@ -68,22 +69,23 @@ pub fn bootstrap_means(values: &[f64], resamples: usize) -> Vec<f64> {
 
 /// Arithmetic mean; NaN of nothing.
 #[must_use]
-pub fn average(values: &[f64]) -> f64 {
+pub(crate) fn average(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
 /// Sample standard deviation; `None` of fewer than two values.
 #[must_use]
-pub fn deviation(values: &[f64]) -> Option<f64> {
+pub(crate) fn deviation(values: &[f64]) -> Option<f64> {
     let n = values.len();
     let mean = average(values);
     let squares = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>();
     (n > 1).then(|| (squares / (n - 1) as f64).sqrt())
 }
 
-/// The value that a fraction `q` of all lies below, between neighbours by distance (NumPy's default).
+/// The value that a fraction `q` of all lies below, between neighbours by distance (NumPy's
+/// default).
 #[must_use]
-pub fn quantile(sorted: &[f64], q: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[f64], q: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else {
         return f64::NAN;
     };
@@ -104,8 +106,9 @@ mod tests {
         assert_eq!(mean(&[1.0]).stderr, None);
     }
 
-    /// The delta method gives `ppl * sd / sqrt(n)`; the bootstrap's sd has `n` in place of `n - 1`, itself varies by
-    /// 1 / sqrt(2 * 100,000) = 0.2 %, and the curvature of exp adds about half its variance's square, here 0.05 %.
+    /// The delta method gives `ppl * sd / sqrt(n)`; the bootstrap's sd has `n` in place of `n - 1`,
+    /// itself varies by 1 / sqrt(2 * 100,000) = 0.2 %, and the curvature of exp adds about half its
+    /// variance's square, here 0.05 %.
     #[test]
     fn perplexity_has_the_bootstrap_standard_error() {
         let values: Vec<f64> = (0..400).map(|i| -2.0 - f64::from(i % 7) / 5.0).collect();

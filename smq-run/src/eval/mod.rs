@@ -1,11 +1,11 @@
 //! Quality measured on texts and tasks.
 
-pub mod encode;
-pub mod kl;
-pub mod metrics;
-pub mod paired;
-pub mod ppl;
+mod encode;
+pub(crate) mod kl;
+pub(crate) mod metrics;
+mod paired;
+pub(crate) mod ppl;
 mod python;
-pub mod sensitivity;
-pub mod suite;
-pub mod task;
+pub(crate) mod sensitivity;
+pub(crate) mod suite;
+pub(crate) mod task;

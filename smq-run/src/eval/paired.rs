@@ -11,16 +11,18 @@ const RESAMPLES: usize = 10_000;
 
 /// A mean difference, this model less the base.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Delta {
+pub(crate) struct Delta {
     /// Mean over items.
     pub mean: f64,
-    /// 95 % confidence interval: the paired bootstrap's 2.5th and 97.5th percentiles, from a fixed seed.
+    /// 95 % confidence interval: the paired bootstrap's 2.5th and 97.5th percentiles, from a fixed
+    /// seed.
     pub ci95: [f64; 2],
 }
 
-/// McNemar's exact test of two models' right answers (McNemar 1947, Psychometrika 12:153; exact: binomial).
+/// McNemar's exact test of two models' right answers (McNemar 1947, Psychometrika 12:153; exact:
+/// binomial).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct McNemar {
+pub(crate) struct McNemar {
     /// Items only the base has right.
     pub only_base: u64,
     /// Items only this model has right.
@@ -33,7 +35,7 @@ pub struct McNemar {
 ///
 /// # Errors
 /// [`Error::Input`] if they are not of the same items.
-pub fn delta(base: &[f64], these: &[f64]) -> Result<Delta> {
+pub(crate) fn delta(base: &[f64], these: &[f64]) -> Result<Delta> {
     same_length(base, these)?;
     let differences: Vec<f64> = these.iter().zip(base).map(|(t, b)| t - b).collect();
     let mean = average(&differences);
@@ -50,7 +52,7 @@ pub fn delta(base: &[f64], these: &[f64]) -> Result<Delta> {
 ///
 /// # Errors
 /// As [`delta`].
-pub fn mcnemar(base: &[f64], these: &[f64]) -> Result<McNemar> {
+pub(crate) fn mcnemar(base: &[f64], these: &[f64]) -> Result<McNemar> {
     same_length(base, these)?;
     let count = |b: bool, t: bool| {
         let hit = |(x, y): &(&f64, &f64)| (**x > 0.5) == b && (**y > 0.5) == t;
@@ -72,7 +74,7 @@ pub fn mcnemar(base: &[f64], these: &[f64]) -> Result<McNemar> {
 
 /// Spearman's rank correlation, ties at their mean rank; `None` where a side does not vary.
 #[must_use]
-pub fn spearman(a: &[f64], b: &[f64]) -> Option<f64> {
+pub(crate) fn spearman(a: &[f64], b: &[f64]) -> Option<f64> {
     let (a, b) = (ranks(a), ranks(b));
     let (mean_a, mean_b) = (average(&a), average(&b));
     let products = |x: &[f64], mx: f64, y: &[f64], my: f64| -> f64 {
@@ -124,7 +126,8 @@ mod tests {
         assert!(mcnemar(&base, &these[1..]).is_err());
     }
 
-    /// A normal approximation serves as the twin: half-width 1.96 sd / sqrt(n), within 5 % at n = 500.
+    /// A normal approximation serves as the twin: half-width 1.96 sd / sqrt(n), within 5 % at n =
+    /// 500.
     #[test]
     fn the_interval_of_a_delta_is_the_normal_one() {
         let base: Vec<f64> = (0..500).map(|i| f64::from(i % 11)).collect();

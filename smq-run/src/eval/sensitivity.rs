@@ -1,7 +1,8 @@
 //! Which part of a model minds quantization: one layer, or one projection, quantized at a time.
 //!
 //! ```text
-//!   checkpoint -> one unit quantized -> weight error (the file's statistics) and distance from C0 -> rank correlation
+//!   checkpoint -> one unit quantized -> weight error (the file's statistics) and distance from C0
+//!              -> rank correlation
 //! ```
 
 use std::collections::BTreeMap;
@@ -25,10 +26,11 @@ use smq_model::{Source, Tokenizer};
 /// What is quantized at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Unit {
+pub(crate) enum Unit {
     /// All selected matrices of a layer.
     Layer,
-    /// Matrices that are multiplied as one: q, k and v; gate and up. Devices that read them as one can measure no less.
+    /// Matrices that are multiplied as one: q, k and v; gate and up. Devices that read them as one
+    /// can measure no less.
     Product,
     /// One matrix.
     Projection,
@@ -36,7 +38,7 @@ pub enum Unit {
 
 /// What to run.
 #[derive(Debug, Clone)]
-pub struct SensitivityOptions {
+pub(crate) struct SensitivityOptions {
     /// A checkpoint directory.
     pub checkpoint: PathBuf,
     /// The text for the distance from C0.
@@ -59,7 +61,7 @@ pub struct SensitivityOptions {
 
 /// The result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Sensitivity {
+pub(crate) struct Sensitivity {
     /// The checkpoint directory's name.
     pub model: String,
     /// `cpu` or `cuda`.
@@ -80,13 +82,14 @@ pub struct Sensitivity {
     pub rule: String,
     /// In the checkpoint's order.
     pub points: Vec<Point>,
-    /// Spearman's rank correlation over the points, by `error ~ effect`; absent where a side does not vary.
+    /// Spearman's rank correlation over the points, by `error ~ effect`; absent where a side does
+    /// not vary.
     pub rank_correlation: BTreeMap<String, Option<f64>>,
 }
 
 /// One unit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Point {
+pub(crate) struct Point {
     /// `model.layers.3`, or a matrix's name.
     pub name: String,
     /// Its elements.
@@ -109,7 +112,7 @@ pub struct Point {
 ///
 /// # Errors
 /// A target that selects nothing, and whatever converting or measuring meets first.
-pub fn run(
+pub(crate) fn run(
     options: &SensitivityOptions,
     progress: &mut dyn FnMut(usize, usize, &str),
 ) -> anyhow::Result<Sensitivity> {
@@ -220,7 +223,8 @@ fn units(checkpoint: &Checkpoint, options: &SensitivityOptions) -> Vec<(String, 
     units
 }
 
-/// `model.layers.3` of `model.layers.3.mlp.down_proj.weight`; the whole name where no number follows `layers`.
+/// `model.layers.3` of `model.layers.3.mlp.down_proj.weight`; the whole name where no number
+/// follows `layers`.
 fn layer_of(tensor: &str) -> &str {
     let Some((before, after)) = tensor.split_once("layers.") else {
         return tensor;
@@ -266,6 +270,8 @@ fn correlations(points: &[Point]) -> BTreeMap<String, Option<f64>> {
 
 #[cfg(test)]
 mod tests {
+    use smq_convert::{ConvertOptions, Method, QuantizeOptions, convert};
+
     use super::*;
 
     #[test]
@@ -285,5 +291,66 @@ mod tests {
         let target = only(&["a.1.w_proj".into(), "b.w".into()]).unwrap();
         assert!(target.selects("a.1.w_proj", 2) && target.selects("b.w", 2));
         assert!(!target.selects("a.11w_proj", 2) && !target.selects("xb.w", 2));
+    }
+
+    /// Each layer's weight error is what a file with all layers records of it, and each costs some
+    /// fidelity.
+    #[test]
+    fn layers_are_measured_one_at_a_time() {
+        let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+        let (scales, rule) = (ScaleChoice::e5(0), ScaleRule::Nearest);
+        let mut options = SensitivityOptions {
+            checkpoint: fixtures.join("phi3-tiny"),
+            text: fixtures.join("sample.txt"),
+            windows: PplOptions {
+                window: 256,
+                max_tokens: Some(512),
+            },
+            target: Target::All,
+            unit: Unit::Layer,
+            scales,
+            rule,
+            device: Device::Cpu,
+            max_tokens: None,
+        };
+        let result = run(&options, &mut |_, _, _| ()).unwrap();
+        assert_eq!((result.points.len(), result.tokens_scored), (4, 510));
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(&options.checkpoint).unwrap();
+        let whole = ConvertOptions {
+            target: Target::All,
+            quantize: Method::Int4(QuantizeOptions {
+                group: 128,
+                scales,
+                rule,
+            }),
+            overwrite: false,
+            jobs: 0,
+        };
+        let whole = convert(&checkpoint, &dir.path().join("whole.smq"), &whole, &|_| {
+            true
+        })
+        .unwrap();
+        for (i, point) in result.points.iter().enumerate() {
+            assert_eq!(point.name, format!("model.layers.{i}"));
+            let prefix = format!("{}.", point.name);
+            let tensors = whole
+                .statistics
+                .iter()
+                .filter(|t| t.name.starts_with(&prefix));
+            let error: f64 = tensors.map(|t| t.stored.squared_error).sum();
+            assert!((point.squared_error / error - 1.0).abs() < 1e-12);
+            assert!(
+                point.mean_kl.value > 1e-3 && point.relative_error > 5e-3,
+                "{point:?}"
+            );
+        }
+        assert_eq!(result.rank_correlation.len(), 4);
+        options.target = "^nothing$".parse().unwrap();
+        let error = run(&options, &mut |_, _, _| ()).unwrap_err().to_string();
+        assert!(
+            error.contains("--target ^nothing$ selects no matrix"),
+            "{error}"
+        );
     }
 }

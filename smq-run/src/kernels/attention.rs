@@ -85,7 +85,8 @@ fn decode(lab: &mut Lab<'_>, cached: usize) -> Result<()> {
     let qkv = normals(52, 3 * width);
     let inv_freq = c.rope.inv_freq(false);
     let table = rope(&inv_freq, cached);
-    // SAFETY: every part is inside memory that lives as long as this function, and the copies are waited for.
+    // SAFETY: every part is inside memory that lives as long as this function, and the copies are
+    // waited for.
     unsafe {
         for i in 1..layers {
             let to = memory.span().part(4 * side * i, 4 * side)?;

@@ -9,7 +9,8 @@ use super::products::Layer;
 use smq_engine::cuda::{DeviceBuffer, DeviceMatrix, Format, SLACK};
 use smq_engine::{Error, Result};
 
-/// Normal weights as the quantizer stores them, here and in device memory, more often than the L2 cache holds.
+/// Normal weights as the quantizer stores them, here and in device memory, more often than the L2
+/// cache holds.
 pub(super) struct Coded {
     pub matrices: Vec<DeviceMatrix>,
     scheme: Scheme,
@@ -21,7 +22,7 @@ pub(super) struct Coded {
 }
 
 impl Coded {
-    pub fn new(lab: &Lab<'_>, layer: &Layer, method: Method) -> Result<Self> {
+    pub(super) fn new(lab: &Lab<'_>, layer: &Layer, method: Method) -> Result<Self> {
         let (rows, cols) = (layer.rows, layer.cols);
         let source = HostMatrix::bf16(41, rows, cols).data;
         let quantized = method.quantize("weights", &source, Dtype::Bf16, (rows, cols));
@@ -69,7 +70,7 @@ impl Coded {
     }
 
     /// Row `r`, dequantized.
-    pub fn row(&self, r: usize) -> Vec<f32> {
+    pub(super) fn row(&self, r: usize) -> Vec<f32> {
         let (cols, blobs) = (self.cols, &self.blobs);
         let Scheme::Nf4 { offset_bits } = self.scheme else {
             let codes = blobs[0][r * cols..(r + 1) * cols].iter();

@@ -151,7 +151,8 @@ fn products(lab: &mut Lab<'_>, layer: &Layer, kernel: &'static str, method: Meth
         io.reset(lab, layer, m)?;
         let product = |stream: &_, i: usize| {
             let w = std::slice::from_ref(&coded.matrices[i]);
-            // SAFETY: every buffer holds `m` rows and outlives the wait; all products are on one stream.
+            // SAFETY: every buffer holds `m` rows and outlives the wait; all products are on one
+            // stream.
             unsafe { products.run(&lab.kernels, stream, w, m, &x, target) }
         };
         product(lab.stream(), 0)?;

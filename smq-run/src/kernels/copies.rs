@@ -13,7 +13,7 @@ pub(super) struct Copies {
 
 impl Copies {
     /// As often as the cache asks for.
-    pub fn new(lab: &Lab<'_>, host: &HostMatrix) -> Result<Self> {
+    pub(super) fn new(lab: &Lab<'_>, host: &HostMatrix) -> Result<Self> {
         let place = |bytes: usize| (bytes + SLACK).next_multiple_of(256);
         let (data, stream) = (
             host.data.len(),
@@ -62,7 +62,7 @@ impl Copies {
     }
 
     /// Reading one of them, each scale once.
-    pub fn floor(&self, lab: &mut Lab<'_>) -> Result<Floor> {
+    pub(super) fn floor(&self, lab: &mut Lab<'_>) -> Result<Floor> {
         let bytes = self.matrices[0].bytes();
         let places: Vec<u64> = self.matrices.iter().map(|m| m.data.ptr()).collect();
         Ok(Floor::Read(bytes, lab.read_floor(&places, bytes)?))

@@ -1,4 +1,5 @@
-//! Random inputs, the same in every run: element `i` of stream `seed` is a hash of both, so that threads share the work.
+//! Random inputs, the same in every run: element `i` of stream `seed` is a hash of both, so that
+//! threads share the work.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -104,7 +105,13 @@ pub(super) struct HostScales {
 
 impl HostMatrix {
     /// Random nibbles with random scales of groups, a few of them zero.
-    pub fn int4(seed: u64, rows: usize, cols: usize, format: ScaleFormat, group: usize) -> Self {
+    pub(super) fn int4(
+        seed: u64,
+        rows: usize,
+        cols: usize,
+        format: ScaleFormat,
+        group: usize,
+    ) -> Self {
         let words = generate((rows * cols / 2).div_ceil(8), |i| hash(seed, i));
         let mut data: Vec<u8> = bytemuck::cast_slice(&words).to_vec();
         data.truncate(rows * cols / 2);
@@ -138,7 +145,7 @@ impl HostMatrix {
     }
 
     /// Random bf16 elements.
-    pub fn bf16(seed: u64, rows: usize, cols: usize) -> Self {
+    pub(super) fn bf16(seed: u64, rows: usize, cols: usize) -> Self {
         let elements = generate(rows * cols, |i| {
             bf16::from_f32(normal(seed, i) * BF16_WEIGHT).to_bits()
         });
@@ -151,7 +158,7 @@ impl HostMatrix {
     }
 
     /// Row `r`, exactly.
-    pub fn row(&self, r: usize) -> Vec<f64> {
+    pub(super) fn row(&self, r: usize) -> Vec<f64> {
         let bytes = self.data.len() / self.rows;
         let bytes = &self.data[r * bytes..(r + 1) * bytes];
         match &self.scales {

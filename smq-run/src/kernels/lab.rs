@@ -57,7 +57,10 @@ pub(super) enum Floor {
 }
 
 impl<'a> Lab<'a> {
-    pub fn new(options: &Options, on_kernel: &'a mut dyn FnMut(&KernelReport)) -> Result<Self> {
+    pub(super) fn new(
+        options: &Options,
+        on_kernel: &'a mut dyn FnMut(&KernelReport),
+    ) -> Result<Self> {
         let gpu = Gpu::open(0)?;
         let scratch = || DeviceBuffer::new(&gpu, SCRATCH, "what memory's speed is measured on");
         let scratch = [scratch()?, scratch()?];
@@ -92,44 +95,45 @@ impl<'a> Lab<'a> {
     }
 
     /// Whether this one is asked for.
-    pub fn wants(&self, kernel: &str, layer: &str) -> bool {
+    pub(super) fn wants(&self, kernel: &str, layer: &str) -> bool {
         let filter = self.filter.as_deref();
         filter.is_none_or(|f| kernel.contains(f) || layer.contains(f))
     }
 
-    pub fn stream(&self) -> &Stream {
+    pub(super) fn stream(&self) -> &Stream {
         self.gpu.main()
     }
 
     /// Memory with `data` in it.
-    pub fn upload<T: NoUninit>(&self, data: &[T]) -> Result<DeviceBuffer> {
+    pub(super) fn upload<T: NoUninit>(&self, data: &[T]) -> Result<DeviceBuffer> {
         let buffer = DeviceBuffer::new(&self.gpu, size_of_val(data), "a check")?;
         buffer.upload(self.stream(), 0, data)?;
         Ok(buffer)
     }
 
     /// Memory of NaNs.
-    pub fn poisoned(&self, bytes: usize) -> Result<DeviceBuffer> {
+    pub(super) fn poisoned(&self, bytes: usize) -> Result<DeviceBuffer> {
         let buffer = DeviceBuffer::new(&self.gpu, bytes, "a check")?;
         buffer.fill(self.stream(), 0xff)?;
         Ok(buffer)
     }
 
-    pub fn download<T: Pod>(&self, buffer: &DeviceBuffer, len: usize) -> Result<Vec<T>> {
+    pub(super) fn download<T: Pod>(&self, buffer: &DeviceBuffer, len: usize) -> Result<Vec<T>> {
         let mut out = vec![T::zeroed(); len];
         buffer.download(self.stream(), 0, &mut out)?;
         Ok(out)
     }
 
     /// Runs `call` once and waits.
-    pub fn run(&self, call: &Call) -> Result<()> {
-        // SAFETY: checks make calls with buffers as large as their kernels ask for, which outlive the wait.
+    pub(super) fn run(&self, call: &Call) -> Result<()> {
+        // SAFETY: checks make calls with buffers as large as their kernels ask for, which outlive
+        // the wait.
         unsafe { call.run(self.stream())? };
         self.stream().synchronize()
     }
 
     /// Median microseconds of one of `calls`, which are launched in turns.
-    pub fn time(&self, calls: &[Call]) -> Result<f64> {
+    pub(super) fn time(&self, calls: &[Call]) -> Result<f64> {
         self.time_each(calls.len(), |stream, i| {
             // SAFETY: as in `run`; `time_us` waits for every replay.
             unsafe { calls[i].run(stream) }
@@ -137,7 +141,7 @@ impl<'a> Lab<'a> {
     }
 
     /// Median microseconds of one of `count` launches, which `queue` queues by number.
-    pub fn time_each(
+    pub(super) fn time_each(
         &self,
         count: usize,
         mut queue: impl FnMut(&Stream, usize) -> Result<()>,
@@ -152,12 +156,12 @@ impl<'a> Lab<'a> {
     }
 
     /// How often data of `bytes` has to be there for the cache not to help.
-    pub fn copies_of(&self, bytes: usize) -> usize {
+    pub(super) fn copies_of(&self, bytes: usize) -> usize {
         4 * self.gpu.l2_bytes() / bytes.max(1) + 2
     }
 
     /// Microseconds to read `bytes` at each of `places` in turns.
-    pub fn read_floor(&mut self, places: &[u64], bytes: usize) -> Result<f64> {
+    pub(super) fn read_floor(&mut self, places: &[u64], bytes: usize) -> Result<f64> {
         if let Some(us) = self.read_floors.get(&bytes) {
             return Ok(*us);
         }
@@ -172,8 +176,9 @@ impl<'a> Lab<'a> {
         Ok(us)
     }
 
-    /// Microseconds to move `bytes`, half of them written: from and to memory, or always the same ones.
-    pub fn copy_floor(&mut self, bytes: usize, from_memory: bool) -> Result<f64> {
+    /// Microseconds to move `bytes`, half of them written: from and to memory, or always the same
+    /// ones.
+    pub(super) fn copy_floor(&mut self, bytes: usize, from_memory: bool) -> Result<f64> {
         let half = (bytes / 2).next_multiple_of(256);
         let places = match from_memory {
             true => (SCRATCH / half).clamp(1, self.copies_of(half)),
@@ -218,7 +223,7 @@ impl<'a> Lab<'a> {
     }
 
     /// Memory's speed, reading and copying, 10^9 bytes a second.
-    pub fn memory_rates(&mut self) -> Result<(f64, f64)> {
+    pub(super) fn memory_rates(&mut self) -> Result<(f64, f64)> {
         let read = self.read_floor(&[self.scratch[0].ptr()], SCRATCH)?;
         let copy = self.copy_floor(2 * SCRATCH, true)?;
         Ok((
@@ -228,7 +233,7 @@ impl<'a> Lab<'a> {
     }
 
     /// Files a report: the check first, then the time.
-    pub fn report(&mut self, mut report: KernelReport, floor: &Floor) {
+    pub(super) fn report(&mut self, mut report: KernelReport, floor: &Floor) {
         let percent = |us: f64| Some(100.0 * us / report.us);
         let mut moved = |bytes: usize, us: f64| {
             report.bytes = Some(bytes);

@@ -1,8 +1,10 @@
-//! Every kernel at every shape of Phi-3.5-mini, and FP8 rows that end within a line of 128 bytes: first whether it is right,
-//! against plain f64 sums on the CPU, then how fast it is beside what memory allows.
+//! Every kernel at every shape of Phi-3.5-mini, and FP8 rows that end within a line of 128 bytes:
+//! first whether it is right, against plain f64 sums on the CPU, then how fast it is beside what
+//! memory allows.
 //!
-//! Calls are the engine's own. A kernel is timed as one of many in a graph that is replayed, each launch with other
-//! weights, so that they come from memory and not from the L2 cache; activations stay where they are, as in the engine.
+//! Calls are the engine's own. A kernel is timed as one of many in a graph that is replayed, each
+//! launch with other weights, so that they come from memory and not from the L2 cache; activations
+//! stay where they are, as in the engine.
 
 mod attention;
 mod coded;
@@ -20,14 +22,14 @@ mod rows;
 
 use smq_format::ScaleChoice;
 
-pub use report::{Check, KernelReport, Report};
+pub(crate) use report::{KernelReport, Report};
 
 use lab::Lab;
 use smq_engine::Result;
 
 /// What to check.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub(crate) struct Options {
     /// Only kernels and layers whose name has this in it.
     pub filter: Option<String>,
     /// How int4 weights' scales are stored.
@@ -37,9 +39,9 @@ pub struct Options {
 /// Runs every check that `options` ask for; `on_kernel` sees each as it is done.
 ///
 /// # Errors
-/// [`Error::Cuda`](smq_engine::Error::Cuda) if there is no GPU, or a kernel does not compile or run. A wrong result is none:
-/// the report says so.
-pub fn run(options: &Options, on_kernel: &mut dyn FnMut(&KernelReport)) -> Result<Report> {
+/// [`Error::Cuda`](smq_engine::Error::Cuda) if there is no GPU, or a kernel does not compile or
+/// run. A wrong result is none: the report says so.
+pub(crate) fn run(options: &Options, on_kernel: &mut dyn FnMut(&KernelReport)) -> Result<Report> {
     let mut lab = Lab::new(options, on_kernel)?;
     let (read, copy) = lab.memory_rates()?;
     products::run(&mut lab)?;

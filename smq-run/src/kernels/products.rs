@@ -63,7 +63,8 @@ pub(super) fn layers(c: &ModelConfig) -> [Layer; 5] {
     })
 }
 
-/// FP8 rows that end within a line of 128 bytes: SmolLM2's, and ones that take two slots of the ring.
+/// FP8 rows that end within a line of 128 bytes: SmolLM2's, and ones that take two slots of the
+/// ring.
 pub(super) fn short_lines() -> [Layer; 2] {
     let short = Layer {
         rows: 576,
@@ -79,7 +80,7 @@ pub(super) fn short_lines() -> [Layer; 2] {
 
 impl Layer {
     /// Random weights, int4 in groups, or bf16.
-    pub fn weights(&self, lab: &Lab<'_>, group: Option<usize>) -> HostMatrix {
+    pub(super) fn weights(&self, lab: &Lab<'_>, group: Option<usize>) -> HostMatrix {
         match group {
             Some(group) => HostMatrix::int4(10, self.rows, self.cols, lab.scales, group),
             None => HostMatrix::bf16(12, self.rows, self.cols),
@@ -87,7 +88,7 @@ impl Layer {
     }
 
     /// Groups that int4 is checked with.
-    pub fn groups(&self) -> &'static [usize] {
+    pub(super) fn groups(&self) -> &'static [usize] {
         match self.name == RAGGED.name {
             true => &[128, 64, 32],
             false => &[128, 64],
@@ -115,8 +116,9 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
 /// x as given to a kernel, times what it divides by.
 type Activations<'a> = &'a dyn Fn(&[f32]) -> Vec<f64>;
 
-/// An error over the sum of the terms' magnitudes, and that in words. int4: sums of a group are exact but for 22 bits of x,
-/// then f32; bf16: x in two parts, 2^-17, then f32, in tensor cores that truncate; FP8: codes are exact, then as bf16.
+/// An error over the sum of the terms' magnitudes, and that in words. int4: sums of a group are
+/// exact but for 22 bits of x, then f32; bf16: x in two parts, 2^-17, then f32, in tensor cores
+/// that truncate; FP8: codes are exact, then as bf16.
 const INT4: (f64, &str) = (1.0 / 262_144.0, "2^-18 sum |w| |x|");
 const WIDE: (f64, &str) = (1.0 / 32_768.0, "2^-15 sum |w| |x|");
 

@@ -41,8 +41,8 @@ pub(super) fn silu(v: f64) -> f64 {
     v / (1.0 + (-v).exp())
 }
 
-/// `silu(gate) up` and its tolerance, where gate and up may be off by `relative` of their magnitude: silu's slope is
-/// below 1.1, and the f32 arithmetic of it is good to 2^-20.
+/// `silu(gate) up` and its tolerance, where gate and up may be off by `relative` of their
+/// magnitude: silu's slope is below 1.1, and the f32 arithmetic of it is good to 2^-20.
 pub(super) fn swiglu(gate: Exact, up: Exact, relative: f64) -> (f64, f64) {
     let (off_gate, off_up) = (1.1 * relative * gate.magnitude, relative * up.magnitude);
     let (s, u) = (silu(gate.value), up.value);
@@ -50,11 +50,12 @@ pub(super) fn swiglu(gate: Exact, up: Exact, relative: f64) -> (f64, f64) {
     (s * u, tolerance + (s * u).abs() * f64::exp2(-20.0))
 }
 
-/// One query over keys and values `[n, d]`: the output, its tolerance for f32 arithmetic, and `sum p |v|`.
+/// One query over keys and values `[n, d]`: the output, its tolerance for f32 arithmetic, and
+/// `sum p |v|`.
 ///
-/// A score of magnitude S (the sum of its products' magnitudes) is off by a few 2^-24 S, a weight by as much relative to
-/// itself and by the exponential's 2 ulp; two weights enter each output, its own and the whole. 2^-19 (1 + S) leaves room
-/// for the sums.
+/// A score of magnitude S (the sum of its products' magnitudes) is off by a few 2^-24 S, a weight
+/// by as much relative to itself and by the exponential's 2 ulp; two weights enter each output, its
+/// own and the whole. 2^-19 (1 + S) leaves room for the sums.
 pub(super) fn attend(
     q: &[f64],
     keys_and_values: impl Iterator<Item = (Vec<f64>, Vec<f64>)>,
@@ -106,7 +107,13 @@ pub(super) struct Worst {
 
 impl Worst {
     /// Takes one value; `what` names it if it is the first that is too far off.
-    pub fn take(&mut self, got: f64, expected: f64, tolerance: f64, what: impl FnOnce() -> String) {
+    pub(super) fn take(
+        &mut self,
+        got: f64,
+        expected: f64,
+        tolerance: f64,
+        what: impl FnOnce() -> String,
+    ) {
         let error = (got - expected).abs();
         let ratio = if error == 0.0 { 0.0 } else { error / tolerance };
         // A NaN is as wrong as can be.
@@ -118,7 +125,7 @@ impl Worst {
     }
 
     /// Takes what has to hold to the bit.
-    pub fn require(&mut self, holds: bool, failure: impl FnOnce() -> String) {
+    pub(super) fn require(&mut self, holds: bool, failure: impl FnOnce() -> String) {
         if !holds {
             self.ratio = f64::INFINITY;
             self.failure.get_or_insert_with(failure);
@@ -126,7 +133,7 @@ impl Worst {
     }
 
     /// The worse of two.
-    pub fn or(self, other: Self) -> Self {
+    pub(super) fn or(self, other: Self) -> Self {
         Self {
             ratio: self.ratio.max(other.ratio),
             failure: self.failure.or(other.failure),
@@ -134,7 +141,7 @@ impl Worst {
     }
 
     /// Error over tolerance, and what failed.
-    pub fn finish(self) -> (f64, Option<String>) {
+    pub(super) fn finish(self) -> (f64, Option<String>) {
         (self.ratio, self.failure)
     }
 }

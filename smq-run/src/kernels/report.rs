@@ -9,7 +9,7 @@ use smq_engine::GpuInfo;
 
 /// One kernel at one shape.
 #[derive(Debug, Clone, Serialize)]
-pub struct KernelReport {
+pub(crate) struct KernelReport {
     /// The kernel; `cublaslt` is cuBLASLt's product of the same shape.
     pub kernel: &'static str,
     /// The layer whose shape it has.
@@ -31,7 +31,8 @@ pub struct KernelReport {
     pub cached: Option<usize>,
     /// Median time of a launch.
     pub us: f64,
-    /// Bytes moved: a product's weights, attention's keys and values, all that is read and written elsewhere.
+    /// Bytes moved: a product's weights, attention's keys and values, all that is read and written
+    /// elsewhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<usize>,
     /// 10^9 of those bytes a second.
@@ -55,10 +56,11 @@ pub struct KernelReport {
 
 /// A comparison with the CPU.
 #[derive(Debug, Clone, Serialize)]
-pub struct Check {
+pub(crate) struct Check {
     /// No error exceeds its tolerance.
     pub passed: bool,
-    /// The largest error over its tolerance; null if something is not a number, or not the bits it should be.
+    /// The largest error over its tolerance; null if something is not a number, or not the bits it
+    /// should be.
     pub max_error_over_tolerance: f64,
     /// What was compared.
     pub checked: String,
@@ -71,7 +73,7 @@ pub struct Check {
 
 /// All figures.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// This program's version.
     pub version: &'static str,
     /// The GPU.

@@ -1,6 +1,7 @@
 //! What stands between a prompt's products: norms, SwiGLU, embeddings.
 //!
-//! Their data is warm in the L2 cache, as in the engine, where the kernel before has just written it.
+//! Their data is warm in the L2 cache, as in the engine, where the kernel before has just written
+//! it.
 
 use half::bf16;
 use rayon::prelude::*;

@@ -18,7 +18,8 @@ use smq_engine::cuda::{
 
 const ROWS: [usize; 9] = [2, 4, 8, 16, 32, 64, 128, 512, 2048];
 pub(super) const MOST: usize = 2048;
-/// Everything is compared where that takes at most so many multiplications; else this many rows and tokens.
+/// Everything is compared where that takes at most so many multiplications; else this many rows and
+/// tokens.
 const WORK: usize = 1 << 28;
 const SAMPLE: (usize, usize) = (512, 32);
 
@@ -41,10 +42,10 @@ pub(super) const BF16: Tolerance = Tolerance {
     relative: 1.0 / 32_768.0,
     words: ["2^-15 sum |w| |x|", "2^-15 sum |w| |x| + 2^-8 |y|"],
 };
-/// Hopper's tensor cores add 32 products of FP8 to a sum at a time, each cut 13 bits below the largest's leading one
-/// (DeepSeek-V3 report, section 3.3.2, found 14 bits kept); without fast accumulation, every few such sums are added up
-/// in f32. 33 cuts of 2^-13 of the largest term, which for normal factors is below a quarter of the 32 magnitudes' sum, are
-/// 2^-10 of that.
+/// Hopper's tensor cores add 32 products of FP8 to a sum at a time, each cut 13 bits below the
+/// largest's leading one (DeepSeek-V3 report, section 3.3.2, found 14 bits kept); without fast
+/// accumulation, every few such sums are added up in f32. 33 cuts of 2^-13 of the largest term,
+/// which for normal factors is below a quarter of the 32 magnitudes' sum, are 2^-10 of that.
 pub(super) const FP8: Tolerance = Tolerance {
     relative: 1.0 / 1024.0,
     words: ["2^-10 sum |w| |x|", "2^-10 sum |w| |x| + 2^-8 |y|"],
@@ -85,7 +86,8 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Activations of a layer, its output buffer for all rows and one more, and what the output starts as.
+/// Activations of a layer, its output buffer for all rows and one more, and what the output starts
+/// as.
 pub(super) struct Io {
     pub x: Vec<bf16>,
     start: Vec<f32>,
@@ -97,7 +99,7 @@ pub(super) struct Io {
 }
 
 impl Io {
-    pub fn new(lab: &Lab<'_>, layer: &Layer, swiglu: bool) -> Result<Self> {
+    pub(super) fn new(lab: &Lab<'_>, layer: &Layer, swiglu: bool) -> Result<Self> {
         let row_bytes = match layer.epilogue {
             Epilogue::Residual => 4 * layer.rows,
             Epilogue::Swiglu if swiglu => layer.rows,
@@ -117,7 +119,7 @@ impl Io {
     }
 
     /// Poison, and below it what `m` rows start as.
-    pub fn reset(&self, lab: &Lab<'_>, layer: &Layer, m: usize) -> Result<()> {
+    pub(super) fn reset(&self, lab: &Lab<'_>, layer: &Layer, m: usize) -> Result<()> {
         self.out.fill(lab.stream(), 0xff)?;
         if !self.start.is_empty() {
             self.out
@@ -127,13 +129,13 @@ impl Io {
     }
 
     /// Row `t` of the activations.
-    pub fn token(&self, layer: &Layer, t: usize) -> Vec<f64> {
+    pub(super) fn token(&self, layer: &Layer, t: usize) -> Vec<f64> {
         let x = &self.x[t * layer.cols..(t + 1) * layer.cols];
         x.iter().map(|v| v.to_f64()).collect()
     }
 
     /// Compares `m` rows of the product of `w` and `x`.
-    pub fn check(
+    pub(super) fn check(
         &self,
         lab: &Lab<'_>,
         layer: &Layer,
@@ -312,7 +314,8 @@ fn bf16_products(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
         io.reset(lab, layer, m)?;
         let product = |stream: &_, i: usize| {
             let w = copies.matrices[i].data.ptr();
-            // SAFETY: every buffer has the plan's size and outlives the wait; all products are on one stream.
+            // SAFETY: every buffer has the plan's size and outlives the wait; all products are on
+            // one stream.
             unsafe { lab.blas.run(stream, &plan, w, x.ptr(), io.out.ptr()) }
         };
         product(lab.stream(), 0)?;

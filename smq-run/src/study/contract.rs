@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use smq_format::scale::MAX_MANTISSA_BITS;
 use smq_format::{Family, ScaleChoice, ScaleRule};
 
-pub use stored::Stored;
+pub(crate) use stored::Stored;
 
 /// Version of the file's layout.
 const VERSION: u64 = 1;
@@ -20,7 +20,7 @@ const TARGETS: [&str; 2] = ["mlp", "all"];
 
 /// Why a contract cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum ContractError {
+pub(crate) enum ContractError {
     /// The file cannot be read.
     #[error("{}: {source}", path.display())]
     Read {
@@ -54,7 +54,7 @@ pub enum ContractError {
 /// The whole experiment.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Contract {
+pub(crate) struct Contract {
     /// Layout of the file.
     pub version: u64,
     /// How tokens are chosen.
@@ -89,7 +89,7 @@ pub struct Contract {
 /// How tokens are chosen.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Decoding {
+pub(crate) struct Decoding {
     /// `greedy`.
     pub sampling: String,
     /// Of the prompts.
@@ -99,7 +99,7 @@ pub struct Decoding {
 /// What all int4 configs share.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Quantization {
+pub(crate) struct Quantization {
     /// Elements a scale.
     pub group: usize,
     /// Scale rule.
@@ -109,7 +109,7 @@ pub struct Quantization {
 /// What each process runs first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Warmup {
+pub(crate) struct Warmup {
     /// Tokens of its prompt.
     pub prompt_tokens: usize,
     /// Tokens generated.
@@ -121,7 +121,7 @@ pub struct Warmup {
 /// Prompts and outputs; every pair is a workload.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Workloads {
+pub(crate) struct Workloads {
     /// Prompt lengths.
     pub prompt_tokens: Vec<usize>,
     /// Output lengths.
@@ -133,7 +133,7 @@ pub struct Workloads {
 /// As [`Workloads`], for some configs.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LongContext {
+pub(crate) struct LongContext {
     /// Ids of the configs.
     pub configs: Vec<String>,
     /// Prompt lengths.
@@ -147,7 +147,7 @@ pub struct LongContext {
 /// The energy run of a config.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct EnergyPlan {
+pub(crate) struct EnergyPlan {
     /// Tokens of each prompt.
     pub prompt_tokens: usize,
     /// Tokens generated after it.
@@ -167,7 +167,7 @@ pub struct EnergyPlan {
 /// Weights' errors by scale rule and width.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ScaleErrors {
+pub(crate) struct ScaleErrors {
     /// Scale rules.
     pub rules: Vec<ScaleRule>,
     /// Mantissa bits of E5Mx.
@@ -181,7 +181,7 @@ pub struct ScaleErrors {
 /// When a cell is flagged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Flags {
+pub(crate) struct Flags {
     /// Degrees Celsius.
     pub temperature_above_c: u32,
 }
@@ -189,7 +189,7 @@ pub struct Flags {
 /// The read rate that TPOT is held against.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Roofline {
+pub(crate) struct Roofline {
     /// 10^9 bytes a second.
     pub read_gb_per_s: f64,
     /// Where that comes from.
@@ -199,7 +199,7 @@ pub struct Roofline {
 /// One config: how the weights are stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Config {
+pub(crate) struct Config {
     /// Its name.
     pub id: String,
     /// What its weights are.
@@ -215,25 +215,25 @@ pub struct Config {
 impl Config {
     /// Mantissa bits of E5Mx scales.
     #[must_use]
-    pub fn mantissa_bits(&self) -> Option<u32> {
+    pub(crate) fn mantissa_bits(&self) -> Option<u32> {
         self.scales?.e5_mantissa_bits()
     }
 
     /// Whether its weights are int4.
     #[must_use]
-    pub fn is_int4(&self) -> bool {
+    pub(crate) fn is_int4(&self) -> bool {
         self.scheme == Stored::Quantized(Family::Int4)
     }
 
     /// Whether another config has the same weights, and so the same file.
     #[must_use]
-    pub fn same_weights(&self, other: &Config) -> bool {
+    pub(crate) fn same_weights(&self, other: &Config) -> bool {
         (&self.scheme, &self.scales, &self.target) == (&other.scheme, &other.scales, &other.target)
     }
 
     /// `int4 e5m5, mlp`.
     #[must_use]
-    pub fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let scales = self
             .scales
             .as_ref()
@@ -251,7 +251,7 @@ impl Contract {
     ///
     /// # Errors
     /// [`ContractError`], with the file and the first key that is wrong.
-    pub fn load(path: &Path) -> Result<Self, ContractError> {
+    pub(crate) fn load(path: &Path) -> Result<Self, ContractError> {
         let text = std::fs::read_to_string(path).map_err(|source| ContractError::Read {
             path: path.to_owned(),
             source,
@@ -268,13 +268,13 @@ impl Contract {
 
     /// A config by id.
     #[must_use]
-    pub fn config(&self, id: &str) -> Option<&Config> {
+    pub(crate) fn config(&self, id: &str) -> Option<&Config> {
         self.configs.iter().find(|c| c.id == id)
     }
 
     /// All ids, for messages.
     #[must_use]
-    pub fn ids(&self) -> String {
+    pub(crate) fn ids(&self) -> String {
         let ids: Vec<_> = self.configs.iter().map(|c| c.id.as_str()).collect();
         ids.join(", ")
     }
@@ -357,7 +357,7 @@ impl Contract {
                 Stored::Quantized(Family::Int4) => match c.scales {
                     Some(ScaleChoice::F32) => None,
                     Some(scales) if scales.e5_mantissa_bits().is_some() => None,
-                    _ => {
+                    None | Some(ScaleChoice::Mini { .. } | ScaleChoice::F16) => {
                         let widest = ScaleChoice::e5(MAX_MANTISSA_BITS);
                         Some(format!("f32, or {} to {widest}", ScaleChoice::e5(0)))
                     }

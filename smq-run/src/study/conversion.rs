@@ -7,7 +7,7 @@ use super::contract::{Config, Quantization, Stored};
 
 /// What a config runs from.
 #[derive(Debug, Clone)]
-pub enum Conversion {
+pub(crate) enum Conversion {
     /// The checkpoint as it is.
     Checkpoint,
     /// A file made with these options.
@@ -18,7 +18,7 @@ pub enum Conversion {
 
 /// How to make the weights of `config`.
 #[must_use]
-pub fn conversion(config: &Config, quantization: &Quantization) -> Conversion {
+pub(crate) fn conversion(config: &Config, quantization: &Quantization) -> Conversion {
     let quantize = match config.scheme {
         Stored::Bf16 => return Conversion::Checkpoint,
         Stored::Quantized(Family::Nf4) => Method::Nf4,
@@ -45,6 +45,6 @@ pub fn conversion(config: &Config, quantization: &Quantization) -> Conversion {
 
 /// A target by name.
 #[must_use]
-pub fn target(name: &str) -> Option<Target> {
+pub(crate) fn target(name: &str) -> Option<Target> {
     name.parse().ok()
 }

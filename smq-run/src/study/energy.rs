@@ -1,8 +1,9 @@
 //! Joules a token: work repeated under a power meter, read in two ways.
 //!
-//! A 64-token decode is shorter than one power sample, so whole generations are repeated for seconds. Prompts are run alone as
-//! well, and their energy taken off: `(E - generations * E_prompt) / (generations * (outputs - 1))` is decode without prefill,
-//! whose first token the prompt gave.
+//! A 64-token decode is shorter than one power sample, so whole generations are repeated for
+//! seconds. Prompts are run alone as well, and their energy taken off:
+//! `(E - generations * E_prompt) / (generations * (outputs - 1))` is decode without prefill, whose
+//! first token the prompt gave.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -13,11 +14,12 @@ use super::gpu_state::PowerSource;
 use super::record::{JoulesPerToken, Window};
 use smq_engine::Result;
 
-/// Repeats `work` for at least `least_seconds` under the meter, after `settle_seconds` of it that are not recorded.
+/// Repeats `work` for at least `least_seconds` under the meter, after `settle_seconds` of it that
+/// are not recorded.
 ///
 /// # Errors
 /// Whatever `work` returns first.
-pub fn window(
+pub(crate) fn window(
     source: &dyn PowerSource,
     sample_ms: u64,
     settle_seconds: f64,
@@ -71,14 +73,14 @@ pub fn window(
 
 /// The integral of `(seconds, watts)`, joined by straight lines; none of fewer than two.
 #[must_use]
-pub fn trapezoid(samples: &[(f64, f64)]) -> Option<f64> {
+pub(crate) fn trapezoid(samples: &[(f64, f64)]) -> Option<f64> {
     let area = |pair: &[(f64, f64)]| (pair[1].0 - pair[0].0) * (pair[0].1 + pair[1].1) / 2.0;
     (samples.len() > 1).then(|| samples.windows(2).map(area).sum())
 }
 
 /// Joules an output token by each method that has both windows.
 #[must_use]
-pub fn joules_per_token(
+pub(crate) fn joules_per_token(
     plan: &EnergyPlan,
     generations: &Window,
     prompts: &Window,
@@ -220,7 +222,8 @@ mod tests {
             trapezoid_joules: Some(joules),
             counter_joules: None,
         };
-        // 3 generations of 11 tokens: 3 x (5 J of prompt + 10 x 2 J of decode) = 75 J; 4 prompts of 5 J.
+        // 3 generations of 11 tokens: 3 x (5 J of prompt + 10 x 2 J of decode) = 75 J; 4 prompts of
+        // 5 J.
         let found = joules_per_token(&plan(), &part(3, 75.0), &part(4, 20.0));
         assert_eq!(found.len(), 1);
         let j = found["trapezoid"];

@@ -1,4 +1,5 @@
-//! Power, energy, clocks, temperature and memory of the GPU, from NVML, which is loaded at run time.
+//! Power, energy, clocks, temperature and memory of the GPU, from NVML, which is loaded at run
+//! time.
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
@@ -13,7 +14,7 @@ const DRIVER_LIBRARY: &str = "libnvidia-ml.so.1";
 
 /// The GPU at one moment. What NVML does not say is absent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct GpuState {
+pub(crate) struct GpuState {
     /// Clock of the multiprocessors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sm_mhz: Option<u32>,
@@ -34,7 +35,7 @@ pub struct GpuState {
 impl GpuState {
     /// Whether something holds the clocks down: power, temperature or the board.
     #[must_use]
-    pub fn throttled(&self) -> bool {
+    pub(crate) fn throttled(&self) -> bool {
         let slowing = ThrottleReasons::SW_POWER_CAP
             | ThrottleReasons::HW_SLOWDOWN
             | ThrottleReasons::SW_THERMAL_SLOWDOWN
@@ -47,7 +48,7 @@ impl GpuState {
 
     /// What a measurement between two states is flagged for.
     #[must_use]
-    pub fn flags(before: &Self, after: &Self, temperature_above_c: u32) -> Vec<String> {
+    pub(crate) fn flags(before: &Self, after: &Self, temperature_above_c: u32) -> Vec<String> {
         let states = [before, after];
         let hot = |s: &&Self| s.temperature_c.is_some_and(|t| t > temperature_above_c);
         let mut flags = Vec::new();
@@ -62,7 +63,7 @@ impl GpuState {
 }
 
 /// What can be asked for power and energy.
-pub trait PowerSource: Sync {
+pub(crate) trait PowerSource: Sync {
     /// Power now.
     fn watts(&self) -> Option<f64>;
     /// A counter of energy, in joules.
@@ -71,7 +72,7 @@ pub trait PowerSource: Sync {
 
 /// NVML's view of the GPU that CUDA calls number 0.
 #[derive(Debug)]
-pub struct Meter {
+pub(crate) struct Meter {
     nvml: Nvml,
     bus_id: String,
 }
@@ -81,7 +82,7 @@ impl Meter {
     ///
     /// # Errors
     /// Why that is not possible, in one sentence.
-    pub fn open() -> Result<Self, String> {
+    pub(crate) fn open() -> Result<Self, String> {
         let nvml = Nvml::init().or_else(|first| {
             let other = Nvml::builder().lib_path(DRIVER_LIBRARY.as_ref()).init();
             other.map_err(|second| match second {
@@ -110,7 +111,7 @@ impl Meter {
 
     /// The GPU now.
     #[must_use]
-    pub fn state(&self) -> GpuState {
+    pub(crate) fn state(&self) -> GpuState {
         let names = |reasons: ThrottleReasons| reasons.iter_names().map(|(n, _)| n.to_owned());
         GpuState {
             sm_mhz: self.ask(|d| d.clock_info(Clock::SM)).ok(),
@@ -126,7 +127,7 @@ impl Meter {
 
     /// Bytes of the GPU's memory in use by any process.
     #[must_use]
-    pub fn memory_in_use(&self) -> Option<u64> {
+    pub(crate) fn memory_in_use(&self) -> Option<u64> {
         self.ask(|d| d.memory_info()).ok().map(|m| m.used)
     }
 }

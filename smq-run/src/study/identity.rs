@@ -15,14 +15,14 @@ use smq_engine::cuda::compile;
 const END_BYTES: usize = 1 << 20;
 
 /// The commit this program was built from.
-pub const COMMIT: &str = env!("SMQ_COMMIT");
+pub(crate) const COMMIT: &str = env!("SMQ_COMMIT");
 
-/// Tells checkpoints apart without reading all of them: BLAKE3 of config.json and, of each shard by name, its name,
-/// length, and first and last MiB (which hold the header and weights), in hex.
+/// Tells checkpoints apart without reading all of them: BLAKE3 of config.json and, of each shard by
+/// name, its name, length, and first and last MiB (which hold the header and weights), in hex.
 ///
 /// # Errors
 /// If config.json cannot be read.
-pub fn checkpoint(checkpoint: &Checkpoint) -> anyhow::Result<ModelIdentity> {
+pub(crate) fn checkpoint(checkpoint: &Checkpoint) -> anyhow::Result<ModelIdentity> {
     let config = checkpoint.config_path();
     let config = std::fs::read(&config)
         .map_err(|e| anyhow::anyhow!("{}: cannot read it: {e}", config.display()))?;
@@ -47,7 +47,7 @@ pub fn checkpoint(checkpoint: &Checkpoint) -> anyhow::Result<ModelIdentity> {
 
 /// What every line of a run shares.
 #[derive(Debug, Clone)]
-pub struct Surroundings {
+pub(crate) struct Surroundings {
     contract_blake3: String,
     model: ModelIdentity,
     machine: Machine,
@@ -57,7 +57,7 @@ pub struct Surroundings {
 impl Surroundings {
     /// Of this process.
     #[must_use]
-    pub fn new(contract: &Contract, model: ModelIdentity) -> Self {
+    pub(crate) fn new(contract: &Contract, model: ModelIdentity) -> Self {
         Self {
             contract_blake3: contract.blake3.clone(),
             model,
@@ -68,7 +68,7 @@ impl Surroundings {
 
     /// The environment of a line: what ran it, and on which GPU.
     #[must_use]
-    pub fn environment(&self, command: &[String], gpu: Option<GpuInfo>) -> Environment {
+    pub(crate) fn environment(&self, command: &[String], gpu: Option<GpuInfo>) -> Environment {
         Environment {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: COMMIT.to_owned(),
@@ -86,13 +86,13 @@ impl Surroundings {
 
     /// The checkpoint.
     #[must_use]
-    pub fn model(&self) -> &ModelIdentity {
+    pub(crate) fn model(&self) -> &ModelIdentity {
         &self.model
     }
 
     /// What tells a line measured elsewhere apart: the key, here, there.
     #[must_use]
-    pub fn difference(&self, line: &Environment) -> Option<(&'static str, String, String)> {
+    pub(crate) fn difference(&self, line: &Environment) -> Option<(&'static str, String, String)> {
         let pairs = [
             ("model", &self.model.id, &line.model.id),
             ("commit", &COMMIT.to_owned(), &line.commit),
@@ -105,7 +105,7 @@ impl Surroundings {
 
 /// The command that started this process, its path shortened to the program's name.
 #[must_use]
-pub fn command() -> Vec<String> {
+pub(crate) fn command() -> Vec<String> {
     let mut args: Vec<String> = std::env::args_os()
         .map(|a| a.to_string_lossy().into_owned())
         .collect();

@@ -11,13 +11,13 @@ use super::identity::Surroundings;
 use super::record::{Body, Line};
 
 /// The file, under the results directory.
-pub const RAW: &str = "raw/matrix.jsonl";
+pub(crate) const RAW: &str = "raw/matrix.jsonl";
 /// The same, packed by gzip: for keeping, and read by the report where the other is not there.
 const PACKED: &str = "raw/matrix.jsonl.gz";
 
 /// The lines so far, and the file open for more.
 #[derive(Debug)]
-pub struct Log {
+pub(crate) struct Log {
     path: PathBuf,
     file: File,
     /// Body of each id: the last, which only an absent one is followed by.
@@ -25,12 +25,13 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log of `out`, or begins it; a last line that a killed run left unfinished is cut off.
+    /// Opens the log of `out`, or begins it; a last line that a killed run left unfinished is cut
+    /// off.
     ///
     /// # Errors
-    /// Another run that writes to it, a line that is damaged, or one from another model, commit or contract unless
-    /// `allow_mixed`.
-    pub fn open(out: &Path, here: &Surroundings, allow_mixed: bool) -> anyhow::Result<Self> {
+    /// Another run that writes to it, a line that is damaged, or one from another model, commit or
+    /// contract unless `allow_mixed`.
+    pub(crate) fn open(out: &Path, here: &Surroundings, allow_mixed: bool) -> anyhow::Result<Self> {
         let path = out.join(RAW);
         let packed = out.join(PACKED);
         if packed.exists() && !path.exists() {
@@ -81,7 +82,7 @@ impl Log {
 
     /// Whether `id` is measured.
     #[must_use]
-    pub fn has(&self, id: &str) -> bool {
+    pub(crate) fn has(&self, id: &str) -> bool {
         matches!(self.lines.get(id), Some(body) if !matches!(body, Body::Absent { .. }))
     }
 
@@ -89,7 +90,7 @@ impl Log {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn append(&mut self, line: Line) -> anyhow::Result<()> {
+    pub(crate) fn append(&mut self, line: Line) -> anyhow::Result<()> {
         if matches!(line.body, Body::Absent { .. })
             && (self.has(&line.id) || self.lines.get(&line.id) == Some(&line.body))
         {
@@ -110,7 +111,7 @@ impl Log {
 ///
 /// # Errors
 /// If there is none, or a line is damaged.
-pub fn read(out: &Path) -> anyhow::Result<Vec<Line>> {
+pub(crate) fn read(out: &Path) -> anyhow::Result<Vec<Line>> {
     let (path, packed) = (out.join(RAW), out.join(PACKED));
     if packed.exists() && !path.exists() {
         let context = || format!("{}: cannot read it", packed.display());

@@ -9,7 +9,7 @@ use super::worker::Workload;
 
 /// Parts of the experiment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Section {
+pub(crate) enum Section {
     /// The timed cells
     Cells,
     /// Joules a token
@@ -22,7 +22,7 @@ pub enum Section {
 
 /// What of the experiment is asked for.
 #[derive(Debug, Clone, Default)]
-pub struct Selection {
+pub(crate) struct Selection {
     /// Ids of configs; empty for all.
     pub only: Vec<String>,
     /// Empty for all; but with `only`, no scale errors, which belong to no config.
@@ -42,7 +42,7 @@ impl Selection {
 
 /// A process to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Process {
+pub(crate) struct Process {
     /// The config.
     pub config: String,
     /// What it measures.
@@ -51,7 +51,7 @@ pub struct Process {
 
 /// What a process measures.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Workloads, once each.
     Cells {
         /// Those not measured yet.
@@ -67,7 +67,7 @@ pub enum Kind {
 
 /// Configs that run from the same weights.
 #[derive(Debug, Clone)]
-pub struct Group {
+pub(crate) struct Group {
     /// The configs, those that were not asked for too.
     pub configs: Vec<Config>,
     /// How the weights are made.
@@ -80,7 +80,7 @@ pub struct Group {
 
 /// Everything left to do.
 #[derive(Debug, Clone, Default)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// Files and processes, in the contract's order.
     pub groups: Vec<Group>,
     /// Lines of the error sweep.
@@ -91,13 +91,13 @@ pub struct Plan {
 
 /// Id of a timed cell.
 #[must_use]
-pub fn cell_id(config: &str, workload: Workload, repeat: usize) -> String {
+pub(crate) fn cell_id(config: &str, workload: Workload, repeat: usize) -> String {
     format!("{}/r{repeat}", workload_id(config, workload))
 }
 
 /// Id of all repeats of a workload.
 #[must_use]
-pub fn workload_id(config: &str, workload: Workload) -> String {
+pub(crate) fn workload_id(config: &str, workload: Workload) -> String {
     format!(
         "{config}/p{}/o{}",
         workload.prompt_tokens, workload.output_tokens
@@ -106,21 +106,21 @@ pub fn workload_id(config: &str, workload: Workload) -> String {
 
 /// Id of a config's energy run.
 #[must_use]
-pub fn energy_id(config: &str) -> String {
+pub(crate) fn energy_id(config: &str) -> String {
     format!("{config}/energy")
 }
 
 /// Id of the description of a file, by the first config that runs from it.
 #[must_use]
-pub fn file_id(config: &str) -> String {
+pub(crate) fn file_id(config: &str) -> String {
     format!("{config}/file")
 }
 
 impl Plan {
-    /// What of `selection` is left where `done` says which ids are measured, on a model of `max_positions`;
-    /// `no_meter` says why energy cannot be measured.
+    /// What of `selection` is left where `done` says which ids are measured, on a model of
+    /// `max_positions`; `no_meter` says why energy cannot be measured.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         contract: &Contract,
         selection: &Selection,
         max_positions: usize,
@@ -241,7 +241,7 @@ impl Plan {
 
     /// Conversions, processes and lines of the sweep.
     #[must_use]
-    pub fn steps(&self) -> usize {
+    pub(crate) fn steps(&self) -> usize {
         let of_group = |g: &Group| 1 + g.processes.len();
         self.groups.iter().map(of_group).sum::<usize>() + self.errors.len()
     }

@@ -1,5 +1,5 @@
-//! The raw record: one JSON line a cell, each with the environment it was measured in. A field that is absent was not
-//! measured; nothing is filled in.
+//! The raw record: one JSON line a cell, each with the environment it was measured in. A field that
+//! is absent was not measured; nothing is filled in.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +15,9 @@ use smq_engine::Summary;
 
 /// One line of `raw/matrix.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Line {
-    /// What figures are traced by: `C4/p128/o64/r1`, `C4/energy`, `C4/file`, `errors/search/e5m3`, `errors/exact`.
+pub(crate) struct Line {
+    /// What figures are traced by: `C4/p128/o64/r1`, `C4/energy`, `C4/file`, `errors/search/e5m3`,
+    /// `errors/exact`.
     pub id: String,
     /// What was measured.
     #[serde(flatten)]
@@ -28,7 +29,7 @@ pub struct Line {
 /// What a line holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "record", rename_all = "snake_case")]
-pub enum Body {
+pub(crate) enum Body {
     /// The file of a config.
     File(Box<FileRecord>),
     /// A workload timed once.
@@ -46,7 +47,7 @@ pub enum Body {
 
 /// Everything around a measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Environment {
+pub(crate) struct Environment {
     /// This program's version.
     pub version: String,
     /// The commit it was built from; `unknown` where the build had no git.
@@ -70,16 +71,16 @@ pub struct Environment {
 
 /// A checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelIdentity {
+pub(crate) struct ModelIdentity {
     /// As given.
     pub path: String,
-    /// See [`super::identity::checkpoint`].
+    /// A hash of config.json and of the ends of each shard, in hex.
     pub id: String,
 }
 
 /// A config's file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FileRecord {
+pub(crate) struct FileRecord {
     /// The configs that run from it.
     pub configs: Vec<Config>,
     /// Length of the file, or of all shards of a checkpoint.
@@ -103,7 +104,7 @@ pub struct FileRecord {
 
 /// A workload timed once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct CellRecord {
+pub(crate) struct CellRecord {
     /// The config.
     pub config: String,
     /// Whether it is one of the long contexts.
@@ -120,7 +121,7 @@ pub struct CellRecord {
 
 /// What a process says about a workload.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Timed {
+pub(crate) struct Timed {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Tokens generated.
@@ -134,7 +135,8 @@ pub struct Timed {
     /// The same when this process saw that prompt length for the first time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttft_first_use_ms: Option<f64>,
-    /// `(last - first) / (n - 1)`, and percentiles over tokens; LongRoPE's switch left out. Absent for one token.
+    /// `(last - first) / (n - 1)`, and percentiles over tokens; LongRoPE's switch left out. Absent
+    /// for one token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tpot_ms: Option<Summary>,
     /// Each token after the first.
@@ -154,7 +156,8 @@ pub struct Timed {
     /// The process's memory after the workload.
     #[serde(flatten)]
     pub memory: Memory,
-    /// The GPU's memory in use after the workload, by everything: the largest so far, since nothing is freed before.
+    /// The GPU's memory in use after the workload, by everything: the largest so far, since nothing
+    /// is freed before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_memory_bytes: Option<u64>,
     /// The same before the process opened it.
@@ -176,7 +179,7 @@ pub struct Timed {
 
 /// An energy run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EnergyRecord {
+pub(crate) struct EnergyRecord {
     /// The config.
     pub config: String,
     /// As [`FileRecord::index_blake3`].
@@ -189,7 +192,7 @@ pub struct EnergyRecord {
 
 /// What a process says about energy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Energy {
+pub(crate) struct Energy {
     /// Tokens of each prompt.
     pub prompt_tokens: usize,
     /// Tokens generated after each.
@@ -216,7 +219,7 @@ pub struct Energy {
 
 /// Joules an output token, by one method.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct JoulesPerToken {
+pub(crate) struct JoulesPerToken {
     /// Everything over output tokens.
     pub with_prefill: f64,
     /// Less the prompts' energy, over output tokens after the first.
@@ -225,7 +228,7 @@ pub struct JoulesPerToken {
 
 /// Work repeated back to back under the meter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Window {
+pub(crate) struct Window {
     /// How often.
     pub runs: usize,
     /// How long in all.
@@ -243,7 +246,7 @@ pub struct Window {
 impl Window {
     /// Joules by the method that results call so: `counter` or `trapezoid`.
     #[must_use]
-    pub fn joules(&self, method: &str) -> Option<f64> {
+    pub(crate) fn joules(&self, method: &str) -> Option<f64> {
         match method {
             "counter" => self.counter_joules,
             "trapezoid" => self.trapezoid_joules,
@@ -254,7 +257,7 @@ impl Window {
 
 /// Weights' errors of one rule and width.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ScaleErrorsRecord {
+pub(crate) struct ScaleErrorsRecord {
     /// Scale rule; `exact` for f32 scales, which the others are compared with.
     pub rule: String,
     /// Mantissa bits of E5Mx; absent for f32.
@@ -272,7 +275,7 @@ pub struct ScaleErrorsRecord {
 
 /// What quantization did to a tensor, or to a sample of its rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TensorErrors {
+pub(crate) struct TensorErrors {
     /// Its name.
     pub name: String,
     /// Groups measured.
@@ -288,7 +291,7 @@ pub struct TensorErrors {
 
 /// Error figures (`spec/method.md`, "Statistics").
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Errors {
+pub(crate) struct Errors {
     /// Mean over groups of the relative MSE.
     pub mean_rel_mse: f64,
     /// `sum (w - w')^2`.

@@ -1,4 +1,5 @@
-//! Runs the experiment: makes what is missing, starts a process for each repeat, writes down what it says.
+//! Runs the experiment: makes what is missing, starts a process for each repeat, writes down what
+//! it says.
 
 use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ use smq_model::ModelConfig;
 
 /// What to run.
 #[derive(Debug, Clone)]
-pub struct MatrixOptions {
+pub(crate) struct MatrixOptions {
     /// The contract's file.
     pub contract: PathBuf,
     /// The checkpoint directory.
@@ -49,7 +50,7 @@ pub struct MatrixOptions {
 
 /// What came of it.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// Lines that were added.
     pub measured: usize,
     /// What could not be measured: id and reason.
@@ -61,9 +62,9 @@ pub struct Outcome {
 /// Measures everything that is asked for and not measured yet.
 ///
 /// # Errors
-/// A contract or selection that is wrong, results that are something else's, a conversion or the log that fails. A process
-/// that fails does not end the run: the outcome names it.
-pub fn run(options: &MatrixOptions) -> anyhow::Result<Outcome> {
+/// A contract or selection that is wrong, results that are something else's, a conversion or the
+/// log that fails. A process that fails does not end the run: the outcome names it.
+pub(crate) fn run(options: &MatrixOptions) -> anyhow::Result<Outcome> {
     let contract = Contract::load(&options.contract)?;
     for id in &options.selection.only {
         ensure!(
@@ -196,7 +197,8 @@ impl Run<'_> {
         let work = &self.options.work;
         std::fs::create_dir_all(work)
             .with_context(|| format!("{}: cannot create it", work.display()))?;
-        // Its name says all that decides its bytes, so one that is there is the right one, and whole.
+        // Its name says all that decides its bytes, so one that is there is the right one, and
+        // whole.
         let of = format!("{} {COMMIT} {how:?}", self.surroundings.model().id);
         let hash = blake3::hash(of.as_bytes()).to_hex();
         let path = work.join(format!("{id}-{}.smq", &hash[..16]));

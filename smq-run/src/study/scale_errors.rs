@@ -10,7 +10,7 @@ use super::record::{ScaleErrorsRecord, TensorErrors};
 
 /// What one line of the sweep holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Item {
+pub(crate) enum Item {
     /// Exact f32 scales.
     Exact,
     /// E5Mx by a rule.
@@ -25,7 +25,7 @@ pub enum Item {
 impl Item {
     /// Every line of the sweep.
     #[must_use]
-    pub fn all(spec: &ScaleErrors) -> Vec<Self> {
+    pub(crate) fn all(spec: &ScaleErrors) -> Vec<Self> {
         let widths = |&rule: &ScaleRule| {
             let item = move |&mantissa_bits: &u32| Self::Rounded {
                 rule,
@@ -39,7 +39,7 @@ impl Item {
 
     /// Id of its line.
     #[must_use]
-    pub fn id(&self) -> String {
+    pub(crate) fn id(&self) -> String {
         match self {
             Self::Exact => "errors/exact".to_owned(),
             Self::Rounded {
@@ -52,7 +52,7 @@ impl Item {
 
 /// The sampled rows.
 #[derive(Debug)]
-pub struct Sample {
+pub(crate) struct Sample {
     tensors: Vec<Rows>,
 }
 
@@ -70,7 +70,7 @@ impl Sample {
     ///
     /// # Errors
     /// A checkpoint that is int4 already, or has no such tensor.
-    pub fn read(checkpoint: &Checkpoint, spec: &ScaleErrors) -> anyhow::Result<Self> {
+    pub(crate) fn read(checkpoint: &Checkpoint, spec: &ScaleErrors) -> anyhow::Result<Self> {
         let target = target(&spec.target).context("scale_errors.target is unknown")?;
         if checkpoint.import().is_some() {
             bail!("the checkpoint is int4 already: its scales cannot be compared with exact ones");
@@ -104,7 +104,11 @@ impl Sample {
     ///
     /// # Errors
     /// A weight that is not finite.
-    pub fn measure(&self, contract: &Contract, item: &Item) -> anyhow::Result<ScaleErrorsRecord> {
+    pub(crate) fn measure(
+        &self,
+        contract: &Contract,
+        item: &Item,
+    ) -> anyhow::Result<ScaleErrorsRecord> {
         let spec = &contract.scale_errors;
         let (name, rule, mantissa_bits) = match *item {
             Item::Exact => ("exact", ScaleRule::Reference, None),
@@ -140,3 +144,6 @@ impl Sample {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

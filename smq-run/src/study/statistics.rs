@@ -4,21 +4,22 @@ use statrs::distribution::{ContinuousCDF, StudentsT};
 
 /// Figures over repeats.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Estimate {
+pub(crate) struct Estimate {
     /// Repeats.
     pub n: usize,
     /// Arithmetic mean.
     pub mean: f64,
     /// Standard deviation of the sample, `n - 1` in the denominator; none for one repeat.
     pub sd: Option<f64>,
-    /// Half the width of the mean's 95 % confidence interval, `t(0.975, n - 1) sd / sqrt(n)`; none for one repeat.
+    /// Half the width of the mean's 95 % confidence interval, `t(0.975, n - 1) sd / sqrt(n)`; none
+    /// for one repeat.
     pub ci95_half_width: Option<f64>,
 }
 
 impl Estimate {
     /// Of `values`; none without any.
     #[must_use]
-    pub fn of(values: &[f64]) -> Option<Self> {
+    pub(crate) fn of(values: &[f64]) -> Option<Self> {
         let n = values.len();
         if n == 0 {
             return None;

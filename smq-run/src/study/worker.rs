@@ -1,4 +1,5 @@
-//! What a fresh process does: load the model, warm up, measure workloads or energy, one JSON line each.
+//! What a fresh process does: load the model, warm up, measure workloads or energy, one JSON line
+//! each.
 
 use std::io::Write;
 
@@ -16,7 +17,7 @@ use smq_model::Source;
 
 /// A prompt and an output length, `128x64`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Workload {
+pub(crate) struct Workload {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// Tokens generated.
@@ -48,7 +49,7 @@ impl std::str::FromStr for Workload {
 /// A line on the process's standard output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Reply {
+pub(crate) enum Reply {
     /// A workload.
     Timed {
         /// The GPU that ran it.
@@ -74,7 +75,7 @@ pub enum Reply {
 
 /// What a process measures.
 #[derive(Debug, Clone)]
-pub enum Job {
+pub(crate) enum Job {
     /// Workloads, one after another, shorter first.
     Cells(Vec<Workload>),
     /// Energy.
@@ -83,7 +84,7 @@ pub enum Job {
 
 /// How it measures.
 #[derive(Debug, Clone, Copy)]
-pub struct JobOptions {
+pub(crate) struct JobOptions {
     /// What to run on.
     pub device: Device,
     /// What is run first.
@@ -95,16 +96,17 @@ pub struct JobOptions {
 }
 
 /// Why there is nothing from NVML where the CPU ran the model.
-pub const ON_CPU: &str = "the model ran on the CPU, and NVML measures GPUs";
+pub(crate) const ON_CPU: &str = "the model ran on the CPU, and NVML measures GPUs";
 
 /// The GPU's meter, or why there is none.
 type MaybeMeter = Result<Meter, String>;
 
-/// Measures `job`; `load` opens the model and says how long that took. Each result goes to `out` at once.
+/// Measures `job`; `load` opens the model and says how long that took. Each result goes to `out` at
+/// once.
 ///
 /// # Errors
 /// Whatever loading or running meets first.
-pub fn run<'e>(
+pub(crate) fn run<'e>(
     job: &Job,
     options: &JobOptions,
     source: &Source,
@@ -231,7 +233,8 @@ fn timed(
     }
 }
 
-/// Mean power of the GPU that nobody uses; the last process's work has left the reading's average by then.
+/// Mean power of the GPU that nobody uses; the last process's work has left the reading's average
+/// by then.
 fn idle_watts(meter: &Meter, plan: &EnergyPlan) -> smq_engine::Result<Option<f64>> {
     if plan.idle_seconds == 0.0 {
         return Ok(None);

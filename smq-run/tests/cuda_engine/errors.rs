@@ -37,7 +37,7 @@ fn tensor(error: &Error) -> bool {
     matches!(error, Error::Model(smq_model::Error::Tensor { .. }))
 }
 
-pub fn bad_requests() -> Outcome {
+pub(crate) fn bad_requests() -> Outcome {
     let source = Model::fixture().open();
     let mut engine = CudaEngine::load(&source, Some(64))?;
     let tokens = sample_tokens(65);
@@ -94,7 +94,7 @@ pub fn bad_requests() -> Outcome {
     none(failures)
 }
 
-pub fn unsupported_models() -> Outcome {
+pub(crate) fn unsupported_models() -> Outcome {
     let load = |model: &Model| CudaEngine::load(&model.open(), None).map(drop);
     let mut failures = Vec::new();
     let mut check = |failure: Option<String>| failures.extend(failure);
@@ -124,8 +124,9 @@ pub fn unsupported_models() -> Outcome {
     none(failures)
 }
 
-/// NaN in a weight: the text ends with an error, and another one without the damaged weight does not.
-pub fn damaged_weights() -> Outcome {
+/// NaN in a weight: the text ends with an error, and another one without the damaged weight does
+/// not.
+pub(crate) fn damaged_weights() -> Outcome {
     const DAMAGED: u32 = 4095;
     let mut failures = Vec::new();
     let mut check = |failure: Option<String>| failures.extend(failure);
@@ -193,7 +194,7 @@ pub fn damaged_weights() -> Outcome {
     none(failures)
 }
 
-pub fn a_cache_larger_than_the_card() -> Outcome {
+pub(crate) fn a_cache_larger_than_the_card() -> Outcome {
     const POSITIONS: usize = 1 << 30;
     let model = Model::fixture_copy();
     let path = model.path.join("config.json");

@@ -1,4 +1,5 @@
-//! Logits of the checkpoint that `SMQ_MODEL` names, such as SmolLM2: as it is and in every scheme, one test each.
+//! Logits of the checkpoint that `SMQ_MODEL` names, such as SmolLM2: as it is and in every scheme,
+//! one test each.
 
 use smq_convert::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
 
@@ -9,12 +10,13 @@ use crate::{Outcome, none};
 
 /// Around a tile of tokens, and several tiles.
 const PROMPTS: [usize; 5] = [1, 127, 128, 129, 700];
-/// Tokens after each. Of SmolLM2 in FP8 the CPU's distance from f32 differs by half of itself between orders of summation at 9
-/// positions, by an eighth at 64: less than these say little about an rms.
+/// Tokens after each. Of SmolLM2 in FP8 the CPU's distance from f32 differs by half of itself
+/// between orders of summation at 9 positions, by an eighth at 64: less than these say little about
+/// an rms.
 const STEPS: usize = 63;
 
 /// Name and method of each scheme; none for the checkpoint itself.
-pub fn schemes() -> Vec<(String, Option<Method>)> {
+pub(crate) fn schemes() -> Vec<(String, Option<Method>)> {
     let int4 = |scales| {
         Method::Int4(QuantizeOptions {
             group: 128,
@@ -34,15 +36,15 @@ pub fn schemes() -> Vec<(String, Option<Method>)> {
 }
 
 /// Prompts, then token by token. One pass on the CPU, in f32 and in bf16, has every length.
-pub fn logits(checkpoint: &str, name: &str, method: Option<Method>) -> Outcome {
+pub(crate) fn logits(checkpoint: &str, name: &str, method: Option<Method>) -> Outcome {
     let given = Model::at(checkpoint);
     let model = match method {
         None => given,
         Some(method) => given.quantized_as(method, "all"),
     };
     let source = model.open();
-    // int4 projections that lie apart are widened at any length, fused ones never at these. NF4 always is, but the twin
-    // rounds its weights, too.
+    // int4 projections that lie apart are widened at any length, fused ones never at these. NF4
+    // always is, but the twin rounds its weights, too.
     let fused = source.contains("model.layers.0.self_attn.qkv_proj.weight");
     let widened = matches!(method, Some(Method::Int4(_))) && !fused;
     let decode = match method {

@@ -14,16 +14,16 @@ use crate::{Outcome, none, same_bits};
 const NEW: usize = 64;
 const ORIGINAL: usize = 512;
 
-pub fn unquantized() -> Outcome {
+pub(crate) fn unquantized() -> Outcome {
     none(of("C0", &Model::fixture().open()))
 }
 
-pub fn int4() -> Outcome {
+pub(crate) fn int4() -> Outcome {
     let model = Model::fixture().quantized(E5M5, "all");
     none(of("int4", &model.open()))
 }
 
-pub fn groups_of_64() -> Outcome {
+pub(crate) fn groups_of_64() -> Outcome {
     let model = Model::fixture().quantized_in_groups(E5M5, "all", 64);
     none(of("groups of 64", &model.open()))
 }
@@ -121,7 +121,7 @@ fn of(name: &str, source: &Source) -> Vec<String> {
     failures
 }
 
-pub fn stops_where_asked() -> Outcome {
+pub(crate) fn stops_where_asked() -> Outcome {
     let source = Model::fixture().open();
     let mut engine = CudaEngine::load(&source, None).unwrap();
     let prompt = golden_prompt("dialogue");
@@ -164,7 +164,7 @@ pub fn stops_where_asked() -> Outcome {
     none(failures)
 }
 
-pub fn ends_with_the_context() -> Outcome {
+pub(crate) fn ends_with_the_context() -> Outcome {
     let source = Model::fixture().open();
     let mut engine = CudaEngine::load(&source, Some(64)).unwrap();
     let prompt = sample_tokens(60);
@@ -189,9 +189,9 @@ pub fn ends_with_the_context() -> Outcome {
     none(failures)
 }
 
-/// A start that asked for too little only costs time. What a cache has to be recomputed for then comes from a prompt's
-/// pass, so bits may differ, but what is clear stays.
-pub fn grows_its_cache() -> Outcome {
+/// A start that asked for too little only costs time. What a cache has to be recomputed for then
+/// comes from a prompt's pass, so bits may differ, but what is clear stays.
+pub(crate) fn grows_its_cache() -> Outcome {
     let source = Model::fixture().open();
     let mut engine = CudaEngine::load(&source, None).unwrap();
     let prompt = sample_tokens(240);

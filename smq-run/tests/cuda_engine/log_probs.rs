@@ -4,17 +4,17 @@ use smq_engine::cuda::CudaEngine;
 use smq_engine::model::Precision;
 use smq_engine::{CpuEngine, Engine};
 use smq_model::{Source, Tokenizer};
-use smq_run::eval::ppl::{PplOptions, perplexity};
+use smq_run::{PplOptions, perplexity};
 
 use crate::models::{self, E5M5, Model, any_tokens, sample_text, sample_tokens};
 use crate::{Outcome, none, same_bits};
 
-pub fn unquantized() -> Outcome {
+pub(crate) fn unquantized() -> Outcome {
     none(of("C0", &Model::fixture().open(), 1.0))
 }
 
 /// The head too; many rows widen the weights, which rounds 12 times a layer and not 8.
-pub fn int4() -> Outcome {
+pub(crate) fn int4() -> Outcome {
     let model = Model::fixture().quantized(E5M5, models::WITH_HEAD);
     let mut failures = of("int4", &model.open(), 1.5_f64.sqrt());
     let model = Model::synthetic(&models::llama()).quantized(E5M5, "all");
@@ -89,7 +89,7 @@ fn compare(
     failures
 }
 
-pub fn perplexity_of_the_sample() -> Outcome {
+pub(crate) fn perplexity_of_the_sample() -> Outcome {
     let source = Model::fixture().open();
     let tokenizer = Tokenizer::load(&source)?;
     let text = sample_text();

@@ -13,13 +13,13 @@ use crate::{Outcome, none, same_bits};
 const ORIGINAL: usize = 512;
 /// Decode steps after a prompt.
 const STEPS: usize = 8;
-pub const DECODED: usize = 64;
+pub(crate) const DECODED: usize = 64;
 
-pub fn unquantized() -> Outcome {
+pub(crate) fn unquantized() -> Outcome {
     none(of_fixture("C0", &Model::fixture(), &LENGTHS, false))
 }
 
-pub fn quantized(scales: ScaleChoice) -> Outcome {
+pub(crate) fn quantized(scales: ScaleChoice) -> Outcome {
     let mut failures = Vec::new();
     for target in ["all", "mlp"] {
         let model = Model::fixture().quantized(scales, target);
@@ -30,7 +30,7 @@ pub fn quantized(scales: ScaleChoice) -> Outcome {
 }
 
 /// Prompts widen NF4 whatever their length.
-pub fn nf4() -> Outcome {
+pub(crate) fn nf4() -> Outcome {
     let mut failures = Vec::new();
     for target in ["all", "mlp", models::WITH_HEAD] {
         let model = Model::fixture().quantized_as(Method::Nf4, target);
@@ -46,8 +46,9 @@ pub fn nf4() -> Outcome {
     none(failures)
 }
 
-/// Rounded activations that lie near a tie round another way on either side, which the bf16 twin's distance covers.
-pub fn fp8() -> Outcome {
+/// Rounded activations that lie near a tie round another way on either side, which the bf16 twin's
+/// distance covers.
+pub(crate) fn fp8() -> Outcome {
     let mut failures = Vec::new();
     for target in ["all", "mlp"] {
         let model = Model::fixture().quantized_as(Method::Fp8, target);
@@ -58,13 +59,14 @@ pub fn fp8() -> Outcome {
     none(failures)
 }
 
-pub fn int4_head() -> Outcome {
+pub(crate) fn int4_head() -> Outcome {
     let model = Model::fixture().quantized(models::E5M5, models::WITH_HEAD);
     none(of_fixture("int4 head", &model, &[1, 128], true))
 }
 
-/// Every kind of scales, an int4 head, rows that end in half a group of 128 and those that take several pieces of a ring.
-pub fn groups_of(group: usize) -> Outcome {
+/// Every kind of scales, an int4 head, rows that end in half a group of 128 and those that take
+/// several pieces of a ring.
+pub(crate) fn groups_of(group: usize) -> Outcome {
     let mut failures = Vec::new();
     let mini = ScaleChoice::e5;
     for (scales, target) in [
@@ -131,7 +133,7 @@ fn of_fixture_as(
 }
 
 /// Each prompt, then `steps` further tokens one by one.
-pub fn of_prompts(
+pub(crate) fn of_prompts(
     name: &str,
     engine: &mut CudaEngine,
     reference: &Reference,
@@ -161,7 +163,7 @@ pub fn of_prompts(
 }
 
 /// From one token on.
-pub fn decoding(
+pub(crate) fn decoding(
     name: &str,
     engine: &mut CudaEngine,
     reference: &Reference,
@@ -229,7 +231,7 @@ fn of_synthetic_as(name: &str, source: &Source, widened: bool, decode: Path) -> 
 }
 
 /// Prompts with steps after each, then token by token, on an engine for `max_tokens`.
-pub fn of_all(
+pub(crate) fn of_all(
     name: &str,
     source: &Source,
     max_tokens: Option<usize>,
@@ -256,20 +258,20 @@ pub fn of_all(
     failures
 }
 
-pub fn llama() -> Outcome {
+pub(crate) fn llama() -> Outcome {
     let model = Model::synthetic(&models::llama());
     none(of_synthetic("Llama", &model.open(), false))
 }
 
 /// Projections that lie apart are widened at any length.
-pub fn llama_int4() -> Outcome {
+pub(crate) fn llama_int4() -> Outcome {
     let model = Model::synthetic(&models::llama()).quantized(models::E5M5, "all");
     none(of_synthetic("Llama int4", &model.open(), true))
 }
 
-/// Rows that end within a line of 128 bytes, in one slot of the ring and in two. What follows them there is other layers'
-/// weights, where not all are FP8.
-pub fn llama_fp8() -> Outcome {
+/// Rows that end within a line of 128 bytes, in one slot of the ring and in two. What follows them
+/// there is other layers' weights, where not all are FP8.
+pub(crate) fn llama_fp8() -> Outcome {
     let mut config = models::llama();
     config["intermediate_size"] = 1568.into();
     let model = Model::synthetic(&config);
@@ -283,8 +285,9 @@ pub fn llama_fp8() -> Outcome {
     none(failures)
 }
 
-/// Three queries to a key, a rotation of 48 of 64 elements, a window shorter than the prompt, and LongRoPE.
-pub fn grouped_partial_window() -> Outcome {
+/// Three queries to a key, a rotation of 48 of 64 elements, a window shorter than the prompt, and
+/// LongRoPE.
+pub(crate) fn grouped_partial_window() -> Outcome {
     let mut config = models::phi(384, 6, 2);
     config["partial_rotary_factor"] = 0.75.into();
     config["sliding_window"] = 50.into();
@@ -300,12 +303,12 @@ pub fn grouped_partial_window() -> Outcome {
     none(failures)
 }
 
-pub fn heads_of_96() -> Outcome {
+pub(crate) fn heads_of_96() -> Outcome {
     let model = Model::synthetic(&models::phi(384, 4, 4)).quantized(models::E5M5, "all");
     none(of_synthetic("heads of 96", &model.open(), false))
 }
 
-pub fn heads_of_128() -> Outcome {
+pub(crate) fn heads_of_128() -> Outcome {
     let mut config = models::phi(512, 4, 1);
     config["tie_word_embeddings"] = true.into();
     let model = Model::synthetic(&config).quantized(ScaleChoice::F32, "all");
@@ -320,7 +323,7 @@ fn wide() -> serde_json::Value {
     config
 }
 
-pub fn wide_mlp() -> Outcome {
+pub(crate) fn wide_mlp() -> Outcome {
     let model = Model::synthetic(&wide());
     let mut failures = of_synthetic("wide MLP", &model.open(), false);
     let int4 = model.quantized(models::E5M5, "all");

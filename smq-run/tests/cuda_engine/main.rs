@@ -1,7 +1,8 @@
-//! The CUDA engine against the CPU reference on a real GPU; where there is none the tests count as ignored.
+//! The CUDA engine against the CPU reference on a real GPU; where there is none the tests count as
+//! ignored.
 //!
-//! They read the repository's fixtures; `SMQ_REPOSITORY` says where it is, if not where this was built. `SMQ_MODEL` names a
-//! checkpoint directory whose logits are compared too, in every scheme.
+//! They read the repository's fixtures; `SMQ_REPOSITORY` says where it is, if not where this was
+//! built. `SMQ_MODEL` names a checkpoint directory whose logits are compared too, in every scheme.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test
 
 use std::process::ExitCode;

@@ -10,9 +10,9 @@ use smq_convert::{
 use smq_model::{Source, Tokenizer};
 use tempfile::TempDir;
 
-pub const E5M5: ScaleChoice = ScaleChoice::e5(5);
+pub(crate) const E5M5: ScaleChoice = ScaleChoice::e5(5);
 /// Every projection and the head.
-pub const WITH_HEAD: &str = "_proj.weight|lm_head";
+pub(crate) const WITH_HEAD: &str = "_proj.weight|lm_head";
 
 fn repository() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -20,28 +20,28 @@ fn repository() -> PathBuf {
 }
 
 /// A trained Phi-3 of 4 layers; LongRoPE switches after 512 tokens.
-pub fn fixture() -> PathBuf {
+pub(crate) fn fixture() -> PathBuf {
     repository().join("tests/fixtures/phi3-tiny")
 }
 
-pub fn sample_text() -> String {
+pub(crate) fn sample_text() -> String {
     std::fs::read_to_string(repository().join("tests/fixtures/sample.txt")).unwrap()
 }
 
 /// A text's first tokens.
-pub fn sample_tokens(n: usize) -> Vec<u32> {
+pub(crate) fn sample_tokens(n: usize) -> Vec<u32> {
     sample_tokens_of(&Source::open(&fixture()).unwrap(), n)
 }
 
 /// The same by another model's tokenizer.
-pub fn sample_tokens_of(source: &Source, n: usize) -> Vec<u32> {
+pub(crate) fn sample_tokens_of(source: &Source, n: usize) -> Vec<u32> {
     let tokenizer = Tokenizer::load(source).unwrap();
     let ids = tokenizer.encode(&sample_text(), true).unwrap();
     ids.into_iter().cycle().take(n).collect()
 }
 
 /// golden.json's prompt of that name.
-pub fn golden_prompt(name: &str) -> Vec<u32> {
+pub(crate) fn golden_prompt(name: &str) -> Vec<u32> {
     let golden = std::fs::read(fixture().join("golden.json")).unwrap();
     let golden: Value = serde_json::from_slice(&golden).unwrap();
     let prompts = golden["prompts"].as_array().unwrap();
@@ -51,24 +51,24 @@ pub fn golden_prompt(name: &str) -> Vec<u32> {
 }
 
 /// A model's place, and the folder that goes with it.
-pub struct Model {
+pub(crate) struct Model {
     pub path: PathBuf,
     _dir: Option<TempDir>,
 }
 
 impl Model {
-    pub fn open(&self) -> Source {
+    pub(crate) fn open(&self) -> Source {
         Source::open(&self.path).unwrap()
     }
 
-    pub fn fixture() -> Self {
+    pub(crate) fn fixture() -> Self {
         Self {
             path: fixture(),
             _dir: None,
         }
     }
 
-    pub fn at(path: &str) -> Self {
+    pub(crate) fn at(path: &str) -> Self {
         Self {
             path: path.into(),
             _dir: None,
@@ -76,7 +76,7 @@ impl Model {
     }
 
     /// To spoil.
-    pub fn fixture_copy() -> Self {
+    pub(crate) fn fixture_copy() -> Self {
         let dir = tempfile::tempdir().unwrap();
         for entry in std::fs::read_dir(fixture()).unwrap() {
             let from = entry.unwrap().path();
@@ -85,7 +85,7 @@ impl Model {
         Self::of(dir)
     }
 
-    pub fn synthetic(config: &Value) -> Self {
+    pub(crate) fn synthetic(config: &Value) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config_path = dir.path().join("made-from.json");
         std::fs::write(&config_path, config.to_string()).unwrap();
@@ -104,11 +104,16 @@ impl Model {
         }
     }
 
-    pub fn quantized(&self, scales: ScaleChoice, target: &str) -> Self {
+    pub(crate) fn quantized(&self, scales: ScaleChoice, target: &str) -> Self {
         self.quantized_in_groups(scales, target, 128)
     }
 
-    pub fn quantized_in_groups(&self, scales: ScaleChoice, target: &str, group: usize) -> Self {
+    pub(crate) fn quantized_in_groups(
+        &self,
+        scales: ScaleChoice,
+        target: &str,
+        group: usize,
+    ) -> Self {
         let options = QuantizeOptions {
             group,
             scales,
@@ -117,7 +122,7 @@ impl Model {
         self.quantized_as(Method::Int4(options), target)
     }
 
-    pub fn quantized_as(&self, method: Method, target: &str) -> Self {
+    pub(crate) fn quantized_as(&self, method: Method, target: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.smq");
         let options = ConvertOptions {
@@ -135,7 +140,7 @@ impl Model {
     }
 
     /// Overwrites the first place that holds `bytes` by `byte`s.
-    pub fn spoil(&self, bytes: &[u8], byte: u8) {
+    pub(crate) fn spoil(&self, bytes: &[u8], byte: u8) {
         let files = match self.path.is_dir() {
             false => vec![self.path.clone()],
             true => std::fs::read_dir(&self.path)
@@ -158,8 +163,9 @@ impl Model {
     }
 }
 
-/// Separate projections, three queries to a key, a tied head, and columns that end in half a group: SmolLM2's.
-pub fn llama() -> Value {
+/// Separate projections, three queries to a key, a tied head, and columns that end in half a group:
+/// SmolLM2's.
+pub(crate) fn llama() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
         "hidden_size": 576, "intermediate_size": 704, "num_hidden_layers": 2,
@@ -170,7 +176,7 @@ pub fn llama() -> Value {
 }
 
 /// Fused projections with grouped queries.
-pub fn phi(hidden: usize, heads: usize, kv_heads: usize) -> Value {
+pub(crate) fn phi(hidden: usize, heads: usize, kv_heads: usize) -> Value {
     json!({
         "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "torch_dtype": "bfloat16",
         "hidden_size": hidden, "intermediate_size": 704, "num_hidden_layers": 2,
@@ -181,7 +187,7 @@ pub fn phi(hidden: usize, heads: usize, kv_heads: usize) -> Value {
 }
 
 /// Token ids below `vocab`, anything but regular.
-pub fn any_tokens(n: usize, vocab: u32) -> Vec<u32> {
+pub(crate) fn any_tokens(n: usize, vocab: u32) -> Vec<u32> {
     (0..n as u32)
         .map(|i| i.wrapping_mul(2_654_435_761) >> 7)
         .map(|v| v % vocab)

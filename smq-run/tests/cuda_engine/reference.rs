@@ -1,22 +1,24 @@
 //! What the CPU says, and how close to it the GPU has to be.
 //!
 //! # Tolerance
-//! A prompt's pass rounds activations to bf16 where `Precision::Bf16` does: 8 times a layer and once before the
-//! head, `8 L + 1` roundings of at most `u = 2^-8` relative (tests/precision.rs). Where int4 weights are widened to
-//! bf16, each of a layer's 4 products rounds its weights once more. With `n` roundings in all, taken as independent,
-//! a logit is off by at most about `sqrt(n) u max|logit|`. (Of models without trained weights, whose largest logit
-//! is not far from the others, by half as much again as the CPU's own is.)
+//! A prompt's pass rounds activations to bf16 where `Precision::Bf16` does: 8 times a layer and
+//! once before the head, `8 L + 1` roundings of at most `u = 2^-8` relative (tests/precision.rs).
+//! Where int4 weights are widened to bf16, each of a layer's 4 products rounds its weights once
+//! more. With `n` roundings in all, taken as independent, a logit is off by at most about
+//! `sqrt(n) u max|logit|`. (Of models without trained weights, whose largest logit is not far from
+//! the others, by half as much again as the CPU's own is.)
 //!
-//! That bound is loose, so the rms over all logits of a case also has to be at most 1.5 times that of the CPU with
-//! bf16 activations against the CPU in f32, times `sqrt(n / (8 L + 1))`. It cannot be much closer to either: a sum
-//! in another order flips roundings, and what follows differs by as much as it does from f32.
+//! That bound is loose, so the rms over all logits of a case also has to be at most 1.5 times that
+//! of the CPU with bf16 activations against the CPU in f32, times `sqrt(n / (8 L + 1))`. It cannot
+//! be much closer to either: a sum in another order flips roundings, and what follows differs by as
+//! much as it does from f32.
 //!
-//! A decode step keeps activations to 2^-17 or better; only its keys and values are rounded, 2 roundings a layer:
-//! `n = 2 L`.
+//! A decode step keeps activations to 2^-17 or better; only its keys and values are rounded, 2
+//! roundings a layer: `n = 2 L`.
 //!
-//! FP8 rounds activations to E4M3 on purpose. One that lies near a tie goes the other way here or there, by a 16th of
-//! itself, whatever else is exact: a decode step then is held to the prompt's measure, the twin's distance from f32,
-//! for the twin meets the same ties.
+//! FP8 rounds activations to E4M3 on purpose. One that lies near a tie goes the other way here or
+//! there, by a 16th of itself, whatever else is exact: a decode step then is held to the prompt's
+//! measure, the twin's distance from f32, for the twin meets the same ties.
 //!
 //! What f32 itself explains (derived in tests/golden.rs) comes on top, 1e-3.
 
@@ -30,7 +32,7 @@ const F32_TOLERANCE: f64 = 1e-3;
 const SPREAD: f64 = 1.5;
 
 /// Logits after some lengths of one list of tokens.
-pub struct Reference {
+pub(crate) struct Reference {
     exact: HashMap<usize, Vec<f32>>,
     rounded: HashMap<usize, Vec<f32>>,
     layers: usize,
@@ -38,12 +40,16 @@ pub struct Reference {
 
 impl Reference {
     /// Each length is that of a whole sequence, which decides LongRoPE's factors.
-    pub fn new(source: &Source, tokens: &[u32], lengths: impl IntoIterator<Item = usize>) -> Self {
+    pub(crate) fn new(
+        source: &Source,
+        tokens: &[u32],
+        lengths: impl IntoIterator<Item = usize>,
+    ) -> Self {
         Self::with(source, tokens, lengths, |len| len)
     }
 
     /// All of `tokens` are one sequence, whose length decides them.
-    pub fn of_pass(
+    pub(crate) fn of_pass(
         source: &Source,
         tokens: &[u32],
         lengths: impl IntoIterator<Item = usize>,
@@ -72,18 +78,19 @@ impl Reference {
         }
     }
 
-    pub fn exact(&self, len: usize) -> &[f32] {
+    pub(crate) fn exact(&self, len: usize) -> &[f32] {
         &self.exact[&len]
     }
 
     /// How far a logit after `len` tokens may be off.
-    pub fn bound(&self, len: usize, path: Path) -> f64 {
+    pub(crate) fn bound(&self, len: usize, path: Path) -> f64 {
         let largest = self.exact[&len].iter().fold(0.0_f32, |m, v| m.max(v.abs()));
         path.roundings(self.layers).sqrt() * UNIT_ROUNDOFF * f64::from(largest) + F32_TOLERANCE
     }
 }
 
-/// One pass for the lengths (those of `whole`) within LongRoPE's original context, one for those beyond.
+/// One pass for the lengths (those of `whole`) within LongRoPE's original context, one for those
+/// beyond.
 fn after(
     decoder: &Decoder<'_>,
     tokens: &[u32],
@@ -115,7 +122,7 @@ fn after(
 
 /// What rounds on the way to a logit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Path {
+pub(crate) enum Path {
     /// Decode steps from the start.
     Decode,
     /// A prompt's pass comes first.
@@ -138,7 +145,7 @@ impl Path {
 }
 
 /// A comparison of several positions.
-pub struct Case<'r> {
+pub(crate) struct Case<'r> {
     name: String,
     reference: &'r Reference,
     path: Path,
@@ -151,7 +158,7 @@ pub struct Case<'r> {
 }
 
 impl<'r> Case<'r> {
-    pub fn new(name: String, reference: &'r Reference, path: Path) -> Self {
+    pub(crate) fn new(name: String, reference: &'r Reference, path: Path) -> Self {
         Self {
             name,
             reference,
@@ -165,7 +172,7 @@ impl<'r> Case<'r> {
     }
 
     /// The GPU's logits after `len` tokens.
-    pub fn add(&mut self, len: usize, logits: &[f32]) {
+    pub(crate) fn add(&mut self, len: usize, logits: &[f32]) {
         let (exact, rounded) = (&self.reference.exact[&len], &self.reference.rounded[&len]);
         assert_eq!(logits.len(), exact.len());
         let bound = match self.path {
@@ -193,7 +200,7 @@ impl<'r> Case<'r> {
     }
 
     /// Prints what was found; what is wrong with it, if anything.
-    pub fn failure(&self) -> Option<String> {
+    pub(crate) fn failure(&self) -> Option<String> {
         let rms = |squares: f64| (squares / self.count as f64).sqrt();
         let n = |path: Path| path.roundings(self.reference.layers);
         let spread = SPREAD * (n(self.path) / n(Path::Prompt)).sqrt();
@@ -215,7 +222,7 @@ impl<'r> Case<'r> {
 }
 
 /// The largest logit's id, the lowest among equals.
-pub fn argmax(logits: &[f32]) -> u32 {
+pub(crate) fn argmax(logits: &[f32]) -> u32 {
     let mut best = 0;
     for (i, v) in logits.iter().enumerate() {
         if *v > logits[best] {
@@ -226,7 +233,7 @@ pub fn argmax(logits: &[f32]) -> u32 {
 }
 
 /// Largest minus second largest.
-pub fn margin(logits: &[f32]) -> f64 {
+pub(crate) fn margin(logits: &[f32]) -> f64 {
     let best = argmax(logits) as usize;
     let others = logits.iter().enumerate().filter(|(i, _)| *i != best);
     let second = others.fold(f32::NEG_INFINITY, |m, (_, v)| m.max(*v));

@@ -17,7 +17,8 @@ const BLOCK: usize = 256;
 /// Positions of a pass.
 const CHUNK: usize = 2048;
 
-/// Sequences and the rows kept of them: one, a part of a block, a block and one, across chunks, all.
+/// Sequences and the rows kept of them: one, a part of a block, a block and one, across chunks,
+/// all.
 const KEPT: [(usize, usize); 9] = [
     (1, 1),
     (5, 5),
@@ -30,7 +31,7 @@ const KEPT: [(usize, usize); 9] = [
     (CHUNK + 100, CHUNK + 100),
 ];
 
-pub fn logit_rows() -> Outcome {
+pub(crate) fn logit_rows() -> Outcome {
     let fixture = Model::fixture();
     let int4 = fixture.quantized(E5M5, "all");
     let head = fixture.quantized(E5M5, models::WITH_HEAD);
@@ -112,8 +113,9 @@ fn beyond(name: &str, reference: &Reference, len: usize, row: &[f32]) -> Option<
     any.then(|| format!("{name}: a logit is off by more than {bound}"))
 }
 
-/// The same pass scored on the GPU: the same logits, so what separates the two is `expf`, off by 2 ulp (2.4e-7 of a term) at
-/// most, and the rounding of `logit - largest`, 6e-8 of it: of terms that matter it is below 15, so 9e-7 of a term.
+/// The same pass scored on the GPU: the same logits, so what separates the two is `expf`, off by 2
+/// ulp (2.4e-7 of a term) at most, and the rounding of `logit - largest`, 6e-8 of it: of terms that
+/// matter it is below 15, so 9e-7 of a term.
 fn unlike_rows(
     name: &str,
     scores: &[TokenScore],
@@ -139,8 +141,9 @@ fn unlike_rows(
     }
 }
 
-/// Contexts, and the lengths of what follows them: the third one's longest reaches over the original context, and the next
-/// returns; the fourth is over it already; the last is longer than a pass.
+/// Contexts, and the lengths of what follows them: the third one's longest reaches over the
+/// original context, and the next returns; the fourth is over it already; the last is longer than a
+/// pass.
 const CONTEXTS: [(usize, [usize; 4]); 6] = [
     (1, [1, 3, 0, 2]),
     (64, [1, 17, 5, 1]),
@@ -150,7 +153,7 @@ const CONTEXTS: [(usize, [usize; 4]); 6] = [
     (CHUNK + 7, [3, 30, 1, 2]),
 ];
 
-pub fn continuations() -> Outcome {
+pub(crate) fn continuations() -> Outcome {
     let fixture = Model::fixture();
     let int4 = fixture.quantized(E5M5, "all");
     let fp8 = fixture.quantized_as(Method::Fp8, "all");
@@ -161,9 +164,10 @@ pub fn continuations() -> Outcome {
     none(failures)
 }
 
-/// Packed together, and each context alone, against the whole sequence in one pass. Any of them is as near to the exact
-/// scores as log_probs.rs asks of a pass, half a nat at most, so they are no further apart than a nat; an rms of a quarter
-/// of one is still far less than what a wrong position, factor or token costs.
+/// Packed together, and each context alone, against the whole sequence in one pass. Any of them is
+/// as near to the exact scores as log_probs.rs asks of a pass, half a nat at most, so they are no
+/// further apart than a nat; an rms of a quarter of one is still far less than what a wrong
+/// position, factor or token costs.
 fn continuations_of(name: &str, source: &Source) -> Vec<String> {
     let mut engine = CudaEngine::load(source, None).unwrap();
     let mut failures = Vec::new();
@@ -239,7 +243,7 @@ fn log_prob(row: &[f32], target: u32) -> f64 {
 }
 
 /// Two models in turns, as `eval kl` has them, give what each gives alone.
-pub fn two_engines() -> Outcome {
+pub(crate) fn two_engines() -> Outcome {
     let fixture = Model::fixture();
     let int4 = fixture.quantized(E5M5, "all");
     let (a, b) = (fixture.open(), int4.open());

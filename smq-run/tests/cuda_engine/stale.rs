@@ -1,4 +1,5 @@
-//! Nothing that an earlier sequence left behind counts: every kernel writes all of what the next one reads.
+//! Nothing that an earlier sequence left behind counts: every kernel writes all of what the next
+//! one reads.
 
 use smq_engine::Engine;
 use smq_engine::cuda::CudaEngine;
@@ -11,16 +12,16 @@ use crate::{Outcome, none, same_bits};
 /// A token of no text.
 const POISON: u32 = 4095;
 
-pub fn unquantized() -> Outcome {
+pub(crate) fn unquantized() -> Outcome {
     of("C0", &Model::fixture_copy())
 }
 
-pub fn int4() -> Outcome {
+pub(crate) fn int4() -> Outcome {
     of("int4", &Model::fixture().quantized(E5M5, "all"))
 }
 
 /// The embedding of a token, as the file has it.
-pub fn embedding_row(source: &Source, token: u32) -> Vec<u8> {
+pub(crate) fn embedding_row(source: &Source, token: u32) -> Vec<u8> {
     match source.stored("model.embed_tokens.weight", &[4096, 256]) {
         Ok(TensorData::Raw { bytes, .. }) => {
             bytes.chunks(512).nth(token as usize).unwrap().to_vec()

@@ -1,11 +1,11 @@
-//! The experiment end to end on the bundled checkpoint: measured by `smq-run matrix`, told by `smq-run report`.
+//! The experiment end to end on the bundled checkpoint: measured by `smq-run matrix`, told by
+//! `smq-run report`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 mod quality;
 mod refusals;
 mod report;
 mod resume;
-mod scale_errors;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

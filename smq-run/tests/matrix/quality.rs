@@ -1,4 +1,5 @@
-//! Quality, long contexts and the page of findings, from made-up figures: golden, and absent where they are absent.
+//! Quality, long contexts and the page of findings, from made-up figures: golden, and absent where
+//! they are absent.
 
 use serde_json::json;
 
@@ -83,7 +84,8 @@ fn page(out: &Path, name: &str) -> String {
     std::fs::read_to_string(out.join(name)).unwrap()
 }
 
-/// Timed cells, long contexts included, with made-up figures in place of this machine's; energy of C0 and C4 alone.
+/// Timed cells, long contexts included, with made-up figures in place of this machine's; energy of
+/// C0 and C4 alone.
 fn made_up(out: &Path) {
     succeed(matrix(out, &[]));
     let order = ["C0", "C3", "C4", "C5-E5M5", "C6"];

@@ -112,7 +112,8 @@ fn a_whole_run_then_nothing_is_left_to_do() {
 #[test]
 fn a_killed_run_goes_on_where_it_stopped() {
     let dir = tempfile::tempdir().unwrap();
-    // Killed after some lines, several times over; then cut within a line, as a crash of the machine would.
+    // Killed after some lines, several times over; then cut within a line, as a crash of the
+    // machine would.
     for lines in [1, 9, 20] {
         let mut run = matrix(dir.path(), &[])
             .stderr(std::process::Stdio::null())

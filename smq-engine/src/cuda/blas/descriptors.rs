@@ -65,9 +65,11 @@ impl Operation {
         Ok(operation)
     }
 
-    /// Multiplies element (row of w, row of x) of the product with the row's f32 scales, at these addresses.
+    /// Multiplies element (row of w, row of x) of the product with the row's f32 scales, at these
+    /// addresses.
     pub(super) fn scale_rows(&mut self, w: u64, x: u64) -> Result<()> {
-        // cuBLASLt's default, which matters here: fast accumulation leaves parts of k in the tensor cores' few bits.
+        // cuBLASLt's default, which matters here: fast accumulation leaves parts of k in the tensor
+        // cores' few bits.
         self.set(DescAttribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &0_i8)?;
         let mode = Scale::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F as i32;
         self.set(DescAttribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode)?;

@@ -1,4 +1,5 @@
-//! A decode step: one kernel that works through a program of phases, every product and attention of a token.
+//! A decode step: one kernel that works through a program of phases, every product and attention of
+//! a token.
 
 pub(super) mod plan;
 pub(super) mod program;
@@ -18,7 +19,6 @@ use crate::error::Result;
 use plan::{Epilogue, Kind, Plan};
 use program::{Buffers, Phase, Uses};
 use smq_model::ModelConfig;
-use smq_model::architecture::Windows;
 
 /// The keys and values of every layer, bf16 `[kv_heads, capacity, head_dim]` each.
 #[derive(Debug, Clone, Copy)]
@@ -59,23 +59,6 @@ pub(super) struct Parts<'a> {
     pub state: &'a State,
     /// Keys and values.
     pub cache: &'a Cache,
-}
-
-/// Macros of both attention kernels.
-#[must_use]
-pub(super) fn attention_defines(c: &ModelConfig) -> Vec<(&'static str, i64)> {
-    let Windows::Alike(window) = c.windows;
-    vec![
-        ("HEADS", c.heads as i64),
-        ("KV_HEADS", c.kv_heads as i64),
-        ("HEAD_DIM", c.head_dim as i64),
-        ("ROTARY_HALF", (c.rope.rotary_dim / 2) as i64),
-        // A window that no sequence outgrows is none.
-        (
-            "WINDOW",
-            window.filter(|w| *w < c.max_positions).unwrap_or(0) as i64,
-        ),
-    ]
 }
 
 /// The kernel for one model's products.
@@ -125,8 +108,8 @@ impl Decoder {
         ))
     }
 
-    /// A call that works through `program`; `whole`: with the embedding before it. Tables: embedding, the first layer's
-    /// two norms.
+    /// A call that works through `program`; `whole`: with the embedding before it. Tables:
+    /// embedding, the first layer's two norms.
     #[must_use]
     pub fn call(
         &self,

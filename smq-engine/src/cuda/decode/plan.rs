@@ -1,8 +1,7 @@
 //! How `decode.cu` is cut for a model and a GPU.
 
 use super::word;
-use crate::cuda::contract::BLOCK_SHARED_BYTES;
-use crate::cuda::contract::Defines;
+use crate::cuda::contract::{BLOCK_SHARED_BYTES, Defines, attention_defines};
 use crate::cuda::weights::{DeviceMatrix, Format, LARGEST_GROUP};
 use crate::cuda::{limits, state};
 use crate::error::{Error, Result};
@@ -55,7 +54,8 @@ impl Storage {
         }
     }
 
-    /// Bytes of a block's tables of values: NF4's, of pairs by byte for each lane, and of absmax codes.
+    /// Bytes of a block's tables of values: NF4's, of pairs by byte for each lane, and of absmax
+    /// codes.
     fn table_bytes(self) -> usize {
         match self {
             Self::Nf4 => NF4_TABLE_BYTES,
@@ -94,8 +94,9 @@ const WARPS: usize = 12;
 const WEIGHT_BYTES: usize = 8 * 128 * WARPS;
 /// Warps of a block that copy.
 const PRODUCERS: usize = 2;
-/// Bytes that an SM has on their way from memory at a time, as measured best (kernels/NOTES.md): where all layers are
-/// 4-bit, and else. Activations queue behind more, but less does not feed layers that wait for memory alone.
+/// Bytes that an SM has on their way from memory at a time, as measured best (kernels/NOTES.md):
+/// where all layers are 4-bit, and else. Activations queue behind more, but less does not feed
+/// layers that wait for memory alone.
 const IN_FLIGHT_4_BIT: usize = 25_000;
 const IN_FLIGHT: usize = 50_000;
 
@@ -195,8 +196,8 @@ impl Kind {
         wide && self.epilogue != Epilogue::Logits
     }
 
-    /// Bytes copied for one run of scale codes of `width` bits, which begins at any bit: whole 16 bytes around it,
-    /// and the word after the last.
+    /// Bytes copied for one run of scale codes of `width` bits, which begins at any bit: whole 16
+    /// bytes around it, and the word after the last.
     #[must_use]
     pub(super) fn run_bytes(&self, width: usize) -> usize {
         let codes = 8 / self.runs() * self.groups();
@@ -225,7 +226,8 @@ impl Plan {
     /// rows do not fit shared memory.
     pub fn new(c: &ModelConfig, products: &[(Kind, Defines)], sms: usize) -> Result<Self> {
         let (mut kinds, mut scales) = (Vec::new(), Vec::new());
-        // Columns by storage: at most three each, the width of the stream, of the heads, of the MLP.
+        // Columns by storage: at most three each, the width of the stream, of the heads, of the
+        // MLP.
         let mut cores: [Vec<i64>; 4] = Default::default();
         for (kind, format) in products {
             push_new(&mut kinds, *kind);
@@ -266,7 +268,7 @@ impl Plan {
         let wide = kinds.iter().any(Kind::is_wide);
         let in_flight = |bytes: usize| (bytes / WEIGHT_BYTES / PRODUCERS).max(1);
         let number = |n: usize| n as i64;
-        let mut defines = super::attention_defines(c);
+        let mut defines = attention_defines(c);
         defines.extend([
             ("HIDDEN", number(c.hidden)),
             ("LAYERS", number(c.layers)),

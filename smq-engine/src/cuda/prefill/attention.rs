@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{Pass, padded};
 use crate::cuda::args::Args;
-use crate::cuda::contract::Defines;
-use crate::cuda::decode::{Parts, attention_defines};
+use crate::cuda::contract::{Defines, attention_defines};
+use crate::cuda::decode::Parts;
 use crate::cuda::kernels::{Call, Kernels};
 use crate::cuda::launch::Launch;
 use crate::cuda::module::Kernel;

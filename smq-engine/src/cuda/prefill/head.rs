@@ -1,4 +1,5 @@
-//! The head behind a prompt's pass: logits of many positions, scored on the GPU or brought to the host.
+//! The head behind a prompt's pass: logits of many positions, scored on the GPU or brought to the
+//! host.
 
 use super::{CHUNK, LOGIT_ROWS, Prefill, ROW_THREADS, SCORE_THREADS};
 use crate::cuda::args::Args;
@@ -71,8 +72,8 @@ impl Prefill {
         Ok(out)
     }
 
-    /// Passes the `[vocab]` logits after each of the last `keep` of `tokens` to `on_rows`, in order, some rows at a time,
-    /// from an empty cache.
+    /// Passes the `[vocab]` logits after each of the last `keep` of `tokens` to `on_rows`, in
+    /// order, some rows at a time, from an empty cache.
     ///
     /// # Errors
     /// As [`Prefill::run`]; whatever `on_rows` returns.
@@ -110,7 +111,8 @@ impl Prefill {
                 let m = LOGIT_ROWS.min(chunk.len() - row);
                 self.logits(parts, Wanted::From(row, m))?;
                 let rows = &mut host.as_mut_slice::<f32>()[..m * parts.config.vocab];
-                // SAFETY: both hold LOGIT_ROWS rows, and the copy is waited for before the host reads.
+                // SAFETY: both hold LOGIT_ROWS rows, and the copy is waited for before the host
+                // reads.
                 unsafe { b.logits.copy_to(stream, rows)? };
                 stream.synchronize()?;
                 on_rows(rows)?;
@@ -140,7 +142,8 @@ impl Prefill {
                 self.norm_call(x, model.norm, b, m, int4)
             }
             Wanted::Some(rows) => {
-                // SAFETY: the host array is read before the call returns; `tokens` holds LOGIT_ROWS values or more.
+                // SAFETY: the host array is read before the call returns; `tokens` holds LOGIT_ROWS
+                // values or more.
                 unsafe { b.tokens.part(0, 4 * m)?.copy_from(stream, rows)? };
                 Call {
                     kernel: self.norm_some.clone(),
@@ -154,8 +157,8 @@ impl Prefill {
                 }
             }
         };
-        // SAFETY: the activations hold the pass's rows, of which these are some, and the logits LOGIT_ROWS; they live as
-        // long as `self`, whose owner waits for the stream.
+        // SAFETY: the activations hold the pass's rows, of which these are some, and the logits
+        // LOGIT_ROWS; they live as long as `self`, whose owner waits for the stream.
         unsafe {
             norm.run(stream)?;
             b.logits.part(0, 4 * m * c.vocab)?.fill(stream, 0)?;
@@ -164,7 +167,8 @@ impl Prefill {
         }
     }
 
-    /// Scores `targets` by the rows of logits that are there, appends the scores to `out`, and waits for that.
+    /// Scores `targets` by the rows of logits that are there, appends the scores to `out`, and
+    /// waits for that.
     fn score(&self, parts: &Parts<'_>, targets: &[u32], out: &mut Vec<TokenScore>) -> Result<()> {
         let (b, stream) = (self.buffers()?, parts.kernels.gpu().main());
         let n = targets.len();

@@ -122,7 +122,8 @@ fn every_product_of_the_tested_models_fits() {
     }
 }
 
-/// The rows of log-probabilities come in blocks, and every route has room for what it widens or quantizes.
+/// The rows of log-probabilities come in blocks, and every route has room for what it widens or
+/// quantizes.
 #[test]
 fn every_route_has_scratch() {
     let (fused, apart) = (

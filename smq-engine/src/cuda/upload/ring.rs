@@ -1,8 +1,8 @@
 //! Who fills what when, and who has it copied: the order alone, without a GPU.
 //!
-//! Data passes through a ring of places, slot `n` through place `n % places`. A slot has several parts,
-//! which different threads fill; who fills the last one has the slot copied as a whole. The next slot
-//! of the place waits for that.
+//! Data passes through a ring of places, slot `n` through place `n % places`. A slot has several
+//! parts, which different threads fill; who fills the last one has the slot copied as a whole. The
+//! next slot of the place waits for that.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,7 +29,8 @@ pub(super) trait Bus: Sync {
     /// If it cannot be started.
     ///
     /// # Safety
-    /// All parts of the slot are filled, and nothing fills any until [`wait`](Bus::wait) has returned.
+    /// All parts of the slot are filled, and nothing fills any until [`wait`](Bus::wait) has
+    /// returned.
     unsafe fn start(&self, slot: usize, place: usize) -> Result<()>;
 }
 
@@ -62,8 +63,8 @@ struct State {
 struct Place {
     /// Parts that are filled of the slot that is there.
     filled: usize,
-    /// Copies that were started. An event that was never recorded counts as over, so who waits for a
-    /// copy first makes sure that it was started.
+    /// Copies that were started. An event that was never recorded counts as over, so who waits for
+    /// a copy first makes sure that it was started.
     started: usize,
 }
 
@@ -82,11 +83,11 @@ impl Ring {
         }
     }
 
-    /// One thread's work, which all of `0..threads` must do at once: fills parts until there are none left.
-    /// Copies may still run afterwards, whatever is returned.
+    /// One thread's work, which all of `0..threads` must do at once: fills parts until there are
+    /// none left. Copies may still run afterwards, whatever is returned.
     ///
-    /// Nobody waits for ever: parts are taken in order, so the first slot that is not yet copied waits only
-    /// for threads that fill it; and where one fails, all stop.
+    /// Nobody waits for ever: parts are taken in order, so the first slot that is not yet copied
+    /// waits only for threads that fill it; and where one fails, all stop.
     ///
     /// # Errors
     /// What `bus` returned in this thread. The others then end without one.
@@ -106,8 +107,8 @@ impl Ring {
 
     fn fill_parts(&self, bus: &impl Bus, thread: usize) -> Result<Times> {
         let mut times = Times::default();
-        // Every `threads`-th: where that divides the ring, a thread fills the same memory again, which is in its core's
-        // cache. Whichever comes next is slower to fill by a third.
+        // Every `threads`-th: where that divides the ring, a thread fills the same memory again,
+        // which is in its core's cache. Whichever comes next is slower to fill by a third.
         let own = (thread..self.parts).step_by(self.threads);
         let places = self.state().places.len();
         for part in own {
@@ -117,7 +118,8 @@ impl Ring {
             if !self.is_started(place, round) {
                 break;
             }
-            // This slot's copy cannot start before this part is filled, so it is the one before that is waited for.
+            // This slot's copy cannot start before this part is filled, so it is the one before
+            // that is waited for.
             bus.wait(place)?;
             let waited = Instant::now();
             times.waiting += waited - start;
@@ -125,8 +127,8 @@ impl Ring {
             unsafe { bus.fill(part, place) };
             times.filling += waited.elapsed();
             if self.fills_slot(slot, place) {
-                // SAFETY: all parts are filled, which the lock makes visible here; who takes one of the next
-                // slot's waits for `started`, then for the copy.
+                // SAFETY: all parts are filled, which the lock makes visible here; who takes one of
+                // the next slot's waits for `started`, then for the copy.
                 unsafe { bus.start(slot, place) }?;
                 self.state().places[place].started += 1;
                 self.changed.notify_all();
@@ -238,7 +240,8 @@ mod tests {
     }
 
     impl FakeBus {
-        /// Copies until there is nothing more to come: the slots and what was in them, in the order of the copies.
+        /// Copies until there is nothing more to come: the slots and what was in them, in the order
+        /// of the copies.
         fn copies(&self, queue: Receiver<(usize, usize)>) -> Vec<(usize, Vec<usize>)> {
             let mut copies = Vec::new();
             for (slot, place) in queue {

@@ -2,7 +2,8 @@ use std::path::Path;
 
 use super::*;
 
-/// The kernels' groups of matrices with such groups and columns, placed one after the other; or the last's error.
+/// The kernels' groups of matrices with such groups and columns, placed one after the other; or the
+/// last's error.
 fn groups(matrices: &[(usize, usize)]) -> std::result::Result<Vec<usize>, String> {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/phi3-tiny");
     let source = Source::open(&fixture).unwrap();

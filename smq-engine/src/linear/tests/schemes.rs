@@ -1,6 +1,7 @@
-//! NF4 and FP8 on every instruction set against their definitions. NF4's tolerance is int4's: a sum of `n` products and
-//! one scale. An FP8 sum has two scales more: two roundings for their product and its application, and as the weights'
-//! and the activations' values are exact in f32, none else, so `n + 2` covers it too.
+//! NF4 and FP8 on every instruction set against their definitions. NF4's tolerance is int4's: a sum
+//! of `n` products and one scale. An FP8 sum has two scales more: two roundings for their product
+//! and its application, and as the weights' and the activations' values are exact in f32, none
+//! else, so `n + 2` covers it too.
 
 use smq_format::{fp8, nf4};
 
@@ -43,7 +44,8 @@ fn fp8_codes(n: usize, seed: u64) -> Vec<u8> {
         .collect()
 }
 
-/// The definition: each row of `x` in E4M3, `[m, rows]` sums in f64 with both scales, and the sums of magnitudes.
+/// The definition: each row of `x` in E4M3, `[m, rows]` sums in f64 with both scales, and the sums
+/// of magnitudes.
 fn fp8_naive(codes: &[u8], scales: &[f32], x: &[f32], cols: usize) -> Vec<(f64, f64)> {
     let mut out = Vec::new();
     for x in x.chunks_exact(cols) {
@@ -165,7 +167,8 @@ fn both_routes() {
     }
 }
 
-/// Zeros stay zeros, and a NaN or an infinity in one token is in that token's outputs and no other's.
+/// Zeros stay zeros, and a NaN or an infinity in one token is in that token's outputs and no
+/// other's.
 #[test]
 fn fp8_tokens_are_their_own() {
     let (codes, scales) = (fp8_codes(4 * 32, 1), vec![0.5; 4]);

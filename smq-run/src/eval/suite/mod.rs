@@ -1,12 +1,16 @@
-//! `smq-run eval suite`: every task, and the distance from C0, over every variant of one checkpoint.
+//! `smq-run eval suite`: every task, and the distance from C0, over every variant of one
+//! checkpoint.
 //!
 //! ```text
-//!   checkpoint -> variant (converted, measured, deleted) -> cells on disk -> summary against C0 -> suite.json, suite.md
+//!   checkpoint -> variant (converted, measured, deleted) -> cells on disk
+//!              -> summary against C0 -> suite.json, suite.md
 //! ```
 
 mod store;
 mod summary;
 mod table;
+#[cfg(test)]
+mod tests;
 mod variants;
 
 use std::collections::BTreeMap;
@@ -24,14 +28,14 @@ use crate::output::{write_bytes, write_json};
 use smq_engine::{Device, Engine};
 use smq_model::{GenerationSettings, Source, Tokenizer};
 pub(crate) use store::file_name;
-pub use store::{DataFile, FileFacts, Parameters, Store};
-pub use summary::{ACCEPTED_RELATIVE_DROP, Compared, Summary, VariantSummary};
-pub use table::page;
-pub use variants::{Quantized, Storage, Variant, VariantName};
+use store::{DataFile, FileFacts, Parameters, Store};
+pub(crate) use summary::{Summary, VariantSummary};
+pub(crate) use table::page;
+use variants::{Quantized, Storage, Variant};
 
 /// What to run.
 #[derive(Debug, Clone)]
-pub struct SuiteOptions {
+pub(crate) struct SuiteOptions {
     /// A checkpoint directory.
     pub checkpoint: PathBuf,
     /// Where the data files lie: each task's under its name, such as `lambada.jsonl`, and
@@ -60,7 +64,7 @@ pub struct SuiteOptions {
 }
 
 /// Where a run is: shown by whoever started it.
-pub trait Progress {
+pub(crate) trait Progress {
     /// A cell begins, of `steps` items or windows, being the `index`th of `cells`.
     fn cell(&mut self, name: &str, index: usize, cells: usize, steps: usize);
     /// So many steps of it are done.
@@ -81,9 +85,9 @@ struct Plan {
 /// Runs what is not there yet and summarizes everything.
 ///
 /// # Errors
-/// An unknown variant, a task without its data, a directory of another suite's results, and whatever converting or
-/// measuring meets first; finished cells stay.
-pub fn run(options: &SuiteOptions, progress: &mut dyn Progress) -> anyhow::Result<Summary> {
+/// An unknown variant, a task without its data, a directory of another suite's results, and
+/// whatever converting or measuring meets first; finished cells stay.
+pub(crate) fn run(options: &SuiteOptions, progress: &mut dyn Progress) -> anyhow::Result<Summary> {
     let source = Source::open(&options.checkpoint)?;
     print_notes(source.notes());
     let tokenizer = Tokenizer::load(&source)?;

@@ -1,4 +1,5 @@
-//! Results on disk: one file a finished cell, so that an interrupted suite goes on where it stopped.
+//! Results on disk: one file a finished cell, so that an interrupted suite goes on where it
+//! stopped.
 //!
 //! ```text
 //!   OUT/parameters.json        what was measured on what; another suite's directory is refused
@@ -21,7 +22,7 @@ use crate::output::{write_json, write_jsonl};
 
 /// What decides the results, beside the variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Parameters {
+pub(crate) struct Parameters {
     /// Program and version.
     pub producer: String,
     /// The checkpoint directory's name.
@@ -46,8 +47,8 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Whether results of both can stand side by side: other tasks may be there, not the same ones on other data, and of
-    /// a sensitivity the same.
+    /// Whether results of both can stand side by side: other tasks may be there, not the same ones
+    /// on other data, and of a sensitivity the same.
     fn agree_with(&self, other: &Self) -> bool {
         let without_tasks = |p: &Self| Self {
             tasks: BTreeMap::new(),
@@ -65,7 +66,7 @@ impl Parameters {
 
 /// A file, as far as results depend on it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DataFile {
+pub(crate) struct DataFile {
     /// Without its directory.
     pub name: String,
     /// Its hash.
@@ -88,10 +89,11 @@ impl DataFile {
 
 /// Size and weight error of a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FileFacts {
+pub(crate) struct FileFacts {
     /// Of the .smq file or all shards.
     pub file_bytes: u64,
-    /// Of the quantized tensors, and of those that chosen storage leaves as they are; absent for C0, as what follows.
+    /// Of the quantized tensors, and of those that chosen storage leaves as they are; absent for
+    /// C0, as what follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bits_per_weight: Option<f64>,
     /// Mean over groups of the relative MSE.
@@ -101,7 +103,7 @@ pub struct FileFacts {
 
 /// The directory.
 #[derive(Debug)]
-pub struct Store {
+pub(crate) struct Store {
     cells: PathBuf,
 }
 
@@ -110,7 +112,7 @@ impl Store {
     ///
     /// # Errors
     /// If it holds results of other parameters.
-    pub fn open(out: &Path, parameters: &Parameters) -> anyhow::Result<Self> {
+    pub(crate) fn open(out: &Path, parameters: &Parameters) -> anyhow::Result<Self> {
         let cells = out.join("cells");
         let path = out.join("parameters.json");
         let mut union = parameters.clone();
@@ -136,7 +138,7 @@ impl Store {
     }
 
     /// The items of a finished cell.
-    pub fn items(&self, variant: &str, task: Task) -> anyhow::Result<Option<Vec<Item>>> {
+    pub(crate) fn items(&self, variant: &str, task: Task) -> anyhow::Result<Option<Vec<Item>>> {
         let path = self.path(variant, &format!("{}.jsonl", task.name()));
         if !path.exists() {
             return Ok(None);
@@ -149,7 +151,12 @@ impl Store {
     }
 
     /// Records a finished cell.
-    pub fn put_items(&self, variant: &str, task: Task, items: &[Item]) -> anyhow::Result<()> {
+    pub(crate) fn put_items(
+        &self,
+        variant: &str,
+        task: Task,
+        items: &[Item],
+    ) -> anyhow::Result<()> {
         write_jsonl(
             &self.path(variant, &format!("{}.jsonl", task.name())),
             items,
@@ -157,22 +164,22 @@ impl Store {
     }
 
     /// The distance from C0, if it is there.
-    pub fn kl(&self, variant: &str) -> anyhow::Result<Option<KlReport>> {
+    pub(crate) fn kl(&self, variant: &str) -> anyhow::Result<Option<KlReport>> {
         optional(&self.path(variant, "kl.json"))
     }
 
     /// Records the distance from C0.
-    pub fn put_kl(&self, variant: &str, report: &KlReport) -> anyhow::Result<()> {
+    pub(crate) fn put_kl(&self, variant: &str, report: &KlReport) -> anyhow::Result<()> {
         write_json(&self.path(variant, "kl.json"), report)
     }
 
     /// Size and weight error, if they are there.
-    pub fn facts(&self, variant: &str) -> anyhow::Result<Option<FileFacts>> {
+    pub(crate) fn facts(&self, variant: &str) -> anyhow::Result<Option<FileFacts>> {
         optional(&self.path(variant, "file.json"))
     }
 
     /// Records size and weight error.
-    pub fn put_facts(&self, variant: &str, facts: &FileFacts) -> anyhow::Result<()> {
+    pub(crate) fn put_facts(&self, variant: &str, facts: &FileFacts) -> anyhow::Result<()> {
         write_json(&self.path(variant, "file.json"), facts)
     }
 }

@@ -12,11 +12,11 @@ use crate::eval::paired::{Delta, McNemar, delta, mcnemar};
 use crate::eval::task::{Item, Metric, Task, scores, values};
 
 /// The study accepts a config whose accuracies fall by no more than this on average, of C0's.
-pub const ACCEPTED_RELATIVE_DROP: f64 = 0.03;
+const ACCEPTED_RELATIVE_DROP: f64 = 0.03;
 
 /// The suite's result, `suite.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Summary {
+pub(crate) struct Summary {
     /// On what.
     pub parameters: Parameters,
     /// [`ACCEPTED_RELATIVE_DROP`].
@@ -27,7 +27,7 @@ pub struct Summary {
 
 /// What a variant came to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct VariantSummary {
+pub(crate) struct VariantSummary {
     /// Which one.
     #[serde(flatten)]
     pub variant: VariantName,
@@ -36,7 +36,8 @@ pub struct VariantSummary {
     pub file: FileFacts,
     /// By task and metric.
     pub tasks: BTreeMap<Task, BTreeMap<Metric, Compared>>,
-    /// Mean over tasks of `(C0 - this) / C0`, each task's first metric; tasks in which C0 has nothing right are left out.
+    /// Mean over tasks of `(C0 - this) / C0`, each task's first metric; tasks in which C0 has
+    /// nothing right are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_relative_drop: Option<f64>,
     /// Whether that is within [`ACCEPTED_RELATIVE_DROP`].
@@ -49,13 +50,14 @@ pub struct VariantSummary {
 
 /// A figure and what became of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Compared {
+pub(crate) struct Compared {
     /// The figure.
     #[serde(flatten)]
     pub score: Score,
     /// Items.
     pub items: usize,
-    /// This less C0, item by item; of a perplexity, of the log-likelihoods in nats. Absent for C0, as what follows.
+    /// This less C0, item by item; of a perplexity, of the log-likelihoods in nats. Absent for C0,
+    /// as what follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delta: Option<Delta>,
     /// Of an accuracy.

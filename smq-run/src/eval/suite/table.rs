@@ -9,7 +9,7 @@ use crate::eval::task::{Metric, Task};
 
 /// The whole page.
 #[must_use]
-pub fn page(summary: &Summary) -> String {
+pub(crate) fn page(summary: &Summary) -> String {
     let p = &summary.parameters;
     let mut out = match p.tasks.is_empty() {
         true => format!("# {}: distance from C0\n\n", p.model),

@@ -1,5 +1,5 @@
-//! What the suite compares: C0 and every config, scale rule and width, and a few in smaller groups, each over the MLP alone
-//! and over all linears.
+//! What the suite compares: C0 and every config, scale rule and width, and a few in smaller groups,
+//! each over the MLP alone and over all linears.
 
 use serde::{Deserialize, Serialize};
 use smq_convert::{Method, ScaleChoice, ScaleRule, Target};
@@ -14,10 +14,10 @@ const SMALL_GROUP: usize = 64;
 
 /// A model to measure.
 #[derive(Debug, Clone)]
-pub struct Variant {
-    /// `C0`; `target-fp8`, `target-nf4`; `target-scales`, `target-scales-rule` where the rule is not the reference, with `-g64`
-    /// in groups of 64;
-    /// `target-auto-bits`, with `-weighed` where a sensitivity weighs the errors.
+pub(crate) struct Variant {
+    /// `C0`; `target-fp8`, `target-nf4`; `target-scales`, `target-scales-rule` where the rule is
+    /// not the reference, with `-g64` in groups of 64; `target-auto-bits`, with `-weighed` where a
+    /// sensitivity weighs the errors.
     pub name: String,
     /// How it is made; `None` is the checkpoint itself.
     pub quantized: Option<Quantized>,
@@ -25,7 +25,7 @@ pub struct Variant {
 
 /// How a file is made.
 #[derive(Debug, Clone)]
-pub struct Quantized {
+pub(crate) struct Quantized {
     /// Which tensors.
     pub target: Target,
     /// To what.
@@ -34,7 +34,7 @@ pub struct Quantized {
 
 /// To what tensors are quantized.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Storage {
+pub(crate) enum Storage {
     /// All to int4 alike.
     Uniform {
         /// Scale format.
@@ -70,7 +70,7 @@ impl Storage {
 
     /// How the converter is asked for it; `None` where it chooses for each tensor.
     #[must_use]
-    pub fn method(self) -> Option<Method> {
+    pub(crate) fn method(self) -> Option<Method> {
         match self {
             Self::Uniform {
                 scales,
@@ -86,7 +86,7 @@ impl Storage {
 
 /// [`Variant`] as results name it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct VariantName {
+pub(crate) struct VariantName {
     /// See [`Variant::name`].
     pub name: String,
     /// The study's name, where it has one.
@@ -98,7 +98,8 @@ pub struct VariantName {
     /// `f32`, `e5m5`; where the weights are not int4 or storage is chosen, `fp8`, `nf4`, `auto`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scales: Option<String>,
-    /// `reference`, `nearest`, `search` or `signed`; absent where there is none, or one for each tensor.
+    /// `reference`, `nearest`, `search` or `signed`; absent where there is none, or one for each
+    /// tensor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
     /// Columns that share a scale, where these are not the study's 128.
@@ -109,7 +110,7 @@ pub struct VariantName {
 impl Variant {
     /// All, C0 first.
     #[must_use]
-    pub fn all() -> Vec<Self> {
+    pub(crate) fn all() -> Vec<Self> {
         let mut variants = vec![Self {
             name: "C0".into(),
             quantized: None,
@@ -168,7 +169,7 @@ impl Variant {
 
     /// A variant of chosen storage by its name, such as `all-auto-4.5` or `mlp-auto-6-weighed`.
     #[must_use]
-    pub fn auto(name: &str) -> Option<Self> {
+    pub(crate) fn auto(name: &str) -> Option<Self> {
         let (target, rest) = name.split_once("-auto-")?;
         let (bits, weighed) = match rest.strip_suffix("-weighed") {
             Some(bits) => (bits, true),
@@ -195,7 +196,7 @@ impl Variant {
 
     /// As results name it.
     #[must_use]
-    pub fn named(&self) -> VariantName {
+    pub(crate) fn named(&self) -> VariantName {
         let config = match self.name.as_str() {
             "C0" => Some("C0"),
             "mlp-fp8" => Some("C1"),

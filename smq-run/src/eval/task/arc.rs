@@ -1,4 +1,5 @@
-//! `arc_challenge` and `arc_easy`: Hugging Face's rows, the original ones, or choices as a plain list.
+//! `arc_challenge` and `arc_easy`: Hugging Face's rows, the original ones, or choices as a plain
+//! list.
 
 use serde::Deserialize;
 

@@ -1,4 +1,5 @@
-//! `gsm8k`: the published rows (`question`, `answer`), and the harness's two ways to find the number in an answer.
+//! `gsm8k`: the published rows (`question`, `answer`), and the harness's two ways to find the
+//! number in an answer.
 
 use std::sync::LazyLock;
 
@@ -11,7 +12,7 @@ use crate::eval::python::is_python_space;
 /// What ends an answer, beside the tokenizer's EOS token.
 pub(super) const STOPS: [&str; 3] = ["Question:", "</s>", "<|im_end|>"];
 /// New tokens at most: the harness's default, which its task leaves in place.
-pub const MAX_NEW_TOKENS: usize = 256;
+pub(crate) const MAX_NEW_TOKENS: usize = 256;
 /// What stands for an answer without a number.
 const INVALID: &str = "[invalid]";
 

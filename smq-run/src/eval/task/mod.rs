@@ -1,17 +1,21 @@
 //! The tasks, each as lm-evaluation-harness 0.4 defines it: prompts, metrics and answer extraction.
 //!
 //! ```text
-//!   JSONL line -> Request (prompt and what is scored) -> engine -> Item (what came out) -> Score (mean and standard error)
+//!   JSONL line -> Request (prompt and what is scored) -> engine -> Item (what came out)
+//!              -> Score (mean and standard error)
 //! ```
 //!
-//! Definitions: `lm_eval/tasks/{lambada/lambada_openai, hellaswag/hellaswag, arc/arc_easy, gsm8k/gsm8k}.yaml`, read at
-//! lm-eval 0.4.13; the data itself is the user's.
+//! Definitions:
+//! `lm_eval/tasks/{lambada/lambada_openai, hellaswag/hellaswag, arc/arc_easy, gsm8k/gsm8k}.yaml`,
+//! read at lm-eval 0.4.13; the data itself is the user's.
 
 mod arc;
 mod gsm8k;
 mod hellaswag;
 mod lambada;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,14 +24,14 @@ use serde::{Deserialize, Serialize};
 use smq_format::map_file;
 
 use super::metrics::{Score, mean, perplexity};
-pub use gsm8k::MAX_NEW_TOKENS;
-pub use run::{Encoded, Prompts, batches, encode_all, evaluate};
+pub(crate) use gsm8k::MAX_NEW_TOKENS;
+pub(crate) use run::{Encoded, Prompts, batches, encode_all, evaluate};
 use smq_engine::{Error, Result};
 
 /// A task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Task {
+pub(crate) enum Task {
     /// The last word of a passage.
     Lambada,
     /// The most likely of four endings.
@@ -40,11 +44,11 @@ pub enum Task {
 
 impl Task {
     /// Every task.
-    pub const ALL: [Self; 4] = [Self::Lambada, Self::Hellaswag, Self::Arc, Self::Gsm8k];
+    pub(crate) const ALL: [Self; 4] = [Self::Lambada, Self::Hellaswag, Self::Arc, Self::Gsm8k];
 
     /// The name on the command line.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Lambada => "lambada",
             Self::Hellaswag => "hellaswag",
@@ -55,7 +59,7 @@ impl Task {
 
     /// The metrics of each item, the one to compare models by first.
     #[must_use]
-    pub fn metrics(self) -> &'static [Metric] {
+    pub(crate) fn metrics(self) -> &'static [Metric] {
         match self {
             Self::Lambada => &[Metric::Acc, Metric::Perplexity],
             Self::Hellaswag | Self::Arc => &[Metric::AccNorm, Metric::Acc],
@@ -65,7 +69,7 @@ impl Task {
 
     /// The rules, in words.
     #[must_use]
-    pub fn protocol(self) -> &'static str {
+    pub(crate) fn protocol(self) -> &'static str {
         match self {
             Self::Lambada => {
                 "lambada_openai of lm-evaluation-harness 0.4: zero-shot; the text's last word after its last space is \
@@ -100,8 +104,9 @@ impl Task {
     /// Reads the first `limit` items of a JSONL file.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Model`] naming the line that is not an item of this task, or a file without any.
-    pub fn read(self, path: &Path, limit: Option<usize>) -> Result<Vec<Request>> {
+    /// [`Error::Io`]; [`Error::Model`] naming the line that is not an item of this task, or a file
+    /// without any.
+    pub(crate) fn read(self, path: &Path, limit: Option<usize>) -> Result<Vec<Request>> {
         let map = map_file(path)?;
         let text = std::str::from_utf8(&map)
             .map_err(|e| smq_model::Error::model(path, format!("is not UTF-8: {e}")))?;
@@ -140,7 +145,7 @@ impl std::str::FromStr for Task {
 
 /// What an item asks of a model.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Request {
+pub(crate) enum Request {
     /// How likely is this continuation, and is it the greedy one?
     Continuation {
         /// What stands before it.
@@ -169,7 +174,7 @@ pub enum Request {
 /// A figure of an item, averaged over a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Metric {
+pub(crate) enum Metric {
     /// 0 or 1.
     Acc,
     /// 0 or 1, by log-likelihood over length.
@@ -185,7 +190,7 @@ pub enum Metric {
 impl Metric {
     /// Its name in files and tables.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Acc => "acc",
             Self::AccNorm => "acc_norm",
@@ -197,14 +202,14 @@ impl Metric {
 
     /// Whether it counts right answers.
     #[must_use]
-    pub fn is_accuracy(self) -> bool {
+    pub(crate) fn is_accuracy(self) -> bool {
         self != Self::Perplexity
     }
 }
 
 /// What a model made of an item; one line of the JSONL output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Item {
+pub(crate) struct Item {
     /// The item's place among those read, from 0.
     pub index: usize,
     /// Log-likelihood of each continuation, nats.
@@ -224,7 +229,7 @@ pub struct Item {
 ///
 /// # Errors
 /// [`Error::Input`] if an item lacks a metric of the task: it belongs to another one.
-pub fn scores(task: Task, items: &[Item]) -> Result<BTreeMap<Metric, Score>> {
+pub(crate) fn scores(task: Task, items: &[Item]) -> Result<BTreeMap<Metric, Score>> {
     let score = |metric: &Metric| {
         let values = values(items, *metric)?;
         Ok((
@@ -243,7 +248,7 @@ pub fn scores(task: Task, items: &[Item]) -> Result<BTreeMap<Metric, Score>> {
 ///
 /// # Errors
 /// [`Error::Input`] if an item lacks it.
-pub fn values(items: &[Item], metric: Metric) -> Result<Vec<f64>> {
+pub(crate) fn values(items: &[Item], metric: Metric) -> Result<Vec<f64>> {
     let value = |item: &Item| {
         item.metrics.get(&metric).copied().ok_or_else(|| {
             let (index, name) = (item.index, metric.name());

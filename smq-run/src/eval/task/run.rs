@@ -14,8 +14,9 @@ use smq_model::Tokenizer;
 
 /// How free answers are asked for.
 #[derive(Debug, Clone, Copy)]
-pub struct Prompts {
-    /// Put questions through the chat template (only free answers; nothing happens without a template).
+pub(crate) struct Prompts {
+    /// Put questions through the chat template (only free answers; nothing happens without a
+    /// template).
     pub chat: bool,
     /// Most new tokens.
     pub max_new_tokens: usize,
@@ -32,7 +33,7 @@ impl Default for Prompts {
 
 /// A request in tokens: the same for every model of one tokenizer and one longest context.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Encoded {
+pub(crate) struct Encoded {
     /// Its place among those read.
     index: usize,
     body: Body,
@@ -57,8 +58,10 @@ enum Body {
 /// Encodes requests for a model of `positions`, in their order.
 ///
 /// # Errors
-/// [`Error::Input`] naming the item if it does not fit the model; [`Error::Tokenizer`], [`Error::Template`].
-pub fn encode_all(
+/// [`Error::Input`] naming the item if it does not fit the model;
+/// [`Error::Tokenizer`](smq_model::Error::Tokenizer),
+/// [`Error::Template`](smq_model::Error::Template).
+pub(crate) fn encode_all(
     tokenizer: &Tokenizer,
     prompts: Prompts,
     positions: usize,
@@ -101,7 +104,8 @@ fn body(
         } => {
             let pair = |choice: &String| fitting(context, &format!(" {choice}"));
             let pairs = choices.iter().map(pair).collect::<Result<Vec<Pair>>>()?;
-            // Truncation may leave contexts of different lengths: only equal ones are computed together.
+            // Truncation may leave contexts of different lengths: only equal ones are computed
+            // together.
             let same = pairs.chunk_by(|a, b| a.context == b.context);
             let group = |same: &[Pair]| {
                 let continuations = same.iter().map(|p| p.continuation.clone());
@@ -146,7 +150,7 @@ fn question(
 
 /// Cuts `encoded` into runs that [`evaluate`] is best given together: about `tokens` of them each
 /// ([`Engine::pass_tokens`]), at least one item; free answers are one a run.
-pub fn batches(encoded: &[Encoded], tokens: usize) -> impl Iterator<Item = &[Encoded]> {
+pub(crate) fn batches(encoded: &[Encoded], tokens: usize) -> impl Iterator<Item = &[Encoded]> {
     let mut rest = encoded;
     std::iter::from_fn(move || {
         let mut sum = 0;
@@ -199,9 +203,9 @@ impl Encoded {
 /// `eos_ids` end a free answer.
 ///
 /// # Errors
-/// [`Error::Input`] if an item does not fit the model or its logits are not finite, which names it; [`Error::Tokenizer`],
-/// [`Error::Cuda`].
-pub fn evaluate(
+/// [`Error::Input`] if an item does not fit the model or its logits are not finite, which names it;
+/// [`Error::Tokenizer`](smq_model::Error::Tokenizer), [`Error::Cuda`].
+pub(crate) fn evaluate(
     engine: &mut dyn Engine,
     tokenizer: &Tokenizer,
     eos_ids: &[u32],
@@ -299,7 +303,8 @@ fn respond(
         .into_iter()
         .chain(tokenizer.eos_token())
         .collect();
-    // A stop string that is one token ends the text even where it is a special token, which text leaves out.
+    // A stop string that is one token ends the text even where it is a special token, which text
+    // leaves out.
     let stop_ids: Vec<u32> = stops
         .iter()
         .filter_map(|stop| tokenizer.token_id(stop))

@@ -1,5 +1,5 @@
 use super::*;
-use crate::study::Contract;
+use crate::study::contract::Contract;
 use crate::study::record::ModelIdentity;
 
 fn here() -> Surroundings {

@@ -47,7 +47,8 @@ fn everything_once_and_equal_weights_share_a_file() {
     };
     let configs = contract.configs.iter().filter(supported).count();
     let ids = cells(&plan);
-    // 3 prompts x 2 outputs x 3 repeats and an energy run each; 2 long prompts x 3 repeats of 3 configs.
+    // 3 prompts x 2 outputs x 3 repeats and an energy run each; 2 long prompts x 3 repeats of 3
+    // configs.
     assert_eq!(ids.len(), configs * (18 + 1) + 18);
     assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len());
     assert_eq!(plan.errors.len(), 1 + 4 * 11);
@@ -93,7 +94,8 @@ fn selections_select() {
         repeats: Some(1),
         ..only(&["C3", "C4"])
     };
-    // 6 workloads and energy each, and C4's two long prompts; no scale errors, which are of no config.
+    // 6 workloads and energy each, and C4's two long prompts; no scale errors, which are of no
+    // config.
     let plan = of(&smoke);
     assert_eq!((cells(&plan).len(), plan.errors.len()), (2 * 7 + 2, 0));
     let errors = Selection {

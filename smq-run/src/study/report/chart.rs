@@ -10,7 +10,7 @@ use smq_convert::inspect::figure::{
 use super::log_axis::LogAxis;
 
 /// Height of a plot that has no rows to count.
-pub const HEIGHT: u32 = 440;
+pub(super) const HEIGHT: u32 = 440;
 /// Height of the legend's row.
 const LEGEND: i32 = 44;
 /// Size of points' names; plotters divides by 1.24 for SVG.
@@ -22,7 +22,7 @@ const NAME_HALF: i32 = 7;
 
 /// Points of one colour: value and half of its confidence interval, by place on the x axis.
 #[derive(Debug, Clone, Default)]
-pub struct Series {
+pub(super) struct Series {
     /// In the legend, once where several share it; empty: not there, and without markers.
     pub label: String,
     /// Place, value and half-width.
@@ -31,7 +31,8 @@ pub struct Series {
     pub names: Vec<String>,
     /// Joined by a line.
     pub line: bool,
-    /// Place in the palette, and whether its markers are triangles; by default the series' own place.
+    /// Place in the palette, and whether its markers are triangles; by default the series' own
+    /// place.
     pub style: Option<(usize, bool)>,
 }
 
@@ -48,7 +49,7 @@ impl Series {
 
 /// A horizontal line across the chart.
 #[derive(Debug, Clone)]
-pub struct Level {
+pub(super) struct Level {
     /// Where.
     pub y: f64,
     /// Written over its right end.
@@ -59,7 +60,7 @@ pub struct Level {
 
 /// A plot's axes.
 #[derive(Debug, Clone, Default)]
-pub struct Axes<'a> {
+pub(super) struct Axes<'a> {
     /// Under the x axis.
     pub x_title: &'a str,
     /// Beside the y axis.
@@ -84,7 +85,7 @@ pub struct Axes<'a> {
 ///
 /// # Errors
 /// If the plotting library fails.
-pub fn plot(
+pub(super) fn plot(
     figure: &'static str,
     axes: &Axes<'_>,
     series: &[Series],
@@ -96,7 +97,7 @@ pub fn plot(
 ///
 /// # Errors
 /// If the plotting library fails.
-pub fn plots(
+pub(super) fn plots(
     figure: &'static str,
     axes: &[Axes<'_>],
     series: &[&[Series]],
@@ -127,12 +128,12 @@ pub fn plots(
 }
 
 /// A file of its own, unlike a figure within a page, names its namespace.
-pub fn stand_alone(svg: &str) -> String {
+pub(super) fn stand_alone(svg: &str) -> String {
     svg.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1)
 }
 
 /// A row of labels above the charts.
-pub fn legend(canvas: &Canvas<'_>, labels: &[(&str, (RGBColor, bool))]) -> Drawn {
+pub(super) fn legend(canvas: &Canvas<'_>, labels: &[(&str, (RGBColor, bool))]) -> Drawn {
     let mut x = 100;
     for (label, (colour, triangles)) in labels {
         marker(canvas, (x, LEGEND / 2), *colour, *triangles, 5)?;
@@ -147,7 +148,7 @@ pub fn legend(canvas: &Canvas<'_>, labels: &[(&str, (RGBColor, bool))]) -> Drawn
 }
 
 /// A point's marker at a pixel.
-pub fn marker(
+pub(super) fn marker(
     canvas: &Canvas<'_>,
     at: (i32, i32),
     colour: RGBColor,

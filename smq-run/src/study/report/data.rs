@@ -16,7 +16,7 @@ use crate::study::worker::Workload;
 
 /// What was measured, ready to be told.
 #[derive(Debug)]
-pub struct Data {
+pub(crate) struct Data {
     /// What was to be measured.
     pub contract: Contract,
     /// Repeats of each workload of each config, in the contract's order of configs, then by size.
@@ -29,13 +29,14 @@ pub struct Data {
     pub errors: Vec<(String, ScaleErrorsRecord)>,
     /// What is absent, and why.
     pub absent: Vec<(String, String)>,
-    /// Environments that differ in more than the time and the command, and how many lines have each.
+    /// Environments that differ in more than the time and the command, and how many lines have
+    /// each.
     pub environments: Vec<(Environment, usize)>,
 }
 
 /// The repeats of a workload.
 #[derive(Debug)]
-pub struct Repeats {
+pub(crate) struct Repeats {
     /// Id of the config.
     pub config: String,
     /// What was timed.
@@ -51,7 +52,7 @@ pub struct Repeats {
 impl Repeats {
     /// How many repeats have a flag.
     #[must_use]
-    pub fn flagged(&self, flag: &str) -> usize {
+    pub(crate) fn flagged(&self, flag: &str) -> usize {
         let has = |c: &&Timed| c.flags.iter().any(|f| f == flag);
         self.cells.iter().filter(has).count()
     }
@@ -62,7 +63,7 @@ impl Data {
     ///
     /// # Errors
     /// Lines that are missing, damaged, or of another contract than `contract`.
-    pub fn read(out: &Path, contract: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn read(out: &Path, contract: &Path) -> anyhow::Result<Self> {
         let contract = Contract::load(contract)?;
         let lines = log::read(out)?;
         ensure!(
@@ -201,21 +202,21 @@ impl Data {
 
     /// The checkpoint directory's name, of the first lines.
     #[must_use]
-    pub fn model(&self) -> Option<String> {
+    pub(crate) fn model(&self) -> Option<String> {
         let first = self.environments.first();
         first.map(|(e, _)| file_name(Path::new(&e.model.path)))
     }
 
     /// The repeats of a workload of a config.
     #[must_use]
-    pub fn repeats(&self, config: &str, workload: Workload) -> Option<&Repeats> {
+    pub(crate) fn repeats(&self, config: &str, workload: Workload) -> Option<&Repeats> {
         let same = |r: &&Repeats| r.config == config && r.workload == workload;
         self.workloads.iter().find(same)
     }
 
     /// The workloads that some config has.
     #[must_use]
-    pub fn shapes(&self, long_context: bool) -> Vec<Workload> {
+    pub(crate) fn shapes(&self, long_context: bool) -> Vec<Workload> {
         let of = self.workloads.iter();
         let mut shapes: Vec<_> = of
             .filter(|r| r.long_context == long_context)
@@ -228,14 +229,14 @@ impl Data {
 
     /// Configs with at least one workload.
     #[must_use]
-    pub fn configs(&self) -> Vec<&Config> {
+    pub(crate) fn configs(&self) -> Vec<&Config> {
         let has = |c: &&Config| self.workloads.iter().any(|r| r.config == c.id);
         self.contract.configs.iter().filter(has).collect()
     }
 
     /// The file that a config runs from.
     #[must_use]
-    pub fn file(&self, config: &str) -> Option<&(String, FileRecord)> {
+    pub(crate) fn file(&self, config: &str) -> Option<&(String, FileRecord)> {
         let of = |f: &&(String, FileRecord)| f.1.configs.iter().any(|c| c.id == config);
         self.files.iter().find(of)
     }

@@ -1,7 +1,9 @@
-//! What rounding the scales adds to the weights' error: over exact f32 scales, of all tensors and of the worst.
+//! What rounding the scales adds to the weights' error: over exact f32 scales, of all tensors and
+//! of the worst.
 //!
-//! With `E = sum (w - w')^2` over a tensor, or over all, the increase of the squared error is `E(E5Mx) / E(exact) - 1`, and of
-//! its root (RMS) `sqrt(E(E5Mx) / E(exact)) - 1`. Exact is always rule `reference` with f32 scales: config C3.
+//! With `E = sum (w - w')^2` over a tensor, or over all, the increase of the squared error is
+//! `E(E5Mx) / E(exact) - 1`, and of its root (RMS) `sqrt(E(E5Mx) / E(exact)) - 1`. Exact is always
+//! rule `reference` with f32 scales: config C3.
 
 use std::collections::BTreeMap;
 
@@ -14,11 +16,11 @@ use crate::study::contract::Config;
 use crate::study::record::{ScaleErrorsRecord, TensorErrors};
 
 /// The claim's limit, percent.
-pub const CLAIM_PERCENT: f64 = 0.5;
+pub(crate) const CLAIM_PERCENT: f64 = 0.5;
 
 /// `sum (w - w')^2 / sum w^2` over all tensors; none without any.
 #[must_use]
-pub fn rel_mse(tensors: &[TensorErrors]) -> Option<f64> {
+pub(crate) fn rel_mse(tensors: &[TensorErrors]) -> Option<f64> {
     let (error, weight) = tensors.iter().fold((0.0, 0.0), |(e, w), t| {
         (e + t.stored.squared_error, w + t.stored.squared_weight)
     });
@@ -27,7 +29,7 @@ pub fn rel_mse(tensors: &[TensorErrors]) -> Option<f64> {
 
 /// What one rule and width adds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Increase {
+pub(crate) struct Increase {
     /// Of the squared error over all tensors, percent.
     pub mse_percent: f64,
     /// Of its root, percent.
@@ -49,7 +51,8 @@ pub struct Increase {
 }
 
 impl Increase {
-    /// From pairs of a tensor's name, squared error as stored and with exact scales, and sum of squared weights.
+    /// From pairs of a tensor's name, squared error as stored and with exact scales, and sum of
+    /// squared weights.
     fn of<'a>(tensors: impl Iterator<Item = (&'a str, f64, f64, f64)>) -> Option<Self> {
         let tensors: Vec<_> = tensors.filter(|t| t.2 > 0.0).collect();
         let sum = |f: fn(&(&str, f64, f64, f64)) -> f64| tensors.iter().map(f).sum::<f64>();
@@ -76,7 +79,7 @@ impl Increase {
 
     /// Of a file, whose statistics hold both errors.
     #[must_use]
-    pub fn of_file(tensors: &[TensorErrors]) -> Option<Self> {
+    pub(crate) fn of_file(tensors: &[TensorErrors]) -> Option<Self> {
         Self::of(tensors.iter().filter_map(|t| {
             let (stored, exact) = (t.stored.squared_error, t.exact?.squared_error);
             Some((t.name.as_str(), stored, exact, t.stored.squared_weight))
@@ -85,7 +88,7 @@ impl Increase {
 
     /// Of a line of the sweep, against the line of exact scales.
     #[must_use]
-    pub fn of_sweep(record: &ScaleErrorsRecord, exact: &ScaleErrorsRecord) -> Option<Self> {
+    pub(crate) fn of_sweep(record: &ScaleErrorsRecord, exact: &ScaleErrorsRecord) -> Option<Self> {
         let of = |name: &str| exact.tensors.iter().find(|t| t.name == name);
         Self::of(record.tensors.iter().filter_map(|t| {
             let exact = of(&t.name)?.stored.squared_error;
@@ -102,7 +105,7 @@ impl Increase {
 
 /// One point of the sweep.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Point {
+pub(crate) struct Point {
     /// Id of its raw line.
     pub id: String,
     /// The rule.
@@ -115,7 +118,7 @@ pub struct Point {
 
 /// The sweep, by rule and width; empty without the line of exact scales.
 #[must_use]
-pub fn sweep(data: &Data) -> Vec<Point> {
+pub(crate) fn sweep(data: &Data) -> Vec<Point> {
     let Some((_, exact)) = data.errors.iter().find(|(_, e)| e.mantissa_bits.is_none()) else {
         return Vec::new();
     };
@@ -132,7 +135,7 @@ pub fn sweep(data: &Data) -> Vec<Point> {
 
 /// The narrowest scales that are good enough, by a rule.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SweetSpot {
+pub(crate) struct SweetSpot {
     /// The rule.
     pub rule: String,
     /// Of the fewest mantissa bits with an increase within the claim over all tensors.
@@ -143,7 +146,7 @@ pub struct SweetSpot {
 
 /// By each rule of the sweep.
 #[must_use]
-pub fn sweet_spots(points: &[Point]) -> Vec<SweetSpot> {
+pub(crate) fn sweet_spots(points: &[Point]) -> Vec<SweetSpot> {
     let mut rules: Vec<&str> = points.iter().map(|p| p.rule.as_str()).collect();
     rules.dedup();
     let spot = |rule: &str| {
@@ -165,7 +168,7 @@ pub fn sweet_spots(points: &[Point]) -> Vec<SweetSpot> {
 
 /// What a file's scales add by kind of projection, as `*.mlp.down_proj`.
 #[must_use]
-pub fn by_projection(tensors: &[TensorErrors]) -> Vec<(String, Increase)> {
+pub(crate) fn by_projection(tensors: &[TensorErrors]) -> Vec<(String, Increase)> {
     let mut kinds = BTreeMap::<String, Vec<TensorErrors>>::new();
     for t in tensors {
         kinds
@@ -179,7 +182,7 @@ pub fn by_projection(tensors: &[TensorErrors]) -> Vec<(String, Increase)> {
 
 /// Each E5Mx file: its config, raw id, and what its scales add over all its tensors.
 #[must_use]
-pub fn files(data: &Data) -> Vec<(&Config, &str, Increase)> {
+pub(crate) fn files(data: &Data) -> Vec<(&Config, &str, Increase)> {
     let mut all = Vec::new();
     for (id, f) in &data.files {
         if let Some(config) = f.configs.first().filter(|c| c.mantissa_bits().is_some())
@@ -193,7 +196,7 @@ pub fn files(data: &Data) -> Vec<(&Config, &str, Increase)> {
 
 /// The rows of `scale_errors.csv`.
 #[must_use]
-pub fn rows(data: &Data) -> Vec<Vec<String>> {
+pub(crate) fn rows(data: &Data) -> Vec<Vec<String>> {
     let header = [
         "rule",
         "mantissa_bits",

@@ -1,4 +1,5 @@
-//! A logarithmic axis whose ticks suit ranges within a decade as well, where plotters' own has one or none.
+//! A logarithmic axis whose ticks suit ranges within a decade as well, where plotters' own has one
+//! or none.
 
 use std::ops::Range;
 
@@ -8,7 +9,7 @@ use smq_convert::inspect::figure::tick;
 
 /// Positive values, by their logarithms.
 #[derive(Debug, Clone)]
-pub struct LogAxis(pub Range<f64>);
+pub(super) struct LogAxis(pub Range<f64>);
 
 /// Digits of ticks within a decade, from few to many.
 const DIGITS: [&[f64]; 4] = [

@@ -1,13 +1,13 @@
 //! From raw lines to `report.md`, `findings.md`, `summary/*.csv` and `plots/*.svg`.
 
 mod chart;
-pub mod data;
-pub mod errors;
+mod data;
+mod errors;
 mod findings;
 mod log_axis;
 mod plots;
-pub mod quality;
-pub mod summary;
+mod quality;
+mod summary;
 mod tables;
 
 use std::path::{Path, PathBuf};
@@ -33,8 +33,9 @@ const KERNELS: &str = "raw/kernels.json";
 /// Writes the report of `out`, measured by `contract`, and returns its path.
 ///
 /// # Errors
-/// Raw lines that are missing, damaged or another contract's; a report.md that somebody wrote by hand.
-pub fn write(out: &Path, contract: &Path) -> anyhow::Result<PathBuf> {
+/// Raw lines that are missing, damaged or another contract's; a report.md that somebody wrote by
+/// hand.
+pub(crate) fn write(out: &Path, contract: &Path) -> anyhow::Result<PathBuf> {
     let data = Data::read(out, contract)?;
     let quality = Quality::read(out)?;
     let report = out.join("report.md");

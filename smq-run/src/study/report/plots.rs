@@ -15,7 +15,7 @@ const TTFT_FIGURE: &str = "time to first token";
 
 /// The report's plots, written as they are added.
 #[derive(Debug)]
-pub struct Plots<'a> {
+pub(crate) struct Plots<'a> {
     /// Where they go: a folder of the report's own.
     pub dir: &'a Path,
 }
@@ -25,7 +25,7 @@ impl Plots<'_> {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn add(
+    pub(crate) fn add(
         &mut self,
         name: &str,
         caption: String,
@@ -40,11 +40,12 @@ impl Plots<'_> {
     }
 }
 
-/// Draws every plot of the matrix that there are figures for; returns each as Markdown by its name, empty without figures.
+/// Draws every plot of the matrix that there are figures for; returns each as Markdown by its name,
+/// empty without figures.
 ///
 /// # Errors
 /// If one cannot be drawn or written.
-pub fn of_matrix(
+pub(super) fn of_matrix(
     data: &Data,
     read_gb_per_s: Option<f64>,
     plots: &mut Plots<'_>,
@@ -305,7 +306,7 @@ fn pareto(data: &Data) -> anyhow::Result<Option<String>> {
 }
 
 /// Of `(size, error)`, those with less error than every smaller one, by size.
-pub fn frontier(mut files: Vec<(f64, f64)>) -> Vec<(f64, f64, Option<f64>)> {
+pub(super) fn frontier(mut files: Vec<(f64, f64)>) -> Vec<(f64, f64, Option<f64>)> {
     files.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
     let mut least = f64::INFINITY;
     files.retain(|(_, error)| {

@@ -13,7 +13,7 @@ use crate::study::statistics::Estimate;
 
 /// A figure of a cell.
 #[derive(Debug, Clone, Copy)]
-pub struct Metric {
+pub(crate) struct Metric {
     /// Its name.
     pub name: &'static str,
     /// Its unit.
@@ -22,55 +22,55 @@ pub struct Metric {
 }
 
 /// Prompt submitted to first token.
-pub const TTFT: Metric = Metric {
+pub(crate) const TTFT: Metric = Metric {
     name: "ttft",
     unit: "ms",
     of: |t| Some(t.ttft_ms),
 };
 /// Time per output token.
-pub const TPOT: Metric = Metric {
+pub(crate) const TPOT: Metric = Metric {
     name: "tpot",
     unit: "ms",
     of: |t| Some(t.tpot_ms?.mean),
 };
 /// One over that.
-pub const DECODE: Metric = Metric {
+pub(crate) const DECODE: Metric = Metric {
     name: "decode_rate",
     unit: "tokens/s",
     of: |t| Some(1e3 / t.tpot_ms?.mean),
 };
 /// Output tokens over the whole time.
-pub const OUTPUT: Metric = Metric {
+pub(crate) const OUTPUT: Metric = Metric {
     name: "output_rate",
     unit: "tokens/s",
     of: |t| Some(t.output_tokens_per_s),
 };
 /// Prompt and output tokens over the whole time.
-pub const TOTAL: Metric = Metric {
+pub(crate) const TOTAL: Metric = Metric {
     name: "total_rate",
     unit: "tokens/s",
     of: |t| Some(t.total_tokens_per_s),
 };
 /// Opening and loading.
-pub const LOAD: Metric = Metric {
+pub(crate) const LOAD: Metric = Metric {
     name: "load",
     unit: "ms",
     of: |t| Some(t.load_ms),
 };
 /// The GPU's memory.
-pub const DEVICE_MEMORY: Metric = Metric {
+pub(crate) const DEVICE_MEMORY: Metric = Metric {
     name: "device_memory",
     unit: "bytes",
     of: |t| t.device_memory_bytes.map(|b| b as f64),
 };
 /// The host's.
-pub const PEAK_RSS: Metric = Metric {
+pub(crate) const PEAK_RSS: Metric = Metric {
     name: "peak_rss",
     unit: "bytes",
     of: |t| t.memory.peak_rss_bytes.map(|b| b as f64),
 };
 /// All of a cell's figures.
-pub const METRICS: [Metric; 11] = [
+pub(crate) const METRICS: [Metric; 11] = [
     TTFT,
     Metric {
         name: "ttft_first_use",
@@ -99,7 +99,7 @@ pub const METRICS: [Metric; 11] = [
 impl Metric {
     /// Over the repeats that have it.
     #[must_use]
-    pub fn over(&self, repeats: &Repeats) -> Option<Estimate> {
+    pub(crate) fn over(&self, repeats: &Repeats) -> Option<Estimate> {
         let values: Vec<f64> = repeats.cells.iter().filter_map(self.of).collect();
         Estimate::of(&values)
     }
@@ -109,7 +109,7 @@ impl Metric {
 ///
 /// # Errors
 /// If one cannot be written.
-pub fn write(data: &Data, dir: &Path) -> anyhow::Result<()> {
+pub(crate) fn write(data: &Data, dir: &Path) -> anyhow::Result<()> {
     save(dir, "cells.csv", &cells(data))?;
     save(dir, "energy.csv", &energy(data))?;
     save(dir, "files.csv", &files(data))?;
@@ -274,6 +274,6 @@ fn files(data: &Data) -> Rows {
 
 /// Raw ids of a workload's repeats, `C4/p128/o64/r*`.
 #[must_use]
-pub fn ids(r: &Repeats) -> String {
+pub(crate) fn ids(r: &Repeats) -> String {
     format!("{}/r*", workload_id(&r.config, r.workload))
 }

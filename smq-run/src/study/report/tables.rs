@@ -13,7 +13,7 @@ use crate::study::worker::Workload;
 
 /// A Markdown table whose columns after the first are right-aligned.
 #[must_use]
-pub fn markdown(columns: &[&str], rows: Vec<Vec<String>>) -> String {
+pub(super) fn markdown(columns: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table
         .load_style(presets::ASCII_MARKDOWN)
@@ -60,7 +60,7 @@ fn estimate(e: Option<Estimate>, scale: f64, digits: usize) -> String {
 
 /// A row a config, a column a workload, for one figure.
 #[must_use]
-pub fn by_workload(
+pub(super) fn by_workload(
     data: &Data,
     shapes: &[Workload],
     metric: &Metric,
@@ -92,7 +92,7 @@ pub fn by_workload(
 
 /// Every figure of every workload: a row each.
 #[must_use]
-pub fn cells(data: &Data, long_context: bool) -> String {
+pub(super) fn cells(data: &Data, long_context: bool) -> String {
     let columns = [
         "raw lines",
         "n",
@@ -144,7 +144,7 @@ pub fn cells(data: &Data, long_context: bool) -> String {
 
 /// TPOT beside the time that reading the weights takes, at `gb_per_s`.
 #[must_use]
-pub fn roofline(data: &Data, shape: Workload, gb_per_s: f64) -> String {
+pub(super) fn roofline(data: &Data, shape: Workload, gb_per_s: f64) -> String {
     let columns = [
         "config",
         "weight bytes a token",
@@ -170,7 +170,7 @@ pub fn roofline(data: &Data, shape: Workload, gb_per_s: f64) -> String {
 
 /// Joules a token by method.
 #[must_use]
-pub fn energy(data: &Data) -> String {
+pub(super) fn energy(data: &Data) -> String {
     let columns = [
         "config",
         "method",
@@ -206,7 +206,7 @@ pub fn energy(data: &Data) -> String {
 
 /// Sizes and errors of the files.
 #[must_use]
-pub fn files(data: &Data) -> String {
+pub(super) fn files(data: &Data) -> String {
     let columns = [
         "config",
         "weights",
@@ -235,7 +235,7 @@ pub fn files(data: &Data) -> String {
 
 /// What E5Mx adds in the files, over all of their tensors.
 #[must_use]
-pub fn file_increases(data: &Data) -> String {
+pub(super) fn file_increases(data: &Data) -> String {
     let rows = errors::files(data).into_iter().map(|(c, id, i)| {
         let mut row = vec![c.id.clone(), c.describe()];
         row.extend(increase(&i));
@@ -272,7 +272,7 @@ fn increase(i: &Increase) -> [String; 7] {
 
 /// Increase of the squared error by width, a column a rule.
 #[must_use]
-pub fn sweep(data: &Data) -> String {
+pub(super) fn sweep(data: &Data) -> String {
     let points = errors::sweep(data);
     let rules = &data.contract.scale_errors.rules;
     let mut columns = vec!["scale", "bits"];
@@ -295,7 +295,7 @@ pub fn sweep(data: &Data) -> String {
 
 /// The narrowest good scales by rule.
 #[must_use]
-pub fn sweet_spots(data: &Data) -> String {
+pub(super) fn sweet_spots(data: &Data) -> String {
     let bits = |scales: Option<ScaleChoice>| {
         scales.map_or("none measured".to_owned(), |scales| {
             format!("{scales}, {} bits", scales.width_bits())
@@ -317,7 +317,7 @@ pub fn sweet_spots(data: &Data) -> String {
 
 /// What is absent; repeats that lack for the same reason share a row.
 #[must_use]
-pub fn absent(data: &Data) -> String {
+pub(super) fn absent(data: &Data) -> String {
     let mut rows: Vec<(&str, Vec<&str>, &str)> = Vec::new();
     for (id, reason) in &data.absent {
         let (workload, repeat) = match id.rsplit_once('/') {

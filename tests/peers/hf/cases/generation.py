@@ -148,6 +148,25 @@ def sampled(name, words=None, flags=(), record="generation", **generation):
     )
 
 
+def no_end_of_a_class():
+    """LlamaConfig ends a text with </s> where config.json does not say what does; generate() does not."""
+    table = looping_table()
+    table[id_of("d")][2] = 7.0
+    table[2][id_of("a")] = 6.0
+    for name, eos in (("no eos", DROP), ("a null eos", None)):
+        for generation in (None, {}):
+            made = checkpoint().config(eos_token_id=eos).tensors(lambda _: table_tensors(table))
+            made.drop("generation_config.json")
+            if generation is not None:
+                made.file("generation_config.json", generation)
+            file = "no" if generation is None else "an empty"
+            yield Case(
+                f"{name} in config.json, {file} generation_config.json, and </s> comes",
+                made,
+                (Answer(PROMPT, 16),),
+            )
+
+
 def stops():
     stale = lambda c: c.config(eos_token_id=id_of("d"))  # noqa: E731
     yield case("the eos of both files")
@@ -172,6 +191,7 @@ def stops():
         "no generation_config.json and no eos",
         change=lambda c: c.drop("generation_config.json").config(eos_token_id=DROP),
     )
+    yield from no_end_of_a_class()
     yield case("an eos beyond the vocabulary", ("generation_config.json", "eos_token_id"), eos_token_id=999)
     yield case("a negative eos", ("generation_config.json", "eos_token_id"), eos_token_id=-1)
     yield case("an eos that is text", ("generation_config.json", "eos_token_id"), eos_token_id="</s>")

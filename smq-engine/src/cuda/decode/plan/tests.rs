@@ -84,8 +84,8 @@ fn check(what: &str, plan: &Plan, products: &[(Vec<DeviceMatrix>, Epilogue)], sm
         let first = &matrices[0];
         let kind = Kind::new(matrices, *epilogue);
         assert!(plan.kinds.contains(&kind), "{what}");
-        // Every row is some tile's, and its codes fit behind a slot's weights: where they begin within 16 bytes, all of
-        // them, and the word after the last.
+        // Every row is some tile's, and its codes fit behind a slot's weights: where they begin
+        // within 16 bytes, all of them, and the word after the last.
         let rows: usize = matrices.iter().map(|m| m.rows).sum();
         assert_eq!(kind.segments.iter().sum::<usize>(), rows, "{what}");
         let width = first.scale_defines()[1].1 as usize;
@@ -187,7 +187,8 @@ fn scales_that_differ_are_decoded_at_run_time() {
     assert_eq!(width(&[f32_scales, f16_scales]), Some(0));
 }
 
-/// What `smq-convert --mbits auto` may choose: each product of a layer in bf16 and in int4, and each width somewhere.
+/// What `smq-convert --mbits auto` may choose: each product of a layer in bf16 and in int4, and
+/// each width somewhere.
 #[test]
 fn storage_chosen_for_each_product_fits() {
     for (shape, fused) in [

@@ -1,4 +1,5 @@
-//! Speed, memory and energy of the configs side by side, and what the width of the scales has to do with it.
+//! Speed, memory and energy of the configs side by side, and what the width of the scales has to do
+//! with it.
 
 use minijinja::{Value, context};
 use smq_format::ScaleChoice;
@@ -202,7 +203,8 @@ fn widths(rows: &[Row<'_>]) -> Option<Value> {
     })
 }
 
-/// By how much two configs that share a file differ in decode rate, percent, in the workload where they differ most.
+/// By how much two configs that share a file differ in decode rate, percent, in the workload where
+/// they differ most.
 fn noise(data: &Data) -> Option<Value> {
     for (_, f) in &data.files {
         let [a, b, ..] = f.configs.as_slice() else {

@@ -1,4 +1,5 @@
-//! `findings.md`: one page to act on. Every number comes from the data, and what is said of a number depends on it.
+//! `findings.md`: one page to act on. Every number comes from the data, and what is said of a
+//! number depends on it.
 
 mod configs;
 mod tasks;
@@ -22,7 +23,7 @@ const TEMPLATE: &str = include_str!("findings.md.j2");
 ///
 /// # Errors
 /// If the template fails.
-pub fn page(data: &Data, quality: &Quality) -> anyhow::Result<String> {
+pub(super) fn page(data: &Data, quality: &Quality) -> anyhow::Result<String> {
     let comparisons = verdict::comparisons(&quality.suites);
     let recommended = verdict::recommended(&comparisons);
     let published = verdict::published(&comparisons);

@@ -163,7 +163,8 @@ fn drop(s: &Summary, target: &str, scales: ScaleChoice, rule: &str) -> Option<f6
     s.variants.iter().find(is)?.mean_relative_drop
 }
 
-/// By target: the drop of what is enough by its divergence, and that of exact scales, both by the published rule.
+/// By target: the drop of what is enough by its divergence, and that of exact scales, both by the
+/// published rule.
 fn enough(s: &Summary, c: &Choice) -> Vec<(&'static str, f64, f64)> {
     let width = ScaleChoice::e5(c.mantissa_bits);
     let of = |target: &'static str| {

@@ -10,7 +10,8 @@ use crate::eval::suite::Summary;
 
 /// Height of a mark.
 const MARK: i32 = 8;
-/// Where the axis ends at the left: no accuracy falls by more than all of it, though an interval may say so.
+/// Where the axis ends at the left: no accuracy falls by more than all of it, though an interval
+/// may say so.
 const LEAST: f64 = -105.0;
 
 /// A variant's changes of accuracy, percent of C0's.
@@ -23,7 +24,7 @@ struct Row<'a> {
 }
 
 /// Of every variant but C0; none where no task was measured.
-pub fn tasks(summary: &Summary) -> anyhow::Result<Option<String>> {
+pub(super) fn tasks(summary: &Summary) -> anyhow::Result<Option<String>> {
     let tasks: Vec<_> = summary.parameters.tasks.keys().copied().collect();
     let mut rows = Vec::new();
     for v in &summary.variants {

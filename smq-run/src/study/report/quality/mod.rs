@@ -10,7 +10,7 @@
 
 mod forest;
 mod plots;
-pub mod verdict;
+pub(super) mod verdict;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ use crate::eval::suite::{self, Summary};
 
 /// What was measured of quality, by file name.
 #[derive(Debug, Default)]
-pub struct Quality {
+pub(crate) struct Quality {
     /// Suites.
     pub suites: Vec<(String, Summary)>,
     /// Units quantized alone.
@@ -52,7 +52,7 @@ impl Quality {
     ///
     /// # Errors
     /// A folder or file that cannot be read, and a suite, sensitivity or note that is none.
-    pub fn read(out: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn read(out: &Path) -> anyhow::Result<Self> {
         let mut quality = Self::default();
         let paths = files(&out.join("quality"))?;
         for path in &paths {
@@ -78,7 +78,7 @@ impl Quality {
 
     /// What a reader must know of a model; empty where nothing is said.
     #[must_use]
-    pub fn note(&self, model: &str) -> &str {
+    pub(crate) fn note(&self, model: &str) -> &str {
         self.notes.get(model).map_or("", String::as_str)
     }
 
@@ -86,7 +86,7 @@ impl Quality {
     ///
     /// # Errors
     /// A plot that cannot be drawn or written.
-    pub fn sections(&self, plots: &mut Plots<'_>) -> anyhow::Result<String> {
+    pub(crate) fn sections(&self, plots: &mut Plots<'_>) -> anyhow::Result<String> {
         let mut text = String::new();
         for (at, (name, summary)) in self.suites.iter().enumerate() {
             text += &self.suite(at, name, summary, plots)?;
@@ -256,7 +256,7 @@ impl Quality {
 
 /// What was quantized at a time.
 #[must_use]
-pub fn unit(s: &Sensitivity) -> &'static str {
+pub(crate) fn unit(s: &Sensitivity) -> &'static str {
     match s.unit {
         crate::eval::sensitivity::Unit::Layer => "layer",
         crate::eval::sensitivity::Unit::Product => "product",
@@ -319,7 +319,7 @@ fn page(from: &str, text: &str) -> String {
 
 /// Auto beside the best uniform int4 variant of its size.
 #[must_use]
-pub fn automatic_table(rows: &[verdict::Automatic]) -> String {
+pub(crate) fn automatic_table(rows: &[verdict::Automatic]) -> String {
     let columns = [
         "auto",
         "bits/weight",

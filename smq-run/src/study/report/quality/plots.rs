@@ -25,8 +25,9 @@ fn colour(rule: &str) -> usize {
     at.unwrap_or(rules.len())
 }
 
-/// Mean KL against bits a weight of uniform variants: a line a rule and target; exact scales, which are far wider, and other formats as levels.
-pub fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
+/// Mean KL against bits a weight of uniform variants: a line a rule and target; exact scales, which
+/// are far wider, and other formats as levels.
+pub(super) fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
     let all = verdict::distances(summary);
     let mut series: BTreeMap<(usize, bool), Series> = BTreeMap::new();
     let mut columns: BTreeMap<String, (f64, usize)> = BTreeMap::new();
@@ -99,7 +100,7 @@ fn by_x(mut s: Series) -> Series {
 }
 
 /// Auto's points beside the frontier of the uniform variants, by target; none without auto.
-pub fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
+pub(super) fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
     let all = verdict::distances(summary);
     if !all.iter().any(Distance::is_auto) {
         return Ok(None);
@@ -161,8 +162,9 @@ pub fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
     plot("auto against uniform", &axes, &series)
 }
 
-/// Weight error against KL of each unit, relative on the left, squared on the right; a colour a projection.
-pub fn sensitivity(s: &Sensitivity) -> anyhow::Result<Option<String>> {
+/// Weight error against KL of each unit, relative on the left, squared on the right; a colour a
+/// projection.
+pub(super) fn sensitivity(s: &Sensitivity) -> anyhow::Result<Option<String>> {
     let mut worst: Vec<_> = s.points.iter().map(|p| p.mean_kl.value).collect();
     worst.sort_by(|a, b| b.total_cmp(a));
     let named_from = worst.get(NAMED - 1).copied().unwrap_or(0.0);

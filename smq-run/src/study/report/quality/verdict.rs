@@ -1,7 +1,9 @@
-//! What the suites' distances from C0 say: which rule and width to take, and whether a choice by tensor beats them.
+//! What the suites' distances from C0 say: which rule and width to take, and whether a choice by
+//! tensor beats them.
 //!
-//! Two mean KL divergences differ where they are more than twice the standard error of their difference apart; the errors are
-//! taken as independent, which they are not quite, so that this tends to see no difference.
+//! Two mean KL divergences differ where they are more than twice the standard error of their
+//! difference apart; the errors are taken as independent, which they are not quite, so that this
+//! tends to see no difference.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +13,13 @@ use smq_format::{Family, ScaleChoice, ScaleRule};
 use crate::eval::suite::{Summary, VariantSummary};
 
 /// The published rule.
-pub const PUBLISHED: &str = ScaleRule::Reference.name();
+pub(crate) const PUBLISHED: &str = ScaleRule::Reference.name();
 /// Variants of the same size differ by less than this, bits a weight: rounding of what is printed.
 const SAME_SIZE_BITS: f64 = 5e-4;
 
 /// A variant's distance from C0.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Distance {
+pub(crate) struct Distance {
     /// Of the variant.
     pub name: String,
     /// `mlp`, `all`.
@@ -57,51 +59,51 @@ impl Distance {
 
     /// Whether width and rule were chosen for each tensor.
     #[must_use]
-    pub fn is_auto(&self) -> bool {
+    pub(crate) fn is_auto(&self) -> bool {
         self.name.split('-').any(|part| part == "auto")
     }
 
     /// x of E5Mx.
     #[must_use]
-    pub fn mantissa_bits(&self) -> Option<u32> {
+    pub(crate) fn mantissa_bits(&self) -> Option<u32> {
         let scales: ScaleChoice = self.scales.parse().ok()?;
         scales.e5_mantissa_bits()
     }
 
     /// Whether its weights are int4 with exact f32 scales.
     #[must_use]
-    pub fn is_exact(&self) -> bool {
+    pub(crate) fn is_exact(&self) -> bool {
         self.scales.parse() == Ok(ScaleChoice::F32)
     }
 
     /// Whether its weights are NF4.
     #[must_use]
-    pub fn is_nf4(&self) -> bool {
+    pub(crate) fn is_nf4(&self) -> bool {
         self.scales.parse() == Ok(Family::Nf4)
     }
 
     /// Whether it is further from C0 than `other`, beyond noise.
     #[must_use]
-    pub fn is_worse_than(&self, other: &Self) -> bool {
+    pub(crate) fn is_worse_than(&self, other: &Self) -> bool {
         self.kl - other.kl > 2.0 * self.stderr.hypot(other.stderr)
     }
 
     /// `0.1234 ± 0.0012`, the standard error behind.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         format!("{:.4} ± {:.4}", self.kl, self.stderr)
     }
 }
 
 /// Every variant with a distance and a size.
 #[must_use]
-pub fn distances(summary: &Summary) -> Vec<Distance> {
+pub(crate) fn distances(summary: &Summary) -> Vec<Distance> {
     summary.variants.iter().filter_map(Distance::of).collect()
 }
 
 /// The uniform variants of a model and target that have exact scales to be compared with.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Comparison {
+pub(crate) struct Comparison {
     /// File it comes from.
     pub file: String,
     /// The model.
@@ -122,7 +124,7 @@ pub struct Comparison {
 
 /// A model's comparisons come from its suite with most variants.
 #[must_use]
-pub fn comparisons(suites: &[(String, Summary)]) -> Vec<Comparison> {
+pub(crate) fn comparisons(suites: &[(String, Summary)]) -> Vec<Comparison> {
     let mut largest = BTreeMap::new();
     for (file, summary) in suites {
         let all = distances(summary);
@@ -169,7 +171,7 @@ pub fn comparisons(suites: &[(String, Summary)]) -> Vec<Comparison> {
 impl Comparison {
     /// The variant of a rule and width.
     #[must_use]
-    pub fn find(&self, rule: &str, x: u32) -> Option<&Distance> {
+    pub(crate) fn find(&self, rule: &str, x: u32) -> Option<&Distance> {
         let same = |d: &&Distance| d.rule == rule && d.mantissa_bits() == Some(x);
         self.widths.iter().find(same)
     }
@@ -177,7 +179,7 @@ impl Comparison {
 
 /// A rule and width.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Choice {
+pub(crate) struct Choice {
     /// Scale rule.
     pub rule: String,
     /// x of E5Mx.
@@ -222,13 +224,14 @@ fn fewest(
 
 /// The fewest bits of the published rule that are no worse than its exact scales, everywhere.
 #[must_use]
-pub fn published(comparisons: &[Comparison]) -> Option<Choice> {
+pub(crate) fn published(comparisons: &[Comparison]) -> Option<Choice> {
     fewest(comparisons, PUBLISHED, |c| Some(c.exact.clone()))
 }
 
-/// The rule and width nearest to C0 in the geometric mean over comparisons, or fewer bits of that rule that are no worse.
+/// The rule and width nearest to C0 in the geometric mean over comparisons, or fewer bits of that
+/// rule that are no worse.
 #[must_use]
-pub fn recommended(comparisons: &[Comparison]) -> Option<Choice> {
+pub(crate) fn recommended(comparisons: &[Comparison]) -> Option<Choice> {
     let score = |c: &Choice| {
         let ratio = |o: &Comparison| {
             o.find(&c.rule, c.mantissa_bits)
@@ -244,7 +247,7 @@ pub fn recommended(comparisons: &[Comparison]) -> Option<Choice> {
 
 /// An auto variant beside the best uniform int4 one of its target that is no larger.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Automatic {
+pub(crate) struct Automatic {
     /// It.
     pub auto: Distance,
     /// The uniform one; absent where all are larger.
@@ -254,7 +257,7 @@ pub struct Automatic {
 impl Automatic {
     /// In a word.
     #[must_use]
-    pub fn verdict(&self) -> &'static str {
+    pub(crate) fn verdict(&self) -> &'static str {
         match &self.uniform {
             Some(u) if u.is_worse_than(&self.auto) => "better",
             Some(u) if self.auto.is_worse_than(u) => "worse",
@@ -266,7 +269,7 @@ impl Automatic {
 
 /// Every auto variant of a suite.
 #[must_use]
-pub fn automatic(summary: &Summary) -> Vec<Automatic> {
+pub(crate) fn automatic(summary: &Summary) -> Vec<Automatic> {
     let all = distances(summary);
     let (autos, uniform): (Vec<_>, Vec<_>) = all.into_iter().partition(Distance::is_auto);
     let beside = |auto: Distance| {

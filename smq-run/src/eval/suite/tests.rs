@@ -1,24 +1,14 @@
-//! The suite on the fixture: what fewer mantissa bits cost, resuming, and what it refuses. Sensitivity, layer by layer.
+//! The suite on the fixture: what fewer mantissa bits cost, resuming, and what it refuses.
 //!
 //! # Pins
-//! Files and texts are fixed and the arithmetic is f32, so figures move by rounding alone, about 1e-4 relative (golden.rs). They
-//! are pinned to 5 %, which is also less than what separates the widths that the test orders.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
+//! Files and texts are fixed and the arithmetic is f32, so figures move by rounding alone, about
+//! 1e-4 relative (tests/golden.rs). They are pinned to 5 %, which is also less than what separates
+//! the widths that the test orders.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use smq_convert::Target;
 
-use smq_convert::{AutoOptions, Goal, Sensitivity, convert_auto};
-use smq_convert::{
-    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
-};
-use smq_engine::Device;
-use smq_model::{Source, Tokenizer};
-use smq_run::eval::kl::Base;
-use smq_run::eval::ppl::PplOptions;
-use smq_run::eval::sensitivity::{self, SensitivityOptions, Unit};
-use smq_run::eval::suite::{Progress, SuiteOptions, Summary, VariantSummary, run};
-use smq_run::eval::task::{Metric, Prompts, Task};
+use super::*;
+use crate::eval::task::Metric;
 
 struct Silent {
     cells: Vec<String>,
@@ -189,69 +179,8 @@ fn unknown_variants_and_absent_data_are_refused() {
     assert!(!dir.path().join("parameters.json").exists());
 }
 
-/// Each layer's weight error is what a file with all layers records of it, and each costs some fidelity.
-#[test]
-fn layers_are_measured_one_at_a_time() {
-    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
-    let (scales, rule) = (ScaleChoice::e5(0), ScaleRule::Nearest);
-    let mut options = SensitivityOptions {
-        checkpoint: fixtures.join("phi3-tiny"),
-        text: fixtures.join("sample.txt"),
-        windows: PplOptions {
-            window: 256,
-            max_tokens: Some(512),
-        },
-        target: Target::All,
-        unit: Unit::Layer,
-        scales,
-        rule,
-        device: Device::Cpu,
-        max_tokens: None,
-    };
-    let result = sensitivity::run(&options, &mut |_, _, _| ()).unwrap();
-    assert_eq!((result.points.len(), result.tokens_scored), (4, 510));
-    let dir = tempfile::tempdir().unwrap();
-    let checkpoint = Checkpoint::open(&options.checkpoint).unwrap();
-    let whole = ConvertOptions {
-        target: Target::All,
-        quantize: Method::Int4(QuantizeOptions {
-            group: 128,
-            scales,
-            rule,
-        }),
-        overwrite: false,
-        jobs: 0,
-    };
-    let whole = convert(&checkpoint, &dir.path().join("whole.smq"), &whole, &|_| {
-        true
-    })
-    .unwrap();
-    for (i, point) in result.points.iter().enumerate() {
-        assert_eq!(point.name, format!("model.layers.{i}"));
-        let prefix = format!("{}.", point.name);
-        let tensors = whole
-            .statistics
-            .iter()
-            .filter(|t| t.name.starts_with(&prefix));
-        let error: f64 = tensors.map(|t| t.stored.squared_error).sum();
-        assert!((point.squared_error / error - 1.0).abs() < 1e-12);
-        assert!(
-            point.mean_kl.value > 1e-3 && point.relative_error > 5e-3,
-            "{point:?}"
-        );
-    }
-    assert_eq!(result.rank_correlation.len(), 4);
-    options.target = "^nothing$".parse().unwrap();
-    let error = sensitivity::run(&options, &mut |_, _, _| ())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("--target ^nothing$ selects no matrix"),
-        "{error}"
-    );
-}
-
-/// Chosen storage is a variant by name; at the size of E5M5 it is no worse, and with room it is better.
+/// Chosen storage is a variant by name; at the size of E5M5 it is no worse, and with room it is
+/// better.
 #[test]
 fn chosen_storage_is_a_variant() {
     let dir = tempfile::tempdir().unwrap();
@@ -271,7 +200,8 @@ fn chosen_storage_is_a_variant() {
     };
     let (uniform, small, large) = (of(names[0]), of(names[1]), of(names[2]));
     assert!(small.0 <= 4.087 && large.0 <= 8.0 && large.0 > 7.5);
-    // 0.209, 0.169 and 0.07 on the whole text, with standard errors of 0.003 there (results/quality/README.md).
+    // 0.209, 0.169 and 0.07 on the whole text, with standard errors of 0.003 there
+    // (results/quality/README.md).
     assert!(small.1 < 0.95 * uniform.1, "{small:?} {uniform:?}");
     assert!(large.1 < 0.6 * small.1, "{large:?} {small:?}");
     let named = variant(&summary, names[2]).variant.clone();
@@ -282,8 +212,9 @@ fn measured_sensitivity() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../results/quality/sensitivity-phi3-tiny.json")
 }
 
-/// A file of many widths, rules and bf16 runs, and its distance from C0 is about what was predicted. That is by adding
-/// up what tensors cost alone, on the same text: measured on whole texts, 0.83 to 0.94 of the prediction.
+/// A file of many widths, rules and bf16 runs, and its distance from C0 is about what was
+/// predicted. That is by adding up what tensors cost alone, on the same text: measured on whole
+/// texts, 0.83 to 0.94 of the prediction.
 #[test]
 fn predicted_divergence_is_about_what_is_measured() {
     let dir = tempfile::tempdir().unwrap();

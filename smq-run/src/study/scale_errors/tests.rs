@@ -1,18 +1,26 @@
-//! The sweep is the converter's arithmetic: with every row sampled, its figures are those of a file's statistics.
+//! The sweep is the converter's arithmetic: with every row sampled, its figures are those of a
+//! file's statistics.
 
-use smq_convert::{Checkpoint, convert};
-use smq_format::{Family, ScaleChoice, ScaleRule, SmqFile};
-use smq_run::study::Contract;
-use smq_run::study::contract::{Config, Quantization, Stored};
-use smq_run::study::conversion::{Conversion, conversion};
-use smq_run::study::record::TensorErrors;
-use smq_run::study::scale_errors::{Item, Sample};
+use std::path::{Path, PathBuf};
+
+use smq_convert::convert;
+use smq_format::{Family, SmqFile};
 
 use super::*;
+use crate::study::contract::{Config, Quantization, Stored};
+use crate::study::conversion::{Conversion, conversion};
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+}
+
+fn checkpoint() -> Checkpoint {
+    Checkpoint::open(&fixtures().join("phi3-tiny")).unwrap()
+}
 
 /// The small contract with so many rows.
 fn with_rows(dir: &Path, rows: &str) -> Contract {
-    let text = std::fs::read_to_string(contract()).unwrap();
+    let text = std::fs::read_to_string(fixtures().join("experiment-small.toml")).unwrap();
     let path = dir.join("rows.toml");
     let to = format!("rows_per_tensor = {rows}");
     std::fs::write(&path, text.replace("rows_per_tensor = 16", &to)).unwrap();
@@ -23,7 +31,7 @@ fn with_rows(dir: &Path, rows: &str) -> Contract {
 fn every_row_gives_the_files_statistics() {
     let dir = tempfile::tempdir().unwrap();
     let contract = with_rows(dir.path(), "1000000");
-    let checkpoint = Checkpoint::open(&model()).unwrap();
+    let checkpoint = checkpoint();
     let sample = Sample::read(&checkpoint, &contract.scale_errors).unwrap();
     for rule in [ScaleRule::Reference, ScaleRule::Signed] {
         let path = dir.path().join(format!("{rule}.smq"));
@@ -63,7 +71,7 @@ fn every_row_gives_the_files_statistics() {
 fn a_sample_has_the_rows_it_says() {
     let dir = tempfile::tempdir().unwrap();
     let contract = with_rows(dir.path(), "3");
-    let checkpoint = Checkpoint::open(&model()).unwrap();
+    let checkpoint = checkpoint();
     let sample = Sample::read(&checkpoint, &contract.scale_errors).unwrap();
     let found = sample.measure(&contract, &Item::Exact).unwrap();
     assert_eq!(found.tensors.len(), 16);
@@ -78,7 +86,8 @@ fn a_sample_has_the_rows_it_says() {
             checkpoint.read_row(tensor, row, &mut w);
             weight += w.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
         }
-        // Groups are summed in f32: 128 terms in 16 lanes of 8 and 4 halvings, each sum off by 2^-24 at most: 12 x 2^-24.
+        // Groups are summed in f32: 128 terms in 16 lanes of 8 and 4 halvings, each sum off by
+        // 2^-24 at most: 12 x 2^-24.
         assert!(
             (t.stored.squared_weight / weight - 1.0).abs() < 12.0 * 2f64.powi(-24),
             "{}",

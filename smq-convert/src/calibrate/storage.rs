@@ -1,0 +1,215 @@
+//! What a matrix is stored as: its levels, which scales there are and where each applies, and the
+//! tensor that comes of settled integers.
+
+use rayon::prelude::*;
+use smq_format::nf4;
+
+use super::levels::Levels;
+use super::scales::{nearest_of, search};
+use crate::quantize::{
+    Method, QuantizeError, QuantizeOptions, Quantized, ScaleRule, SettledAbsmax, SettledScales,
+    group_scale, settled, settled_nf4,
+};
+
+/// Storage that scales and integers can be chosen for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Storage {
+    /// Integers with a scale a group.
+    Int4(QuantizeOptions),
+    /// NF4 with double quantization.
+    Nf4,
+}
+
+/// Which scale a weight has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Layout {
+    /// Weights that share one.
+    run: usize,
+    /// Distance of rows, in weights: where runs end with a row, it is rounded up to whole runs.
+    row: usize,
+}
+
+impl Layout {
+    /// Groups of a row of `columns`, the last of which may be short.
+    pub(super) fn groups(group: usize, columns: usize) -> Self {
+        Self {
+            run: group,
+            row: columns.next_multiple_of(group),
+        }
+    }
+
+    /// Of the weight at `row` and `column`.
+    #[inline(always)]
+    pub(super) fn index(self, row: usize, column: usize) -> usize {
+        (row * self.row + column) / self.run
+    }
+}
+
+/// Settled scales of a matrix.
+#[derive(Debug)]
+pub(super) enum Settled {
+    /// One a group.
+    Int4(QuantizeOptions, SettledScales),
+    /// One a block.
+    Nf4(SettledAbsmax),
+}
+
+impl Settled {
+    /// Decoded, as [`Layout::index`] finds them.
+    pub(super) fn values(&self) -> &[f32] {
+        match self {
+            Self::Int4(_, scales) => &scales.values,
+            Self::Nf4(absmax) => &absmax.values,
+        }
+    }
+
+    /// The tensor with `codes`, `[rows, columns]`; its errors are against `w`.
+    pub(super) fn quantized(
+        self,
+        name: &str,
+        w: &[f32],
+        columns: usize,
+        codes: &[i8],
+    ) -> Quantized {
+        match self {
+            Self::Int4(options, scales) => settled(name, w, columns, &options, scales, codes),
+            Self::Nf4(absmax) => settled_nf4(name, w, columns, absmax, codes),
+        }
+    }
+}
+
+impl Storage {
+    /// Of a method; `None` where calibration has nothing to choose.
+    pub(super) fn of(method: Method) -> Option<Self> {
+        match method {
+            Method::Int4(options) => Some(Self::Int4(options)),
+            Method::Nf4 => Some(Self::Nf4),
+            Method::Fp8 => None,
+        }
+    }
+
+    /// The values of a weight whose scale is 1.
+    pub(super) fn levels(self) -> Levels<'static> {
+        match self {
+            Self::Int4(_) => Levels::Int4,
+            Self::Nf4 => Levels::Table(&nf4::VALUES),
+        }
+    }
+
+    /// Of a matrix with rows of `columns`.
+    pub(super) fn layout(self, columns: usize) -> Layout {
+        match self {
+            Self::Int4(QuantizeOptions { group, .. }) => Layout::groups(group, columns),
+            Self::Nf4 => Layout {
+                run: nf4::BLOCK_ELEMS,
+                row: columns,
+            },
+        }
+    }
+
+    /// What rounds to nearest in the same storage: calibration is compared with it.
+    pub(super) fn nearest(self) -> Self {
+        match self {
+            Self::Int4(options) => Self::Int4(QuantizeOptions {
+                rule: match options.rule {
+                    ScaleRule::Weighted => ScaleRule::Nearest,
+                    rule @ (ScaleRule::Reference
+                    | ScaleRule::Nearest
+                    | ScaleRule::Search
+                    | ScaleRule::Signed) => rule,
+                },
+                ..options
+            }),
+            Self::Nf4 => Self::Nf4,
+        }
+    }
+
+    /// Scales for `target`, in place of the weights `w`; both are `[rows, columns]`. `squares` are
+    /// those of the columns' inputs; without them the plain rule is followed.
+    ///
+    /// # Errors
+    /// A target that is not finite, or a scale over its format's range.
+    pub(super) fn settle(
+        self,
+        target: &[f32],
+        w: &[f32],
+        columns: usize,
+        squares: Option<&[f32]>,
+    ) -> Result<Settled, QuantizeError> {
+        match self {
+            Self::Int4(options) => {
+                let scales = int4_scales(&options, target, w, columns, squares)?;
+                let scales = SettledScales::new(&options, scales)?;
+                Ok(Settled::Int4(options, scales))
+            }
+            Self::Nf4 => {
+                if let Some(at) = target.iter().position(|v| !v.is_finite()) {
+                    return Err(not_finite(at, columns, target[at]));
+                }
+                let largest = |w: &[f32]| w.iter().fold(0f32, |m, v| m.max(v.abs()));
+                let absmax: Vec<f32> = target.par_chunks(nf4::BLOCK_ELEMS).map(largest).collect();
+                let mut settled = SettledAbsmax::new(&absmax);
+                if let Some(squares) = squares {
+                    let levels = self.levels();
+                    settled.choose(|block, representable| {
+                        let first = block * nf4::BLOCK_ELEMS;
+                        let run = first..target.len().min(first + nf4::BLOCK_ELEMS);
+                        let h: Vec<f32> = run.clone().map(|i| squares[i % columns]).collect();
+                        nearest_of(&target[run], &h, levels, representable)
+                    });
+                }
+                Ok(Settled::Nf4(settled))
+            }
+        }
+    }
+}
+
+/// One scale a group for `target`, each of the format's mantissa, `[rows, groups]`.
+fn int4_scales(
+    options: &QuantizeOptions,
+    target: &[f32],
+    w: &[f32],
+    columns: usize,
+    squares: Option<&[f32]>,
+) -> Result<Vec<f32>, QuantizeError> {
+    let groups = columns.div_ceil(options.group);
+    let mut scales = vec![0.0; w.len() / columns * groups];
+    let rows = target.par_chunks(columns).zip(w.par_chunks(columns));
+    scales
+        .par_chunks_mut(groups)
+        .zip(rows)
+        .enumerate()
+        .try_for_each(|(row, (scales, (target, w)))| {
+            for (g, scale) in scales.iter_mut().enumerate() {
+                let run = g * options.group..columns.min((g + 1) * options.group);
+                // A group without weights stays one, whatever its target.
+                if w[run.clone()].iter().all(|w| *w == 0.0) {
+                    continue;
+                }
+                let target = &target[run.clone()];
+                if let Some(at) = target.iter().position(|v| !v.is_finite()) {
+                    return Err(not_finite(
+                        row * columns + run.start + at,
+                        columns,
+                        target[at],
+                    ));
+                }
+                *scale = match (options.rule, squares) {
+                    (ScaleRule::Weighted, Some(squares)) => {
+                        search(target, &squares[run], Levels::Int4, options.scales)
+                    }
+                    _ => group_scale(target, options).unwrap_or(0.0),
+                };
+            }
+            Ok(())
+        })?;
+    Ok(scales)
+}
+
+fn not_finite(at: usize, columns: usize, value: f32) -> QuantizeError {
+    QuantizeError::NotFinite {
+        row: at / columns,
+        column: at % columns,
+        value,
+    }
+}
