@@ -6,7 +6,7 @@ use crate::quantize::{Kernel, LANES, ROUND, for_each_isa};
 
 /// The values that a weight can take under a scale of 1.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Levels<'a> {
+pub(crate) enum Levels<'a> {
     /// The integers -8 to 7; a code is the integer.
     Int4,
     /// Sixteen rising values; a code is an index. The midpoints between neighbours decide.
@@ -62,7 +62,7 @@ fn nearest_of(levels: &[f32; 16], v: f32) -> u8 {
 }
 
 /// One row's part of a block of columns, in the order of rounding.
-pub(super) struct BlockRow<'a> {
+pub(crate) struct BlockRow<'a> {
     /// The weights, `[width]`; each is left as it was when it was rounded.
     pub(super) w: &'a mut [f32],
     /// Their scales, `[width]`.

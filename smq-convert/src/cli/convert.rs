@@ -17,7 +17,7 @@ use crate::import::Grouping;
 use crate::{
     AutoOptions, CalibrateOptions, Checkpoint, ConvertOptions, DEFAULT_SHARD_BYTES, Method,
     QuantizeOptions, ScaleChoice, ScaleRule, Target, auto, convert, convert_auto,
-    convert_calibrated, dry_run, dry_run_auto, synth,
+    convert_calibrated, dry_run, dry_run_auto, dry_run_calibrated, saved_layers, synth,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
@@ -33,7 +33,7 @@ const DEFAULT_SCALES: ScaleChoice = ScaleChoice::e5(5);
     after_help = "Examples:\n  \
                   smq-convert --mbits 5 phi35/ phi35-e5m5.smq\n  \
                   smq-convert --mbits -1 --target all phi35/ phi35-f32.smq\n  \
-                  smq-convert --scheme nf4 phi35/ phi35-nf4.smq\n  \
+                  smq-convert --scheme nf4 phi35/ phi35-nf4.smq\n  smq-convert --mbits 3 --target all --calibrate wiki.txt chats.jsonl -- phi35/ phi35-cal.smq\n  \
                   smq-convert --mbits auto --budget 4.5 --target all phi35/ phi35-auto.smq\n  \
                   smq-convert --to compressed-tensors phi35-e5m5.smq phi35-int4/\n  \
                   smq-convert synth --like config.json synthetic/"
@@ -103,6 +103,9 @@ struct ConvertArgs {
     /// Tokens of a calibration window, each a sequence of its own
     #[arg(long, value_name = "N", default_value_t = 2048, requires = "calibrate")]
     calibrate_window: usize,
+    /// Go on with a calibration that was killed, from the last layer it had done
+    #[arg(long, requires = "calibrate")]
+    resume: bool,
     /// Threads; 0 takes every core (the bytes do not depend on it)
     #[arg(long, default_value_t = 0)]
     jobs: usize,
@@ -123,6 +126,7 @@ struct ConvertArgs {
 pub(super) enum Task {
     Uniform(ConvertOptions),
     Auto(AutoOptions),
+    Calibrated(ConvertOptions, CalibrateOptions),
 }
 
 impl ConvertArgs {
@@ -148,6 +152,11 @@ impl ConvertArgs {
         };
         let int4 = self.scheme == Family::Int4;
         if self.mbits == Some(Width::Auto) && self.scales.is_none() && int4 {
+            anyhow::ensure!(
+                self.calibrate.is_empty(),
+                "--mbits auto chooses by the errors of rounding to nearest, and does not go with \
+                 --calibrate; give a number of bits"
+            );
             let (rule, force, jobs) = (self.scale_rule, self.force, self.jobs);
             let options = self
                 .auto
@@ -156,11 +165,45 @@ impl ConvertArgs {
         }
         let quantize = self.method(checkpoint, group)?;
         self.auto.refuse()?;
-        Ok(Task::Uniform(ConvertOptions {
+        let calibrate = self.calibration(quantize)?;
+        let options = ConvertOptions {
             quantize,
             target,
             overwrite: self.force,
             jobs: self.jobs,
+        };
+        Ok(match calibrate {
+            Some(texts) => Task::Calibrated(options, texts),
+            None => Task::Uniform(options),
+        })
+    }
+
+    /// What to calibrate on; `None` without --calibrate.
+    ///
+    /// # Errors
+    /// A scheme or a rule that calibration does not go with.
+    fn calibration(&self, quantize: Method) -> anyhow::Result<Option<CalibrateOptions>> {
+        let rule = match quantize {
+            Method::Int4(options) => Some(options.rule),
+            Method::Nf4 | Method::Fp8 => None,
+        };
+        if self.calibrate.is_empty() {
+            anyhow::ensure!(
+                rule != Some(ScaleRule::Weighted),
+                "--scale-rule weighted weighs errors by what a calibration text says of the \
+                 inputs: give one with --calibrate, or take another rule"
+            );
+            return Ok(None);
+        }
+        anyhow::ensure!(
+            quantize != Method::Fp8,
+            "--calibrate is for int4 and nf4; FP8 is rounded to nearest: leave it out"
+        );
+        Ok(Some(CalibrateOptions {
+            texts: self.calibrate.clone(),
+            tokens: self.calibrate_tokens,
+            window: self.calibrate_window,
+            resume: self.resume,
         }))
     }
 
@@ -256,18 +299,13 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         checkpoint.requantize();
     }
     let (dry, out) = (args.dry_run, args.out.clone());
-    let calibration = CalibrateOptions {
-        texts: args.calibrate.clone(),
-        tokens: args.calibrate_tokens,
-        window: args.calibrate_window,
-    };
     let task = args.task(&checkpoint)?;
     let about = About::new(&checkpoint, &task);
     let interrupted = interrupts();
     let tensor_bytes = checkpoint.tensors().iter().map(|t| t.range.len() as u64);
     let tensor_bytes: u64 = tensor_bytes.sum();
     let total_bytes = match &task {
-        Task::Uniform(_) => tensor_bytes,
+        Task::Uniform(_) | Task::Calibrated(..) => tensor_bytes,
         Task::Auto(options) => tensor_bytes + auto::measured_bytes(&checkpoint, options),
     };
     let bar = progress_bar(total_bytes, "converting");
@@ -278,6 +316,9 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     if dry {
         let (auto, plan) = match &task {
             Task::Uniform(options) => (None, dry_run(&checkpoint, options)?),
+            Task::Calibrated(options, texts) => {
+                (None, dry_run_calibrated(&checkpoint, options, texts)?)
+            }
             Task::Auto(options) => {
                 let (auto, plan) = dry_run_auto(&checkpoint, options, &progress)?;
                 (Some(auto), plan)
@@ -294,23 +335,29 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
             leftover.display()
         );
     }
+    if let Some((layers, directory)) = saved_layers(&out)
+        && !matches!(
+            &task,
+            Task::Calibrated(_, CalibrateOptions { resume: true, .. })
+        )
+    {
+        eprintln!(
+            "note: {} holds {layers} layers of a calibration that was killed; with --resume it \
+             goes on",
+            directory.display()
+        );
+    }
     let result = match &task {
-        Task::Uniform(options) if !calibration.texts.is_empty() => {
-            let bar = progress_bar(0, "calibrating");
-            let calibrating = |done: u64, all: u64| {
-                bar.set_length(all);
-                bar.set_position(done);
+        Task::Calibrated(options, texts) => {
+            let bar = progress_bar(0, "calibrating, layers");
+            let calibrating = |done: usize, all: usize| {
+                bar.set_length(all as u64);
+                bar.set_position(done as u64);
                 !interrupted.load(Ordering::Relaxed)
             };
-            convert_calibrated(
-                &checkpoint,
-                &out,
-                options,
-                &calibration,
-                &calibrating,
-                &progress,
-            )
-            .map(|summary| (None, summary))
+            let (from, to) = (&checkpoint, &out);
+            convert_calibrated(from, to, options, texts, &calibrating, &progress)
+                .map(|summary| (None, summary))
         }
         Task::Uniform(options) => {
             convert(&checkpoint, &out, options, &progress).map(|summary| (None, summary))
