@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use smq_convert::{
-    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, SynthOptions,
-    convert, synth,
+    Checkpoint, ConvertOptions, LevelChoice, Method, QuantizeOptions, ScaleChoice, ScaleRule,
+    SynthOptions, convert, synth,
 };
 use smq_model::{Source, Tokenizer};
 use tempfile::TempDir;
@@ -156,6 +156,16 @@ impl Model {
         }
         panic!("no file of {} holds those bytes", self.path.display());
     }
+}
+
+/// A code book for each tensor.
+pub fn lut4_method(scales: ScaleChoice, group: usize, levels: LevelChoice) -> Method {
+    let options = QuantizeOptions {
+        group,
+        scales,
+        rule: ScaleRule::Nearest,
+    };
+    Method::Lut4 { options, levels }
 }
 
 /// Separate projections, three queries to a key, a tied head, and columns that end in half a group: SmolLM2's.
