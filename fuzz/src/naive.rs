@@ -46,8 +46,9 @@ pub fn dequantize(tensor: &TensorView) -> Option<Vec<f32>> {
                     let nibble = i32::from(byte >> (4 * (column % 2)) & 15);
                     let q = match tensor.scheme() {
                         Scheme::Lut4 { levels, .. } => i32::from(levels.bytes()[nibble as usize]),
-                        _ if nibble > 7 => nibble - 16,
-                        _ => nibble,
+                        Scheme::Raw(_) | Scheme::Int4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => {
+                            (nibble ^ 8) - 8
+                        }
                     };
                     out.push(q as f32 * values[row * groups + column / group]);
                 }

@@ -187,7 +187,9 @@ fn of_many_widths(s: &Shape, like: Format, group: usize) -> Vec<(Vec<DeviceMatri
         let scales = ScaleChoice::e5(i as u32);
         let coded = match like {
             Format::Lut4 { levels, .. } => lut4(scales, group, levels),
-            _ => int4(scales, group),
+            Format::Bf16 | Format::Int4 { .. } | Format::Nf4 { .. } | Format::Fp8 { .. } => {
+                int4(scales, group)
+            }
         };
         for format in [Format::Bf16, coded] {
             mixed.push(stored(format)[i].clone());

@@ -212,7 +212,7 @@ fn groups_of_zeros_have_the_code_of_zero_and_what_is_not_finite_is_named() {
     assert_eq!(q.blobs[0], [0x77; 6]);
     assert!(decoded(&q, 6).1.iter().all(|v| v.to_bits() == 0));
     assert_eq!((q.statistics.zero_groups, q.statistics.groups), (4, 4));
-    let mut w = vec![1f32; 12];
+    let mut w = [1f32; 12];
     w[9] = f32::NAN;
     let bytes: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
     for levels in LevelChoice::ALL {
