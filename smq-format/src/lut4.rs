@@ -1,6 +1,8 @@
-//! Code books: 4-bit indices into 16 signed bytes of the tensor, two a byte as int4 has them (low half = even column).
+//! Code books: 4-bit indices into 16 signed bytes of the tensor, two a byte as int4 has them (low
+//! half = even column).
 //!
-//! int4 is the case of the levels -8 to 7, but for its nibbles, which are two's complement there and indices here.
+//! int4 is the case of the levels -8 to 7, but for its nibbles, which are two's complement there
+//! and indices here.
 
 use std::fmt;
 
@@ -61,7 +63,8 @@ impl Levels {
         self.0.map(f32::from)
     }
 
-    /// Midpoints of neighbouring levels, exactly: the code of a quotient is the number of those below it.
+    /// Midpoints of neighbouring levels, exactly: the code of a quotient is the number of those
+    /// below it.
     #[must_use]
     pub fn midpoints(self) -> [f32; LEVELS - 1] {
         let values = self.values();
@@ -135,7 +138,8 @@ const fn first_disorder(levels: &[i8; LEVELS]) -> Option<usize> {
     None
 }
 
-/// Dequantizes one row: `out[c] = levels[code[c]] * scales[c / group]` in f32. `scales` holds the row's groups.
+/// Dequantizes one row: `out[c] = levels[code[c]] * scales[c / group]` in f32. `scales` holds the
+/// row's groups.
 pub fn dequantize_row(
     nibbles: &[u8],
     scales: &[f32],

@@ -77,9 +77,9 @@ impl Grid {
         }
     }
 
-    /// The exact scale of a group of magnitudes up to `max_abs`, which is not 0: `max|w|` divided by 7, or by the
-    /// magnitude of a book's largest level; signed, what puts the first element of largest magnitude on -8, or on
-    /// that level.
+    /// The exact scale of a group of magnitudes up to `max_abs`, which is not 0: `max|w|` divided
+    /// by 7, or by the magnitude of a book's largest level; signed, what puts the first element of
+    /// largest magnitude on -8, or on that level.
     pub(super) fn exact_scale(&self, rule: ScaleRule, w: &[f32], max_abs: f32) -> f32 {
         let max_abs = max_abs.max(MAX_ABS_FLOOR);
         let largest = match self {

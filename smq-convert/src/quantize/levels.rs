@@ -1,7 +1,8 @@
 //! The levels of a code book: NF4's, or learned from the tensor by Lloyd's rule.
 //!
-//! The rule works on a histogram of the quotients `w / s` with integer counts, so its result depends on neither the
-//! number of threads nor the order of the rows. The arithmetic is `spec/method.md`, "Code books".
+//! The rule works on a histogram of the quotients `w / s` with integer counts, so its result
+//! depends on neither the number of threads nor the order of the rows. The arithmetic is
+//! `spec/method.md`, "Code books".
 
 use rayon::prelude::*;
 use smq_format::{Dtype, LevelChoice, Levels, ScaleRule, nf4};
@@ -34,14 +35,15 @@ pub(super) fn levels(
         LevelChoice::Nf4 => Ok(Levels::nf4()),
         LevelChoice::Learned => {
             let counts = histogram(bytes, dtype, columns, options)?;
-            // Where the largest weight of every group is at the lower end, the upper one is as free as the rest.
+            // Where the largest weight of every group is at the lower end, the upper one is as free
+            // as the rest.
             Ok(lloyd(&counts, options.rule == ScaleRule::Signed))
         }
     }
 }
 
-/// Counts of the quotients by `round_half_even(16 w / s)`, from -127 to 127, where `s` is the exact scale that puts the
-/// group's largest magnitude at the end.
+/// Counts of the quotients by `round_half_even(16 w / s)`, from -127 to 127, where `s` is the exact
+/// scale that puts the group's largest magnitude at the end.
 fn histogram(
     bytes: &[u8],
     dtype: Dtype,
@@ -85,8 +87,9 @@ fn histogram(
         })
 }
 
-/// Lloyd's rule from NF4's levels: each becomes the mean of what is nearest to it. The ends stay where they are, but for
-/// the upper one where `free_end`; so does a level that nothing is nearest to.
+/// Lloyd's rule from NF4's levels: each becomes the mean of what is nearest to it. The ends stay
+/// where they are, but for the upper one where `free_end`; so does a level that nothing is nearest
+/// to.
 fn lloyd(counts: &[u64], free_end: bool) -> Levels {
     // Sums of the bins below each, so that a cell's are two differences; in integers, hence exact.
     let mut below = vec![(0i128, 0i128)];
@@ -120,7 +123,8 @@ fn lloyd(counts: &[u64], free_end: bool) -> Levels {
     strictly_increasing(levels)
 }
 
-/// The levels rounded to bytes; one that is not above the one before becomes the next byte, with room for those above.
+/// The levels rounded to bytes; one that is not above the one before becomes the next byte, with
+/// room for those above.
 fn strictly_increasing(levels: [f64; 16]) -> Levels {
     let mut bytes = [0i8; 16];
     let mut lowest = -END;
@@ -153,7 +157,8 @@ mod tests {
 
     #[test]
     fn equal_counts_give_equal_steps_and_none_gives_nf4() {
-        // Between held ends 14 levels divide 254 into equal steps, the outermost cells being half as wide.
+        // Between held ends 14 levels divide 254 into equal steps, the outermost cells being half
+        // as wide.
         let levels = lloyd(&counts(|_| 1), false).bytes();
         let steps: Vec<i32> = levels
             .windows(2)
@@ -195,7 +200,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn always_a_book(seeds in prop::collection::vec((-BINS..=BINS, 0u64..1 << 40), 0..40), free: bool) {
+        fn always_a_book(
+            seeds in prop::collection::vec((-BINS..=BINS, 0u64..1 << 40), 0..40), free: bool,
+        ) {
             let mut counts = counts(|_| 0);
             for (bin, n) in seeds {
                 counts[(bin + BINS) as usize] += n;

@@ -7,8 +7,9 @@ pub const BOOK_BYTES: usize = 32;
 
 /// A code book in halves, each as `decode_lut4.cuh` looks nibbles up in it.
 ///
-/// A nibble of the other half finds the sign of a half's byte, 0 or -1, at its three low bits. The kernel adds both halves, so
-/// each byte is its level less the sign that the other half gives there. `shift` is what all levels are less, 0 or 1.
+/// A nibble of the other half finds the sign of a half's byte, 0 or -1, at its three low bits. The
+/// kernel adds both halves, so each byte is its level less the sign that the other half gives
+/// there. `shift` is what all levels are less, 0 or 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Halves {
     lower: [i8; 8],
