@@ -32,7 +32,7 @@
 // KINDi_EPILOGUE, KINDi_SEG0, KINDi_SEG1, KINDi_SEG2.
 //
 // Of the cut (smq-engine/src/cuda/decode/plan.rs): WARPS, PRODUCERS, SLOTS, SLOT_BYTES, WEIGHT_BYTES
-// (of a slot), NESTED_BYTES, INT4_IN_FLIGHT and BF16_IN_FLIGHT (slots of a producer on their way at
+// (of a slot), NESTED_BYTES, BOOK_BYTES, INT4_IN_FLIGHT and BF16_IN_FLIGHT (slots of a producer on their way at
 // a time: more do not arrive sooner, they queue in the memory system, and activations queue behind
 // them), PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the largest that a storage of these products
 // needs, 0 with bf16 alone), NF4_TABLE_BYTES, DYNAMIC_SHARED.

@@ -14,29 +14,21 @@
 // in magnitude, and the sum of levels times digits too, since it is what levels of a byte give: exact in s32, and in the 22
 // bits that INT_IN_FLOAT leaves, which is int4's own bound (its weights are 16 q).
 //
-// 32 bytes before its scales a tensor has its book: 8 bytes of the lower half, 8 of the upper, and `shift` in each byte of a
-// word. They are asked for before x, which has to be waited for anyway.
+// BOOK_BYTES before its scales a tensor has its book: 8 bytes of the lower half, 8 of the upper, and `shift` in each byte of a
+// word. It comes with the codes of every slot, behind them, one a run: so nothing waits for it, and a tile's is its segment's.
 #pragma once
 
 #if LUT4_CORES
 static_assert(sizeof(LimbsOfLine<true>) <= EXCHANGE_BYTES, "a warp exchanges a line's");
-constexpr int BOOK_BYTES = 32;
+static_assert(BOOK_BYTES % 16 == 0 && BOOK_BYTES >= 20, "whole pieces of a bulk copy");
 
 struct Book {
     uint4 halves; // x, y: indices 0 to 7; z, w: 8 to 15
     u32 shift;
-    INSIDE void load(const u8 *scales) {
-        halves = *(const uint4 *)(scales - BOOK_BYTES);
-        if (LUT4_SHIFTED) shift = *(const u32 *)(scales - BOOK_BYTES + 16);
+    INSIDE void load(const u8 *from) {
+        halves = *(const uint4 *)from;
+        if (LUT4_SHIFTED) shift = *(const u32 *)(from + 16);
     }
-};
-
-// Where a block finds the books of its rows: of a tile's first and last four, and of the segments that follow.
-struct Books {
-    const u8 *first, *last;
-#if SEGMENTED
-    const u8 *next[2];
-#endif
 };
 
 DEVICE u32 look_up(u32 low, u32 high, u32 nibbles) {
@@ -57,16 +49,15 @@ struct Looked {
     }
 };
 
+// books: where a slot has those of a tile's first four rows, and of its last, half the word above.
 template <int K>
-__device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, u32 packed, Books books, u8 *scratch) {
+__device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, u32 packed, u32 books, u8 *scratch) {
     using Mine = Team<K, LUT4>;
     constexpr int LINES = Mine::LINES, KSPLIT = Mine::KSPLIT, MINE = Mine::MINE;
     constexpr bool WHOLE = Mine::WHOLE;
     const Mine of;
     const int lane = of.lane, r = lane / 4, t = lane % 4;
     const Ring ring = m.at.ring();
-    Book first, last; // of lows and highs
-    first.load(books.first), last.load(books.last);
 
     LimbsOfLane<true> x[MINE][TEAM_LINES];
     of.load(x, m, scratch);
@@ -76,15 +67,7 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
     const bool counts = t / 2 == r % 2; // as in multiply_int4, as all that follows
     const float limb0 = counts ? (t % 2 ? 65536.0f : 1.0f) : 0.0f, limb1 = counts && t % 2 == 0 ? 256.0f : 0.0f;
     const float base0 = -12582912.0f * limb0, base1 = -12582912.0f * limb1;
-    auto advance = [&](int from, int tiles) {
-#if SEGMENTED
-#pragma unroll
-        for (int i = 0; i < 2; i++)
-            if (from < scales.next_tile[i] && from + tiles >= scales.next_tile[i]) first.load(books.next[i]), last.load(books.next[i]);
-#endif
-        scales.advance(from, tiles);
-    };
-    if (WHOLE) advance(0, of.team);
+    if (WHOLE) scales.advance(0, of.team);
 #pragma unroll 1
     for (int tile = WHOLE ? of.team : 0; tile < m.count; tile += WHOLE ? TEAMS : 1) {
         float sum[2] = {}; // rows lane / 8 and 4 + lane / 8
@@ -94,6 +77,8 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
             const Cursor at = m.at.after(WHOLE ? tile : tile * KSPLIT + of.slot(mine));
             ring.wait(at);
             const u8 *slot = ring.at(at);
+            Book first, last; // of lows and highs
+            first.load(slot + (books & 0xffff)), last.load(slot + (books >> 16));
             const int stride = of.stride(mine);
             const u8 *base = slot + lane / 8 * stride + of.member * TEAM_LINES * 128 + first_byte(lane);
             float scale[SCALE_LOADS<TEAM_LINES>];
@@ -111,12 +96,13 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
                 load_words(lows, from), load_words(highs, from + 4 * stride);
 #pragma unroll
                 for (int part = 0; part < INT4_PARTS; part++) {
-                    int d[4] = {INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT};
+                    // Of the lower and of the upper half, apart: an mma waits for the one before it.
+                    int d[4] = {INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT}, e[4] = {};
 #pragma unroll
                     for (int w = part * PART_WORDS; w < (part + 1) * PART_WORDS; w++) {
                         const Looked low(first, lows[w]), high(last, highs[w]);
                         mma_s8(d, low.lower[0], high.lower[0], low.lower[1], high.lower[1], a.b[2 * w], a.b[2 * w + 1]);
-                        mma_s8(d, low.upper[0], high.upper[0], low.upper[1], high.upper[1], a.b[2 * w], a.b[2 * w + 1]);
+                        mma_s8(e, low.upper[0], high.upper[0], low.upper[1], high.upper[1], a.b[2 * w], a.b[2 * w + 1]);
                         if (LUT4_SHIFTED)
                             mma_s8(d, first.shift, last.shift, first.shift, last.shift, a.b[2 * w], a.b[2 * w + 1]);
                     }
@@ -124,15 +110,15 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
                     for (int h = 0; h < 2; h++) {
                         const int holder = scale_lane(i, 4 * h + lane / 8, r % 2, part);
                         const float s = __shfl_sync(0xffffffffu, scale[scale_load(i, part)], holder);
-                        const float exact = fmaf(__int_as_float(d[2 * h]), limb0, base0) +
-                                            fmaf(__int_as_float(d[2 * h + 1]), limb1, base1);
+                        const float exact = fmaf(__int_as_float(d[2 * h] + e[2 * h]), limb0, base0) +
+                                            fmaf(__int_as_float(d[2 * h + 1] + e[2 * h + 1]), limb1, base1);
                         sum[h] = fmaf(exact, a.scale * s, sum[h]);
                     }
                 }
             }
             ring.release(at, TEAMS);
         }
-        advance(tile, WHOLE ? TEAMS : 1);
+        scales.advance(tile, WHOLE ? TEAMS : 1);
         const float total = add_lanes(sum[0], sum[1], lane);
         if ((lane & 6) == 0 && (WHOLE || of.team < KSPLIT))
             m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + (WHOLE ? of.member : of.warp)] = total;

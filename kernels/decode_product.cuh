@@ -92,7 +92,12 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
     const u8 *s0 = phase.pointer<const u8>(S0), *s1 = phase.pointer<const u8>(S1), *s2 = phase.pointer<const u8>(S2);
     const u32 first1 = phase.at(FIRST1), width = phase.at(SCALES) >> SCALES_WIDTH_AT & 255;
     const int runs = s.paired ? 2 : 1, run_bytes = s.storage != BF16 ? phase.at(RUN_BYTES) : 0;
-    const int code_bytes = runs * (run_bytes + (s.storage == NF4 ? NESTED_BYTES : 0));
+#if LUT4_CORES
+    const int beside = s.storage == NF4 ? NESTED_BYTES : s.storage == LUT4 ? BOOK_BYTES : 0;
+#else
+    const int beside = s.storage == NF4 ? NESTED_BYTES : 0;
+#endif
+    const int code_bytes = runs * (run_bytes + beside);
     const int row_bytes = s.row_bytes;
     // Slots of pieces of rows need more on their way than whole rows do.
     const int four_bit = s.ksplit > 1 ? max(INT4_IN_FLIGHT, 2) : INT4_IN_FLIGHT;
@@ -129,6 +134,10 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
                     const u8 *scales = run ? s1 : segment == 0 ? s0 : segment == 1 ? s1 : s2;
                     const u32 bit = first_bit(s, place, run, first1, width);
                     pump.copy(slot + WEIGHT_BYTES + run * run_bytes, scales + bit / 128 * 16, run_bytes);
+#if LUT4_CORES
+                    if (s.storage == LUT4)
+                        pump.copy(slot + WEIGHT_BYTES + runs * run_bytes + run * BOOK_BYTES, scales - BOOK_BYTES, BOOK_BYTES);
+#endif
                     if (s.storage == NF4)
                         pump.copy(slot + WEIGHT_BYTES + runs * run_bytes + run * NESTED_BYTES,
                                   scales + nested_at(s, segment, first1) + bit / 8 / 256 / 4 * 16, NESTED_BYTES);
@@ -424,14 +433,8 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
 #define FP8_CORE(K)                                                                                                    \
     if (s.storage == FP8 && s.k == K) done = multiply_fp8<K>(m, scales, c.exchange);
 #if LUT4_CORES
-    Books books = {phase.pointer<const u8>(S0), phase.pointer<const u8>(s.paired ? S1 : S0)};
-#if SEGMENTED
-    if (!s.paired) {
-        const int segment = Place(s, tiles.first).segment;
-        books.next[0] = phase.pointer<const u8>(S1), books.next[1] = phase.pointer<const u8>(S2);
-        if (segment > 0) books.first = books.last = books.next[segment - 1];
-    }
-#endif
+    // One a run, behind the codes.
+    const u32 book = WEIGHT_BYTES + (s.paired ? 2 : 1) * phase.at(RUN_BYTES), books = book | (s.paired ? book + BOOK_BYTES : book) << 16;
 #define LUT4_CORE(K)                                                                                                   \
     if (s.storage == LUT4 && s.k == K) done = multiply_lut4<K>(m, scales, packed, books, c.exchange);
 #endif

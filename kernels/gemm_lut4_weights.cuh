@@ -4,12 +4,22 @@
 // 2^127, less 2, that is level / 64, exactly: 8 bits. The scale makes up for the 64.
 #pragma once
 
-// The bytes of the four nibbles in the low half of `word`: prmt looks them up in each half of the book by their bits 0 to 2,
-// and a third takes for each the half that bit 3 says.
-DEVICE u32 level_bytes(const uint4 &book, u32 word) {
-    const u32 index = word & 0x77777777u, half = (word >> 1 & 0x44444444u) | 0x32103210u;
-    return __byte_perm(__byte_perm(book.x, book.y, index), __byte_perm(book.z, book.w, index), half);
-}
+// Four nibbles, in the low 16 bits, as prmt looks them up: their bits 0 to 2, and which half of the book bit 3 says.
+struct Indices {
+    u32 index, half;
+    INSIDE Indices(u32 word) : index(word & 0x77777777u), half((word >> 1 & 0x44444444u) | 0x32103210u) {}
+    INSIDE u32 low(const uint4 &book) const { return look_up(book, index, half); }
+    INSIDE u32 high(const uint4 &book) const { return look_up(book, index >> 16, half >> 16); }
+    // prmt itself: __byte_perm would take bit 3 off each index, which is off already.
+    static INSIDE u32 permute(u32 a, u32 b, u32 by) {
+        u32 bytes;
+        asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(by));
+        return bytes;
+    }
+    static INSIDE u32 look_up(const uint4 &book, u32 index, u32 half) {
+        return permute(permute(book.x, book.y, index), permute(book.z, book.w, index), half);
+    }
+};
 
 // Two bytes, each in the low half of 16 bits whose upper half is 0.
 DEVICE u32 level_pair(u32 bytes) {
@@ -23,10 +33,11 @@ DEVICE u32 level_pair(u32 bytes) {
 
 // Pairs (i, i + 4) of a word's nibbles, i = 0 to 3.
 DEVICE void level_pairs(u32 (&pairs)[4], const uint4 &book, u32 word) {
-    const u32 low = level_bytes(book, word), high = level_bytes(book, word >> 16);
+    const Indices four(word);
+    const u32 low = four.low(book), high = four.high(book);
     const u32 first = __byte_perm(low, high, 0x5410), last = __byte_perm(low, high, 0x7632);
-    pairs[0] = level_pair(first & 0x00ff00ffu), pairs[1] = level_pair(first >> 8 & 0x00ff00ffu);
-    pairs[2] = level_pair(last & 0x00ff00ffu), pairs[3] = level_pair(last >> 8 & 0x00ff00ffu);
+    pairs[0] = level_pair(first & 0x00ff00ffu), pairs[1] = level_pair(__byte_perm(first, 0, 0x4341));
+    pairs[2] = level_pair(last & 0x00ff00ffu), pairs[3] = level_pair(__byte_perm(last, 0, 0x4341));
 }
 
 // The A fragments of a step's 8 k-steps, from the lane's 16 bytes of fragment rows r and r + 8.
@@ -48,7 +59,7 @@ DEVICE void dequantize(u32 (&a)[8][4], const uint4 *from, int, const uint4 &book
 
 // The pairs of neighbours in byte t of two words.
 DEVICE void level_neighbours(u32 &x, u32 &y, const uint4 &book, u32 word_x, u32 word_y, int t) {
-    const u32 bytes = level_bytes(book, __byte_perm(word_x, word_y, t | (4 + t) << 4));
+    const u32 bytes = Indices(__byte_perm(word_x, word_y, t | (4 + t) << 4)).low(book);
     x = level_pair(__byte_perm(bytes, 0, 0x4140)), y = level_pair(__byte_perm(bytes, 0, 0x4342));
 }
 

@@ -280,8 +280,8 @@ fn a_code_book_has_int4s_options() {
     };
     assert!(of(nf4).windows(2).all(|two| two[0] == two[1]) && of(nf4).len() == 8);
     assert!(of(learned).windows(2).any(|two| two[0] != two[1]));
-    assert!(of(learned).iter().all(|l| (l[0], l[15]) == (-127, 127)));
-    assert!(of(signed).iter().all(|l| l[0] == -127 && l[15] < 127));
+    assert!(of(learned).iter().all(|l| (l[0], l[15]) == (-126, 126)));
+    assert!(of(signed).iter().all(|l| l[0] == -126 && l[15] < 126));
     let detail = ok(inspect(&[
         &path("nf4"),
         "--tensor",

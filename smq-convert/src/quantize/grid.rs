@@ -77,22 +77,13 @@ impl Grid {
         }
     }
 
-    /// The exact scale of a group of magnitudes up to `max_abs`, which is not 0: `max|w|` divided
-    /// by 7, or by the magnitude of a book's largest level; signed, what puts the first element of
-    /// largest magnitude on -8, or on that level.
+    /// The exact scale of a group of magnitudes up to `max_abs`, which is not 0.
     pub(super) fn exact_scale(&self, rule: ScaleRule, w: &[f32], max_abs: f32) -> f32 {
-        let max_abs = max_abs.max(MAX_ABS_FLOOR);
-        let largest = match self {
-            Grid::Int4 => -8.0,
-            Grid::Book(book) => f32::from(book.levels.largest()),
-        };
-        match (rule, self) {
-            (ScaleRule::Signed, _) => max_abs.copysign(extreme(w)) / largest,
-            (ScaleRule::Reference | ScaleRule::Nearest | ScaleRule::Search, Grid::Int4) => {
-                max_abs / 7.0
-            }
-            (ScaleRule::Reference | ScaleRule::Nearest | ScaleRule::Search, Grid::Book(_)) => {
-                max_abs / largest.abs()
+        match self {
+            Grid::Int4 => exact_scale(rule, -8.0, 7.0, w, max_abs),
+            Grid::Book(book) => {
+                let largest = f32::from(book.levels.largest());
+                exact_scale(rule, largest, largest.abs(), w, max_abs)
             }
         }
     }
@@ -108,6 +99,22 @@ impl Grid {
                 levels: book.levels,
             },
         }
+    }
+}
+
+/// The exact scale of a group: `max|w| / divisor`; signed, what puts the first element of largest
+/// magnitude on `signed`. With the published reference's floor under `max|w|`.
+pub(super) fn exact_scale(
+    rule: ScaleRule,
+    signed: f32,
+    divisor: f32,
+    w: &[f32],
+    max_abs: f32,
+) -> f32 {
+    let max_abs = max_abs.max(MAX_ABS_FLOOR);
+    match rule {
+        ScaleRule::Signed => max_abs.copysign(extreme(w)) / signed,
+        ScaleRule::Reference | ScaleRule::Nearest | ScaleRule::Search => max_abs / divisor,
     }
 }
 

@@ -7,12 +7,13 @@
 use rayon::prelude::*;
 use smq_format::{Dtype, LevelChoice, Levels, ScaleRule, nf4};
 
-use super::grid::{Book, Grid};
+use super::grid::exact_scale;
 use super::kernel::Kernel;
 use super::{QuantizeError, QuantizeOptions, first_not_finite};
 
-/// Magnitude of the levels at the ends.
-const END: i32 = 127;
+/// Magnitude of the levels at the ends. Of a byte's 127 one is left, for the sign that the CUDA
+/// kernel adds to it (kernels/decode_lut4.cuh).
+const END: i32 = 126;
 /// Bins of the histogram for a unit of the levels.
 const BINS_A_UNIT: i32 = 16;
 /// Bins of either sign; those at the ends hold the quotients of the ends.
@@ -42,7 +43,7 @@ pub(super) fn levels(
     }
 }
 
-/// Counts of the quotients by `round_half_even(16 w / s)`, from -127 to 127, where `s` is the exact
+/// Counts of the quotients by `round_half_even(16 w / s)`, from -126 to 126, where `s` is the exact
 /// scale that puts the group's largest magnitude at the end.
 fn histogram(
     bytes: &[u8],
@@ -51,7 +52,6 @@ fn histogram(
     options: &QuantizeOptions,
 ) -> Result<Vec<u64>, QuantizeError> {
     let kernel = Kernel::detect();
-    let grid = Grid::Book(Book::new(Levels::nf4()));
     let empty = || vec![0u64; 2 * BINS as usize + 1];
     let count_row = |counts: &mut [u64], w: &mut [f32], row: usize, source: &[u8]| {
         kernel.widen(dtype, source, w);
@@ -61,7 +61,7 @@ fn histogram(
             if max_abs == 0.0 {
                 continue;
             }
-            let s = grid.exact_scale(options.rule, w, max_abs);
+            let s = exact_scale(options.rule, -(END as f32), END as f32, w, max_abs);
             for w in w {
                 let bin = (w / s * BINS_A_UNIT as f32).round_ties_even() as i32;
                 counts[(bin.clamp(-BINS, BINS) + BINS) as usize] += 1;
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn equal_counts_give_equal_steps_and_none_gives_nf4() {
-        // Between held ends 14 levels divide 254 into equal steps, the outermost cells being half
+        // Between held ends 14 levels divide 252 into equal steps, the outermost cells being half
         // as wide.
         let levels = lloyd(&counts(|_| 1), false).bytes();
         let steps: Vec<i32> = levels
@@ -165,8 +165,9 @@ mod tests {
             .map(|p| i32::from(p[1]) - i32::from(p[0]))
             .collect();
         assert!(steps.iter().all(|s| (16..=18).contains(s)), "{levels:?}");
-        assert_eq!((levels[0], levels[15]), (-127, 127));
-        assert_eq!(lloyd(&counts(|_| 0), true), Levels::nf4());
+        assert_eq!((levels[0], levels[15]), (-126, 126));
+        let start = nf4::VALUES.map(|v| (v * 126.0).round() as i8);
+        assert_eq!(lloyd(&counts(|_| 0), true).bytes(), start);
     }
 
     #[test]
@@ -174,11 +175,11 @@ mod tests {
         // All quotients near 0: the levels would be one byte or two.
         let near = counts(|bin| u64::from(bin.abs() < 12) * 100 + u64::from(bin == -BINS));
         let levels = lloyd(&near, false);
-        assert_eq!((levels.bytes()[0], levels.bytes()[15]), (-127, 127));
-        let crowded = strictly_increasing([127.0; 16]);
-        assert_eq!(crowded.bytes(), std::array::from_fn(|i| 112 + i as i8));
-        let crowded = strictly_increasing([-127.0; 16]);
-        assert_eq!(crowded.bytes(), std::array::from_fn(|i| i as i8 - 127));
+        assert_eq!((levels.bytes()[0], levels.bytes()[15]), (-126, 126));
+        let crowded = strictly_increasing([126.0; 16]);
+        assert_eq!(crowded.bytes(), std::array::from_fn(|i| 111 + i as i8));
+        let crowded = strictly_increasing([-126.0; 16]);
+        assert_eq!(crowded.bytes(), std::array::from_fn(|i| i as i8 - 126));
     }
 
     #[test]
@@ -194,7 +195,7 @@ mod tests {
                 "{sigma}"
             );
             assert!(error(&counts, free) < error(&counts, fixed), "{sigma}");
-            assert!(free.bytes()[15] < 127 && free.bytes()[0] == -127);
+            assert!(free.bytes()[15] < 126 && free.bytes()[0] == -126);
         }
     }
 
@@ -209,7 +210,7 @@ mod tests {
             }
             let bytes = lloyd(&counts, free).bytes();
             prop_assert!(bytes.windows(2).all(|p| p[0] < p[1]));
-            prop_assert!(bytes[0] == -127 && (free || bytes[15] == 127));
+            prop_assert!(bytes[0] == -126 && (free || bytes[15] == 126));
         }
     }
 }

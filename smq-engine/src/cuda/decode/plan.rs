@@ -1,7 +1,7 @@
 //! How `decode.cu` is cut for a model and a GPU.
 
 use super::word;
-use crate::cuda::book::Halves;
+use crate::cuda::book::{BOOK_BYTES, Halves};
 use crate::cuda::contract::BLOCK_SHARED_BYTES;
 use crate::cuda::contract::Defines;
 use crate::cuda::weights::{DeviceMatrix, Format, LARGEST_GROUP};
@@ -67,11 +67,12 @@ impl Storage {
         }
     }
 
-    /// Bytes copied for one run's scales of scale codes.
+    /// Bytes copied for one run beside its scale codes: scales of these, or a code book.
     fn nested_bytes(self) -> usize {
         match self {
             Self::Nf4 => NESTED_BYTES,
-            Self::Bf16 | Self::Int4 | Self::Fp8 | Self::Lut4 => 0,
+            Self::Lut4 => BOOK_BYTES,
+            Self::Bf16 | Self::Int4 | Self::Fp8 => 0,
         }
     }
 }
@@ -296,6 +297,7 @@ impl Plan {
             ("SLOT_BYTES", number(slot)),
             ("WEIGHT_BYTES", number(WEIGHT_BYTES)),
             ("NESTED_BYTES", number(NESTED_BYTES)),
+            ("BOOK_BYTES", number(BOOK_BYTES)),
             ("NF4_TABLE_BYTES", number(NF4_TABLE_BYTES)),
             ("DYNAMIC_SHARED", number(shared)),
             (

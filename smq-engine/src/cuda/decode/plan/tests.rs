@@ -132,18 +132,19 @@ fn check(what: &str, plan: &Plan, products: &[(Vec<DeviceMatrix>, Epilogue)], sm
         } else {
             (1, 8)
         };
-        let (groups, nested) = match first.format {
+        let (groups, nested, book) = match first.format {
             Format::Bf16 => continue,
             Format::Int4 { group, .. } | Format::Lut4 { group, .. } => {
                 assert_eq!(get("INT4_GROUP"), group, "{what}");
-                (first.cols.div_ceil(group), 0)
+                let book = matches!(first.format, Format::Lut4 { .. });
+                (first.cols.div_ceil(group), 0, 32 * usize::from(book))
             }
-            Format::Nf4 { .. } => (first.cols / 64, 48),
-            Format::Fp8 { .. } => (1, 0),
+            Format::Nf4 { .. } => (first.cols / 64, 48, 0),
+            Format::Fp8 { .. } => (1, 0, 0),
         };
         let bits = 127 + run_rows * groups * width + 32;
         assert!(8 * kind.run_bytes(width) >= bits, "{what}");
-        let codes = runs * (kind.run_bytes(width) + nested);
+        let codes = runs * (kind.run_bytes(width) + nested + book);
         assert!(8 * 128 * WARPS + codes <= slot, "{what}");
         // The scales of a run's NF4 codes: one for 256, from any of four on.
         assert!(
