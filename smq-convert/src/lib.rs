@@ -79,7 +79,8 @@ pub use import::{Form, Grouping, Import};
 pub use plan::{Plan, Planned};
 pub use products::product;
 pub use quantize::{
-    Method, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, ScaleRule, quantize,
+    LevelChoice, Levels, Method, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, ScaleRule,
+    quantize,
 };
 pub use source::Checkpoint;
 pub use synth::{SynthError, SynthOptions, SynthSummary, synth};

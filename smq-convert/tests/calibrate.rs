@@ -350,7 +350,7 @@ fn what_cannot_be_calibrated_on_is_refused_before_the_work() {
         ),
         (
             "--scheme fp8 --calibrate text.txt",
-            "--calibrate is for int4 and nf4",
+            "--calibrate is for int4, lut4 and nf4",
         ),
         (
             "--mbits auto --budget 5 --calibrate text.txt",

@@ -18,7 +18,7 @@ use super::texts::CalibrationText;
 use crate::apply::not_quantized;
 use crate::choice::Choice;
 use crate::error::ConvertError;
-use crate::quantize::Quantized;
+use crate::quantize::{Method, Quantized};
 use crate::source::Checkpoint;
 
 /// Tokens whose products are summed in f32 before they join the sums in f64.
@@ -50,13 +50,13 @@ pub(super) fn calibrate(
 ) -> Result<Calibration, ConvertError> {
     let decoder = Decoder::load(source)?;
     let methods = checkpoint.tensors().iter().zip(&choice.methods);
-    let storage = methods
-        .filter_map(|(tensor, method)| Some((tensor.name.as_str(), Storage::of((*method)?)?)))
+    let methods = methods
+        .filter_map(|(tensor, method)| Some((tensor.name.as_str(), (*method)?)))
         .collect();
     let mut run = Run {
         checkpoint,
         decoder: &decoder,
-        storage,
+        methods,
         plain: windows(&decoder, text)?,
         quantized: windows(&decoder, text)?,
     };
@@ -80,7 +80,7 @@ fn windows(decoder: &Decoder<'_>, text: &CalibrationText) -> Result<Vec<Window>,
 struct Run<'a> {
     checkpoint: &'a Checkpoint,
     decoder: &'a Decoder<'a>,
-    storage: HashMap<&'a str, Storage>,
+    methods: HashMap<&'a str, Method>,
     plain: Vec<Window>,
     quantized: Vec<Window>,
 }
@@ -126,7 +126,7 @@ impl Run<'_> {
         loaded: Option<&mut HashMap<String, Calibrated>>,
     ) -> Result<Vec<(String, Vec<usize>, Calibrated)>, ConvertError> {
         let matrices = self.decoder.stage_matrices(layer, stage);
-        let is_wanted = |n: &NamedMatrix| self.storage.contains_key(n.name.as_str());
+        let is_wanted = |n: &NamedMatrix| self.methods.contains_key(n.name.as_str());
         let calibrated: Vec<Option<Calibrated>> = match loaded {
             Some(loaded) => names.iter().map(|n| loaded.remove(&n.name)).collect(),
             None if names.iter().any(is_wanted) => self.calibrated(names, matrices)?,
@@ -182,20 +182,23 @@ impl Run<'_> {
         })?;
         drop(moments);
         let solve = |(name, matrix): (&NamedMatrix, &Matrix<'_>)| {
-            let Some(&storage) = self.storage.get(name.name.as_str()) else {
+            let Some(&method) = self.methods.get(name.name.as_str()) else {
                 return Ok(None);
             };
             let mut w = vec![0.0; matrix.rows * matrix.cols];
             matrix.dequantize(0..matrix.rows, &mut w);
-            let problem = Problem {
-                name: &name.name,
-                w: &w,
-                factor: &factor,
-                storage,
+            let solve = |storage: Option<Storage>| {
+                let problem = |storage| Problem {
+                    name: &name.name,
+                    w: &w,
+                    factor: &factor,
+                    storage,
+                };
+                storage.map(|storage| problem(storage).solve()).transpose()
             };
-            problem
-                .solve()
-                .map(Some)
+            let storage = Storage::of(method, &w, matrix.cols);
+            storage
+                .and_then(solve)
                 .map_err(|error| match self.checkpoint.tensor(&name.name) {
                     Some(tensor) => not_quantized(self.checkpoint, tensor, error),
                     None => failed(format!("tensor {:?}: {error:?}", name.name)),

@@ -35,7 +35,7 @@ impl<'a> About<'a> {
                 scale_change(checkpoint, &options),
                 options.scales.to_string(),
             )),
-            Some(Method::Int4(_) | Method::Nf4 | Method::Fp8) | None => None,
+            Some(Method::Int4(_) | Method::Lut4 { .. } | Method::Nf4 | Method::Fp8) | None => None,
         };
         Self {
             checkpoint,
