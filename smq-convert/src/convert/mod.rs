@@ -10,7 +10,7 @@ use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
 
 use against_config::check_against_config;
 
-use crate::apply::{check_options, not_quantized, quantize_tensor};
+use crate::apply::{check_options, check_rule, not_quantized, quantize_tensor};
 use crate::auto::{Auto, AutoOptions, choose, measured_bytes};
 use crate::calibrate::{
     self, CalibrateOptions, Calibration, CalibrationProgress, Outcome, Prepared, Saved,
@@ -97,6 +97,7 @@ impl CalibrationSummary {
 /// # Errors
 /// As [`convert`], for all that can be known from headers.
 pub fn dry_run(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Plan, ConvertError> {
+    check_rule_of(options.quantize)?;
     plan_of(checkpoint, &uniform(checkpoint, options)?)
 }
 
@@ -114,6 +115,12 @@ pub fn dry_run_auto(
     let auto = choose(checkpoint, options, progress)?;
     let plan = plan_of(checkpoint, &auto.choice)?;
     Ok((auto, plan))
+}
+
+fn check_rule_of(method: Method) -> Result<(), ConvertError> {
+    method
+        .options()
+        .map_or(Ok(()), |options| check_rule(options.rule))
 }
 
 fn uniform(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Choice, ConvertError> {
@@ -141,6 +148,7 @@ pub fn convert(
     progress: Progress,
 ) -> Result<Summary, ConvertError> {
     let started = Instant::now();
+    check_rule_of(options.quantize)?;
     let choice = uniform(checkpoint, options)?;
     check_target(checkpoint, target)?;
     let writer = SmqWriter::create(target, options.overwrite)?;
