@@ -3,7 +3,7 @@
 use smq_format::index::{Blob, FileEntry, align};
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::statistics::{
-    EXPONENT_BUCKETS, ErrorSummary, MAX_ROW_BLOCKS, STATISTICS_VERSION, TensorStatistics,
+    EXPONENT_BUCKETS, ErrorSummary, MAX_ROW_BLOCKS, TensorStatistics,
 };
 use smq_format::{Index, Provenance, Scheme, SourceFile, Statistics, TensorEntry};
 
@@ -49,10 +49,7 @@ pub(crate) fn plan(
         provenance,
         tensors: Vec::new(),
     };
-    let mut statistics = Statistics {
-        version: STATISTICS_VERSION,
-        tensors: Vec::new(),
-    };
+    let mut statistics = Statistics::default();
     let mut planned = Vec::new();
     let mut end = smq_format::header::HEADER_BYTES as u64;
     let mut place = |length: u64| {
@@ -166,5 +163,6 @@ fn record_of(tensor: &SourceTensor) -> TensorStatistics {
         exponent_counts: vec![0; EXPONENT_BUCKETS],
         block_rows: block_rows as u64,
         row_blocks: vec![0.0; rows.div_ceil(block_rows)],
+        output: None,
     }
 }

@@ -5,7 +5,7 @@ mod against_config;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use smq_format::statistics::{STATISTICS_VERSION, TensorStatistics};
+use smq_format::statistics::TensorStatistics;
 use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
 
 use against_config::check_against_config;
@@ -214,8 +214,8 @@ fn write(
         source.blake3 = hash;
     }
     let record = Statistics {
-        version: STATISTICS_VERSION,
         tensors: done.statistics,
+        receipts: Vec::new(),
     };
     let written = writer.finish(provenance, Some(&record))?;
     let groups: u64 = record.tensors.iter().map(|t| t.groups).sum();
