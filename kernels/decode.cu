@@ -27,18 +27,18 @@
 //   block: 32 (WARPS + PRODUCERS).
 //
 // Macros of the model and the GPU: HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF, WINDOW
-// (0: none), SPLITS, EPS_BITS, GRID; INT4_GROUP (128, 64, 32); BF16_CORES, BF16_CORE0_K and so on;
+// (0: none), SPLITS, EPS_BITS, GRID; INT4_GROUP (128, 64, 32); LUT4_SHIFTED; BF16_CORES, BF16_CORE0_K and so on;
 // and of each kind of product i < KINDS (at most MOST_KINDS): KINDi_K, KINDi_STORAGE,
 // KINDi_EPILOGUE, KINDi_SEG0, KINDi_SEG1, KINDi_SEG2.
 //
 // Of the cut (smq-engine/src/cuda/decode/plan.rs): WARPS, PRODUCERS, SLOTS, SLOT_BYTES, WEIGHT_BYTES
-// (of a slot), NESTED_BYTES, INT4_IN_FLIGHT and BF16_IN_FLIGHT (slots of a producer on their way at
+// (of a slot), NESTED_BYTES, BOOK_BYTES, INT4_IN_FLIGHT and BF16_IN_FLIGHT (slots of a producer on their way at
 // a time: more do not arrive sooner, they queue in the memory system, and activations queue behind
 // them), PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the largest that a storage of these products
 // needs, 0 with bf16 alone), NF4_TABLE_BYTES, DYNAMIC_SHARED.
 //
 // What both sides call by a number: PHASE_WORDS, WORD_KIND and so on (enum Word), ATTENTION_KIND,
-// SCALES_WIDTH_AT, SCALES_MANTISSA_AT; BF16, INT4, NF4, FP8; STORE, RESIDUAL, SWIGLU, LOGITS;
+// SCALES_WIDTH_AT, SCALES_MANTISSA_AT; BF16, INT4, NF4, FP8, LUT4; STORE, RESIDUAL, SWIGLU, LOGITS;
 // EXCHANGED_FLOATS (of a block's part of attention); RING, NOT_FINITE and the places in `state`.
 
 #include "common.cuh"
@@ -61,7 +61,7 @@ enum Word {
     W0 = WORD_WEIGHTS,      // weights of up to three segments; attention: keys, values
     W1 = W0 + 2,
     W2 = W0 + 4,
-    S0 = WORD_SCALES_AT, // scales
+    S0 = WORD_SCALES_AT, // scales; lut4: the book is before them
     S1 = S0 + 2,
     S2 = S0 + 4,
     FIRST1 = WORD_FIRST1, // index in S1 of segment 1's first scale; attention: positions that the cache holds
@@ -303,12 +303,29 @@ static_assert(MOST_KINDS == 9, "as many as are listed here");
 #else
 #define FP8_CORE_2
 #endif
-static_assert(BF16_CORES <= 3 && INT4_CORES <= 3 && NF4_CORES <= 3 && FP8_CORES <= 3, "no more are listed here");
+#if LUT4_CORES > 0
+#define LUT4_CORE_0 LUT4_CORE(LUT4_CORE0_K)
+#else
+#define LUT4_CORE_0
+#endif
+#if LUT4_CORES > 1
+#define LUT4_CORE_1 LUT4_CORE(LUT4_CORE1_K)
+#else
+#define LUT4_CORE_1
+#endif
+#if LUT4_CORES > 2
+#define LUT4_CORE_2 LUT4_CORE(LUT4_CORE2_K)
+#else
+#define LUT4_CORE_2
+#endif
+static_assert(BF16_CORES <= 3 && INT4_CORES <= 3 && NF4_CORES <= 3 && FP8_CORES <= 3 && LUT4_CORES <= 3,
+              "no more are listed here");
 #define FOR_CORES \
     BF16_CORE_0 BF16_CORE_1 BF16_CORE_2 \
     INT4_CORE_0 INT4_CORE_1 INT4_CORE_2 \
     NF4_CORE_0 NF4_CORE_1 NF4_CORE_2 \
-    FP8_CORE_0 FP8_CORE_1 FP8_CORE_2
+    FP8_CORE_0 FP8_CORE_1 FP8_CORE_2 \
+    LUT4_CORE_0 LUT4_CORE_1 LUT4_CORE_2
 
 #include "decode_product.cuh"
 #include "decode_attention.cuh"

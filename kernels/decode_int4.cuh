@@ -27,9 +27,10 @@ DEVICE int int4_scale_row(int lane) { return INT4_PARTS == 1 ? lane / 2 % 8 : la
 
 // int4: one line's part of x. Every element is converted once, by the lane that loads it, and handed over in shared memory:
 // converting what each lane needs would do every element several times, and that is on the critical path.
-struct __align__(16) LineLimbs {
-    u32 limbs[3][64]; // word 2 lane + odd: that limb of the lane's even or odd ones of 8 consecutive elements
-    float unit[2];    // of the fixed point over 16, of each half
+// BOOK: for a code book (decode_lut4.cuh), whose weights come in the order of columns and not as 16 q.
+template <bool BOOK> struct __align__(16) LimbsOfLine {
+    u32 limbs[3][64]; // word 2 lane + odd: that limb of the lane's even or odd ones of 8 consecutive elements; BOOK: first or last 4
+    float unit[2];    // of the fixed point over 16, of each half; BOOK: not over 16
     INSIDE void store(uint4 a, uint4 b, int lane) {
         u32 bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
         const u32 largest = untag_largest(bits);
@@ -45,28 +46,31 @@ struct __align__(16) LineLimbs {
         u32 out[3][2];
 #pragma unroll
         for (int odd = 0; odd < 2; odd++) {
-            u32 low01 = __byte_perm(y[odd], y[2 + odd], 0x5140), low23 = __byte_perm(y[4 + odd], y[6 + odd], 0x5140);
-            u32 top01 = __byte_perm(y[odd], y[2 + odd], 0x0062), top23 = __byte_perm(y[4 + odd], y[6 + odd], 0x0062);
+            const int first = BOOK ? 4 * odd : odd, step = BOOK ? 1 : 2;
+            const u32 y0 = y[first], y1 = y[first + step], y2 = y[first + 2 * step], y3 = y[first + 3 * step];
+            u32 low01 = __byte_perm(y0, y1, 0x5140), low23 = __byte_perm(y2, y3, 0x5140);
+            u32 top01 = __byte_perm(y0, y1, 0x0062), top23 = __byte_perm(y2, y3, 0x0062);
             out[0][odd] = __byte_perm(low01, low23, 0x5410) ^ 0x80808080u;
             out[1][odd] = __byte_perm(low01, low23, 0x7632) ^ 0x80808080u;
             out[2][odd] = __byte_perm(top01, top23, 0x5410) ^ 0x80808080u;
         }
 #pragma unroll
         for (int i = 0; i < 3; i++) *(uint2 *)(limbs[i] + 2 * lane) = make_uint2(out[i][0], out[i][1]);
-        if (lane % 16 == 0) unit[lane / 16] = finite ? __uint_as_float((exponent - 25) << 23) : __uint_as_float(0x7fffffffu);
+        if (lane % 16 == 0) unit[lane / 16] = finite ? __uint_as_float((exponent - (BOOK ? 21 : 25)) << 23) : __uint_as_float(0x7fffffffu);
     }
 };
+using LineLimbs = LimbsOfLine<false>;
 
 #if INT4_CORES
 static_assert(sizeof(LineLimbs) <= EXCHANGE_BYTES, "a warp exchanges a line's");
 #endif
 
 // A lane's part of it: its b registers, column r = lane / 4 being limb r % 4 of half r / 4.
-struct Limbs {
-    using Line = LineLimbs;
-    u32 b[8];    // word u of a lane's 32 elements, in the order of its weights: b[2u] its even, b[2u + 1] its odd ones
+template <bool BOOK> struct LimbsOfLane {
+    using Line = LimbsOfLine<BOOK>;
+    u32 b[8];    // word u of a lane's 32 elements, in the order of its weights: b[2u] its even, b[2u + 1] its odd ones (BOOK: 4 and 4)
     float scale; // the unit of half lane / 4 % 2, the half of this lane's c
-    INSIDE void load(const LineLimbs &from, int lane) {
+    INSIDE void load(const Line &from, int lane) {
         const int r = lane / 4, t = lane % 4, part = r % 4;
         const u32 *half = from.limbs[min(part, 2)] + 32 * (r / 4);
         if constexpr (INT4_PARTS < 4) {
@@ -85,6 +89,7 @@ struct Limbs {
         scale = from.unit[r % 2];
     }
 };
+using Limbs = LimbsOfLane<false>;
 
 // A lane's four words of a row of a line: the first byte's place, and what is there.
 DEVICE int first_byte(int lane) { return INT4_PARTS == 1 ? lane % 8 * 16 : lane / 4 % 2 * 64 + lane % 4 * 4 * PART_WORDS; }
@@ -128,7 +133,7 @@ DEVICE void mma_s8(int c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// int4 and NF4: what a warp has of the slots of a product. Tiles in one slot go around the teams; else each team has the same
+// int4, code books and NF4: what a warp has of the slots of a product. Tiles in one slot go around the teams; else each team has the same
 // MINE slots of every tile.
 template <int K, int STORAGE> struct Team {
     static constexpr Shape S = {K, STORAGE, STORE, 0, 0, 0};

@@ -1,4 +1,4 @@
-// A product of a decode step: y[rows] = W[rows, K] x[K] for one activation row, W bf16, int4, NF4 or FP8.
+// A product of a decode step: y[rows] = W[rows, K] x[K] for one activation row, W bf16, int4, NF4, FP8 or lut4 (a code book).
 //
 // A block owns a contiguous run of tiles of 8 weight rows. A tile takes ksplit slots of the ring, each up to WARPS lines: 128
 // bytes of each of the 8 rows. A warp keeps the x of its lines in registers, in fragment order, for all tiles.
@@ -10,7 +10,7 @@
 //
 //   bf16  128 bytes = 64 columns, a half is 32. mma.m16n8k16 in f32; x = hi + lo, bf16 each (2^-17), one a column. Every
 //         warp has a line of each slot.
-//   int4, NF4, FP8  decode_int4.cuh, decode_nf4.cuh, decode_fp8.cuh.
+//   int4, NF4, FP8, lut4  decode_int4.cuh, decode_nf4.cuh, decode_fp8.cuh, decode_lut4.cuh.
 //
 // Every warp's partial sums of a row meet in shared memory and are added in the order of warps: deterministic.
 //
@@ -24,6 +24,13 @@
 // Up to 3 segments (q, k, v apart) of SEG0, SEG1, SEG2 rows, multiples of 8 (SWIGLU: 4). Scales may be read up to 35 bytes
 // past their stream's end.
 #pragma once
+
+// Whether weights are laid out as int4's.
+#if LUT4_CORES
+#define IS_INT4(storage) ((storage) == INT4 || (storage) == LUT4)
+#else
+#define IS_INT4(storage) ((storage) == INT4)
+#endif
 
 // A kind of product, as the producers and the epilogues need it; what multiplies is compiled for each storage and K apart.
 // All that takes a division is worked out here.
@@ -85,11 +92,16 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
     const u8 *s0 = phase.pointer<const u8>(S0), *s1 = phase.pointer<const u8>(S1), *s2 = phase.pointer<const u8>(S2);
     const u32 first1 = phase.at(FIRST1), width = phase.at(SCALES) >> SCALES_WIDTH_AT & 255;
     const int runs = s.paired ? 2 : 1, run_bytes = s.storage != BF16 ? phase.at(RUN_BYTES) : 0;
-    const int code_bytes = runs * (run_bytes + (s.storage == NF4 ? NESTED_BYTES : 0));
+#if LUT4_CORES
+    const int beside = s.storage == NF4 ? NESTED_BYTES : s.storage == LUT4 ? BOOK_BYTES : 0;
+#else
+    const int beside = s.storage == NF4 ? NESTED_BYTES : 0;
+#endif
+    const int code_bytes = runs * (run_bytes + beside);
     const int row_bytes = s.row_bytes;
     // Slots of pieces of rows need more on their way than whole rows do.
     const int four_bit = s.ksplit > 1 ? max(INT4_IN_FLIGHT, 2) : INT4_IN_FLIGHT;
-    const int in_flight = s.storage == INT4 || s.storage == NF4 ? four_bit : BF16_IN_FLIGHT;
+    const int in_flight = IS_INT4(s.storage) || s.storage == NF4 ? four_bit : BF16_IN_FLIGHT;
     const Tiles tiles(s);
     int chunk = pump.skip;
 #pragma unroll 1
@@ -122,6 +134,10 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
                     const u8 *scales = run ? s1 : segment == 0 ? s0 : segment == 1 ? s1 : s2;
                     const u32 bit = first_bit(s, place, run, first1, width);
                     pump.copy(slot + WEIGHT_BYTES + run * run_bytes, scales + bit / 128 * 16, run_bytes);
+#if LUT4_CORES
+                    if (s.storage == LUT4)
+                        pump.copy(slot + WEIGHT_BYTES + runs * run_bytes + run * BOOK_BYTES, scales - BOOK_BYTES, BOOK_BYTES);
+#endif
                     if (s.storage == NF4)
                         pump.copy(slot + WEIGHT_BYTES + runs * run_bytes + run * NESTED_BYTES,
                                   scales + nested_at(s, segment, first1) + bit / 8 / 256 / 4 * 16, NESTED_BYTES);
@@ -326,6 +342,7 @@ template <int K> __device__ __noinline__ Multiplied multiply_bf16(Multiply m) {
 #include "decode_int4.cuh"
 #include "decode_nf4.cuh"
 #include "decode_fp8.cuh"
+#include "decode_lut4.cuh"
 
 // ---- what follows ----
 
@@ -381,7 +398,7 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     if (s.storage != BF16) {
         const u32 width = packed >> SCALES_WIDTH_AT & 255;
         // The row whose scales a lane loads.
-        const int row = s.storage == INT4 ? int4_scale_row(lane) : s.storage == NF4 ? nf4_row(lane) : 4 * (lane % 2) + lane / 8;
+        const int row = IS_INT4(s.storage) ? int4_scale_row(lane) : s.storage == NF4 ? nf4_row(lane) : 4 * (lane % 2) + lane / 8;
         const int run_rows = s.step, run = row / run_rows;
         const Place place(s, tiles.first);
         scales.bit = first_bit(s, place, run, phase.at(FIRST1), width);
@@ -415,6 +432,12 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     if (s.storage == NF4 && s.k == K) done = multiply_nf4<K>(m, scales, nested_in_slot(s, scales, phase.at(RUN_BYTES)), c.exchange);
 #define FP8_CORE(K)                                                                                                    \
     if (s.storage == FP8 && s.k == K) done = multiply_fp8<K>(m, scales, c.exchange);
+#if LUT4_CORES
+    // One a run, behind the codes.
+    const u32 book = WEIGHT_BYTES + (s.paired ? 2 : 1) * phase.at(RUN_BYTES), books = book | (s.paired ? book + BOOK_BYTES : book) << 16;
+#define LUT4_CORE(K)                                                                                                   \
+    if (s.storage == LUT4 && s.k == K) done = multiply_lut4<K>(m, scales, packed, books, c.exchange);
+#endif
     FOR_CORES
     c.at = done.next;
 

@@ -1,4 +1,4 @@
-// Weights back to bf16, for products with so many rows that a bf16 GEMM wins: int4 (w' = q s'), NF4 and FP8.
+// Weights back to bf16, for products with so many rows that a bf16 GEMM wins: int4 (w' = q s'), code books, NF4 and FP8.
 //
 // dequantize_int4:
 //   nibbles  [*, K/2] bytes, low nibble = even column, two's complement
@@ -15,7 +15,7 @@
 // dequantize_nf4, dequantize_fp8: the same bits as a CPU's too. The blobs are a file's (spec/format.md), columns come in plain
 // order, and GROUP, OUT_INT4 and the scale macros do not matter. NF4's blocks run over rows: K / 64 need not be whole.
 //
-// Macros: K (a multiple of 32), GROUP (a multiple of 32), OUT_INT4, SCALE_FORMAT, SCALE_WIDTH,
+// Macros: LUT4 (1 for dequantize_lut4 too), K (a multiple of 32), GROUP (a multiple of 32), OUT_INT4, SCALE_FORMAT, SCALE_WIDTH,
 // SCALE_MANTISSA, THREADS, CHUNKS_A_BLOCK.
 // Grid: ceil(rows * OUT_K / 8 / CHUNKS_A_BLOCK) blocks of THREADS.
 // The kernel moves 2.5 bytes a weight and does little else. A thread makes chunks of 8 outputs, so that a
@@ -23,6 +23,9 @@
 #include "common.cuh"
 #include "nf4.cuh"
 
+#ifndef LUT4
+#define LUT4 0
+#endif
 #ifndef OUT_INT4
 #define OUT_INT4 0
 #endif
@@ -97,6 +100,51 @@ dequantize_int4(const u8 *__restrict__ nibbles, const void *__restrict__ scales,
         ((uint4 *)out)[index] = v;
     }
 }
+
+#if LUT4
+// As dequantize_int4 in plain order, but that a nibble is an index into the 16 bytes of `book`: the bits of
+// `bf16(level as f32 * s)` on a CPU.
+KERNEL __launch_bounds__(THREADS)
+dequantize_lut4(const u8 *__restrict__ nibbles, const void *__restrict__ scales, int bias, uint4 book, int rows, int first_row,
+                u16 *__restrict__ out) {
+    static_assert(!OUT_INT4, "plain order alone");
+    __shared__ float values[16];
+    let_next_kernel_start();
+    if (threadIdx.x < 16) {
+        const u32 i = threadIdx.x / 4, word = i == 0 ? book.x : i == 1 ? book.y : i == 2 ? book.z : book.w;
+        values[threadIdx.x] = (float)(int)(signed char)(word >> 8 * (threadIdx.x % 4));
+    }
+    __syncthreads();
+    u32 chunks = (u32)rows * CHUNKS_A_ROW;
+    u32 first = blockIdx.x * CHUNKS_A_BLOCK + threadIdx.x;
+    u32 words[CHUNKS];
+    float scale[CHUNKS];
+#pragma unroll
+    for (int n = 0; n < CHUNKS; n++) {
+        u32 index = first + n * THREADS;
+        u32 row = first_row + index / CHUNKS_A_ROW, column = index % CHUNKS_A_ROW * 8;
+        words[n] = 0;
+        scale[n] = 0.0f;
+        if (index < chunks) {
+            words[n] = ((const u32 *)(nibbles + (u64)row * (K / 2)))[column / 8];
+            scale[n] = load_scale(scales, row * GROUPS + column / GROUP, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, bias);
+        }
+    }
+    wait_for_previous_kernel(); // it may still read `out`
+#pragma unroll
+    for (int n = 0; n < CHUNKS; n++) {
+        u32 index = first + n * THREADS;
+        if (index >= chunks) break;
+        u32 p[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            u32 byte = words[n] >> (8 * i) & 255;
+            p[i] = bf16_pair(values[byte & 15] * scale[n], values[byte >> 4] * scale[n]);
+        }
+        ((uint4 *)out)[index] = make_uint4(p[0], p[1], p[2], p[3]);
+    }
+}
+#endif
 
 // nibbles [*, K/2] bytes, high nibble = even column; absmax one byte a block of 64 elements of the whole tensor;
 // nested_absmax one f32 for 256 of these. Grid: ceil(rows * K / 8 / CHUNKS_A_BLOCK).

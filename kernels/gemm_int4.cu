@@ -27,7 +27,10 @@
 // waits for the newest; slower up to 64 tokens.) A cluster is SPLIT_K blocks with the same weight rows and
 // consecutive steps: they add up through distributed shared memory in the order of steps. Same bits every run.
 //
-// Macros: K (multiple of 32), ROWS (multiple of 8; SWIGLU: of 64), GROUP (128, 64, 32), EPILOGUE
+// LUT4 = 1: a nibble is an index into the 16 bytes of `book`, each a level plus 128 (gemm_lut4_weights.cuh); X's order and all else
+// are int4's, GROUP included.
+//
+// Macros: LUT4 (0), K (multiple of 32), ROWS (multiple of 8; SWIGLU: of 64), GROUP (128, 64, 32), EPILOGUE
 // and the numbers of those above, OUT_INT4, TILE_M (tokens a tile: 16, 32, 64, 96, 128), WARPGROUPS,
 // SPLIT_K, STAGES, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, MIN_BLOCKS (blocks an SM, for the
 // register allocation; 1), DYNAMIC_SHARED (what the launch has).
@@ -40,6 +43,9 @@
 
 #ifndef OUT_INT4
 #define OUT_INT4 0
+#endif
+#ifndef LUT4
+#define LUT4 0
 #endif
 #ifndef MIN_BLOCKS
 #define MIN_BLOCKS 1
@@ -223,7 +229,11 @@ DEVICE void barriers_ready() {
 
 KERNEL __cluster_dims__(SPLIT_K, 1, 1) __launch_bounds__(THREADS, MIN_BLOCKS)
 gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbles, const void *__restrict__ scales,
-          int bias, int m, void *out) {
+          int bias, int m, void *out
+#if LUT4
+          , uint4 book
+#endif
+) {
     extern __shared__ u8 dynamic[];
     u8 *shared = dynamic + (-shared_address(dynamic) & 1023);
     u64 *full = (u64 *)(shared + BARRIER_OFFSET), *empty = full + STAGES;
@@ -281,8 +291,8 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
                 u32 index = scale_index[i / PARTS] + PARTS * g + i % PARTS;
                 // Of a group that is not there, whose sum is 0, the last one's: what follows may be no number.
                 if (GROUPS % PARTS) index -= max(PARTS * (begin + g) + i % PARTS - (GROUPS - 1), 0);
-                // Times 4: see quarter_pair.
-                scale[i] = 4.0f * load_scale(scales, index, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, bias);
+                // Times 4: see quarter_pair; 64: gemm_lut4_weights.cuh.
+                scale[i] = (LUT4 ? 64.0f : 4.0f) * load_scale(scales, index, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, bias);
             }
         };
         auto store_scales = [&](int slot, const float (&scale)[PARTS * decodes]) {
@@ -355,7 +365,11 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
                 barrier_wait(full + slot, phase);
                 u64 tokens = matrix_descriptor(shared_address(shared) + slot * TOKEN_BYTES);
                 u32 a[8][4];
+#if LUT4
+                dequantize(a, w + slot * (NIBBLE_BYTES / 16), t, book);
+#else
                 dequantize(a, w + slot * (NIBBLE_BYTES / 16), t);
+#endif
 #pragma unroll
                 for (int part = 0; part < PARTS; part++) {
                     const float *of_part = scale + (slot * PARTS + part) * BLOCK_ROWS;

@@ -1,8 +1,10 @@
-// The int4 weights of gemm_int4.cu from shared memory to the tensor cores' fragments: a step of 128 columns of a warp's 16 rows, 64
+// The weights of gemm_int4.cu from shared memory to the tensor cores' fragments: a step of 128 columns of a warp's 16 rows, 64
 // bytes each, to 8 k-steps of bf16. In groups of 128 a k-step has columns in int4 order, else in plain order.
 #pragma once
 
-#if PARTS == 1
+#if LUT4
+#include "gemm_lut4_weights.cuh"
+#elif PARTS == 1
 #define LANE_PIECE(t) (t) // which 16 bytes of a row's step a lane begins to read at
 // q / 4 of nibbles i and i + 4 of a word as bf16, exact; the scale makes up for the 4. Where int4_pair shifts
 // for every i, odd ones here stay 4 bits higher: there the nibble n = q + 8 is the bf16 n 2^-129 (the first

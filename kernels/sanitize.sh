@@ -25,6 +25,8 @@ convert int4 --target all
 convert int4-mlp-f32 --mbits -1
 convert int4-signed-64 --target all --group-size 64 --scale-rule signed --mbits 2
 convert int4-32 --target all --group-size 32
+convert lut4 --scheme lut4 --target all
+convert lut4-64 --scheme lut4 --levels nf4 --target all --group-size 64
 convert nf4 --scheme nf4 --target all
 convert fp8 --scheme fp8 --target all
 
@@ -58,7 +60,7 @@ export -f check
 export bin out model long
 export SMQ_SANITIZE=1 # README.md
 for tool in memcheck racecheck; do
-    for name in bf16 int4 int4-mlp-f32 int4-signed-64 int4-32 nf4 fp8; do
+    for name in bf16 int4 int4-mlp-f32 int4-signed-64 int4-32 lut4 lut4-64 nf4 fp8; do
         for work in short long endings lines; do
             echo "$tool $name $work"
         done

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype as SourceDtype, TensorView, serialize};
 use smq_format::scale::{MiniFloat, ScaleFormat};
-use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, bits};
+use smq_format::{Dtype, Levels, Provenance, Scheme, SmqFile, SmqWriter, bits};
 use smq_tests::corrupt::{Sample, cases};
 
 /// Names and contents.
@@ -17,6 +17,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(&scratch)?;
     let mini = MiniFloat::for_largest(5, 5, 0.75).ok_or("widths out of range")?;
     let int4 = |scales| Scheme::Int4 { group: 4, scales };
+    let lut4 = |scales| Scheme::Lut4 {
+        group: 4,
+        scales,
+        levels: Levels::nf4(),
+    };
     let sample = Sample::write(&scratch)?;
     let calibrated = cases(&sample)?
         .into_iter()
@@ -29,6 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (name, scheme) in [
         ("raw.smq", Scheme::Raw(Dtype::F16)),
         ("e5m5.smq", int4(ScaleFormat::Mini(mini))),
+        ("lut4.smq", lut4(ScaleFormat::Mini(mini))),
+        ("lut4-f16.smq", lut4(ScaleFormat::F16)),
         ("f16.smq", int4(ScaleFormat::F16)),
         ("f32.smq", int4(ScaleFormat::F32)),
         (
@@ -45,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             Scheme::Raw(dtype) => {
                 writer.add_tensor("norm", &[2, 3], dtype, scheme, &[&[0x3c; 12]])?;
             }
-            Scheme::Int4 { scales, .. } => {
+            Scheme::Int4 { scales, .. } | Scheme::Lut4 { scales, .. } => {
                 let codes = [0.75, -0.5, 0.0, 0.375].map(|s| scales.encode(s).code);
                 let stream = bits::pack(codes, scales.width_bits());
                 let nibbles = [0xe1, 0x87, 0x03, 0x5f, 0x21, 0x0c];

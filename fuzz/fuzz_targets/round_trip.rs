@@ -3,9 +3,9 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use smq_convert::{QuantizeOptions, ScaleChoice, ScaleRule, quantize};
+use smq_convert::{LevelChoice, Method, QuantizeOptions, ScaleChoice, ScaleRule};
 use smq_format::scale::{MiniFloat, ScaleFormat};
-use smq_format::{Dtype, Error, Provenance, Scheme, SmqFile, SmqWriter, bits, int4};
+use smq_format::{Dtype, Error, Levels, Provenance, Scheme, SmqFile, SmqWriter, bits, int4};
 use smq_fuzz::scratch;
 
 #[derive(Debug, Arbitrary)]
@@ -273,9 +273,21 @@ fn coded(
         int4::pack_row(row, out);
     }
     let stream = bits::pack(scale_codes.iter().copied(), format.width_bits());
-    let scheme = Scheme::Int4 {
-        group,
-        scales: format,
+    let book = codes.first().is_some_and(|code| *code < 0);
+    let (scheme, value): (_, fn(i8) -> i8) = match book {
+        false => {
+            let scales = format;
+            (Scheme::Int4 { group, scales }, |q| q)
+        }
+        true => {
+            let (scales, levels) = (format, Levels::nf4());
+            let scheme = Scheme::Lut4 {
+                group,
+                scales,
+                levels,
+            };
+            (scheme, |q| Levels::nf4().bytes()[(q & 15) as usize])
+        }
     };
     let added = writer.add_tensor(
         name,
@@ -284,11 +296,11 @@ fn coded(
         scheme,
         &[&nibbles, &stream],
     );
-    added.expect("an int4 tensor of its shape is accepted; finish checks the rest");
+    added.expect("a tensor of its shape is accepted; finish checks the rest");
     let values = q.iter().enumerate().map(|(i, &q)| {
         let (row, column) = (i / columns, i % columns);
         let code = scale_codes[row * groups + column / group];
-        f32::from(q) * format.decode(code).expect("only valid codes are written")
+        f32::from(value(q)) * format.decode(code).expect("only valid codes are written")
     });
     Some((scheme, values.collect()))
 }
@@ -327,7 +339,18 @@ fn weights(
     };
     let bytes = filled(fill, rows * columns * dtype.bytes());
     let source = widened(dtype, &bytes);
-    let quantized = match quantize(name, &bytes, dtype, (rows, columns), &options) {
+    let method = match rule / 4 % 4 {
+        0 | 1 => Method::Int4(options),
+        2 => Method::Lut4 {
+            options,
+            levels: LevelChoice::Nf4,
+        },
+        _ => Method::Lut4 {
+            options,
+            levels: LevelChoice::Learned,
+        },
+    };
+    let quantized = match method.quantize(name, &bytes, dtype, (rows, columns)) {
         Ok(quantized) => quantized,
         // Weights that are not finite, or over what f16 holds.
         Err(_) => return None,
@@ -336,8 +359,10 @@ fn weights(
         source.iter().all(|w| w.is_finite()),
         "a weight that is not finite is refused"
     );
-    let Scheme::Int4 { scales: format, .. } = quantized.scheme else {
-        panic!("a quantized tensor is int4");
+    let (format, levels) = match quantized.scheme {
+        Scheme::Int4 { scales, .. } => (scales, None),
+        Scheme::Lut4 { scales, levels, .. } => (scales, Some(levels.bytes())),
+        Scheme::Raw(_) | Scheme::Nf4 { .. } | Scheme::Fp8 => panic!("neither int4 nor lut4"),
     };
     let blobs: Vec<&[u8]> = quantized.blobs.iter().map(Vec::as_slice).collect();
     let added = writer.add_tensor(name, &[rows, columns], dtype, quantized.scheme, &blobs);
@@ -348,6 +373,7 @@ fn weights(
         let byte = quantized.blobs[0][row * int4::row_bytes(columns) + column / 2];
         let (low, high) = int4::unpack(byte);
         let q = if column % 2 == 0 { low } else { high };
+        let q = levels.map_or(q, |levels| levels[(q & 15) as usize]);
         let code = bits::code_at(
             &quantized.blobs[1],
             format.width_bits(),

@@ -19,6 +19,12 @@ pub fn dequantize(tensor: &TensorView) -> Option<Vec<f32>> {
             nibbles,
             scales,
             group,
+        }
+        | TensorData::Lut4 {
+            nibbles,
+            scales,
+            group,
+            ..
         } => {
             let &[rows, columns] = tensor.shape() else {
                 return None;
@@ -38,11 +44,15 @@ pub fn dequantize(tensor: &TensorView) -> Option<Vec<f32>> {
                 for column in 0..columns {
                     let byte = nibbles[row * columns.div_ceil(2) + column / 2];
                     let nibble = i32::from(byte >> (4 * (column % 2)) & 15);
-                    let q = if nibble > 7 { nibble - 16 } else { nibble };
+                    let q = match tensor.scheme() {
+                        Scheme::Lut4 { levels, .. } => i32::from(levels.bytes()[nibble as usize]),
+                        Scheme::Raw(_) | Scheme::Int4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => {
+                            (nibble ^ 8) - 8
+                        }
+                    };
                     out.push(q as f32 * values[row * groups + column / group]);
                 }
             }
-            debug_assert!(matches!(tensor.scheme(), Scheme::Int4 { .. }));
             Some(out)
         }
         TensorData::Nf4 { nibbles, scales } => {

@@ -4,7 +4,7 @@ use serde_json::Value;
 use smq_format::header::{HEADER_BYTES, Header, Section};
 use smq_format::index::{Blob, Index, align};
 use smq_format::scale::{MiniFloat, ScaleFormat};
-use smq_format::{Dtype, Scheme, hash};
+use smq_format::{Dtype, Levels, Scheme, hash};
 
 use crate::{Mutate, Random, mutate_json};
 
@@ -298,7 +298,25 @@ fn scheme(random: &mut Random) -> Scheme {
             }
         }
     };
-    Scheme::Int4 { group, scales }
+    if random.below(3) > 0 {
+        return Scheme::Int4 { group, scales };
+    }
+    // Steps that fit: the levels stay in a byte.
+    let mut level = i8::MIN + random.below(16) as i8;
+    let any = std::array::from_fn(|_| {
+        level = level.saturating_add(1 + random.below(14) as i8);
+        level
+    });
+    let levels = [
+        Levels::int4(),
+        Levels::nf4(),
+        Levels::new(any).unwrap_or(Levels::nf4()),
+    ];
+    Scheme::Lut4 {
+        group,
+        scales,
+        levels: random.pick(&levels),
+    }
 }
 
 fn ranges(index: &Index) -> impl Iterator<Item = (u64, u64)> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::error::ConvertError;
 use crate::import::Grouping;
-use crate::quantize::{Method, QuantizeOptions, ScaleRule};
+use crate::quantize::{LevelChoice, Method, QuantizeOptions, ScaleRule};
 use crate::source::Checkpoint;
 use crate::target::Target;
 use crate::tensor::Packed;
@@ -12,6 +12,8 @@ use crate::tensor::Packed;
 /// Provenance key of the scale rule; followed by a space and a tensor's name, of that tensor's
 /// where it is another.
 const SCALE_RULE: &str = "scale_rule";
+/// Provenance key of where the levels of code books come from.
+const LEVELS: &str = "levels";
 
 /// What becomes of each tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,7 +41,7 @@ impl Choice {
                 group: packed.group,
                 ..options
             }),
-            Method::Int4(_) | Method::Nf4 | Method::Fp8 => method,
+            Method::Int4(_) | Method::Lut4 { .. } | Method::Nf4 | Method::Fp8 => method,
         };
         let methods: Vec<_> = checkpoint
             .tensors()
@@ -72,6 +74,13 @@ impl Choice {
                 (SCALE_RULE.to_owned(), int4.rule.to_string()),
                 ("scales".to_owned(), int4.scales.to_string()),
             ],
+            Method::Lut4 { options, levels } => vec![
+                ("group_size".to_owned(), options.group.to_string()),
+                (LEVELS.to_owned(), levels.to_string()),
+                (SCALE_RULE.to_owned(), options.rule.to_string()),
+                ("scales".to_owned(), options.scales.to_string()),
+                ("scheme".to_owned(), method.family().to_string()),
+            ],
             Method::Nf4 | Method::Fp8 => {
                 vec![("scheme".to_owned(), method.family().to_string())]
             }
@@ -96,7 +105,7 @@ pub(crate) fn rule_parameters(tensors: &[(&str, ScaleRule)]) -> Vec<(String, Str
     out
 }
 
-/// The rule that a file's provenance records of an int4 tensor.
+/// The rule that a file's provenance records of an int4 or lut4 tensor.
 pub(crate) fn recorded_rule(
     parameters: &BTreeMap<String, String>,
     tensor: &str,
@@ -104,4 +113,9 @@ pub(crate) fn recorded_rule(
     let own = parameters.get(&format!("{SCALE_RULE} {tensor}"));
     let name = own.or_else(|| parameters.get(SCALE_RULE))?;
     name.parse().ok()
+}
+
+/// Where a file's provenance says that the levels of its code books come from.
+pub(crate) fn recorded_levels(parameters: &BTreeMap<String, String>) -> Option<LevelChoice> {
+    parameters.get(LEVELS)?.parse().ok()
 }

@@ -67,7 +67,8 @@ pub use auto::{Auto, AutoOptions, ChosenTensor, Goal, Sensitivity, choose};
 pub use calibrate::{CalibrateOptions, CalibrationProgress};
 pub use choice::Choice;
 pub use convert::{
-    ConvertOptions, Summary, convert, convert_auto, convert_calibrated, dry_run, dry_run_auto,
+    CalibrationSummary, ConvertOptions, Summary, convert, convert_auto, convert_calibrated,
+    dry_run, dry_run_auto, dry_run_calibrated, saved_layers,
 };
 pub use directory::{DEFAULT_SHARD_BYTES, DirectoryError};
 pub use error::ConvertError;
@@ -78,7 +79,8 @@ pub use import::{Form, Grouping, Import};
 pub use plan::{Plan, Planned};
 pub use products::product;
 pub use quantize::{
-    Method, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, ScaleRule, quantize,
+    LevelChoice, Levels, Method, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, ScaleRule,
+    quantize,
 };
 pub use source::Checkpoint;
 pub use synth::{SynthError, SynthOptions, SynthSummary, synth};

@@ -5,7 +5,7 @@ use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::statistics::{
     EXPONENT_BUCKETS, ErrorSummary, MAX_ROW_BLOCKS, TensorStatistics,
 };
-use smq_format::{Index, Provenance, Scheme, SourceFile, Statistics, TensorEntry};
+use smq_format::{Index, Levels, Provenance, Scheme, SourceFile, Statistics, TensorEntry};
 
 use crate::choice::Choice;
 use crate::error::ConvertError;
@@ -28,7 +28,7 @@ pub struct Plan {
     /// One a tensor, in the checkpoint's order.
     pub tensors: Vec<Planned>,
     /// Length of the file: exact unless a quantized tensor is all zero, the largest scale of an
-    /// int4 one is outside 2^-68..2^22, where its bias has not two digits, or the mean absmax of an
+    /// int4 or lut4 one is outside 2^-68..2^22, where its bias has not two digits, or the mean absmax of an
     /// NF4 one is under 0.0047, where the bits of its offset have not ten; then the index differs
     /// by a byte or more a tensor.
     pub file_bytes: u64,
@@ -119,7 +119,7 @@ pub(crate) fn sources(checkpoint: &Checkpoint) -> Vec<SourceFile> {
 /// all have.
 fn likely_scheme(method: Method) -> Scheme {
     let options = match method {
-        Method::Int4(options) => options,
+        Method::Int4(options) | Method::Lut4 { options, .. } => options,
         Method::Nf4 => {
             return Scheme::Nf4 {
                 offset_bits: 0.0625f32.to_bits(),
@@ -141,9 +141,15 @@ fn likely_scheme(method: Method) -> Scheme {
             },
         },
     };
-    Scheme::Int4 {
-        group: options.group,
-        scales,
+    let group = options.group;
+    match method {
+        // Any levels take as many digits.
+        Method::Lut4 { .. } => Scheme::Lut4 {
+            group,
+            scales,
+            levels: Levels::nf4(),
+        },
+        Method::Int4(_) | Method::Nf4 | Method::Fp8 => Scheme::Int4 { group, scales },
     }
 }
 

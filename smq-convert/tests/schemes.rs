@@ -1,4 +1,4 @@
-//! `--scheme nf4` and `--scheme fp8` as a user runs them, through every command.
+//! `--scheme lut4`, `--scheme nf4` and `--scheme fp8` as a user runs them, through every command.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::path::{Path, PathBuf};
@@ -8,7 +8,11 @@ use safetensors::SafeTensors;
 use smq_format::SmqFile;
 use tempfile::TempDir;
 
-const SCHEMES: [(&str, &str, &str); 2] = [("nf4", "nf4-dq", "4.127"), ("fp8", "fp8-e4m3", "8.106")];
+const SCHEMES: [(&str, &str, &str); 3] = [
+    ("lut4", "lut4-e5mx", "4.086"),
+    ("nf4", "nf4-dq", "4.127"),
+    ("fp8", "fp8-e4m3", "8.106"),
+];
 
 fn fixture() -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/phi3-tiny");
@@ -121,10 +125,10 @@ fn every_report_knows_them() {
         );
         let sqnr = json["totals"]["sqnr_db"].as_f64().unwrap();
         // 4 bits of a normal distribution are worth about 20 dB, 3 bits of mantissa about 31.
-        let range = if made.scheme == "nf4" {
-            19.0..22.0
-        } else {
+        let range = if made.scheme == "fp8" {
             30.0..33.0
+        } else {
+            19.0..22.0
         };
         assert!(range.contains(&sqnr), "{sqnr}");
         let page = made.path("page.html");
@@ -139,13 +143,15 @@ fn files_of_other_schemes_differ_by_their_weights() {
     let made: Vec<_> = converted().collect();
     let same = inspect(&["diff", &made[0].file(), &made[0].file()]);
     assert_eq!(same.status.code(), Some(0));
-    let differ = inspect(&["diff", &made[0].file(), &made[1].file()]);
-    assert_eq!(differ.status.code(), Some(1));
-    let text = String::from_utf8(differ.stdout).unwrap();
-    assert!(
-        text.contains("nf4-dq") && text.contains("fp8-e4m3"),
-        "{text}"
-    );
+    for (a, b) in [(0, 1), (1, 2)] {
+        let differ = inspect(&["diff", &made[a].file(), &made[b].file()]);
+        assert_eq!(differ.status.code(), Some(1));
+        let text = String::from_utf8(differ.stdout).unwrap();
+        assert!(
+            [a, b].iter().all(|i| text.contains(made[*i].scheme)),
+            "{text}"
+        );
+    }
 }
 
 #[test]
@@ -165,8 +171,12 @@ fn they_export_as_dequantized_weights_alone() {
         }
         let packed = made.path("packed");
         let error = refused(convert(&[&file, &packed, "--to", "compressed-tensors"]));
+        let why = match made.scheme {
+            "lut4" => "pack-quantized has no code book",
+            _ => "only int4 can be exported as pack-quantized",
+        };
         let expected = format!(
-            "is {}, and only int4 can be exported as pack-quantized; use --to safetensors, which dequantizes",
+            "is {}, and {why}; use --to safetensors, which dequantizes",
             made.name
         );
         assert!(error.contains(&expected), "{error}");
@@ -179,7 +189,7 @@ fn options_of_int4_are_refused() {
     let dir = TempDir::new().unwrap();
     let out = dir.path().join("out.smq");
     let out = out.to_str().unwrap();
-    for (scheme, ..) in SCHEMES {
+    for (scheme, ..) in &SCHEMES[1..] {
         for (option, value) in [
             ("--mbits", "5"),
             ("--scales", "f16"),
@@ -196,7 +206,94 @@ fn options_of_int4_are_refused() {
             );
         }
     }
+    let source = fixture();
+    let run = |args: &[&str]| refused(convert(&[&[&source, out], args].concat()));
+    for (args, message) in [
+        (
+            &["--scheme", "nf4", "--levels", "nf4"][..],
+            "--levels is for --scheme lut4; --scheme nf4 has one form: leave --levels out",
+        ),
+        (
+            &["--levels", "learned"],
+            "--levels is for --scheme lut4; int4's levels are -8 to 7",
+        ),
+        (
+            &["--levels", "learned", "--mbits", "auto", "--budget", "4.5"],
+            "--levels is for --scheme lut4; int4's levels are -8 to 7",
+        ),
+        (
+            &["--scheme", "lut4", "--mbits", "auto"],
+            "--mbits auto is for --scheme int4; give --scheme lut4 a number, or leave --mbits out",
+        ),
+        (
+            &["--scheme", "lut4", "--budget", "4.5"],
+            "--budget is for --mbits auto",
+        ),
+    ] {
+        let error = run(args);
+        assert!(error.starts_with(&format!("error: {message}")), "{error}");
+    }
     assert!(!Path::new(out).exists());
+}
+
+/// The options that a code book has are those of int4, and where its levels come from is in the file.
+#[test]
+fn a_code_book_has_int4s_options() {
+    let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let source = fixture();
+    let mut books = Vec::new();
+    for (name, args) in [
+        ("learned", &["--mbits", "3"][..]),
+        ("nf4", &["--levels", "nf4", "--scales", "f16"]),
+        ("signed", &["--scale-rule", "signed", "--group-size", "64"]),
+        ("search", &["--levels", "nf4", "--scale-rule", "search"]),
+    ] {
+        let out = path(name);
+        ok(convert(
+            &[&[&source, &out, "--scheme", "lut4"], args].concat(),
+        ));
+        assert!(ok(inspect(&[&out, "--verify"])).starts_with("ok: "));
+        assert!(ok(inspect(&[&out, "--recheck", &source])).starts_with("ok: "));
+        let json: serde_json::Value =
+            serde_json::from_str(&ok(inspect(&[&out, "--json"]))).unwrap();
+        let levels = if name == "nf4" || name == "search" {
+            "nf4"
+        } else {
+            "learned"
+        };
+        let parameters = &json["provenance"]["parameters"];
+        assert_eq!(parameters["levels"], levels);
+        assert_eq!(parameters["scheme"], "lut4");
+        let tensors = json["tensors"].as_array().unwrap().iter();
+        books.push(tensors.map(|t| t["levels"].clone()).collect::<Vec<_>>());
+    }
+    let [learned, nf4, signed, search] = &books[..] else {
+        unreachable!()
+    };
+    assert!(nf4 == search && learned != nf4 && learned != signed);
+    let of = |book: &[serde_json::Value]| -> Vec<Vec<i64>> {
+        let quantized = book.iter().filter_map(|levels| levels.as_array());
+        quantized
+            .map(|l| l.iter().map(|v| v.as_i64().unwrap()).collect())
+            .collect()
+    };
+    assert!(of(nf4).windows(2).all(|two| two[0] == two[1]) && of(nf4).len() == 8);
+    assert!(of(learned).windows(2).any(|two| two[0] != two[1]));
+    assert!(of(learned).iter().all(|l| (l[0], l[15]) == (-126, 126)));
+    assert!(of(signed).iter().all(|l| l[0] == -126 && l[15] < 126));
+    let detail = ok(inspect(&[
+        &path("nf4"),
+        "--tensor",
+        "model.layers.0.mlp.down_proj.weight",
+    ]));
+    assert!(
+        detail.contains("-127 -88 -67 -50 -36 -23 -12 0 10 20 31 43 56 71 92 127"),
+        "{detail}"
+    );
+    let differ = inspect(&["diff", &path("learned"), &path("nf4")]);
+    let text = String::from_utf8(differ.stdout).unwrap();
+    assert!(text.contains("levels"), "{text}");
 }
 
 /// An int4 checkpoint keeps its integers unless it is told otherwise; then its dequantized weights

@@ -294,7 +294,7 @@ fn smollm2_equals_hugging_face() {
         assert_eq!(generation.ids, case.greedy, "{}", case.text);
     }
     let user = |content: &str| Message {
-        role: "user",
+        role: "user".to_owned(),
         content: content.into(),
     };
     let chat = tokenizer.chat().unwrap();
@@ -305,7 +305,7 @@ fn smollm2_equals_hugging_face() {
          <|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     );
     let system = Message {
-        role: "system",
+        role: "system".to_owned(),
         content: "Be brief.".into(),
     };
     assert_eq!(

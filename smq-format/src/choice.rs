@@ -1,5 +1,5 @@
 //! How int4 scales are asked for: their format before a tensor's bias is known, and the rule that
-//! chooses them.
+//! chooses them. A code book has the same, and a word for where its levels come from.
 
 use std::fmt;
 use std::str::FromStr;
@@ -240,6 +240,20 @@ names!(ScaleRule {
     Search => "search",
     Signed => "signed",
     Weighted => "weighted",
+});
+
+/// Where the levels of a code book come from (`spec/method.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LevelChoice {
+    /// Lloyd's rule on the tensor's own weights.
+    Learned,
+    /// NF4's values, rounded to bytes: the same of every tensor.
+    Nf4,
+}
+
+names!(LevelChoice {
+    Learned => "learned",
+    Nf4 => "nf4",
 });
 
 #[cfg(test)]

@@ -183,6 +183,8 @@ pub enum Defect {
         problem: &'static str,
         parameter: &'static str,
     },
+    #[error("tensor {tensor:?}: levels {problem}")]
+    Levels { tensor: String, problem: String },
     #[error("tensor {tensor:?}: blobs are {found}, scheme {scheme} has {expected}")]
     BlobRoles {
         tensor: String,

@@ -5,10 +5,10 @@
 //! ```
 //!
 //! This crate holds what every program needs that reads or writes one: the scale codec ([`scale`],
-//! [`bits`], [`int4`], [`nf4`], [`fp8`]), the container ([`header`], [`index`], [`statistics`]),
+//! [`bits`], [`int4`], [`lut4`], [`nf4`], [`fp8`]), the container ([`header`], [`index`], [`statistics`]),
 //! and [`SmqFile`] and [`SmqWriter`]. It also has the words that commands, files and tables have in
-//! common: [`ScaleChoice`], [`MantissaBits`], [`ScaleRule`], [`Family`], [`SchemeKind`] and
-//! [`Dtype`] are read and printed here alone. How weights are quantized is `smq-convert`'s
+//! common: [`ScaleChoice`], [`MantissaBits`], [`ScaleRule`], [`LevelChoice`], [`Family`],
+//! [`SchemeKind`] and [`Dtype`] are read and printed here alone. How weights are quantized is `smq-convert`'s
 //! business, how they run is `smq-engine`'s. The bytes are specified in `spec/format.md`, the
 //! arithmetic in `spec/method.md`.
 //!
@@ -46,6 +46,7 @@ pub mod header;
 pub mod index;
 pub mod int4;
 mod json;
+pub mod lut4;
 mod names;
 pub mod nf4;
 mod parameters;
@@ -57,9 +58,10 @@ mod stored_scales;
 mod view;
 mod writer;
 
-pub use choice::{MantissaBits, ScaleChoice, ScaleRule};
+pub use choice::{LevelChoice, MantissaBits, ScaleChoice, ScaleRule};
 pub use error::{Defect, Error};
 pub use index::{Index, Provenance, SourceFile, TensorEntry};
+pub use lut4::Levels;
 pub use names::UnknownName;
 pub use reader::{SmqFile, hash, map_file};
 pub use scheme::{Dtype, Family, Role, Scheme, SchemeKind};

@@ -1,8 +1,9 @@
-//! The `parameters` object of a tensor in the index: integers and a string to and from a [`Scheme`].
+//! The `parameters` object of a tensor in the index: integers and strings to and from a [`Scheme`].
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Defect;
+use crate::lut4::Levels;
 use crate::scale::{EXPONENT_BITS, MAX_MANTISSA_BITS, MiniFloat, ScaleFormat};
 use crate::scheme::{Dtype, GROUP_RANGE, MAX_OFFSET_BITS, Scheme, SchemeKind};
 
@@ -13,18 +14,15 @@ impl Scheme {
                 dtype: Some(dtype),
                 ..Parameters::default()
             },
-            Scheme::Int4 { group, scales } => {
-                let mut wire = Parameters {
-                    group: Some(group as i64),
-                    ..Parameters::default()
-                };
-                if let ScaleFormat::Mini(m) = scales {
-                    wire.bias = Some(i64::from(m.bias()));
-                    wire.exponent_bits = Some(i64::from(m.exponent_bits()));
-                    wire.mantissa_bits = Some(i64::from(m.mantissa_bits()));
-                }
-                wire
-            }
+            Scheme::Int4 { group, scales } => Parameters::grouped(group, scales),
+            Scheme::Lut4 {
+                group,
+                scales,
+                levels,
+            } => Parameters {
+                levels: Some(levels.to_string()),
+                ..Parameters::grouped(group, scales)
+            },
             Scheme::Nf4 { offset_bits } => Parameters {
                 offset_bits: Some(i64::from(offset_bits)),
                 ..Parameters::default()
@@ -52,6 +50,21 @@ impl Scheme {
             },
             SchemeKind::Int4F32 => Scheme::Int4 {
                 group: group()?,
+                scales: ScaleFormat::F32,
+            },
+            SchemeKind::Lut4Mini => Scheme::Lut4 {
+                group: group()?,
+                levels: levels(tensor, kind.name(), wire)?,
+                scales: ScaleFormat::Mini(mini_float(tensor, kind.name(), wire)?),
+            },
+            SchemeKind::Lut4F16 => Scheme::Lut4 {
+                group: group()?,
+                levels: levels(tensor, kind.name(), wire)?,
+                scales: ScaleFormat::F16,
+            },
+            SchemeKind::Lut4F32 => Scheme::Lut4 {
+                group: group()?,
+                levels: levels(tensor, kind.name(), wire)?,
                 scales: ScaleFormat::F32,
             },
             SchemeKind::Nf4 => Scheme::Nf4 {
@@ -85,12 +98,28 @@ pub(crate) struct Parameters {
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    levels: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     mantissa_bits: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     offset_bits: Option<i64>,
 }
 
 impl Parameters {
+    /// A group and what its scales are stored as.
+    fn grouped(group: usize, scales: ScaleFormat) -> Self {
+        let mut wire = Parameters {
+            group: Some(group as i64),
+            ..Parameters::default()
+        };
+        if let ScaleFormat::Mini(m) = scales {
+            wire.bias = Some(i64::from(m.bias()));
+            wire.exponent_bits = Some(i64::from(m.exponent_bits()));
+            wire.mantissa_bits = Some(i64::from(m.mantissa_bits()));
+        }
+        wire
+    }
+
     /// Name of the first parameter that `other` has and `self` lacks.
     fn first_extra(&self, other: &Parameters) -> Option<&'static str> {
         [
@@ -102,6 +131,7 @@ impl Parameters {
                 other.exponent_bits.is_some(),
             ),
             ("group", self.group.is_some(), other.group.is_some()),
+            ("levels", self.levels.is_some(), other.levels.is_some()),
             (
                 "mantissa_bits",
                 self.mantissa_bits.is_some(),
@@ -178,6 +208,14 @@ fn mini_float(tensor: &str, scheme: &'static str, wire: &Parameters) -> Result<M
     let bias = in_range(tensor, "bias", bias, allowed)? as i16;
     MiniFloat::new(exponent_bits, mantissa_bits, bias)
         .ok_or_else(|| parameter(tensor, "bias", i64::from(bias), "another".to_owned()))
+}
+
+fn levels(tensor: &str, scheme: &'static str, wire: &Parameters) -> Result<Levels, Defect> {
+    let digits = required(tensor, scheme, "levels", wire.levels.as_deref())?;
+    Levels::from_hex(digits).map_err(|problem| Defect::Levels {
+        tensor: tensor.to_owned(),
+        problem,
+    })
 }
 
 fn offset_bits(tensor: &str, scheme: &'static str, wire: &Parameters) -> Result<u32, Defect> {

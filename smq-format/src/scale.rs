@@ -193,14 +193,14 @@ fn exponent(v: f32) -> i32 {
     (v.to_bits() >> 23 & 0xff) as i32 - 127
 }
 
-/// How the scales of an int4 tensor are stored.
+/// How the scales of an int4 or lut4 tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ScaleFormat {
-    /// `int4-e5mx`.
+    /// `int4-e5mx`, `lut4-e5mx`.
     Mini(MiniFloat),
-    /// `int4-f16`: IEEE half precision.
+    /// `int4-f16`, `lut4-f16`: IEEE half precision.
     F16,
-    /// `int4-f32`: exact.
+    /// `int4-f32`, `lut4-f32`: exact.
     F32,
 }
 

@@ -3,6 +3,7 @@
 use crate::bits::stream_bytes;
 use crate::error::Defect;
 use crate::int4::row_bytes;
+use crate::lut4::Levels;
 use crate::names::names;
 use crate::nf4;
 use crate::parameters::parameter;
@@ -46,9 +47,9 @@ names!(Dtype {
 pub enum Role {
     /// Elements of a `raw` tensor, row-major, little-endian; codes of an `fp8-e4m3` one, `[out, in]` bytes.
     Data,
-    /// int4: row-major, `[out, ceil(in / 2)]` bytes; `nf4-dq`: `ceil(out * in / 2)` bytes.
+    /// int4, lut4: row-major, `[out, ceil(in / 2)]` bytes; `nf4-dq`: `ceil(out * in / 2)` bytes.
     Nibbles,
-    /// int4: the scale stream, row-major `[out, ceil(in / group)]` codes; `fp8-e4m3`: `[out]` f32.
+    /// int4, lut4: the scale stream, row-major `[out, ceil(in / group)]` codes; `fp8-e4m3`: `[out]` f32.
     Scales,
     /// `nf4-dq`: one code a block of 64 elements, `[ceil(out * in / 64)]` bytes.
     Absmax,
@@ -75,6 +76,12 @@ pub enum SchemeKind {
     Int4F16,
     /// [`Scheme::Int4`] with f32 scales.
     Int4F32,
+    /// [`Scheme::Lut4`] with scales of [`ScaleFormat::Mini`], whatever the widths.
+    Lut4Mini,
+    /// [`Scheme::Lut4`] with f16 scales.
+    Lut4F16,
+    /// [`Scheme::Lut4`] with f32 scales.
+    Lut4F32,
     /// [`Scheme::Nf4`].
     Nf4,
     /// [`Scheme::Fp8`].
@@ -86,6 +93,9 @@ names!(SchemeKind {
     Int4Mini => "int4-e5mx",
     Int4F16 => "int4-f16",
     Int4F32 => "int4-f32",
+    Lut4Mini => "lut4-e5mx",
+    Lut4F16 => "lut4-f16",
+    Lut4F32 => "lut4-f32",
     Nf4 => "nf4-dq",
     Fp8 => "fp8-e4m3",
 });
@@ -96,6 +106,8 @@ names!(SchemeKind {
 pub enum Family {
     /// Integers with a scale a group (`int4-*`).
     Int4,
+    /// Indices into 16 levels of the tensor, with a scale a group (`lut4-*`).
+    Lut4,
     /// bitsandbytes' NF4 with double quantization (`nf4-dq`).
     Nf4,
     /// FP8 E4M3 with a scale a row (`fp8-e4m3`).
@@ -104,6 +116,7 @@ pub enum Family {
 
 names!(Family {
     Int4 => "int4",
+    Lut4 => "lut4",
     Nf4 => "nf4",
     Fp8 => "fp8",
 });
@@ -115,6 +128,7 @@ impl SchemeKind {
         match self {
             Self::Raw => None,
             Self::Int4Mini | Self::Int4F16 | Self::Int4F32 => Some(Family::Int4),
+            Self::Lut4Mini | Self::Lut4F16 | Self::Lut4F32 => Some(Family::Lut4),
             Self::Nf4 => Some(Family::Nf4),
             Self::Fp8 => Some(Family::Fp8),
         }
@@ -132,6 +146,15 @@ pub enum Scheme {
         group: usize,
         /// Format of the scales.
         scales: ScaleFormat,
+    },
+    /// 4-bit indices into a code book, with one scale a group of consecutive elements of a row.
+    Lut4 {
+        /// Elements a group; the last group of a row may be shorter.
+        group: usize,
+        /// Format of the scales.
+        scales: ScaleFormat,
+        /// What the indices stand for.
+        levels: Levels,
     },
     /// bitsandbytes' NF4, blocks of 64 elements of the flattened tensor, double-quantized.
     Nf4 {
@@ -152,6 +175,11 @@ impl Scheme {
                 ScaleFormat::F16 => SchemeKind::Int4F16,
                 ScaleFormat::F32 => SchemeKind::Int4F32,
             },
+            Scheme::Lut4 { scales, .. } => match scales {
+                ScaleFormat::Mini(_) => SchemeKind::Lut4Mini,
+                ScaleFormat::F16 => SchemeKind::Lut4F16,
+                ScaleFormat::F32 => SchemeKind::Lut4F32,
+            },
             Scheme::Nf4 { .. } => SchemeKind::Nf4,
             Scheme::Fp8 => SchemeKind::Fp8,
         }
@@ -168,11 +196,11 @@ impl Scheme {
     }
 
     /// Elements of a row of `columns` that error figures are taken over (`spec/method.md`, "Statistics"): an int4
-    /// group, 64 for `nf4-dq`, a whole row for `fp8-e4m3`; `None` for `raw`.
+    /// or lut4 group, 64 for `nf4-dq`, a whole row for `fp8-e4m3`; `None` for `raw`.
     pub fn group(self, columns: usize) -> Option<usize> {
         match self {
             Scheme::Raw(_) => None,
-            Scheme::Int4 { group, .. } => Some(group),
+            Scheme::Int4 { group, .. } | Scheme::Lut4 { group, .. } => Some(group),
             Scheme::Nf4 { .. } => Some(nf4::BLOCK_ELEMS),
             Scheme::Fp8 => Some(columns.max(1)),
         }
@@ -221,7 +249,7 @@ impl Scheme {
         let rows = rows as u64;
         Ok(match self {
             Scheme::Raw(_) => Vec::new(), // returned above
-            Scheme::Int4 { group, scales } => {
+            Scheme::Int4 { group, scales } | Scheme::Lut4 { group, scales, .. } => {
                 let nibbles = rows
                     .checked_mul(row_bytes(columns) as u64)
                     .ok_or_else(overflow)?;
@@ -250,19 +278,27 @@ impl Scheme {
     /// Ranges of what the type itself does not limit.
     fn check_parameters(self, tensor: &str) -> Result<(), Defect> {
         match self {
-            Scheme::Int4 { group, .. } if !GROUP_RANGE.contains(&group) => Err(parameter(
-                tensor,
-                "group",
-                i64::try_from(group).unwrap_or(i64::MAX),
-                format!("{} to {}", GROUP_RANGE.start(), GROUP_RANGE.end()),
-            )),
+            Scheme::Int4 { group, .. } | Scheme::Lut4 { group, .. }
+                if !GROUP_RANGE.contains(&group) =>
+            {
+                Err(parameter(
+                    tensor,
+                    "group",
+                    i64::try_from(group).unwrap_or(i64::MAX),
+                    format!("{} to {}", GROUP_RANGE.start(), GROUP_RANGE.end()),
+                ))
+            }
             Scheme::Nf4 { offset_bits } if offset_bits > MAX_OFFSET_BITS => Err(parameter(
                 tensor,
                 "offset_bits",
                 i64::from(offset_bits),
                 format!("0 to {MAX_OFFSET_BITS}"),
             )),
-            Scheme::Raw(_) | Scheme::Int4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => Ok(()),
+            Scheme::Raw(_)
+            | Scheme::Int4 { .. }
+            | Scheme::Lut4 { .. }
+            | Scheme::Nf4 { .. }
+            | Scheme::Fp8 => Ok(()),
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::error::Defect;
 use crate::nf4;
 use crate::scale::ScaleFormat;
 
-/// The scale stream of an int4 tensor.
+/// The scale stream of an int4 or lut4 tensor.
 #[derive(Debug, Clone, Copy)]
 pub struct Scales<'a> {
     /// The blob: codes LSB-first, then the zero tail.

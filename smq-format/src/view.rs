@@ -8,7 +8,7 @@ use crate::error::Defect;
 use crate::index::TensorEntry;
 use crate::scheme::{Dtype, Scheme};
 use crate::stored_scales::{Nf4Scales, RowScales, Scales};
-use crate::{fp8, int4, nf4};
+use crate::{Levels, fp8, int4, lut4, nf4};
 
 /// A tensor in an open file.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +36,17 @@ pub enum TensorData<'a> {
         /// Elements a group.
         group: usize,
     },
+    /// Indices into a code book, and scales, of a `[out, in]` matrix.
+    Lut4 {
+        /// Row-major `[out, ceil(in / 2)]` bytes.
+        nibbles: &'a [u8],
+        /// Row-major `[out, ceil(in / group)]` scales.
+        scales: Scales<'a>,
+        /// Elements a group.
+        group: usize,
+        /// The code book.
+        levels: Levels,
+    },
     /// NF4 of a `[out, in]` matrix, in blocks of 64 elements of the flattened tensor.
     Nf4 {
         /// `ceil(out * in / 2)` bytes, the even element in the high half.
@@ -55,6 +66,12 @@ pub enum TensorData<'a> {
 impl<'a> TensorView<'a> {
     /// `blobs` are the entry's, already checked to have the scheme's roles and lengths.
     pub(crate) fn new(entry: &'a TensorEntry, blobs: &[&'a [u8]]) -> Self {
+        let scales_of = |stream, format| Scales {
+            stream,
+            format,
+            count: entry.scheme.groups(&entry.shape),
+            tensor: &entry.name,
+        };
         let data = match entry.scheme {
             Scheme::Raw(dtype) => TensorData::Raw {
                 dtype,
@@ -62,13 +79,18 @@ impl<'a> TensorView<'a> {
             },
             Scheme::Int4 { group, scales } => TensorData::Int4 {
                 nibbles: blobs[0],
-                scales: Scales {
-                    stream: blobs[1],
-                    format: scales,
-                    count: entry.scheme.groups(&entry.shape),
-                    tensor: &entry.name,
-                },
+                scales: scales_of(blobs[1], scales),
                 group,
+            },
+            Scheme::Lut4 {
+                group,
+                scales,
+                levels,
+            } => TensorData::Lut4 {
+                nibbles: blobs[0],
+                scales: scales_of(blobs[1], scales),
+                group,
+                levels,
             },
             Scheme::Nf4 { offset_bits } => TensorData::Nf4 {
                 nibbles: blobs[0],
@@ -150,16 +172,31 @@ impl<'a> TensorView<'a> {
                 nibbles,
                 scales,
                 group,
-            } => {
-                let groups = columns.div_ceil(group);
-                let row_bytes = int4::row_bytes(columns);
-                let mut row_scales = vec![0.0; groups];
-                for (row, out) in rows.zip(out.chunks_exact_mut(columns)) {
-                    scales.decode(row * groups..(row + 1) * groups, &mut row_scales)?;
-                    let nibbles = &nibbles[row * row_bytes..(row + 1) * row_bytes];
-                    int4::dequantize_row(nibbles, &row_scales, group, out);
-                }
-            }
+            } => grouped_rows(
+                columns,
+                nibbles,
+                scales,
+                group,
+                rows,
+                out,
+                int4::dequantize_row,
+            )?,
+            TensorData::Lut4 {
+                nibbles,
+                scales,
+                group,
+                levels,
+            } => grouped_rows(
+                columns,
+                nibbles,
+                scales,
+                group,
+                rows,
+                out,
+                |nibbles, scales, group, out| {
+                    lut4::dequantize_row(nibbles, scales, group, levels, out);
+                },
+            )?,
             TensorData::Nf4 { nibbles, scales } => {
                 let first = rows.start * columns;
                 let blocks = first / nf4::BLOCK_ELEMS..nf4::blocks(rows.end * columns);
@@ -202,6 +239,9 @@ impl<'a> TensorView<'a> {
             TensorData::Raw { .. } => Ok(()),
             TensorData::Int4 {
                 nibbles, scales, ..
+            }
+            | TensorData::Lut4 {
+                nibbles, scales, ..
             } => {
                 scales.check()?;
                 let mut bytes = nibbles.chunks_exact(int4::row_bytes(columns));
@@ -233,6 +273,27 @@ impl<'a> TensorView<'a> {
             }
         }
     }
+}
+
+/// Rows of `columns` elements, two a byte, with a scale a group, each dequantized by `dequantize_row`.
+fn grouped_rows(
+    columns: usize,
+    nibbles: &[u8],
+    scales: Scales,
+    group: usize,
+    rows: Range<usize>,
+    out: &mut [f32],
+    dequantize_row: impl Fn(&[u8], &[f32], usize, &mut [f32]),
+) -> Result<(), Defect> {
+    let groups = columns.div_ceil(group);
+    let row_bytes = int4::row_bytes(columns);
+    let mut row_scales = vec![0.0; groups];
+    for (row, out) in rows.zip(out.chunks_exact_mut(columns)) {
+        scales.decode(row * groups..(row + 1) * groups, &mut row_scales)?;
+        let nibbles = &nibbles[row * row_bytes..(row + 1) * row_bytes];
+        dequantize_row(nibbles, &row_scales, group, out);
+    }
+    Ok(())
 }
 
 /// Refuses a NaN among the FP8 codes of a row.

@@ -10,9 +10,9 @@ fn fixture() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/phi3-tiny")
 }
 
-fn turn(role: &'static str, content: &str) -> Message {
+fn turn(role: &str, content: &str) -> Message {
     Message {
-        role,
+        role: role.to_owned(),
         content: content.into(),
     }
 }

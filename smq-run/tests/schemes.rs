@@ -1,4 +1,4 @@
-//! NF4 and FP8 files of the fixture on the CPU reference, against its checkpoint with the
+//! lut4, NF4 and FP8 files of the fixture on the CPU reference, against its checkpoint with the
 //! dequantized weights.
 //!
 //! # Tolerance
@@ -12,7 +12,8 @@
 use std::path::{Path, PathBuf};
 
 use smq_convert::{
-    Checkpoint, ConvertOptions, ExportFormat, ExportOptions, Method, Target, convert, export,
+    Checkpoint, ConvertOptions, ExportFormat, ExportOptions, LevelChoice, Method, QuantizeOptions,
+    ScaleChoice, ScaleRule, Target, convert, export,
 };
 use smq_engine::model::Precision;
 use smq_engine::{CpuEngine, Engine};
@@ -78,6 +79,29 @@ fn nf4_runs_as_its_dequantized_weights() {
         &logits(&plain, Precision::F32),
     );
     assert!(difference <= F32_TOLERANCE, "{difference}");
+}
+
+/// Rows of 256 and 768 columns in groups of 128 and, for the path without fused loops, of 31.
+#[test]
+fn lut4_runs_as_its_dequantized_weights() {
+    for (group, scales, levels) in [
+        (128, ScaleChoice::e5(3), LevelChoice::Learned),
+        (31, ScaleChoice::F16, LevelChoice::Nf4),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = QuantizeOptions {
+            group,
+            scales,
+            rule: ScaleRule::Nearest,
+        };
+        let method = Method::Lut4 { options, levels };
+        let (smq, plain) = files(method, Dtype::F32, dir.path());
+        let difference = largest_difference(
+            &logits(&smq, Precision::F32),
+            &logits(&plain, Precision::F32),
+        );
+        assert!(difference <= F32_TOLERANCE, "{difference}");
+    }
 }
 
 /// Rounded to bf16, the weights are those of the bf16 checkpoint, and the sums have one order:

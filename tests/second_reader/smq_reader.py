@@ -69,7 +69,8 @@ INDEX = {"files": [{**SOURCE, "offset": UINT}], "tensors": [TENSOR],
          "provenance": {"parameters": {str: TEXT}, "producer": TEXT, "sources": [SOURCE]}}
 MINI = {"group": (1, 1 << 20), "exponent_bits": (2, 8), "mantissa_bits": (0, 10), "bias": None}
 SCHEMES = {"raw": {"dtype": None}, "int4-e5mx": MINI, "int4-f16": {"group": MINI["group"]},
-           "int4-f32": {"group": MINI["group"]}, "nf4-dq": {"offset_bits": (0, 0x7F7FFFFF)}, "fp8-e4m3": {}}
+           "int4-f32": {"group": MINI["group"]}, "lut4-e5mx": {**MINI, "levels": None},
+           "lut4-f16": {"group": MINI["group"], "levels": None}, "lut4-f32": {"group": MINI["group"], "levels": None}, "nf4-dq": {"offset_bits": (0, 0x7F7FFFFF)}, "fp8-e4m3": {}}
 DTYPES = {"bf16": 2, "f16": 2, "f32": 4}
 
 # NF4's values, and those of the absmax codes between 0 and 1, as the bits of binary32.
@@ -150,6 +151,9 @@ def check_tensor(tensor):
         expected = {"data": elements * DTYPES[given["dtype"]]}
     else:
         for key, value in given.items():
+            if key == "levels":
+                check_levels(value, name)
+                continue
             check_type(value, INT, key)
             need(not limits[key] or limits[key][0] <= value <= limits[key][1], f"{name}: {key} out of range")
         if "bias" in given:
@@ -168,19 +172,30 @@ def check_tensor(tensor):
     need(found == list(expected.items()), f"{name}: blobs are {found}, expected {expected}")
 
 
+def check_levels(value, name):
+    check_type(value, TEXT, "levels")
+    need(len(value) == 32 and set(value) <= set("0123456789abcdef"), f"{name}: levels are not 32 hexadecimal digits")
+    levels = levels_of(value)
+    need(all(a < b for a, b in zip(levels, levels[1:])), f"{name}: levels do not increase")
+
+
+def levels_of(digits):
+    return struct.unpack("16b", bytes.fromhex(digits))
+
+
 def scale_width(tensor):
     given = tensor["parameters"]
-    return {"int4-f16": 16, "int4-f32": 32}.get(tensor["scheme"]) or 1 + given["exponent_bits"] + given["mantissa_bits"]
+    return {"f16": 16, "f32": 32}.get(tensor["scheme"][5:]) or 1 + given["exponent_bits"] + given["mantissa_bits"]
 
 
 def decode_scale(tensor, code):
     given = tensor["parameters"]
-    if tensor["scheme"] == "int4-e5mx":
+    if tensor["scheme"].endswith("-e5mx"):
         e, x, bias = given["exponent_bits"], given["mantissa_bits"], given["bias"]
         sign, field, mantissa = code >> e + x, code >> x & (1 << e) - 1, code & (1 << x) - 1
         need(code == 0 or field >= 1 and field - bias >= -126, f"{tensor['name']}: invalid scale code {code:#x}")
         return (-1) ** sign * math.ldexp(1 + mantissa / 2 ** x, field - bias) if code else 0.0
-    size, kind = (2, "<e") if tensor["scheme"] == "int4-f16" else (4, "<f")
+    size, kind = (2, "<e") if tensor["scheme"].endswith("-f16") else (4, "<f")
     scale = struct.unpack(kind, code.to_bytes(size, "little"))[0]
     need(math.isfinite(scale), f"{tensor['name']}: scale is not finite")
     return scale
@@ -298,6 +313,7 @@ class Smq:
             scales, codes = finite(rest[0]), [e4m3(code) for code in first]
             return b"".join(f32(value * scales[i // columns]) for i, value in enumerate(codes))
         group = tensor["parameters"]["group"]
+        values = [*range(8), *range(-8, 0)] if tensor["scheme"].startswith("int4") else levels_of(tensor["parameters"]["levels"])
         width, groups, stream = scale_width(tensor), -(-columns // group), int.from_bytes(rest[0], "little")
         need(stream >> rows * groups * width == 0, f"{tensor['name']}: unused bits of the scales are not zero")
         out = []
@@ -307,7 +323,7 @@ class Smq:
             for g in range(groups):
                 code = stream >> (row * groups + g) * width & (1 << width) - 1
                 scale = decode_scale(tensor, code)
-                products = [f32(float(q - 16 if q > 7 else q) * scale) for q in range(16)]
+                products = [f32(float(value) * scale) for value in values]
                 for c in range(g * group, min(columns, (g + 1) * group)):
                     out.append(products[nibbles[c // 2] >> c % 2 * 4 & 15])
         return b"".join(out)

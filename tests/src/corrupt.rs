@@ -12,7 +12,7 @@ use smq_format::header::{HEADER_BYTES, Header, Section};
 use smq_format::index::{Index, align};
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::statistics::{ErrorSummary, TensorStatistics};
-use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, Statistics, bits, hash};
+use smq_format::{Dtype, Levels, Provenance, Scheme, SmqFile, SmqWriter, Statistics, bits, hash};
 
 pub use cases::cases;
 
@@ -90,6 +90,15 @@ impl Sample {
         let scales = [0.5f32, 0.001].map(f32::to_le_bytes);
         let blobs: [&[u8]; 2] = [&codes, scales.as_flattened()];
         writer.add_tensor("fp8", &[2, 3], Dtype::Bf16, Scheme::Fp8, &blobs)?;
+        // As the first, with a code book.
+        let nibbles = [0xf0, 0x87, 0x03, 0x5f, 0x21, 0x0c];
+        let stream = bits::pack([0x3c00, 0xb800, 0x0001, 0, 0x3555, 0x2e66], 16);
+        let lut4 = Scheme::Lut4 {
+            group: 2,
+            scales: ScaleFormat::F16,
+            levels: Levels::nf4(),
+        };
+        writer.add_tensor("book", &[2, 5], Dtype::Bf16, lut4, &[&nibbles, &stream])?;
         let provenance = Provenance {
             parameters: [("group".to_owned(), "2".to_owned())].into(),
             producer: "corpus".to_owned(),

@@ -26,7 +26,7 @@ variants! {
     reading: ShorterThanHeader Magic TextMode HeaderChecksum Version Reserved IncompatibleFeature FileLength
         SectionBounds SectionTooLarge SectionOffset AbsentSection TrailingBytes SectionHash IndexJson
         IndexNotCanonical Name Duplicate Dimensions ElementOverflow UnknownScheme NotMatrix Parameter ParameterSet
-        BlobRoles BlobLength BlobOffset BlobBounds Padding BlobHash ScaleCode ScaleNotFinite ScalePadding
+        Levels BlobRoles BlobLength BlobOffset BlobBounds Padding BlobHash ScaleCode ScaleNotFinite ScalePadding
         NibblePadding Nf4Padding NestedAbsmaxNotFinite Fp8Nan Statistics StatisticsMismatch
         StatisticsFigure;
     writing: FileAfterTensor

@@ -10,11 +10,14 @@ use std::process::{Command, Output};
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype as SourceDtype, TensorView as SourceView};
 use smq_convert::{
-    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert,
+    Checkpoint, ConvertOptions, LevelChoice, Method, QuantizeOptions, ScaleChoice, ScaleRule,
+    convert,
 };
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::statistics::{ErrorSummary, OutputError, Receipt, TensorStatistics};
-use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, Statistics, bits, hash, int4};
+use smq_format::{
+    Dtype, Levels, Provenance, Scheme, SmqFile, SmqWriter, Statistics, bits, hash, int4,
+};
 use smq_tests::phi3_tiny;
 use tempfile::TempDir;
 
@@ -283,7 +286,27 @@ fn conversions_are_the_same_to_both_readers() {
         compare(&out);
         compare_statistics(&out);
     }
-    for method in [Method::Nf4, Method::Fp8] {
+    let lut4 = |group, scales, rule, levels| Method::Lut4 {
+        options: QuantizeOptions {
+            group,
+            scales,
+            rule,
+        },
+        levels,
+    };
+    for method in [
+        Method::Nf4,
+        Method::Fp8,
+        lut4(128, mini(5, 3), ScaleRule::Nearest, LevelChoice::Learned),
+        lut4(128, ScaleChoice::F16, ScaleRule::Nearest, LevelChoice::Nf4),
+        lut4(
+            64,
+            ScaleChoice::F32,
+            ScaleRule::Signed,
+            LevelChoice::Learned,
+        ),
+        lut4(31, mini(5, 3), ScaleRule::Search, LevelChoice::Nf4),
+    ] {
         let options = ConvertOptions {
             quantize: method,
             ..options(128, E5M5, ScaleRule::Reference)
@@ -359,6 +382,22 @@ fn all_integers(writer: &mut SmqWriter, name: &str, scales: ScaleFormat, codes: 
     let blobs: [&[u8]; 2] = [&row.repeat(codes.len()), &stream];
     writer
         .add_tensor(name, &shape, Dtype::F32, scheme, &blobs)
+        .unwrap();
+    // The same bytes as indices into a book from end to end.
+    let levels = Levels::new(std::array::from_fn(|i| (17 * i as i16 - 128) as i8)).unwrap();
+    let scheme = Scheme::Lut4 {
+        group: 32,
+        scales,
+        levels,
+    };
+    writer
+        .add_tensor(
+            &format!("book of {name}"),
+            &shape,
+            Dtype::F32,
+            scheme,
+            &blobs,
+        )
         .unwrap();
 }
 

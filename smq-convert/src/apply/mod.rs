@@ -26,16 +26,16 @@ pub(crate) fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(
         })
     };
     let import = checkpoint.import().filter(|_| checkpoint.keeps_codes());
-    let Method::Int4(options) = method else {
-        let Some(import) = import else {
-            return Ok(());
-        };
+    if let (Some(import), Method::Lut4 { .. } | Method::Nf4 | Method::Fp8) = (import, method) {
         let rule = format!(
             "the checkpoint is int4 ({}), and its integers are kept; pass --requantize to \
              quantize its dequantized weights anew",
             import.form
         );
         return wrong("--scheme", method.family().to_string(), rule);
+    }
+    let Some(options) = method.options() else {
+        return Ok(());
     };
     let range = smq_format::scheme::GROUP_RANGE;
     if !range.contains(&options.group) {
@@ -81,7 +81,7 @@ pub(crate) fn quantize_tensor(
                 view.fill(rows, nibbles, scales);
             })
         }
-        (Some(view), Method::Int4(_) | Method::Nf4 | Method::Fp8) => {
+        (Some(view), Method::Int4(_) | Method::Lut4 { .. } | Method::Nf4 | Method::Fp8) => {
             method.quantize(name, &view.to_f32_bytes(), Dtype::F32, shape)
         }
     }

@@ -21,7 +21,7 @@ pub(super) fn round_columns(
     target: &[f32],
     scales: &[f32],
     layout: Layout,
-    levels: Levels<'_>,
+    levels: Levels,
     factor: &Factor,
     codes: &mut [i8],
 ) {
@@ -49,7 +49,7 @@ fn round_rows(
     kernel: Kernel,
     target: &[f32],
     scale: impl Fn(usize, usize) -> f32,
-    levels: Levels<'_>,
+    levels: Levels,
     factor: &Factor,
     diagonal: &[Vec<f32>],
     codes: &mut [i8],

@@ -17,7 +17,7 @@ use super::moments::Moments;
 const DAMPING: f64 = 0.01;
 /// Damping of the target, likewise. It has more to fear from chance: it fits `in` numbers a row to
 /// a difference that is mostly noise.
-const TARGET_DAMPING: f64 = 0.1;
+const TARGET_DAMPING: f64 = 0.2;
 /// What damping is multiplied with where the damped matrix is still not positive definite.
 const DAMPING_STEP: f64 = 10.0;
 /// Times that it is. By then the identity outweighs any `H` that is finite.
@@ -61,12 +61,12 @@ impl Factor {
         });
         let (loop_, target) = rayon::join(
             || {
-                let damped = Damped::new(moments, &order, x("SMQ_X_DAMP", DAMPING))?;
+                let damped = Damped::new(moments, &order, DAMPING)?;
                 let mut inverse = Mat::<f64>::zeros(n, n);
                 invert_lower_triangular(inverse.as_mut(), damped.lower.as_ref(), Par::Seq);
                 Some((inverse, damped.raised))
             },
-            || Damped::new(moments, &order, x("SMQ_X_TDAMP", TARGET_DAMPING)),
+            || Damped::new(moments, &order, TARGET_DAMPING),
         );
         let ((inverse, raised), target) = (loop_?, target?);
         // H = L L' in reversed order means H = R R' in `order`, with the upper triangular R whose
@@ -223,12 +223,6 @@ impl Damped {
             });
         out
     }
-}
-fn x(name: &str, default: f64) -> f64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|v| v.parse().ok())
-        .unwrap_or(default)
 }
 
 #[cfg(test)]

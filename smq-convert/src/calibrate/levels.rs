@@ -6,14 +6,14 @@ use crate::quantize::{Kernel, LANES, ROUND, for_each_isa};
 
 /// The values that a weight can take under a scale of 1.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Levels<'a> {
+pub(crate) enum Levels {
     /// The integers -8 to 7; a code is the integer.
     Int4,
     /// Sixteen rising values; a code is an index. The midpoints between neighbours decide.
-    Table(&'a [f32; 16]),
+    Table([f32; 16]),
 }
 
-impl Levels<'_> {
+impl Levels {
     /// The value of a code that [`Levels::round`] gave, under a scale of 1.
     #[inline(always)]
     pub(super) fn value(self, code: i8) -> f32 {
@@ -41,7 +41,7 @@ impl Levels<'_> {
                 (q as i8, q * scale)
             }
             Self::Table(levels) => {
-                let code = nearest_of(levels, v);
+                let code = nearest_of(&levels, v);
                 (code.cast_signed(), levels[usize::from(code & 15)] * scale)
             }
         }
@@ -62,7 +62,7 @@ fn nearest_of(levels: &[f32; 16], v: f32) -> u8 {
 }
 
 /// One row's part of a block of columns, in the order of rounding.
-pub(super) struct BlockRow<'a> {
+pub(crate) struct BlockRow<'a> {
     /// The weights, `[width]`; each is left as it was when it was rounded.
     pub(super) w: &'a mut [f32],
     /// Their scales, `[width]`.
@@ -78,17 +78,17 @@ pub(super) struct BlockRow<'a> {
 impl Kernel {
     for_each_isa! {
         /// `sum h (w - v)^2` with the nearest `v` under `scale`.
-        weighted_error, weighted_error, (w: &[f32], h: &[f32], levels: Levels<'_>, scale: f32) -> f64
+        weighted_error, weighted_error, (w: &[f32], h: &[f32], levels: Levels, scale: f32) -> f64
     }
 
     for_each_isa! {
         /// Rounds each column of the row and hands its error on to those behind it.
-        round_block, round_block, (row: BlockRow<'_>, levels: Levels<'_>) -> ()
+        round_block, round_block, (row: BlockRow<'_>, levels: Levels) -> ()
     }
 }
 
 #[inline(always)]
-fn weighted_error(w: &[f32], h: &[f32], levels: Levels<'_>, scale: f32) -> f64 {
+fn weighted_error(w: &[f32], h: &[f32], levels: Levels, scale: f32) -> f64 {
     let inverse_free = if scale == 0.0 { f32::INFINITY } else { scale };
     let mut lanes = [0f32; LANES];
     let ((w, w_tail), (h, h_tail)) = (w.as_chunks::<LANES>(), h.as_chunks::<LANES>());
@@ -97,7 +97,7 @@ fn weighted_error(w: &[f32], h: &[f32], levels: Levels<'_>, scale: f32) -> f64 {
             let v = w[l] / inverse_free;
             let v = match levels {
                 Levels::Int4 => nearest_int4(v),
-                Levels::Table(levels) => nearest_value(levels, v),
+                Levels::Table(levels) => nearest_value(&levels, v),
             };
             let error = w[l] - v * scale;
             lanes[l] += error * error * h[l];
@@ -126,7 +126,7 @@ fn nearest_value(levels: &[f32; 16], v: f32) -> f32 {
 }
 
 #[inline(always)]
-fn round_block(row: BlockRow<'_>, levels: Levels<'_>) {
+fn round_block(row: BlockRow<'_>, levels: Levels) {
     let width = row.w.len();
     for j in 0..width {
         let (code, value) = levels.round(row.w[j], row.scales[j]);
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn a_weight_goes_to_the_nearest_level() {
         let levels = std::array::from_fn(|i| i as f32 - 7.5);
-        let table = Levels::Table(&levels);
+        let table = Levels::Table(levels);
         assert_eq!(table.round(0.9, 2.0), (8, 1.0));
         assert_eq!(table.round(-90.0, 2.0), (0, -15.0));
         assert_eq!(table.value(15), 7.5);
@@ -167,7 +167,7 @@ mod tests {
     fn every_instruction_set_gives_the_same_bits() {
         let w: Vec<f32> = (0..77).map(|i| (i as f32 * 0.7).sin()).collect();
         let h: Vec<f32> = (0..77).map(|i| (i % 5) as f32).collect();
-        for levels in [Levels::Int4, Levels::Table(&smq_format::nf4::VALUES)] {
+        for levels in [Levels::Int4, Levels::Table(smq_format::nf4::VALUES)] {
             for scale in [0.1, -0.13, 0.9] {
                 let plain: f64 = (w.iter().zip(&h))
                     .map(|(w, h)| f64::from(h * (w - levels.round(*w, scale).1).powi(2)))

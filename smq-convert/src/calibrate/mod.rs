@@ -1,76 +1,186 @@
-//! Calibrated rounding: integers and scales chosen so that the outputs of each layer, on a text, stay those of the
-//! unquantized model (`spec/method.md`, "Calibrated rounding").
+//! Calibrated rounding: integers and scales chosen so that the outputs of each layer, on a text,
+//! stay those of the unquantized model (`spec/method.md`, "Calibrated rounding").
 //!
 //! ```text
-//!   texts -> windows -> for each layer and set of products: moments -> factor -> target -> scales -> columns
+//!   texts -> windows -> for each layer and set of products:
+//!       moments -> factor -> target -> storage, scales -> columns -> product
 //! ```
 
 mod columns;
 mod factor;
 mod levels;
+mod memory;
 mod moments;
 mod product;
 mod run;
+mod saved;
 mod scales;
 mod storage;
 mod texts;
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use smq_model::{Source, Tokenizer};
+use smq_model::{ModelConfig, Source, Tokenizer};
 
 use crate::choice::Choice;
 use crate::error::ConvertError;
 use crate::source::Checkpoint;
-pub use run::{Calibration, CalibrationProgress};
+pub(crate) use product::Outcome;
+pub(crate) use run::Calibration;
+pub use run::CalibrationProgress;
+pub(crate) use saved::Saved;
 use texts::CalibrationText;
 
 /// Version of the method, for the provenance: it changes when the same input gives other integers.
 const METHOD_VERSION: &str = "1";
+/// Provenance key of the method's version, which only calibrated files have.
+pub(crate) const CALIBRATION: &str = "calibration";
 
 /// What to calibrate on.
 #[derive(Debug, Clone)]
 pub struct CalibrateOptions {
-    /// Plain UTF-8 texts, or JSON Lines (`.jsonl`) of objects with a `text` or with chat `messages`.
+    /// Plain UTF-8 texts, or JSON Lines (`.jsonl`) of objects with a `text` or with chat
+    /// `messages`.
     pub texts: Vec<PathBuf>,
     /// Tokens in all.
     pub tokens: usize,
     /// Tokens a window, each a sequence of its own.
     pub window: usize,
+    /// Go on with what a killed run has left.
+    pub resume: bool,
 }
 
-/// Chooses scales and integers of every int4 tensor of `choice` that is a product of a layer; `choice` records on what.
-///
-/// # Errors
-/// A model that cannot be run, texts that cannot be read or are too short, `progress` returning false.
-pub fn calibrate(
-    checkpoint: &Checkpoint,
-    choice: &mut Choice,
+/// A model and texts that fit each other.
+pub(crate) struct Prepared {
+    source: Source,
+    text: CalibrationText,
+}
+
+impl Prepared {
+    /// Reads the texts, and records them in `choice`.
+    ///
+    /// # Errors
+    /// Options that make no windows, a model that cannot be run, texts that cannot be read or are
+    /// too short, too little memory.
+    pub(crate) fn new(
+        checkpoint: &Checkpoint,
+        choice: &mut Choice,
+        options: &CalibrateOptions,
+    ) -> Result<Self, ConvertError> {
+        let model = |problem: &str| ConvertError::Calibration {
+            path: checkpoint.path().to_path_buf(),
+            problem: problem.to_owned(),
+        };
+        if checkpoint.import().is_some() {
+            return Err(model(
+                "is int4 already, and calibration needs the unquantized weights; leave out \
+                 --calibrate",
+            ));
+        }
+        let source = Source::open(checkpoint.path())?;
+        let config = ModelConfig::of(&source)?;
+        check(options, config.max_positions)?;
+        let tokenizer = Tokenizer::load(&source)?;
+        let text = CalibrationText::read(options, &tokenizer)?;
+        memory::check(checkpoint, &config, &text)?;
+        choice.parameters.extend(parameters(&text, options));
+        Ok(Self { source, text })
+    }
+
+    /// Chooses scales and codes of every tensor of `choice` that is a product of a layer and has
+    /// any to choose; layers go to `saved` as they are done.
+    ///
+    /// # Errors
+    /// Activations or weights that are not finite, `progress` returning false.
+    pub(crate) fn calibrate(
+        &self,
+        checkpoint: &Checkpoint,
+        choice: &Choice,
+        saved: &Saved,
+        progress: CalibrationProgress,
+    ) -> Result<Calibration, ConvertError> {
+        run::calibrate(
+            checkpoint,
+            &self.source,
+            choice,
+            &self.text,
+            saved,
+            progress,
+        )
+    }
+}
+
+fn check(options: &CalibrateOptions, max_position: usize) -> Result<(), ConvertError> {
+    let wrong = |option, value: usize, rule: String| {
+        let value = value.to_string();
+        Err(ConvertError::Option {
+            option,
+            value,
+            rule,
+        })
+    };
+    let (tokens, window) = (options.tokens, options.window);
+    if !(2..=max_position).contains(&window) {
+        let rule = format!("must be 2 to {max_position}, the model's positions");
+        return wrong("--calibrate-window", window, rule);
+    }
+    let least = window * options.texts.len();
+    if tokens < least {
+        let texts = options.texts.len();
+        let rule = format!(
+            "must be at least {least}: one window of {window} tokens of each text, of which there \
+             {}",
+            if texts == 1 {
+                "is 1".to_owned()
+            } else {
+                format!("are {texts}")
+            }
+        );
+        return wrong("--calibrate-tokens", tokens, rule);
+    }
+    Ok(())
+}
+
+fn parameters(
+    text: &CalibrationText,
     options: &CalibrateOptions,
-    progress: CalibrationProgress,
-) -> Result<Calibration, ConvertError> {
-    let source = Source::open(checkpoint.path())?;
-    let tokenizer = Tokenizer::load(&source)?;
-    let text = CalibrationText::read(&options.texts, &tokenizer, options.tokens, options.window)?;
-    let calibration = run::calibrate(checkpoint, choice, &text, progress)?;
-    choice.parameters.extend(provenance(&text, options));
-    Ok(calibration)
+) -> impl Iterator<Item = (String, String)> {
+    let hex = |hash: &[u8; 32]| blake3::Hash::from_bytes(*hash).to_hex().to_string();
+    let sources = text.sources.iter();
+    let sources: Vec<_> = sources
+        .map(|(name, hash)| format!("{} {name}", hex(hash)))
+        .collect();
+    [
+        (CALIBRATION, METHOD_VERSION.to_owned()),
+        ("calibration_texts", sources.join(", ")),
+        ("calibration_tokens", text.tokens().to_string()),
+        ("calibration_window", options.window.to_string()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value))
 }
 
-fn provenance(text: &CalibrationText, options: &CalibrateOptions) -> BTreeMap<String, String> {
-    let hex = |hash: &[u8; 32]| blake3::Hash::from_bytes(*hash).to_hex().to_string();
-    let sources = text
-        .sources
-        .iter()
-        .map(|(name, hash)| format!("{} {name}", hex(hash)));
-    BTreeMap::from([
-        ("calibration".to_owned(), METHOD_VERSION.to_owned()),
-        (
-            "calibration_texts".to_owned(),
-            sources.collect::<Vec<_>>().join(", "),
-        ),
-        ("calibration_tokens".to_owned(), text.tokens().to_string()),
-        ("calibration_window".to_owned(), options.window.to_string()),
-    ])
+/// What decides the bytes of calibrated layers: the parameters, and the checkpoint's files as they
+/// are now.
+pub(crate) fn key(checkpoint: &Checkpoint, choice: &Choice) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut add = |text: String| {
+        hasher.update(&(text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    };
+    for (key, value) in &choice.parameters {
+        add(format!("{key}={value}"));
+    }
+    for path in checkpoint.files().paths() {
+        add(stamp(&path));
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// A file's name, length and time of change.
+fn stamp(path: &Path) -> String {
+    let metadata = std::fs::metadata(path).ok();
+    let length = metadata.as_ref().map(std::fs::Metadata::len);
+    let modified = metadata.and_then(|m| m.modified().ok());
+    format!("{} {length:?} {modified:?}", path.display())
 }

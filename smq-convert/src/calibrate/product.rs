@@ -27,6 +27,8 @@ pub(crate) struct Outcome {
     pub(crate) stored: f64,
     /// Calibration did no better than rounding, which is what is stored.
     pub(crate) fell_back: bool,
+    /// Times that the damping of its inputs' sums had to be raised.
+    pub(crate) raised: u32,
 }
 
 /// The weights of one matrix and what its inputs say.
@@ -45,8 +47,8 @@ pub(super) struct Problem<'a> {
 struct Candidate {
     scales: Settled,
     codes: Vec<i8>,
-    /// What it stands for less `w`, `[rows, in]`.
-    error: Vec<f32>,
+    /// What they stand for, `[rows, in]`.
+    weights: Vec<f32>,
 }
 
 impl Problem<'_> {
@@ -69,19 +71,14 @@ impl Problem<'_> {
                 }
             });
         });
-        let mut diag = factor.diagonal.clone();
-        if std::env::var("SMQ_X_W").is_ok() {
-            for (j, &c) in factor.order.iter().enumerate() {
-                diag[c] = factor.upper[j * n + j].powi(-2);
-            }
-        }
-        let squares = Some(diag.as_slice());
+        let squares = Some(factor.diagonal.as_slice());
         let scales = self.storage.settle(&target, self.w, n, squares)?;
         let calibrated = self.candidate(scales, |codes, scales| {
             round_columns(&target, scales, layout, levels, factor, codes);
         });
-        let shift: Vec<f32> = target.iter().zip(self.w).map(|(t, w)| t - w).collect();
-        let losses = |candidate: &Candidate| factor.losses(&candidate.error, &shift);
+        let less_w = |v: &[f32]| -> Vec<f32> { v.iter().zip(self.w).map(|(v, w)| v - w).collect() };
+        let shift = less_w(&target);
+        let losses = |candidate: &Candidate| factor.losses(&less_w(&candidate.weights), &shift);
         let (of_rounded, of_calibrated) = (losses(&rounded), losses(&calibrated));
         let whole = factor.losses(self.w, &shift).output.max(f64::MIN_POSITIVE);
         // Also where one isn't a number.
@@ -90,14 +87,14 @@ impl Problem<'_> {
             true => (calibrated, of_calibrated),
             false => (rounded, of_rounded),
         };
-        let sum = |(error, w): (&f32, &f32)| error + w;
         Ok(Calibrated {
-            weights: chosen.error.iter().zip(self.w).map(sum).collect(),
             quantized: chosen.scales.quantized(self.name, self.w, n, &chosen.codes),
+            weights: chosen.weights,
             outcome: Outcome {
                 rounded: of_rounded.output / whole,
                 stored: stored.output / whole,
                 fell_back: !is_better,
+                raised: factor.raised,
             },
         })
     }
@@ -113,20 +110,48 @@ impl Problem<'_> {
         let mut codes = vec![0; self.w.len()];
         let values = scales.values();
         round(&mut codes, values);
-        let mut error = vec![0.0; self.w.len()];
-        error
-            .par_chunks_mut(n)
-            .enumerate()
-            .for_each(|(row, error)| {
-                for (c, e) in error.iter_mut().enumerate() {
-                    let i = row * n + c;
-                    *e = levels.value(codes[i]) * values[layout.index(row, c)] - self.w[i];
-                }
-            });
+        let mut weights = vec![0.0; self.w.len()];
+        let rows = weights.par_chunks_mut(n).zip(codes.par_chunks(n));
+        rows.enumerate().for_each(|(row, (weights, codes))| {
+            for (c, (v, q)) in weights.iter_mut().zip(codes).enumerate() {
+                *v = levels.value(*q) * values[layout.index(row, c)];
+            }
+        });
         Candidate {
             scales,
             codes,
-            error,
+            weights,
         }
+    }
+}
+
+impl Outcome {
+    /// As [`Outcome::of_text`] reads it: floats by their bits.
+    pub(super) fn to_text(self) -> String {
+        let (rounded, stored) = (self.rounded.to_bits(), self.stored.to_bits());
+        let fell_back = u8::from(self.fell_back);
+        format!("{rounded:016x} {stored:016x} {fell_back} {}", self.raised)
+    }
+
+    /// `None` of anything else.
+    pub(super) fn of_text(text: &str) -> Option<Self> {
+        let mut words = text.split(' ');
+        let mut float = || {
+            u64::from_str_radix(words.next()?, 16)
+                .ok()
+                .map(f64::from_bits)
+        };
+        let (rounded, stored) = (float()?, float()?);
+        let fell_back = match words.next()? {
+            "0" => false,
+            "1" => true,
+            _ => return None,
+        };
+        Some(Self {
+            rounded,
+            stored,
+            fell_back,
+            raised: words.next()?.parse().ok()?,
+        })
     }
 }

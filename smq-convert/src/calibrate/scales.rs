@@ -15,7 +15,7 @@ const LARGEST: f32 = 1.0625;
 
 /// The scale for the weights `w` of a group, whose columns' inputs have the squares `h`; 0 for a
 /// group of zeros.
-pub(super) fn search(w: &[f32], h: &[f32], levels: Levels<'_>, format: ScaleChoice) -> f32 {
+pub(super) fn search(w: &[f32], h: &[f32], levels: Levels, format: ScaleChoice) -> f32 {
     let largest = w.iter().fold(0f32, |m, v| m.max(v.abs()));
     if largest == 0.0 {
         return 0.0;
@@ -35,7 +35,7 @@ pub(super) fn search(w: &[f32], h: &[f32], levels: Levels<'_>, format: ScaleChoi
 pub(super) fn nearest_of(
     w: &[f32],
     h: &[f32],
-    levels: Levels<'_>,
+    levels: Levels,
     representable: impl Iterator<Item = f32>,
 ) -> Option<f32> {
     let largest = w.iter().fold(0f32, |m, v| m.max(v.abs())) / levels.top();
@@ -44,12 +44,7 @@ pub(super) fn nearest_of(
 }
 
 /// The scale of least weighted error, the first of equal ones.
-fn best_of(
-    w: &[f32],
-    h: &[f32],
-    levels: Levels<'_>,
-    scales: impl Iterator<Item = f32>,
-) -> Option<f32> {
+fn best_of(w: &[f32], h: &[f32], levels: Levels, scales: impl Iterator<Item = f32>) -> Option<f32> {
     let kernel = Kernel::detect();
     let mut best = (f64::INFINITY, None);
     for scale in scales {

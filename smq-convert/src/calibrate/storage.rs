@@ -7,15 +7,15 @@ use smq_format::nf4;
 use super::levels::Levels;
 use super::scales::{nearest_of, search};
 use crate::quantize::{
-    Method, QuantizeError, QuantizeOptions, Quantized, ScaleRule, SettledAbsmax, SettledScales,
-    group_scale, settled, settled_nf4,
+    Grid, Method, QuantizeError, QuantizeOptions, Quantized, ScaleRule, SettledAbsmax,
+    SettledScales, group_scale, settled, settled_nf4,
 };
 
-/// Storage that scales and integers can be chosen for.
+/// Storage that scales and codes can be chosen for.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Storage {
-    /// Integers with a scale a group.
-    Int4(QuantizeOptions),
+    /// Codes with a scale a group: int4, or a code book.
+    Groups(QuantizeOptions, Grid),
     /// NF4 with double quantization.
     Nf4,
 }
@@ -49,7 +49,7 @@ impl Layout {
 #[derive(Debug)]
 pub(super) enum Settled {
     /// One a group.
-    Int4(QuantizeOptions, SettledScales),
+    Groups(QuantizeOptions, Grid, SettledScales),
     /// One a block.
     Nf4(SettledAbsmax),
 }
@@ -58,7 +58,7 @@ impl Settled {
     /// Decoded, as [`Layout::index`] finds them.
     pub(super) fn values(&self) -> &[f32] {
         match self {
-            Self::Int4(_, scales) => &scales.values,
+            Self::Groups(_, _, scales) => &scales.values,
             Self::Nf4(absmax) => &absmax.values,
         }
     }
@@ -72,34 +72,47 @@ impl Settled {
         codes: &[i8],
     ) -> Quantized {
         match self {
-            Self::Int4(options, scales) => settled(name, w, columns, &options, scales, codes),
+            Self::Groups(options, grid, scales) => {
+                settled(name, w, columns, &options, &grid, scales, codes)
+            }
             Self::Nf4(absmax) => settled_nf4(name, w, columns, absmax, codes),
         }
     }
 }
 
 impl Storage {
-    /// Of a method; `None` where calibration has nothing to choose.
-    pub(super) fn of(method: Method) -> Option<Self> {
-        match method {
-            Method::Int4(options) => Some(Self::Int4(options)),
-            Method::Nf4 => Some(Self::Nf4),
-            Method::Fp8 => None,
-        }
+    /// Of a matrix `w` with rows of `columns` by `method`; `None` where calibration has nothing to
+    /// choose.
+    ///
+    /// # Errors
+    /// The first weight that is not finite.
+    pub(super) fn of(
+        method: Method,
+        w: &[f32],
+        columns: usize,
+    ) -> Result<Option<Self>, QuantizeError> {
+        Ok(match (method, method.grid(w, columns)?) {
+            (Method::Int4(options) | Method::Lut4 { options, .. }, Some(grid)) => {
+                Some(Self::Groups(options, grid))
+            }
+            (Method::Nf4, _) => Some(Self::Nf4),
+            (Method::Fp8 | Method::Int4(_) | Method::Lut4 { .. }, _) => None,
+        })
     }
 
     /// The values of a weight whose scale is 1.
-    pub(super) fn levels(self) -> Levels<'static> {
+    pub(super) fn levels(self) -> Levels {
         match self {
-            Self::Int4(_) => Levels::Int4,
-            Self::Nf4 => Levels::Table(&nf4::VALUES),
+            Self::Groups(_, Grid::Int4) => Levels::Int4,
+            Self::Groups(_, Grid::Book(book)) => Levels::Table(book.values),
+            Self::Nf4 => Levels::Table(nf4::VALUES),
         }
     }
 
     /// Of a matrix with rows of `columns`.
     pub(super) fn layout(self, columns: usize) -> Layout {
         match self {
-            Self::Int4(QuantizeOptions { group, .. }) => Layout::groups(group, columns),
+            Self::Groups(QuantizeOptions { group, .. }, _) => Layout::groups(group, columns),
             Self::Nf4 => Layout {
                 run: nf4::BLOCK_ELEMS,
                 row: columns,
@@ -110,16 +123,16 @@ impl Storage {
     /// What rounds to nearest in the same storage: calibration is compared with it.
     pub(super) fn nearest(self) -> Self {
         match self {
-            Self::Int4(options) => Self::Int4(QuantizeOptions {
-                rule: match options.rule {
+            Self::Groups(options, grid) => {
+                let rule = match options.rule {
                     ScaleRule::Weighted => ScaleRule::Nearest,
                     rule @ (ScaleRule::Reference
                     | ScaleRule::Nearest
                     | ScaleRule::Search
                     | ScaleRule::Signed) => rule,
-                },
-                ..options
-            }),
+                };
+                Self::Groups(QuantizeOptions { rule, ..options }, grid)
+            }
             Self::Nf4 => Self::Nf4,
         }
     }
@@ -137,10 +150,16 @@ impl Storage {
         squares: Option<&[f32]>,
     ) -> Result<Settled, QuantizeError> {
         match self {
-            Self::Int4(options) => {
-                let scales = int4_scales(&options, target, w, columns, squares)?;
+            Self::Groups(options, grid) => {
+                let rule = Rule {
+                    options,
+                    grid,
+                    levels: self.levels(),
+                    squares,
+                };
+                let scales = group_scales(&rule, target, w, columns)?;
                 let scales = SettledScales::new(&options, scales)?;
-                Ok(Settled::Int4(options, scales))
+                Ok(Settled::Groups(options, grid, scales))
             }
             Self::Nf4 => {
                 if let Some(at) = target.iter().position(|v| !v.is_finite()) {
@@ -164,14 +183,22 @@ impl Storage {
     }
 }
 
+/// How the scale of a group is found.
+struct Rule<'a> {
+    options: QuantizeOptions,
+    grid: Grid,
+    levels: Levels,
+    squares: Option<&'a [f32]>,
+}
+
 /// One scale a group for `target`, each of the format's mantissa, `[rows, groups]`.
-fn int4_scales(
-    options: &QuantizeOptions,
+fn group_scales(
+    rule: &Rule<'_>,
     target: &[f32],
     w: &[f32],
     columns: usize,
-    squares: Option<&[f32]>,
 ) -> Result<Vec<f32>, QuantizeError> {
+    let options = &rule.options;
     let groups = columns.div_ceil(options.group);
     let mut scales = vec![0.0; w.len() / columns * groups];
     let rows = target.par_chunks(columns).zip(w.par_chunks(columns));
@@ -194,11 +221,11 @@ fn int4_scales(
                         target[at],
                     ));
                 }
-                *scale = match (options.rule, squares) {
+                *scale = match (options.rule, rule.squares) {
                     (ScaleRule::Weighted, Some(squares)) => {
-                        search(target, &squares[run], Levels::Int4, options.scales)
+                        search(target, &squares[run], rule.levels, options.scales)
                     }
-                    _ => group_scale(target, options).unwrap_or(0.0),
+                    _ => group_scale(target, options, &rule.grid).unwrap_or(0.0),
                 };
             }
             Ok(())

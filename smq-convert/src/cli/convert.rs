@@ -15,15 +15,17 @@ use super::{print_notes, progress_bar, words};
 use crate::apply::exact_scales;
 use crate::import::Grouping;
 use crate::{
-    AutoOptions, CalibrateOptions, Checkpoint, ConvertOptions, DEFAULT_SHARD_BYTES, Method,
-    QuantizeOptions, ScaleChoice, ScaleRule, Target, auto, convert, convert_auto,
-    convert_calibrated, dry_run, dry_run_auto, synth,
+    AutoOptions, CalibrateOptions, Checkpoint, ConvertOptions, DEFAULT_SHARD_BYTES, LevelChoice,
+    Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, auto, convert, convert_auto,
+    convert_calibrated, dry_run, dry_run_auto, dry_run_calibrated, saved_layers, synth,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
 const DEFAULT_GROUP: usize = 128;
-/// Scales of int4 where the user does not say.
+/// Scales of int4 and lut4 where the user does not say.
 const DEFAULT_SCALES: ScaleChoice = ScaleChoice::e5(5);
+/// The option that only code books have.
+const LEVELS: &str = "--levels";
 
 /// Quantize a safetensors checkpoint once into a .smq file
 #[derive(Parser)]
@@ -33,7 +35,9 @@ const DEFAULT_SCALES: ScaleChoice = ScaleChoice::e5(5);
     after_help = "Examples:\n  \
                   smq-convert --mbits 5 phi35/ phi35-e5m5.smq\n  \
                   smq-convert --mbits -1 --target all phi35/ phi35-f32.smq\n  \
+                  smq-convert --scheme lut4 --mbits 3 phi35/ phi35-lut4.smq\n  \
                   smq-convert --scheme nf4 phi35/ phi35-nf4.smq\n  \
+                  smq-convert --mbits 3 --target all --calibrate wiki.txt chats.jsonl -- phi35/ out.smq\n  \
                   smq-convert --mbits auto --budget 4.5 --target all phi35/ phi35-auto.smq\n  \
                   smq-convert --to compressed-tensors phi35-e5m5.smq phi35-int4/\n  \
                   smq-convert synth --like config.json synthetic/"
@@ -61,26 +65,30 @@ struct ConvertArgs {
     /// The file to write; with --to, a directory
     #[arg(value_name = "OUT.smq")]
     out: Option<PathBuf>,
-    /// What the weights become: int4 in groups, bitsandbytes' NF4 with double quantization, or FP8
-    /// E4M3 with FP8 activations
+    /// What the weights become: int4 in groups, lut4 with a code book of 16 levels for each tensor
+    /// in place of equal steps, bitsandbytes' NF4 with double quantization, or FP8 E4M3 with FP8
+    /// activations
     #[arg(long, value_parser = words::family(), default_value_t = Family::Int4)]
     scheme: Family,
-    /// int4: mantissa bits of the E5Mx scales, 0 to 10; -1 keeps exact f32 scales; auto chooses
-    /// them for each tensor from measured errors, and what stays as it is [default: 5, or the
-    /// narrowest format that holds an int4 checkpoint's scales exactly]
+    /// int4, lut4: mantissa bits of the E5Mx scales, 0 to 10; -1 keeps exact f32 scales; auto
+    /// (int4) chooses them for each tensor from measured errors, and what stays as it is [default:
+    /// 5, or the narrowest format that holds an int4 checkpoint's scales exactly]
     #[arg(long, value_name = "N|auto", allow_negative_numbers = true)]
     mbits: Option<Width>,
-    /// int4: scale format instead of --mbits: f32, f16, or eXmY such as e5m5, e4m3, e8m0
+    /// int4, lut4: scale format instead of --mbits: f32, f16, or eXmY such as e5m5, e4m3, e8m0
     #[arg(long, value_name = "FORMAT", conflicts_with = "mbits")]
     scales: Option<ScaleChoice>,
-    /// int4: consecutive elements of a row that share a scale [default: 128, or an int4
+    /// int4, lut4: consecutive elements of a row that share a scale [default: 128, or an int4
     /// checkpoint's]
     #[arg(long, value_name = "ELEMS")]
     group_size: Option<usize>,
-    /// int4: how a group's scale is chosen [default: reference; with --mbits auto the better of
-    /// nearest and signed]
+    /// int4, lut4: how a group's scale is chosen [default: reference, of lut4 nearest; with --mbits
+    /// auto the better of nearest and signed]
     #[arg(long, value_parser = words::scale_rule())]
     scale_rule: Option<ScaleRule>,
+    /// lut4: where the 16 levels come from: learned from each tensor, or NF4's [default: learned]
+    #[arg(long, value_parser = words::levels())]
+    levels: Option<LevelChoice>,
     /// What to quantize: mlp, all (attention too; embeddings and lm_head never), or a regex over
     /// names [default: mlp, or of an int4 checkpoint what it has in int4]
     #[arg(long)]
@@ -88,8 +96,8 @@ struct ConvertArgs {
     /// Quantize an int4 checkpoint's dequantized weights anew instead of keeping its integers
     #[arg(long)]
     requantize: bool,
-    /// Choose scales and integers by what the model does on these texts: plain UTF-8, or JSON Lines (.jsonl) with a
-    /// text or chat messages a line. Mix kinds of text that resemble the use
+    /// Choose scales and integers by what the model does on these texts: plain UTF-8, or JSON Lines
+    /// (.jsonl) with a text or chat messages a line. Mix kinds of text that resemble the use
     #[arg(long, value_name = "TEXT", num_args = 1..)]
     calibrate: Vec<PathBuf>,
     /// Tokens to calibrate on, from all texts together
@@ -103,6 +111,9 @@ struct ConvertArgs {
     /// Tokens of a calibration window, each a sequence of its own
     #[arg(long, value_name = "N", default_value_t = 2048, requires = "calibrate")]
     calibrate_window: usize,
+    /// Go on with a calibration that was killed, from the last layer it had done
+    #[arg(long, requires = "calibrate")]
+    resume: bool,
     /// Threads; 0 takes every core (the bytes do not depend on it)
     #[arg(long, default_value_t = 0)]
     jobs: usize,
@@ -123,6 +134,7 @@ struct ConvertArgs {
 pub(super) enum Task {
     Uniform(ConvertOptions),
     Auto(AutoOptions),
+    Calibrated(ConvertOptions, CalibrateOptions),
 }
 
 impl ConvertArgs {
@@ -148,6 +160,15 @@ impl ConvertArgs {
         };
         let int4 = self.scheme == Family::Int4;
         if self.mbits == Some(Width::Auto) && self.scales.is_none() && int4 {
+            anyhow::ensure!(
+                self.calibrate.is_empty(),
+                "--mbits auto chooses by the errors of rounding to nearest, and does not go with \
+                 --calibrate; give a number of bits"
+            );
+            anyhow::ensure!(
+                self.levels.is_none(),
+                "{LEVELS} is for --scheme lut4; int4's levels are -8 to 7"
+            );
             let (rule, force, jobs) = (self.scale_rule, self.force, self.jobs);
             let options = self
                 .auto
@@ -156,50 +177,111 @@ impl ConvertArgs {
         }
         let quantize = self.method(checkpoint, group)?;
         self.auto.refuse()?;
-        Ok(Task::Uniform(ConvertOptions {
+        let calibrate = self.calibration(quantize)?;
+        let options = ConvertOptions {
             quantize,
             target,
             overwrite: self.force,
             jobs: self.jobs,
+        };
+        Ok(match calibrate {
+            Some(texts) => Task::Calibrated(options, texts),
+            None => Task::Uniform(options),
+        })
+    }
+
+    /// What to calibrate on; `None` without --calibrate.
+    ///
+    /// # Errors
+    /// A scheme or a rule that calibration does not go with.
+    fn calibration(&self, quantize: Method) -> anyhow::Result<Option<CalibrateOptions>> {
+        let rule = match quantize {
+            Method::Int4(options) | Method::Lut4 { options, .. } => Some(options.rule),
+            Method::Nf4 | Method::Fp8 => None,
+        };
+        if self.calibrate.is_empty() {
+            anyhow::ensure!(
+                rule != Some(ScaleRule::Weighted),
+                "--scale-rule weighted weighs errors by what a calibration text says of the \
+                 inputs: give one with --calibrate, or take another rule"
+            );
+            return Ok(None);
+        }
+        anyhow::ensure!(
+            quantize != Method::Fp8,
+            "--calibrate is for int4, lut4 and nf4; FP8 is rounded to nearest: leave it out"
+        );
+        Ok(Some(CalibrateOptions {
+            texts: self.calibrate.clone(),
+            tokens: self.calibrate_tokens,
+            window: self.calibrate_window,
+            resume: self.resume,
         }))
     }
 
     /// # Errors
-    /// An option that only int4 has.
+    /// An option that the scheme does not have.
     fn method(&self, checkpoint: &Checkpoint, group: usize) -> anyhow::Result<Method> {
-        let method = match self.scheme {
-            Family::Int4 => {
-                return Ok(Method::Int4(QuantizeOptions {
-                    group,
-                    scales: match (self.scales, self.mbits) {
-                        (Some(scales), _) => scales,
-                        (None, Some(Width::Given(bits))) => bits.into(),
-                        (None, _) if checkpoint.keeps_codes() => exact_scales(checkpoint),
-                        // `auto` is taken care of by now.
-                        (None, Some(Width::Auto) | None) => DEFAULT_SCALES,
-                    },
-                    rule: self.scale_rule.unwrap_or(match self.calibrate.is_empty() {
-                        true => ScaleRule::Reference,
-                        false => ScaleRule::Weighted,
-                    }),
-                }));
-            }
-            Family::Nf4 => Method::Nf4,
-            Family::Fp8 => Method::Fp8,
+        let options = |rule| QuantizeOptions {
+            group,
+            scales: match (self.scales, self.mbits) {
+                (Some(scales), _) => scales,
+                (None, Some(Width::Given(bits))) => bits.into(),
+                (None, _) if checkpoint.keeps_codes() => exact_scales(checkpoint),
+                // `auto` is taken care of by now.
+                (None, Some(Width::Auto) | None) => DEFAULT_SCALES,
+            },
+            rule: self.scale_rule.unwrap_or(match self.calibrate.is_empty() {
+                true => rule,
+                false => ScaleRule::Weighted,
+            }),
         };
+        let (method, refused) = match self.scheme {
+            Family::Int4 => (Method::Int4(options(ScaleRule::Reference)), self.levels()),
+            Family::Lut4 => {
+                let auto = self.mbits == Some(Width::Auto) && self.scales.is_none();
+                anyhow::ensure!(
+                    !auto,
+                    "--mbits auto is for --scheme int4; give --scheme lut4 a number, or leave \
+                     --mbits out"
+                );
+                let method = Method::Lut4 {
+                    options: options(ScaleRule::Nearest),
+                    levels: self.levels.unwrap_or(LevelChoice::Learned),
+                };
+                (method, None)
+            }
+            Family::Nf4 => (Method::Nf4, self.option_of_groups().or(self.levels())),
+            Family::Fp8 => (Method::Fp8, self.option_of_groups().or(self.levels())),
+        };
+        match (refused, self.scheme) {
+            (None, _) => Ok(method),
+            (Some(option), Family::Int4 | Family::Lut4) => {
+                anyhow::bail!("{option} is for --scheme lut4; int4's levels are -8 to 7")
+            }
+            (Some(option), Family::Nf4 | Family::Fp8) => anyhow::bail!(
+                "{option} is for --scheme {}; --scheme {} has one form: leave {option} out",
+                if option == LEVELS { "lut4" } else { "int4" },
+                self.scheme
+            ),
+        }
+    }
+
+    /// The first option given that only schemes with groups have.
+    fn option_of_groups(&self) -> Option<&'static str> {
         let given = [
             ("--mbits", self.mbits.is_some()),
             ("--scales", self.scales.is_some()),
             ("--group-size", self.group_size.is_some()),
             ("--scale-rule", self.scale_rule.is_some()),
         ];
-        match given.iter().find(|(_, given)| *given) {
-            Some((option, _)) => anyhow::bail!(
-                "{option} is for --scheme int4; --scheme {} has one form: leave {option} out",
-                self.scheme
-            ),
-            None => Ok(method),
-        }
+        let found = given.into_iter().find(|(_, given)| *given);
+        found.map(|(option, _)| option)
+    }
+
+    /// The option that only code books have, where it is given.
+    fn levels(&self) -> Option<&'static str> {
+        self.levels.map(|_| LEVELS)
     }
 }
 
@@ -256,18 +338,13 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         checkpoint.requantize();
     }
     let (dry, out) = (args.dry_run, args.out.clone());
-    let calibration = CalibrateOptions {
-        texts: args.calibrate.clone(),
-        tokens: args.calibrate_tokens,
-        window: args.calibrate_window,
-    };
     let task = args.task(&checkpoint)?;
     let about = About::new(&checkpoint, &task);
     let interrupted = interrupts();
     let tensor_bytes = checkpoint.tensors().iter().map(|t| t.range.len() as u64);
     let tensor_bytes: u64 = tensor_bytes.sum();
     let total_bytes = match &task {
-        Task::Uniform(_) => tensor_bytes,
+        Task::Uniform(_) | Task::Calibrated(..) => tensor_bytes,
         Task::Auto(options) => tensor_bytes + auto::measured_bytes(&checkpoint, options),
     };
     let bar = progress_bar(total_bytes, "converting");
@@ -278,6 +355,9 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     if dry {
         let (auto, plan) = match &task {
             Task::Uniform(options) => (None, dry_run(&checkpoint, options)?),
+            Task::Calibrated(options, texts) => {
+                (None, dry_run_calibrated(&checkpoint, options, texts)?)
+            }
             Task::Auto(options) => {
                 let (auto, plan) = dry_run_auto(&checkpoint, options, &progress)?;
                 (Some(auto), plan)
@@ -294,23 +374,29 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
             leftover.display()
         );
     }
+    if let Some((layers, directory)) = saved_layers(&out)
+        && !matches!(
+            &task,
+            Task::Calibrated(_, CalibrateOptions { resume: true, .. })
+        )
+    {
+        eprintln!(
+            "note: {} holds {layers} layers of a calibration that was killed; with --resume it \
+             goes on",
+            directory.display()
+        );
+    }
     let result = match &task {
-        Task::Uniform(options) if !calibration.texts.is_empty() => {
-            let bar = progress_bar(0, "calibrating");
-            let calibrating = |done: u64, all: u64| {
-                bar.set_length(all);
-                bar.set_position(done);
+        Task::Calibrated(options, texts) => {
+            let bar = progress_bar(0, "calibrating, layers");
+            let calibrating = |done: usize, all: usize| {
+                bar.set_length(all as u64);
+                bar.set_position(done as u64);
                 !interrupted.load(Ordering::Relaxed)
             };
-            convert_calibrated(
-                &checkpoint,
-                &out,
-                options,
-                &calibration,
-                &calibrating,
-                &progress,
-            )
-            .map(|summary| (None, summary))
+            let (from, to) = (&checkpoint, &out);
+            convert_calibrated(from, to, options, texts, &calibrating, &progress)
+                .map(|summary| (None, summary))
         }
         Task::Uniform(options) => {
             convert(&checkpoint, &out, options, &progress).map(|summary| (None, summary))

@@ -25,7 +25,9 @@ pub(super) struct About<'a> {
 impl<'a> About<'a> {
     pub(super) fn new(checkpoint: &'a Checkpoint, task: &Task) -> Self {
         let (target, method) = match task {
-            Task::Uniform(options) => (&options.target, Some(options.quantize)),
+            Task::Uniform(options) | Task::Calibrated(options, _) => {
+                (&options.target, Some(options.quantize))
+            }
             Task::Auto(options) => (&options.target, None),
         };
         let change = match method {
@@ -33,7 +35,7 @@ impl<'a> About<'a> {
                 scale_change(checkpoint, &options),
                 options.scales.to_string(),
             )),
-            Some(Method::Int4(_) | Method::Nf4 | Method::Fp8) | None => None,
+            Some(Method::Int4(_) | Method::Lut4 { .. } | Method::Nf4 | Method::Fp8) | None => None,
         };
         Self {
             checkpoint,
@@ -146,6 +148,19 @@ impl<'a> About<'a> {
             DecimalBytes((summary.source_bytes as f64 / seconds) as u64),
             summary.written.fsync.as_secs_f64(),
         )?;
+        if let Some(calibrated) = &summary.calibrated {
+            writeln!(
+                out,
+                "calibrated: {} tensors, squared error of the outputs on the calibration text \
+                 {:.4} -> {:.4} of the outputs (median over tensors, rounded to nearest -> as \
+                 stored); {} stored rounded, {} with more damping",
+                calibrated.tensors,
+                calibrated.rounded,
+                calibrated.stored,
+                calibrated.fell_back,
+                calibrated.raised,
+            )?;
+        }
         writeln!(
             out,
             "scales: {}, {} f16 scales would take ({:+.1} %)",

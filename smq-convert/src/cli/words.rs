@@ -1,7 +1,7 @@
 //! Arguments that are one of a few words, spelled as smq-format spells them.
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use smq_format::{Family, ScaleRule};
+use smq_format::{Family, LevelChoice, ScaleRule};
 
 /// Reads a scale rule; the help lists them with what they do.
 pub fn scale_rule() -> impl TypedValueParser<Value = ScaleRule> {
@@ -30,4 +30,10 @@ pub fn scale_rule() -> impl TypedValueParser<Value = ScaleRule> {
 /// Reads what weights are to become.
 pub(super) fn family() -> impl TypedValueParser<Value = Family> {
     PossibleValuesParser::new(Family::ALL.map(Family::name)).try_map(|word| word.parse::<Family>())
+}
+
+/// Reads where the levels of a code book come from.
+pub(super) fn levels() -> impl TypedValueParser<Value = LevelChoice> {
+    PossibleValuesParser::new(LevelChoice::ALL.map(LevelChoice::name))
+        .try_map(|word| word.parse::<LevelChoice>())
 }

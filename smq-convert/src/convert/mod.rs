@@ -2,7 +2,7 @@
 
 mod against_config;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use smq_format::statistics::TensorStatistics;
@@ -12,7 +12,9 @@ use against_config::check_against_config;
 
 use crate::apply::{check_options, not_quantized, quantize_tensor};
 use crate::auto::{Auto, AutoOptions, choose, measured_bytes};
-use crate::calibrate::{CalibrateOptions, Calibration, CalibrationProgress, calibrate};
+use crate::calibrate::{
+    self, CalibrateOptions, Calibration, CalibrationProgress, Outcome, Prepared, Saved,
+};
 use crate::choice::Choice;
 use crate::error::ConvertError;
 use crate::plan::{Plan, plan, sources};
@@ -53,6 +55,41 @@ pub struct Summary {
     pub f16_scale_bytes: u64,
     /// Names of the tensors that are not finite and were carried along, since they are no weights.
     pub not_finite: Vec<String>,
+    /// What calibration did; `None` without it.
+    pub calibrated: Option<CalibrationSummary>,
+}
+
+/// What calibration did to the outputs of the tensors.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CalibrationSummary {
+    /// Tensors that were calibrated.
+    pub tensors: usize,
+    /// Those that are stored rounded to nearest, since calibration did no better.
+    pub fell_back: usize,
+    /// Those whose damping had to be raised.
+    pub raised: usize,
+    /// Median over tensors of the outputs' relative squared error on the calibration text, rounded
+    /// to nearest.
+    pub rounded: f64,
+    /// The same as stored.
+    pub stored: f64,
+}
+
+impl CalibrationSummary {
+    fn of(outcomes: &[(String, Outcome)]) -> Option<Self> {
+        let median = |of: fn(&Outcome) -> f64| {
+            let mut all: Vec<f64> = outcomes.iter().map(|(_, o)| of(o)).collect();
+            all.sort_by(f64::total_cmp);
+            all.get(all.len() / 2).copied()
+        };
+        Some(Self {
+            tensors: outcomes.len(),
+            fell_back: outcomes.iter().filter(|(_, o)| o.fell_back).count(),
+            raised: outcomes.iter().filter(|(_, o)| o.raised > 0).count(),
+            rounded: median(|o| o.rounded)?,
+            stored: median(|o| o.stored)?,
+        })
+    }
 }
 
 /// Plans the conversion that [`convert`] would do: everything but reading the weights.
@@ -155,8 +192,12 @@ pub fn convert_auto(
 /// Calibrates and converts; otherwise as [`convert`]. `calibrating` is told of the first part,
 /// `progress` of the second.
 ///
+/// Layers that are done lie beside `target` until it is there, so that
+/// [`CalibrateOptions::resume`] can go on after a run that was killed.
+///
 /// # Errors
-/// As [`calibrate()`] and [`convert`].
+/// As [`convert`]; a model that cannot be run, texts that cannot be read or are too short,
+/// activations that are not finite, too little memory.
 pub fn convert_calibrated(
     checkpoint: &Checkpoint,
     target: &Path,
@@ -169,8 +210,13 @@ pub fn convert_calibrated(
     let mut choice = uniform(checkpoint, options)?;
     check_target(checkpoint, target)?;
     let writer = SmqWriter::create(target, options.overwrite)?;
+    let pool = pool(options.jobs)?;
+    let prepared = pool.install(|| Prepared::new(checkpoint, &mut choice, texts))?;
+    plan_of(checkpoint, &choice)?;
+    let saved = Saved::open(target, calibrate::key(checkpoint, &choice), texts.resume)?;
     let calibration =
-        pool(options.jobs)?.install(|| calibrate(checkpoint, &mut choice, texts, calibrating))?;
+        pool.install(|| prepared.calibrate(checkpoint, &choice, &saved, calibrating))?;
+    drop(prepared);
     let jobs = options.jobs;
     write(
         checkpoint,
@@ -181,6 +227,28 @@ pub fn convert_calibrated(
         jobs,
         progress,
     )
+}
+
+/// Plans the conversion that [`convert_calibrated`] would do: texts are read, weights are not.
+///
+/// # Errors
+/// As [`convert_calibrated`], for all that can be known without the weights.
+pub fn dry_run_calibrated(
+    checkpoint: &Checkpoint,
+    options: &ConvertOptions,
+    texts: &CalibrateOptions,
+) -> Result<Plan, ConvertError> {
+    let mut choice = uniform(checkpoint, options)?;
+    Prepared::new(checkpoint, &mut choice, texts)?;
+    plan_of(checkpoint, &choice)
+}
+
+/// Layers that a killed calibration of `target` has left, and the directory that they are in.
+#[must_use]
+pub fn saved_layers(target: &Path) -> Option<(usize, PathBuf)> {
+    let directory = Saved::directory(target);
+    let layers = Saved::layers_of(target);
+    directory.is_dir().then_some((layers, directory))
 }
 
 fn write(
@@ -209,6 +277,7 @@ fn write(
         hasher.finish_all();
         written
     })?;
+    let outcomes = calibration.outcomes;
     let mut provenance = provenance(checkpoint, choice);
     for (source, hash) in provenance.sources.iter_mut().zip(hasher.hashes()) {
         source.blake3 = hash;
@@ -227,6 +296,7 @@ fn write(
         f16_scale_bytes: 2 * groups + 8 * record.tensors.len() as u64,
         statistics: record.tensors,
         not_finite: done.not_finite,
+        calibrated: CalibrationSummary::of(&outcomes),
     })
 }
 

@@ -69,7 +69,10 @@ impl<'a> Plan<'a> {
                     content: Content::Bytes(bytes.into()),
                 }),
                 (
-                    TensorData::Int4 { .. } | TensorData::Nf4 { .. } | TensorData::Fp8 { .. },
+                    TensorData::Int4 { .. }
+                    | TensorData::Lut4 { .. }
+                    | TensorData::Nf4 { .. }
+                    | TensorData::Fp8 { .. },
                     ExportFormat::Safetensors(dtype),
                 ) => outputs.push(Output {
                     name: view.name().to_owned(),
@@ -78,7 +81,10 @@ impl<'a> Plan<'a> {
                     content: Content::dequantized(view, dtype),
                 }),
                 (
-                    TensorData::Int4 { .. } | TensorData::Nf4 { .. } | TensorData::Fp8 { .. },
+                    TensorData::Int4 { .. }
+                    | TensorData::Lut4 { .. }
+                    | TensorData::Nf4 { .. }
+                    | TensorData::Fp8 { .. },
                     ExportFormat::CompressedTensors { .. },
                 ) => outputs.extend(packed(view)),
             }
@@ -124,7 +130,7 @@ impl<'a> Plan<'a> {
         };
         let is_f16 = |view: TensorView| match view.scheme() {
             Scheme::Int4 { scales, .. } => scales == ScaleFormat::F16,
-            Scheme::Raw(_) | Scheme::Nf4 { .. } | Scheme::Fp8 => true,
+            Scheme::Raw(_) | Scheme::Lut4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => true,
         };
         let said = file.embedded("config.json").and_then(dtype_of);
         let types = match file.tensors().all(is_f16) || said == Some(Dtype::F16) {
@@ -203,7 +209,10 @@ fn has_own_head<'a>(file: &'a SmqFile) -> bool {
     });
     let raw = |view: &TensorView<'a>| match view.data() {
         TensorData::Raw { bytes, dtype } => Some((bytes, dtype)),
-        TensorData::Int4 { .. } | TensorData::Nf4 { .. } | TensorData::Fp8 { .. } => None,
+        TensorData::Int4 { .. }
+        | TensorData::Lut4 { .. }
+        | TensorData::Nf4 { .. }
+        | TensorData::Fp8 { .. } => None,
     };
     let shared = embedding.as_ref().and_then(raw);
     let same = |head: &TensorView<'a>| shared.is_some() && raw(head) == shared;
@@ -224,7 +233,10 @@ impl<'a> Int4<'a> {
                 group,
                 columns: view.matrix_shape().1,
             }),
-            TensorData::Raw { .. } | TensorData::Nf4 { .. } | TensorData::Fp8 { .. } => None,
+            TensorData::Raw { .. }
+            | TensorData::Lut4 { .. }
+            | TensorData::Nf4 { .. }
+            | TensorData::Fp8 { .. } => None,
         }
     }
 }
@@ -286,11 +298,17 @@ fn check_packable(file: &SmqFile, int4: &[Int4]) -> Result<Grouping, ConvertErro
         view.scheme().is_quantized() && !matches!(view.data(), TensorData::Int4 { .. })
     });
     if let Some(view) = other {
-        let problem = format!(
-            "is {}, and only int4 can be exported as pack-quantized; use --to safetensors, which \
-             dequantizes",
-            view.scheme().name()
-        );
+        let name = view.scheme().name();
+        let problem = match view.scheme() {
+            Scheme::Lut4 { .. } => format!(
+                "is {name}, and pack-quantized has no code book; use --to safetensors, which \
+                 dequantizes"
+            ),
+            Scheme::Raw(_) | Scheme::Int4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => format!(
+                "is {name}, and only int4 can be exported as pack-quantized; use --to \
+                 safetensors, which dequantizes"
+            ),
+        };
         return Err(not_exportable(file, &view, problem));
     }
     let Some(first) = int4.first() else {

@@ -144,7 +144,7 @@ fn schemes(tensors: &[TensorEntry]) -> Vec<SchemeCount> {
         let (scales, group) = (scale_format(t.scheme), group_elems(t));
         let dtype = match t.scheme {
             Scheme::Raw(dtype) => Some(dtype.name().to_owned()),
-            Scheme::Int4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => None,
+            Scheme::Int4 { .. } | Scheme::Lut4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => None,
         };
         // Rows of many lengths are one scheme.
         let fixed_group = group.filter(|_| t.scheme != Scheme::Fp8);
@@ -175,7 +175,9 @@ fn schemes(tensors: &[TensorEntry]) -> Vec<SchemeCount> {
 fn scale_format(scheme: Scheme) -> Option<(String, u32)> {
     match scheme {
         Scheme::Raw(_) => None,
-        Scheme::Int4 { scales, .. } => Some((scales.to_string(), scales.width_bits())),
+        Scheme::Int4 { scales, .. } | Scheme::Lut4 { scales, .. } => {
+            Some((scales.to_string(), scales.width_bits()))
+        }
         Scheme::Nf4 { .. } => Some(("dq8".to_owned(), 8)),
         Scheme::Fp8 => Some((ScaleFormat::F32.to_string(), 32)),
     }
@@ -203,7 +205,7 @@ fn tensor(
         scheme: entry.scheme.name().to_owned(),
         scale_format: scale_format(entry.scheme).map(|s| s.0),
         scale_rule: match entry.scheme {
-            Scheme::Int4 { .. } => {
+            Scheme::Int4 { .. } | Scheme::Lut4 { .. } => {
                 recorded_rule(parameters, &entry.name).map(|rule| rule.to_string())
             }
             Scheme::Raw(_) | Scheme::Nf4 { .. } | Scheme::Fp8 => None,
@@ -212,14 +214,26 @@ fn tensor(
             Scheme::Int4 {
                 scales: ScaleFormat::Mini(m),
                 ..
+            }
+            | Scheme::Lut4 {
+                scales: ScaleFormat::Mini(m),
+                ..
             } => Some(m.bias()),
             Scheme::Int4 {
+                scales: ScaleFormat::F16 | ScaleFormat::F32,
+                ..
+            }
+            | Scheme::Lut4 {
                 scales: ScaleFormat::F16 | ScaleFormat::F32,
                 ..
             }
             | Scheme::Raw(_)
             | Scheme::Nf4 { .. }
             | Scheme::Fp8 => None,
+        },
+        levels: match entry.scheme {
+            Scheme::Lut4 { levels, .. } => Some(levels.bytes()),
+            Scheme::Raw(_) | Scheme::Int4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => None,
         },
         group_elems: group_elems(entry),
         elems,

@@ -61,6 +61,9 @@ fn facts(t: &TensorReport) -> Vec<(String, String)> {
             format!("{format}{bias}{rule}, {groups} groups of {group}"),
         ));
     }
+    if let Some(levels) = &t.levels {
+        lines.push(("levels", levels.map(|level| level.to_string()).join(" ")));
+    }
     for b in &t.blobs {
         let s = &b.section;
         let (offset, length) = (count(s.offset_bytes), count(s.length_bytes));

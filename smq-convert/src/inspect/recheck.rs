@@ -7,9 +7,9 @@ use smq_format::{Scheme, SmqFile, Statistics, TensorData, TensorView};
 
 use super::error::InspectError;
 use crate::apply::quantize_tensor;
-use crate::choice::recorded_rule;
+use crate::choice::{recorded_levels, recorded_rule};
 use crate::convert::{CODES_REQUANTIZED, IMPORT_CODES};
-use crate::quantize::{Method, QuantizeOptions, ScaleRule, remeasure};
+use crate::quantize::{LevelChoice, Levels, Method, QuantizeOptions, ScaleRule, remeasure};
 use crate::source::Checkpoint;
 use crate::tensor::SourceTensor;
 
@@ -81,7 +81,10 @@ pub fn recheck(
                     report.differs(view.name(), "bytes", "these", "others");
                 }
             }
-            TensorData::Int4 { .. } | TensorData::Nf4 { .. } | TensorData::Fp8 { .. } => {
+            TensorData::Int4 { .. }
+            | TensorData::Lut4 { .. }
+            | TensorData::Nf4 { .. }
+            | TensorData::Fp8 { .. } => {
                 recheck_tensor(file, &source, tensor, &view, &statistics, &mut report)?;
             }
         }
@@ -169,9 +172,13 @@ fn recheck_tensor(
     )
     .map_err(|defect| failed(defect.to_string()))?;
     let again = quantize_tensor(source, tensor, method)
-        .map_err(|e| failed(format!("tensor {name:?} cannot be quantized anew: {e:?}")))?
-        .statistics;
+        .map_err(|e| failed(format!("tensor {name:?} cannot be quantized anew: {e:?}")))?;
     report.tensors += 1;
+    let (ours, theirs) = (levels_of(view.scheme()), levels_of(again.scheme));
+    if ours != theirs {
+        report.differs(name, "levels", ours, theirs);
+    }
+    let again = again.statistics;
     report.check(name, "stored", record.stored, stored);
     report.check(name, "stored (quantized anew)", record.stored, again.stored);
     report.check(name, "exact", record.exact, again.exact);
@@ -206,12 +213,30 @@ fn method_of(file: &SmqFile, view: &TensorView) -> Option<Method> {
         Scheme::Raw(_) => return None,
         Scheme::Nf4 { .. } => return Some(Method::Nf4),
         Scheme::Fp8 => return Some(Method::Fp8),
-        Scheme::Int4 { group, scales } => (group, scales),
+        Scheme::Int4 { group, scales } | Scheme::Lut4 { group, scales, .. } => (group, scales),
     };
-    let rule = recorded_rule(&file.index().provenance.parameters, view.name());
-    Some(Method::Int4(QuantizeOptions {
+    let parameters = &file.index().provenance.parameters;
+    let rule = recorded_rule(parameters, view.name());
+    let options = QuantizeOptions {
         group,
         scales: scales.into(),
         rule: rule.unwrap_or(ScaleRule::Reference),
-    }))
+    };
+    Some(match view.scheme() {
+        Scheme::Lut4 { .. } => Method::Lut4 {
+            options,
+            levels: recorded_levels(parameters).unwrap_or(LevelChoice::Learned),
+        },
+        Scheme::Int4 { .. } | Scheme::Raw(_) | Scheme::Nf4 { .. } | Scheme::Fp8 => {
+            Method::Int4(options)
+        }
+    })
+}
+
+/// The code book of a scheme that has one.
+fn levels_of(scheme: Scheme) -> Option<Levels> {
+    match scheme {
+        Scheme::Lut4 { levels, .. } => Some(levels),
+        Scheme::Raw(_) | Scheme::Int4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => None,
+    }
 }

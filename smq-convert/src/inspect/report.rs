@@ -223,10 +223,14 @@ pub struct TensorReport {
     pub scheme: String,
     /// Scale format, such as `e5m5`; `dq8` for the double quantization of NF4, `null` for `raw`.
     pub scale_format: Option<String>,
-    /// Scale rule as the provenance records it; `null` unless int4.
+    /// Scale rule as the provenance records it; `null` unless int4
+    /// or lut4.
     pub scale_rule: Option<String>,
     /// Exponent bias of the scale format, where it has one.
     pub scale_bias: Option<i16>,
+    /// Code book of `lut4-*`; absent of other schemes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub levels: Option<[i8; 16]>,
     /// Elements that share a scale; `null` for `raw`.
     pub group_elems: Option<usize>,
     /// Elements.

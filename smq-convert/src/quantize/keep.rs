@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use smq_format::int4;
 
 use super::{
-    Group, Kernel, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, finish, largest_scale,
-    round_scale, scale_format,
+    Grid, Group, Kernel, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, finish,
+    largest_scale, round_scale, scale_format,
 };
 
 /// Rows that are read together, since one cache line of a column-major source serves as many.
@@ -115,6 +115,12 @@ pub(crate) fn keep(
             },
         );
     Ok(finish(
-        name, &groups, nibbles, codes, format, options, columns,
+        name,
+        &groups,
+        nibbles,
+        codes,
+        Grid::Int4.scheme(options, format),
+        format,
+        columns,
     ))
 }

@@ -8,6 +8,8 @@ use smq_format::int4::pack_row;
 use smq_format::nf4::{BLOCK_ELEMS, MIDPOINTS};
 use smq_format::{Dtype, fp8, widen};
 
+use super::grid::Book;
+
 /// Independent partial sums a group.
 pub(crate) const LANES: usize = 16;
 /// Adding and subtracting this rounds an f32 of magnitude below 2^22 to an integer, half to even.
@@ -27,7 +29,8 @@ pub(crate) struct GroupError {
     pub squared_stored: f32,
     /// Sum of `w w'`.
     pub product: f32,
-    /// Weights whose rounded quotient was outside -8..=7.
+    /// Weights whose rounded quotient was outside -8..=7; of a code book, whose quotient was more than half a step
+    /// beyond its ends.
     pub clipped: u32,
 }
 
@@ -140,6 +143,17 @@ impl Kernel {
     }
 
     for_each_isa! {
+        /// Codes into `q`, each the number of the book's midpoints below `w / s`, and their errors; all
+        /// that of 0 where `s` is.
+        quantize_levels, quantize_levels, (w: &[f32], s: f32, book: &Book, q: &mut [i8]) -> GroupError
+    }
+
+    for_each_isa! {
+        /// The errors that [`Kernel::quantize_levels`] would have.
+        errors_levels, errors_levels, (w: &[f32], s: f32, book: &Book) -> GroupError
+    }
+
+    for_each_isa! {
         /// Errors of given weights `v` against `w`, in the same order of summation.
         compare, compare, (w: &[f32], v: &[f32]) -> GroupError
     }
@@ -195,6 +209,34 @@ fn errors(w: &[f32], s: f32) -> GroupError {
     }
     if !tail.is_empty() {
         sums.add(&padded(tail), s);
+    }
+    sums.total()
+}
+
+#[inline(always)]
+fn quantize_levels(w: &[f32], s: f32, book: &Book, q: &mut [i8]) -> GroupError {
+    let mut sums = Sums::default();
+    let (w_chunks, w_tail) = w.as_chunks::<LANES>();
+    let (q_chunks, q_tail) = q.as_chunks_mut::<LANES>();
+    for (w, q) in w_chunks.iter().zip(q_chunks) {
+        *q = sums.add_levels(w, LANES, s, book);
+    }
+    if !w_tail.is_empty() {
+        let codes = sums.add_levels(&padded(w_tail), w_tail.len(), s, book);
+        q_tail.copy_from_slice(&codes[..q_tail.len()]);
+    }
+    sums.total()
+}
+
+#[inline(always)]
+fn errors_levels(w: &[f32], s: f32, book: &Book) -> GroupError {
+    let mut sums = Sums::default();
+    let (chunks, tail) = w.as_chunks::<LANES>();
+    for w in chunks {
+        sums.add_levels(w, LANES, s, book);
+    }
+    if !tail.is_empty() {
+        sums.add_levels(&padded(tail), tail.len(), s, book);
     }
     sums.total()
 }
@@ -278,6 +320,32 @@ impl Sums {
         }
         self.accumulate(w, &stored);
         codes
+    }
+
+    /// The first `len` lanes are weights. A book need not have the level 0, so what the others would
+    /// add is taken out.
+    #[inline(always)]
+    fn add_levels(&mut self, w: &[f32; LANES], len: usize, s: f32, book: &Book) -> [i8; LANES] {
+        if s == 0.0 {
+            self.accumulate(w, &[0.0; LANES]);
+            return [book.zero_code; LANES];
+        }
+        let quotients = w.map(|w| w / s);
+        let (mut codes, mut stored) = ([0u32; LANES], [book.values[0]; LANES]);
+        for (midpoint, value) in book.midpoints.iter().zip(&book.values[1..]) {
+            for l in 0..LANES {
+                let above = quotients[l] > *midpoint;
+                codes[l] = codes[l].wrapping_add(u32::from(above));
+                stored[l] = if above { *value } else { stored[l] };
+            }
+        }
+        for l in 0..LANES {
+            let outside = (quotients[l] < book.bounds[0]) | (quotients[l] > book.bounds[1]);
+            self.clipped[l] = self.clipped[l].wrapping_add(u32::from(outside & (l < len)));
+            stored[l] = if l < len { stored[l] * s } else { 0.0 };
+        }
+        self.accumulate(w, &stored);
+        codes.map(|code| code as i8)
     }
 
     #[inline(always)]

@@ -1,11 +1,14 @@
-//! Quantizes one tensor: codes, scales and error figures; int4 in a single pass over its weights.
+//! Quantizes one tensor: codes, scales and error figures; int4 in a single pass over its weights, a
+//! code book that is learned in two.
 //!
 //! The arithmetic is `spec/method.md`. Every sum has a fixed order (16 lanes within a group, then
 //! groups, then rows), so the result does not depend on the number of threads or on the processor.
 
 mod fp8;
+mod grid;
 mod keep;
 mod kernel;
+mod levels;
 mod nf4;
 mod settled;
 mod statistics;
@@ -14,8 +17,11 @@ use rayon::prelude::*;
 use smq_format::scale::{ScaleFormat, Zero, round_mantissa};
 use smq_format::statistics::{ErrorSummary, TensorStatistics};
 use smq_format::{Dtype, Family, Scheme, bits, int4};
+pub use smq_format::{LevelChoice, Levels};
 
 use fp8::quantize_fp8;
+use grid::Book;
+pub(crate) use grid::Grid;
 pub(crate) use keep::keep;
 use kernel::GroupError;
 pub(crate) use kernel::{Kernel, LANES, ROUND, for_each_isa};
@@ -33,6 +39,13 @@ const MAX_ABS_FLOOR: f32 = 1e-8;
 pub enum Method {
     /// Integers with a scale a group (`int4-*`).
     Int4(QuantizeOptions),
+    /// Indices into a code book, with a scale a group (`lut4-*`).
+    Lut4 {
+        /// As int4's.
+        options: QuantizeOptions,
+        /// Where the levels come from.
+        levels: LevelChoice,
+    },
     /// bitsandbytes' NF4 with double quantization (`nf4-dq`).
     Nf4,
     /// FP8 E4M3 with a scale a row (`fp8-e4m3`).
@@ -44,8 +57,34 @@ impl Method {
     pub fn family(self) -> Family {
         match self {
             Method::Int4(_) => Family::Int4,
+            Method::Lut4 { .. } => Family::Lut4,
             Method::Nf4 => Family::Nf4,
             Method::Fp8 => Family::Fp8,
+        }
+    }
+
+    /// Group, scales and rule, of a method that has them.
+    pub fn options(self) -> Option<QuantizeOptions> {
+        match self {
+            Method::Int4(options) | Method::Lut4 { options, .. } => Some(options),
+            Method::Nf4 | Method::Fp8 => None,
+        }
+    }
+
+    /// What the codes of a matrix `w` with rows of `columns` stand for; `None` where groups have no
+    /// scale of their own to choose.
+    ///
+    /// # Errors
+    /// The first weight that is not finite.
+    pub(crate) fn grid(self, w: &[f32], columns: usize) -> Result<Option<Grid>, QuantizeError> {
+        match self {
+            Method::Int4(_) => Ok(Some(Grid::Int4)),
+            Method::Lut4 { options, levels } => {
+                let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
+                let levels = levels::levels(levels, &bytes, Dtype::F32, columns, &options)?;
+                Ok(Some(Grid::Book(Book::new(levels))))
+            }
+            Method::Nf4 | Method::Fp8 => Ok(None),
         }
     }
 
@@ -62,13 +101,18 @@ impl Method {
     ) -> Result<Quantized, QuantizeError> {
         match self {
             Method::Int4(options) => quantize(name, bytes, dtype, shape, &options),
+            Method::Lut4 { options, levels } => {
+                let levels = levels::levels(levels, bytes, dtype, shape.1, &options)?;
+                let grid = Grid::Book(Book::new(levels));
+                quantize_grid(name, bytes, dtype, shape, &options, &grid)
+            }
             Method::Nf4 => quantize_nf4(name, bytes, dtype, shape),
             Method::Fp8 => quantize_fp8(name, bytes, dtype, shape),
         }
     }
 }
 
-/// How a tensor is quantized to int4.
+/// How a tensor is quantized to int4, or to a code book.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuantizeOptions {
     /// Elements a group.
@@ -109,7 +153,7 @@ pub enum QuantizeError {
 /// A group's results before the tensor's bias is known.
 #[derive(Debug, Clone, Copy, Default)]
 struct Group {
-    /// The exact scale, `max|w| / 7` (signed: `-w / 8`); 0 for an all-zero group.
+    /// The exact scale, [`Grid::exact_scale`]; 0 for an all-zero group.
     exact: f32,
     /// The scale in use.
     stored: f32,
@@ -127,8 +171,19 @@ pub fn quantize(
     name: &str,
     bytes: &[u8],
     dtype: Dtype,
+    shape: (usize, usize),
+    options: &QuantizeOptions,
+) -> Result<Quantized, QuantizeError> {
+    quantize_grid(name, bytes, dtype, shape, options, &Grid::Int4)
+}
+
+fn quantize_grid(
+    name: &str,
+    bytes: &[u8],
+    dtype: Dtype,
     (rows, columns): (usize, usize),
     options: &QuantizeOptions,
+    grid: &Grid,
 ) -> Result<Quantized, QuantizeError> {
     let kernel = Kernel::detect();
     let groups_a_row = columns.div_ceil(options.group);
@@ -137,20 +192,19 @@ pub fn quantize(
     let mut nibbles = vec![0u8; rows * row_bytes];
     let mut groups = vec![Group::default(); rows * groups_a_row];
 
-    let quantize_row = |buffer: &mut RowBuffer,
-                        row: usize,
-                        nibbles: &mut [u8],
-                        groups: &mut [Group]| {
-        let source = &bytes[row * source_row_bytes..(row + 1) * source_row_bytes];
-        kernel.widen(dtype, source, &mut buffer.weights);
-        for (g, group) in groups.iter_mut().enumerate() {
-            let range = g * options.group..columns.min((g + 1) * options.group);
-            *group = quantize_group(&kernel, options, buffer, range.clone())
-                .ok_or_else(|| first_not_finite(&buffer.weights[range], row, g * options.group))?;
-        }
-        kernel.pack_row(&buffer.codes, nibbles);
-        Ok(())
-    };
+    let quantize_row =
+        |buffer: &mut RowBuffer, row: usize, nibbles: &mut [u8], groups: &mut [Group]| {
+            let source = &bytes[row * source_row_bytes..(row + 1) * source_row_bytes];
+            kernel.widen(dtype, source, &mut buffer.weights);
+            for (g, group) in groups.iter_mut().enumerate() {
+                let range = g * options.group..columns.min((g + 1) * options.group);
+                *group = quantize_group(&kernel, options, grid, buffer, range.clone()).ok_or_else(
+                    || first_not_finite(&buffer.weights[range], row, g * options.group),
+                )?;
+            }
+            kernel.pack_row(&buffer.codes, nibbles);
+            Ok(())
+        };
     nibbles
         .par_chunks_mut(row_bytes)
         .zip(groups.par_chunks_mut(groups_a_row))
@@ -189,20 +243,26 @@ pub fn quantize(
                 let mut buffer = RowBuffer::new(columns);
                 kernel.widen(dtype, source, &mut buffer.weights);
                 for (column, code) in buffer.codes[..columns].iter_mut().enumerate() {
-                    let (low, high) = int4::unpack(nibbles[column / 2]);
+                    let (low, high) = grid.unpack(nibbles[column / 2]);
                     *code = if column % 2 == 0 { low } else { high };
                 }
                 for g in stale {
                     let range = g * options.group..columns.min((g + 1) * options.group);
                     let (w, q) = (&buffer.weights[range.clone()], &mut buffer.codes[range]);
-                    groups[g].errors = kernel.quantize(w, groups[g].stored, q);
+                    groups[g].errors = grid.quantize(&kernel, w, groups[g].stored, q);
                 }
                 kernel.pack_row(&buffer.codes, nibbles);
             });
         codes
     };
     Ok(finish(
-        name, &groups, nibbles, codes, format, options, columns,
+        name,
+        &groups,
+        nibbles,
+        codes,
+        grid.scheme(options, format),
+        format,
+        columns,
     ))
 }
 
@@ -212,18 +272,16 @@ fn finish(
     groups: &[Group],
     nibbles: Vec<u8>,
     codes: Vec<u32>,
+    scheme: Scheme,
     format: ScaleFormat,
-    options: &QuantizeOptions,
     columns: usize,
 ) -> Quantized {
     let scales = codes.iter().filter_map(|&code| format.decode(code));
+    let group = scheme.group(columns).unwrap_or(columns);
     let exponents = statistics::exponents(scales);
-    let statistics = statistics::summarise(name, groups, exponents, options.group, columns);
+    let statistics = statistics::summarise(name, groups, exponents, group, columns);
     Quantized {
-        scheme: Scheme::Int4 {
-            group: options.group,
-            scales: format,
-        },
+        scheme,
         blobs: vec![nibbles, bits::pack(codes, format.width_bits())],
         statistics,
     }
@@ -247,20 +305,22 @@ pub(crate) fn scale_format(
     }
 }
 
-/// The scale that `options` give the weights of a group, as its format rounds it, the window apart; `None` where one is
-/// not finite.
-pub(crate) fn group_scale(w: &[f32], options: &QuantizeOptions) -> Option<f32> {
+/// The scale that `options` give the weights of a group, as its format rounds it, the window apart;
+/// `None` where one is not finite.
+pub(crate) fn group_scale(w: &[f32], options: &QuantizeOptions, grid: &Grid) -> Option<f32> {
     let mut buffer = RowBuffer {
         weights: w.to_vec(),
         codes: vec![0; w.len()],
     };
-    quantize_group(&Kernel::detect(), options, &mut buffer, 0..w.len()).map(|group| group.stored)
+    let range = 0..w.len();
+    quantize_group(&Kernel::detect(), options, grid, &mut buffer, range).map(|group| group.stored)
 }
 
 /// Quantizes the weights of `range`; `None` where one is not finite.
 fn quantize_group(
     kernel: &Kernel,
     options: &QuantizeOptions,
+    grid: &Grid,
     buffer: &mut RowBuffer,
     range: std::ops::Range<usize>,
 ) -> Option<Group> {
@@ -268,31 +328,26 @@ fn quantize_group(
     let q = &mut buffer.codes[range];
     let max_abs = kernel.max_abs(w)?;
     if max_abs == 0.0 {
-        q.fill(0);
+        q.fill(grid.zero_code());
         return Some(Group::default());
     }
-    let exact = match options.rule {
-        ScaleRule::Signed => signed_scale(w, max_abs),
-        ScaleRule::Reference | ScaleRule::Nearest | ScaleRule::Search | ScaleRule::Weighted => {
-            max_abs.max(MAX_ABS_FLOOR) / 7.0
-        }
-    };
+    let exact = grid.exact_scale(options.rule, w, max_abs);
     let mut stored = round_scale(options, exact);
-    let mut errors = kernel.quantize(w, stored, q);
+    let mut errors = grid.quantize(kernel, w, stored, q);
     let exact_errors = if stored == exact {
         errors
     } else {
-        kernel.errors(w, exact)
+        grid.errors(kernel, w, exact)
     };
     if let Some(step) = neighbours(options) {
         for bits in [stored.to_bits() - step, stored.to_bits() + step] {
             let candidate = f32::from_bits(bits);
-            let found = kernel.errors(w, candidate);
+            let found = grid.errors(kernel, w, candidate);
             if candidate.is_normal() && found.squared_error < errors.squared_error {
                 (stored, errors) = (candidate, found);
             }
         }
-        errors = kernel.quantize(w, stored, q);
+        errors = grid.quantize(kernel, w, stored, q);
     }
     Some(Group {
         exact,
@@ -336,16 +391,6 @@ pub(crate) fn round_scale(options: &QuantizeOptions, s: f32) -> f32 {
             round_mantissa(s, mantissa_bits, zero)
         }
     }
-}
-
-/// `-w / 8` of the first element of largest magnitude, with the reference's floor.
-fn signed_scale(w: &[f32], max_abs: f32) -> f32 {
-    let extreme = w
-        .iter()
-        .find(|v| v.abs() == max_abs)
-        .copied()
-        .unwrap_or(max_abs);
-    -(max_abs.max(MAX_ABS_FLOOR) / 8.0).copysign(extreme)
 }
 
 fn first_not_finite(w: &[f32], row: usize, first_column: usize) -> QuantizeError {

@@ -5,7 +5,7 @@ use smq_format::int4;
 use smq_format::scale::ScaleFormat;
 
 use super::{
-    Group, Kernel, MAX_ABS_FLOOR, QuantizeError, QuantizeOptions, Quantized, finish, scale_format,
+    Grid, Group, Kernel, QuantizeError, QuantizeOptions, Quantized, ScaleRule, finish, scale_format,
 };
 
 /// Scales as the file will hold them.
@@ -44,6 +44,7 @@ pub(crate) fn settled(
     w: &[f32],
     columns: usize,
     options: &QuantizeOptions,
+    grid: &Grid,
     scales: SettledScales,
     integers: &[i8],
 ) -> Quantized {
@@ -66,13 +67,13 @@ pub(crate) fn settled(
                 let scale = scales.values[first + g];
                 let stored: Vec<f32> = integers[range]
                     .iter()
-                    .map(|&q| f32::from(q) * scale)
+                    .map(|&q| grid.value(q) * scale)
                     .collect();
                 let largest = kernel.max_abs(w).unwrap_or(0.0);
                 *group = Group {
                     exact: match largest {
                         0.0 => 0.0,
-                        largest => largest.max(MAX_ABS_FLOOR) / 7.0,
+                        largest => grid.exact_scale(ScaleRule::Nearest, w, largest),
                     },
                     stored: scale,
                     under_window: scales.under_window[first + g],
@@ -80,11 +81,12 @@ pub(crate) fn settled(
                     exact_errors: kernel.compare(w, w),
                 };
                 if group.exact != 0.0 {
-                    group.exact_errors = kernel.errors(w, group.exact);
-                    group.errors.clipped = kernel.errors(w, scale).clipped;
+                    group.exact_errors = grid.errors(&kernel, w, group.exact);
+                    group.errors.clipped = grid.errors(&kernel, w, scale).clipped;
                 }
             }
         });
     let (codes, format) = (scales.codes, scales.format);
-    finish(name, &groups, nibbles, codes, format, options, columns)
+    let scheme = grid.scheme(options, format);
+    finish(name, &groups, nibbles, codes, scheme, format, columns)
 }

@@ -52,6 +52,10 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/decode_int4.cuh"),
     ),
     (
+        "decode_lut4.cuh",
+        include_str!("../../../kernels/decode_lut4.cuh"),
+    ),
+    (
         "decode_nf4.cuh",
         include_str!("../../../kernels/decode_nf4.cuh"),
     ),
@@ -62,6 +66,10 @@ const HEADERS: &[(&str, &str)] = &[
     (
         "gemm_int4_weights.cuh",
         include_str!("../../../kernels/gemm_int4_weights.cuh"),
+    ),
+    (
+        "gemm_lut4_weights.cuh",
+        include_str!("../../../kernels/gemm_lut4_weights.cuh"),
     ),
     ("nf4.cuh", include_str!("../../../kernels/nf4.cuh")),
     ("wgmma.cuh", include_str!("../../../kernels/wgmma.cuh")),

@@ -93,7 +93,7 @@ pub(super) fn sizes(m: &NamedMatrix, format: Format) -> Result<()> {
     // Rows start at 16 bytes, bf16's are whole lines of 128 bytes, NF4's whole blocks.
     let step = match format {
         Format::Bf16 | Format::Nf4 { .. } => 64,
-        Format::Int4 { .. } | Format::Fp8 { .. } => 32,
+        Format::Int4 { .. } | Format::Lut4 { .. } | Format::Fp8 { .. } => 32,
     };
     if m.cols.is_multiple_of(step) && m.rows.is_multiple_of(ROWS) {
         return Ok(());
@@ -103,6 +103,15 @@ pub(super) fn sizes(m: &NamedMatrix, format: Format) -> Result<()> {
         m.rows, m.cols
     );
     Err(Error::tensor(&m.name, message))
+}
+
+/// The error of a matrix whose code book has no halves of bytes (`book.rs`).
+pub(super) fn widest_book(name: &str) -> Error {
+    Error::tensor(
+        name,
+        "has a code book from -128 to 127 whose eighth level is negative, which --device cuda does not look up; run \
+         with --device cpu",
+    )
 }
 
 /// Refuses an embedding that is not bf16.

@@ -67,7 +67,9 @@ fn products(matrices: &[DeviceMatrix], targets: &[Target], sms: usize, add: &mut
         match w.format {
             Format::Bf16 => {}
             Format::Fp8 { .. } => add(("fp8.cu", fp8_defines(w.cols))),
-            Format::Int4 { .. } | Format::Nf4 { .. } => add(("dequantize.cu", widen_defines(w))),
+            Format::Int4 { .. } | Format::Lut4 { .. } | Format::Nf4 { .. } => {
+                add(("dequantize.cu", widen_defines(w)))
+            }
         }
     }
     for m in (1..=CHUNK).filter(|m| is_int4_product(matrices, *m)) {

@@ -1,10 +1,11 @@
-//! Products of many activation rows: cuBLASLt for bf16 weights, `gemm_int4.cu` for int4, and for
-//! very many rows int4 weights are widened to bf16 first, NF4 weights for any number. FP8 weights
-//! meet activations quantized to FP8.
+//! Products of many activation rows: cuBLASLt for bf16 weights, `gemm_int4.cu` for int4 and code
+//! books, and for very many rows int4 weights are widened to bf16 first, NF4 weights for any
+//! number. FP8 weights meet activations quantized to FP8.
 
 use super::activations::Activations;
 use super::args::Args;
 use super::blas::{Blas, Input, MatMul, Output, Scaled};
+use super::book;
 use super::contract::Defines;
 use super::fp8::QuantizedRows;
 use super::kernels::{Call, Kernels};
@@ -51,7 +52,7 @@ pub struct RowProducts {
 #[must_use]
 pub(super) fn is_int4_product(matrices: &[DeviceMatrix], m: usize) -> bool {
     match matrices {
-        [one] => one.is_int4() && m < int4_widened_from(one.rows),
+        [one] => one.is_grouped() && m < int4_widened_from(one.rows),
         _ => false,
     }
 }
@@ -76,8 +77,12 @@ pub fn scratch_bytes(matrices: &[DeviceMatrix], m: usize) -> usize {
     let bytes = |w: &DeviceMatrix| match w.format {
         Format::Bf16 => 0,
         Format::Fp8 { .. } => QuantizedRows::bytes(m, w.cols),
-        Format::Int4 { .. } | Format::Nf4 { .. } if is_int4_product(matrices, m) => 0,
-        Format::Int4 { .. } | Format::Nf4 { .. } => 2 * w.rows * w.cols,
+        Format::Int4 { .. } | Format::Lut4 { .. } | Format::Nf4 { .. }
+            if is_int4_product(matrices, m) =>
+        {
+            0
+        }
+        Format::Int4 { .. } | Format::Lut4 { .. } | Format::Nf4 { .. } => 2 * w.rows * w.cols,
     };
     matrices.iter().map(bytes).max().unwrap_or(0)
 }
@@ -122,7 +127,7 @@ impl RowProducts {
         }
         let is_fp8 = |w: &&DeviceMatrix| match w.format {
             Format::Fp8 { .. } => true,
-            Format::Bf16 | Format::Int4 { .. } | Format::Nf4 { .. } => false,
+            Format::Bf16 | Format::Int4 { .. } | Format::Lut4 { .. } | Format::Nf4 { .. } => false,
         };
         let quantized = match matrices.iter().find(is_fp8) {
             Some(w) => {
@@ -161,6 +166,7 @@ impl RowProducts {
                     (
                         Format::Bf16
                         | Format::Int4 { .. }
+                        | Format::Lut4 { .. }
                         | Format::Nf4 { .. }
                         | Format::Fp8 { .. },
                         _,
@@ -241,7 +247,16 @@ pub fn widen_defines(w: &DeviceMatrix) -> Defines {
         ("CHUNKS_A_BLOCK", WIDEN_CHUNKS as i64),
     ];
     defines.extend(w.scale_defines());
+    defines.extend(book_define(w));
     defines
+}
+
+/// The macro of a kernel file that is compiled for a code book.
+fn book_define(w: &DeviceMatrix) -> Option<(&'static str, i64)> {
+    match w.format {
+        Format::Lut4 { .. } => Some(("LUT4", 1)),
+        Format::Bf16 | Format::Int4 { .. } | Format::Nf4 { .. } | Format::Fp8 { .. } => None,
+    }
 }
 
 /// Widens a whole matrix of codes to bf16 at `out`, plain order.
@@ -255,6 +270,11 @@ pub fn widen(kernels: &Kernels, w: &DeviceMatrix, out: u64) -> Result<Call> {
         Format::Int4 { .. } => {
             let (scales, bias) = w.scales();
             ("dequantize_int4", codes.ptr(scales).i32(bias))
+        }
+        Format::Lut4 { levels, .. } => {
+            let (scales, bias) = w.scales();
+            let args = codes.ptr(scales).i32(bias);
+            ("dequantize_lut4", args.value(&book::words(levels, 0)))
         }
         Format::Nf4 {
             absmax,
@@ -370,6 +390,7 @@ impl Cut {
             ("DYNAMIC_SHARED", shared as i64),
         ];
         defines.extend(w.scale_defines());
+        defines.extend(book_define(w));
         Self {
             defines,
             grid: [
@@ -398,18 +419,23 @@ pub fn int4_call(
     let (Target::Bf16(out, _) | Target::Add(out) | Target::Swiglu(out, _)) = target;
     let map = TensorMap::bf16(x.span, x.stride, x.capacity, (64, cut.tile as u32))?;
     let (scales, bias) = w.scales();
+    let args = Args::new()
+        .value(&map.words())
+        .ptr(w.data.ptr())
+        .ptr(scales)
+        .i32(bias)
+        .i32(m as i32)
+        .ptr(out);
     Ok(Call {
         kernel: kernels.get("gemm_int4.cu", cut.defines, "gemm_int4")?,
         launch: Launch::new(cut.grid, cut.threads)
             .shared(cut.shared)
             .overlap(),
-        args: Args::new()
-            .value(&map.words())
-            .ptr(w.data.ptr())
-            .ptr(scales)
-            .i32(bias)
-            .i32(m as i32)
-            .ptr(out),
+        args: match w.format {
+            // A byte is a level plus 128.
+            Format::Lut4 { levels, .. } => args.value(&book::words(levels, 128)),
+            Format::Bf16 | Format::Int4 { .. } | Format::Nf4 { .. } | Format::Fp8 { .. } => args,
+        },
     })
 }
 

@@ -5,9 +5,10 @@ use std::borrow::Cow;
 use half::bf16;
 use rayon::prelude::*;
 use smq_format::scale::ScaleFormat;
-use smq_format::{Dtype, Scales, TensorData};
+use smq_format::{Dtype, Levels, Scales, TensorData};
 
 use super::arena::Arena;
+use super::book::{BOOK_BYTES, book_bytes};
 use super::contract::ScaleCode;
 use super::device::Gpu;
 use super::limits;
@@ -53,6 +54,17 @@ pub enum Format {
         /// Columns of a group, one of `GROUPS`.
         group: usize,
     },
+    /// Nibbles that are indices into a code book, and one scale a group of columns.
+    Lut4 {
+        /// The scale stream, behind [`book_bytes`].
+        scales: Span,
+        /// Its format.
+        format: ScaleFormat,
+        /// Columns of a group, one of `GROUPS`.
+        group: usize,
+        /// The code book.
+        levels: Levels,
+    },
     /// NF4 nibbles in blocks of 64 of the flattened matrix.
     Nf4 {
         /// One byte a block.
@@ -70,11 +82,11 @@ pub enum Format {
 }
 
 impl DeviceMatrix {
-    /// Whether it is int4.
+    /// Whether it is nibbles with scales of groups: int4, or a code book.
     #[must_use]
-    pub fn is_int4(&self) -> bool {
+    pub fn is_grouped(&self) -> bool {
         match self.format {
-            Format::Int4 { .. } => true,
+            Format::Int4 { .. } | Format::Lut4 { .. } => true,
             Format::Bf16 | Format::Nf4 { .. } | Format::Fp8 { .. } => false,
         }
     }
@@ -84,7 +96,9 @@ impl DeviceMatrix {
     pub(super) fn is_coded(&self) -> bool {
         match self.format {
             Format::Bf16 => false,
-            Format::Int4 { .. } | Format::Nf4 { .. } | Format::Fp8 { .. } => true,
+            Format::Int4 { .. } | Format::Lut4 { .. } | Format::Nf4 { .. } | Format::Fp8 { .. } => {
+                true
+            }
         }
     }
 
@@ -94,7 +108,7 @@ impl DeviceMatrix {
     pub fn scales(&self) -> (u64, i32) {
         match self.format {
             Format::Bf16 => (0, 0),
-            Format::Int4 { scales, format, .. } => {
+            Format::Int4 { scales, format, .. } | Format::Lut4 { scales, format, .. } => {
                 let bias = match format {
                     ScaleFormat::Mini(m) => i32::from(m.bias()),
                     ScaleFormat::F16 | ScaleFormat::F32 => 0,
@@ -115,7 +129,7 @@ impl DeviceMatrix {
             Format::Bf16 => (ScaleCode::Mini, 16, 0),
             Format::Nf4 { .. } => (ScaleCode::Mini, 8, 0),
             Format::Fp8 { .. } => (ScaleCode::F32, 32, 0),
-            Format::Int4 { format, .. } => {
+            Format::Int4 { format, .. } | Format::Lut4 { format, .. } => {
                 let mantissa = match format {
                     ScaleFormat::Mini(m) => m.mantissa_bits(),
                     ScaleFormat::F16 | ScaleFormat::F32 => 0,
@@ -135,7 +149,7 @@ impl DeviceMatrix {
     #[must_use]
     pub fn group(&self) -> usize {
         match self.format {
-            Format::Int4 { group, .. } => group,
+            Format::Int4 { group, .. } | Format::Lut4 { group, .. } => group,
             Format::Bf16 | Format::Nf4 { .. } | Format::Fp8 { .. } => LARGEST_GROUP,
         }
     }
@@ -145,7 +159,7 @@ impl DeviceMatrix {
     pub fn bytes(&self) -> usize {
         let scales = match self.format {
             Format::Bf16 => 0,
-            Format::Int4 { format, group, .. } => {
+            Format::Int4 { format, group, .. } | Format::Lut4 { format, group, .. } => {
                 self.rows * self.cols.div_ceil(group) * format.width_bits() as usize / 8
             }
             Format::Nf4 {
@@ -345,6 +359,31 @@ impl<'s> Placer<'_, 's, '_> {
                     scales: stream,
                     format,
                     group,
+                };
+                (Cow::Borrowed(nibbles), format)
+            }
+            TensorData::Lut4 {
+                nibbles,
+                scales,
+                group,
+                levels,
+            } => {
+                let group = self.group(m, group)?;
+                check_codes(&m.name, scales)?;
+                let book = book_bytes(levels).ok_or_else(|| limits::widest_book(&m.name))?;
+                // The book before the scales, as decode_lut4.cuh wants it.
+                let length = scales.stream.len();
+                let both = self.arena.take(BOOK_BYTES + length + SLACK)?;
+                let stream = both.part(BOOK_BYTES, both.bytes() - BOOK_BYTES)?;
+                self.pieces
+                    .push((Cow::Owned(book.to_vec()), both.part(0, BOOK_BYTES)?));
+                self.pieces
+                    .push((Cow::Borrowed(scales.stream), stream.part(0, length)?));
+                let format = Format::Lut4 {
+                    scales: stream,
+                    format: scales.format,
+                    group,
+                    levels,
                 };
                 (Cow::Borrowed(nibbles), format)
             }

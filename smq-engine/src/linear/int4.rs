@@ -1,18 +1,22 @@
-//! Fused product of 4-bit codes (int4, NF4) and f32: nibbles become f32 in registers, a group's
-//! scale is applied once to its partial sum.
+//! Fused product of 4-bit codes (int4, code books, NF4) and f32: nibbles become f32 in registers, a
+//! group's scale is applied once to its partial sum.
 //!
 //! A register of nibbles holds eight columns a lane: lane `i`, nibble `k` is column `8 i + k` of a
 //! block of `8 * lanes` columns. Activations are packed to match: for each `k`, one register of
 //! columns `8 i + k`. The last block of a group is padded with zeros, which also silence the
 //! nibbles that its register reads beyond the group.
 
+use smq_format::nf4;
+
 use super::lanes::{Isa, Lanes, dispatch};
 
 /// What a nibble means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Code {
     /// Two's complement, the even column in the low half of a byte.
     Int4,
+    /// An index into these levels, in the same order.
+    Book([f32; 16]),
     /// A value of NF4's table, the even column in the high half.
     Nf4,
 }
@@ -102,48 +106,69 @@ pub(crate) fn product(w: NibbleRows<'_>, x: &PackedX, out: &mut [f32]) {
     assert_eq!(x.data.len(), x.m * x.stride);
     match w.code {
         Code::Int4 => run_int4(x.isa, w, x, out),
+        Code::Book(levels) => run_book(x.isa, w, &levels, x, out),
         Code::Nf4 => run_nf4(x.isa, w, x, out),
     }
 }
 
 dispatch! { fn run_int4 => int4(w: NibbleRows<'_>, x: &PackedX, out: &mut [f32]) }
+dispatch! {
+    fn run_book => book(w: NibbleRows<'_>, levels: &[f32; 16], x: &PackedX, out: &mut [f32])
+}
 dispatch! { fn run_nf4 => nf4(w: NibbleRows<'_>, x: &PackedX, out: &mut [f32]) }
+
+/// [`Code::Int4`], [`Code::Book`] and [`Code::Nf4`] as the kernel is instantiated for them.
+const INT4: u8 = 0;
+const BOOK: u8 = 1;
+const NF4: u8 = 2;
 
 #[inline(always)]
 unsafe fn int4<L: Lanes>(w: NibbleRows<'_>, x: &PackedX, out: &mut [f32]) {
     // SAFETY: `product` checked every length; L's instruction set is there.
-    unsafe { kernel::<L, false>(w, x, out) }
+    unsafe { kernel::<L, INT4>(w, &nf4::VALUES, x, out) }
+}
+
+#[inline(always)]
+unsafe fn book<L: Lanes>(w: NibbleRows<'_>, levels: &[f32; 16], x: &PackedX, out: &mut [f32]) {
+    // SAFETY: as above.
+    unsafe { kernel::<L, BOOK>(w, levels, x, out) }
 }
 
 #[inline(always)]
 unsafe fn nf4<L: Lanes>(w: NibbleRows<'_>, x: &PackedX, out: &mut [f32]) {
     // SAFETY: as above.
-    unsafe { kernel::<L, true>(w, x, out) }
+    unsafe { kernel::<L, NF4>(w, &nf4::VALUES, x, out) }
 }
 
-/// Column `k` of the eight in each lane.
+/// Column `k` of the eight in each lane; integers have no `levels`.
 #[inline(always)]
-unsafe fn value<L: Lanes, const NF4: bool>(q: L::Nibbles, k: u32) -> L::V {
+unsafe fn value<L: Lanes, const CODE: u8>(q: L::Nibbles, k: u32, levels: &[f32; 16]) -> L::V {
     // SAFETY: L's instruction set is there.
     unsafe {
-        match NF4 {
-            true => L::nf4(q, k),
-            false => L::nibble(q, k),
+        match CODE {
+            INT4 => L::nibble(q, k),
+            NF4 => L::level(q, k ^ 1, levels),
+            _ => L::level(q, k, levels),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn kernel<L: Lanes, const NF4: bool>(w: NibbleRows<'_>, x: &PackedX, out: &mut [f32]) {
+unsafe fn kernel<L: Lanes, const CODE: u8>(
+    w: NibbleRows<'_>,
+    levels: &[f32; 16],
+    x: &PackedX,
+    out: &mut [f32],
+) {
     // SAFETY: `product` checked every length; L's instruction set is there.
     unsafe {
         let mut i = 0;
         while i < x.m {
             i += match x.m - i {
-                1 => columns::<L, NF4, 4, 1>(w, x, i, out),
-                2 => columns::<L, NF4, 2, 2>(w, x, i, out),
-                3 => columns::<L, NF4, 2, 3>(w, x, i, out),
-                _ => columns::<L, NF4, 2, 4>(w, x, i, out),
+                1 => columns::<L, CODE, 4, 1>(w, levels, x, i, out),
+                2 => columns::<L, CODE, 2, 2>(w, levels, x, i, out),
+                3 => columns::<L, CODE, 2, 3>(w, levels, x, i, out),
+                _ => columns::<L, CODE, 2, 4>(w, levels, x, i, out),
             }
         }
     }
@@ -151,8 +176,9 @@ unsafe fn kernel<L: Lanes, const NF4: bool>(w: NibbleRows<'_>, x: &PackedX, out:
 
 /// Activation rows `i .. i + M` against every weight row, `R` weight rows at a time.
 #[inline(always)]
-unsafe fn columns<L: Lanes, const NF4: bool, const R: usize, const M: usize>(
+unsafe fn columns<L: Lanes, const CODE: u8, const R: usize, const M: usize>(
     w: NibbleRows<'_>,
+    levels: &[f32; 16],
     x: &PackedX,
     i: usize,
     out: &mut [f32],
@@ -165,11 +191,11 @@ unsafe fn columns<L: Lanes, const NF4: bool, const R: usize, const M: usize>(
     // that does not look where the nibbles end, as `tile` demands.
     unsafe {
         while row + R <= readable {
-            tile::<L, NF4, R, M, false>(w, x, row, i, out);
+            tile::<L, CODE, R, M, false>(w, levels, x, row, i, out);
             row += R;
         }
         while row < rows {
-            tile::<L, NF4, 1, M, true>(w, x, row, i, out);
+            tile::<L, CODE, 1, M, true>(w, levels, x, row, i, out);
             row += 1;
         }
     }
@@ -181,8 +207,9 @@ unsafe fn columns<L: Lanes, const NF4: bool, const R: usize, const M: usize>(
 /// Loops are plain: closures would not inherit the instruction set, and each intrinsic in them
 /// would be a call.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const NF4: bool, const R: usize, const M: usize, const LAST: bool>(
+unsafe fn tile<L: Lanes, const CODE: u8, const R: usize, const M: usize, const LAST: bool>(
     w: NibbleRows<'_>,
+    levels: &[f32; 16],
     x: &PackedX,
     row: usize,
     i: usize,
@@ -214,9 +241,9 @@ unsafe fn tile<L: Lanes, const NF4: bool, const R: usize, const M: usize, const 
                     L::prefetch(from.wrapping_add(r * row_bytes));
                 }
                 for k in 0..8 {
-                    let mut weights = [value::<L, NF4>(q[0], k); R];
+                    let mut weights = [value::<L, CODE>(q[0], k, levels); R];
                     for r in 1..R {
-                        weights[r] = value::<L, NF4>(q[r], k);
+                        weights[r] = value::<L, CODE>(q[r], k, levels);
                     }
                     for j in 0..M {
                         let x = L::load(xs.add(j * x.stride + k as usize * L::COUNT));

@@ -4,7 +4,7 @@
 //! machine. The kernels are generic over [`Lanes`] and instantiated inside functions that
 //! enable the instruction set, which the compiler then inlines these methods into.
 
-use smq_format::{fp8, nf4};
+use smq_format::fp8;
 
 /// A register of f32 lanes and the loads that fill it.
 ///
@@ -40,9 +40,8 @@ pub(crate) trait Lanes {
     unsafe fn load_nibbles(p: *const u8) -> Self::Nibbles;
     /// Nibble `k` (0 the lowest, 0..8) of every lane, in two's complement, as f32.
     unsafe fn nibble(q: Self::Nibbles, k: u32) -> Self::V;
-    /// Element `k` (0..8, two a byte with the even one in the high half) of every lane's NF4 codes,
-    /// as f32.
-    unsafe fn nf4(q: Self::Nibbles, k: u32) -> Self::V;
+    /// What `levels` has for nibble `k` (0 the lowest, 0..8) of every lane.
+    unsafe fn level(q: Self::Nibbles, k: u32, levels: &[f32; 16]) -> Self::V;
     /// Asks for the cache line at `p`, which may be any address.
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
@@ -111,8 +110,8 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn nf4(q: [u32; 8], k: u32) -> [f32; 8] {
-        q.map(|q| nf4::VALUES[(q >> (4 * (k ^ 1)) & 15) as usize])
+    unsafe fn level(q: [u32; 8], k: u32, levels: &[f32; 16]) -> [f32; 8] {
+        q.map(|q| levels[(q >> (4 * k) & 15) as usize])
     }
 
     #[inline(always)]
@@ -132,8 +131,6 @@ pub(crate) use x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
-
-    use smq_format::nf4;
 
     use super::Lanes;
 
@@ -209,14 +206,14 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn nf4(q: __m256i, k: u32) -> __m256 {
+        unsafe fn level(q: __m256i, k: u32, levels: &[f32; 16]) -> __m256 {
             // SAFETY: AVX2 is there (trait contract). Each permutation looks at three bits of an
             // index, so the two are the halves of the table, and the fourth bit, shifted to the
             // top, chooses between them.
             unsafe {
-                let index = _mm256_srl_epi32(q, _mm_cvtsi32_si128(4 * (k ^ 1) as i32));
-                let low = _mm256_loadu_ps(nf4::VALUES.as_ptr());
-                let high = _mm256_loadu_ps(nf4::VALUES.as_ptr().add(8));
+                let index = _mm256_srl_epi32(q, _mm_cvtsi32_si128(4 * k as i32));
+                let low = _mm256_loadu_ps(levels.as_ptr());
+                let high = _mm256_loadu_ps(levels.as_ptr().add(8));
                 let low = _mm256_permutevar8x32_ps(low, index);
                 let high = _mm256_permutevar8x32_ps(high, index);
                 let upper = _mm256_castsi256_ps(_mm256_slli_epi32(index, 28));
@@ -323,11 +320,11 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn nf4(q: __m512i, k: u32) -> __m512 {
-            // SAFETY: AVX-512F is there (trait contract); as `nibble`, with NF4's table.
+        unsafe fn level(q: __m512i, k: u32, levels: &[f32; 16]) -> __m512 {
+            // SAFETY: AVX-512F is there (trait contract); as `nibble`, with another table.
             unsafe {
-                let table = _mm512_loadu_ps(nf4::VALUES.as_ptr());
-                let index = _mm512_srl_epi32(q, _mm_cvtsi32_si128(4 * (k ^ 1) as i32));
+                let table = _mm512_loadu_ps(levels.as_ptr());
+                let index = _mm512_srl_epi32(q, _mm_cvtsi32_si128(4 * k as i32));
                 _mm512_permutexvar_ps(index, table)
             }
         }

@@ -43,6 +43,17 @@ fn weights<'a>(name: &str, stored: TensorData<'a>) -> Result<Weights<'a>> {
             scales: scales.decode_all().map_err(damaged)?,
             group,
         },
+        TensorData::Lut4 {
+            nibbles,
+            scales,
+            group,
+            levels,
+        } => Weights::Lut4 {
+            nibbles,
+            scales: scales.decode_all().map_err(damaged)?,
+            group,
+            levels,
+        },
         TensorData::Nf4 { nibbles, scales } => Weights::Nf4 {
             nibbles,
             absmax: scales.decode_all().map_err(damaged)?,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use smq_format::{Dtype, fp8, int4, nf4, widen};
+use smq_format::{Dtype, Levels, fp8, int4, lut4, nf4, widen};
 
 /// A weight matrix `[rows, cols]` (out, in) whose bytes stay in the map.
 #[derive(Debug, Clone)]
@@ -33,6 +33,17 @@ pub enum Weights<'a> {
         scales: Vec<f32>,
         /// Columns a scale.
         group: usize,
+    },
+    /// Indices into a code book and one f32 scale a group.
+    Lut4 {
+        /// `[rows, ceil(cols / 2)]`, low nibble = even column.
+        nibbles: &'a [u8],
+        /// Decoded, `[rows, ceil(cols / group)]`.
+        scales: Vec<f32>,
+        /// Columns a scale.
+        group: usize,
+        /// The code book.
+        levels: Levels,
     },
     /// NF4 codes in blocks of 64 of the flattened matrix.
     Nf4 {
@@ -68,6 +79,9 @@ impl Matrix<'_> {
         match &self.data {
             Weights::Dense { bytes, .. } => bytes.len(),
             Weights::Int4 {
+                nibbles, scales, ..
+            }
+            | Weights::Lut4 {
                 nibbles, scales, ..
             } => nibbles.len() + 4 * scales.len(),
             Weights::Nf4 {
@@ -107,14 +121,24 @@ impl Matrix<'_> {
                     out.iter_mut().for_each(|v| *v *= scale);
                 }
             }
-            Weights::Int4 { group, .. } => {
+            Weights::Int4 { group, .. } | Weights::Lut4 { group, .. } => {
                 let (nibbles, scales) = self.nibble_rows(rows);
                 let (row_bytes, groups) = (self.cols.div_ceil(2), self.cols.div_ceil(*group));
                 let rows = nibbles
                     .chunks_exact(row_bytes)
                     .zip(scales.chunks_exact(groups));
                 for ((nibbles, scales), out) in rows.zip(out.chunks_exact_mut(self.cols)) {
-                    int4::dequantize_row(nibbles, scales, *group, out);
+                    match &self.data {
+                        Weights::Lut4 { levels, .. } => {
+                            lut4::dequantize_row(nibbles, scales, *group, *levels, out);
+                        }
+                        Weights::Int4 { .. }
+                        | Weights::Dense { .. }
+                        | Weights::Nf4 { .. }
+                        | Weights::Fp8 { .. } => {
+                            int4::dequantize_row(nibbles, scales, *group, out);
+                        }
+                    }
                 }
             }
         }
@@ -137,6 +161,12 @@ impl Matrix<'_> {
                 nibbles,
                 scales,
                 group,
+            }
+            | Weights::Lut4 {
+                nibbles,
+                scales,
+                group,
+                ..
             } => (nibbles, scales, *group),
             Weights::Nf4 {
                 nibbles, absmax, ..
@@ -154,14 +184,19 @@ impl Matrix<'_> {
     pub(super) fn packed_group(&self) -> Option<usize> {
         match &self.data {
             // A group over the whole row is one group of any even length.
-            Weights::Int4 { group, .. } if *group >= self.cols => {
+            Weights::Int4 { group, .. } | Weights::Lut4 { group, .. } if *group >= self.cols => {
                 Some(self.cols.next_multiple_of(2))
             }
-            Weights::Int4 { group, .. } if group.is_multiple_of(2) => Some(*group),
+            Weights::Int4 { group, .. } | Weights::Lut4 { group, .. }
+                if group.is_multiple_of(2) =>
+            {
+                Some(*group)
+            }
             Weights::Nf4 { bf16: false, .. } if self.cols.is_multiple_of(nf4::BLOCK_ELEMS) => {
                 Some(nf4::BLOCK_ELEMS)
             }
             Weights::Int4 { .. }
+            | Weights::Lut4 { .. }
             | Weights::Nf4 { .. }
             | Weights::Dense { .. }
             | Weights::Fp8 { .. } => None,

@@ -246,6 +246,7 @@ fn run_job(isa: Isa, forms: &Forms<'_>, job: Job<'_, '_, '_>) {
             return fp8::product(isa, codes, &scales[job.rows], &x, job.out);
         }
         Weights::Int4 { .. } => Code::Int4,
+        Weights::Lut4 { levels, .. } => Code::Book(levels.values()),
         Weights::Nf4 { .. } => Code::Nf4,
     };
     if let Some(packed) = job.packed {
@@ -292,7 +293,10 @@ fn by_gemm(
     let cols = matrix.cols;
     let fp8 = match &matrix.data {
         Weights::Fp8 { scales, .. } => Some((quantized_or_now(quantized, x, cols), scales)),
-        Weights::Dense { .. } | Weights::Int4 { .. } | Weights::Nf4 { .. } => None,
+        Weights::Dense { .. }
+        | Weights::Int4 { .. }
+        | Weights::Lut4 { .. }
+        | Weights::Nf4 { .. } => None,
     };
     let x = fp8.as_ref().map_or(x, |(x, _)| &x.values);
     let x = Tensor::from_slice(x, (m, cols), &Device::Cpu)?;

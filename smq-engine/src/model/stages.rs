@@ -132,10 +132,4 @@ impl<'a> Decoder<'a> {
             }
         };
     }
-
-    /// The window behind the last layer after the final norm, `[tokens, hidden]`: what [`Decoder::logits`] reads.
-    #[must_use]
-    pub fn finish_window(&self, window: &Window) -> Vec<f32> {
-        normed(&window.x, &self.norm, &self.config, self.precision)
-    }
 }

@@ -6,8 +6,8 @@ use smq_engine::cuda::{
     Target, fp8_defines, fuses_bf16, measure, reads_int4_order, rope_defines, row_defines,
     widen_defines,
 };
-use smq_format::ScaleChoice;
 use smq_format::scale::ScaleFormat;
+use smq_format::{Levels, ScaleChoice};
 use smq_model::ModelConfig;
 
 /// A kernel file and the macros it is compiled with.
@@ -89,15 +89,20 @@ fn of_shape(s: &Shape) -> Vec<Variant> {
         let layer = Layer::new(s, |rows, cols| matrix(rows, cols, format));
         cases.push(("decode.cu", stored.to_owned(), step(&c, &layer.products())));
         cases.extend(fused_swiglu(&layer));
-        let Format::Int4 {
+        let (Format::Int4 {
             group,
             format: ScaleFormat::Mini(_),
             ..
-        } = format
+        }
+        | Format::Lut4 {
+            group,
+            format: ScaleFormat::Mini(_),
+            ..
+        }) = format
         else {
             continue;
         };
-        let mixed = step(&c, &of_many_widths(s, group));
+        let mixed = step(&c, &of_many_widths(s, format, group));
         let case = format!("bf16 and {stored} of many widths");
         cases.push(("decode.cu", case, mixed));
         for (part, w, target) in layer.parts() {
@@ -107,7 +112,7 @@ fn of_shape(s: &Shape) -> Vec<Variant> {
                 target,
                 s.fused,
             ));
-            if group == 128 {
+            if group == 128 && matches!(format, Format::Int4 { .. }) {
                 cases.push(("fp8.cu", part.to_owned(), fp8_defines(w.cols)));
             }
         }
@@ -175,13 +180,19 @@ fn step(c: &ModelConfig, products: &[(Vec<DeviceMatrix>, Epilogue)]) -> Defines 
 
 /// As `smq-convert --mbits auto` may choose: every product of a layer bf16 in one and int4 in
 /// another, and each with scales of another width.
-fn of_many_widths(s: &Shape, group: usize) -> Vec<(Vec<DeviceMatrix>, Epilogue)> {
+fn of_many_widths(s: &Shape, like: Format, group: usize) -> Vec<(Vec<DeviceMatrix>, Epilogue)> {
     let stored = |format| Layer::new(s, |rows, cols| matrix(rows, cols, format)).products();
     let [.., head] = stored(Format::Bf16);
     let mut mixed = vec![head];
     for i in 0..4 {
         let scales = ScaleChoice::e5(i as u32);
-        for format in [Format::Bf16, int4(scales, group)] {
+        let coded = match like {
+            Format::Lut4 { levels, .. } => lut4(scales, group, levels),
+            Format::Bf16 | Format::Int4 { .. } | Format::Nf4 { .. } | Format::Fp8 { .. } => {
+                int4(scales, group)
+            }
+        };
+        for format in [Format::Bf16, coded] {
             mixed.push(stored(format)[i].clone());
         }
     }
@@ -189,7 +200,7 @@ fn of_many_widths(s: &Shape, group: usize) -> Vec<(Vec<DeviceMatrix>, Epilogue)>
 }
 
 /// Ways of storing weights, by name.
-fn formats() -> [(&'static str, Format); 7] {
+fn formats() -> [(&'static str, Format); 11] {
     let nowhere = Span::at(0, 0);
     let e5m5 = ScaleChoice::e5(5);
     let nf4 = Format::Nf4 {
@@ -205,6 +216,10 @@ fn formats() -> [(&'static str, Format); 7] {
         ("int4 in groups of 32", int4(e5m5, 32)),
         ("NF4", nf4),
         ("FP8", Format::Fp8 { scales: nowhere }),
+        ("lut4", lut4(e5m5, 128, Levels::nf4())),
+        ("lut4 that is shifted", lut4(e5m5, 128, shifted())),
+        ("lut4 in groups of 64", lut4(e5m5, 64, shifted())),
+        ("lut4 in groups of 32", lut4(e5m5, 32, Levels::nf4())),
     ]
 }
 
@@ -214,6 +229,23 @@ fn int4(scales: ScaleChoice, group: usize) -> Format {
         format: scales.format(1.0).unwrap(),
         group,
     }
+}
+
+fn lut4(scales: ScaleChoice, group: usize, levels: Levels) -> Format {
+    // The book is before the scales.
+    Format::Lut4 {
+        scales: Span::at(32, 0),
+        format: scales.format(1.0).unwrap(),
+        group,
+        levels,
+    }
+}
+
+/// NF4's levels, but that the one of 0 is negative: the decode kernel shifts them.
+fn shifted() -> Levels {
+    let mut levels = Levels::nf4().bytes();
+    levels[7] = -2;
+    Levels::new(levels).unwrap()
 }
 
 /// A matrix that is nowhere: its shape alone.

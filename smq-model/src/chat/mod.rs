@@ -14,7 +14,7 @@ pub(crate) use choice::Choice;
 #[derive(Debug, Clone)]
 pub struct Message {
     /// `system`, `user` or `assistant`.
-    pub role: &'static str,
+    pub role: String,
     /// What is said.
     pub content: String,
 }
@@ -64,7 +64,7 @@ impl ChatTemplate {
         let mut turns = Vec::with_capacity(messages.len());
         for message in messages {
             let mut turn = Dict::default();
-            for (key, text) in [("role", message.role), ("content", &message.content)] {
+            for (key, text) in [("role", &message.role), ("content", &message.content)] {
                 let set = turn.set(Value::str(key), Value::str(text));
                 set.map_err(|fault| failure(fault.to_string()))?;
             }

@@ -26,7 +26,7 @@ fn render(
         source: template.to_owned(),
     };
     let message = |(role, content): &(String, String)| Message {
-        role: role.clone().leak(),
+        role: role.clone(),
         content: content.clone(),
     };
     let messages: Vec<Message> = turns.iter().map(message).collect();
@@ -257,7 +257,7 @@ fn the_template_is_the_one_that_transformers_takes() {
 #[test]
 fn a_broken_template_fails_when_it_is_rendered() {
     let messages = [Message {
-        role: "user",
+        role: "user".to_owned(),
         content: "Hi".into(),
     }];
     let broken = ChatTemplate::new(choice(&[], json!("{% nope %}")).unwrap(), Vec::new());

@@ -107,7 +107,7 @@ fn check(case: &Case, recorded: &Recorded) -> std::result::Result<(), String> {
         }
     }
     let message = Message {
-        role: "user",
+        role: "user".to_owned(),
         content: String::new(),
     };
     let chat = tokenizer.chat().ok_or("no template")?;
@@ -371,7 +371,7 @@ fn a_broken_template_leaves_the_tokenizer_alone() {
     let tokenizer = tokenizer(&base, &broken).unwrap();
     assert!(!tokenizer.encode("Hello", true).unwrap().is_empty());
     let message = Message {
-        role: "user",
+        role: "user".to_owned(),
         content: "Hi".into(),
     };
     let error = tokenizer.encode_chat(&[message]).unwrap_err().to_string();

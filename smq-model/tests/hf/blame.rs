@@ -24,7 +24,7 @@ fn read_all(dir: &std::path::Path) -> Result<()> {
     match tokenizer.chat() {
         Some(chat) => {
             let message = Message {
-                role: "user",
+                role: "user".to_owned(),
                 content: "Hi".to_owned(),
             };
             chat.render(&[message], true).map(drop)

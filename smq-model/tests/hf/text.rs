@@ -176,7 +176,7 @@ fn streamed(tokenizer: &Tokenizer, ids: &[u32], expected: &str) -> Result<Option
 
 fn turns(conversation: &Value) -> (Vec<Message>, bool) {
     let turn = |m: &Value| Message {
-        role: String::leak(m["role"].as_str().unwrap().to_owned()),
+        role: m["role"].as_str().unwrap().to_owned(),
         content: m["content"].as_str().unwrap().to_owned(),
     };
     let messages = conversation["messages"].as_array().unwrap();

@@ -127,12 +127,12 @@ fn prompt_ids(args: &GenerateArgs, tokenizer: &Tokenizer) -> anyhow::Result<Vec<
         return Ok(tokenizer.encode(&text, true)?);
     }
     let system = args.system.iter().map(|content| Message {
-        role: "system",
+        role: "system".to_owned(),
         content: content.clone(),
     });
     let messages: Vec<Message> = system
         .chain([Message {
-            role: "user",
+            role: "user".to_owned(),
             content: text,
         }])
         .collect();

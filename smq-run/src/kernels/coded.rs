@@ -50,7 +50,7 @@ impl Coded {
                         offset: f32::from_bits(offset_bits),
                     },
                     Scheme::Fp8 => Format::Fp8 { scales: blob(1)? },
-                    Scheme::Raw(_) | Scheme::Int4 { .. } => {
+                    Scheme::Raw(_) | Scheme::Int4 { .. } | Scheme::Lut4 { .. } => {
                         let name = scheme.name();
                         return Err(Error::Input(format!("{name} is not checked as codes")));
                     }

@@ -3,7 +3,7 @@
 use super::host::HostMatrix;
 use super::lab::{Floor, Lab};
 use smq_engine::Result;
-use smq_engine::cuda::{DeviceBuffer, DeviceMatrix, Format, SLACK};
+use smq_engine::cuda::{BOOK_BYTES, DeviceBuffer, DeviceMatrix, Format, SLACK, book_bytes};
 
 /// A matrix several times in device memory.
 pub(super) struct Copies {
@@ -19,18 +19,31 @@ impl Copies {
             host.data.len(),
             host.scales.as_ref().map_or(0, |s| s.stream.len()),
         );
-        let step = place(data) + place(stream);
+        // A book is before the scales.
+        let scales_at = place(data) + place(BOOK_BYTES);
+        let step = scales_at + place(stream);
         let count = lab.copies_of(data + stream);
         let memory = lab.poisoned(count * step)?;
         let matrix = |i: usize| -> Result<DeviceMatrix> {
             let part = |at, bytes| memory.span().part(i * step + at, bytes);
             let format = match &host.scales {
                 None => Format::Bf16,
-                Some(s) => Format::Int4 {
-                    scales: part(place(data), stream)?,
-                    format: s.format,
-                    group: s.group,
-                },
+                Some(s) => {
+                    let (scales, format, group) = (part(scales_at, stream)?, s.format, s.group);
+                    match s.levels {
+                        None => Format::Int4 {
+                            scales,
+                            format,
+                            group,
+                        },
+                        Some(levels) => Format::Lut4 {
+                            scales,
+                            format,
+                            group,
+                            levels,
+                        },
+                    }
+                }
             };
             Ok(DeviceMatrix {
                 rows: host.rows,
@@ -42,7 +55,10 @@ impl Copies {
         let matrices = (0..count).map(matrix).collect::<Result<Vec<_>>>()?;
         memory.upload(lab.stream(), 0, &host.data)?;
         if let Some(s) = &host.scales {
-            memory.upload(lab.stream(), place(data), &s.stream)?;
+            memory.upload(lab.stream(), scales_at, &s.stream)?;
+            if let Some(book) = s.levels.and_then(book_bytes) {
+                memory.upload(lab.stream(), scales_at - BOOK_BYTES, &book)?;
+            }
         }
         let first = memory.span().part(0, step)?;
         for i in 1..count {

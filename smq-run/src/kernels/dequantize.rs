@@ -1,4 +1,4 @@
-//! Widening int4, NF4 and FP8 weights to bf16.
+//! Widening int4, lut4, NF4 and FP8 weights to bf16.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -8,7 +8,7 @@ use smq_format::scale::ScaleFormat;
 
 use super::coded::Coded;
 use super::copies::Copies;
-use super::host::{HostMatrix, format_of};
+use super::host::{Groups, HostMatrix, format_of};
 use super::lab::{Floor, Lab, of};
 use super::products::{Layer, RAGGED};
 use super::reference::Worst;
@@ -34,7 +34,11 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
             for scales in SCALES {
                 let format = format_of(scales)?;
                 for group in layer.groups() {
-                    of("dequantize", layer.name, int4(lab, &layer, format, *group))?;
+                    of(
+                        "dequantize",
+                        layer.name,
+                        grouped(lab, &layer, format, group),
+                    )?;
                 }
             }
             for method in [Method::Nf4, Method::Fp8] {
@@ -48,15 +52,15 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
             of(
                 "dequantize",
                 RAGGED.name,
-                int4(lab, &RAGGED, scales, *group),
+                grouped(lab, &RAGGED, scales, group),
             )?;
         }
     }
     Ok(())
 }
 
-fn int4(lab: &mut Lab<'_>, layer: &Layer, format: ScaleFormat, group: usize) -> Result<()> {
-    let host = HostMatrix::int4(40, layer.rows, layer.cols, format, group);
+fn grouped(lab: &mut Lab<'_>, layer: &Layer, format: ScaleFormat, groups: Groups) -> Result<()> {
+    let host = HostMatrix::grouped(40, (layer.rows, layer.cols), format, groups);
     let copies = Copies::new(lab, &host)?;
     // q s is rounded to f32, then to bf16.
     let row = |r: usize| host.row(r).into_iter().map(|v| v as f32).collect();

@@ -4,10 +4,10 @@
 use half::bf16;
 use rayon::prelude::*;
 use smq_engine::{Error, Result};
-use smq_format::ScaleChoice;
 use smq_format::bits::pack;
 use smq_format::int4::unpack;
 use smq_format::scale::{ScaleFormat, Zero, round_mantissa};
+use smq_format::{Levels, ScaleChoice};
 
 /// Scales lie between this and a 32nd of it, either sign.
 const LARGEST_SCALE: f32 = 0.03;
@@ -92,11 +92,29 @@ pub(super) struct HostMatrix {
     pub scales: Option<HostScales>,
 }
 
+/// Groups that share a scale, and what their nibbles mean.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Groups {
+    /// Columns.
+    pub size: usize,
+    /// The code book of lut4; int4 has none.
+    pub levels: Option<Levels>,
+}
+
+impl Groups {
+    /// int4's.
+    pub const fn int4(size: usize) -> Self {
+        Self { size, levels: None }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct HostScales {
     pub format: ScaleFormat,
     /// Columns of a group.
     pub group: usize,
+    /// The code book of lut4; int4 has none.
+    pub levels: Option<Levels>,
     /// Packed codes.
     pub stream: Vec<u8>,
     /// What they mean, `[rows, groups]`.
@@ -105,12 +123,14 @@ pub(super) struct HostScales {
 
 impl HostMatrix {
     /// Random nibbles with random scales of groups, a few of them zero.
-    pub(super) fn int4(
+    pub fn grouped(
         seed: u64,
-        rows: usize,
-        cols: usize,
+        (rows, cols): (usize, usize),
         format: ScaleFormat,
-        group: usize,
+        Groups {
+            size: group,
+            levels,
+        }: Groups,
     ) -> Self {
         let words = generate((rows * cols / 2).div_ceil(8), |i| hash(seed, i));
         let mut data: Vec<u8> = bytemuck::cast_slice(&words).to_vec();
@@ -133,6 +153,7 @@ impl HostMatrix {
         let scales = HostScales {
             format,
             group,
+            levels,
             values: values.collect(),
             stream: pack(codes.iter().copied(), format.width_bits()),
         };
@@ -169,8 +190,12 @@ impl HostMatrix {
             Some(scales) => {
                 let groups = self.cols.div_ceil(scales.group);
                 let values = &scales.values[r * groups..(r + 1) * groups];
+                let levels = scales.levels.map(Levels::bytes);
                 let pairs = bytes.iter().enumerate().flat_map(|(i, b)| {
-                    let (even, odd) = unpack(*b);
+                    let (even, odd) = match levels {
+                        None => unpack(*b),
+                        Some(levels) => (levels[usize::from(b & 15)], levels[usize::from(b >> 4)]),
+                    };
                     let scale = f64::from(values[2 * i / scales.group]);
                     [f64::from(even) * scale, f64::from(odd) * scale]
                 });
@@ -217,7 +242,7 @@ mod tests {
             ("f32", 64),
         ] {
             let format = format_of(name.parse().unwrap()).unwrap();
-            let m = HostMatrix::int4(9, 16, 384, format, group);
+            let m = HostMatrix::grouped(9, (16, 384), format, Groups::int4(group));
             let groups = 384_usize.div_ceil(group);
             let scales = m.scales.as_ref().unwrap();
             assert!(

@@ -1,11 +1,11 @@
 //! The decode products.
 
 use smq_convert::Method;
-use smq_format::Family;
+use smq_format::{Family, Levels};
 
 use super::coded::Coded;
 use super::copies::Copies;
-use super::host::{HostMatrix, normals};
+use super::host::{Groups, HostMatrix, normals};
 use super::lab::{Floor, Lab, of};
 use super::reference::{Exact, Rows, Worst, products, swiglu};
 use super::report::{Check, KernelReport};
@@ -79,28 +79,46 @@ pub(super) fn short_lines() -> [Layer; 2] {
 }
 
 impl Layer {
-    /// Random weights, int4 in groups, or bf16.
-    pub(super) fn weights(&self, lab: &Lab<'_>, group: Option<usize>) -> HostMatrix {
-        match group {
-            Some(group) => HostMatrix::int4(10, self.rows, self.cols, lab.scales, group),
+    /// Random weights, int4 or lut4 in groups, or bf16.
+    pub fn weights(&self, lab: &Lab<'_>, groups: Option<Groups>) -> HostMatrix {
+        match groups {
+            Some(groups) => HostMatrix::grouped(10, (self.rows, self.cols), lab.scales, groups),
             None => HostMatrix::bf16(12, self.rows, self.cols),
         }
     }
 
-    /// Groups that int4 is checked with.
-    pub(super) fn groups(&self) -> &'static [usize] {
-        match self.name == RAGGED.name {
-            true => &[128, 64, 32],
+    /// Groups that int4 is checked with, then lut4's: with a book that fits bytes as it is, and one
+    /// that is shifted.
+    pub fn groups(&self) -> Vec<Groups> {
+        let sizes = match self.name == RAGGED.name {
+            true => &[128, 64, 32][..],
             false => &[128, 64],
-        }
+        };
+        let int4 = sizes.iter().copied().map(Groups::int4);
+        let books = [(128, Levels::nf4()), (128, shifted())];
+        let books = books
+            .into_iter()
+            .chain(sizes[1..].iter().map(|size| (*size, shifted())));
+        let lut4 = books.map(|(size, levels)| Groups {
+            size,
+            levels: Some(levels),
+        });
+        int4.chain(lut4).collect()
     }
+}
+
+/// A book whose eighth level is negative and whose last is 127, as one that is learned may be.
+fn shifted() -> Levels {
+    let mut levels = Levels::nf4().bytes();
+    (levels[6], levels[7], levels[8]) = (-17, -6, 5);
+    Levels::new(levels).unwrap_or(Levels::nf4())
 }
 
 /// Checks and times each.
 pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     for layer in layers(&lab.config).iter().chain([&RAGGED]) {
         if lab.wants("decode", layer.name) {
-            for group in layer.groups().iter().copied().map(Some).chain([None]) {
+            for group in layer.groups().into_iter().map(Some).chain([None]) {
                 of("decode", layer.name, case(lab, layer, group))?;
             }
         }
@@ -116,15 +134,15 @@ pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
 /// x as given to a kernel, times what it divides by.
 type Activations<'a> = &'a dyn Fn(&[f32]) -> Vec<f64>;
 
-/// An error over the sum of the terms' magnitudes, and that in words. int4: sums of a group are
-/// exact but for 22 bits of x, then f32; bf16: x in two parts, 2^-17, then f32, in tensor cores
+/// An error over the sum of the terms' magnitudes, and that in words. int4, lut4: sums of a group
+/// are exact but for 22 bits of x, then f32; bf16: x in two parts, 2^-17, then f32, in tensor cores
 /// that truncate; FP8: codes are exact, then as bf16.
 const INT4: (f64, &str) = (1.0 / 262_144.0, "2^-18 sum |w| |x|");
 const WIDE: (f64, &str) = (1.0 / 32_768.0, "2^-15 sum |w| |x|");
 
-fn case(lab: &mut Lab<'_>, layer: &Layer, group: Option<usize>) -> Result<()> {
-    let host = layer.weights(lab, group);
-    let int4 = group.is_some();
+fn case(lab: &mut Lab<'_>, layer: &Layer, groups: Option<Groups>) -> Result<()> {
+    let host = layer.weights(lab, groups);
+    let int4 = groups.is_some();
     let copies = Copies::new(lab, &host)?;
     let factors: (Rows<'_>, Activations<'_>) = (&|r| host.row(r), &|x| {
         x.iter().copied().map(f64::from).collect()

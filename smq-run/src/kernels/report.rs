@@ -14,7 +14,7 @@ pub(crate) struct KernelReport {
     pub kernel: &'static str,
     /// The layer whose shape it has.
     pub layer: &'static str,
-    /// `int4`, `nf4`, `fp8` or `bf16`.
+    /// `int4`, `lut4`, `nf4`, `fp8` or `bf16`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<&'static str>,
     /// How int4 weights' scales are stored.
@@ -115,7 +115,9 @@ impl KernelReport {
     /// Of a product with such weights.
     pub(super) fn weights(self, w: &HostMatrix) -> Self {
         let scales = w.scales.as_ref().map(|s| s.format.to_string());
+        let levels = w.scales.as_ref().and_then(|s| s.levels);
         let weights = Some(match scales {
+            Some(_) if levels.is_some() => Family::Lut4.name(),
             Some(_) => Family::Int4.name(),
             None => Dtype::Bf16.name(),
         });

@@ -5,7 +5,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::copies::Copies;
-use super::host::{bf16s, normals, sample};
+use super::host::{Groups, bf16s, normals, sample};
 use super::lab::{Floor, Lab, of};
 use super::products::{Layer, RAGGED, layers};
 use super::reference::{Exact, Rows, Worst, int4_order, products, swiglu};
@@ -32,7 +32,7 @@ pub(super) struct Tolerance {
     words: [&'static str; 2],
 }
 
-/// bf16 times int4 is exact; sums are f32.
+/// bf16 times int4, or a level, is exact; sums are f32.
 const INT4: Tolerance = Tolerance {
     relative: 1.0 / 262_144.0,
     words: ["2^-18 sum |w| |x|", "2^-18 sum |w| |x| + 2^-8 |y|"],
@@ -67,12 +67,12 @@ fn target(layer: &Layer, swiglu: bool, out: u64) -> Target {
     }
 }
 
-/// Checks and times int4 products beside cuBLASLt's.
+/// Checks and times int4 and lut4 products beside cuBLASLt's.
 pub(super) fn run(lab: &mut Lab<'_>) -> Result<()> {
     let ragged = Some(RAGGED).filter(|l| lab.wants("gemm_int4", l.name));
     for layer in row_layers(lab, "gemm_int4").into_iter().chain(ragged) {
         for group in layer.groups() {
-            of("gemm_int4", layer.name, int4_products(lab, &layer, *group))?;
+            of("gemm_int4", layer.name, int4_products(lab, &layer, group))?;
         }
     }
     for layer in row_layers(lab, "swiglu_bf16") {
@@ -221,8 +221,8 @@ pub(super) fn flop(layer: &Layer, m: usize) -> f64 {
     2.0 * (m * layer.rows) as f64 * layer.cols as f64
 }
 
-fn int4_products(lab: &mut Lab<'_>, layer: &Layer, group: usize) -> Result<()> {
-    let host = layer.weights(lab, Some(group));
+fn int4_products(lab: &mut Lab<'_>, layer: &Layer, groups: Groups) -> Result<()> {
+    let host = layer.weights(lab, Some(groups));
     let copies = Copies::new(lab, &host)?;
     // What follows a product with smaller groups is another kernel's.
     let largest = reads_int4_order(&copies.matrices[..1], 1);

@@ -354,7 +354,7 @@ impl Contract {
                 return Err(self.wrong("config.id", format!("{:?} again", c.id), "each id once"));
             }
             let scales = match c.scheme {
-                Stored::Quantized(Family::Int4) => match c.scales {
+                Stored::Quantized(Family::Int4 | Family::Lut4) => match c.scales {
                     Some(ScaleChoice::F32) => None,
                     Some(scales) if scales.e5_mantissa_bits().is_some() => None,
                     None | Some(ScaleChoice::Mini { .. } | ScaleChoice::F16) => {

@@ -1,7 +1,7 @@
 //! From a config of the contract to the converter's options: the one place that knows both.
 
 use smq_convert::{ConvertOptions, Method, QuantizeOptions, Target};
-use smq_format::{Family, ScaleChoice};
+use smq_format::{Family, LevelChoice, ScaleChoice};
 
 use super::contract::{Config, Quantization, Stored};
 
@@ -18,16 +18,21 @@ pub(crate) enum Conversion {
 
 /// How to make the weights of `config`.
 #[must_use]
-pub(crate) fn conversion(config: &Config, quantization: &Quantization) -> Conversion {
+pub fn conversion(config: &Config, quantization: &Quantization) -> Conversion {
+    let options = QuantizeOptions {
+        group: quantization.group,
+        scales: config.scales.unwrap_or(ScaleChoice::F32),
+        rule: quantization.rule,
+    };
     let quantize = match config.scheme {
         Stored::Bf16 => return Conversion::Checkpoint,
         Stored::Quantized(Family::Nf4) => Method::Nf4,
         Stored::Quantized(Family::Fp8) => Method::Fp8,
-        Stored::Quantized(Family::Int4) => Method::Int4(QuantizeOptions {
-            group: quantization.group,
-            scales: config.scales.unwrap_or(ScaleChoice::F32),
-            rule: quantization.rule,
-        }),
+        Stored::Quantized(Family::Int4) => Method::Int4(options),
+        Stored::Quantized(Family::Lut4) => Method::Lut4 {
+            options,
+            levels: LevelChoice::Learned,
+        },
     };
     let Some(target) = config.target.as_deref().and_then(target) else {
         let target = &config.target;

@@ -1,10 +1,10 @@
 //! Logits of the checkpoint that `SMQ_MODEL` names, such as SmolLM2: as it is and in every scheme,
 //! one test each.
 
-use smq_convert::{Method, QuantizeOptions, ScaleChoice, ScaleRule};
+use smq_convert::{LevelChoice, Method, QuantizeOptions, ScaleChoice, ScaleRule};
 
 use crate::logits::of_all;
-use crate::models::{Model, sample_tokens_of};
+use crate::models::{Model, lut4_method, sample_tokens_of};
 use crate::reference::Path;
 use crate::{Outcome, none};
 
@@ -30,6 +30,8 @@ pub(crate) fn schemes() -> Vec<(String, Option<Method>)> {
         ("fp8".to_owned(), Some(Method::Fp8)),
         ("nf4".to_owned(), Some(Method::Nf4)),
     ];
+    let lut4 = lut4_method(mini(3), 128, LevelChoice::Learned);
+    list.push(("lut4".to_owned(), Some(lut4)));
     let scales = [ScaleChoice::F32, mini(5), mini(3), mini(0)];
     list.extend(scales.map(|s| (s.to_string(), Some(int4(s)))));
     list
@@ -46,7 +48,8 @@ pub(crate) fn logits(checkpoint: &str, name: &str, method: Option<Method>) -> Ou
     // int4 projections that lie apart are widened at any length, fused ones never at these. NF4
     // always is, but the twin rounds its weights, too.
     let fused = source.contains("model.layers.0.self_attn.qkv_proj.weight");
-    let widened = matches!(method, Some(Method::Int4(_))) && !fused;
+    let grouped = matches!(method, Some(Method::Int4(_) | Method::Lut4 { .. }));
+    let widened = grouped && !fused;
     let decode = match method {
         Some(Method::Fp8) => Path::Fp8Decode,
         _ => Path::Decode,

@@ -2,12 +2,13 @@
 
 use std::ops::ControlFlow;
 
+use smq_convert::LevelChoice;
 use smq_engine::cuda::CudaEngine;
 use smq_engine::generate::{GenerateOptions, Stop, generate};
 use smq_engine::{Engine, Error};
 use smq_model::Source;
 
-use crate::models::{E5M5, Model, golden_prompt, sample_tokens};
+use crate::models::{E5M5, Model, golden_prompt, lut4_method, sample_tokens};
 use crate::reference::{Path, Reference, argmax, margin};
 use crate::{Outcome, none, same_bits};
 
@@ -23,7 +24,12 @@ pub(crate) fn int4() -> Outcome {
     none(of("int4", &model.open()))
 }
 
-pub(crate) fn groups_of_64() -> Outcome {
+pub fn lut4() -> Outcome {
+    let model = Model::fixture().quantized_as(lut4_method(E5M5, 128, LevelChoice::Learned), "all");
+    none(of("lut4", &model.open()))
+}
+
+pub fn groups_of_64() -> Outcome {
     let model = Model::fixture().quantized_in_groups(E5M5, "all", 64);
     none(of("groups of 64", &model.open()))
 }

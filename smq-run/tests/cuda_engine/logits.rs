@@ -1,11 +1,11 @@
 //! Logits, teacher-forced: the tokens are given, whatever the engine would choose.
 
-use smq_convert::{Method, ScaleChoice};
+use smq_convert::{LevelChoice, Method, ScaleChoice};
 use smq_engine::Engine;
 use smq_engine::cuda::{CudaEngine, int4_widened_from};
 use smq_model::{ModelConfig, Source};
 
-use crate::models::{self, Model, any_tokens, sample_tokens};
+use crate::models::{self, Model, any_tokens, lut4_method, sample_tokens};
 use crate::reference::{Case, Path, Reference};
 use crate::{Outcome, none, same_bits};
 
@@ -46,9 +46,49 @@ pub(crate) fn nf4() -> Outcome {
     none(failures)
 }
 
+/// Learned books, of which some are shifted, and NF4's, which are not; every kind of scales, a
+/// head, and smaller groups.
+pub fn lut4() -> Outcome {
+    let (mini, learned) = (ScaleChoice::e5, LevelChoice::Learned);
+    let mut failures = Vec::new();
+    for (scales, group, levels, target) in [
+        (mini(3), 128, learned, "all"),
+        (mini(5), 128, LevelChoice::Nf4, "mlp"),
+        (ScaleChoice::F16, 128, learned, models::WITH_HEAD),
+        (ScaleChoice::F32, 64, LevelChoice::Nf4, "all"),
+        (mini(5), 64, learned, models::WITH_HEAD),
+        (mini(3), 32, learned, "all"),
+    ] {
+        let method = lut4_method(scales, group, levels);
+        let model = Model::fixture().quantized_as(method, target);
+        let name = format!("lut4 {levels} {scales} {target}, groups of {group}");
+        failures.extend(of_fixture(&name, &model, &LENGTHS, true));
+    }
+    none(failures)
+}
+
+/// Projections that lie apart, each with a book of its own; rows that end in half a group; several
+/// pieces of a ring.
+pub fn lut4_of_other_shapes() -> Outcome {
+    let mut failures = Vec::new();
+    for group in [128, 64, 32] {
+        for (what, config, widened) in [
+            ("Llama", models::llama(), true),
+            ("heads of 96", models::phi(384, 4, 4), false),
+            ("wide MLP", wide(), false),
+        ] {
+            let method = lut4_method(models::E5M5, group, LevelChoice::Learned);
+            let model = Model::synthetic(&config).quantized_as(method, "all");
+            let name = format!("lut4 {what}, groups of {group}");
+            failures.extend(of_synthetic(&name, &model.open(), widened));
+        }
+    }
+    none(failures)
+}
+
 /// Rounded activations that lie near a tie round another way on either side, which the bf16 twin's
 /// distance covers.
-pub(crate) fn fp8() -> Outcome {
+pub fn fp8() -> Outcome {
     let mut failures = Vec::new();
     for target in ["all", "mlp"] {
         let model = Model::fixture().quantized_as(Method::Fp8, target);

@@ -72,8 +72,10 @@ fn tests() -> Vec<(String, Test)> {
         let test = move || logits::quantized(scales);
         add(&format!("logits_{scales}"), Box::new(test));
     }
-    let fixed: [(&str, Plain); 30] = [
+    let fixed: [(&str, Plain); 33] = [
         ("logits_nf4", logits::nf4),
+        ("logits_lut4", logits::lut4),
+        ("logits_lut4_of_other_shapes", logits::lut4_of_other_shapes),
         ("logits_fp8", logits::fp8),
         ("logits_int4_head", logits::int4_head),
         ("logits_groups_of_64", || logits::groups_of(64)),
@@ -90,6 +92,7 @@ fn tests() -> Vec<(String, Test)> {
         ("logits_wide_mlp", logits::wide_mlp),
         ("greedy_c0", greedy::unquantized),
         ("greedy_int4", greedy::int4),
+        ("greedy_lut4", greedy::lut4),
         ("greedy_groups_of_64", greedy::groups_of_64),
         ("greedy_stops_where_asked", greedy::stops_where_asked),
         (

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use smq_convert::{
-    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, SynthOptions,
-    convert, synth,
+    Checkpoint, ConvertOptions, LevelChoice, Method, QuantizeOptions, ScaleChoice, ScaleRule,
+    SynthOptions, convert, synth,
 };
 use smq_model::{Source, Tokenizer};
 use tempfile::TempDir;
@@ -163,9 +163,19 @@ impl Model {
     }
 }
 
+/// A code book for each tensor.
+pub fn lut4_method(scales: ScaleChoice, group: usize, levels: LevelChoice) -> Method {
+    let options = QuantizeOptions {
+        group,
+        scales,
+        rule: ScaleRule::Nearest,
+    };
+    Method::Lut4 { options, levels }
+}
+
 /// Separate projections, three queries to a key, a tied head, and columns that end in half a group:
 /// SmolLM2's.
-pub(crate) fn llama() -> Value {
+pub fn llama() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
         "hidden_size": 576, "intermediate_size": 704, "num_hidden_layers": 2,

@@ -4,6 +4,7 @@ mod calibrated;
 mod contents;
 mod header;
 mod index;
+mod levels;
 
 use std::error::Error;
 
@@ -32,6 +33,7 @@ pub fn cases(sample: &Sample) -> Result<Vec<Case>, Box<dyn Error>> {
     index::index_types(sample, &mut add)?;
     index::names(sample, &mut add)?;
     index::schemes(sample, &mut add)?;
+    levels::code_books(sample, &mut add)?;
     contents::layout(sample, &mut add)?;
     contents::blobs(sample, &mut add)?;
     contents::statistics(sample, &mut add)?;

@@ -168,13 +168,16 @@ pub(super) fn tensor_changes(
     pair("scheme", &|t, _| Some(t.scheme.name().to_owned()));
     pair("dtype", &|t, _| match t.scheme {
         Scheme::Raw(dtype) => Some(dtype.name().to_owned()),
-        Scheme::Int4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => None,
+        Scheme::Int4 { .. } | Scheme::Lut4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => None,
     });
     pair("group", &|_, r| r.group_elems.map(|n| n.to_string()));
     pair("scale_format", &|_, r| r.scale_format.clone());
     pair("offset_bits", &|t, _| match t.scheme {
         Scheme::Nf4 { offset_bits } => Some(offset_bits.to_string()),
-        Scheme::Raw(_) | Scheme::Int4 { .. } | Scheme::Fp8 => None,
+        Scheme::Raw(_) | Scheme::Int4 { .. } | Scheme::Lut4 { .. } | Scheme::Fp8 => None,
+    });
+    pair("levels", &|_, r| {
+        r.levels.map(|l| l.map(|level| level.to_string()).join(" "))
     });
     pair("bias", &|_, r| r.scale_bias.map(|bias| bias.to_string()));
     let recorded = report_a.errors.as_ref().zip(report_b.errors.as_ref());
@@ -188,11 +191,12 @@ pub(super) fn tensor_changes(
     changes
 }
 
-/// `e5m5/128`, `bf16`.
+/// `e5m5/128`, `lut4 e5m5/128`, `bf16`.
 pub(super) fn stored(entry: &TensorEntry) -> String {
     match entry.scheme {
         Scheme::Raw(dtype) => dtype.name().to_owned(),
         Scheme::Int4 { scales, group } => format!("{scales}/{group}"),
+        Scheme::Lut4 { scales, group, .. } => format!("lut4 {scales}/{group}"),
         Scheme::Nf4 { .. } | Scheme::Fp8 => entry.scheme.name().to_owned(),
     }
 }

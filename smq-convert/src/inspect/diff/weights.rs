@@ -56,7 +56,8 @@ pub(super) fn compare(
 ) -> Result<WeightDiff, InspectError> {
     let (rows, columns) = a.1.matrix_shape();
     let same_groups = match (a.1.data(), b.1.data()) {
-        (TensorData::Int4 { group: x, .. }, TensorData::Int4 { group: y, .. }) => Some(x == y),
+        (TensorData::Int4 { group: x, .. }, TensorData::Int4 { group: y, .. })
+        | (TensorData::Lut4 { group: x, .. }, TensorData::Lut4 { group: y, .. }) => Some(x == y),
         _ => None,
     };
     let task_rows = (TASK_ELEMS / columns.max(1)).max(1);
@@ -77,7 +78,8 @@ pub(super) fn compare(
                     .map_err(|defect| damaged(file, defect))?;
             }
             let mut sums = of_weights(&buffers[0], &buffers[1]);
-            if let (TensorData::Int4 { nibbles: x, .. }, TensorData::Int4 { nibbles: y, .. }) =
+            if let (TensorData::Int4 { nibbles: x, .. }, TensorData::Int4 { nibbles: y, .. })
+            | (TensorData::Lut4 { nibbles: x, .. }, TensorData::Lut4 { nibbles: y, .. }) =
                 (a.1.data(), b.1.data())
             {
                 let row_bytes = int4::row_bytes(columns);
@@ -169,7 +171,9 @@ fn differing_scales(
     rows: std::ops::Range<usize>,
 ) -> Result<u64, InspectError> {
     let decode = |(file, view): (&SmqFile, &TensorView)| {
-        let TensorData::Int4 { scales, group, .. } = view.data() else {
+        let (TensorData::Int4 { scales, group, .. } | TensorData::Lut4 { scales, group, .. }) =
+            view.data()
+        else {
             return Ok(Vec::new());
         };
         let groups = view.matrix_shape().1.div_ceil(group);

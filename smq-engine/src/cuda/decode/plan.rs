@@ -1,6 +1,7 @@
 //! How `decode.cu` is cut for a model and a GPU.
 
 use super::word;
+use crate::cuda::book::{BOOK_BYTES, Halves};
 use crate::cuda::contract::{BLOCK_SHARED_BYTES, Defines, attention_defines};
 use crate::cuda::weights::{DeviceMatrix, Format, LARGEST_GROUP};
 use crate::cuda::{limits, state};
@@ -31,6 +32,8 @@ enum Storage {
     Nf4,
     /// E4M3.
     Fp8,
+    /// Indices into a code book with scales of groups.
+    Lut4,
 }
 
 impl Storage {
@@ -40,6 +43,7 @@ impl Storage {
             Format::Int4 { .. } => Self::Int4,
             Format::Nf4 { .. } => Self::Nf4,
             Format::Fp8 { .. } => Self::Fp8,
+            Format::Lut4 { .. } => Self::Lut4,
         }
     }
 
@@ -48,7 +52,7 @@ impl Storage {
     fn exchange_bytes(self) -> usize {
         match self {
             Self::Bf16 => 0,
-            Self::Int4 => 784,
+            Self::Int4 | Self::Lut4 => 784,
             Self::Nf4 => 1040,
             Self::Fp8 => 256,
         }
@@ -59,14 +63,15 @@ impl Storage {
     fn table_bytes(self) -> usize {
         match self {
             Self::Nf4 => NF4_TABLE_BYTES,
-            Self::Bf16 | Self::Int4 | Self::Fp8 => 0,
+            Self::Bf16 | Self::Int4 | Self::Fp8 | Self::Lut4 => 0,
         }
     }
 
-    /// Bytes copied for one run's scales of scale codes.
+    /// Bytes copied for one run beside its scale codes: scales of these, or a code book.
     fn nested_bytes(self) -> usize {
         match self {
             Self::Nf4 => NESTED_BYTES,
+            Self::Lut4 => BOOK_BYTES,
             Self::Bf16 | Self::Int4 | Self::Fp8 => 0,
         }
     }
@@ -82,6 +87,8 @@ pub struct Kind {
     epilogue: Epilogue,
     /// Rows of up to three matrices.
     segments: [usize; 3],
+    /// Whether a code book is shifted ([`Halves`]); it is compiled in for all of a plan's kinds.
+    shifted: bool,
 }
 
 /// Bytes of NF4's tables.
@@ -115,11 +122,12 @@ macro_rules! kind_names {
 }
 const KIND_NAMES: [[&str; 6]; 9] = kind_names!(0 1 2 3 4 5 6 7 8);
 /// The number of different columns of the products of each storage, and these.
-const CORE_NAMES: [[&str; 4]; 4] = [
+const CORE_NAMES: [[&str; 4]; 5] = [
     ["BF16_CORES", "BF16_CORE0_K", "BF16_CORE1_K", "BF16_CORE2_K"],
     ["INT4_CORES", "INT4_CORE0_K", "INT4_CORE1_K", "INT4_CORE2_K"],
     ["NF4_CORES", "NF4_CORE0_K", "NF4_CORE1_K", "NF4_CORE2_K"],
     ["FP8_CORES", "FP8_CORE0_K", "FP8_CORE1_K", "FP8_CORE2_K"],
+    ["LUT4_CORES", "LUT4_CORE0_K", "LUT4_CORE1_K", "LUT4_CORE2_K"],
 ];
 
 impl Kind {
@@ -140,6 +148,15 @@ impl Kind {
             group: first.group(),
             epilogue,
             segments,
+            shifted: matrices.iter().any(is_shifted),
+        }
+    }
+
+    /// What tells it apart.
+    fn alike(self) -> Self {
+        Self {
+            shifted: false,
+            ..self
         }
     }
 
@@ -153,7 +170,7 @@ impl Kind {
     pub fn groups(&self) -> usize {
         match self.storage {
             Storage::Bf16 => 0,
-            Storage::Int4 => self.cols.div_ceil(self.group),
+            Storage::Int4 | Storage::Lut4 => self.cols.div_ceil(self.group),
             Storage::Nf4 => self.cols / 64,
             Storage::Fp8 => 1,
         }
@@ -163,7 +180,7 @@ impl Kind {
     fn code_bytes(&self, width: usize) -> usize {
         match self.storage {
             Storage::Bf16 => 0,
-            Storage::Int4 | Storage::Nf4 | Storage::Fp8 => {
+            Storage::Int4 | Storage::Nf4 | Storage::Fp8 | Storage::Lut4 => {
                 self.runs() * (self.run_bytes(width) + self.storage.nested_bytes())
             }
         }
@@ -191,7 +208,7 @@ impl Kind {
     fn is_wide(&self) -> bool {
         let wide = match self.storage {
             Storage::Bf16 | Storage::Fp8 => true,
-            Storage::Int4 | Storage::Nf4 => false,
+            Storage::Int4 | Storage::Nf4 | Storage::Lut4 => false,
         };
         wide && self.epilogue != Epilogue::Logits
     }
@@ -228,12 +245,13 @@ impl Plan {
         let (mut kinds, mut scales) = (Vec::new(), Vec::new());
         // Columns by storage: at most three each, the width of the stream, of the heads, of the
         // MLP.
-        let mut cores: [Vec<i64>; 4] = Default::default();
+        let mut cores: [Vec<i64>; CORE_NAMES.len()] = Default::default();
         for (kind, format) in products {
-            push_new(&mut kinds, *kind);
+            push_new(&mut kinds, kind.alike());
             push_new(&mut cores[kind.storage as usize], kind.cols as i64);
-            if kind.storage == Storage::Int4 {
-                push_new(&mut scales, format.clone());
+            match kind.storage {
+                Storage::Int4 | Storage::Lut4 => push_new(&mut scales, format.clone()),
+                Storage::Bf16 | Storage::Nf4 | Storage::Fp8 => {}
             }
         }
         limits::kinds(kinds.len(), KIND_NAMES.len())?;
@@ -281,6 +299,7 @@ impl Plan {
             ("SLOT_BYTES", number(slot)),
             ("WEIGHT_BYTES", number(WEIGHT_BYTES)),
             ("NESTED_BYTES", number(NESTED_BYTES)),
+            ("BOOK_BYTES", number(BOOK_BYTES)),
             ("NF4_TABLE_BYTES", number(NF4_TABLE_BYTES)),
             ("DYNAMIC_SHARED", number(shared)),
             (
@@ -296,6 +315,11 @@ impl Plan {
             ("INT4", Storage::Int4 as i64),
             ("NF4", Storage::Nf4 as i64),
             ("FP8", Storage::Fp8 as i64),
+            ("LUT4", Storage::Lut4 as i64),
+            (
+                "LUT4_SHIFTED",
+                i64::from(products.iter().any(|(kind, _)| kind.shifted)),
+            ),
             ("STORE", Epilogue::Store as i64),
             ("RESIDUAL", Epilogue::Residual as i64),
             ("SWIGLU", Epilogue::Swiglu as i64),
@@ -355,12 +379,20 @@ impl Plan {
     /// # Errors
     /// [`Error::Cuda`] for a kind that it was not compiled for.
     pub(super) fn number_of(&self, kind: &Kind) -> Result<usize> {
-        let number = self.kinds.iter().position(|k| k == kind);
+        let number = self.kinds.iter().position(|k| *k == kind.alike());
         number.ok_or_else(|| {
             Error::Cuda(format!(
                 "the decode kernel was not compiled for a product {kind:?}"
             ))
         })
+    }
+}
+
+/// Whether it has a code book that is shifted.
+fn is_shifted(m: &DeviceMatrix) -> bool {
+    match m.format {
+        Format::Lut4 { levels, .. } => Halves::of(levels).is_some_and(|h| h.is_shifted()),
+        Format::Bf16 | Format::Int4 { .. } | Format::Nf4 { .. } | Format::Fp8 { .. } => false,
     }
 }
 

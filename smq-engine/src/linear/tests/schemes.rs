@@ -1,9 +1,9 @@
-//! NF4 and FP8 on every instruction set against their definitions. NF4's tolerance is int4's: a sum
-//! of `n` products and one scale. An FP8 sum has two scales more: two roundings for their product
-//! and its application, and as the weights' and the activations' values are exact in f32, none
-//! else, so `n + 2` covers it too.
+//! Code books, NF4 and FP8 on every instruction set against their definitions. The tolerance of the
+//! first two is int4's: a sum of `n` products and one scale. An FP8 sum has two scales more: two
+//! roundings for their product and its application, and as the weights' and the activations' values
+//! are exact in f32, none else, so `n + 2` covers it too.
 
-use smq_format::{fp8, nf4};
+use smq_format::{Levels, fp8, lut4, nf4};
 
 use super::*;
 
@@ -103,6 +103,41 @@ proptest! {
         prop_assert_eq!(&plain, &w[rows / 2 * cols..]);
         case.matrix(rows, cols).in_bf16().dequantize(rows / 2..rows, &mut plain);
         prop_assert_eq!(&plain, &rounded[rows / 2 * cols..]);
+    }
+
+    #[test]
+    fn lut4_equals_naive(
+        rows in 1usize..40, cols in 1usize..700, group in 1usize..260, m in 1usize..9, seed: u64,
+        levels in prop::collection::btree_set(any::<i8>(), 16),
+    ) {
+        let levels: Vec<i8> = levels.into_iter().collect();
+        let levels = Levels::new(levels.try_into().unwrap()).unwrap();
+        let case = int4_case(rows, cols, group, seed);
+        let row_bytes = cols.div_ceil(2);
+        let mut w = vec![0.0; rows * cols];
+        let scales = case.scales.chunks_exact(cols.div_ceil(group));
+        for ((w, nibbles), scales) in
+            w.chunks_exact_mut(cols).zip(case.nibbles.chunks_exact(row_bytes)).zip(scales)
+        {
+            lut4::dequantize_row_naive(nibbles, scales, group, levels, w);
+        }
+        let x = values(m * cols, seed ^ 1);
+        let data = Weights::Lut4 {
+            nibbles: &case.nibbles,
+            scales: case.scales.clone(),
+            group,
+            levels,
+        };
+        let matrix = Matrix { rows, cols, data };
+        for isa in Isa::available() {
+            assert_close(&run(isa, &matrix, &x, m), &w, &x, cols)?;
+        }
+        let mut out = vec![f32::NAN; m * rows];
+        by_gemm(&x, None, m, &matrix, &mut out).unwrap();
+        assert_close(&out, &w, &x, cols)?;
+        let mut plain = vec![0.0; rows * cols];
+        matrix.dequantize(0..rows, &mut plain);
+        prop_assert_eq!(plain, w);
     }
 
     #[test]

@@ -132,7 +132,7 @@ fn question(
     prompt: &str,
 ) -> Result<Vec<u32>> {
     let content = prompt.to_owned();
-    let role = "user";
+    let role = "user".to_owned();
     let text = match tokenizer.chat().filter(|_| prompts.chat) {
         Some(chat) => chat.render(&[Message { role, content }], true)?,
         None => content,

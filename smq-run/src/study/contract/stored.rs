@@ -36,10 +36,14 @@ impl FromStr for Stored {
         }
         let of_kind = |kind: SchemeKind| match kind {
             SchemeKind::Nf4 | SchemeKind::Fp8 => kind.family(),
-            // Those of int4 differ in their scales, which a config says apart.
-            SchemeKind::Raw | SchemeKind::Int4Mini | SchemeKind::Int4F16 | SchemeKind::Int4F32 => {
-                None
-            }
+            // Those of int4 and lut4 differ in their scales, which a config says apart.
+            SchemeKind::Raw
+            | SchemeKind::Int4Mini
+            | SchemeKind::Int4F16
+            | SchemeKind::Int4F32
+            | SchemeKind::Lut4Mini
+            | SchemeKind::Lut4F16
+            | SchemeKind::Lut4F32 => None,
         };
         let family = word.parse().ok();
         let family = family.or_else(|| word.parse().ok().and_then(of_kind));
@@ -77,6 +81,7 @@ mod tests {
         for (word, stored) in [
             ("bf16", Stored::Bf16),
             ("int4", Stored::Quantized(Family::Int4)),
+            ("lut4", Stored::Quantized(Family::Lut4)),
             ("nf4", Stored::Quantized(Family::Nf4)),
             ("fp8", Stored::Quantized(Family::Fp8)),
         ] {

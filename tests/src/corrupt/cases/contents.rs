@@ -173,6 +173,15 @@ pub(super) fn blobs(sample: &Sample, add: Add) -> Result<(), Box<dyn Error>> {
         "unused nibble of row 1",
         sample.blob(0, 0, |b| b[5] |= 0x80),
     )?;
+    add(
+        "unused nibble of a code book's row 1",
+        sample.blob(6, 0, |b| b[5] |= 0x70),
+    )?;
+    add(
+        "code book's scale infinite",
+        sample.blob(6, 1, |b| b[2..4].copy_from_slice(&[0, 0xfc])),
+    )?;
+    add("code book's scale tail", sample.blob(6, 1, |b| b[19] = 1))?;
     nf4_and_fp8(sample, add)
 }
 

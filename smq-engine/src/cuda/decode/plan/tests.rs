@@ -1,5 +1,6 @@
 //! The kernel's demands on its macros and its launch, for the models that are tested.
 
+use smq_format::Levels;
 use smq_format::scale::{MiniFloat, ScaleFormat};
 
 use super::*;
@@ -34,7 +35,45 @@ fn formats() -> Vec<Format> {
         offset: 0.0,
     });
     list.push(Format::Fp8 { scales });
+    for (group, levels) in [(128, Levels::nf4()), (64, Levels::int4()), (32, shifted())] {
+        list.push(Format::Lut4 {
+            scales,
+            format: mini(3),
+            group,
+            levels,
+        });
+    }
     list
+}
+
+/// NF4's levels with a negative one for 0.
+fn shifted() -> Levels {
+    let mut levels = Levels::nf4().bytes();
+    levels[7] = -1;
+    Levels::new(levels).unwrap()
+}
+
+/// One shifted book is compiled in for all products, and none for none; where books alone differ,
+/// the kind is the same.
+#[test]
+fn books_are_shifted_where_one_is() {
+    let lut4 = |levels| Format::Lut4 {
+        scales: Span::at(32, 0),
+        format: ScaleFormat::F16,
+        group: 128,
+        levels,
+    };
+    for (second, expected) in [(Levels::nf4(), 0), (shifted(), 1)] {
+        let kinds = [Levels::nf4(), second].map(|levels| {
+            let matrices = [matrix(256, 256, lut4(levels))];
+            let defines = matrices[0].scale_defines().to_vec();
+            (Kind::new(&matrices, Epilogue::Store), defines)
+        });
+        let plan = Plan::new(&config(256, 8, 8, 32), &kinds, 132).unwrap();
+        assert_eq!(plan.kinds.len(), 1);
+        assert!(kinds.iter().all(|(kind, _)| plan.number_of(kind).is_ok()));
+        assert!(plan.defines.contains(&("LUT4_SHIFTED", expected)));
+    }
 }
 
 fn matrix(rows: usize, cols: usize, format: Format) -> DeviceMatrix {
@@ -83,7 +122,7 @@ fn check(what: &str, plan: &Plan, products: &[(Vec<DeviceMatrix>, Epilogue)], sm
     for (matrices, epilogue) in products {
         let first = &matrices[0];
         let kind = Kind::new(matrices, *epilogue);
-        assert!(plan.kinds.contains(&kind), "{what}");
+        assert!(plan.number_of(&kind).is_ok(), "{what}");
         // Every row is some tile's, and its codes fit behind a slot's weights: where they begin
         // within 16 bytes, all of them, and the word after the last.
         let rows: usize = matrices.iter().map(|m| m.rows).sum();
@@ -94,18 +133,19 @@ fn check(what: &str, plan: &Plan, products: &[(Vec<DeviceMatrix>, Epilogue)], sm
         } else {
             (1, 8)
         };
-        let (groups, nested) = match first.format {
+        let (groups, nested, book) = match first.format {
             Format::Bf16 => continue,
-            Format::Int4 { group, .. } => {
+            Format::Int4 { group, .. } | Format::Lut4 { group, .. } => {
                 assert_eq!(get("INT4_GROUP"), group, "{what}");
-                (first.cols.div_ceil(group), 0)
+                let book = matches!(first.format, Format::Lut4 { .. });
+                (first.cols.div_ceil(group), 0, 32 * usize::from(book))
             }
-            Format::Nf4 { .. } => (first.cols / 64, 48),
-            Format::Fp8 { .. } => (1, 0),
+            Format::Nf4 { .. } => (first.cols / 64, 48, 0),
+            Format::Fp8 { .. } => (1, 0, 0),
         };
         let bits = 127 + run_rows * groups * width + 32;
         assert!(8 * kind.run_bytes(width) >= bits, "{what}");
-        let codes = runs * (kind.run_bytes(width) + nested);
+        let codes = runs * (kind.run_bytes(width) + nested + book);
         assert!(8 * 128 * WARPS + codes <= slot, "{what}");
         // The scales of a run's NF4 codes: one for 256, from any of four on.
         assert!(
