@@ -5,7 +5,7 @@ mod against_config;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use smq_format::statistics::TensorStatistics;
+use smq_format::statistics::{OutputError, TensorStatistics};
 use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
 
 use against_config::check_against_config;
@@ -332,7 +332,13 @@ fn write_tensors(
             Some((tensor, ready)) => write_tensor(writer, tensor, ready, &mut done),
             None => Ok(()),
         };
-        let calibrated = calibration.tensors.remove(&tensor.name);
+        let calibrated = calibration
+            .tensors
+            .remove(&tensor.name)
+            .map(|mut quantized| {
+                quantized.statistics.output = output_error(&calibration.outcomes, &tensor.name);
+                quantized
+            });
         let ((written, ()), ready) = rayon::join(
             || rayon::join(write, || hasher.advance(tensor)),
             || match calibrated {
@@ -351,6 +357,22 @@ fn write_tensors(
         write_tensor(writer, tensor, ready, &mut done)?;
     }
     Ok(done)
+}
+
+/// The output error of a tensor that was calibrated, for its record.
+fn output_error(outcomes: &[(String, Outcome)], tensor: &str) -> Option<OutputError> {
+    let (_, outcome) = outcomes.iter().find(|(name, _)| name == tensor)?;
+    // Sums of products in f32 can come out a little under zero, or, of weights that are as large
+    // as f32 holds, as no number at all, which says nothing.
+    let measured = |error: f64| match error.is_finite() {
+        true => error.max(0.0),
+        false => f64::from(f32::MAX),
+    };
+    Some(OutputError {
+        rounded: measured(outcome.rounded),
+        stored: measured(outcome.stored),
+        is_rounded: outcome.fell_back,
+    })
 }
 
 fn prepare<'a>(

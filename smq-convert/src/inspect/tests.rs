@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use smq_format::SmqFile;
 use smq_format::header::HEADER_BYTES;
 use smq_format::scale::{MiniFloat, ScaleFormat};
-use smq_format::statistics::{
-    EXPONENT_BUCKETS, ErrorSummary, TensorStatistics,
-};
+use smq_format::statistics::{EXPONENT_BUCKETS, ErrorSummary, TensorStatistics};
 use smq_format::{Dtype, Provenance, Scheme, SmqWriter, SourceFile, Statistics, bits, int4};
 
 use super::html::page;
