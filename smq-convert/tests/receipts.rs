@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use smq_convert::inspect::{Report, csv, output_table, overview, recheck, tensor_detail};
 use smq_convert::{
-    CalibrateOptions, Checkpoint, ConvertOptions, LevelChoice, Method, QuantizeOptions,
-    ScaleChoice, ScaleRule, convert_calibrated,
+    CalibrateOptions, Checkpoint, Conversion, ConvertError, ConvertOptions, LevelChoice,
+    MeasureOptions, Measuring, Method, QuantizeOptions, ScaleChoice, ScaleRule, Summary,
+    convert_calibrated, convert_measured,
 };
 use smq_format::SmqFile;
 use tempfile::TempDir;
@@ -179,4 +180,124 @@ fn output_errors_are_shown_in_every_form() {
         .filter(|l| l.starts_with("<tr>") && l.contains("data-v"));
     let cells: Vec<_> = rows.map(|row| row.matches("<td").count()).collect();
     assert!(cells.iter().all(|n| *n == 14), "{cells:?}");
+}
+
+/// Converts the bundled checkpoint into `out.smq` and measures it on the first `tokens` of the
+/// bundled story.
+fn measured(
+    dir: &TempDir,
+    jobs: usize,
+    tokens: usize,
+    progress: &(dyn Fn(usize, usize) -> bool + Sync),
+) -> Result<Summary, ConvertError> {
+    let options = ConvertOptions {
+        target: "all".parse().unwrap(),
+        quantize: Method::Nf4,
+        overwrite: true,
+        jobs,
+    };
+    let measure = MeasureOptions {
+        texts: vec![fixture().join("../sample.txt")],
+        tokens,
+    };
+    let measuring = Measuring {
+        options: &measure,
+        progress,
+    };
+    let checkpoint = Checkpoint::open(&fixture()).unwrap();
+    let path = dir.path().join("out.smq");
+    let conversion = Conversion::Uniform(&options);
+    let result = convert_measured(&checkpoint, &path, conversion, Some(measuring), &|_| true);
+    result.map(|(_, summary)| summary)
+}
+
+#[test]
+fn a_file_carries_its_receipt() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("out.smq");
+    let summary = measured(&dir, 1, 1100, &|_, _| true).unwrap();
+    let bytes = fs::read(&path).unwrap();
+    let file = SmqFile::open(&path).unwrap();
+    assert_eq!(file.verify(|_| ()), []);
+    let statistics = file.statistics().unwrap().unwrap();
+    assert_eq!(statistics.receipts, summary.receipts);
+    let [receipt] = &statistics.receipts[..] else {
+        panic!("{:?}", statistics.receipts);
+    };
+    let text = fs::read(fixture().join("../sample.txt")).unwrap();
+    assert_eq!(receipt.text, "sample.txt");
+    assert_eq!(receipt.blake3, smq_format::hash(&text));
+    // Two windows, of each of which all but the first token is scored.
+    assert_eq!((receipt.window, receipt.tokens_scored), (512, 2 * 511));
+    assert!(
+        receipt.mean_kl > 4.0 * receipt.kl_stderr && receipt.mean_kl < 1.0,
+        "{receipt:?}"
+    );
+    assert!(receipt.perplexity > 1.0 && receipt.base_perplexity > 1.0);
+    assert!(receipt.top1_agreement > 0.5 && receipt.top1_agreement < 1.0);
+    // The statistics hold, and the bytes are the same at another number of threads.
+    assert_eq!(recheck(&file, &fixture(), &|_| ()).unwrap().differences, []);
+    measured(&dir, 3, 1100, &|_, _| true).unwrap();
+    assert!(fs::read(&path).unwrap() == bytes);
+    let shown = overview(&Report::of(&file));
+    assert!(
+        shown.contains("measured on  sample.txt, 1,022 tokens in windows of 512"),
+        "{shown}"
+    );
+    // All but the receipt is the file that is not measured.
+    let plain = dir.path().join("plain.smq");
+    let mut copy = statistics.clone();
+    copy.receipts.clear();
+    assert_eq!((statistics.version(), copy.version()), (2, 1));
+    let checkpoint = Checkpoint::open(&fixture()).unwrap();
+    let options = ConvertOptions {
+        target: "all".parse().unwrap(),
+        quantize: Method::Nf4,
+        overwrite: true,
+        jobs: 0,
+    };
+    smq_convert::convert(&checkpoint, &plain, &options, &|_| true).unwrap();
+    let plain = SmqFile::open(&plain).unwrap();
+    assert_eq!(plain.statistics().unwrap().unwrap(), copy);
+    let end = plain.header().statistics.offset as usize;
+    assert!(plain.bytes()[256..end] == bytes[256..end]);
+}
+
+#[test]
+fn what_cannot_be_measured_leaves_no_file() {
+    let dir = TempDir::new().unwrap();
+    let interrupted = measured(&dir, 1, 1100, &|done, _| done == 0).unwrap_err();
+    assert!(
+        matches!(interrupted, ConvertError::Interrupted),
+        "{interrupted}"
+    );
+    let few = measured(&dir, 1, 511, &|_, _| true)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        few.starts_with("--measure-kl-tokens 511: must be at least 512"),
+        "{few}"
+    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    let text = dir.path().join("short.txt");
+    fs::write(&text, "Once upon a time").unwrap();
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_smq-convert"));
+        let command = command.current_dir(dir.path()).args(args);
+        let output = command.arg(fixture()).arg("out.smq").output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success());
+        let files: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(files.len(), 1, "{stderr}");
+        stderr
+    };
+    let short = run(&["--measure-kl", "short.txt"]);
+    assert!(
+        short.contains("short.txt: the text has ") && short.contains("window"),
+        "{short}"
+    );
+    let missing = run(&["--measure-kl", "missing.txt"]);
+    assert!(missing.contains("missing.txt"), "{missing}");
+    let alone = run(&["--measure-kl-tokens", "1024"]);
+    assert!(alone.contains("--measure-kl"), "{alone}");
 }

@@ -83,19 +83,19 @@ fn less(rounded: f64, stored: f64) -> String {
     }
 }
 
-/// A receipt in a name and a sentence.
-pub(crate) fn receipt(r: &ReceiptReport) -> (String, String) {
-    let figures = format!(
-        "KL divergence {:.6} +- {:.6} nats, perplexity {:.4} of {:.4} unquantized, same most likely \
-         token {:.2} %, over {} tokens of {}, blake3 {}",
-        r.mean_kl_nats,
-        r.kl_stderr_nats,
-        r.perplexity,
-        r.base_perplexity,
-        r.top1_agreement_percent,
-        count(r.tokens_scored),
+/// A receipt in two lines, each after a name.
+pub(crate) fn receipt(r: &ReceiptReport) -> [(String, String); 2] {
+    let text = format!(
+        "{}, {} tokens in windows of {}, blake3 {}",
         printable(&r.text),
+        count(r.tokens_scored),
+        count(r.window_tokens),
         short(&r.blake3)
     );
-    ("measured".to_owned(), figures)
+    let figures = format!(
+        "KL divergence {:.6} +- {:.6} nats, perplexity {:.4} ({:.4} unquantized), same top token \
+         {:.2} %",
+        r.mean_kl_nats, r.kl_stderr_nats, r.perplexity, r.base_perplexity, r.top1_agreement_percent,
+    );
+    [("measured on".to_owned(), text), (String::new(), figures)]
 }

@@ -23,7 +23,9 @@ pub fn overview(report: &Report) -> String {
     ));
     if !report.receipts.is_empty() {
         out.push('\n');
-        out.push_str(&table_lines(report.receipts.iter().map(receipt).collect()));
+        out.push_str(&table_lines(
+            report.receipts.iter().flat_map(receipt).collect(),
+        ));
     }
     match &report.statistics {
         StatisticsState::Present => {}
