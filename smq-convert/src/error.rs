@@ -126,7 +126,7 @@ pub enum ConvertError {
     },
     /// The model cannot be run.
     #[error(transparent)]
-    Engine(#[from] smq_engine::Error),
+    Engine(Box<smq_engine::Error>),
     /// The target is a file of the checkpoint.
     #[error(
         "{} is a file of the checkpoint that is being converted; choose another name for the .smq \
@@ -204,5 +204,11 @@ impl ConvertError {
                 defect,
             })
         }
+    }
+}
+
+impl From<smq_engine::Error> for ConvertError {
+    fn from(error: smq_engine::Error) -> Self {
+        Self::Engine(Box::new(error))
     }
 }

@@ -147,7 +147,7 @@ fn line_ids(
                     ));
                 };
                 let turn = |turn: Turn| Message {
-                    role: turn.role.into(),
+                    role: turn.role,
                     content: turn.content,
                 };
                 let messages: Vec<_> = messages.into_iter().map(turn).collect();

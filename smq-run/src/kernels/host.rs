@@ -103,7 +103,7 @@ pub(super) struct Groups {
 
 impl Groups {
     /// int4's.
-    pub const fn int4(size: usize) -> Self {
+    pub(super) const fn int4(size: usize) -> Self {
         Self { size, levels: None }
     }
 }
@@ -123,7 +123,7 @@ pub(super) struct HostScales {
 
 impl HostMatrix {
     /// Random nibbles with random scales of groups, a few of them zero.
-    pub fn grouped(
+    pub(super) fn grouped(
         seed: u64,
         (rows, cols): (usize, usize),
         format: ScaleFormat,

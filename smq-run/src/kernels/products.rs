@@ -80,7 +80,7 @@ pub(super) fn short_lines() -> [Layer; 2] {
 
 impl Layer {
     /// Random weights, int4 or lut4 in groups, or bf16.
-    pub fn weights(&self, lab: &Lab<'_>, groups: Option<Groups>) -> HostMatrix {
+    pub(super) fn weights(&self, lab: &Lab<'_>, groups: Option<Groups>) -> HostMatrix {
         match groups {
             Some(groups) => HostMatrix::grouped(10, (self.rows, self.cols), lab.scales, groups),
             None => HostMatrix::bf16(12, self.rows, self.cols),
@@ -89,7 +89,7 @@ impl Layer {
 
     /// Groups that int4 is checked with, then lut4's: with a book that fits bytes as it is, and one
     /// that is shifted.
-    pub fn groups(&self) -> Vec<Groups> {
+    pub(super) fn groups(&self) -> Vec<Groups> {
         let sizes = match self.name == RAGGED.name {
             true => &[128, 64, 32][..],
             false => &[128, 64],

@@ -18,7 +18,7 @@ pub(crate) enum Conversion {
 
 /// How to make the weights of `config`.
 #[must_use]
-pub fn conversion(config: &Config, quantization: &Quantization) -> Conversion {
+pub(super) fn conversion(config: &Config, quantization: &Quantization) -> Conversion {
     let options = QuantizeOptions {
         group: quantization.group,
         scales: config.scales.unwrap_or(ScaleChoice::F32),

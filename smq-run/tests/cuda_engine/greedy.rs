@@ -24,12 +24,12 @@ pub(crate) fn int4() -> Outcome {
     none(of("int4", &model.open()))
 }
 
-pub fn lut4() -> Outcome {
+pub(crate) fn lut4() -> Outcome {
     let model = Model::fixture().quantized_as(lut4_method(E5M5, 128, LevelChoice::Learned), "all");
     none(of("lut4", &model.open()))
 }
 
-pub fn groups_of_64() -> Outcome {
+pub(crate) fn groups_of_64() -> Outcome {
     let model = Model::fixture().quantized_in_groups(E5M5, "all", 64);
     none(of("groups of 64", &model.open()))
 }

@@ -48,7 +48,7 @@ pub(crate) fn nf4() -> Outcome {
 
 /// Learned books, of which some are shifted, and NF4's, which are not; every kind of scales, a
 /// head, and smaller groups.
-pub fn lut4() -> Outcome {
+pub(crate) fn lut4() -> Outcome {
     let (mini, learned) = (ScaleChoice::e5, LevelChoice::Learned);
     let mut failures = Vec::new();
     for (scales, group, levels, target) in [
@@ -69,7 +69,7 @@ pub fn lut4() -> Outcome {
 
 /// Projections that lie apart, each with a book of its own; rows that end in half a group; several
 /// pieces of a ring.
-pub fn lut4_of_other_shapes() -> Outcome {
+pub(crate) fn lut4_of_other_shapes() -> Outcome {
     let mut failures = Vec::new();
     for group in [128, 64, 32] {
         for (what, config, widened) in [
@@ -88,7 +88,7 @@ pub fn lut4_of_other_shapes() -> Outcome {
 
 /// Rounded activations that lie near a tie round another way on either side, which the bf16 twin's
 /// distance covers.
-pub fn fp8() -> Outcome {
+pub(crate) fn fp8() -> Outcome {
     let mut failures = Vec::new();
     for target in ["all", "mlp"] {
         let model = Model::fixture().quantized_as(Method::Fp8, target);

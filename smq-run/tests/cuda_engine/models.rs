@@ -164,7 +164,7 @@ impl Model {
 }
 
 /// A code book for each tensor.
-pub fn lut4_method(scales: ScaleChoice, group: usize, levels: LevelChoice) -> Method {
+pub(crate) fn lut4_method(scales: ScaleChoice, group: usize, levels: LevelChoice) -> Method {
     let options = QuantizeOptions {
         group,
         scales,
@@ -175,7 +175,7 @@ pub fn lut4_method(scales: ScaleChoice, group: usize, levels: LevelChoice) -> Me
 
 /// Separate projections, three queries to a key, a tied head, and columns that end in half a group:
 /// SmolLM2's.
-pub fn llama() -> Value {
+pub(crate) fn llama() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
         "hidden_size": 576, "intermediate_size": 704, "num_hidden_layers": 2,
