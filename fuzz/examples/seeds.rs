@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype as SourceDtype, TensorView, serialize};
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::{Dtype, Levels, Provenance, Scheme, SmqFile, SmqWriter, bits};
-use smq_tests::corrupt::Sample;
+use smq_tests::corrupt::{Sample, cases};
 
 /// Names and contents.
 type Files = Vec<(&'static str, Vec<u8>)>;
@@ -22,7 +22,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         scales,
         levels: Levels::nf4(),
     };
-    let mut files = vec![("all.smq", Sample::write(&scratch)?.bytes)];
+    let sample = Sample::write(&scratch)?;
+    let calibrated = cases(&sample)?
+        .into_iter()
+        .find(|case| case.name == "statistics 2 whole")
+        .ok_or("the corpus has no file with statistics of version 2")?;
+    let mut files = vec![
+        ("all.smq", sample.bytes),
+        ("calibrated.smq", calibrated.bytes),
+    ];
     for (name, scheme) in [
         ("raw.smq", Scheme::Raw(Dtype::F16)),
         ("e5m5.smq", int4(ScaleFormat::Mini(mini))),

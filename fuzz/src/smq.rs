@@ -98,6 +98,10 @@ pub fn mutate_smq(
             if parts.statistics.is_empty() {
                 parts.statistics = vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
             }
+            // As version 1 or 2 in some of the mutations: what the other has is then refused.
+            if random.below(16) == 0 {
+                parts.statistics[0] = 1 + random.below(2) as u8;
+            }
             mutate(&mut parts.statistics, 32);
             parts.put()
         }

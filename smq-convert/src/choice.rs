@@ -1,6 +1,6 @@
 //! What becomes of each tensor, and how that was decided.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::ConvertError;
 use crate::import::Grouping;
@@ -22,6 +22,8 @@ pub struct Choice {
     pub methods: Vec<Option<Method>>,
     /// What decided that, for the file's provenance.
     pub parameters: BTreeMap<String, String>,
+    /// Names of the tensors whose scales and codes a calibration text decides.
+    pub calibrated: BTreeSet<String>,
 }
 
 impl Choice {
@@ -88,6 +90,7 @@ impl Choice {
         Ok(Self {
             methods,
             parameters,
+            calibrated: BTreeSet::new(),
         })
     }
 }

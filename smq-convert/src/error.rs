@@ -116,6 +116,14 @@ pub enum ConvertError {
         /// What is wrong, and what to do.
         problem: String,
     },
+    /// A text that the file is to be measured on, or its checkpoint.
+    #[error("{}: {problem}", path.display())]
+    Text {
+        /// The text, or the checkpoint.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
     /// The model cannot be run.
     #[error(transparent)]
     Engine(Box<smq_engine::Error>),

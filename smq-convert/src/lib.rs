@@ -54,6 +54,7 @@ mod known;
 mod plan;
 mod products;
 mod quantize;
+mod receipt;
 mod source;
 mod source_hash;
 mod synth;
@@ -67,8 +68,8 @@ pub use auto::{Auto, AutoOptions, ChosenTensor, Goal, Sensitivity, choose};
 pub use calibrate::{CalibrateOptions, CalibrationProgress};
 pub use choice::Choice;
 pub use convert::{
-    CalibrationSummary, ConvertOptions, Summary, convert, convert_auto, convert_calibrated,
-    dry_run, dry_run_auto, dry_run_calibrated, saved_layers,
+    CalibrationSummary, Conversion, ConvertOptions, Summary, convert, convert_auto,
+    convert_calibrated, convert_measured, dry_run, dry_run_auto, dry_run_calibrated, saved_layers,
 };
 pub use directory::{DEFAULT_SHARD_BYTES, DirectoryError};
 pub use error::ConvertError;
@@ -82,6 +83,7 @@ pub use quantize::{
     LevelChoice, Levels, Method, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, ScaleRule,
     quantize,
 };
+pub use receipt::{MeasureOptions, MeasureProgress, Measuring};
 pub use source::Checkpoint;
 pub use synth::{SynthError, SynthOptions, SynthSummary, synth};
 pub use target::{Target, TargetError};

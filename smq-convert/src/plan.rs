@@ -3,7 +3,7 @@
 use smq_format::index::{Blob, FileEntry, align};
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::statistics::{
-    EXPONENT_BUCKETS, ErrorSummary, MAX_ROW_BLOCKS, STATISTICS_VERSION, TensorStatistics,
+    EXPONENT_BUCKETS, ErrorSummary, MAX_ROW_BLOCKS, OutputError, TensorStatistics,
 };
 use smq_format::{Index, Levels, Provenance, Scheme, SourceFile, Statistics, TensorEntry};
 
@@ -12,6 +12,13 @@ use crate::error::ConvertError;
 use crate::quantize::{Method, ScaleChoice};
 use crate::source::Checkpoint;
 use crate::tensor::SourceTensor;
+
+/// An output error of the right length.
+const NO_ERROR: OutputError = OutputError {
+    rounded: 0.0,
+    stored: 0.0,
+    is_rounded: false,
+};
 
 /// What will become of one tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,10 +56,7 @@ pub(crate) fn plan(
         provenance,
         tensors: Vec::new(),
     };
-    let mut statistics = Statistics {
-        version: STATISTICS_VERSION,
-        tensors: Vec::new(),
-    };
+    let mut statistics = Statistics::default();
     let mut planned = Vec::new();
     let mut end = smq_format::header::HEADER_BYTES as u64;
     let mut place = |length: u64| {
@@ -71,7 +75,9 @@ pub(crate) fn plan(
     for (tensor, method) in checkpoint.tensors().iter().zip(&choice.methods) {
         let scheme = match method {
             Some(method) => {
-                statistics.tensors.push(record_of(tensor));
+                let mut record = record_of(tensor);
+                record.output = choice.calibrated.contains(&tensor.name).then_some(NO_ERROR);
+                statistics.tensors.push(record);
                 likely_scheme(*method)
             }
             None => Scheme::Raw(tensor.dtype),
@@ -172,5 +178,6 @@ fn record_of(tensor: &SourceTensor) -> TensorStatistics {
         exponent_counts: vec![0; EXPONENT_BUCKETS],
         block_rows: block_rows as u64,
         row_blocks: vec![0.0; rows.div_ceil(block_rows)],
+        output: None,
     }
 }

@@ -28,6 +28,7 @@
 
 mod cpu;
 pub mod cuda;
+pub mod divergence;
 mod engine;
 mod error;
 pub mod generate;

@@ -245,6 +245,8 @@ pub enum Defect {
         "statistics do not fit the index: tensor {tensor:?} {problem} (the weights are not affected)"
     )]
     StatisticsMismatch { tensor: String, problem: String },
+    #[error("statistics: {owner} {problem} (the weights are not affected)")]
+    StatisticsFigure { owner: String, problem: String },
     #[error("embedded files must be written before the first tensor")]
     FileAfterTensor,
 }
@@ -254,7 +256,9 @@ impl Defect {
     pub fn spares_the_weights(&self) -> bool {
         match self {
             Defect::SectionHash { section } => *section == "statistics",
-            Defect::Statistics { .. } | Defect::StatisticsMismatch { .. } => true,
+            Defect::Statistics { .. }
+            | Defect::StatisticsMismatch { .. }
+            | Defect::StatisticsFigure { .. } => true,
             _ => false,
         }
     }

@@ -174,10 +174,42 @@ impl SmqWriter {
         provenance: Provenance,
         statistics: Option<&Statistics>,
     ) -> Result<Written, Error> {
+        let index = self.put_index(provenance)?;
+        self.put_rest(index, statistics)?;
+        self.persist()
+    }
+
+    /// As [`SmqWriter::finish`], with statistics that `measure` makes of the file: it is given the temporary
+    /// file's path, where all but the statistics is complete and can be opened, and must let go of it.
+    ///
+    /// # Errors
+    /// As [`SmqWriter::finish`], and whatever `measure` returns.
+    pub fn finish_measured<E: From<Error>>(
+        mut self,
+        provenance: Provenance,
+        measure: impl FnOnce(&Path) -> Result<Statistics, E>,
+    ) -> Result<Written, E> {
+        let index = self.put_index(provenance)?;
+        self.put_rest(index, None)?;
+        let statistics = measure(self.temp.path())?;
+        let action = "go to its end";
+        self.temp
+            .as_file_mut()
+            .seek(SeekFrom::Start(self.end))
+            .map_err(Error::io(&self.target, action))?;
+        self.put_rest(index, Some(&statistics))?;
+        Ok(self.persist()?)
+    }
+
+    fn put_index(&mut self, provenance: Provenance) -> Result<Section, Error> {
         self.index.provenance = provenance;
         self.index.check().map_err(|d| self.refuse(d))?;
         let index_bytes = self.index.encode().map_err(|d| self.refuse(d))?;
-        let index = self.put_section(&index_bytes)?;
+        self.put_section(&index_bytes)
+    }
+
+    /// Writes the statistics, and the header of all that there is.
+    fn put_rest(&mut self, index: Section, statistics: Option<&Statistics>) -> Result<(), Error> {
         let statistics = match statistics {
             Some(s) => {
                 s.check(&self.index).map_err(|d| self.refuse(d))?;
@@ -195,8 +227,11 @@ impl SmqWriter {
             compatible: 0,
         };
         write_header(self.temp.as_file_mut(), &header)
-            .map_err(Error::io(&self.target, "write the header"))?;
+            .map_err(Error::io(&self.target, "write the header"))
+    }
 
+    /// Syncs the finished file and renames it to its target.
+    fn persist(self) -> Result<Written, Error> {
         let started = Instant::now();
         let SmqWriter {
             target,

@@ -373,11 +373,50 @@ class Smq:
                     "exact": summary(), "first_exponent": take("h"), "exponent_counts": sequence(lambda: take("Q")),
                     "block_rows": take("Q"), "row_blocks": sequence(lambda: take("f"))}
 
-        need(take("I") == 1, "statistics have an unknown version")
-        result = {"version": 1, "tensors": sequence(record)}
+        def flag():
+            value = take("B")
+            need(value < 2, "statistics have a flag that is neither 0 nor 1")
+            return value == 1
+
+        def output():
+            return {"rounded": take("d"), "stored": take("d"), "is_rounded": flag()} if flag() else None
+
+        def receipt():
+            figures = ("mean_kl", "kl_stderr", "perplexity", "base_perplexity", "top1_agreement")
+            return {"text": sequence(text), "blake3": take("32s").hex(), "window": take("Q"), "tokens_scored": take("Q"),
+                    **{figure: take("d") for figure in figures}}
+
+        version = take("I")
+        need(version in (1, 2), "statistics have an unknown version")
+        if version == 1:
+            result = {"version": 1, "tensors": sequence(record)}
+        else:
+            result = {"version": 2, "tensors": sequence(lambda: {**record(), "output": output()}),
+                      "receipts": sequence(receipt)}
+            need(result["receipts"] or any(record["output"] for record in result["tensors"]),
+                 "statistics of version 2 have nothing that version 1 has not")
         need(at == len(data), "bytes after the statistics")
         self.check_statistics(result["tensors"])
+        self.check_figures(result)
         return result
+
+    def check_figures(self, statistics):
+        """Output errors and receipts, which only version 2 has, are what can be measured."""
+        def figure(value):
+            need(0 <= value < float("inf"), "statistics have a figure that is negative or not finite")
+
+        for output in filter(None, (record.get("output") for record in statistics["tensors"])):
+            figure(output["rounded"])
+            figure(output["stored"])
+            need(not output["is_rounded"] or output["rounded"] == output["stored"], "statistics contradict themselves")
+        receipts = statistics.get("receipts", [])
+        need(len(receipts) <= 64, "statistics have more than 64 receipts")
+        for receipt in receipts:
+            need(0 < len(receipt["text"].encode()) <= 512, "a receipt's text has a bad name")
+            need(receipt["window"] >= 2 and receipt["tokens_scored"], "a receipt scores nothing")
+            for name in ("mean_kl", "kl_stderr", "perplexity", "base_perplexity", "top1_agreement"):
+                figure(receipt[name])
+            need(receipt["top1_agreement"] <= 1, "a receipt has a share over 1")
 
     def check_statistics(self, records):
         """Each record fits a quantized tensor; they are in index order, at most one for each tensor."""

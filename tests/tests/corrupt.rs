@@ -27,7 +27,8 @@ variants! {
         SectionBounds SectionTooLarge SectionOffset AbsentSection TrailingBytes SectionHash IndexJson
         IndexNotCanonical Name Duplicate Dimensions ElementOverflow UnknownScheme NotMatrix Parameter ParameterSet
         Levels BlobRoles BlobLength BlobOffset BlobBounds Padding BlobHash ScaleCode ScaleNotFinite ScalePadding
-        NibblePadding Nf4Padding NestedAbsmaxNotFinite Fp8Nan Statistics StatisticsMismatch;
+        NibblePadding Nf4Padding NestedAbsmaxNotFinite Fp8Nan Statistics StatisticsMismatch
+        StatisticsFigure;
     writing: FileAfterTensor
 }
 

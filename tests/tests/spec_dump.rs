@@ -7,7 +7,7 @@ use std::process::Command;
 
 use smq_format::header::{Header, Section};
 use smq_format::scale::{MiniFloat, ScaleFormat};
-use smq_format::statistics::{ErrorSummary, STATISTICS_VERSION, TensorStatistics};
+use smq_format::statistics::{ErrorSummary, TensorStatistics};
 use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, Statistics, bits, int4};
 use tempfile::TempDir;
 
@@ -51,6 +51,7 @@ fn write(path: &Path) {
         exponent_counts,
         block_rows: 1,
         row_blocks: vec![0.0],
+        output: None,
     };
     let scheme = Scheme::Int4 {
         group: 2,
@@ -67,8 +68,8 @@ fn write(path: &Path) {
         sources: Vec::new(),
     };
     let statistics = Statistics {
-        version: STATISTICS_VERSION,
         tensors: vec![record],
+        receipts: Vec::new(),
     };
     writer.finish(provenance, Some(&statistics)).unwrap();
 }
@@ -301,6 +302,7 @@ fn the_limits_are_the_codes() {
         ("STREAM_TAIL_BYTES", bits::STREAM_TAIL_BYTES as u64),
         ("EXPONENT_BUCKETS", statistics::EXPONENT_BUCKETS as u64),
         ("MAX_ROW_BLOCKS", statistics::MAX_ROW_BLOCKS as u64),
+        ("MAX_RECEIPTS", statistics::MAX_RECEIPTS as u64),
     ] {
         assert_eq!(row(name), value, "{name}");
     }

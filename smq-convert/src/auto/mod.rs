@@ -12,7 +12,7 @@ mod allocate;
 mod measure;
 mod sensitivity;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use allocate::{Bound, Candidate, allocate, total};
 use measure::{Curve, Measured, measure, passes};
@@ -326,6 +326,7 @@ fn auto(
         choice: Choice {
             methods,
             parameters: parameters(options, &chosen),
+            calibrated: BTreeSet::new(),
         },
         bits_per_weight: 8.0 * bytes as f64 / elems as f64,
         predicted_kl: options.sensitivity.as_ref().map(|_| cost),

@@ -165,8 +165,10 @@ fn run(args: &Args, path: &Path) -> anyhow::Result<ExitCode> {
     } else {
         let top = args.top.unwrap_or(DEFAULT_TOP);
         let table = inspect::error_table(&report, top, args.sort.unwrap_or_default());
-        let gap = if table.is_empty() { "" } else { "\n" };
-        print(format!("{}{gap}{table}", inspect::overview(&report)).as_bytes())?;
+        let outputs = inspect::output_table(&report, top);
+        let parts = [inspect::overview(&report), table, outputs];
+        let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        print(parts.join("\n").as_bytes())?;
     }
     if let StatisticsState::Damaged { reason } = &report.statistics {
         eprintln!("error: {reason} (the rest of the file was shown without them)");
@@ -212,7 +214,13 @@ fn recheck(file: &SmqFile, checkpoint: &Path) -> anyhow::Result<ExitCode> {
     smq_convert::cli::print_notes(&report.notes);
     if report.differences.is_empty() {
         let n = report.tensors;
-        print(format!("ok: the statistics of {n} tensors hold\n").as_bytes())?;
+        let apart = match report.calibrated {
+            0 => String::new(),
+            n => {
+                format!("; {n} of them are calibrated, and their output errors were not recomputed")
+            }
+        };
+        print(format!("ok: the statistics of {n} tensors hold{apart}\n").as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
     let lines = report

@@ -18,12 +18,14 @@ mod scales;
 mod storage;
 mod texts;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use smq_model::{ModelConfig, Source, Tokenizer};
+use smq_model::{LayerNames, ModelConfig, Source, Tokenizer};
 
 use crate::choice::Choice;
 use crate::error::ConvertError;
+use crate::quantize::Method;
 use crate::source::Checkpoint;
 pub(crate) use product::Outcome;
 pub(crate) use run::Calibration;
@@ -84,6 +86,7 @@ impl Prepared {
         let text = CalibrationText::read(options, &tokenizer)?;
         memory::check(checkpoint, &config, &text)?;
         choice.parameters.extend(parameters(&text, options));
+        choice.calibrated = products(checkpoint, &config, choice);
         Ok(Self { source, text })
     }
 
@@ -108,6 +111,25 @@ impl Prepared {
             progress,
         )
     }
+}
+
+/// Names of the products of layers that `choice` quantizes to anything that leaves a choice.
+fn products(checkpoint: &Checkpoint, config: &ModelConfig, choice: &Choice) -> BTreeSet<String> {
+    let products: BTreeSet<String> = (0..config.layers)
+        .flat_map(|layer| {
+            let names = LayerNames::of(config, layer);
+            let groups = [names.qkv, vec![names.o], names.gate_up, vec![names.down]];
+            groups.into_iter().flatten().map(|named| named.name)
+        })
+        .collect();
+    let tensors = checkpoint.tensors().iter().zip(&choice.methods);
+    tensors
+        .filter_map(|(tensor, method)| match method {
+            Some(Method::Int4(_) | Method::Lut4 { .. } | Method::Nf4) => Some(tensor.name.clone()),
+            Some(Method::Fp8) | None => None,
+        })
+        .filter(|name| products.contains(name))
+        .collect()
 }
 
 fn check(options: &CalibrateOptions, max_position: usize) -> Result<(), ConvertError> {

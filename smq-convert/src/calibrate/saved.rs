@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use smq_format::index::Blob;
-use smq_format::statistics::{STATISTICS_VERSION, TensorStatistics};
+use smq_format::statistics::TensorStatistics;
 use smq_format::{Dtype, Provenance, SmqFile, SmqWriter, Statistics};
 
 use super::product::{Calibrated, Outcome};
@@ -124,8 +124,8 @@ impl Saved {
                 .insert(format!("{OUTCOME} {name}"), outcome);
         }
         let record = Statistics {
-            version: STATISTICS_VERSION,
             tensors: records,
+            receipts: Vec::new(),
         };
         writer.finish(provenance, Some(&record))?;
         Ok(())

@@ -15,9 +15,9 @@ use super::{print_notes, progress_bar, words};
 use crate::apply::exact_scales;
 use crate::import::Grouping;
 use crate::{
-    AutoOptions, CalibrateOptions, Checkpoint, ConvertOptions, DEFAULT_SHARD_BYTES, LevelChoice,
-    Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, auto, convert, convert_auto,
-    convert_calibrated, dry_run, dry_run_auto, dry_run_calibrated, saved_layers, synth,
+    AutoOptions, CalibrateOptions, Checkpoint, Conversion, ConvertOptions, DEFAULT_SHARD_BYTES,
+    LevelChoice, MeasureOptions, Measuring, Method, QuantizeOptions, ScaleChoice, ScaleRule,
+    Target, auto, convert_measured, dry_run, dry_run_auto, dry_run_calibrated, saved_layers, synth,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
@@ -114,6 +114,18 @@ struct ConvertArgs {
     /// Go on with a calibration that was killed, from the last layer it had done
     #[arg(long, requires = "calibrate")]
     resume: bool,
+    /// Compare the finished file's model with the checkpoint's on this text (plain UTF-8, not one
+    /// of --calibrate) and record the KL divergence in the file; may be given more than once
+    #[arg(long, value_name = "TEXT", conflicts_with = "dry_run")]
+    measure_kl: Vec<PathBuf>,
+    /// Leading tokens of each text to measure on, in windows of 512
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 10_240,
+        requires = "measure_kl"
+    )]
+    measure_kl_tokens: usize,
     /// Threads; 0 takes every core (the bytes do not depend on it)
     #[arg(long, default_value_t = 0)]
     jobs: usize,
@@ -329,6 +341,10 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         checkpoint.requantize();
     }
     let (dry, out) = (args.dry_run, args.out.clone());
+    let measure = MeasureOptions {
+        texts: args.measure_kl.clone(),
+        tokens: args.measure_kl_tokens,
+    };
     let task = args.task(&checkpoint)?;
     let about = About::new(&checkpoint, &task);
     let interrupted = interrupts();
@@ -377,24 +393,26 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
             directory.display()
         );
     }
-    let result = match &task {
-        Task::Calibrated(options, texts) => {
-            let bar = progress_bar(0, "calibrating, layers");
-            let calibrating = |done: usize, all: usize| {
-                bar.set_length(all as u64);
-                bar.set_position(done as u64);
-                !interrupted.load(Ordering::Relaxed)
-            };
-            let (from, to) = (&checkpoint, &out);
-            convert_calibrated(from, to, options, texts, &calibrating, &progress)
-                .map(|summary| (None, summary))
+    let counted = |what: &'static str| {
+        let bar = progress_bar(0, what);
+        move |done: usize, all: usize| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+            !interrupted.load(Ordering::Relaxed)
         }
-        Task::Uniform(options) => {
-            convert(&checkpoint, &out, options, &progress).map(|summary| (None, summary))
-        }
-        Task::Auto(options) => convert_auto(&checkpoint, &out, options, &progress)
-            .map(|(auto, summary)| (Some(auto), summary)),
     };
+    let calibrating = counted("calibrating, layers");
+    let measuring = counted("measuring, windows");
+    let conversion = match &task {
+        Task::Uniform(options) => Conversion::Uniform(options),
+        Task::Auto(options) => Conversion::Auto(options),
+        Task::Calibrated(options, texts) => Conversion::Calibrated(options, texts, &calibrating),
+    };
+    let measuring = (!measure.texts.is_empty()).then_some(Measuring {
+        options: &measure,
+        progress: &measuring,
+    });
+    let result = convert_measured(&checkpoint, &out, conversion, measuring, &progress);
     bar.finish_and_clear();
     let (auto, summary) = result?;
     about.print_summary(&out, &summary, auto.as_ref())

@@ -14,7 +14,7 @@ use crate::directory::DEFAULT_SHARD_BYTES;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
 
 /// Options of the way there, which the way back has not.
-const OF_CONVERSION: [&str; 13] = [
+const OF_CONVERSION: [&str; 14] = [
     "scheme",
     "mbits",
     "scales",
@@ -26,6 +26,7 @@ const OF_CONVERSION: [&str; 13] = [
     "dry_run",
     "budget",
     "max_kl",
+    "measure_kl",
     "sensitivity",
     "mixed_widths",
 ];

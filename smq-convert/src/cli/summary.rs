@@ -161,6 +161,20 @@ impl<'a> About<'a> {
                 calibrated.raised,
             )?;
         }
+        for receipt in &summary.receipts {
+            writeln!(
+                out,
+                "measured: KL divergence {:.6} +- {:.6} nats, perplexity {:.4} of {:.4} \
+                 unquantized, same most likely token {:.2} %, over {} tokens of {}",
+                receipt.mean_kl,
+                receipt.kl_stderr,
+                receipt.perplexity,
+                receipt.base_perplexity,
+                100.0 * receipt.top1_agreement,
+                receipt.tokens_scored,
+                receipt.text,
+            )?;
+        }
         writeln!(
             out,
             "scales: {}, {} f16 scales would take ({:+.1} %)",

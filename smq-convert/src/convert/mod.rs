@@ -1,14 +1,19 @@
 //! Source -> plan -> quantize -> writer, one tensor ahead of the disk.
 
 mod against_config;
+mod finite;
+mod measured;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use smq_format::statistics::{STATISTICS_VERSION, TensorStatistics};
-use smq_format::{Dtype, Provenance, Scheme, SmqWriter, Statistics, Written};
+use smq_format::statistics::{OutputError, Receipt, TensorStatistics};
+use smq_format::{Provenance, Scheme, SmqWriter, Statistics, Written};
 
 use against_config::check_against_config;
+use finite::check_finite;
+use measured::Output;
+pub use measured::{Conversion, convert_measured};
 
 use crate::apply::{check_options, check_rule, not_quantized, quantize_tensor};
 use crate::auto::{Auto, AutoOptions, choose, measured_bytes};
@@ -18,7 +23,8 @@ use crate::calibrate::{
 use crate::choice::Choice;
 use crate::error::ConvertError;
 use crate::plan::{Plan, plan, sources};
-use crate::quantize::{Method, QuantizeError, Quantized};
+use crate::quantize::{Method, Quantized};
+use crate::receipt::Measuring;
 use crate::source::Checkpoint;
 use crate::source_hash::SourceHasher;
 use crate::target::Target;
@@ -49,6 +55,8 @@ pub struct Summary {
     pub elapsed: Duration,
     /// Statistics of the quantized tensors, in file order.
     pub statistics: Vec<TensorStatistics>,
+    /// How far the file's model is from the checkpoint's, where that was to be measured.
+    pub receipts: Vec<Receipt>,
     /// Bytes of all scale blobs.
     pub scale_bytes: u64,
     /// Bytes that f16 scales would take, in the same blobs.
@@ -147,21 +155,21 @@ pub fn convert(
     options: &ConvertOptions,
     progress: Progress,
 ) -> Result<Summary, ConvertError> {
-    let started = Instant::now();
+    rounded(checkpoint, target, options, None, progress)
+}
+
+fn rounded(
+    checkpoint: &Checkpoint,
+    target: &Path,
+    options: &ConvertOptions,
+    measuring: Option<Measuring>,
+    progress: Progress,
+) -> Result<Summary, ConvertError> {
     check_rule_of(options.quantize)?;
     let choice = uniform(checkpoint, options)?;
-    check_target(checkpoint, target)?;
-    let writer = SmqWriter::create(target, options.overwrite)?;
+    let output = Output::create(checkpoint, target, options.overwrite, measuring)?;
     let none = Calibration::default();
-    write(
-        checkpoint,
-        &choice,
-        none,
-        writer,
-        started,
-        options.jobs,
-        progress,
-    )
+    write(checkpoint, &choice, none, output, options.jobs, progress)
 }
 
 /// Measures, chooses and converts; otherwise as [`convert`]. `progress` gets the bytes that
@@ -175,25 +183,25 @@ pub fn convert_auto(
     options: &AutoOptions,
     progress: Progress,
 ) -> Result<(Auto, Summary), ConvertError> {
-    let started = Instant::now();
+    chosen(checkpoint, target, options, None, progress)
+}
+
+fn chosen(
+    checkpoint: &Checkpoint,
+    target: &Path,
+    options: &AutoOptions,
+    measuring: Option<Measuring>,
+    progress: Progress,
+) -> Result<(Auto, Summary), ConvertError> {
     check_against_config(checkpoint)?;
-    check_target(checkpoint, target)?;
     // Before the weights are measured, which may take minutes.
-    let writer = SmqWriter::create(target, options.overwrite)?;
+    let output = Output::create(checkpoint, target, options.overwrite, measuring)?;
     let auto = choose(checkpoint, options, progress)?;
     let measured = measured_bytes(checkpoint, options);
     let progress = |done_bytes: u64| progress(measured + done_bytes);
     let choice = &auto.choice;
     let none = Calibration::default();
-    let summary = write(
-        checkpoint,
-        choice,
-        none,
-        writer,
-        started,
-        options.jobs,
-        &progress,
-    )?;
+    let summary = write(checkpoint, choice, none, output, options.jobs, &progress)?;
     Ok((auto, summary))
 }
 
@@ -214,10 +222,20 @@ pub fn convert_calibrated(
     calibrating: CalibrationProgress,
     progress: Progress,
 ) -> Result<Summary, ConvertError> {
-    let started = Instant::now();
+    let texts = (texts, calibrating);
+    calibrated(checkpoint, target, options, texts, None, progress)
+}
+
+fn calibrated(
+    checkpoint: &Checkpoint,
+    target: &Path,
+    options: &ConvertOptions,
+    (texts, calibrating): (&CalibrateOptions, CalibrationProgress),
+    measuring: Option<Measuring>,
+    progress: Progress,
+) -> Result<Summary, ConvertError> {
     let mut choice = uniform(checkpoint, options)?;
-    check_target(checkpoint, target)?;
-    let writer = SmqWriter::create(target, options.overwrite)?;
+    let output = Output::create(checkpoint, target, options.overwrite, measuring)?;
     let pool = pool(options.jobs)?;
     let prepared = pool.install(|| Prepared::new(checkpoint, &mut choice, texts))?;
     plan_of(checkpoint, &choice)?;
@@ -226,15 +244,7 @@ pub fn convert_calibrated(
         pool.install(|| prepared.calibrate(checkpoint, &choice, &saved, calibrating))?;
     drop(prepared);
     let jobs = options.jobs;
-    write(
-        checkpoint,
-        &choice,
-        calibration,
-        writer,
-        started,
-        jobs,
-        progress,
-    )
+    write(checkpoint, &choice, calibration, output, jobs, progress)
 }
 
 /// Plans the conversion that [`convert_calibrated`] would do: texts are read, weights are not.
@@ -263,12 +273,16 @@ fn write(
     checkpoint: &Checkpoint,
     choice: &Choice,
     mut calibration: Calibration,
-    mut writer: SmqWriter,
-    started: Instant,
+    output: Output,
     jobs: usize,
     progress: Progress,
 ) -> Result<Summary, ConvertError> {
     plan_of(checkpoint, choice)?;
+    let Output {
+        mut writer,
+        measured_on,
+        started,
+    } = output;
     for (name, contents) in checkpoint.embedded_files() {
         writer.add_file(name, contents)?;
     }
@@ -290,11 +304,17 @@ fn write(
     for (source, hash) in provenance.sources.iter_mut().zip(hasher.hashes()) {
         source.blake3 = hash;
     }
-    let record = Statistics {
-        version: STATISTICS_VERSION,
+    let mut record = Statistics {
         tensors: done.statistics,
+        receipts: Vec::new(),
     };
-    let written = writer.finish(provenance, Some(&record))?;
+    let written = match measured_on {
+        Some(measured_on) => writer.finish_measured(provenance, |file| {
+            record.receipts = pool(jobs)?.install(|| measured_on.receipts(file))?;
+            Ok::<_, ConvertError>(record.clone())
+        })?,
+        None => writer.finish(provenance, Some(&record))?,
+    };
     let groups: u64 = record.tensors.iter().map(|t| t.groups).sum();
     Ok(Summary {
         source_bytes: checkpoint.total_bytes(),
@@ -303,6 +323,7 @@ fn write(
         scale_bytes: done.scale_bytes,
         f16_scale_bytes: 2 * groups + 8 * record.tensors.len() as u64,
         statistics: record.tensors,
+        receipts: record.receipts,
         not_finite: done.not_finite,
         calibrated: CalibrationSummary::of(&outcomes),
     })
@@ -340,7 +361,13 @@ fn write_tensors(
             Some((tensor, ready)) => write_tensor(writer, tensor, ready, &mut done),
             None => Ok(()),
         };
-        let calibrated = calibration.tensors.remove(&tensor.name);
+        let calibrated = calibration
+            .tensors
+            .remove(&tensor.name)
+            .map(|mut quantized| {
+                quantized.statistics.output = output_error(&calibration.outcomes, &tensor.name);
+                quantized
+            });
         let ((written, ()), ready) = rayon::join(
             || rayon::join(write, || hasher.advance(tensor)),
             || match calibrated {
@@ -359,6 +386,22 @@ fn write_tensors(
         write_tensor(writer, tensor, ready, &mut done)?;
     }
     Ok(done)
+}
+
+/// The output error of a tensor that was calibrated, for its record.
+fn output_error(outcomes: &[(String, Outcome)], tensor: &str) -> Option<OutputError> {
+    let (_, outcome) = outcomes.iter().find(|(name, _)| name == tensor)?;
+    // Sums of products in f32 can come out a little under zero, or, of weights that are as large
+    // as f32 holds, as no number at all, which says nothing.
+    let measured = |error: f64| match error.is_finite() {
+        true => error.max(0.0),
+        false => f64::from(f32::MAX),
+    };
+    Some(OutputError {
+        rounded: measured(outcome.rounded),
+        stored: measured(outcome.stored),
+        is_rounded: outcome.fell_back,
+    })
 }
 
 fn prepare<'a>(
@@ -404,41 +447,6 @@ fn write_tensor(
         }
     }
     Ok(())
-}
-
-/// Refuses a NaN or infinity, by its all-ones exponent.
-fn check_finite(bytes: &[u8], dtype: Dtype, columns: usize) -> Result<(), QuantizeError> {
-    use rayon::prelude::*;
-    const BLOCK_BYTES: usize = 1 << 20;
-    let elem = dtype.bytes();
-    let bad_block = |block: &[u8]| match dtype {
-        Dtype::Bf16 => any_all_ones(block, 0x7f80),
-        Dtype::F16 => any_all_ones(block, 0x7c00),
-        Dtype::F32 => block.as_chunks::<4>().0.iter().fold(false, |bad, b| {
-            bad | (u32::from_le_bytes(*b) & 0x7f80_0000 == 0x7f80_0000)
-        }),
-    };
-    let Some(block) = bytes.par_chunks(BLOCK_BYTES).position_first(bad_block) else {
-        return Ok(());
-    };
-    let first = block * BLOCK_BYTES / elem;
-    let block = &bytes[block * BLOCK_BYTES..bytes.len().min((block + 1) * BLOCK_BYTES)];
-    let mut values = vec![0.0; block.len() / elem];
-    smq_format::widen(dtype, block, &mut values);
-    let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
-    Err(QuantizeError::NotFinite {
-        row: (first + at) / columns.max(1),
-        column: (first + at) % columns.max(1),
-        value: values[at],
-    })
-}
-
-/// Whether any u16 has all bits of `mask`; without an early exit, so that it vectorises.
-fn any_all_ones(block: &[u8], mask: u16) -> bool {
-    let words = block.as_chunks::<2>().0.iter();
-    words.fold(false, |bad, b| {
-        bad | (u16::from_le_bytes(*b) & mask == mask)
-    })
 }
 
 /// Provenance key of an imported file, and its values.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use smq_format::header::{HEADER_BYTES, Section};
 use smq_format::scale::ScaleFormat;
-use smq_format::statistics::{ErrorSummary, TensorStatistics};
+use smq_format::statistics::{ErrorSummary, Receipt, TensorStatistics};
 use smq_format::{Role, Scheme, SmqFile, TensorEntry, bits};
 
 use crate::choice::recorded_rule;
@@ -60,6 +60,12 @@ impl Report {
             schemes: schemes(&index.tensors),
             statistics: state,
             totals: totals(&tensors),
+            output_errors: output_totals(&tensors),
+            receipts: statistics
+                .iter()
+                .flat_map(|s| &s.receipts)
+                .map(receipt)
+                .collect(),
             tensors,
         }
     }
@@ -251,7 +257,46 @@ fn tensor(
             })
             .collect(),
         errors: record.map(errors),
+        output_error: record.and_then(|r| r.output).map(|o| OutputReport {
+            rounded: o.rounded,
+            stored: o.stored,
+            is_rounded: o.is_rounded,
+        }),
     }
+}
+
+fn receipt(r: &Receipt) -> ReceiptReport {
+    ReceiptReport {
+        text: r.text.clone(),
+        blake3: hex(&r.blake3),
+        window_tokens: r.window,
+        tokens_scored: r.tokens_scored,
+        mean_kl_nats: r.mean_kl,
+        kl_stderr_nats: r.kl_stderr,
+        perplexity: r.perplexity,
+        base_perplexity: r.base_perplexity,
+        top1_agreement_percent: 100.0 * r.top1_agreement,
+    }
+}
+
+fn output_totals(tensors: &[TensorReport]) -> Option<OutputTotals> {
+    let known: Vec<OutputReport> = tensors.iter().filter_map(|t| t.output_error).collect();
+    let sorted = |of: fn(&OutputReport) -> f64| {
+        let mut all: Vec<f64> = known.iter().map(of).collect();
+        all.sort_by(f64::total_cmp);
+        let median = all.get(all.len().div_ceil(2).saturating_sub(1)).copied()?;
+        Some((median, all.last().copied()?))
+    };
+    let (median_rounded, max_rounded) = sorted(|o| o.rounded)?;
+    let (median_stored, max_stored) = sorted(|o| o.stored)?;
+    Some(OutputTotals {
+        tensors: known.len(),
+        rounded_tensors: known.iter().filter(|o| o.is_rounded).count(),
+        median_rounded,
+        median_stored,
+        max_rounded,
+        max_stored,
+    })
 }
 
 fn is_scales(role: Role) -> bool {

@@ -3,8 +3,9 @@
 use super::number::{
     bar, bits, bytes, count, decibels, percent, scientific, shape, signed_percent,
 };
+use super::outputs;
 use super::overview::{plain_table, right_align, table_lines};
-use super::report::{ErrorReport, TensorErrors, TensorReport};
+use super::report::{ErrorReport, OutputReport, TensorErrors, TensorReport};
 
 /// Widest bar, in characters.
 const BAR_WIDTH: usize = 50;
@@ -18,6 +19,7 @@ pub fn tensor_detail(t: &TensorReport) -> String {
             out.push_str(&summaries(e));
             out.push('\n');
             out.push_str(&table_lines(counts(t, e)));
+            out.push_str(&table_lines(output_error(t)));
             out.push_str(&exponents(e));
             out.push_str(&row_blocks(t, e));
         }
@@ -130,6 +132,20 @@ fn counts(t: &TensorReport, e: &TensorErrors) -> Vec<(String, String)> {
         ),
         of("all zero", e.zero_groups, t.groups, "groups"),
     ]
+}
+
+/// The error of the outputs, where the tensor was calibrated.
+fn output_error(t: &TensorReport) -> Vec<(String, String)> {
+    let of = |output: OutputReport| {
+        let [rounded, stored, less] = outputs::cells(&output);
+        let change = match output.is_rounded {
+            true => "rounded to nearest, since calibration did no better".to_owned(),
+            false => format!("rounded -> {stored} stored, {less} % less"),
+        };
+        let text = format!("{rounded} {change} ({})", outputs::MEANING);
+        ("output error:".to_owned(), text)
+    };
+    t.output_error.map(of).into_iter().collect()
 }
 
 fn exponents(e: &TensorErrors) -> String {

@@ -10,6 +10,7 @@ mod diff;
 mod error;
 mod html;
 mod number;
+mod outputs;
 mod overview;
 mod recheck;
 mod report;
@@ -25,12 +26,13 @@ pub use detail::tensor_detail;
 pub use diff::{BlobCounts, Change, Counted, Diff, TensorDiff, WeightDiff, diff_bytes, diff_text};
 pub use error::InspectError;
 pub use html::{figure, write_page};
+pub use outputs::output_table;
 pub use overview::overview;
 pub use recheck::{Difference, RecheckReport, recheck};
 pub use report::{
-    BlobReport, EmbeddedFileReport, ErrorReport, HeaderReport, ProvenanceReport, Report,
-    SchemeCount, SectionReport, SizeReport, SourceReport, StatisticsState, TensorErrors,
-    TensorReport, Totals,
+    BlobReport, EmbeddedFileReport, ErrorReport, HeaderReport, OutputReport, OutputTotals,
+    ProvenanceReport, ReceiptReport, Report, SchemeCount, SectionReport, SizeReport, SourceReport,
+    StatisticsState, TensorErrors, TensorReport, Totals,
 };
 pub use rows::csv;
 pub use sort::{Sort, sorted};

@@ -3,6 +3,7 @@
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::NOTHING};
 
 use super::number::{bits, bytes, count, printable};
+use super::outputs::receipt;
 use super::report::{Report, SchemeCount, StatisticsState};
 
 /// Hex digits of a short hash.
@@ -20,6 +21,12 @@ pub fn overview(report: &Report) -> String {
     out.push_str(&table_lines(
         report.schemes.iter().map(scheme_line).collect(),
     ));
+    if !report.receipts.is_empty() {
+        out.push('\n');
+        out.push_str(&table_lines(
+            report.receipts.iter().flat_map(receipt).collect(),
+        ));
+    }
     match &report.statistics {
         StatisticsState::Present => {}
         StatisticsState::Absent => {

@@ -3,13 +3,17 @@
 use std::fmt::Debug;
 use std::path::Path;
 
-use smq_format::{Scheme, SmqFile, Statistics, TensorData, TensorView};
+use smq_format::statistics::TensorStatistics;
+use smq_format::{Defect, Scheme, SmqFile, Statistics, TensorData, TensorView};
 
 use super::error::InspectError;
 use crate::apply::quantize_tensor;
+use crate::calibrate::CALIBRATION;
 use crate::choice::{recorded_levels, recorded_rule};
 use crate::convert::{CODES_REQUANTIZED, IMPORT_CODES};
-use crate::quantize::{LevelChoice, Levels, Method, QuantizeOptions, ScaleRule, remeasure};
+use crate::quantize::{
+    LevelChoice, Levels, Method, QuantizeOptions, Quantized, ScaleRule, remeasure, restore,
+};
 use crate::source::Checkpoint;
 use crate::tensor::SourceTensor;
 
@@ -18,6 +22,9 @@ use crate::tensor::SourceTensor;
 pub struct RecheckReport {
     /// Quantized tensors whose statistics were recomputed.
     pub tensors: usize,
+    /// Those of them that were calibrated: recomputed from the stored codes and scales, all but
+    /// their output errors and what was under the window.
+    pub calibrated: usize,
     /// Figures that do not hold, in index order; empty where all hold.
     pub differences: Vec<Difference>,
     /// What the checkpoint's reader has to say ([`Checkpoint::notes`]).
@@ -48,8 +55,10 @@ impl std::fmt::Display for Difference {
 }
 
 /// Recomputes from `checkpoint` all that `file` says of it: raw tensors byte for byte, and for each
-/// quantized one the error of what is stored and the record that quantizing anew gives. `progress`
-/// gets source bytes as they are done.
+/// quantized one the error of what is stored and the record that quantizing anew gives. A
+/// calibrated tensor's record is that of the stored codes and scales; its output error and the
+/// file's receipts, which texts decide, are taken as they are. `progress` gets source bytes as they
+/// are done.
 ///
 /// # Errors
 /// A checkpoint that cannot be read or does not hold the file's tensors; a file without statistics.
@@ -171,9 +180,18 @@ fn recheck_tensor(
         |row, out| view.dequantize_rows(row..row + 1, out),
     )
     .map_err(|defect| failed(defect.to_string()))?;
-    let again = quantize_tensor(source, tensor, method)
-        .map_err(|e| failed(format!("tensor {name:?} cannot be quantized anew: {e:?}")))?;
+    let is_calibrated = is_calibrated(file, statistics, record);
+    let restored = match is_calibrated {
+        true => restored(source, tensor, view).map_err(|defect| failed(defect.to_string()))?,
+        false => None,
+    };
+    let again = match restored {
+        Some(restored) => restored,
+        None => quantize_tensor(source, tensor, method)
+            .map_err(|e| failed(format!("tensor {name:?} cannot be quantized anew: {e:?}")))?,
+    };
     report.tensors += 1;
+    report.calibrated += usize::from(is_calibrated);
     let (ours, theirs) = (levels_of(view.scheme()), levels_of(again.scheme));
     if ours != theirs {
         report.differs(name, "levels", ours, theirs);
@@ -184,12 +202,14 @@ fn recheck_tensor(
     report.check(name, "exact", record.exact, again.exact);
     report.check(name, "groups", record.groups, again.groups);
     report.check(name, "zero_groups", record.zero_groups, again.zero_groups);
-    report.check(
-        name,
-        "under_window",
-        record.under_window,
-        again.under_window,
-    );
+    if !is_calibrated {
+        report.check(
+            name,
+            "under_window",
+            record.under_window,
+            again.under_window,
+        );
+    }
     report.check(name, "clipped", record.clipped, again.clipped);
     report.check(
         name,
@@ -204,6 +224,28 @@ fn recheck_tensor(
         (again.block_rows, &again.row_blocks),
     );
     Ok(())
+}
+
+/// Whether a calibration text chose the tensor's codes. Where statistics have no output error at
+/// all, as version 1 has none, every tensor of a calibrated file may be meant.
+fn is_calibrated(file: &SmqFile, statistics: &Statistics, record: &TensorStatistics) -> bool {
+    let parameters = &file.index().provenance.parameters;
+    let is_said = statistics.tensors.iter().any(|t| t.output.is_some());
+    parameters.contains_key(CALIBRATION) && (record.output.is_some() || !is_said)
+}
+
+/// What [`restore`] makes of a tensor and its source.
+fn restored(
+    source: &Checkpoint,
+    tensor: &SourceTensor,
+    view: &TensorView,
+) -> Result<Option<Quantized>, Defect> {
+    let (rows, columns) = view.matrix_shape();
+    let mut w = vec![0.0; rows * columns];
+    for (row, out) in w.chunks_mut(columns.max(1)).enumerate() {
+        source.read_row(tensor, row, out);
+    }
+    restore(view, &w)
 }
 
 /// How a tensor was quantized: its scheme, and the rule that the provenance names; `None` for a raw

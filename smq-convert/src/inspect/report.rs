@@ -34,8 +34,52 @@ pub struct Report {
     pub statistics: StatisticsState,
     /// Figures over all tensors with statistics; `null` without any.
     pub totals: Option<Totals>,
+    /// Output errors over all calibrated tensors; `null` where none is.
+    pub output_errors: Option<OutputTotals>,
+    /// How far the model is from the unquantized one, a text each.
+    pub receipts: Vec<ReceiptReport>,
     /// Every tensor, in file order.
     pub tensors: Vec<TensorReport>,
+}
+
+/// Output errors over the calibrated tensors: of `|(W - V) y|^2 / |W y|^2` on the calibration text.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OutputTotals {
+    /// Calibrated tensors.
+    pub tensors: usize,
+    /// Those that are stored rounded to nearest, since calibration did no better.
+    pub rounded_tensors: usize,
+    /// Median over tensors by rounding to nearest (nearest rank, as the others).
+    pub median_rounded: f64,
+    /// Median over tensors as stored.
+    pub median_stored: f64,
+    /// Maximum over tensors by rounding to nearest.
+    pub max_rounded: f64,
+    /// Maximum over tensors as stored.
+    pub max_stored: f64,
+}
+
+/// A text on which the model was compared with the unquantized one.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ReceiptReport {
+    /// Its plain file name.
+    pub text: String,
+    /// BLAKE3 of it, 64 hex digits.
+    pub blake3: String,
+    /// Tokens a window.
+    pub window_tokens: u64,
+    /// Tokens whose prediction was compared.
+    pub tokens_scored: u64,
+    /// Mean Kullback-Leibler divergence from the unquantized model.
+    pub mean_kl_nats: f64,
+    /// Its standard error.
+    pub kl_stderr_nats: f64,
+    /// Of the model.
+    pub perplexity: f64,
+    /// Of the unquantized model.
+    pub base_perplexity: f64,
+    /// Share of tokens where both models' most likely one is the same.
+    pub top1_agreement_percent: f64,
 }
 
 /// The header.
@@ -249,6 +293,19 @@ pub struct TensorReport {
     pub blobs: Vec<BlobReport>,
     /// What quantization did; `null` where that is not known.
     pub errors: Option<TensorErrors>,
+    /// What became of its outputs; `null` where it was not calibrated.
+    pub output_error: Option<OutputReport>,
+}
+
+/// Relative squared error of a tensor's outputs on the calibration text.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct OutputReport {
+    /// By rounding to nearest.
+    pub rounded: f64,
+    /// As stored.
+    pub stored: f64,
+    /// Rounding to nearest is what is stored.
+    pub is_rounded: bool,
 }
 
 /// A run of a tensor's bytes.

@@ -42,6 +42,9 @@ struct Row<'a> {
     clipped_weights: Option<u64>,
     under_window_scales: Option<u64>,
     zero_groups: Option<u64>,
+    output_error_rounded: Option<f64>,
+    output_error_stored: Option<f64>,
+    output_is_rounded: Option<bool>,
 }
 
 impl<'a> Row<'a> {
@@ -82,6 +85,9 @@ impl<'a> Row<'a> {
             clipped_weights: errors.map(|e| e.clipped_weights),
             under_window_scales: errors.map(|e| e.under_window_scales),
             zero_groups: errors.map(|e| e.zero_groups),
+            output_error_rounded: t.output_error.map(|o| o.rounded),
+            output_error_stored: t.output_error.map(|o| o.stored),
+            output_is_rounded: t.output_error.map(|o| o.is_rounded),
         }
     }
 }

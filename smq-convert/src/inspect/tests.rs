@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use smq_format::SmqFile;
 use smq_format::header::HEADER_BYTES;
 use smq_format::scale::{MiniFloat, ScaleFormat};
-use smq_format::statistics::{
-    EXPONENT_BUCKETS, ErrorSummary, STATISTICS_VERSION, TensorStatistics,
-};
+use smq_format::statistics::{EXPONENT_BUCKETS, ErrorSummary, TensorStatistics};
 use smq_format::{Dtype, Provenance, Scheme, SmqWriter, SourceFile, Statistics, bits, int4};
 
 use super::html::page;
@@ -45,6 +43,7 @@ fn record(name: &str, groups: u64, stored: f64, exact: f64) -> TensorStatistics 
         exponent_counts,
         block_rows: 2,
         row_blocks: vec![stored as f32; 2],
+        output: None,
     }
 }
 
@@ -110,11 +109,11 @@ fn write(dir: &Path, statistics: Option<&Statistics>) -> PathBuf {
 fn statistics() -> Statistics {
     let groups = |[rows, columns]: [usize; 2]| (rows * columns.div_ceil(GROUP)) as u64;
     Statistics {
-        version: STATISTICS_VERSION,
         tensors: quantized()
             .into_iter()
             .map(|(n, s, a, b)| record(n, groups(s), a, b))
             .collect(),
+        receipts: Vec::new(),
     }
 }
 

@@ -10,6 +10,7 @@ mod keep;
 mod kernel;
 mod levels;
 mod nf4;
+mod restore;
 mod settled;
 mod statistics;
 
@@ -27,6 +28,7 @@ use kernel::GroupError;
 pub(crate) use kernel::{Kernel, LANES, ROUND, for_each_isa};
 use nf4::quantize_nf4;
 pub(crate) use nf4::{SettledAbsmax, settled_nf4};
+pub(crate) use restore::restore;
 pub(crate) use settled::{SettledScales, settled};
 pub use smq_format::{ScaleChoice, ScaleRule};
 use statistics::RowSums;

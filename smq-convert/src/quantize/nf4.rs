@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use smq_format::nf4::{
     ABSMAX_MIDPOINTS, BLOCK_ELEMS, NESTED_BLOCK_CODES, absmax, blocks, dequantize, pack,
 };
-use smq_format::{Dtype, Scheme};
+use smq_format::{Defect, Dtype, Nf4Scales, Scheme};
 
 use super::statistics::{exponents, summarise};
 use super::{Group, Kernel, QuantizeError, Quantized, first_not_finite};
@@ -71,6 +71,20 @@ impl SettledAbsmax {
             nested,
             values,
         }
+    }
+
+    /// As a file holds them.
+    ///
+    /// # Errors
+    /// A nested absmax that is not finite.
+    pub(super) fn stored(scales: &Nf4Scales) -> Result<Self, Defect> {
+        let nested = 0..scales.absmax.len().div_ceil(NESTED_BLOCK_CODES);
+        Ok(Self {
+            offset: scales.offset,
+            codes: scales.absmax.to_vec(),
+            nested: nested.map(|i| scales.nested(i)).collect::<Result<_, _>>()?,
+            values: scales.decode_all()?,
+        })
     }
 
     /// Takes for each block, of all values that its code can have, what `best` says, and keeps

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 use smq_format::int4;
 use smq_format::scale::ScaleFormat;
+use smq_format::{Defect, Scales};
 
 use super::{
     Grid, Group, Kernel, QuantizeError, QuantizeOptions, Quantized, ScaleRule, finish, scale_format,
@@ -33,6 +34,19 @@ impl SettledScales {
             under_window: encoded.iter().map(|e| e.under_window).collect(),
             codes: encoded.into_iter().map(|e| e.code).collect(),
             format,
+        })
+    }
+
+    /// As a file holds them. What was under the window is not known any more, so nothing is.
+    ///
+    /// # Errors
+    /// The first invalid code.
+    pub(super) fn stored(scales: &Scales) -> Result<Self, Defect> {
+        Ok(Self {
+            format: scales.format,
+            codes: (0..scales.count).map(|i| scales.code(i)).collect(),
+            values: scales.decode_all()?,
+            under_window: vec![false; scales.count],
         })
     }
 }

@@ -81,6 +81,7 @@ pub(super) fn summarise(
         exponent_counts,
         block_rows: block_rows as u64,
         row_blocks,
+        output: None,
     }
 }
 

@@ -5,6 +5,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use smq_engine::divergence::mean_and_error;
 
 /// Resamples of a bootstrap: the harness's default.
 pub(crate) const RESAMPLES: usize = 100_000;
@@ -23,10 +24,8 @@ pub(crate) struct Score {
 /// Mean, with the sample standard deviation over the root of `n`.
 #[must_use]
 pub(crate) fn mean(values: &[f64]) -> Score {
-    Score {
-        value: average(values),
-        stderr: deviation(values).map(|d| d / (values.len() as f64).sqrt()),
-    }
+    let (value, stderr) = mean_and_error(values);
+    Score { value, stderr }
 }
 
 /// `exp` of the mean negative log-likelihood; its standard error by bootstrap over the items, as

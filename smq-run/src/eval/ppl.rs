@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use smq_engine::Engine;
+use smq_engine::divergence::window_tokens;
 use smq_engine::{Error, Result};
 use smq_model::Tokenizer;
 
@@ -30,21 +31,7 @@ impl PplOptions {
     /// # Errors
     /// As [`perplexity`].
     pub fn tokens(&self, tokenizer: &Tokenizer, text: &str, positions: usize) -> Result<Vec<u32>> {
-        let window = self.window;
-        if window < 2 || window > positions {
-            return Err(Error::Input(format!(
-                "window is {window} tokens, expected 2 to the model's context of {positions}"
-            )));
-        }
-        let mut ids = tokenizer.encode(text, false)?;
-        ids.truncate(self.max_tokens.unwrap_or(usize::MAX));
-        if ids.len() < window {
-            let n = ids.len();
-            return Err(Error::Input(format!(
-                "the text has {n} tokens, fewer than one window of {window}"
-            )));
-        }
-        Ok(ids)
+        window_tokens(tokenizer, text, self.window, self.max_tokens, positions)
     }
 
     /// How windows are cut and scored, in words.

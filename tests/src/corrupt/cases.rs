@@ -1,5 +1,6 @@
 //! The list of cases.
 
+mod calibrated;
 mod contents;
 mod header;
 mod index;

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use smq_format::{Scheme, SmqFile, TensorEntry};
 
-use super::super::number::{count, times};
-use super::super::report::{Report, StatisticsState, TensorReport};
+use super::super::number::{count, scientific, times};
+use super::super::overview::short;
+use super::super::report::{OutputReport, Report, StatisticsState, TensorReport};
 use super::{BlobCounts, Change};
 
 /// Adds a change where the two are not equal.
@@ -40,6 +41,23 @@ pub(super) fn file_changes(
     });
     both("statistics", &statistics_text);
     both("producer", &|r| r.provenance.producer.clone());
+    let receipts = |r: &Report| {
+        let receipts = r.receipts.iter();
+        let of = receipts.map(|r| {
+            let figures = format!(
+                "{:.6} +- {:.6} nats, perplexity {:.4}",
+                r.mean_kl_nats, r.kl_stderr_nats, r.perplexity
+            );
+            (format!("{} {}", r.text, short(&r.blake3)), figures)
+        });
+        of.collect::<BTreeMap<_, _>>()
+    };
+    note_maps(
+        &mut changes,
+        "measured on",
+        receipts(report_a),
+        receipts(report_b),
+    );
     note_maps(
         &mut changes,
         "parameter",
@@ -180,6 +198,10 @@ pub(super) fn tensor_changes(
         r.levels.map(|l| l.map(|level| level.to_string()).join(" "))
     });
     pair("bias", &|_, r| r.scale_bias.map(|bias| bias.to_string()));
+    pair("output error", &|_, r| {
+        let of = |o: OutputReport| format!("{} -> {}", scientific(o.rounded), scientific(o.stored));
+        r.output_error.map(of)
+    });
     let recorded = report_a.errors.as_ref().zip(report_b.errors.as_ref());
     if recorded.is_some_and(|(a, b)| a != b) {
         changes.push(Change {

@@ -5,10 +5,14 @@ use plotters::style::RGBColor;
 use super::figure::{INK, PALETTE, escape};
 use super::series::Series;
 use crate::inspect::number::{bits, bytes, count, decibels, scientific, signed_percent};
+use crate::inspect::outputs::MEANING;
 use crate::inspect::overview::savings_text;
 use crate::inspect::report::{Report, TensorErrors, TensorReport};
 use crate::inspect::sort::{Sort, sorted};
 use crate::inspect::table::{COLUMNS, FIRST_NUMBER, LEGEND, cells, total_cells};
+
+/// The columns that a calibrated file has after [`COLUMNS`].
+const OUTPUTS: [&str; 2] = ["output error rounded", "stored"];
 
 /// The headline: a tile a fact.
 pub(super) fn facts(report: &Report) -> String {
@@ -53,6 +57,29 @@ pub(super) fn facts(report: &Report) -> String {
                 "{} weights clipped, {} scales under the window",
                 count(t.clipped_weights),
                 count(t.under_window_scales)
+            ),
+        ));
+    }
+    if let Some(o) = &report.output_errors {
+        tiles.push((
+            "median output error",
+            scientific(o.median_stored),
+            format!("{} rounded to nearest", scientific(o.median_rounded)),
+        ));
+    }
+    for r in &report.receipts {
+        tiles.push((
+            "KL divergence, nats",
+            scientific(r.mean_kl_nats),
+            format!(
+                "\u{b1} {} on {} tokens of {}; perplexity {:.4} of {:.4}, same most likely token \
+                 {:.2} %",
+                scientific(r.kl_stderr_nats),
+                count(r.tokens_scored),
+                escape(&r.text),
+                r.perplexity,
+                r.base_perplexity,
+                r.top1_agreement_percent
             ),
         ));
     }
@@ -106,15 +133,20 @@ pub(super) fn tensor_table(report: &Report) -> String {
         };
         format!("<th{}{order}><button>{name}</button></th>", class(i))
     };
-    let heads: String = COLUMNS.iter().enumerate().map(head).collect();
+    // Only calibrated files have the last columns.
+    let outputs = report.output_errors.as_ref();
+    let own: &[&str] = if outputs.is_some() { &OUTPUTS } else { &[] };
+    let heads: String = COLUMNS.iter().chain(own).enumerate().map(head).collect();
     let body: String = sorted(&report.tensors, Sort::RelMse)
         .into_iter()
-        .filter_map(|t| Some(row(t, t.errors.as_ref()?)))
+        .filter_map(|t| Some(row(t, t.errors.as_ref()?, outputs.is_some())))
         .collect();
     let foot = report.totals.as_ref().map_or_else(String::new, |t| {
         let cell = |(i, c): (usize, String)| format!("<td{}>{c}</td>", class(i));
+        let medians = outputs.map(|o| [o.median_rounded, o.median_stored].map(median));
         total_cells(report, t)
             .into_iter()
+            .chain(medians.into_iter().flatten())
             .enumerate()
             .map(cell)
             .collect()
@@ -124,10 +156,15 @@ pub(super) fn tensor_table(report: &Report) -> String {
          id=\"tensors\">\n<thead><tr>{heads}</tr></thead>\n\
          <tbody>\n{body}</tbody>\n<tfoot><tr>{foot}</tr></tfoot>\n</table></div>\n",
         LEGEND.replace('\n', "; ").replace(";;", ";")
+            + &outputs.map_or_else(String::new, |_| format!("; output error: {MEANING}"))
     )
 }
 
-fn row(t: &TensorReport, e: &TensorErrors) -> String {
+fn median(figure: f64) -> String {
+    format!("median {}", scientific(figure))
+}
+
+fn row(t: &TensorReport, e: &TensorErrors, has_outputs: bool) -> String {
     let exact = [
         t.bits_per_weight.unwrap_or(0.0),
         e.stored.mean_rel_mse,
@@ -143,7 +180,16 @@ fn row(t: &TensorReport, e: &TensorErrors) -> String {
         Some(k) => format!("<td data-v=\"{}\">{text}</td>", exact[k]),
         None => format!("<td class=\"text\">{}</td>", escape(&text)),
     };
-    let cells: String = cells(t, e).into_iter().enumerate().map(cell).collect();
+    let mut cells: String = cells(t, e).into_iter().enumerate().map(cell).collect();
+    let figures = t.output_error.map(|o| [o.rounded, o.stored]);
+    if has_outputs {
+        cells.push_str(&match figures {
+            Some(figures) => figures
+                .map(|v| format!("<td data-v=\"{v}\">{}</td>", scientific(v)))
+                .concat(),
+            None => "<td data-v=\"-1\">-</td>".repeat(OUTPUTS.len()),
+        });
+    }
     format!("<tr>{cells}</tr>\n")
 }
 

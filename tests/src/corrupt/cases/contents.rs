@@ -218,7 +218,8 @@ pub(super) fn statistics(sample: &Sample, add: Add) -> Result<(), Box<dyn Error>
     )?;
     add("statistics hash", Ok(sample.header(|h| h[88] ^= 1)))?;
     add("statistics version 0", edit(&|b| b[0] = 0))?;
-    add("statistics version 2", edit(&|b| b[0] = 2))?;
+    add("statistics version 3", edit(&|b| b[0] = 3))?;
+    add("statistics of version 1 that say 2", edit(&|b| b[0] = 2))?;
     add("statistics of one byte", edit(&|b| b.truncate(1)))?;
     add("statistics of a version alone", edit(&|b| b.truncate(4)))?;
     add(
@@ -243,7 +244,8 @@ pub(super) fn statistics(sample: &Sample, add: Add) -> Result<(), Box<dyn Error>
     // "mini", 4 counts, 2 summaries of 52 bytes, first_exponent: the count of exponents is at 162.
     add("statistics with 2^61 exponents", huge(162, 1 << 61))?;
     add("statistics with 31 exponents", huge(162, 31))?;
-    statistics_against_the_index(sample, add)
+    statistics_against_the_index(sample, add)?;
+    super::calibrated::statistics(sample, add)
 }
 
 /// Sections that decode and hash as they should, but are not of this file's tensors.

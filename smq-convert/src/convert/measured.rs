@@ -1,0 +1,82 @@
+//! Conversions whose result is measured.
+
+use std::path::Path;
+use std::time::Instant;
+
+use smq_format::SmqWriter;
+
+use super::{ConvertOptions, Summary, calibrated, check_target, chosen, rounded};
+use crate::auto::{Auto, AutoOptions};
+use crate::calibrate::{CalibrateOptions, CalibrationProgress};
+use crate::error::ConvertError;
+use crate::receipt::{Measuring, Prepared};
+use crate::source::Checkpoint;
+use crate::work::Progress;
+
+/// Which conversion to do.
+#[derive(Clone, Copy)]
+pub enum Conversion<'a> {
+    /// [`convert`](super::convert()).
+    Uniform(&'a ConvertOptions),
+    /// [`convert_auto`](super::convert_auto).
+    Auto(&'a AutoOptions),
+    /// [`convert_calibrated`](super::convert_calibrated).
+    Calibrated(
+        &'a ConvertOptions,
+        &'a CalibrateOptions,
+        CalibrationProgress<'a>,
+    ),
+}
+
+/// Converts, and, with `measuring`, compares the finished file's model with the checkpoint's and
+/// puts what comes of it into its statistics: then the file appears, whole or not at all.
+///
+/// # Errors
+/// As the conversion; a checkpoint that is quantized or cannot be run, a text that cannot be read
+/// or is too short, `measuring`'s progress returning false.
+pub fn convert_measured(
+    checkpoint: &Checkpoint,
+    target: &Path,
+    conversion: Conversion,
+    measuring: Option<Measuring>,
+    progress: Progress,
+) -> Result<(Option<Auto>, Summary), ConvertError> {
+    let no_choice = |summary| (None, summary);
+    match conversion {
+        Conversion::Uniform(options) => {
+            rounded(checkpoint, target, options, measuring, progress).map(no_choice)
+        }
+        Conversion::Auto(options) => chosen(checkpoint, target, options, measuring, progress)
+            .map(|(auto, summary)| (Some(auto), summary)),
+        Conversion::Calibrated(options, texts, calibrating) => {
+            let texts = (texts, calibrating);
+            calibrated(checkpoint, target, options, texts, measuring, progress).map(no_choice)
+        }
+    }
+}
+
+/// A file that was begun, and what is to be done with it.
+pub(super) struct Output<'a> {
+    pub(super) writer: SmqWriter,
+    pub(super) measured_on: Option<Prepared<'a>>,
+    pub(super) started: Instant,
+}
+
+impl<'a> Output<'a> {
+    /// Begins the file, once all is known that can be known to be in the way.
+    pub(super) fn create(
+        checkpoint: &Checkpoint,
+        target: &Path,
+        overwrite: bool,
+        measuring: Option<Measuring<'a>>,
+    ) -> Result<Self, ConvertError> {
+        let started = Instant::now();
+        check_target(checkpoint, target)?;
+        let prepare = |measuring: Measuring<'a>| measuring.prepare(checkpoint);
+        Ok(Self {
+            measured_on: measuring.map(prepare).transpose()?,
+            writer: SmqWriter::create(target, overwrite)?,
+            started,
+        })
+    }
+}
