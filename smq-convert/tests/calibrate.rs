@@ -346,7 +346,7 @@ fn what_cannot_be_calibrated_on_is_refused_before_the_work() {
         ("--calibrate nowhere.txt", "nowhere.txt"),
         (
             "--scale-rule weighted",
-            "--scale-rule weighted weighs errors by what a calibration text says",
+            "--scale-rule weighted: weighs errors by what a calibration text says",
         ),
         (
             "--scheme fp8 --calibrate text.txt",

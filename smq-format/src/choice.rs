@@ -234,6 +234,11 @@ pub enum ScaleRule {
     Weighted,
 }
 
+impl ScaleRule {
+    /// Those that need nothing but the weights.
+    pub const OF_WEIGHTS: [Self; 4] = [Self::Reference, Self::Nearest, Self::Search, Self::Signed];
+}
+
 names!(ScaleRule {
     Reference => "reference",
     Nearest => "nearest",

@@ -17,6 +17,20 @@ use crate::tensor::SourceTensor;
 ///
 /// # Errors
 /// An option out of range, or one that would change integers that are kept.
+/// Refuses a rule that weights alone do not decide, where nothing is calibrated.
+pub(crate) fn check_rule(rule: ScaleRule) -> Result<(), ConvertError> {
+    match ScaleRule::OF_WEIGHTS.contains(&rule) {
+        true => Ok(()),
+        false => Err(ConvertError::Option {
+            option: "--scale-rule",
+            value: rule.to_string(),
+            rule: "weighs errors by what a calibration text says of the inputs: give one with \
+                   --calibrate, or take another rule"
+                .to_owned(),
+        }),
+    }
+}
+
 pub(crate) fn check_options(checkpoint: &Checkpoint, method: Method) -> Result<(), ConvertError> {
     let wrong = |option, value, rule| {
         Err(ConvertError::Option {

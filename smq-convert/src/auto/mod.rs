@@ -19,7 +19,7 @@ use measure::{Curve, Measured, measure, passes};
 
 pub use sensitivity::Sensitivity;
 
-use crate::apply::check_options;
+use crate::apply::{check_options, check_rule};
 use crate::choice::{Choice, rule_parameters};
 use crate::error::ConvertError;
 use crate::products::products;
@@ -189,6 +189,7 @@ fn check(checkpoint: &Checkpoint, options: &AutoOptions) -> Result<(), ConvertEr
         scales: ScaleChoice::F32,
         rule: ScaleRule::Reference,
     };
+    options.rule.map_or(Ok(()), check_rule)?;
     check_options(checkpoint, Method::Int4(int4))
 }
 

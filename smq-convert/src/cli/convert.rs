@@ -84,7 +84,7 @@ struct ConvertArgs {
     group_size: Option<usize>,
     /// int4, lut4: how a group's scale is chosen [default: reference, of lut4 nearest; with --mbits
     /// auto the better of nearest and signed]
-    #[arg(long, value_parser = words::scale_rule())]
+    #[arg(long, value_parser = words::any_scale_rule())]
     scale_rule: Option<ScaleRule>,
     /// lut4: where the 16 levels come from: learned from each tensor, or NF4's [default: learned]
     #[arg(long, value_parser = words::levels())]
@@ -207,16 +207,7 @@ impl ConvertArgs {
     /// # Errors
     /// A scheme or a rule that calibration does not go with.
     fn calibration(&self, quantize: Method) -> anyhow::Result<Option<CalibrateOptions>> {
-        let rule = match quantize {
-            Method::Int4(options) | Method::Lut4 { options, .. } => Some(options.rule),
-            Method::Nf4 | Method::Fp8 => None,
-        };
         if self.calibrate.is_empty() {
-            anyhow::ensure!(
-                rule != Some(ScaleRule::Weighted),
-                "--scale-rule weighted weighs errors by what a calibration text says of the \
-                 inputs: give one with --calibrate, or take another rule"
-            );
             return Ok(None);
         }
         anyhow::ensure!(

@@ -3,8 +3,17 @@
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use smq_format::{Family, LevelChoice, ScaleRule};
 
-/// Reads a scale rule; the help lists them with what they do.
+/// Reads a scale rule that needs the weights alone; the help lists them with what they do.
 pub fn scale_rule() -> impl TypedValueParser<Value = ScaleRule> {
+    rules(&ScaleRule::OF_WEIGHTS)
+}
+
+/// Reads any scale rule.
+pub(super) fn any_scale_rule() -> impl TypedValueParser<Value = ScaleRule> {
+    rules(&ScaleRule::ALL)
+}
+
+fn rules(rules: &[ScaleRule]) -> impl TypedValueParser<Value = ScaleRule> + use<> {
     let word = |rule: ScaleRule| {
         PossibleValue::new(rule.name()).help(match rule {
             ScaleRule::Reference => {
@@ -24,7 +33,8 @@ pub fn scale_rule() -> impl TypedValueParser<Value = ScaleRule> {
             }
         })
     };
-    PossibleValuesParser::new(ScaleRule::ALL.map(word)).try_map(|word| word.parse::<ScaleRule>())
+    let words: Vec<_> = rules.iter().copied().map(word).collect();
+    PossibleValuesParser::new(words).try_map(|word| word.parse::<ScaleRule>())
 }
 
 /// Reads what weights are to become.

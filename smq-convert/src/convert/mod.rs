@@ -15,7 +15,7 @@ use finite::check_finite;
 use measured::Output;
 pub use measured::{Conversion, convert_measured};
 
-use crate::apply::{check_options, not_quantized, quantize_tensor};
+use crate::apply::{check_options, check_rule, not_quantized, quantize_tensor};
 use crate::auto::{Auto, AutoOptions, choose, measured_bytes};
 use crate::calibrate::{
     self, CalibrateOptions, Calibration, CalibrationProgress, Outcome, Prepared, Saved,
@@ -105,6 +105,7 @@ impl CalibrationSummary {
 /// # Errors
 /// As [`convert`], for all that can be known from headers.
 pub fn dry_run(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Plan, ConvertError> {
+    check_rule_of(options.quantize)?;
     plan_of(checkpoint, &uniform(checkpoint, options)?)
 }
 
@@ -122,6 +123,12 @@ pub fn dry_run_auto(
     let auto = choose(checkpoint, options, progress)?;
     let plan = plan_of(checkpoint, &auto.choice)?;
     Ok((auto, plan))
+}
+
+fn check_rule_of(method: Method) -> Result<(), ConvertError> {
+    method
+        .options()
+        .map_or(Ok(()), |options| check_rule(options.rule))
 }
 
 fn uniform(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Choice, ConvertError> {
@@ -158,6 +165,7 @@ fn rounded(
     measuring: Option<Measuring>,
     progress: Progress,
 ) -> Result<Summary, ConvertError> {
+    check_rule_of(options.quantize)?;
     let choice = uniform(checkpoint, options)?;
     let output = Output::create(checkpoint, target, options.overwrite, measuring)?;
     let none = Calibration::default();

@@ -322,6 +322,10 @@ impl Contract {
             let allowed = 0..=MAX_MANTISSA_BITS.into();
             self.whole("scale_errors.mantissa_bits", x.into(), allowed)?;
         }
+        let rules = ScaleRule::OF_WEIGHTS.map(ScaleRule::name);
+        for rule in s.rules.iter().chain([&self.quantization.rule]) {
+            self.one_of("scale_errors.rules, quantization.rule", rule.name(), &rules)?;
+        }
         self.one_of("scale_errors.target", &s.target, &TARGETS)?;
         self.whole(
             "scale_errors.rows_per_tensor",

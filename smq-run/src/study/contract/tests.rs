@@ -47,7 +47,7 @@ fn the_frozen_contract_is_what_the_study_fixes() {
         ("C0 C4 C6", 75)
     );
     assert_eq!(c.scale_errors.mantissa_bits, (0..=10).collect::<Vec<_>>());
-    assert_eq!(c.scale_errors.rules, ScaleRule::ALL);
+    assert_eq!(c.scale_errors.rules, ScaleRule::OF_WEIGHTS);
     assert_eq!(
         c.ids(),
         "C0, C1, C1-all, C2, C2-all, C3, C4, C5-E5M5, C5-E5M3, C5-E5M0, C6"
