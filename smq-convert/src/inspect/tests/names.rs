@@ -1,5 +1,7 @@
 //! The names of fields and columns, which others read.
 
+use smq_format::statistics::{OutputError, Receipt};
+
 use super::*;
 
 /// Names in JSON are an interface: change them only with `REPORT_VERSION`.
@@ -16,8 +18,8 @@ fn json_fields_are_the_documented_ones() {
     };
     assert_eq!(
         keys(&value),
-        "embedded_files header path provenance report_version schemes sizes statistics tensors \
-         totals"
+        "embedded_files header output_errors path provenance receipts report_version schemes sizes \
+         statistics tensors totals"
     );
     assert_eq!(
         keys(&value["header"]),
@@ -56,8 +58,9 @@ fn json_fields_are_the_documented_ones() {
     let tensor = &value["tensors"][1];
     assert_eq!(
         keys(tensor),
-        "bits_per_weight blobs elems errors group_elems groups layer name projection scale_bias \
-        scale_bytes scale_format scale_rule scheme shape source_bytes source_dtype stored_bytes"
+        "bits_per_weight blobs elems errors group_elems groups layer name \
+        output_error projection scale_bias scale_bytes scale_format scale_rule scheme shape source_bytes \
+        source_dtype stored_bytes"
     );
     assert_eq!(
         keys(&tensor["blobs"][0]),
@@ -78,6 +81,71 @@ fn json_fields_are_the_documented_ones() {
 }
 
 #[test]
+fn what_calibrated_and_measured_files_have_is_named() {
+    let mut statistics = statistics();
+    statistics.tensors[0].output = Some(OutputError {
+        rounded: 0.5,
+        stored: 0.25,
+        is_rounded: false,
+    });
+    statistics.tensors[1].output = Some(OutputError {
+        rounded: 0.125,
+        stored: 0.125,
+        is_rounded: true,
+    });
+    statistics.receipts.push(Receipt {
+        text: "<held>.txt".to_owned(),
+        blake3: [1; 32],
+        window: 512,
+        tokens_scored: 511,
+        mean_kl: 0.25,
+        kl_stderr: 0.125,
+        perplexity: 6.0,
+        base_perplexity: 5.0,
+        top1_agreement: 0.75,
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(dir.path(), Some(&statistics));
+    let report = Report::of(&SmqFile::open(&path).unwrap());
+    let value = serde_json::to_value(&report).unwrap();
+    assert_eq!(
+        value["output_errors"],
+        serde_json::json!({
+            "tensors": 2,
+            "rounded_tensors": 1,
+            "median_rounded": 0.125,
+            "median_stored": 0.125,
+            "max_rounded": 0.5,
+            "max_stored": 0.25,
+        })
+    );
+    assert_eq!(
+        value["tensors"][1]["output_error"],
+        serde_json::json!({"rounded": 0.5, "stored": 0.25, "is_rounded": false})
+    );
+    assert_eq!(
+        value["receipts"],
+        serde_json::json!([{
+            "text": "<held>.txt",
+            "blake3": "01".repeat(32),
+            "window_tokens": 512,
+            "tokens_scored": 511,
+            "mean_kl_nats": 0.25,
+            "kl_stderr_nats": 0.125,
+            "perplexity": 6.0,
+            "base_perplexity": 5.0,
+            "top1_agreement_percent": 75.0,
+        }])
+    );
+    let page = page(&report).unwrap();
+    assert!(page.contains("511 tokens of &lt;held&gt;.txt"));
+    assert!(!page.contains("<held>"));
+    let table = output_table(&report, 1);
+    assert!(table.starts_with("output errors of 1 of 2 calibrated tensors (--top 0 shows all)"));
+    assert!(table.contains("1 stored rounded to nearest"), "{table}");
+}
+
+#[test]
 fn csv_has_a_row_a_tensor() {
     let report = report();
     let text = String::from_utf8(csv(&report.tensors.iter().collect::<Vec<_>>()).unwrap()).unwrap();
@@ -88,13 +156,14 @@ fn csv_has_a_row_a_tensor() {
          group_elems,elems,groups,source_bytes,stored_bytes,scale_bytes,bits_per_weight,\
          mean_rel_mse,p50_rel_mse,p90_rel_mse,p99_rel_mse,p999_rel_mse,max_rel_mse,mean_cosine,\
          sqnr_db,exact_mean_rel_mse,exact_max_rel_mse,exact_mean_cosine,exact_sqnr_db,\
-         scale_format_cost_percent,clipped_weights,under_window_scales,zero_groups"
+         scale_format_cost_percent,clipped_weights,under_window_scales,zero_groups,\
+         output_error_rounded,output_error_stored,output_is_rounded"
     );
     assert_eq!(
         lines.next().unwrap(),
         format!(
             "norm.weight,,norm,128,bf16,raw,,,,,128,0,256,256,0,16.0{}",
-            ",".repeat(16)
+            ",".repeat(19)
         )
     );
     let up = lines.next().unwrap();
