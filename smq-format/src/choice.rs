@@ -334,7 +334,7 @@ mod tests {
             assert_eq!(serde_json::from_str::<ScaleRule>(&json).unwrap(), rule);
         }
         let error = "best".parse::<ScaleRule>().unwrap_err().to_string();
-        assert_eq!(error, "expected reference, nearest, search, signed");
+        assert_eq!(error, "expected reference, nearest, search, signed, weighted");
     }
 
     proptest! {

@@ -93,7 +93,7 @@ mod tests {
         // An int4 scheme names its scales, which a config says apart.
         for word in ["int4-e5mx", "int4-f32", "raw", "f16", ""] {
             let error = word.parse::<Stored>().unwrap_err().to_string();
-            assert_eq!(error, "expected bf16, int4, nf4, fp8", "{word}");
+            assert_eq!(error, "expected bf16, int4, lut4, nf4, fp8", "{word}");
         }
     }
 }

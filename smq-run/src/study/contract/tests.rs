@@ -94,7 +94,7 @@ fn bad_values_name_key_value_and_what_is_allowed() {
         (
             "rule = \"reference\"",
             "rule = \"best\"",
-            "line 10: unknown variant `best`, expected one of `reference`, `nearest`, `search`, `signed`",
+            "line 10: unknown variant `best`, expected one of `reference`, `nearest`, `search`, `signed`, `weighted`",
         ),
         (
             "prompt_tokens = 8\n",
@@ -149,7 +149,7 @@ fn bad_values_name_key_value_and_what_is_allowed() {
         (
             "\"signed\"]",
             "\"random\"]",
-            "line 38: unknown variant `random`, expected one of `reference`, `nearest`, `search`, `signed`",
+            "line 38: unknown variant `random`, expected one of `reference`, `nearest`, `search`, `signed`, `weighted`",
         ),
         (
             "scheme = \"bf16\"",
