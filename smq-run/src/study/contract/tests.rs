@@ -154,7 +154,7 @@ fn bad_values_name_key_value_and_what_is_allowed() {
         (
             "scheme = \"bf16\"",
             "scheme = \"fp4\"",
-            "line 52: scheme is \"fp4\", expected bf16, int4, nf4, fp8",
+            "line 52: scheme is \"fp4\", expected bf16, int4, lut4, nf4, fp8",
         ),
         (
             "scales = \"f32\"",
