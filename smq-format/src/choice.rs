@@ -334,7 +334,10 @@ mod tests {
             assert_eq!(serde_json::from_str::<ScaleRule>(&json).unwrap(), rule);
         }
         let error = "best".parse::<ScaleRule>().unwrap_err().to_string();
-        assert_eq!(error, "expected reference, nearest, search, signed, weighted");
+        assert_eq!(
+            error,
+            "expected reference, nearest, search, signed, weighted"
+        );
     }
 
     proptest! {
