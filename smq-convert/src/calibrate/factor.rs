@@ -59,7 +59,7 @@ impl Factor {
                 .partial_cmp(&diagonal[a])
                 .unwrap_or(Ordering::Equal)
         });
-        let (loop_, target) = rayon::join(
+        let (of_columns, target) = rayon::join(
             || {
                 let damped = Damped::new(moments, &order, DAMPING)?;
                 let mut inverse = Mat::<f64>::zeros(n, n);
@@ -68,7 +68,7 @@ impl Factor {
             },
             || Damped::new(moments, &order, TARGET_DAMPING),
         );
-        let ((inverse, raised), target) = (loop_?, target?);
+        let ((inverse, raised), target) = (of_columns?, target?);
         // H = L L' in reversed order means H = R R' in `order`, with the upper triangular R whose
         // inverse is U.
         let mut upper = vec![0.0; n * n];

@@ -89,12 +89,12 @@ impl Kernel {
 
 #[inline(always)]
 fn weighted_error(w: &[f32], h: &[f32], levels: Levels, scale: f32) -> f64 {
-    let inverse_free = if scale == 0.0 { f32::INFINITY } else { scale };
+    let divisor = if scale == 0.0 { f32::INFINITY } else { scale };
     let mut lanes = [0f32; LANES];
     let ((w, w_tail), (h, h_tail)) = (w.as_chunks::<LANES>(), h.as_chunks::<LANES>());
     let mut add = |w: &[f32; LANES], h: &[f32; LANES]| {
         for l in 0..LANES {
-            let v = w[l] / inverse_free;
+            let v = w[l] / divisor;
             let v = match levels {
                 Levels::Int4 => nearest_int4(v),
                 Levels::Table(levels) => nearest_value(&levels, v),

@@ -16,7 +16,7 @@ const LARGEST: f32 = 1.0625;
 /// The scale for the weights `w` of a group, whose columns' inputs have the squares `h`; 0 for a
 /// group of zeros.
 pub(super) fn search(w: &[f32], h: &[f32], levels: Levels, format: ScaleChoice) -> f32 {
-    let largest = w.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let largest = Kernel::detect().max_abs(w).unwrap_or_default();
     if largest == 0.0 {
         return 0.0;
     }
@@ -38,7 +38,7 @@ pub(super) fn nearest_of(
     levels: Levels,
     representable: impl Iterator<Item = f32>,
 ) -> Option<f32> {
-    let largest = w.iter().fold(0f32, |m, v| m.max(v.abs())) / levels.top();
+    let largest = Kernel::detect().max_abs(w).unwrap_or_default() / levels.top();
     let near = SMALLEST * largest..=LARGEST * largest;
     best_of(w, h, levels, representable.filter(|s| near.contains(s)))
 }

@@ -7,7 +7,7 @@ use smq_format::nf4;
 use super::levels::Levels;
 use super::scales::{nearest_of, search};
 use crate::quantize::{
-    Grid, Method, QuantizeError, QuantizeOptions, Quantized, ScaleRule, SettledAbsmax,
+    Grid, Kernel, Method, QuantizeError, QuantizeOptions, Quantized, ScaleRule, SettledAbsmax,
     SettledScales, group_scale, settled, settled_nf4,
 };
 
@@ -162,10 +162,11 @@ impl Storage {
                 Ok(Settled::Groups(options, grid, scales))
             }
             Self::Nf4 => {
+                let kernel = Kernel::detect();
                 if let Some(at) = target.iter().position(|v| !v.is_finite()) {
                     return Err(not_finite(at, columns, target[at]));
                 }
-                let largest = |w: &[f32]| w.iter().fold(0f32, |m, v| m.max(v.abs()));
+                let largest = |w: &[f32]| kernel.max_abs(w).unwrap_or_default();
                 let absmax: Vec<f32> = target.par_chunks(nf4::BLOCK_ELEMS).map(largest).collect();
                 let mut settled = SettledAbsmax::new(&absmax);
                 if let Some(squares) = squares {

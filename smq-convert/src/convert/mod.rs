@@ -238,6 +238,7 @@ fn calibrated(
     let output = Output::create(checkpoint, target, options.overwrite, measuring)?;
     let pool = pool(options.jobs)?;
     let prepared = pool.install(|| Prepared::new(checkpoint, &mut choice, texts))?;
+    // What the format cannot hold is found before the layers are calibrated, which may take hours.
     plan_of(checkpoint, &choice)?;
     let saved = Saved::open(target, calibrate::key(checkpoint, &choice), texts.resume)?;
     let calibration =

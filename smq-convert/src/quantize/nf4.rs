@@ -121,7 +121,7 @@ pub(crate) fn settled_nf4(
         dtype: Dtype::F32,
         elems: w.len(),
     };
-    let largest = |w: &[f32]| w.iter().fold(0f32, |m, v| m.max(v.abs()));
+    let largest = |w: &[f32]| source.kernel.max_abs(w).unwrap_or_default();
     let exact: Vec<f32> = w.par_chunks(BLOCK_ELEMS).map(largest).collect();
     let codes: Vec<u8> = codes.iter().map(|q| q.cast_unsigned()).collect();
     let mut nibbles = vec![0; codes.len().div_ceil(2)];
