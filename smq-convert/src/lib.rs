@@ -65,7 +65,7 @@ mod work;
 
 pub use apply::{ScaleChange, exact_scales, scale_change};
 pub use auto::{Auto, AutoOptions, ChosenTensor, Goal, Sensitivity, choose};
-pub use calibrate::{CalibrateOptions, CalibrationProgress};
+pub use calibrate::{CalibrateOptions, CalibrationMethod, CalibrationProgress};
 pub use choice::Choice;
 pub use convert::{
     CalibrationSummary, Conversion, ConvertOptions, Summary, convert, convert_auto,

@@ -8,10 +8,11 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use smq_convert::{
-    CalibrateOptions, CalibrationProgress, Checkpoint, ConvertError, ConvertOptions, Method,
-    QuantizeOptions, ScaleChoice, ScaleRule, Summary, convert, convert_calibrated,
-    dry_run_calibrated, saved_layers,
+    CalibrateOptions, CalibrationMethod, CalibrationProgress, Checkpoint, ConvertError,
+    ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Summary, convert,
+    convert_calibrated, dry_run_calibrated, saved_layers,
 };
+use smq_engine::Device;
 use smq_engine::model::{Decoder, Sequence};
 use smq_format::SmqFile;
 use smq_model::{Source, Tokenizer};
@@ -65,6 +66,8 @@ impl Workplace {
             texts: vec![self.path("text.txt")],
             tokens: 2048,
             window: 128,
+            method: CalibrationMethod::Asymmetric,
+            device: Device::Cpu,
             resume: false,
         }
     }

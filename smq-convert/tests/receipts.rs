@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use smq_convert::inspect::{Report, csv, output_table, overview, recheck, tensor_detail};
 use smq_convert::{
-    CalibrateOptions, Checkpoint, Conversion, ConvertError, ConvertOptions, LevelChoice,
-    MeasureOptions, Measuring, Method, QuantizeOptions, ScaleChoice, ScaleRule, Summary,
-    convert_calibrated, convert_measured,
+    CalibrateOptions, CalibrationMethod, Checkpoint, Conversion, ConvertError, ConvertOptions,
+    LevelChoice, MeasureOptions, Measuring, Method, QuantizeOptions, ScaleChoice, ScaleRule,
+    Summary, convert_calibrated, convert_measured,
 };
+use smq_engine::Device;
 use smq_format::SmqFile;
 use tempfile::TempDir;
 
@@ -38,6 +39,8 @@ fn calibrated(dir: &TempDir, quantize: Method, target: &str) -> PathBuf {
         texts: vec![fixture().join("../sample.txt")],
         tokens: 512,
         window: 128,
+        method: CalibrationMethod::Asymmetric,
+        device: Device::Cpu,
         resume: false,
     };
     let checkpoint = Checkpoint::open(&fixture()).unwrap();

@@ -1,6 +1,7 @@
 //! The factorizations that the target and the column loop of one set of products use.
 
 use std::cmp::Ordering;
+use std::convert::Infallible;
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::triangular_inverse::invert_lower_triangular;
@@ -11,13 +12,14 @@ use faer::prelude::ReborrowMut;
 use faer::{Accum, Mat, MatMut, MatRef, Par, Side};
 use rayon::prelude::*;
 
+use super::arithmetic::{Losses, Sizes};
 use super::moments::Moments;
 
 /// Damping of the column loop: this share of the mean diagonal of `H` is added to its diagonal.
-const DAMPING: f64 = 0.01;
+pub(super) const COLUMN_DAMPING: f64 = 0.01;
 /// Damping of the target, likewise. It has more to fear from chance: it fits `in` numbers a row to
 /// a difference that is mostly noise.
-const TARGET_DAMPING: f64 = 0.2;
+pub(super) const TARGET_DAMPING: f64 = 0.2;
 /// What damping is multiplied with where the damped matrix is still not positive definite.
 const DAMPING_STEP: f64 = 10.0;
 /// Times that it is. By then the identity outweighs any `H` that is finite.
@@ -42,6 +44,10 @@ pub(super) struct Factor {
     h: Vec<f32>,
     /// `D inverse(H)`, damped for the target, `[in, in]`.
     correction: Vec<f32>,
+    /// `sum x' x`, `[in, in]`.
+    whole: Vec<f32>,
+    /// `sum (x - y)' (x - y)`, `[in, in]`.
+    c: Vec<f32>,
 }
 
 impl Factor {
@@ -52,21 +58,15 @@ impl Factor {
         if !diagonal.iter().all(|v| v.is_finite()) {
             return None;
         }
-        let mut order: Vec<usize> = (0..n).collect();
-        // A stable sort: equal diagonals keep the columns' order.
-        order.sort_by(|&a, &b| {
-            diagonal[b]
-                .partial_cmp(&diagonal[a])
-                .unwrap_or(Ordering::Equal)
-        });
+        let order = falling(&diagonal);
         let (of_columns, target) = rayon::join(
             || {
-                let damped = Damped::new(moments, &order, DAMPING)?;
+                let damped = Damped::new(moments, &diagonal, &order, COLUMN_DAMPING)?;
                 let mut inverse = Mat::<f64>::zeros(n, n);
                 invert_lower_triangular(inverse.as_mut(), damped.lower.as_ref(), Par::Seq);
                 Some((inverse, damped.raised))
             },
-            || Damped::new(moments, &order, TARGET_DAMPING),
+            || Damped::new(moments, &diagonal, &order, TARGET_DAMPING),
         );
         let ((inverse, raised), target) = (of_columns?, target?);
         // H = L L' in reversed order means H = R R' in `order`, with the upper triangular R whose
@@ -77,19 +77,25 @@ impl Factor {
                 *v = inverse[(n - 1 - i, n - 1 - j)] as f32;
             }
         });
-        let mut h = vec![0.0; n * n];
-        h.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
-            for (j, v) in row.iter_mut().enumerate() {
-                *v = moments.h(i, j) as f32;
-            }
-        });
+        let matrix = |at: &(dyn Fn(usize, usize) -> f64 + Sync)| {
+            let mut out = vec![0.0; n * n];
+            out.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
+                for (j, v) in row.iter_mut().enumerate() {
+                    *v = at(i, j) as f32;
+                }
+            });
+            out
+        };
+        let d = moments.d();
         Some(Self {
             upper,
             diagonal: diagonal.iter().map(|&v| v as f32).collect(),
             raised,
             damping: target.damping,
             correction: target.correction(moments, &order),
-            h,
+            h: matrix(&|i, j| moments.h(i, j)),
+            whole: matrix(&|i, j| moments.h(i, j) + d[(i, j)] + d[(j, i)] + moments.c(i, j)),
+            c: matrix(&|i, j| moments.c(i, j)),
             order,
         })
     }
@@ -105,6 +111,8 @@ impl Factor {
             damping: 0.0,
             h: Vec::new(),
             correction: Vec::new(),
+            whole: Vec::new(),
+            c: Vec::new(),
         }
     }
 
@@ -113,6 +121,27 @@ impl Factor {
         let mut out = w.to_vec();
         self.add_product(w, &self.correction, &mut out);
         out
+    }
+
+    /// The outputs of `w`, `[rows, in]`.
+    pub(super) fn sizes(&self, w: &[f32]) -> Sizes {
+        let mut product = vec![0.0; w.len()];
+        let mut weighed = |sum: &[f32]| {
+            product.fill(0.0);
+            self.add_product(w, sum, &mut product);
+            let products = w.par_chunks(self.order.len());
+            let products = products.zip(product.par_chunks(self.order.len()));
+            let of_row = |(w, product): (&[f32], &[f32])| -> f64 {
+                let products = w.iter().zip(product);
+                products.map(|(w, p)| f64::from(*w) * f64::from(*p)).sum()
+            };
+            // In order, so that the sum doesn't depend on the number of threads.
+            products.map(of_row).collect::<Vec<_>>().iter().sum()
+        };
+        Sizes {
+            whole: weighed(&self.whole),
+            at_weights: weighed(&self.c),
+        }
     }
 
     /// `sum over rows of e H e'` for `e`, `[rows, in]`: the squared error that it causes in the
@@ -158,13 +187,36 @@ impl Factor {
     }
 }
 
-/// What an error costs, summed over the tokens.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Losses {
-    /// `|e y|^2`.
-    pub(super) output: f64,
-    /// `|(W + e) y - W x|^2`, less what `e = 0` gives.
-    pub(super) objective: f64,
+/// Columns by falling diagonal of `H`, equal ones by rising index.
+pub(super) fn falling(diagonal: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..diagonal.len()).collect();
+    // A stable sort: equal diagonals keep the columns' order.
+    order.sort_by(|&a, &b| {
+        diagonal[b]
+            .partial_cmp(&diagonal[a])
+            .unwrap_or(Ordering::Equal)
+    });
+    order
+}
+
+/// Damps by `share` of the mean diagonal, and by more as long as `factorize` says that the damped
+/// matrix is not positive definite: the times that it was raised, and the damping. `None` where no
+/// damping does.
+pub(super) fn raise<E>(
+    diagonal: &[f64],
+    share: f64,
+    mut factorize: impl FnMut(f64) -> Result<bool, E>,
+) -> Result<Option<(u32, f64)>, E> {
+    let mean = diagonal.iter().sum::<f64>() / diagonal.len() as f64;
+    // Inputs that are all zero say nothing: any damping then gives plain rounding.
+    let mut damping = if mean > 0.0 { share * mean } else { 1.0 };
+    for raised in 0..=MAX_STEPS {
+        if factorize(damping)? {
+            return Ok(Some((raised, damping)));
+        }
+        damping *= DAMPING_STEP;
+    }
+    Ok(None)
 }
 
 /// `H` with something added to its diagonal, factorized.
@@ -177,28 +229,24 @@ struct Damped {
 
 impl Damped {
     /// `None` where no damping makes it positive definite.
-    fn new(moments: &Moments, order: &[usize], share: f64) -> Option<Self> {
+    fn new(moments: &Moments, diagonal: &[f64], order: &[usize], share: f64) -> Option<Self> {
         let n = order.len();
-        let mean = (0..n).map(|i| moments.h(i, i)).sum::<f64>() / n as f64;
-        // Inputs that are all zero say nothing: any damping then gives plain rounding.
-        let mut damping = if mean > 0.0 { share * mean } else { 1.0 };
-        for raised in 0..=MAX_STEPS {
+        let mut lower = None;
+        let factorize = |damping: f64| {
             let damped = Mat::from_fn(n, n, |i, j| {
                 let (a, b) = (order[n - 1 - i], order[n - 1 - j]);
                 moments.h(a, b) + if i == j { damping } else { 0.0 }
             });
-            match damped.llt(Side::Lower) {
-                Ok(llt) => {
-                    return Some(Self {
-                        lower: llt.L().to_owned(),
-                        damping,
-                        raised,
-                    });
-                }
-                Err(_) => damping *= DAMPING_STEP,
-            }
-        }
-        None
+            lower = damped.llt(Side::Lower).ok().map(|llt| llt.L().to_owned());
+            Ok::<_, Infallible>(lower.is_some())
+        };
+        let Ok(raised) = raise(diagonal, share, factorize);
+        let (raised, damping) = raised?;
+        Some(Self {
+            lower: lower?,
+            damping,
+            raised,
+        })
     }
 
     /// `D inverse(H)`, in the columns' own order.
@@ -249,7 +297,7 @@ mod tests {
         let mean = (0..n).map(|i| moments.h(i, i)).sum::<f64>() / n as f64;
         let u = |i: usize, j: usize| f64::from(f.upper[i * n + j]);
         let h = |i: usize, j: usize| {
-            moments.h(f.order[i], f.order[j]) + if i == j { DAMPING * mean } else { 0.0 }
+            moments.h(f.order[i], f.order[j]) + if i == j { COLUMN_DAMPING * mean } else { 0.0 }
         };
         for i in 0..n {
             for j in 0..n {

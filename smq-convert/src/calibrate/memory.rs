@@ -6,12 +6,12 @@ use super::texts::CalibrationText;
 use crate::error::ConvertError;
 use crate::source::Checkpoint;
 
-/// Bytes for each pair of input features: `H` and `D` in f64, two factors and an inverse with room
-/// to make them, and what the products read in f32.
-const SUMS_BYTES: u64 = 2 * 8 + 6 * 8 + 3 * 4;
-/// Copies of a matrix in f32: weights, target, and for two candidates what they stand for, its
-/// error and the error's product with `H`.
-const MATRIX_COPIES: u64 = 8;
+/// Bytes for each pair of input features: `H`, `D` and `C` in f64, two factors and an inverse with
+/// room to make them, and what the products read in f32.
+const SUMS_BYTES: u64 = 3 * 8 + 6 * 8 + 5 * 4;
+/// Copies of a matrix in f32: weights, target, their difference, and for two candidates what they
+/// stand for, its error and the error's product with `H`.
+const MATRIX_COPIES: u64 = 9;
 
 /// Bytes that calibrating holds at most, the mapped weights apart.
 pub(super) fn peak_bytes(config: &ModelConfig, text: &CalibrationText, threads: usize) -> u64 {

@@ -6,8 +6,11 @@
 //!       moments -> factor -> target -> storage, scales -> columns -> product
 //! ```
 
+mod arithmetic;
 mod columns;
+mod cpu;
 mod factor;
+mod gpu;
 mod levels;
 mod memory;
 mod moments;
@@ -21,6 +24,7 @@ mod texts;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use smq_engine::Device;
 use smq_model::{LayerNames, ModelConfig, Source, Tokenizer};
 
 use crate::choice::Choice;
@@ -48,14 +52,46 @@ pub struct CalibrateOptions {
     pub tokens: usize,
     /// Tokens a window, each a sequence of its own.
     pub window: usize,
+    /// What is chosen by the text.
+    pub method: CalibrationMethod,
+    /// Where to calculate; automatically on a GPU if there is one.
+    pub device: Device,
     /// Go on with what a killed run has left.
     pub resume: bool,
+}
+
+/// What calibration chooses by the text; each does what those before it do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CalibrationMethod {
+    /// Scales, by how large each column's inputs are; weights are rounded to nearest.
+    Search,
+    /// Codes too, so that columns make up for each other's errors (GPTQ).
+    Gptq,
+    /// The target too, so that a matrix makes up for the errors of those before it (GPTAQ).
+    Asymmetric,
+}
+
+impl CalibrationMethod {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Search, Self::Gptq, Self::Asymmetric];
+
+    /// As the command line and the provenance have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Search => "search",
+            Self::Gptq => "gptq",
+            Self::Asymmetric => "asymmetric",
+        }
+    }
 }
 
 /// A model and texts that fit each other.
 pub(crate) struct Prepared {
     source: Source,
     text: CalibrationText,
+    method: CalibrationMethod,
+    on_gpu: bool,
 }
 
 impl Prepared {
@@ -84,10 +120,18 @@ impl Prepared {
         check(options, config.max_positions)?;
         let tokenizer = Tokenizer::load(&source)?;
         let text = CalibrationText::read(options, &tokenizer)?;
-        memory::check(checkpoint, &config, &text)?;
-        choice.parameters.extend(parameters(&text, options));
+        let on_gpu = run::is_on_gpu(options.device);
+        if !on_gpu {
+            memory::check(checkpoint, &config, &text)?;
+        }
+        choice.parameters.extend(parameters(&text, options, on_gpu));
         choice.calibrated = products(checkpoint, &config, choice);
-        Ok(Self { source, text })
+        Ok(Self {
+            source,
+            text,
+            method: options.method,
+            on_gpu,
+        })
     }
 
     /// Chooses scales and codes of every tensor of `choice` that is a product of a layer and has
@@ -102,14 +146,16 @@ impl Prepared {
         saved: &Saved,
         progress: CalibrationProgress,
     ) -> Result<Calibration, ConvertError> {
-        run::calibrate(
+        let task = run::Task {
             checkpoint,
-            &self.source,
+            source: &self.source,
             choice,
-            &self.text,
+            text: &self.text,
+            method: self.method,
             saved,
             progress,
-        )
+        };
+        run::calibrate(&task, self.on_gpu)
     }
 }
 
@@ -166,6 +212,7 @@ fn check(options: &CalibrateOptions, max_position: usize) -> Result<(), ConvertE
 fn parameters(
     text: &CalibrationText,
     options: &CalibrateOptions,
+    on_gpu: bool,
 ) -> impl Iterator<Item = (String, String)> {
     let hex = |hash: &[u8; 32]| blake3::Hash::from_bytes(*hash).to_hex().to_string();
     let sources = text.sources.iter();
@@ -174,6 +221,11 @@ fn parameters(
         .collect();
     [
         (CALIBRATION, METHOD_VERSION.to_owned()),
+        ("calibration_method", options.method.name().to_owned()),
+        (
+            "calibration_device",
+            if on_gpu { "cuda" } else { "cpu" }.to_owned(),
+        ),
         ("calibration_texts", sources.join(", ")),
         ("calibration_tokens", text.tokens().to_string()),
         ("calibration_window", options.window.to_string()),

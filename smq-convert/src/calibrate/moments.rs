@@ -1,4 +1,4 @@
-//! What the calibration tokens say of one set of products that share their input: two matrices of
+//! What the calibration tokens say of one set of products that share their input: three matrices of
 //! sums over tokens, `[in, in]` each.
 
 use faer::linalg::matmul::matmul;
@@ -9,11 +9,11 @@ use rayon::prelude::*;
 /// machine.
 const TASK_ROWS: usize = 96;
 
-/// `H` and `D` of `spec/method.md`, "Calibrated rounding". With one row `x` a token of what the
+/// `H`, `D` and `C` of `spec/method.md`, "Calibrated rounding". With one row `x` a token of what the
 /// unquantized model feeds the products, and `y` of what the layers quantized so far feed them:
 ///
 /// ```text
-///     H = sum y' y          D = sum (x - y)' y          [in, in]
+///     H = sum y' y      D = sum (x - y)' y      C = sum (x - y)' (x - y)      [in, in]
 /// ```
 ///
 /// Products of a block of tokens are summed in f32, blocks in f64.
@@ -23,6 +23,8 @@ pub(super) struct Moments {
     /// Row-major; the lower triangle alone is meaningful.
     h: Vec<f64>,
     d: Vec<f64>,
+    /// As `h`.
+    c: Vec<f64>,
 }
 
 impl Moments {
@@ -32,6 +34,7 @@ impl Moments {
             n,
             h: vec![0.0; n * n],
             d: vec![0.0; n * n],
+            c: vec![0.0; n * n],
         }
     }
 
@@ -43,6 +46,11 @@ impl Moments {
     /// `H` at a row and a column.
     pub(super) fn h(&self, row: usize, column: usize) -> f64 {
         self.h[row.max(column) * self.n + row.min(column)]
+    }
+
+    /// `C`, likewise.
+    pub(super) fn c(&self, row: usize, column: usize) -> f64 {
+        self.c[row.max(column) * self.n + row.min(column)]
     }
 
     /// `D`.
@@ -59,16 +67,19 @@ impl Moments {
         let y = MatRef::from_row_major_slice(y, tokens, n);
         let rows = self.h.par_chunks_mut(TASK_ROWS * n);
         rows.zip(self.d.par_chunks_mut(TASK_ROWS * n))
+            .zip(self.c.par_chunks_mut(TASK_ROWS * n))
             .enumerate()
-            .for_each_init(Vec::new, |sums, (task, (h, d))| {
+            .for_each_init(Vec::new, |sums, (task, ((h, d), c))| {
                 let (first, count) = (task * TASK_ROWS, h.len() / n);
                 // What lies right of the diagonal's block is the mirror of what lies below it.
-                add_product(
-                    y.subcols(first, count),
-                    y.subcols(0, first + count),
-                    sums,
-                    h,
-                );
+                for (of, out) in [(y, h), (difference, c)] {
+                    add_product(
+                        of.subcols(first, count),
+                        of.subcols(0, first + count),
+                        sums,
+                        out,
+                    );
+                }
                 add_product(difference.subcols(first, count), y, sums, d);
             });
     }
@@ -111,6 +122,9 @@ mod tests {
                     let tolerance = 37.0 * 37.0 / f64::from(1u32 << 24);
                     assert!((moments.h(i, j) - h).abs() < tolerance);
                     assert!((moments.d()[(i, j)] - d).abs() < tolerance);
+                    let difference = |t, c| at(&x, t, c) - at(&y, t, c);
+                    let c = sum(&|t| difference(t, i) * difference(t, j));
+                    assert!((moments.c(i, j) - c).abs() < tolerance);
                 }
             }
         }

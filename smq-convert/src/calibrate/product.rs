@@ -1,10 +1,11 @@
 //! One matrix: its target, its scales, its codes, and whether they beat rounding to nearest.
 
-use rayon::prelude::*;
+use smq_engine::model::Stage;
 
-use super::columns::round_columns;
-use super::factor::Factor;
+use super::CalibrationMethod;
+use super::arithmetic::{Arithmetic, Inputs, Rounding, Scales};
 use super::storage::{Settled, Storage};
+use crate::error::ConvertError;
 use crate::quantize::{QuantizeError, Quantized};
 
 /// A calibrated matrix.
@@ -12,13 +13,12 @@ use crate::quantize::{QuantizeError, Quantized};
 pub(super) struct Calibrated {
     /// As the file holds it.
     pub(super) quantized: Quantized,
-    /// The weights that it stands for, `[rows, in]`.
-    pub(super) weights: Vec<f32>,
     /// What became of the outputs.
     pub(super) outcome: Outcome,
 }
 
-/// Squared errors of a matrix's outputs on the calibration inputs, over their squares.
+/// Squared errors of a matrix's outputs on the calibration inputs, against what the unquantized
+/// matrix gives in the unquantized model, over the squares of that.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Outcome {
     /// By rounding to nearest.
@@ -31,96 +31,90 @@ pub(crate) struct Outcome {
     pub(crate) raised: u32,
 }
 
-/// The weights of one matrix and what its inputs say.
+/// One matrix of a stage and what its inputs say.
 pub(super) struct Problem<'a> {
     /// The tensor's name.
     pub(super) name: &'a str,
-    /// `[rows, in]`.
-    pub(super) w: &'a [f32],
-    /// What its inputs say.
-    pub(super) factor: &'a Factor,
+    /// Of its stage.
+    pub(super) inputs: &'a Inputs,
     /// What it is stored as.
     pub(super) storage: Storage,
+    /// How its codes are chosen.
+    pub(super) method: CalibrationMethod,
+    /// Which of the stage's matrices it is.
+    pub(super) stage: Stage,
+    pub(super) index: usize,
 }
 
-/// Codes under scales.
-struct Candidate {
-    scales: Settled,
-    codes: Vec<i8>,
-    /// What they stand for, `[rows, in]`.
-    weights: Vec<f32>,
+/// Why a matrix could not be calibrated.
+pub(super) enum Failure {
+    /// Something about its weights.
+    Quantize(QuantizeError),
+    /// The device's trouble.
+    Device(ConvertError),
+}
+
+impl From<QuantizeError> for Failure {
+    fn from(error: QuantizeError) -> Self {
+        Self::Quantize(error)
+    }
+}
+
+impl From<ConvertError> for Failure {
+    fn from(error: ConvertError) -> Self {
+        Self::Device(error)
+    }
 }
 
 impl Problem<'_> {
-    /// Calibrates it.
+    /// Calibrates `w`, `[rows, in]`.
     ///
     /// # Errors
-    /// A weight that is not finite, or a scale over its format's range.
-    pub(super) fn solve(&self) -> Result<Calibrated, QuantizeError> {
-        let (factor, n) = (self.factor, self.columns());
-        let target = factor.target(self.w);
+    /// A weight that is not finite, a scale over its format's range, and what the device meets.
+    pub(super) fn solve(
+        &self,
+        arithmetic: &mut dyn Arithmetic,
+        w: Vec<f32>,
+    ) -> Result<Calibrated, Failure> {
+        let n = self.inputs.squares.len();
+        let sizes = arithmetic.begin(w)?;
         let nearest = self.storage.nearest();
-        let levels = nearest.levels();
-        let layout = nearest.layout(n);
-        let scales = nearest.settle(self.w, self.w, n, None)?;
-        let rounded = self.candidate(scales, |codes, scales| {
-            let rows = codes.par_chunks_mut(n).zip(self.w.par_chunks(n));
-            rows.enumerate().for_each(|(row, (codes, w))| {
-                for (c, (q, w)) in codes.iter_mut().zip(w).enumerate() {
-                    *q = levels.round(*w, scales[layout.index(row, c)]).0;
-                }
-            });
-        });
-        let squares = Some(factor.diagonal.as_slice());
-        let scales = self.storage.settle(&target, self.w, n, squares)?;
-        let calibrated = self.candidate(scales, |codes, scales| {
-            round_columns(&target, scales, layout, levels, factor, codes);
-        });
-        let less_w = |v: &[f32]| -> Vec<f32> { v.iter().zip(self.w).map(|(v, w)| v - w).collect() };
-        let shift = less_w(&target);
-        let losses = |candidate: &Candidate| factor.losses(&less_w(&candidate.weights), &shift);
-        let (of_rounded, of_calibrated) = (losses(&rounded), losses(&calibrated));
-        let whole = factor.losses(self.w, &shift).output.max(f64::MIN_POSITIVE);
-        // Also where one isn't a number.
-        let is_better = of_calibrated.objective < of_rounded.objective;
-        let (chosen, stored) = match is_better {
-            true => (calibrated, of_calibrated),
-            false => (rounded, of_rounded),
+        let w = arithmetic.weights();
+        let of_rounded = nearest.settle(w, w, n, None)?;
+        let rounded = arithmetic.round(Rounding::Nearest, &self.scales(&of_rounded))?;
+        let calibrated = Rounding::Calibrated(self.method);
+        let (w, target) = (arithmetic.weights(), arithmetic.target());
+        let aim = match self.method {
+            CalibrationMethod::Asymmetric => target,
+            CalibrationMethod::Gptq | CalibrationMethod::Search => w,
         };
+        let of_calibrated = self.storage.settle(aim, w, n, Some(&self.inputs.squares))?;
+        let stored = arithmetic.round(calibrated, &self.scales(&of_calibrated))?;
+        // Also where one isn't a number.
+        let is_better = stored.objective < rounded.objective;
+        let (rounding, scales, losses) = match is_better {
+            true => (calibrated, of_calibrated, stored),
+            false => (Rounding::Nearest, of_rounded, rounded),
+        };
+        let codes = arithmetic.keep(rounding, self.stage, self.index)?;
+        let whole = sizes.whole.max(f64::MIN_POSITIVE);
+        let relative = |objective: f64| (objective + sizes.at_weights) / whole;
         Ok(Calibrated {
-            quantized: chosen.scales.quantized(self.name, self.w, n, &chosen.codes),
-            weights: chosen.weights,
+            quantized: scales.quantized(self.name, arithmetic.weights(), n, &codes),
             outcome: Outcome {
-                rounded: of_rounded.output / whole,
-                stored: stored.output / whole,
+                rounded: relative(rounded.objective),
+                stored: relative(losses.objective),
                 fell_back: !is_better,
-                raised: factor.raised,
+                raised: self.inputs.raised,
             },
         })
     }
 
-    fn columns(&self) -> usize {
-        self.factor.order.len()
-    }
-
-    /// The codes that `round` gives under `scales`.
-    fn candidate(&self, scales: Settled, round: impl FnOnce(&mut [i8], &[f32])) -> Candidate {
-        let n = self.columns();
-        let (levels, layout) = (self.storage.levels(), self.storage.layout(n));
-        let mut codes = vec![0; self.w.len()];
-        let values = scales.values();
-        round(&mut codes, values);
-        let mut weights = vec![0.0; self.w.len()];
-        let rows = weights.par_chunks_mut(n).zip(codes.par_chunks(n));
-        rows.enumerate().for_each(|(row, (weights, codes))| {
-            for (c, (v, q)) in weights.iter_mut().zip(codes).enumerate() {
-                *v = levels.value(*q) * values[layout.index(row, c)];
-            }
-        });
-        Candidate {
-            scales,
-            codes,
-            weights,
+    fn scales<'s>(&self, settled: &'s Settled) -> Scales<'s> {
+        Scales {
+            values: settled.values(),
+            layout: self.storage.layout(self.inputs.squares.len()),
+            levels: self.storage.levels(),
         }
     }
 }

@@ -18,6 +18,14 @@ const KEY: &str = "calibration_key";
 /// Provenance key, followed by a space and a tensor's name, of its [`Outcome`].
 const OUTCOME: &str = "outcome";
 
+/// A calibrated tensor that a former run saved.
+#[derive(Debug)]
+pub(super) struct Restored {
+    pub(super) calibrated: Calibrated,
+    /// What it stands for, `[rows, in]`.
+    pub(super) weights: Vec<f32>,
+}
+
 /// The directory, which is removed when this is dropped: only a process that is killed leaves it.
 #[derive(Debug)]
 pub(crate) struct Saved {
@@ -138,7 +146,7 @@ impl Saved {
     pub(super) fn load(
         &self,
         layer: usize,
-    ) -> Result<Option<HashMap<String, Calibrated>>, ConvertError> {
+    ) -> Result<Option<HashMap<String, Restored>>, ConvertError> {
         let Some(file) = self.read(layer)? else {
             return Ok(None);
         };
@@ -160,7 +168,6 @@ impl Saved {
             };
             let outcome = parameters.get(&format!("{OUTCOME} {}", view.name()));
             let calibrated = Calibrated {
-                weights: view.dequantize().map_err(|_| damaged())?,
                 quantized: Quantized {
                     scheme: view.scheme(),
                     blobs: view.entry().blobs.iter().map(blob).collect(),
@@ -170,7 +177,12 @@ impl Saved {
                     .and_then(|text| Outcome::of_text(text))
                     .ok_or_else(damaged)?,
             };
-            out.insert(view.name().to_owned(), calibrated);
+            let weights = view.dequantize().map_err(|_| damaged())?;
+            let restored = Restored {
+                calibrated,
+                weights,
+            };
+            out.insert(view.name().to_owned(), restored);
         }
         Ok(Some(out))
     }

@@ -38,6 +38,16 @@ impl Layout {
         }
     }
 
+    /// Weights that share a scale.
+    pub(super) fn run(self) -> usize {
+        self.run
+    }
+
+    /// From a row to the next, in weights.
+    pub(super) fn row_stride(self) -> usize {
+        self.row
+    }
+
     /// Of the weight at `row` and `column`.
     #[inline(always)]
     pub(super) fn index(self, row: usize, column: usize) -> usize {
@@ -226,7 +236,14 @@ fn group_scales(
                     (ScaleRule::Weighted, Some(squares)) => {
                         search(target, &squares[run], rule.levels, options.scales)
                     }
-                    _ => group_scale(target, options, &rule.grid).unwrap_or(0.0),
+                    (
+                        ScaleRule::Reference
+                        | ScaleRule::Nearest
+                        | ScaleRule::Search
+                        | ScaleRule::Signed
+                        | ScaleRule::Weighted,
+                        _,
+                    ) => group_scale(target, options, &rule.grid).unwrap_or(0.0),
                 };
             }
             Ok(())

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::DecimalBytes;
+use smq_engine::Device;
 use smq_format::Family;
 
 use super::auto::{AutoArgs, Width};
@@ -15,9 +16,10 @@ use super::{print_notes, progress_bar, words};
 use crate::apply::exact_scales;
 use crate::import::Grouping;
 use crate::{
-    AutoOptions, CalibrateOptions, Checkpoint, Conversion, ConvertOptions, DEFAULT_SHARD_BYTES,
-    LevelChoice, MeasureOptions, Measuring, Method, QuantizeOptions, ScaleChoice, ScaleRule,
-    Target, auto, convert_measured, dry_run, dry_run_auto, dry_run_calibrated, saved_layers, synth,
+    AutoOptions, CalibrateOptions, CalibrationMethod, Checkpoint, Conversion, ConvertOptions,
+    DEFAULT_SHARD_BYTES, LevelChoice, MeasureOptions, Measuring, Method, QuantizeOptions,
+    ScaleChoice, ScaleRule, Target, auto, convert_measured, dry_run, dry_run_auto,
+    dry_run_calibrated, saved_layers, synth,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
@@ -111,6 +113,23 @@ struct ConvertArgs {
     /// Tokens of a calibration window, each a sequence of its own
     #[arg(long, value_name = "N", default_value_t = 2048, requires = "calibrate")]
     calibrate_window: usize,
+    /// What calibration chooses by the texts
+    #[arg(
+        long,
+        value_parser = words::calibration_method(),
+        default_value = CalibrationMethod::Asymmetric.name(),
+        requires = "calibrate"
+    )]
+    calibrate_method: CalibrationMethod,
+    /// Where to calibrate: auto takes a GPU if there is one. The two round a few weights in a
+    /// thousand differently
+    #[arg(
+        long,
+        value_name = "auto|cpu|cuda",
+        default_value = "auto",
+        requires = "calibrate"
+    )]
+    device: Device,
     /// Go on with a calibration that was killed, from the last layer it had done
     #[arg(long, requires = "calibrate")]
     resume: bool,
@@ -218,6 +237,8 @@ impl ConvertArgs {
             texts: self.calibrate.clone(),
             tokens: self.calibrate_tokens,
             window: self.calibrate_window,
+            method: self.calibrate_method,
+            device: self.device,
             resume: self.resume,
         }))
     }

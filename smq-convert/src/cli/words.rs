@@ -1,5 +1,6 @@
 //! Arguments that are one of a few words, spelled as smq-format spells them.
 
+use crate::CalibrationMethod;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use smq_format::{Family, LevelChoice, ScaleRule};
 
@@ -40,6 +41,27 @@ fn rules(rules: &[ScaleRule]) -> impl TypedValueParser<Value = ScaleRule> + use<
 /// Reads what weights are to become.
 pub(super) fn family() -> impl TypedValueParser<Value = Family> {
     PossibleValuesParser::new(Family::ALL.map(Family::name)).try_map(|word| word.parse::<Family>())
+}
+
+/// Reads what calibration chooses.
+pub(super) fn calibration_method() -> impl TypedValueParser<Value = CalibrationMethod> {
+    let word = |method: CalibrationMethod| {
+        PossibleValue::new(method.name()).help(match method {
+            CalibrationMethod::Search => {
+                "Scales alone, by how large each column's inputs are; weights go to nearest"
+            }
+            CalibrationMethod::Gptq => "Codes too: columns make up for each other's errors",
+            CalibrationMethod::Asymmetric => {
+                "As gptq, and each matrix makes up for the errors of those before it"
+            }
+        })
+    };
+    let words = CalibrationMethod::ALL.map(word);
+    PossibleValuesParser::new(words).try_map(|word| {
+        let is_word = |method: &CalibrationMethod| method.name() == word;
+        let found = CalibrationMethod::ALL.into_iter().find(is_word);
+        found.ok_or("expected search, gptq or asymmetric")
+    })
 }
 
 /// Reads where the levels of a code book come from.

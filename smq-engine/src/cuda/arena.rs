@@ -76,6 +76,12 @@ impl Arena {
         Ok(span)
     }
 
+    /// Bytes handed out so far, with what aligns them.
+    #[must_use]
+    pub(super) fn used_bytes(&self) -> usize {
+        self.used
+    }
+
     /// The allocation behind it; none while sizes are counted.
     #[must_use]
     pub fn buffer(&self) -> Option<&DeviceBuffer> {

@@ -1,4 +1,5 @@
-//! Products of many rows by cuBLASLt: `y[m, n] = x[m, k] w[n, k]^T`, bf16 or FP8 in, sums in f32.
+//! Products of many rows by cuBLASLt: `y[m, n] = x[m, k] w[n, k]^T` and its transposes; bf16, FP8 or
+//! f32 in, sums in f32.
 
 mod descriptors;
 
@@ -32,6 +33,19 @@ pub enum Input {
     /// multiples of 16 and a GPU of compute capability 9.0 (cuBLAS's manual, "Outer Vector Scaling
     /// for FP8 Data Types").
     Fp8,
+    /// f32, multiplied and summed as such.
+    F32,
+}
+
+/// How the factors of a product lie; both are stored row after row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// `x[m, k] w[n, k]^T`: rows of activations with rows of weights.
+    XWt,
+    /// `x[m, k] w[k, n]`.
+    XW,
+    /// `x[k, m]^T w[k, n]`: sums over the rows of both.
+    XtW,
 }
 
 /// The type of a product's result.
@@ -43,17 +57,21 @@ pub enum Output {
     F32,
 }
 
-/// A product: `y[m, n] = x[m, k] w[n, k]^T`, `w` with rows of k, x and y with rows of any stride.
+/// A product with the result `y[m, n]`; rows of each matrix may lie any stride apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MatMul {
-    /// Rows of x and y.
+    /// Rows of y.
     pub m: usize,
-    /// Rows of w, columns of y.
+    /// Columns of y.
     pub n: usize,
-    /// Columns of x and w.
+    /// Terms of each sum.
     pub k: usize,
+    /// How x and w lie.
+    pub form: Form,
     /// Elements from a row of x to the next.
     pub x_stride: usize,
+    /// Elements from a row of w to the next.
+    pub w_stride: usize,
     /// Elements from a row of y to the next.
     pub y_stride: usize,
     /// Type of x and w.
@@ -154,22 +172,28 @@ impl Blas {
                  --device cpu"
             )));
         }
-        if p.x_stride < p.k || p.y_stride < p.n {
+        // cuBLASLt stores columns one after the other: seen so, each matrix is its transpose, as
+        // many columns as it has rows here.
+        let ([x_rows, x_columns], [w_rows, w_columns]) = match p.form {
+            Form::XWt => ([p.m, p.k], [p.n, p.k]),
+            Form::XW => ([p.m, p.k], [p.k, p.n]),
+            Form::XtW => ([p.k, p.m], [p.k, p.n]),
+        };
+        if p.x_stride < x_columns || p.w_stride < w_columns || p.y_stride < p.n {
             return Err(Error::Cuda(format!("rows of a product overlap: {p:?}")));
         }
-        // cuBLASLt stores columns one after the other: seen so, w is [k, n] and read transposed, x
-        // is [k, m] and y is [n, m].
-        let mut operation = Operation::transposed_w()?;
+        let mut operation = Operation::of(p.form)?;
         let x_type = match p.input {
             Input::Bf16 => lt::cudaDataType_t::CUDA_R_16BF,
+            Input::F32 => lt::cudaDataType_t::CUDA_R_32F,
             Input::Fp8 => {
                 // Where the scales are is not known yet, only that they are somewhere.
                 operation.scale_rows(self.workspace.ptr(), self.workspace.ptr())?;
                 lt::cudaDataType_t::CUDA_R_8F_E4M3
             }
         };
-        let w = Layout::new(x_type, p.k, p.n, p.k)?;
-        let x = Layout::new(x_type, p.k, p.m, p.x_stride)?;
+        let w = Layout::new(x_type, w_columns, w_rows, p.w_stride)?;
+        let x = Layout::new(x_type, x_columns, x_rows, p.x_stride)?;
         let y = Layout::new(y_type, p.n, p.m, p.y_stride)?;
         let preference = Preferences::new(self.workspace.bytes(), ALIGN)?;
         let mut found = [MaybeUninit::<lt::cublasLtMatmulHeuristicResult_t>::uninit(); MAX_RANKS];
@@ -207,10 +231,10 @@ impl Blas {
         })
     }
 
-    /// Queues the bf16 product on `stream`, which may be capturing a graph.
+    /// Queues the product, of bf16 or f32, on `stream`, which may be capturing a graph.
     ///
     /// # Errors
-    /// [`Error::Cuda`] if the plan is of another type, an address is not a multiple of 16, or
+    /// [`Error::Cuda`] if the plan is of FP8, an address is not a multiple of 16, or
     /// cuBLASLt fails.
     ///
     /// # Safety
@@ -219,7 +243,10 @@ impl Blas {
     /// graph. No other product of this `Blas` runs at the same time on another stream: they share
     /// the workspace.
     pub unsafe fn run(&self, stream: &Stream, plan: &Plan, w: u64, x: u64, y: u64) -> Result<()> {
-        plan.expect(Input::Bf16)?;
+        match plan.product.input {
+            Input::Bf16 | Input::F32 => {}
+            Input::Fp8 => return Err(plan.mistaken("without scales")),
+        }
         // SAFETY: the caller's promise.
         unsafe { self.multiply(stream, &plan.operation, plan, [w, x, y]) }
     }
@@ -239,7 +266,10 @@ impl Blas {
         x: Scaled,
         y: u64,
     ) -> Result<()> {
-        plan.expect(Input::Fp8)?;
+        match plan.product.input {
+            Input::Fp8 => {}
+            Input::Bf16 | Input::F32 => return Err(plan.mistaken("with scales")),
+        }
         if !(w.scales | x.scales).is_multiple_of(u64::from(ALIGN)) {
             let both = [w.scales, x.scales];
             return Err(Error::Cuda(format!(
@@ -247,7 +277,7 @@ impl Blas {
             )));
         }
         // The plan serves all matrices of a shape; an operation is one matrix's.
-        let mut operation = Operation::transposed_w()?;
+        let mut operation = Operation::of(plan.product.form)?;
         operation.scale_rows(w.scales, x.scales)?;
         // SAFETY: the caller's promise.
         unsafe { self.multiply(stream, &operation, plan, [w.codes, x.codes, y]) }
@@ -300,14 +330,11 @@ impl Blas {
 }
 
 impl Plan {
-    fn expect(&self, input: Input) -> Result<()> {
-        if self.product.input == input {
-            return Ok(());
-        }
+    fn mistaken(&self, run: &str) -> Error {
         let product = &self.product;
-        Err(Error::Cuda(format!(
-            "a product was planned as {product:?} and run as {input:?}"
-        )))
+        Error::Cuda(format!(
+            "a product was planned as {product:?} and run {run}"
+        ))
     }
 }
 

@@ -17,6 +17,10 @@ const SOURCES: &[(&str, &str)] = &[
         "attention_prefill.cu",
         include_str!("../../../kernels/attention_prefill.cu"),
     ),
+    (
+        "calibrate.cu",
+        include_str!("../../../kernels/calibrate.cu"),
+    ),
     ("decode.cu", include_str!("../../../kernels/decode.cu")),
     (
         "dequantize.cu",

@@ -12,6 +12,7 @@ mod args;
 mod blas;
 mod book;
 pub mod cache;
+mod calibrate;
 pub mod compile;
 mod contract;
 mod decode;
@@ -31,6 +32,7 @@ mod packing;
 mod pinned;
 mod prefill;
 mod rows;
+mod solver;
 mod state;
 mod stream;
 mod swiglu;
@@ -41,8 +43,11 @@ mod weights;
 pub use activations::Activations;
 pub use arena::Arena;
 pub use args::Args;
-pub use blas::{Blas, Input, MatMul, Output};
+pub use blas::{Blas, Form, Input, MatMul, Output};
 pub use book::{BOOK_BYTES, book_bytes};
+pub use calibrate::{
+    CalibrationLosses, CalibrationScales, Calibrator, Rounding, Slot, calibrate_defines,
+};
 pub use contract::{BLOCK_SHARED_BYTES, Defines};
 pub use decode::plan::{Epilogue, Kind, Plan};
 pub use decode::program::{Buffers, Phase, Uses};

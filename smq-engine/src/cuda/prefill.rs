@@ -395,6 +395,7 @@ impl Prefill {
     }
 }
 
-fn padded(columns: usize) -> usize {
+/// Columns of activations in memory: rounded up to what the int4 kernels take at a time.
+pub(super) fn padded(columns: usize) -> usize {
     columns.next_multiple_of(128)
 }

@@ -4,7 +4,7 @@
 
 use super::activations::Activations;
 use super::args::Args;
-use super::blas::{Blas, Input, MatMul, Output, Scaled};
+use super::blas::{Blas, Form, Input, MatMul, Output, Scaled};
 use super::book;
 use super::contract::Defines;
 use super::fp8::QuantizedRows;
@@ -151,7 +151,9 @@ impl RowProducts {
                 m,
                 n: w.rows,
                 k: w.cols,
+                form: Form::XWt,
                 x_stride: x.stride,
+                w_stride: w.cols,
                 y_stride,
                 input: Input::Bf16,
                 output,

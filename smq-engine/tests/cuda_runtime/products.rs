@@ -1,6 +1,6 @@
 //! cuBLASLt's products against sums in f64.
 
-use smq_engine::cuda::{Blas, DeviceBuffer, Gpu, Graph, Input, MatMul, Output};
+use smq_engine::cuda::{Blas, DeviceBuffer, Form, Gpu, Graph, Input, MatMul, Output};
 
 use super::{Outcome, equal};
 
@@ -31,19 +31,34 @@ pub(crate) fn match_f64(gpu: &Gpu) -> Outcome {
         (64, 96, 3072),
     ];
     for (case, (m, n, k)) in shapes.into_iter().enumerate() {
-        for (output, accumulate, gap) in [
-            (Output::F32, false, 0),
-            (Output::F32, true, 8),
-            (Output::Bf16, false, 8),
-            (Output::Bf16, true, 0),
+        for (form, input, output, accumulate, gap) in [
+            (Form::XWt, Input::Bf16, Output::F32, false, 0),
+            (Form::XWt, Input::Bf16, Output::F32, true, 8),
+            (Form::XWt, Input::Bf16, Output::Bf16, false, 8),
+            (Form::XWt, Input::Bf16, Output::Bf16, true, 0),
+            (Form::XW, Input::F32, Output::F32, false, 0),
+            (Form::XW, Input::F32, Output::F32, true, 8),
+            (Form::XtW, Input::Bf16, Output::F32, false, 8),
+            (Form::XtW, Input::Bf16, Output::F32, true, 0),
         ] {
+            // A matrix's rows are of 16 bytes.
+            if form == Form::XtW && m % 8 != 0 {
+                continue;
+            }
+            let [x_columns, w_columns] = match form {
+                Form::XWt => [k, k],
+                Form::XW => [k, n],
+                Form::XtW => [m, n],
+            };
             let product = MatMul {
                 m,
                 n,
                 k,
-                x_stride: k + gap,
+                form,
+                x_stride: x_columns + gap,
+                w_stride: w_columns,
                 y_stride: n + gap,
-                input: Input::Bf16,
+                input,
                 output,
                 accumulate,
             };
@@ -56,18 +71,28 @@ pub(crate) fn match_f64(gpu: &Gpu) -> Outcome {
 
 fn check_product(gpu: &Gpu, blas: &Blas, p: &MatMul, seed: u64) -> Outcome {
     let stream = gpu.main();
-    let (x, x64) = random(p.m * p.x_stride, seed);
-    let (w, w64) = random(p.n * p.k, seed + 100);
+    let (x_rows, w_rows) = match p.form {
+        Form::XWt => (p.m, p.n),
+        Form::XW => (p.m, p.k),
+        Form::XtW => (p.k, p.k),
+    };
+    let (x, x64) = random(x_rows * p.x_stride, seed);
+    let (w, w64) = random(w_rows * p.w_stride, seed + 100);
     // One y for both types: as bf16, widened for f32.
     let (y, y64) = random(p.m * p.y_stride, seed + 200);
-    let y32: Vec<u32> = y.iter().map(|&v| u32::from(v) << 16).collect();
+    let wide = |v: &[u16]| -> Vec<u32> { v.iter().map(|&v| u32::from(v) << 16).collect() };
+    let y32 = wide(&y);
     let (dx, dw) = (
-        DeviceBuffer::new(gpu, 2 * x.len(), "x")?,
-        DeviceBuffer::new(gpu, 2 * w.len(), "w")?,
+        DeviceBuffer::new(gpu, 4 * x.len(), "x")?,
+        DeviceBuffer::new(gpu, 4 * w.len(), "w")?,
     );
     let dy = DeviceBuffer::new(gpu, 4 * y.len(), "y")?;
-    dx.upload(stream, 0, &x)?;
-    dw.upload(stream, 0, &w)?;
+    for (to, values) in [(&dx, &x), (&dw, &w)] {
+        match p.input {
+            Input::F32 => to.upload(stream, 0, &wide(values))?,
+            Input::Bf16 | Input::Fp8 => to.upload(stream, 0, values)?,
+        }
+    }
     match p.output {
         Output::Bf16 => dy.upload(stream, 0, &y)?,
         Output::F32 => dy.upload(stream, 0, &y32)?,
@@ -101,9 +126,16 @@ fn check_product(gpu: &Gpu, blas: &Blas, p: &MatMul, seed: u64) -> Outcome {
         for (column, &got) in got.iter().enumerate() {
             let before = y64[row * p.y_stride + column];
             let (expected, size) = if column < p.n {
-                let (x, w) = (&x64[row * p.x_stride..][..p.k], &w64[column * p.k..][..p.k]);
-                let sum: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
-                let size: f64 = x.iter().zip(w).map(|(x, w)| (x * w).abs()).sum();
+                let term = |k: usize| {
+                    let (x, w) = match p.form {
+                        Form::XWt => ((row, k), (column, k)),
+                        Form::XW => ((row, k), (k, column)),
+                        Form::XtW => ((k, row), (k, column)),
+                    };
+                    x64[x.0 * p.x_stride + x.1] * w64[w.0 * p.w_stride + w.1]
+                };
+                let sum: f64 = (0..p.k).map(term).sum();
+                let size: f64 = (0..p.k).map(|k| term(k).abs()).sum();
                 let added = if p.accumulate { before } else { 0.0 };
                 // In bf16 the product may be rounded before it is added, too.
                 let product = if p.accumulate { sum.abs() } else { 0.0 };
@@ -137,7 +169,9 @@ pub(crate) fn repeat_to_the_bit(gpu: &Gpu) -> Outcome {
             m,
             n,
             k,
+            form: Form::XWt,
             x_stride: k,
+            w_stride: k,
             y_stride: n,
             input: Input::Bf16,
             output: Output::F32,

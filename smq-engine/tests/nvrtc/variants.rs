@@ -3,8 +3,8 @@
 
 use smq_engine::cuda::{
     Attention, Cut, Defines, DeviceMatrix, Epilogue, Format, Kind, Plan, SMS, Span, SwigluCut,
-    Target, fp8_defines, fuses_bf16, measure, reads_int4_order, rope_defines, row_defines,
-    widen_defines,
+    Target, calibrate_defines, fp8_defines, fuses_bf16, measure, reads_int4_order, rope_defines,
+    row_defines, widen_defines,
 };
 use smq_format::scale::ScaleFormat;
 use smq_format::{Levels, ScaleChoice};
@@ -77,6 +77,11 @@ pub(crate) fn kernel_variants() -> Vec<Variant> {
             defines: measure::defines(loads),
         });
     }
+    list.push(Variant {
+        name: "any model".to_owned(),
+        file: "calibrate.cu",
+        defines: calibrate_defines(),
+    });
     list.extend(SHAPES.iter().flat_map(of_shape));
     list
 }

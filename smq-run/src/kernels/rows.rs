@@ -12,7 +12,7 @@ use super::reference::{Exact, Rows, Worst, int4_order, products, swiglu};
 use super::report::{Check, KernelReport};
 use smq_engine::Result;
 use smq_engine::cuda::{
-    Activations, Call, DeviceBuffer, Epilogue, Input, MatMul, Output, Target, fuses_bf16,
+    Activations, Call, DeviceBuffer, Epilogue, Form, Input, MatMul, Output, Target, fuses_bf16,
     int4_call, reads_int4_order, swiglu_call,
 };
 
@@ -305,7 +305,9 @@ fn bf16_products(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
             m,
             n: host.rows,
             k: host.cols,
+            form: Form::XWt,
             x_stride: host.cols,
+            w_stride: host.cols,
             y_stride: host.rows,
             input: Input::Bf16,
             output: if add { Output::F32 } else { Output::Bf16 },

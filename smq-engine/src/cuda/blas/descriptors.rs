@@ -8,10 +8,11 @@ use lt::cublasLtMatmulMatrixScale_t as Scale;
 use lt::cublasLtMatmulPreferenceAttributes_t as Preference;
 use lt::cublasLtReductionScheme_t as Reduction;
 
-use super::check;
+use super::{Form, check};
 use crate::error::Result;
 
-/// Of cublasOperation_t, which cudarc leaves out: read the matrix transposed.
+/// Of cublasOperation_t, which cudarc's cuBLASLt leaves out: read the matrix as it is, or transposed.
+const CUBLAS_OP_N: i32 = 0;
 const CUBLAS_OP_T: i32 = 1;
 
 /// A matrix's type, size and stride.
@@ -53,7 +54,7 @@ impl Drop for Layout {
 pub(super) struct Operation(pub(super) lt::cublasLtMatmulDesc_t);
 
 impl Operation {
-    pub(super) fn transposed_w() -> Result<Self> {
+    pub(super) fn of(form: Form) -> Result<Self> {
         let mut operation = Self(ptr::null_mut());
         let f32_type = lt::cudaDataType_t::CUDA_R_32F;
         let compute = lt::cublasComputeType_t::CUBLAS_COMPUTE_32F;
@@ -61,7 +62,14 @@ impl Operation {
         let result =
             unsafe { lt::cublasLtMatmulDescCreate(&raw mut operation.0, compute, f32_type) };
         check(result, "describing a product")?;
-        operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, &CUBLAS_OP_T)?;
+        // cuBLASLt's A is w, its B is x, and it sees both transposed already.
+        let (w, x) = match form {
+            Form::XWt => (CUBLAS_OP_T, CUBLAS_OP_N),
+            Form::XW => (CUBLAS_OP_N, CUBLAS_OP_N),
+            Form::XtW => (CUBLAS_OP_N, CUBLAS_OP_T),
+        };
+        operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_TRANSA, &w)?;
+        operation.set(DescAttribute::CUBLASLT_MATMUL_DESC_TRANSB, &x)?;
         Ok(operation)
     }
 
