@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use smq_engine::divergence::{Base, Position, mean_and_error, window_tokens};
-use smq_engine::{CpuEngine, Engine};
+use smq_engine::{Device, Engine};
 use smq_format::statistics::Receipt;
 use smq_model::{ModelConfig, Source, Tokenizer};
 
@@ -21,6 +21,8 @@ pub struct MeasureOptions {
     pub texts: Vec<PathBuf>,
     /// Leading tokens of each text; an incomplete last window is left out.
     pub tokens: usize,
+    /// Where both models run.
+    pub device: Device,
 }
 
 /// Called with windows done so far and in all; returns whether to go on.
@@ -40,6 +42,8 @@ pub(crate) struct Prepared<'a> {
     base: Source,
     texts: Vec<Text>,
     progress: MeasureProgress<'a>,
+    /// Not left open.
+    device: Device,
 }
 
 struct Text {
@@ -54,7 +58,11 @@ impl<'a> Measuring<'a> {
     /// # Errors
     /// A checkpoint that is quantized or cannot be run, a text that cannot be read or is too short.
     pub(crate) fn prepare(self, checkpoint: &Checkpoint) -> Result<Prepared<'a>, ConvertError> {
-        let MeasureOptions { texts, tokens } = self.options;
+        let MeasureOptions {
+            texts,
+            tokens,
+            device,
+        } = self.options;
         if checkpoint.import().is_some() {
             return Err(ConvertError::Text {
                 path: checkpoint.path().to_path_buf(),
@@ -94,26 +102,32 @@ impl<'a> Measuring<'a> {
                 .map(text)
                 .collect::<Result<_, ConvertError>>()?,
             progress: self.progress,
+            device: device.resolved(),
             base,
         })
     }
 }
 
 impl Prepared<'_> {
+    /// Where both models run.
+    pub(crate) fn device(&self) -> Device {
+        self.device
+    }
+
     /// Measures the model in `file`, which is complete but for its statistics.
     ///
     /// # Errors
     /// A model that cannot be run or produces what is no number, progress returning false.
     pub(crate) fn receipts(&self, file: &Path) -> Result<Vec<Receipt>, ConvertError> {
         let source = Source::open(file)?;
-        let mut base = CpuEngine::load(&self.base)?;
-        let mut model = CpuEngine::load(&source)?;
+        let mut base = smq_engine::load(&self.base, self.device, Some(WINDOW))?;
+        let mut model = smq_engine::load(&source, self.device, Some(WINDOW))?;
         let windows = |text: &Text| text.ids.len() / WINDOW;
         let all: usize = self.texts.iter().map(windows).sum();
         let mut before = 0;
         let mut receipts = Vec::new();
         for text in &self.texts {
-            let positions = compare(&mut base, &mut model, text, |done| {
+            let positions = compare(&mut *base, &mut *model, text, |done| {
                 (self.progress)(before + done, all)
             })?;
             before += windows(text);

@@ -202,6 +202,7 @@ fn measured(
     let measure = MeasureOptions {
         texts: vec![fixture().join("../sample.txt")],
         tokens,
+        device: Device::Cpu,
     };
     let measuring = Measuring {
         options: &measure,

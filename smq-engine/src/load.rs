@@ -21,6 +21,17 @@ pub enum Device {
 }
 
 impl Device {
+    /// What it comes to on this machine: a GPU, where it is left open and there is one that can run
+    /// the kernels, or the CPU.
+    #[must_use]
+    pub fn resolved(self) -> Self {
+        match self {
+            Self::Auto if Gpu::open(0).is_ok() => Self::Cuda,
+            Self::Auto | Self::Cpu => Self::Cpu,
+            Self::Cuda => Self::Cuda,
+        }
+    }
+
     /// As given on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {

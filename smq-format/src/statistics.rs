@@ -86,8 +86,8 @@ pub struct TensorStatistics {
     pub output: Option<OutputError>,
 }
 
-/// Squared errors of a tensor's outputs on the calibration data over the outputs' squares,
-/// `|(W - V) y|^2 / |W y|^2`.
+/// Squared errors of a tensor's outputs on the calibration data, against what the unquantized tensor
+/// gives in the unquantized model, over the squares of that: `|V y - W x|^2 / |W x|^2`.
 #[derive(Debug, Clone, Copy, PartialEq, SchemaRead, SchemaWrite)]
 pub struct OutputError {
     /// By rounding to nearest.

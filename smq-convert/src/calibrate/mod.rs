@@ -91,7 +91,8 @@ pub(crate) struct Prepared {
     source: Source,
     text: CalibrationText,
     method: CalibrationMethod,
-    on_gpu: bool,
+    /// Not left open.
+    device: Device,
 }
 
 impl Prepared {
@@ -120,17 +121,17 @@ impl Prepared {
         check(options, config.max_positions)?;
         let tokenizer = Tokenizer::load(&source)?;
         let text = CalibrationText::read(options, &tokenizer)?;
-        let on_gpu = run::is_on_gpu(options.device);
-        if !on_gpu {
+        let device = options.device.resolved();
+        if device == Device::Cpu {
             memory::check(checkpoint, &config, &text)?;
         }
-        choice.parameters.extend(parameters(&text, options, on_gpu));
+        choice.parameters.extend(parameters(&text, options, device));
         choice.calibrated = products(checkpoint, &config, choice);
         Ok(Self {
             source,
             text,
             method: options.method,
-            on_gpu,
+            device,
         })
     }
 
@@ -152,10 +153,11 @@ impl Prepared {
             choice,
             text: &self.text,
             method: self.method,
+            device: self.device,
             saved,
             progress,
         };
-        run::calibrate(&task, self.on_gpu)
+        run::calibrate(&task)
     }
 }
 
@@ -212,7 +214,7 @@ fn check(options: &CalibrateOptions, max_position: usize) -> Result<(), ConvertE
 fn parameters(
     text: &CalibrationText,
     options: &CalibrateOptions,
-    on_gpu: bool,
+    device: Device,
 ) -> impl Iterator<Item = (String, String)> {
     let hex = |hash: &[u8; 32]| blake3::Hash::from_bytes(*hash).to_hex().to_string();
     let sources = text.sources.iter();
@@ -222,10 +224,7 @@ fn parameters(
     [
         (CALIBRATION, METHOD_VERSION.to_owned()),
         ("calibration_method", options.method.name().to_owned()),
-        (
-            "calibration_device",
-            if on_gpu { "cuda" } else { "cpu" }.to_owned(),
-        ),
+        ("calibration_device", device.name().to_owned()),
         ("calibration_texts", sources.join(", ")),
         ("calibration_tokens", text.tokens().to_string()),
         ("calibration_window", options.window.to_string()),

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 
 use rayon::prelude::*;
 use smq_engine::Device;
-use smq_engine::cuda::Gpu;
 use smq_engine::linear::Matrix;
 use smq_engine::model::{Decoder, Stage};
 use smq_model::{LayerNames, NamedMatrix, Source};
@@ -43,24 +42,17 @@ pub(super) struct Task<'a> {
     pub(super) choice: &'a Choice,
     pub(super) text: &'a CalibrationText,
     pub(super) method: CalibrationMethod,
+    /// Not left open.
+    pub(super) device: Device,
     pub(super) saved: &'a Saved,
     pub(super) progress: CalibrationProgress<'a>,
-}
-
-/// Whether a GPU calculates, where `device` leaves it open: if there is one.
-pub(super) fn is_on_gpu(device: Device) -> bool {
-    match device {
-        Device::Auto => Gpu::open(0).is_ok(),
-        Device::Cpu => false,
-        Device::Cuda => true,
-    }
 }
 
 /// Calibrates the tensors of layers whose method leaves anything to choose.
 ///
 /// # Errors
 /// Activations or weights that are not finite, what the device meets, `progress` returning false.
-pub(super) fn calibrate(task: &Task<'_>, on_gpu: bool) -> Result<Calibration, ConvertError> {
+pub(super) fn calibrate(task: &Task<'_>) -> Result<Calibration, ConvertError> {
     let decoder = Decoder::load(task.source)?;
     let methods = task.checkpoint.tensors().iter().zip(&task.choice.methods);
     let methods = methods
@@ -70,9 +62,9 @@ pub(super) fn calibrate(task: &Task<'_>, on_gpu: bool) -> Result<Calibration, Co
         task,
         decoder: &decoder,
         methods,
-        arithmetic: match on_gpu {
-            true => Box::new(OnGpu::new(task.source, task.text)?),
-            false => Box::new(Cpu::new(&decoder, task.text)?),
+        arithmetic: match task.device {
+            Device::Cuda => Box::new(OnGpu::new(task.source, task.text)?),
+            Device::Cpu | Device::Auto => Box::new(Cpu::new(&decoder, task.text)?),
         },
     };
     let layers = decoder.layer_count();

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
 use indicatif::DecimalBytes;
 use smq_engine::Device;
 use smq_format::Family;
@@ -58,6 +58,9 @@ enum Command {
 }
 
 #[derive(Args)]
+#[command(group(
+    ArgGroup::new("runs_the_model").args(["calibrate", "measure_kl"]).multiple(true)
+))]
 struct ConvertArgs {
     /// A Hugging Face checkpoint directory, or one .safetensors file; with --to, a .smq file. Int4
     /// checkpoints (compressed-tensors pack-quantized, GPTQ, AutoRound; symmetric) keep their
@@ -121,13 +124,13 @@ struct ConvertArgs {
         requires = "calibrate"
     )]
     calibrate_method: CalibrationMethod,
-    /// Where to calibrate: auto takes a GPU if there is one. The two round a few weights in a
-    /// thousand differently
+    /// Where to calibrate, and where --measure-kl runs both models: auto takes a GPU if there is
+    /// one. A file calibrated on a GPU has other bytes than one calibrated on a CPU
     #[arg(
         long,
         value_name = "auto|cpu|cuda",
         default_value = "auto",
-        requires = "calibrate"
+        requires = "runs_the_model"
     )]
     device: Device,
     /// Go on with a calibration that was killed, from the last layer it had done
@@ -365,6 +368,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     let measure = MeasureOptions {
         texts: args.measure_kl.clone(),
         tokens: args.measure_kl_tokens,
+        device: args.device,
     };
     let task = args.task(&checkpoint)?;
     let about = About::new(&checkpoint, &task);

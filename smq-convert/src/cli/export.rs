@@ -14,7 +14,7 @@ use crate::directory::DEFAULT_SHARD_BYTES;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
 
 /// Options of the way there, which the way back has not.
-const OF_CONVERSION: [&str; 14] = [
+const OF_CONVERSION: [&str; 21] = [
     "scheme",
     "mbits",
     "scales",
@@ -26,6 +26,13 @@ const OF_CONVERSION: [&str; 14] = [
     "dry_run",
     "budget",
     "max_kl",
+    "levels",
+    "calibrate",
+    "calibrate_tokens",
+    "calibrate_window",
+    "calibrate_method",
+    "resume",
+    "device",
     "measure_kl",
     "sensitivity",
     "mixed_widths",

@@ -310,10 +310,15 @@ fn write(
         receipts: Vec::new(),
     };
     let written = match measured_on {
-        Some(measured_on) => writer.finish_measured(provenance, |file| {
-            record.receipts = pool(jobs)?.install(|| measured_on.receipts(file))?;
-            Ok::<_, ConvertError>(record.clone())
-        })?,
+        Some(measured_on) => {
+            let (key, device) = ("receipts_device", measured_on.device().name());
+            let parameters = &mut provenance.parameters;
+            parameters.insert(key.to_owned(), device.to_owned());
+            writer.finish_measured(provenance, |file| {
+                record.receipts = pool(jobs)?.install(|| measured_on.receipts(file))?;
+                Ok::<_, ConvertError>(record.clone())
+            })?
+        }
         None => writer.finish(provenance, Some(&record))?,
     };
     let groups: u64 = record.tensors.iter().map(|t| t.groups).sum();

@@ -9,9 +9,9 @@ use super::tensor_name::{Shared, elide, natural};
 const NAME_WIDTH: usize = 72;
 
 /// What the two figures are, for headings.
-pub(crate) const MEANING: &str = "squared error of a tensor's outputs over their squares, on the \
-     calibration text and the inputs it has in this file; what makes up for errors before it counts \
-     as error here";
+pub(crate) const MEANING: &str = "squared error of a tensor's outputs on the calibration text, \
+     with the inputs it has in this file, against its outputs in the unquantized model, over their \
+     squares";
 
 /// The output errors of the `top` worst calibrated tensors (0: all); empty where none is.
 pub fn output_table(report: &Report, top: usize) -> String {

@@ -42,7 +42,7 @@ pub struct Report {
     pub tensors: Vec<TensorReport>,
 }
 
-/// Output errors over the calibrated tensors: of `|(W - V) y|^2 / |W y|^2` on the calibration text.
+/// Output errors over the calibrated tensors: of `|V y - W x|^2 / |W x|^2` on the calibration text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OutputTotals {
     /// Calibrated tensors.
