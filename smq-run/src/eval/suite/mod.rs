@@ -22,6 +22,7 @@ use smq_convert::{AutoOptions, Checkpoint, Goal, Sensitivity, convert_auto};
 
 use super::kl::Base;
 use super::ppl::PplOptions;
+use super::task::recall::RecallOptions;
 use super::task::{Encoded, Prompts, Task, batches, encode_all, evaluate};
 use crate::convert::{GROUP, convert_to, report};
 use crate::output::{write_bytes, write_json};
@@ -43,7 +44,7 @@ pub(crate) struct SuiteOptions {
     pub data: PathBuf,
     /// Where results go.
     pub out: PathBuf,
-    /// Which tasks; empty: those whose data is there.
+    /// Which tasks; empty: those whose data is there, none that is made.
     pub tasks: Vec<Task>,
     /// Which variants by name, C0 always; empty: all but those of chosen storage.
     pub only: Vec<String>,
@@ -294,6 +295,14 @@ impl Plan {
         let mut files = BTreeMap::new();
         for task in Task::ALL {
             let wanted = options.tasks.contains(&task);
+            if !task.is_published() {
+                if wanted {
+                    let (items, file) = made(options, tokenizer, positions)?;
+                    files.insert(task, file);
+                    requests.insert(task, items);
+                }
+                continue;
+            }
             let path = match first_there(&options.data, files_of(task)) {
                 Some(path) if wanted || options.tasks.is_empty() => path,
                 None if wanted => bail!(
@@ -352,6 +361,22 @@ impl Plan {
     }
 }
 
+/// The items of the recall task, and what stands for its file.
+fn made(
+    options: &SuiteOptions,
+    tokenizer: &Tokenizer,
+    positions: usize,
+) -> anyhow::Result<(Vec<Encoded>, DataFile)> {
+    let mut recall = RecallOptions::default();
+    if let Some(limit) = options.limits.get(&Task::Recall) {
+        recall.items = *limit;
+    }
+    let requests = recall.requests(tokenizer, positions)?;
+    let file = DataFile::made(&recall.describe(), &requests);
+    let items = encode_all(tokenizer, options.prompts, positions, &requests)?;
+    Ok((items, file))
+}
+
 /// Where a task's data may lie in the data directory: the first that is there counts.
 fn files_of(task: Task) -> &'static [&'static str] {
     match task {
@@ -363,6 +388,7 @@ fn files_of(task: Task) -> &'static [&'static str] {
         ],
         Task::Arc => &["arc.jsonl", "arc/arc_challenge_test.jsonl"],
         Task::Gsm8k => &["gsm8k.jsonl", "gsm8k/test.jsonl"],
+        Task::Recall => &[],
     }
 }
 

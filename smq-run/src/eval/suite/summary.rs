@@ -36,8 +36,8 @@ pub(crate) struct VariantSummary {
     pub file: FileFacts,
     /// By task and metric.
     pub tasks: BTreeMap<Task, BTreeMap<Metric, Compared>>,
-    /// Mean over tasks of `(C0 - this) / C0`, each task's first metric; tasks in which C0 has
-    /// nothing right are left out.
+    /// Mean over published tasks of `(C0 - this) / C0`, each task's first metric; tasks in which C0
+    /// has nothing right are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_relative_drop: Option<f64>,
     /// Whether that is within [`ACCEPTED_RELATIVE_DROP`].
@@ -143,6 +143,7 @@ fn mean_relative_drop(tasks: &BTreeMap<Task, BTreeMap<Metric, Compared>>) -> Opt
         let base = compared.score.value + lost;
         (base > 0.0).then(|| lost / base)
     };
-    let drops: Vec<f64> = tasks.iter().filter_map(drop).collect();
+    let published = tasks.iter().filter(|(task, _)| task.is_published());
+    let drops: Vec<f64> = published.filter_map(drop).collect();
     (!drops.is_empty()).then(|| drops.iter().sum::<f64>() / drops.len() as f64)
 }

@@ -27,7 +27,7 @@ pub(crate) fn page(summary: &Summary) -> String {
         let used: Vec<String> = p.tasks.iter().map(used).collect();
         out += &format!(
             "Tasks: {}. Differences are on the same items: the 95 % confidence interval is the paired bootstrap's, p is \
-             McNemar's exact test. The drop is the mean over tasks of the relative loss of each one's first figure; the \
+             McNemar's exact test. The drop is the mean over published tasks of the relative loss of each one's first figure; the \
              study accepts up to {:.0} %.\n\n{}\n\n",
             used.join(", "),
             100.0 * summary.accepted_relative_drop,
