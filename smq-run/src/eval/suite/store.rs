@@ -44,6 +44,12 @@ pub(crate) struct Parameters {
     /// What weighs the errors of variants of chosen storage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivity: Option<DataFile>,
+    /// The registered plan; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<DataFile>,
+    /// What the plan's variants are calibrated on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calibration_texts: Vec<DataFile>,
 }
 
 impl Parameters {

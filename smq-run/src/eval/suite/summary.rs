@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::neighbours::{self, Neighbours};
 use super::store::{FileFacts, Parameters, Store};
 use super::variants::{Variant, VariantName};
 use crate::eval::kl::KlReport;
@@ -23,6 +24,9 @@ pub(crate) struct Summary {
     pub accepted_relative_drop: f64,
     /// C0 first.
     pub variants: Vec<VariantSummary>,
+    /// Of a registered plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub neighbours: Vec<Neighbours>,
 }
 
 /// What a variant came to.
@@ -105,10 +109,13 @@ pub(super) fn summarize(
             kl: store.kl(&variant.name)?,
         });
     }
+    let done: Vec<&str> = summaries.iter().map(|v| v.variant.name.as_str()).collect();
+    let neighbours = neighbours::all(store, parameters, variants, &done)?;
     Ok(Summary {
         parameters: parameters.clone(),
         accepted_relative_drop: ACCEPTED_RELATIVE_DROP,
         variants: summaries,
+        neighbours,
     })
 }
 
