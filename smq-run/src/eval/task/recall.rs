@@ -66,7 +66,7 @@ impl RecallOptions {
     /// [`Error::Input`] if there is no distance, or one is too long for the model;
     /// [`Error::Tokenizer`](smq_model::Error::Tokenizer).
     pub(crate) fn requests(&self, tokenizer: &Tokenizer, positions: usize) -> Result<Vec<Request>> {
-        let passages = self.passages(&TASK, tokenizer)?;
+        let passages = self.passages(&TASK, tokenizer, self.distances.len())?;
         let mut requests = Vec::with_capacity(passages.len());
         for Passage {
             context,
@@ -93,35 +93,32 @@ impl RecallOptions {
         Ok(requests)
     }
 
-    /// A text of such passages, a paragraph each, with their last sentences complete. None of the
-    /// task's names, things, places or sentences is in it.
+    /// A text of such passages, a paragraph each, with their last sentences complete and a story
+    /// each. None of the task's names, things, places or sentences is in it.
     ///
     /// # Errors
     /// As [`RecallOptions::requests`].
     pub(crate) fn text(&self, tokenizer: &Tokenizer) -> Result<String> {
-        let passages = self.passages(&TEXT, tokenizer)?;
+        let passages = self.passages(&TEXT, tokenizer, 1)?;
         let whole = |p: &Passage| format!("{} {}.\n", p.context, p.answer);
         let paragraphs: Vec<String> = passages.iter().map(whole).collect();
         Ok(paragraphs.join("\n"))
     }
 
-    fn passages(&self, words: &Words, tokenizer: &Tokenizer) -> Result<Vec<Passage>> {
+    /// `told` passages in a row tell one story.
+    fn passages(&self, words: &Words, tokenizer: &Tokenizer, told: usize) -> Result<Vec<Passage>> {
         if self.distances.is_empty() {
             return Err(Error::Input("recall has no distance; give one".into()));
         }
-        let stories = self.items.div_ceil(self.distances.len());
         let mut passages = Vec::with_capacity(self.items);
-        for number in 0..stories as u64 {
-            let mut random =
-                Xoshiro256PlusPlus::seed_from_u64((u64::from(self.seed) << 32) ^ number);
+        for (item, &distance) in (0..self.items).zip(self.distances.iter().cycle()) {
+            let story = (item / told) as u64;
+            let seed = (u64::from(self.seed) << 32) ^ story;
+            let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
             let story = Story::new(words, &mut random);
-            // Longer fillers begin with the shorter ones.
-            let start = random;
-            for &distance in &self.distances {
-                passages.push(story.at(words, tokenizer, start.clone(), distance)?);
-            }
+            // The generator goes on alike, so that longer fillers begin with the shorter ones.
+            passages.push(story.at(words, tokenizer, random, distance)?);
         }
-        passages.truncate(self.items);
         Ok(passages)
     }
 }
@@ -357,6 +354,9 @@ mod tests {
         };
         let written = options.text(&tokenizer()).unwrap();
         assert_eq!(written.split("\n\n").count(), 30);
+        let first = |p: &str| p.split(". ").take(FACTS).collect::<String>();
+        let stories: BTreeSet<String> = written.split("\n\n").map(first).collect();
+        assert_eq!(stories.len(), 30);
         let words: BTreeSet<_> = written.split(|c: char| !c.is_alphabetic()).collect();
         for named in [TASK.people, TASK.things, TASK.places] {
             assert!(named.iter().all(|w| !words.contains(w)), "{named:?}");
