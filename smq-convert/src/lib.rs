@@ -78,7 +78,7 @@ pub use export::{
 };
 pub use import::{Form, Grouping, Import};
 pub use plan::{Plan, Planned};
-pub use products::product;
+pub use products::{kind, product};
 pub use quantize::{
     LevelChoice, Levels, Method, QuantizeError, QuantizeOptions, Quantized, ScaleChoice, ScaleRule,
     quantize,

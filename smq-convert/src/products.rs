@@ -55,8 +55,31 @@ pub fn product(name: &str) -> String {
     parts.collect::<Vec<_>>().join(".")
 }
 
+/// A tensor's name with stars for its numbers: what the same matrices of all layers have in common.
+#[must_use]
+pub fn kind(name: &str) -> String {
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let parts = name.split('.');
+    let parts = parts.map(|part| if number(part) { "*" } else { part });
+    parts.collect::<Vec<_>>().join(".")
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_kind_is_of_all_layers() {
+        for (name, kind) in [
+            (
+                "model.layers.11.mlp.up_proj.weight",
+                "model.layers.*.mlp.up_proj.weight",
+            ),
+            ("model.layers.0.experts.3.w1", "model.layers.*.experts.*.w1"),
+            ("lm_head.weight", "lm_head.weight"),
+        ] {
+            assert_eq!(super::kind(name), kind);
+        }
+    }
+
     #[test]
     fn queries_keys_values_and_gate_up_are_one_each() {
         let names = [

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use smq_convert::inspect::Report;
 use smq_convert::{
-    Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
+    CalibrateOptions, Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule,
+    Target, convert, convert_calibrated,
 };
 use smq_format::SmqFile;
 
@@ -28,14 +29,30 @@ pub(crate) fn convert_to(
     target: &Target,
     method: Method,
 ) -> anyhow::Result<()> {
-    let options = ConvertOptions {
+    convert(checkpoint, path, &options(target, method), &|_| true)?;
+    Ok(())
+}
+
+/// The same, calibrated.
+pub(crate) fn convert_calibrated_to(
+    checkpoint: &Checkpoint,
+    path: &Path,
+    target: &Target,
+    method: Method,
+    texts: &CalibrateOptions,
+) -> anyhow::Result<()> {
+    let options = options(target, method);
+    convert_calibrated(checkpoint, path, &options, texts, &|_, _| true, &|_| true)?;
+    Ok(())
+}
+
+fn options(target: &Target, method: Method) -> ConvertOptions {
+    ConvertOptions {
         target: target.clone(),
         quantize: method,
         overwrite: true,
         jobs: 0,
-    };
-    convert(checkpoint, path, &options, &|_| true)?;
-    Ok(())
+    }
 }
 
 /// What `smq-inspect` says of a file.

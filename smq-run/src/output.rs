@@ -1,4 +1,4 @@
-//! JSON results, and a reader that went away.
+//! JSON results, what is wrong in a TOML file, and a reader that went away.
 
 use std::io::Write;
 use std::path::Path;
@@ -47,6 +47,19 @@ pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         .map_err(|e| e.error)
         .with_context(context)?;
     Ok(())
+}
+
+/// What is wrong in a TOML file, without the parser's drawing of the line.
+#[must_use]
+pub(crate) fn toml_message(text: &str, error: &toml::de::Error) -> String {
+    let line = error
+        .span()
+        .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let message = error.message().replace('\n', ", ");
+    match line {
+        Some(line) => format!("line {line}: {message}"),
+        None => message,
+    }
 }
 
 /// Whether a path means standard output.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::ConvertError;
-use crate::products::product;
+use crate::products::{kind, product};
 use crate::source::Checkpoint;
 use crate::target::Target;
 use crate::tensor::SourceTensor;
@@ -20,21 +20,36 @@ pub struct Sensitivity {
     /// Of the file.
     pub blake3: String,
     target: Target,
-    /// Points are of matrices that are multiplied as one, and have the first one's name.
-    by_product: bool,
+    unit: Unit,
     points: Vec<Point>,
 }
 
 #[derive(Deserialize)]
 struct Contents {
     target: String,
-    unit: Option<String>,
+    #[serde(default)]
+    unit: Unit,
     points: Vec<Point>,
+}
+
+/// What was quantized for a point.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Unit {
+    Layer,
+    /// Matrices that are multiplied as one, by the first one's name.
+    Product,
+    #[default]
+    Projection,
+    /// The same matrix of every layer, with stars for its numbers.
+    Kind,
+    /// The same product of every layer.
+    ProductKind,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 struct Point {
-    /// A tensor's name, what the names of a layer's begin with, or the name of a product's first.
+    /// A tensor's name, what the names of a layer's begin with, or what its unit makes of names.
     name: String,
     /// Elements.
     weights: u64,
@@ -87,7 +102,7 @@ impl Sensitivity {
             path: path.to_path_buf(),
             blake3: blake3::hash(&text).to_hex().to_string(),
             target,
-            by_product: contents.unit.as_deref() == Some("product"),
+            unit: contents.unit,
             points: contents.points,
         })
     }
@@ -150,11 +165,16 @@ impl Sensitivity {
 
     /// Whether a tensor was quantized for a point.
     fn is_of(&self, point: &Point, tensor: &SourceTensor) -> bool {
-        if self.by_product {
-            return self.target.takes(tensor) && product(&tensor.name) == point.name;
-        }
-        let rest = tensor.name.strip_prefix(&point.name);
-        self.target.takes(tensor) && rest.is_some_and(|r| r.is_empty() || r.starts_with('.'))
+        let is_named = match self.unit {
+            Unit::Product => product(&tensor.name) == point.name,
+            Unit::Kind => kind(&tensor.name) == point.name,
+            Unit::ProductKind => kind(&product(&tensor.name)) == point.name,
+            Unit::Layer | Unit::Projection => {
+                let rest = tensor.name.strip_prefix(&point.name);
+                rest.is_some_and(|r| r.is_empty() || r.starts_with('.'))
+            }
+        };
+        is_named && self.target.takes(tensor)
     }
 }
 
@@ -163,13 +183,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_point_is_of_a_tensor_a_layer_or_a_product() {
+    fn a_point_is_of_what_its_unit_says() {
         let of = |unit: Option<&str>, point: &str| {
             let file = tempfile::NamedTempFile::new().unwrap();
             let point = serde_json::json!({
                 "name": point, "weights": 1, "squared_error": 1.0, "mean_kl": {"value": 1.0}
             });
-            let text = serde_json::json!({"target": "all", "unit": unit, "points": [point]});
+            let mut text = serde_json::json!({"target": "all", "points": [point]});
+            if let Some(unit) = unit {
+                text["unit"] = unit.into();
+            }
             std::fs::write(file.path(), text.to_string()).unwrap();
             let read = Sensitivity::read(file.path()).unwrap();
             let names = ["q_proj", "k_proj", "v_proj", "o_proj"];
@@ -192,5 +215,8 @@ mod tests {
         assert_eq!(of(Some("product"), q), [true, true, true, false]);
         assert_eq!(of(Some("layer"), "model.layers.1"), [true; 4]);
         assert_eq!(of(Some("layer"), "model.layers.11"), [false; 4]);
+        let all = "model.layers.*.self_attn.q_proj.weight";
+        assert_eq!(of(Some("kind"), all), [true, false, false, false]);
+        assert_eq!(of(Some("product-kind"), all), [true, true, true, false]);
     }
 }

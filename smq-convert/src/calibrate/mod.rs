@@ -24,6 +24,7 @@ mod texts;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use smq_engine::Device;
 use smq_model::{LayerNames, ModelConfig, Source, Tokenizer};
 
@@ -61,7 +62,8 @@ pub struct CalibrateOptions {
 }
 
 /// What calibration chooses by the text; each does what those before it do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum CalibrationMethod {
     /// Scales, by how large each column's inputs are; weights are rounded to nearest.
     Search,

@@ -8,6 +8,7 @@ mod kernels;
 mod kl;
 mod matrix;
 mod ppl;
+mod recall;
 mod report;
 mod sensitivity;
 mod suite;
@@ -95,6 +96,9 @@ enum EvalCommand {
     Arc(task::TaskArgs),
     /// Arithmetic answered freely, greedily: strict and flexible exact match
     Gsm8k(task::AnswerArgs),
+    /// A word that only a passage tells, asked for some hundred tokens later: accuracy and
+    /// perplexity by distance. Its items are made, and need no data
+    Recall(recall::RecallArgs),
 }
 
 /// A model file and the engine's loading, common to all commands.
@@ -137,6 +141,7 @@ fn run_eval(command: &EvalCommand, global: &Global) -> anyhow::Result<()> {
         EvalCommand::Lambada(args) => run(Task::Lambada, args),
         EvalCommand::Hellaswag(args) => run(Task::Hellaswag, args),
         EvalCommand::Arc(args) => run(Task::Arc, args),
+        EvalCommand::Recall(args) => recall::run(args, global),
         EvalCommand::Gsm8k(args) => task::run(Task::Gsm8k, &args.task, args.prompts(), global),
     }
 }

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::Global;
 use super::generate::at_least_one;
 use crate::eval::ppl::PplOptions;
-use crate::eval::suite::{self, Progress, SuiteOptions};
+use crate::eval::suite::{self, Progress, RegisteredPlan, SuiteOptions};
 use crate::eval::task::{MAX_NEW_TOKENS, Prompts, Task};
 
 #[derive(Debug, Args)]
@@ -26,7 +26,8 @@ pub(super) struct SuiteArgs {
     /// Directory of the results; what is finished there is not measured again
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Only these tasks, comma-separated [default: all whose data is there]
+    /// Only these tasks, comma-separated; recall, which needs no data, is run only where it is named
+    /// [default: all whose data is there]
     #[arg(long, value_name = "TASKS", value_delimiter = ',')]
     tasks: Vec<Task>,
     /// Only these variants beside C0, comma-separated, such as mlp-e5m5,all-e5m0-nearest, or
@@ -34,6 +35,15 @@ pub(super) struct SuiteArgs {
     /// uniform]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
+    /// Measure what FILE registers in place of the built-in variants, with its tasks and its text:
+    /// spec/calibration.toml
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "tasks", "sensitivity", "limit", "max_new_tokens", "text", "window", "text_tokens",
+    ])]
+    plan: Option<PathBuf>,
+    /// Only these grids of the plan, comma-separated; the tables have all that is measured
+    #[arg(long, value_name = "IDS", value_delimiter = ',', requires = "plan")]
+    grids: Vec<String>,
     /// What weighs the errors of variants such as all-auto-4.5-weighed: the JSON of eval
     /// sensitivity
     #[arg(long, value_name = "FILE")]
@@ -98,13 +108,16 @@ impl Progress for Bar {
 }
 
 pub(super) fn run(args: &SuiteArgs, global: &Global) -> anyhow::Result<()> {
-    let options = SuiteOptions {
+    let plan = args.plan.as_deref().map(RegisteredPlan::load).transpose()?;
+    let mut options = SuiteOptions {
         checkpoint: args.checkpoint.clone(),
         data: args.data.clone(),
         out: args.out.clone(),
         tasks: args.tasks.clone(),
         only: args.only.clone(),
         limits: limits(&args.limit),
+        plan: None,
+        grids: args.grids.clone(),
         sensitivity: args.sensitivity.clone(),
         prompts: Prompts {
             chat: true,
@@ -118,6 +131,9 @@ pub(super) fn run(args: &SuiteArgs, global: &Global) -> anyhow::Result<()> {
         device: global.device,
         max_tokens: global.max_tokens,
     };
+    if let Some(plan) = plan {
+        options.follow(plan);
+    }
     let mut bar = Bar(ProgressBar::new(0).with_style(ProgressStyle::with_template(
         "{msg} {wide_bar} {pos}/{len}, {elapsed} elapsed, {eta} left of it",
     )?));
@@ -148,7 +164,7 @@ mod tests {
         let both = of("gsm8k=3,20");
         assert_eq!(
             (both[&Task::Gsm8k], both[&Task::Arc], both.len()),
-            (3, 20, 4)
+            (3, 20, Task::ALL.len())
         );
         for bad in ["0", "x", "arc=", "arc=0", "who=3", "3="] {
             assert!(parsed(bad).is_err(), "{bad}");

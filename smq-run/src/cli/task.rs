@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -12,7 +12,7 @@ use super::generate::at_least_one;
 use super::{Global, Opened};
 use crate::eval::metrics::Score;
 use crate::eval::task::{
-    MAX_NEW_TOKENS, Metric, Prompts, Task, batches, encode_all, evaluate, scores,
+    Item, MAX_NEW_TOKENS, Metric, Prompts, Request, Task, batches, encode_all, evaluate, scores,
 };
 use crate::output::{is_stdout, write_json, write_jsonl};
 use smq_model::{GenerationSettings, Tokenizer};
@@ -83,15 +83,58 @@ pub(super) fn run(
     global: &Global,
 ) -> anyhow::Result<()> {
     let requests = task.read(&args.data, args.limit)?;
-    let opened = Opened::new(&args.model, global)?;
+    let run = evaluate_on(&args.model, prompts, global, |_, _| Ok(requests))?;
+    let Evaluated { items, device, .. } = &run;
+    if let Some(path) = &args.out {
+        write_jsonl(path, items)?;
+    }
+    let report = Report {
+        task,
+        model: args.model.display().to_string(),
+        data: args.data.display().to_string(),
+        device,
+        items: items.len(),
+        scores: scores(task, items)?,
+        answers: (task == Task::Gsm8k).then(|| Answers {
+            chat_template: prompts.chat && run.has_template,
+            max_new_tokens: prompts.max_new_tokens,
+        }),
+        protocol: task.protocol(),
+    };
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    if !args.json.as_deref().is_some_and(is_stdout) {
+        print(&report)?;
+    }
+    Ok(())
+}
+
+/// What a model made of a task.
+pub(super) struct Evaluated {
+    pub(super) items: Vec<Item>,
+    pub(super) device: String,
+    /// Whether the model has a chat template.
+    has_template: bool,
+}
+
+/// Loads a model and puts to it what `requests` makes for its tokenizer and longest sequence.
+pub(super) fn evaluate_on(
+    model: &Path,
+    prompts: Prompts,
+    global: &Global,
+    requests: impl FnOnce(&Tokenizer, usize) -> anyhow::Result<Vec<Request>>,
+) -> anyhow::Result<Evaluated> {
+    let opened = Opened::new(model, global)?;
     let tokenizer = Tokenizer::load(&opened.source)?;
     let eos_ids = GenerationSettings::plain(&opened.source)?.eos_ids;
     let (mut engine, _) = opened.load()?;
+    let positions = engine.config().max_positions;
+    let requests = requests(&tokenizer, positions)?;
     // indicatif draws on standard error, and not at all where that is no terminal.
     let bar = ProgressBar::new(requests.len() as u64).with_style(ProgressStyle::with_template(
         "{wide_bar} {pos}/{len} items, {elapsed} elapsed, {eta} left",
     )?);
-    let positions = engine.config().max_positions;
     let requests = encode_all(&tokenizer, prompts, positions, &requests)?;
     let mut items = Vec::with_capacity(requests.len());
     for batch in batches(&requests, engine.pass_tokens()) {
@@ -105,29 +148,11 @@ pub(super) fn run(
         bar.inc(batch.len() as u64);
     }
     bar.finish_and_clear();
-    if let Some(path) = &args.out {
-        write_jsonl(path, &items)?;
-    }
-    let report = Report {
-        task,
-        model: args.model.display().to_string(),
-        data: args.data.display().to_string(),
-        device: engine.device(),
-        items: items.len(),
-        scores: scores(task, &items)?,
-        answers: (task == Task::Gsm8k).then(|| Answers {
-            chat_template: prompts.chat && tokenizer.chat().is_some(),
-            max_new_tokens: prompts.max_new_tokens,
-        }),
-        protocol: task.protocol(),
-    };
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
-    if !args.json.as_deref().is_some_and(is_stdout) {
-        print(&report)?;
-    }
-    Ok(())
+    Ok(Evaluated {
+        items,
+        device: engine.device().to_owned(),
+        has_template: tokenizer.chat().is_some(),
+    })
 }
 
 fn print(report: &Report<'_>) -> std::io::Result<()> {

@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{Score, mean, quantile};
+use super::metrics::{Score, average, mean, quantile};
 use super::ppl::PplOptions;
 use smq_engine::divergence::{self, Position};
 use smq_engine::{Engine, Result};
@@ -36,6 +36,9 @@ pub(crate) struct KlReport {
     /// `perplexity / base_perplexity`; its standard error from the paired differences of the
     /// losses.
     pub perplexity_ratio: Score,
+    /// Mean divergence of each window, which two models of one base and text are compared by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub window_kl: Vec<f64>,
     /// Positions compared.
     pub tokens_scored: usize,
     /// Windows.
@@ -104,6 +107,7 @@ impl<'a> Base<'a> {
                 // d exp(x) = exp(x) dx
                 stderr: log_ratio.stderr.map(|e| ratio * e),
             },
+            window_kl: kl.chunks(self.options.window - 1).map(average).collect(),
             tokens_scored: positions.len(),
             windows: self.windows(),
             window: self.options.window,

@@ -3,7 +3,7 @@
 mod encode;
 pub(crate) mod kl;
 pub(crate) mod metrics;
-mod paired;
+pub(crate) mod paired;
 pub(crate) mod ppl;
 mod python;
 pub(crate) mod sensitivity;

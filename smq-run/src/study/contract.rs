@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use smq_format::scale::MAX_MANTISSA_BITS;
 use smq_format::{Family, ScaleChoice, ScaleRule};
 
+use crate::output::toml_message;
 pub(crate) use stored::Stored;
 
 /// Version of the file's layout.
@@ -258,7 +259,7 @@ impl Contract {
         })?;
         let mut contract: Self = toml::from_str(&text).map_err(|e| ContractError::Syntax {
             path: path.to_owned(),
-            message: in_one_line(&text, &e),
+            message: toml_message(&text, &e),
         })?;
         path.clone_into(&mut contract.path);
         contract.blake3 = blake3::hash(text.as_bytes()).to_hex().to_string();
@@ -445,18 +446,6 @@ impl Contract {
 
 fn option(value: Option<&str>) -> String {
     value.map_or("absent".to_owned(), |v| format!("{v:?}"))
-}
-
-/// The parser's message without its drawing of the line.
-fn in_one_line(text: &str, error: &toml::de::Error) -> String {
-    let line = error
-        .span()
-        .map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
-    let message = error.message().replace('\n', ", ");
-    match line {
-        Some(line) => format!("line {line}: {message}"),
-        None => message,
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,9 @@
 //!              -> summary against C0 -> suite.json, suite.md
 //! ```
 
+mod files;
+mod neighbours;
+mod plan;
 mod store;
 mod summary;
 mod table;
@@ -17,21 +20,24 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use smq_convert::Checkpoint;
 use smq_convert::cli::print_notes;
-use smq_convert::{AutoOptions, Checkpoint, Goal, Sensitivity, convert_auto};
 
 use super::kl::Base;
 use super::ppl::PplOptions;
+use super::task::recall::RecallOptions;
 use super::task::{Encoded, Prompts, Task, batches, encode_all, evaluate};
-use crate::convert::{GROUP, convert_to, report};
+use crate::convert::report;
 use crate::output::{write_bytes, write_json};
+use files::{Maker, text_files};
+pub(crate) use plan::RegisteredPlan;
 use smq_engine::{Device, Engine};
 use smq_model::{GenerationSettings, Source, Tokenizer};
 pub(crate) use store::file_name;
 use store::{DataFile, FileFacts, Parameters, Store};
 pub(crate) use summary::{Summary, VariantSummary};
 pub(crate) use table::page;
-use variants::{Quantized, Storage, Variant};
+use variants::Variant;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -43,10 +49,15 @@ pub(crate) struct SuiteOptions {
     pub data: PathBuf,
     /// Where results go.
     pub out: PathBuf,
-    /// Which tasks; empty: those whose data is there.
+    /// Which tasks; empty: those whose data is there, none that is made.
     pub tasks: Vec<Task>,
     /// Which variants by name, C0 always; empty: all but those of chosen storage.
     pub only: Vec<String>,
+    /// What is registered to be measured, in place of the built-in variants
+    /// ([`SuiteOptions::follow`]).
+    pub plan: Option<RegisteredPlan>,
+    /// Which of the plan's grids; empty: all.
+    pub grids: Vec<String>,
     /// What weighs the errors of `-weighed` variants.
     pub sensitivity: Option<PathBuf>,
     /// Only the first items of a task, where it has a limit.
@@ -63,6 +74,21 @@ pub(crate) struct SuiteOptions {
     pub max_tokens: Option<usize>,
 }
 
+impl SuiteOptions {
+    /// Takes a plan, and what it says of tasks and text.
+    pub(crate) fn follow(&mut self, plan: RegisteredPlan) {
+        self.tasks.clone_from(&plan.tasks.names);
+        self.limits.clear();
+        self.prompts.max_new_tokens = plan.tasks.max_new_tokens;
+        self.text_file = Some(self.data.join(&plan.distance.text));
+        self.text = PplOptions {
+            window: plan.distance.window,
+            max_tokens: Some(plan.distance.tokens),
+        };
+        self.plan = Some(plan);
+    }
+}
+
 /// Where a run is: shown by whoever started it.
 pub(crate) trait Progress {
     /// A cell begins, of `steps` items or windows, being the `index`th of `cells`.
@@ -73,7 +99,10 @@ pub(crate) trait Progress {
 
 /// Everything that the variants have in common.
 struct Plan {
+    /// To be measured, C0 first.
     variants: Vec<Variant>,
+    /// To be summarized as far as they are measured: all of a registered plan.
+    summarized: Vec<Variant>,
     /// What ends a free answer.
     eos_ids: Vec<u32>,
     requests: BTreeMap<Task, Vec<Encoded>>,
@@ -97,7 +126,7 @@ pub(crate) fn run(options: &SuiteOptions, progress: &mut dyn Progress) -> anyhow
     measure(
         options, &plan, &store, &tokenizer, &source, &mut *base, progress,
     )?;
-    let summary = summary::summarize(&store, &plan.parameters, &plan.variants)?;
+    let summary = summary::summarize(&store, &plan.parameters, &plan.summarized)?;
     write_json(&options.out.join("suite.json"), &summary)?;
     write_bytes(
         &options.out.join("suite.md"),
@@ -138,6 +167,12 @@ fn measure(
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
     let dir = tempfile::tempdir_in(&options.out)
         .with_context(|| format!("cannot write in {}", options.out.display()))?;
+    let maker = Maker {
+        options,
+        checkpoint: &checkpoint,
+        tokenizer,
+        dir: dir.path(),
+    };
     for variant in &plan.variants[1..] {
         let name = &variant.name;
         let (Some(how), false) = (&variant.quantized, is_done(plan, store, name)?) else {
@@ -145,7 +180,7 @@ fn measure(
             continue;
         };
         let path = dir.path().join(format!("{name}.smq"));
-        let chosen_bits = make(options, &checkpoint, how, &path)?;
+        let chosen_bits = maker.make(how, &path).with_context(|| name.clone())?;
         let facts = report(&path)?;
         {
             let source = Source::open(&path)?;
@@ -178,38 +213,6 @@ fn measure(
         std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(())
-}
-
-/// Makes a variant's file; returns bits a weight of the target's tensors where storage is chosen.
-fn make(
-    options: &SuiteOptions,
-    checkpoint: &Checkpoint,
-    how: &Quantized,
-    path: &Path,
-) -> anyhow::Result<Option<f64>> {
-    if let Some(method) = how.storage.method() {
-        convert_to(checkpoint, path, &how.target, method)?;
-    }
-    let Storage::Auto {
-        budget_bits,
-        weighed,
-    } = how.storage
-    else {
-        return Ok(None);
-    };
-    let sensitivity = options.sensitivity.as_deref().filter(|_| weighed);
-    let auto = AutoOptions {
-        target: how.target.clone(),
-        group: GROUP,
-        rule: None,
-        goal: Goal::Budget(budget_bits),
-        sensitivity: sensitivity.map(Sensitivity::read).transpose()?,
-        mixed_widths: false,
-        overwrite: true,
-        jobs: 0,
-    };
-    let (auto, _) = convert_auto(checkpoint, path, &auto, &|_| true)?;
-    Ok(Some(auto.bits_per_weight))
 }
 
 /// The tasks of one variant that are not there yet.
@@ -270,30 +273,23 @@ impl Plan {
         base: &dyn Engine,
     ) -> anyhow::Result<Self> {
         let positions = base.config().max_positions;
-        let mut variants = Variant::all();
-        for name in &options.only {
-            if variants.iter().any(|v| v.name == *name) {
-                continue;
-            }
-            if name.ends_with("-weighed") && options.sensitivity.is_none() {
-                bail!("{name} weighs errors by a measured sensitivity; pass --sensitivity FILE");
-            }
-            let Some(auto) = Variant::auto(name) else {
-                let names: Vec<_> = variants.iter().map(|v| v.name.as_str()).collect();
-                bail!(
-                    "there is no variant {name}; there are {}, and mlp-auto-BITS, all-auto-BITS, each also with -weighed",
-                    names.join(", ")
-                );
-            };
-            variants.push(auto);
-        }
-        if !options.only.is_empty() {
-            variants.retain(|v| v.quantized.is_none() || options.only.contains(&v.name));
-        }
+        let variants = variants(options)?;
+        let summarized = match &options.plan {
+            Some(plan) => plan.variants(&[])?,
+            None => variants.clone(),
+        };
         let mut requests = BTreeMap::new();
         let mut files = BTreeMap::new();
         for task in Task::ALL {
             let wanted = options.tasks.contains(&task);
+            if !task.is_published() {
+                if wanted {
+                    let (items, file) = made(options, tokenizer, positions)?;
+                    files.insert(task, file);
+                    requests.insert(task, items);
+                }
+                continue;
+            }
             let path = match first_there(&options.data, files_of(task)) {
                 Some(path) if wanted || options.tasks.is_empty() => path,
                 None if wanted => bail!(
@@ -341,15 +337,74 @@ impl Plan {
                 .as_deref()
                 .map(|path| DataFile::of(path, None))
                 .transpose()?,
+            plan: (options.plan.as_ref())
+                .map(|plan| DataFile::of(&plan.path, None))
+                .transpose()?,
+            calibration_texts: match &options.plan {
+                Some(plan) => text_files(plan, &options.data)?,
+                None => Vec::new(),
+            },
         };
         Ok(Self {
             variants,
+            summarized,
             eos_ids: GenerationSettings::plain(source)?.eos_ids,
             requests,
             text,
             parameters,
         })
     }
+}
+
+/// What is to be measured, C0 first.
+fn variants(options: &SuiteOptions) -> anyhow::Result<Vec<Variant>> {
+    let mut variants = match &options.plan {
+        Some(plan) => plan.variants(&options.grids)?,
+        None => Variant::all(),
+    };
+    for name in &options.only {
+        if variants.iter().any(|v| v.name == *name) {
+            continue;
+        }
+        if name.ends_with("-weighed") && options.sensitivity.is_none() {
+            bail!("{name} weighs errors by a measured sensitivity; pass --sensitivity FILE");
+        }
+        if let Some(plan) = &options.plan {
+            bail!(
+                "{} has no variant {name} in the grids chosen; its names are those of the \
+                     table that --out has",
+                plan.path.display()
+            );
+        }
+        let Some(auto) = Variant::auto(name) else {
+            let names: Vec<_> = variants.iter().map(|v| v.name.as_str()).collect();
+            bail!(
+                "there is no variant {name}; there are {}, and mlp-auto-BITS, all-auto-BITS, each also with -weighed",
+                names.join(", ")
+            );
+        };
+        variants.push(auto);
+    }
+    if !options.only.is_empty() {
+        variants.retain(|v| v.quantized.is_none() || options.only.contains(&v.name));
+    }
+    Ok(variants)
+}
+
+/// The items of the recall task, and what stands for its file.
+fn made(
+    options: &SuiteOptions,
+    tokenizer: &Tokenizer,
+    positions: usize,
+) -> anyhow::Result<(Vec<Encoded>, DataFile)> {
+    let mut recall = RecallOptions::default();
+    if let Some(limit) = options.limits.get(&Task::Recall) {
+        recall.items = *limit;
+    }
+    let requests = recall.requests(tokenizer, positions)?;
+    let file = DataFile::made(&recall.describe(), &requests);
+    let items = encode_all(tokenizer, options.prompts, positions, &requests)?;
+    Ok((items, file))
 }
 
 /// Where a task's data may lie in the data directory: the first that is there counts.
@@ -363,6 +418,7 @@ fn files_of(task: Task) -> &'static [&'static str] {
         ],
         Task::Arc => &["arc.jsonl", "arc/arc_challenge_test.jsonl"],
         Task::Gsm8k => &["gsm8k.jsonl", "gsm8k/test.jsonl"],
+        Task::Recall => &[],
     }
 }
 

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use smq_format::map_file;
 
 use crate::eval::kl::KlReport;
-use crate::eval::task::{Item, Task};
+use crate::eval::task::{Item, Request, Task};
 use crate::output::{write_json, write_jsonl};
 
 /// What decides the results, beside the variant.
@@ -44,6 +44,12 @@ pub(crate) struct Parameters {
     /// What weighs the errors of variants of chosen storage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivity: Option<DataFile>,
+    /// The registered plan; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<DataFile>,
+    /// What the plan's variants are calibrated on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub calibration_texts: Vec<DataFile>,
 }
 
 impl Parameters {
@@ -77,6 +83,19 @@ pub(crate) struct DataFile {
 }
 
 impl DataFile {
+    /// Of items that are made: known by everything that is put to a model.
+    pub(super) fn made(name: &str, requests: &[Request]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for request in requests {
+            hasher.update(format!("{request:?}\n").as_bytes());
+        }
+        Self {
+            name: name.to_owned(),
+            blake3: hasher.finalize().to_hex().to_string(),
+            items: Some(requests.len()),
+        }
+    }
+
     /// Reads and hashes a file.
     pub(super) fn of(path: &Path, items: Option<usize>) -> anyhow::Result<Self> {
         Ok(Self {

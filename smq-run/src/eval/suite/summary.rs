@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::neighbours::{self, Neighbours};
 use super::store::{FileFacts, Parameters, Store};
 use super::variants::{Variant, VariantName};
 use crate::eval::kl::KlReport;
@@ -23,6 +24,9 @@ pub(crate) struct Summary {
     pub accepted_relative_drop: f64,
     /// C0 first.
     pub variants: Vec<VariantSummary>,
+    /// Of a registered plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub neighbours: Vec<Neighbours>,
 }
 
 /// What a variant came to.
@@ -36,8 +40,8 @@ pub(crate) struct VariantSummary {
     pub file: FileFacts,
     /// By task and metric.
     pub tasks: BTreeMap<Task, BTreeMap<Metric, Compared>>,
-    /// Mean over tasks of `(C0 - this) / C0`, each task's first metric; tasks in which C0 has
-    /// nothing right are left out.
+    /// Mean over published tasks of `(C0 - this) / C0`, each task's first metric; tasks in which C0
+    /// has nothing right are left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_relative_drop: Option<f64>,
     /// Whether that is within [`ACCEPTED_RELATIVE_DROP`].
@@ -105,10 +109,13 @@ pub(super) fn summarize(
             kl: store.kl(&variant.name)?,
         });
     }
+    let done: Vec<&str> = summaries.iter().map(|v| v.variant.name.as_str()).collect();
+    let neighbours = neighbours::all(store, parameters, variants, &done)?;
     Ok(Summary {
         parameters: parameters.clone(),
         accepted_relative_drop: ACCEPTED_RELATIVE_DROP,
         variants: summaries,
+        neighbours,
     })
 }
 
@@ -143,6 +150,7 @@ fn mean_relative_drop(tasks: &BTreeMap<Task, BTreeMap<Metric, Compared>>) -> Opt
         let base = compared.score.value + lost;
         (base > 0.0).then(|| lost / base)
     };
-    let drops: Vec<f64> = tasks.iter().filter_map(drop).collect();
+    let published = tasks.iter().filter(|(task, _)| task.is_published());
+    let drops: Vec<f64> = published.filter_map(drop).collect();
     (!drops.is_empty()).then(|| drops.iter().sum::<f64>() / drops.len() as f64)
 }

@@ -5,6 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use super::store::DataFile;
 use super::summary::{Compared, Summary, VariantSummary};
 use crate::eval::metrics::Score;
+use crate::eval::paired::{Delta, McNemar};
 use crate::eval::task::{Metric, Task};
 
 /// The whole page.
@@ -27,7 +28,7 @@ pub(crate) fn page(summary: &Summary) -> String {
         let used: Vec<String> = p.tasks.iter().map(used).collect();
         out += &format!(
             "Tasks: {}. Differences are on the same items: the 95 % confidence interval is the paired bootstrap's, p is \
-             McNemar's exact test. The drop is the mean over tasks of the relative loss of each one's first figure; the \
+             McNemar's exact test. The drop is the mean over published tasks of the relative loss of each one's first figure; the \
              study accepts up to {:.0} %.\n\n{}\n\n",
             used.join(", "),
             100.0 * summary.accepted_relative_drop,
@@ -44,7 +45,61 @@ pub(crate) fn page(summary: &Summary) -> String {
             fidelity(summary)
         );
     }
+    if !summary.neighbours.is_empty() {
+        out += &format!(
+            "\nNeighbouring widths, the first less the second, on the same items and windows: points of an accuracy, the ratio \
+             of perplexities, nats of KL divergence, each with its 95 % confidence interval.\n\n{}\n",
+            neighbours(summary)
+        );
+    }
     out
+}
+
+fn neighbours(summary: &Summary) -> Table {
+    let tasks: Vec<Task> = summary.parameters.tasks.keys().copied().collect();
+    let mut header = vec!["first".to_owned(), "second".to_owned()];
+    for task in &tasks {
+        for metric in task.metrics() {
+            header.push(format!("{} {}", task.name(), metric.name()));
+        }
+    }
+    header.push("mean KL".to_owned());
+    let mut table = markdown(&header);
+    for pair in &summary.neighbours {
+        let mut row = vec![pair.first.clone(), pair.second.clone()];
+        for task in &tasks {
+            for metric in task.metrics() {
+                let found = pair.tasks.get(task).and_then(|t| t.get(metric));
+                row.push(found.map_or_else(absent, |difference| {
+                    let changed = change(*metric, &difference.delta);
+                    changed.trim_start().to_owned() + &p_value(difference.mcnemar.as_ref())
+                }));
+            }
+        }
+        row.push(pair.kl.map_or_else(absent, |d| {
+            let [low, high] = d.ci95;
+            format!("{:+.5} [{low:+.5}, {high:+.5}]", d.mean)
+        }));
+        table.add_row(row);
+    }
+    aligned(table)
+}
+
+/// Percentage points of an accuracy, a ratio of a perplexity.
+fn change(metric: Metric, d: &Delta) -> String {
+    if !metric.is_accuracy() {
+        let [low, high] = d.ci95.map(|x| (-x).exp());
+        return format!(" x{:.4} [{high:.4}, {low:.4}]", (-d.mean).exp());
+    }
+    let [low, high] = d.ci95.map(|x| 100.0 * x);
+    format!(" {:+.2} [{low:+.2}, {high:+.2}]", 100.0 * d.mean)
+}
+
+fn p_value(test: Option<&McNemar>) -> String {
+    test.map_or(String::new(), |m| match m.p_value < 0.001 {
+        true => " p<0.001".to_owned(),
+        false => format!(" p={:.3}", m.p_value),
+    })
 }
 
 fn tasks(summary: &Summary) -> Table {
@@ -80,27 +135,22 @@ fn tasks(summary: &Summary) -> Table {
     aligned(table)
 }
 
-/// A figure with its difference: percentage points of an accuracy, a ratio of a perplexity.
+/// A figure with its difference.
 fn figure(metric: Metric, compared: &Compared) -> String {
     let Score { value, .. } = compared.score;
-    if !metric.is_accuracy() {
-        let ratio = compared.delta.map_or(String::new(), |d| {
-            let [low, high] = d.ci95.map(|x| (-x).exp());
-            format!(" x{:.4} [{high:.4}, {low:.4}]", (-d.mean).exp())
-        });
-        return format!("{value:.3}{ratio}");
+    let change = compared
+        .delta
+        .as_ref()
+        .map(|d| change(metric, d))
+        .unwrap_or_default();
+    match metric.is_accuracy() {
+        true => format!(
+            "{:.2}{change}{}",
+            100.0 * value,
+            p_value(compared.mcnemar.as_ref())
+        ),
+        false => format!("{value:.3}{change}"),
     }
-    let change = compared.delta.map_or(String::new(), |d| {
-        let [low, high] = d.ci95.map(|x| 100.0 * x);
-        format!(" {:+.2} [{low:+.2}, {high:+.2}]", 100.0 * d.mean)
-    });
-    let p = compared
-        .mcnemar
-        .map_or(String::new(), |m| match m.p_value < 0.001 {
-            true => " p<0.001".to_owned(),
-            false => format!(" p={:.3}", m.p_value),
-        });
-    format!("{:.2}{change}{p}", 100.0 * value)
 }
 
 fn fidelity(summary: &Summary) -> Table {

@@ -5,7 +5,7 @@
 //! 1e-4 relative (tests/golden.rs). They are pinned to 5 %, which is also less than what separates
 //! the widths that the test orders.
 
-use smq_convert::Target;
+use smq_convert::{AutoOptions, Goal, Sensitivity, Target, convert_auto};
 
 use super::*;
 use crate::eval::task::Metric;
@@ -31,6 +31,8 @@ fn options(out: &Path, only: &[&str]) -> SuiteOptions {
         tasks: Vec::new(),
         only: only.iter().map(|s| (*s).to_owned()).collect(),
         limits: BTreeMap::new(),
+        plan: None,
+        grids: Vec::new(),
         sensitivity: None,
         prompts: Prompts {
             chat: true,
@@ -177,6 +179,105 @@ fn unknown_variants_and_absent_data_are_refused() {
         "{error}"
     );
     assert!(!dir.path().join("parameters.json").exists());
+}
+
+/// The recall task needs no data, is measured where it is asked for, and is none of the study's.
+#[test]
+fn recall_needs_no_data_and_does_not_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(dir.path(), &["all-e5m0"]);
+    options.tasks = vec![Task::Lambada, Task::Recall];
+    options.limits = [(Task::Recall, 6)].into();
+    options.text.max_tokens = Some(512);
+    let summary = suite(&options).unwrap();
+    let recall = &summary.parameters.tasks[&Task::Recall];
+    assert_eq!(recall.name, "seed 1, distances 32, 128, 512");
+    assert_eq!(recall.items, Some(6));
+    let (base, this) = (&summary.variants[0], variant(&summary, "all-e5m0"));
+    let figure = |v: &VariantSummary, task| v.tasks[&task][&Metric::Acc].score.value;
+    let lost = figure(base, Task::Lambada) - figure(this, Task::Lambada);
+    let drop = lost / figure(base, Task::Lambada);
+    assert!((this.mean_relative_drop.unwrap() - drop).abs() < 1e-12);
+    let loss = this.tasks[&Task::Recall][&Metric::Perplexity].clone();
+    assert!(loss.delta.unwrap().mean.abs() > 1e-3, "{loss:?}");
+    // Other passages are another task's.
+    options.limits = [(Task::Recall, 5)].into();
+    let error = suite(&options).unwrap_err().to_string();
+    assert!(error.contains("other data"), "{error}");
+    // An answer may not be cut off with what tells it.
+    options.max_tokens = Some(256);
+    options.out = dir.path().join("short");
+    let error = suite(&options).unwrap_err().to_string();
+    assert!(
+        error.contains("recall at distance 512 needs") && error.contains("is 256"),
+        "{error}"
+    );
+}
+
+fn planned(out: &Path, grids: &[&str]) -> SuiteOptions {
+    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    let mut options = options(out, &[]);
+    options.follow(RegisteredPlan::load(&fixtures.join("calibration-small.toml")).unwrap());
+    options.grids = grids.iter().map(|s| (*s).to_owned()).collect();
+    options
+}
+
+/// A plan's variants are made as it says, measured part by part, and neighbours are compared.
+#[test]
+fn a_registered_plan_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let rounded = suite(&planned(dir.path(), &["rounded", "nf4"])).unwrap();
+    let names = |s: &Summary| -> Vec<String> {
+        s.variants.iter().map(|v| v.variant.name.clone()).collect()
+    };
+    assert_eq!(names(&rounded), ["C0", "all-e5m0", "all-e5m3", "all-nf4"]);
+    assert_eq!(rounded.parameters.text_tokens, Some(1024));
+    assert_eq!(rounded.neighbours.len(), 1);
+    // What is measured stays in the tables when another part is.
+    let whole = suite(&planned(dir.path(), &["calibrated", "books"])).unwrap();
+    assert_eq!(whole.variants.len(), 1 + 2 + 2 * 2 + 1 + 1);
+    assert_eq!(whole.neighbours.len(), 1 + 2);
+    let kl = |name: &str| variant(&whole, name).kl.as_ref().unwrap().mean_kl.value;
+    let cal = |scales: &str, start: u8| format!("all-{scales}-weighted-cal-sample-{start}-512");
+    // Calibrated on a thousandth of what is usual, and on the text itself.
+    assert!(
+        kl(&cal("e5m0", 0)) < 0.9 * kl("all-e5m0"),
+        "{}",
+        kl(&cal("e5m0", 0))
+    );
+    assert_ne!(kl(&cal("e5m3", 0)), kl(&cal("e5m3", 50)));
+    let mix = variant(&whole, "all-lut4-e5m3-weighted-cal-mix-50-1024");
+    let calibration = mix.variant.calibration.as_ref().unwrap();
+    assert_eq!((&*calibration.text, calibration.start_percent), ("mix", 50));
+    assert_eq!(mix.variant.levels.as_deref(), Some("learned"));
+    // Neighbours differ by what their means do.
+    let pair = &whole.neighbours[1];
+    assert_eq!(
+        (&pair.first, &pair.second),
+        (&cal("e5m0", 0), &cal("e5m3", 0))
+    );
+    let difference = kl(&pair.first) - kl(&pair.second);
+    assert!((pair.kl.unwrap().mean - difference).abs() < 1e-9);
+    let acc = |name: &str| {
+        variant(&whole, name).tasks[&Task::Lambada][&Metric::Acc]
+            .score
+            .value
+    };
+    let found = &pair.tasks[&Task::Lambada][&Metric::Acc];
+    assert!((found.delta.mean - (acc(&pair.first) - acc(&pair.second))).abs() < 1e-12);
+    assert!(found.mcnemar.is_some());
+    let page = std::fs::read_to_string(dir.path().join("suite.md")).unwrap();
+    assert!(page.contains("Neighbouring widths"), "{page}");
+    // The built-in variants are another study's, and so is another plan.
+    let mut built_in = options(dir.path(), &["all-e5m5"]);
+    built_in.text.max_tokens = Some(1024);
+    let error = suite(&built_in).unwrap_err().to_string();
+    assert!(error.contains("holds results of another"), "{error}");
+    let error = suite(&planned(dir.path(), &["x"])).unwrap_err().to_string();
+    assert!(
+        error.contains("has no grid \"x\"; it has rounded, calibrated"),
+        "{error}"
+    );
 }
 
 /// Chosen storage is a variant by name; at the size of E5M5 it is no worse, and with room it is

@@ -2,7 +2,7 @@
 //! each over the MLP alone and over all linears.
 
 use serde::{Deserialize, Serialize};
-use smq_convert::{Method, ScaleChoice, ScaleRule, Target};
+use smq_convert::{CalibrationMethod, LevelChoice, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target};
 use smq_format::Family;
 
 use crate::convert::{GROUP, int4};
@@ -17,10 +17,23 @@ const SMALL_GROUP: usize = 64;
 pub(crate) struct Variant {
     /// `C0`; `target-fp8`, `target-nf4`; `target-scales`, `target-scales-rule` where the rule is
     /// not the reference, with `-g64` in groups of 64; `target-auto-bits`, with `-weighed` where a
-    /// sensitivity weighs the errors.
+    /// sensitivity weighs the errors. Variants of a plan: `target-lut4-scales-rule` too, and
+    /// `-cal-text-start-tokens` behind where they are calibrated, or another method's name in
+    /// place of `cal`.
     pub name: String,
     /// How it is made; `None` is the checkpoint itself.
     pub quantized: Option<Quantized>,
+    /// Where it stands among those that differ in their scales alone; none outside a plan.
+    pub ladder: Option<Ladder>,
+}
+
+/// A variant's place among those that differ in their scales alone.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Ladder {
+    /// What they have in common.
+    pub key: String,
+    /// Neighbours are one apart.
+    pub step: usize,
 }
 
 /// How a file is made.
@@ -30,6 +43,21 @@ pub(crate) struct Quantized {
     pub target: Target,
     /// To what.
     pub storage: Storage,
+    /// On what it is calibrated; `None`: rounded to nearest.
+    pub calibration: Option<Calibration>,
+}
+
+/// On what a variant is calibrated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Calibration {
+    /// The plan's id of the text.
+    pub text: String,
+    /// Where in each of its files it begins.
+    pub start_percent: u8,
+    /// From all its files together.
+    pub tokens: usize,
+    /// What is chosen by it.
+    pub method: CalibrationMethod,
 }
 
 /// To what tensors are quantized.
@@ -43,6 +71,17 @@ pub(crate) enum Storage {
         rule: ScaleRule,
         /// Columns that share a scale.
         group: usize,
+    },
+    /// Code books of each tensor.
+    Lut4 {
+        /// Scale format.
+        scales: ScaleChoice,
+        /// Scale rule.
+        rule: ScaleRule,
+        /// Columns that share a scale.
+        group: usize,
+        /// Where the levels come from.
+        levels: LevelChoice,
     },
     /// As bitsandbytes does.
     Nf4,
@@ -61,7 +100,7 @@ impl Storage {
     /// How results name it: the scales of int4, or what it is instead.
     fn name(self) -> String {
         match self {
-            Self::Uniform { scales, .. } => scales.to_string(),
+            Self::Uniform { scales, .. } | Self::Lut4 { scales, .. } => scales.to_string(),
             Self::Nf4 => Family::Nf4.to_string(),
             Self::Fp8 => Family::Fp8.to_string(),
             Self::Auto { .. } => "auto".to_owned(),
@@ -77,10 +116,60 @@ impl Storage {
                 rule,
                 group,
             } => Some(int4(scales, rule, group)),
+            Self::Lut4 {
+                scales,
+                rule,
+                group,
+                levels,
+            } => Some(Method::Lut4 {
+                options: QuantizeOptions {
+                    group,
+                    scales,
+                    rule,
+                },
+                levels,
+            }),
             Self::Nf4 => Some(Method::Nf4),
             Self::Fp8 => Some(Method::Fp8),
             Self::Auto { .. } => None,
         }
+    }
+}
+
+impl Quantized {
+    /// The variant's name.
+    #[must_use]
+    pub(crate) fn name(&self) -> String {
+        self.name_with(&self.storage.name())
+    }
+
+    /// The name with another word in place of the scales'.
+    #[must_use]
+    pub(crate) fn name_with(&self, scales: &str) -> String {
+        let mut name = format!("{}-", self.target.name());
+        let (rule, group) = match self.storage {
+            Storage::Uniform { rule, group, .. } => (rule, group),
+            Storage::Lut4 { rule, group, .. } => {
+                name += &format!("{}-", Family::Lut4);
+                (rule, group)
+            }
+            Storage::Nf4 | Storage::Fp8 | Storage::Auto { .. } => (ScaleRule::Reference, GROUP),
+        };
+        name += scales;
+        if rule != ScaleRule::Reference {
+            name += &format!("-{rule}");
+        }
+        if group != GROUP {
+            name += &format!("-g{group}");
+        }
+        if let Some(c) = &self.calibration {
+            let method = match c.method {
+                CalibrationMethod::Asymmetric => "cal",
+                CalibrationMethod::Gptq | CalibrationMethod::Search => c.method.name(),
+            };
+            name += &format!("-{method}-{}-{}-{}", c.text, c.start_percent, c.tokens);
+        }
+        name
     }
 }
 
@@ -105,44 +194,49 @@ pub(crate) struct VariantName {
     /// Columns that share a scale, where these are not the study's 128.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<usize>,
+    /// Where the levels of a code book come from; absent where the weights have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub levels: Option<String>,
+    /// On what it is calibrated; absent where it is rounded to nearest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
 }
 
 impl Variant {
-    /// All, C0 first.
+    /// The checkpoint itself.
     #[must_use]
-    pub(crate) fn all() -> Vec<Self> {
-        let mut variants = vec![Self {
+    pub(crate) fn base() -> Self {
+        Self {
             name: "C0".into(),
             quantized: None,
-        }];
+            ladder: None,
+        }
+    }
+
+    /// All but those of a plan and of chosen storage, C0 first.
+    #[must_use]
+    pub(crate) fn all() -> Vec<Self> {
+        let mut variants = vec![Self::base()];
         for target in [Target::Mlp, Target::All] {
-            for storage in [Storage::Fp8, Storage::Nf4] {
+            let mut push = |storage| {
+                let quantized = Quantized {
+                    target: target.clone(),
+                    storage,
+                    calibration: None,
+                };
                 variants.push(Self {
-                    name: format!("{}-{}", target.name(), storage.name()),
-                    quantized: Some(Quantized {
-                        target: target.clone(),
-                        storage,
-                    }),
+                    name: quantized.name(),
+                    quantized: Some(quantized),
+                    ladder: None,
                 });
-            }
-            let mut add_in = |group, scales: ScaleChoice, rule| {
-                let mut name = format!("{}-{scales}", target.name());
-                if rule != ScaleRule::Reference {
-                    name += &format!("-{rule}");
-                }
-                if group != GROUP {
-                    name += &format!("-g{group}");
-                }
-                variants.push(Self {
-                    name,
-                    quantized: Some(Quantized {
-                        target: target.clone(),
-                        storage: Storage::Uniform {
-                            scales,
-                            rule,
-                            group,
-                        },
-                    }),
+            };
+            push(Storage::Fp8);
+            push(Storage::Nf4);
+            let mut add_in = |group, scales, rule| {
+                push(Storage::Uniform {
+                    scales,
+                    rule,
+                    group,
                 });
             };
             let mut add = |scales, rule| add_in(GROUP, scales, rule);
@@ -190,7 +284,9 @@ impl Variant {
                     budget_bits,
                     weighed,
                 },
+                calibration: None,
             }),
+            ladder: None,
         })
     }
 
@@ -211,10 +307,15 @@ impl Variant {
         };
         let quantized = self.quantized.as_ref();
         let (rule, group) = match quantized.map(|q| q.storage) {
-            Some(Storage::Uniform { rule, group, .. }) => {
+            Some(Storage::Uniform { rule, group, .. } | Storage::Lut4 { rule, group, .. }) => {
                 (Some(rule.to_string()), Some(group).filter(|g| *g != GROUP))
             }
             Some(Storage::Nf4 | Storage::Fp8 | Storage::Auto { .. }) | None => (None, None),
+        };
+        let levels = match quantized.map(|q| q.storage) {
+            Some(Storage::Lut4 { levels, .. }) => Some(levels.to_string()),
+            Some(Storage::Uniform { .. } | Storage::Nf4 | Storage::Fp8 | Storage::Auto { .. })
+            | None => None,
         };
         VariantName {
             name: self.name.clone(),
@@ -223,6 +324,8 @@ impl Variant {
             scales: quantized.map(|q| q.storage.name()),
             rule,
             group,
+            levels,
+            calibration: quantized.and_then(|q| q.calibration.clone()),
         }
     }
 }

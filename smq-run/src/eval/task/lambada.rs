@@ -15,6 +15,7 @@ pub(super) fn parse(line: &str) -> Result<Request, String> {
     Ok(Request::Continuation {
         context: context.to_owned(),
         continuation: format!(" {word}"),
+        distance: None,
     })
 }
 
@@ -28,6 +29,7 @@ mod tests {
         let pair = |context: &str, continuation: &str| Request::Continuation {
             context: context.into(),
             continuation: continuation.into(),
+            distance: None,
         };
         assert_eq!(
             of("He said:\n\"go  now home"),

@@ -7,12 +7,13 @@
 //!
 //! Definitions:
 //! `lm_eval/tasks/{lambada/lambada_openai, hellaswag/hellaswag, arc/arc_easy, gsm8k/gsm8k}.yaml`,
-//! read at lm-eval 0.4.13; the data itself is the user's.
+//! read at lm-eval 0.4.13; the data itself is the user's. [`recall`] alone is ours, and made.
 
 mod arc;
 mod gsm8k;
 mod hellaswag;
 mod lambada;
+pub(crate) mod recall;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -40,11 +41,19 @@ pub(crate) enum Task {
     Arc,
     /// Grade-school arithmetic, answered freely.
     Gsm8k,
+    /// The last word of passages that are made, a distance after what tells it.
+    Recall,
 }
 
 impl Task {
     /// Every task.
-    pub(crate) const ALL: [Self; 4] = [Self::Lambada, Self::Hellaswag, Self::Arc, Self::Gsm8k];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Lambada,
+        Self::Hellaswag,
+        Self::Arc,
+        Self::Gsm8k,
+        Self::Recall,
+    ];
 
     /// The name on the command line.
     #[must_use]
@@ -54,6 +63,17 @@ impl Task {
             Self::Hellaswag => "hellaswag",
             Self::Arc => "arc",
             Self::Gsm8k => "gsm8k",
+            Self::Recall => "recall",
+        }
+    }
+
+    /// Whether its items come from a published file. Others are made, run only where they are asked
+    /// for, and do not count in the study's mean drop.
+    #[must_use]
+    pub(crate) fn is_published(self) -> bool {
+        match self {
+            Self::Lambada | Self::Hellaswag | Self::Arc | Self::Gsm8k => true,
+            Self::Recall => false,
         }
     }
 
@@ -61,7 +81,7 @@ impl Task {
     #[must_use]
     pub(crate) fn metrics(self) -> &'static [Metric] {
         match self {
-            Self::Lambada => &[Metric::Acc, Metric::Perplexity],
+            Self::Lambada | Self::Recall => &[Metric::Acc, Metric::Perplexity],
             Self::Hellaswag | Self::Arc => &[Metric::AccNorm, Metric::Acc],
             Self::Gsm8k => &[Metric::FlexibleExtract, Metric::StrictMatch],
         }
@@ -89,6 +109,11 @@ impl Task {
                  stop string or the most new tokens; exact match of the number after `####` (strict) or of the last \
                  number (flexible)"
             }
+            Self::Recall => {
+                "made: four sentences say which thing is where, filler of so many tokens follows, then the beginning of a \
+                 sentence whose last word one of the four tells; the word is scored with the space before it; acc: every \
+                 token of it is the most likely one; perplexity: exp of the mean negative log-likelihood of a word"
+            }
         }
     }
 
@@ -98,6 +123,7 @@ impl Task {
             Self::Hellaswag => hellaswag::parse(line),
             Self::Arc => arc::parse(line),
             Self::Gsm8k => gsm8k::parse(line),
+            Self::Recall => Err("its items are made, not read".to_owned()),
         }
     }
 
@@ -139,7 +165,7 @@ impl std::str::FromStr for Task {
 
     fn from_str(s: &str) -> std::result::Result<Self, String> {
         let found = Self::ALL.into_iter().find(|t| t.name() == s);
-        found.ok_or_else(|| "expected lambada, hellaswag, arc or gsm8k".to_owned())
+        found.ok_or_else(|| "expected lambada, hellaswag, arc, gsm8k or recall".to_owned())
     }
 }
 
@@ -152,6 +178,8 @@ pub(crate) enum Request {
         context: String,
         /// Its leading space included.
         continuation: String,
+        /// Tokens since what tells it, where that is known.
+        distance: Option<usize>,
     },
     /// Which continuation is the most likely?
     Choice {
@@ -212,6 +240,9 @@ impl Metric {
 pub(crate) struct Item {
     /// The item's place among those read, from 0.
     pub index: usize,
+    /// Tokens of filler before the question, of a task that is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distance: Option<usize>,
     /// Log-likelihood of each continuation, nats.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log_likelihoods: Vec<f64>,

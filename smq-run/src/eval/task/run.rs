@@ -36,6 +36,8 @@ impl Default for Prompts {
 pub(crate) struct Encoded {
     /// Its place among those read.
     index: usize,
+    /// As [`Item::distance`].
+    distance: Option<usize>,
     body: Body,
 }
 
@@ -67,9 +69,17 @@ pub(crate) fn encode_all(
     positions: usize,
     requests: &[Request],
 ) -> Result<Vec<Encoded>> {
-    let encoded = |(index, request)| {
+    let encoded = |(index, request): (usize, &Request)| {
         let body = body(tokenizer, prompts, positions, request).map_err(|e| named(index, e))?;
-        Ok(Encoded { index, body })
+        let distance = match request {
+            Request::Continuation { distance, .. } => *distance,
+            Request::Choice { .. } | Request::Answer { .. } => None,
+        };
+        Ok(Encoded {
+            index,
+            distance,
+            body,
+        })
     };
     requests.par_iter().enumerate().map(encoded).collect()
 }
@@ -96,6 +106,7 @@ fn body(
         Request::Continuation {
             context,
             continuation,
+            distance: _,
         } => Body::Continuation(fitting(context, continuation)?),
         Request::Choice {
             context,
@@ -235,6 +246,7 @@ pub(crate) fn evaluate(
             return Err(named(one.index, Error::Input(message.into())));
         }
         item.index = one.index;
+        item.distance = one.distance;
         items.push(item);
     }
     Ok(items)
@@ -243,6 +255,7 @@ pub(crate) fn evaluate(
 fn item(metrics: impl IntoIterator<Item = (Metric, f64)>) -> Item {
     Item {
         index: 0,
+        distance: None,
         log_likelihoods: Vec::new(),
         response: None,
         extracted: BTreeMap::new(),

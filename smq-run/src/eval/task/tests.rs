@@ -53,7 +53,7 @@ fn every_item_is_scored_as_the_harness_scores_it() {
     let golden: Value =
         serde_json::from_slice(&std::fs::read(fixtures().join("eval/golden.json")).unwrap())
             .unwrap();
-    for task in Task::ALL {
+    for task in Task::ALL.into_iter().filter(|t| t.is_published()) {
         let (requests, ours) = items(task, None);
         let theirs = golden[task.name()]["items"].as_array().unwrap();
         assert_eq!(ours.len(), theirs.len(), "{}", task.name());

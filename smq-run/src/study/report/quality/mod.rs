@@ -261,6 +261,8 @@ pub(crate) fn unit(s: &Sensitivity) -> &'static str {
         crate::eval::sensitivity::Unit::Layer => "layer",
         crate::eval::sensitivity::Unit::Product => "product",
         crate::eval::sensitivity::Unit::Projection => "projection",
+        crate::eval::sensitivity::Unit::Kind => "kind of projection",
+        crate::eval::sensitivity::Unit::ProductKind => "kind of product",
     }
 }
 

@@ -44,6 +44,10 @@ impl Distance {
     fn of(v: &VariantSummary) -> Option<Self> {
         let kl = v.kl.as_ref()?;
         let n = &v.variant;
+        // What is said of rules and widths is said of rounding to nearest in equal steps.
+        if n.calibration.is_some() || n.levels.is_some() {
+            return None;
+        }
         Some(Self {
             name: n.name.clone(),
             target: n.target.clone().unwrap_or_default(),

@@ -1,9 +1,14 @@
 //! Which part of a model minds quantization: one layer, or one projection, quantized at a time.
 //!
 //! ```text
-//!   checkpoint -> one unit quantized -> weight error (the file's statistics) and distance from C0
+//!   checkpoint -> one unit quantized -> weight error (the file's statistics), distance from C0
+//!                                       and, of a task, what becomes of its words
 //!              -> rank correlation
 //! ```
+
+#[cfg(test)]
+mod tests;
+mod words;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use smq_convert::cli::print_notes;
-use smq_convert::{Checkpoint, ScaleChoice, ScaleRule, Target, product};
+use smq_convert::{Checkpoint, ScaleChoice, ScaleRule, Target, kind, product};
 use smq_format::SmqFile;
 
 use super::kl::Base;
@@ -22,10 +27,12 @@ use super::suite::file_name;
 use crate::convert::{GROUP, convert_to, int4};
 use smq_engine::Device;
 use smq_model::{Source, Tokenizer};
+use words::BaseTask;
+pub(crate) use words::{MeasuredTask, WordEffect, Words};
 
 /// What is quantized at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Unit {
     /// All selected matrices of a layer.
     Layer,
@@ -34,6 +41,23 @@ pub(crate) enum Unit {
     Product,
     /// One matrix.
     Projection,
+    /// The same matrix of every layer: q, k, v, o, gate, up or down.
+    Kind,
+    /// The same product of every layer.
+    ProductKind,
+}
+
+impl Unit {
+    /// What a matrix is quantized as part of.
+    fn of(self, tensor: &str) -> String {
+        match self {
+            Self::Layer => layer_of(tensor).to_owned(),
+            Self::Product => product(tensor),
+            Self::Projection => tensor.to_owned(),
+            Self::Kind => kind(tensor),
+            Self::ProductKind => kind(&product(tensor)),
+        }
+    }
 }
 
 /// What to run.
@@ -53,6 +77,8 @@ pub(crate) struct SensitivityOptions {
     pub scales: ScaleChoice,
     /// Scale rule.
     pub rule: ScaleRule,
+    /// A task, beside the text.
+    pub words: Option<Words>,
     /// Where to run.
     pub device: Device,
     /// Longest sequence.
@@ -80,6 +106,9 @@ pub(crate) struct Sensitivity {
     pub scales: String,
     /// Scale rule.
     pub rule: String,
+    /// The task, where one is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<MeasuredTask>,
     /// In the checkpoint's order.
     pub points: Vec<Point>,
     /// Spearman's rank correlation over the points, by `error ~ effect`; absent where a side does
@@ -90,7 +119,7 @@ pub(crate) struct Sensitivity {
 /// One unit.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Point {
-    /// `model.layers.3`, or a matrix's name.
+    /// `model.layers.3`, or a matrix's name; of a kind with stars for numbers.
     pub name: String,
     /// Its elements.
     pub weights: u64,
@@ -106,6 +135,9 @@ pub(crate) struct Point {
     pub loss_delta_nats: f64,
     /// `perplexity / C0's`, with its standard error.
     pub perplexity_ratio: Score,
+    /// Of the task, where one is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub words: Option<WordEffect>,
 }
 
 /// Measures every unit; `progress` gets units done, units in all and the name of the one at hand.
@@ -134,6 +166,10 @@ pub(crate) fn run(
     let device = engine.device().to_owned();
     let positions = engine.config().max_positions;
     let ids = options.windows.tokens(&tokenizer, &text, positions)?;
+    let task = options.words.as_ref();
+    let task = task
+        .map(|words| BaseTask::new(words, tokenizer, &mut *engine))
+        .transpose()?;
     let mut base = Base::new(&mut *engine, ids, options.windows);
     let tokens_scored = base.windows() * (options.windows.window - 1);
     let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
@@ -144,7 +180,7 @@ pub(crate) fn run(
         let target = only(tensors)?;
         let method = int4(options.scales, options.rule, GROUP);
         convert_to(&checkpoint, &path, &target, method)?;
-        points.push(point(options, name, &path, &mut base)?);
+        points.push(point(options, name, &path, &mut base, task.as_ref())?);
         std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     Ok(Sensitivity {
@@ -157,6 +193,7 @@ pub(crate) fn run(
         unit: options.unit,
         scales: options.scales.to_string(),
         rule: options.rule.to_string(),
+        task: task.map(|task| task.measured),
         rank_correlation: correlations(&points),
         points,
     })
@@ -167,6 +204,7 @@ fn point(
     name: &str,
     path: &Path,
     base: &mut Base<'_>,
+    task: Option<&BaseTask>,
 ) -> anyhow::Result<Point> {
     let file = SmqFile::open(path)?;
     let statistics = file
@@ -191,6 +229,7 @@ fn point(
     let source = Source::open(path)?;
     let mut engine = smq_engine::load(&source, options.device, options.max_tokens)?;
     let kl = base.compare(&mut *engine, |_| ())?;
+    let words = task.map(|task| task.effect(&mut *engine)).transpose()?;
     Ok(Point {
         name: name.to_owned(),
         weights,
@@ -200,6 +239,7 @@ fn point(
         p99_kl: kl.p99_kl,
         loss_delta_nats: kl.perplexity_ratio.value.ln(),
         perplexity_ratio: kl.perplexity_ratio,
+        words,
     })
 }
 
@@ -210,11 +250,7 @@ fn units(checkpoint: &Checkpoint, options: &SensitivityOptions) -> Vec<(String, 
         if !options.target.selects(&tensor.name, tensor.shape.len()) {
             continue;
         }
-        let name = match options.unit {
-            Unit::Layer => layer_of(&tensor.name).to_owned(),
-            Unit::Product => product(&tensor.name),
-            Unit::Projection => tensor.name.clone(),
-        };
+        let name = options.unit.of(&tensor.name);
         match units.iter_mut().find(|(unit, _)| *unit == name) {
             Some((_, tensors)) => tensors.push(tensor.name.clone()),
             None => units.push((name, vec![tensor.name.clone()])),
@@ -255,102 +291,23 @@ fn correlations(points: &[Point]) -> BTreeMap<String, Option<f64>> {
         ("mean_kl", |p| p.mean_kl.value),
         ("loss_delta", |p| p.loss_delta_nats),
     ];
+    let column = |of: fn(&Point) -> f64| points.iter().map(of).collect::<Vec<_>>();
     let mut out = BTreeMap::new();
     for (error, x) in errors {
         for (effect, y) in effects {
-            let column = |of: fn(&Point) -> f64| points.iter().map(of).collect::<Vec<_>>();
             out.insert(
                 format!("{error} ~ {effect}"),
                 spearman(&column(x), &column(y)),
             );
         }
     }
+    // What words lose, so that all effects grow with the damage.
+    let lost = |p: &Point| p.words.as_ref().map(|w| -w.log_likelihood.mean);
+    let lost: Option<Vec<f64>> = points.iter().map(lost).collect();
+    if let Some(lost) = lost {
+        for (other, x) in errors.into_iter().chain(effects) {
+            out.insert(format!("{other} ~ word_loss"), spearman(&column(x), &lost));
+        }
+    }
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use smq_convert::{ConvertOptions, Method, QuantizeOptions, convert};
-
-    use super::*;
-
-    #[test]
-    fn layers_are_named_by_their_number() {
-        for (tensor, layer) in [
-            ("model.layers.3.mlp.down_proj.weight", "model.layers.3"),
-            ("model.layers.31.self_attn.o_proj.weight", "model.layers.31"),
-            ("lm_head.weight", "lm_head.weight"),
-            ("layers.x.mlp", "layers.x.mlp"),
-        ] {
-            assert_eq!(layer_of(tensor), layer);
-        }
-    }
-
-    #[test]
-    fn a_target_of_names_takes_no_others() {
-        let target = only(&["a.1.w_proj".into(), "b.w".into()]).unwrap();
-        assert!(target.selects("a.1.w_proj", 2) && target.selects("b.w", 2));
-        assert!(!target.selects("a.11w_proj", 2) && !target.selects("xb.w", 2));
-    }
-
-    /// Each layer's weight error is what a file with all layers records of it, and each costs some
-    /// fidelity.
-    #[test]
-    fn layers_are_measured_one_at_a_time() {
-        let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
-        let (scales, rule) = (ScaleChoice::e5(0), ScaleRule::Nearest);
-        let mut options = SensitivityOptions {
-            checkpoint: fixtures.join("phi3-tiny"),
-            text: fixtures.join("sample.txt"),
-            windows: PplOptions {
-                window: 256,
-                max_tokens: Some(512),
-            },
-            target: Target::All,
-            unit: Unit::Layer,
-            scales,
-            rule,
-            device: Device::Cpu,
-            max_tokens: None,
-        };
-        let result = run(&options, &mut |_, _, _| ()).unwrap();
-        assert_eq!((result.points.len(), result.tokens_scored), (4, 510));
-        let dir = tempfile::tempdir().unwrap();
-        let checkpoint = Checkpoint::open(&options.checkpoint).unwrap();
-        let whole = ConvertOptions {
-            target: Target::All,
-            quantize: Method::Int4(QuantizeOptions {
-                group: 128,
-                scales,
-                rule,
-            }),
-            overwrite: false,
-            jobs: 0,
-        };
-        let whole = convert(&checkpoint, &dir.path().join("whole.smq"), &whole, &|_| {
-            true
-        })
-        .unwrap();
-        for (i, point) in result.points.iter().enumerate() {
-            assert_eq!(point.name, format!("model.layers.{i}"));
-            let prefix = format!("{}.", point.name);
-            let tensors = whole
-                .statistics
-                .iter()
-                .filter(|t| t.name.starts_with(&prefix));
-            let error: f64 = tensors.map(|t| t.stored.squared_error).sum();
-            assert!((point.squared_error / error - 1.0).abs() < 1e-12);
-            assert!(
-                point.mean_kl.value > 1e-3 && point.relative_error > 5e-3,
-                "{point:?}"
-            );
-        }
-        assert_eq!(result.rank_correlation.len(), 4);
-        options.target = "^nothing$".parse().unwrap();
-        let error = run(&options, &mut |_, _, _| ()).unwrap_err().to_string();
-        assert!(
-            error.contains("--target ^nothing$ selects no matrix"),
-            "{error}"
-        );
-    }
 }

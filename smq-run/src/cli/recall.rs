@@ -1,0 +1,170 @@
+//! `smq-run eval recall`.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use super::generate::at_least_one;
+use super::task::{Evaluated, evaluate_on};
+use super::{Global, Opened};
+use crate::eval::metrics::{Score, mean};
+use crate::eval::task::recall::{DISTANCES, ITEMS, RecallOptions, SEED};
+use crate::eval::task::{Item, Metric, Prompts, Task, scores, values};
+use crate::output::{is_stdout, write_json, write_jsonl};
+use smq_model::Tokenizer;
+
+#[derive(Debug, Args)]
+pub(super) struct RecallArgs {
+    /// A .smq file or a checkpoint directory
+    model: PathBuf,
+    /// Tokens of filler between what a passage tells and the question, comma-separated; items take
+    /// them in turn
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = DISTANCES,
+          value_parser = at_least_one)]
+    distances: Vec<usize>,
+    /// Where the generator of passages starts
+    #[arg(long, value_name = "N", default_value_t = SEED)]
+    seed: u32,
+    /// Items, of all distances together
+    #[arg(long, value_name = "N", default_value_t = ITEMS, value_parser = at_least_one)]
+    limit: usize,
+    /// Evaluate nothing, and print so many passages of other words with their answers: a text that
+    /// calibration may mix in, which gives away none of the task's
+    #[arg(long, value_name = "N", value_parser = at_least_one,
+          conflicts_with_all = ["limit", "out", "json"])]
+    print_text: Option<usize>,
+    /// Also write every item's log-likelihood and its figures, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Also write the result as JSON; - writes it to standard output instead of the table
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    task: Task,
+    model: String,
+    device: &'a str,
+    seed: u32,
+    #[serde(flatten)]
+    all: Figures,
+    distances: Vec<AtDistance>,
+    protocol: &'a str,
+}
+
+#[derive(Serialize)]
+struct AtDistance {
+    /// Tokens.
+    distance: usize,
+    #[serde(flatten)]
+    figures: Figures,
+}
+
+#[derive(Serialize)]
+struct Figures {
+    items: usize,
+    scores: BTreeMap<Metric, Score>,
+    /// Mean log-likelihood of a word, nats.
+    log_likelihood: Score,
+}
+
+impl Figures {
+    fn of(items: &[Item]) -> anyhow::Result<Self> {
+        Ok(Self {
+            items: items.len(),
+            scores: scores(Task::Recall, items)?,
+            log_likelihood: mean(&values(items, Metric::Perplexity)?),
+        })
+    }
+}
+
+pub(super) fn run(args: &RecallArgs, global: &Global) -> anyhow::Result<()> {
+    let options = RecallOptions {
+        distances: args.distances.clone(),
+        seed: args.seed,
+        items: args.print_text.unwrap_or(args.limit),
+    };
+    if args.print_text.is_some() {
+        let tokenizer = Tokenizer::load(&Opened::new(&args.model, global)?.source)?;
+        let text = options.text(&tokenizer)?;
+        std::io::stdout().lock().write_all(text.as_bytes())?;
+        return Ok(());
+    }
+    let made = |tokenizer: &Tokenizer, positions| Ok(options.requests(tokenizer, positions)?);
+    let Evaluated { items, device, .. } =
+        evaluate_on(&args.model, Prompts::default(), global, made)?;
+    if let Some(path) = &args.out {
+        write_jsonl(path, &items)?;
+    }
+    let mut by_distance: BTreeMap<usize, Vec<Item>> = BTreeMap::new();
+    for item in &items {
+        if let Some(distance) = item.distance {
+            by_distance.entry(distance).or_default().push(item.clone());
+        }
+    }
+    let at = |(distance, items): (usize, Vec<Item>)| {
+        let figures = Figures::of(&items)?;
+        Ok(AtDistance { distance, figures })
+    };
+    let report = Report {
+        task: Task::Recall,
+        model: args.model.display().to_string(),
+        device: &device,
+        seed: args.seed,
+        all: Figures::of(&items)?,
+        distances: by_distance
+            .into_iter()
+            .map(at)
+            .collect::<anyhow::Result<_>>()?,
+        protocol: Task::Recall.protocol(),
+    };
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    if !args.json.as_deref().is_some_and(is_stdout) {
+        print(&report)?;
+    }
+    Ok(())
+}
+
+fn print(report: &Report<'_>) -> std::io::Result<()> {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header([
+        "distance",
+        "items",
+        "acc",
+        "+-",
+        "log-likelihood",
+        "+-",
+        "perplexity",
+    ]);
+    let mut add = |distance: String, f: &Figures| {
+        let error = |score: Score| score.stderr.map_or("-".to_owned(), |e| format!("{e:.4}"));
+        let score = |metric| f.scores.get(&metric).copied();
+        let of = |metric| score(metric).map_or("-".to_owned(), |s| format!("{:.4}", s.value));
+        table.add_row([
+            distance,
+            f.items.to_string(),
+            of(Metric::Acc),
+            score(Metric::Acc).map_or("-".to_owned(), error),
+            format!("{:.4}", f.log_likelihood.value),
+            error(f.log_likelihood),
+            of(Metric::Perplexity),
+        ]);
+    };
+    for at in &report.distances {
+        add(at.distance.to_string(), &at.figures);
+    }
+    add("all".to_owned(), &report.all);
+    for column in table.column_iter_mut() {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{table}")?;
+    writeln!(out, "protocol: {}", report.protocol)
+}
