@@ -4,12 +4,16 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::ppl::TextArgs;
+use super::generate::at_least_one;
 use super::{Global, Opened};
 use crate::eval::kl::{Base, KlReport};
+use crate::eval::ppl::PplOptions;
+use crate::eval::suite::file_name;
+use crate::eval::texts::file_tokens;
 use crate::output::{is_stdout, write_json};
 use smq_model::Tokenizer;
 
@@ -20,22 +24,46 @@ pub(super) struct KlArgs {
     /// What to compare with: the same model, not quantized
     #[arg(long, value_name = "MODEL")]
     base: PathBuf,
-    #[command(flatten)]
-    text: TextArgs,
+    /// A text: UTF-8, or JSON Lines (.jsonl) with a text, chat messages, or a question and an answer
+    /// a line; given more than once, each is a row of a table
+    #[arg(long, value_name = "FILE", required = true)]
+    text: Vec<PathBuf>,
+    /// Tokens a window
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    window: usize,
+    /// Use only this many leading tokens of each text
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    max_tokens: Option<usize>,
+    /// Also write the result as JSON; - writes it to standard output instead of the summary
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
 struct Report<'a> {
     model: String,
     base: String,
-    text: String,
     device: &'a str,
     #[serde(flatten)]
-    result: &'a KlReport,
+    result: Results,
+}
+
+/// One text's figures are the report's own.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Results {
+    One(OnText),
+    Several { texts: Vec<OnText> },
+}
+
+#[derive(Serialize)]
+struct OnText {
+    text: String,
+    #[serde(flatten)]
+    result: KlReport,
 }
 
 pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
-    let text = args.text.read()?;
     // A checkpoint directory has no hashes to verify.
     let base_global = Global {
         verify: global.verify && !args.base.is_dir(),
@@ -45,41 +73,109 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
         Opened::new(&args.model, global)?,
         Opened::new(&args.base, &base_global)?,
     );
-    let options = args.text.options();
+    let options = PplOptions {
+        window: args.window,
+        max_tokens: args.max_tokens,
+    };
     let (mut engine, _) = opened.load()?;
     let (mut base_engine, _) = base.load()?;
     let positions = engine.config().max_positions;
-    let tokens =
-        |opened: &Opened| options.tokens(&Tokenizer::load(&opened.source)?, &text, positions);
-    let ids = tokens(&base)?;
-    anyhow::ensure!(
-        tokens(&opened)? == ids,
-        "{} and {} tokenize the text differently: they are not the same model",
-        args.model.display(),
-        args.base.display()
+    let (tokenizer, base_tokenizer) = (
+        Tokenizer::load(&opened.source)?,
+        Tokenizer::load(&base.source)?,
     );
-    let mut comparison = Base::new(&mut *base_engine, ids, options);
-    // indicatif draws on standard error, and not at all where that is no terminal.
-    let bar =
-        ProgressBar::new(comparison.windows() as u64).with_style(ProgressStyle::with_template(
-            "{wide_bar} {pos}/{len} windows, {elapsed} elapsed, {eta} left",
-        )?);
-    let result = comparison.compare(&mut *engine, |done| bar.set_position(done as u64))?;
-    bar.finish_and_clear();
+    // All texts are read before the first is measured: the last may be the one that is amiss.
+    let mut texts = Vec::with_capacity(args.text.len());
+    for path in &args.text {
+        let ids = file_tokens(path, &base_tokenizer, &options, positions)?;
+        anyhow::ensure!(
+            file_tokens(path, &tokenizer, &options, positions)? == ids,
+            "{} and {} tokenize the text differently: they are not the same model",
+            args.model.display(),
+            args.base.display()
+        );
+        texts.push((path, ids));
+    }
+    let mut results = Vec::with_capacity(texts.len());
+    for (path, ids) in texts {
+        let mut comparison = Base::new(&mut *base_engine, ids, options);
+        // indicatif draws on standard error, and not at all where that is no terminal.
+        let bar =
+            ProgressBar::new(comparison.windows() as u64).with_style(ProgressStyle::with_template(
+                "{msg} {wide_bar} {pos}/{len} windows, {elapsed} elapsed, {eta} left",
+            )?);
+        bar.set_message(file_name(path));
+        let result = comparison.compare(&mut *engine, |done| bar.set_position(done as u64))?;
+        bar.finish_and_clear();
+        let text = path.display().to_string();
+        results.push(OnText { text, result });
+    }
+    let result = match results.len() {
+        1 => results.pop().map(Results::One),
+        _ => None,
+    };
     let report = Report {
         model: args.model.display().to_string(),
         base: args.base.display().to_string(),
-        text: args.text.text.display().to_string(),
         device: engine.device(),
-        result: &result,
+        result: result.unwrap_or(Results::Several { texts: results }),
     };
-    if let Some(path) = &args.text.json {
+    if let Some(path) = &args.json {
         write_json(path, &report)?;
     }
-    if !args.text.json.as_deref().is_some_and(is_stdout) {
-        print(&result)?;
+    if !args.json.as_deref().is_some_and(is_stdout) {
+        match &report.result {
+            Results::One(one) => print(&one.result)?,
+            Results::Several { texts } => print_all(texts)?,
+        }
     }
     Ok(())
+}
+
+fn print_all(texts: &[OnText]) -> std::io::Result<()> {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header([
+        "text",
+        "positions",
+        "mean KL",
+        "+-",
+        "99 % KL",
+        "same token, %",
+        "perplexity",
+        "base",
+        "ratio",
+        "+-",
+    ]);
+    for OnText { text, result: r } in texts {
+        let error = |stderr: Option<f64>, digits: usize| {
+            stderr.map_or("-".to_owned(), |e| format!("{e:.digits$}"))
+        };
+        table.add_row([
+            file_name(text.as_ref()),
+            r.tokens_scored.to_string(),
+            format!("{:.5}", r.mean_kl.value),
+            error(r.mean_kl.stderr, 5),
+            format!("{:.4}", r.p99_kl),
+            format!("{:.2}", 100.0 * r.top1_agreement.value),
+            format!("{:.4}", r.perplexity),
+            format!("{:.4}", r.base_perplexity),
+            format!("{:.4}", r.perplexity_ratio.value),
+            error(r.perplexity_ratio.stderr, 4),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{table}")?;
+    let Some(OnText { result, .. }) = texts.first() else {
+        return Ok(());
+    };
+    writeln!(
+        out,
+        "protocol: {}; of JSON Lines each line tokenized by itself",
+        result.protocol
+    )
 }
 
 fn print(r: &KlReport) -> std::io::Result<()> {

@@ -95,7 +95,7 @@ pub(super) fn run(
         device,
         items: items.len(),
         scores: scores(task, items)?,
-        answers: (task == Task::Gsm8k).then(|| Answers {
+        answers: (task == Task::Gsm8k).then_some(Answers {
             chat_template: prompts.chat && run.has_template,
             max_new_tokens: prompts.max_new_tokens,
         }),

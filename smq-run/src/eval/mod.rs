@@ -9,3 +9,4 @@ mod python;
 pub(crate) mod sensitivity;
 pub(crate) mod suite;
 pub(crate) mod task;
+pub(crate) mod texts;

@@ -169,7 +169,11 @@ fn kinds_are_measured_by_the_words_of_a_task() {
     let weight = point.mean_kl.value / point.squared_error;
     let of_down = selected.iter().zip(&weights);
     let of_down = of_down.filter(|(t, _)| t.name.contains("down_proj"));
-    assert!(of_down.into_iter().all(|(_, w)| (w / weight - 1.0).abs() < 1e-12));
+    assert!(
+        of_down
+            .into_iter()
+            .all(|(_, w)| (w / weight - 1.0).abs() < 1e-12)
+    );
 
     // Made passages are words too.
     options.unit = Unit::ProductKind;

@@ -371,9 +371,9 @@ fn variants(options: &SuiteOptions) -> anyhow::Result<Vec<Variant>> {
         }
         if let Some(plan) = &options.plan {
             bail!(
-                "{} has no variant {name} in the grids chosen; its names are those of the \
-                     table that --out has",
-                plan.path.display()
+                "{} has no variant {name} in the grids chosen; a name is such as {}",
+                plan.path.display(),
+                variants.last().map_or("C0", |v| &v.name)
             );
         }
         let Some(auto) = Variant::auto(name) else {

@@ -273,6 +273,13 @@ fn a_registered_plan_is_measured() {
     built_in.text.max_tokens = Some(1024);
     let error = suite(&built_in).unwrap_err().to_string();
     assert!(error.contains("holds results of another"), "{error}");
+    let mut unknown = planned(dir.path(), &["rounded"]);
+    unknown.only = vec!["all-nf4".to_owned()];
+    let error = suite(&unknown).unwrap_err().to_string();
+    assert!(
+        error.contains("no variant all-nf4 in the grids chosen; a name is such as all-e5m3"),
+        "{error}"
+    );
     let error = suite(&planned(dir.path(), &["x"])).unwrap_err().to_string();
     assert!(
         error.contains("has no grid \"x\"; it has rounded, calibrated"),
