@@ -6,9 +6,10 @@ use std::process::Command;
 
 use serde_json::Value;
 use smq_convert::{
-    CalibrateOptions, Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule,
-    Target, convert_calibrated,
+    CalibrateOptions, CalibrationMethod, Checkpoint, ConvertOptions, Method, QuantizeOptions,
+    ScaleChoice, ScaleRule, Target, convert_calibrated,
 };
+use smq_engine::Device;
 
 fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
@@ -116,6 +117,8 @@ fn a_printed_text_can_be_calibrated_on() {
         texts: vec![path],
         tokens: 512,
         window: 128,
+        method: CalibrationMethod::Asymmetric,
+        device: Device::Cpu,
         resume: false,
     };
     let checkpoint = Checkpoint::open(&model).unwrap();

@@ -37,6 +37,7 @@ pub(crate) use store::file_name;
 use store::{DataFile, FileFacts, Parameters, Store};
 pub(crate) use summary::{Summary, VariantSummary};
 pub(crate) use table::page;
+pub(crate) use variants::Calibration;
 use variants::Variant;
 
 /// What to run.

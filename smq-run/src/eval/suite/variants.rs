@@ -2,7 +2,9 @@
 //! each over the MLP alone and over all linears.
 
 use serde::{Deserialize, Serialize};
-use smq_convert::{CalibrationMethod, LevelChoice, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target};
+use smq_convert::{
+    CalibrationMethod, LevelChoice, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target,
+};
 use smq_format::Family;
 
 use crate::convert::{GROUP, int4};

@@ -1,6 +1,7 @@
 //! `findings.md`: one page to act on. Every number comes from the data, and what is said of a
 //! number depends on it.
 
+mod calibrated;
 mod configs;
 mod tasks;
 
@@ -53,6 +54,7 @@ pub(super) fn page(data: &Data, quality: &Quality) -> anyhow::Result<String> {
         configs => configs::values(data),
         tasks => tasks::values(quality, recommended.as_ref(), published.as_ref()),
         auto => automatic(quality),
+        calibrated => calibrated::values(quality),
         sensitivity => sensitivities(quality),
         notes => notes(quality),
     };

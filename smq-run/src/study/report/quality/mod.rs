@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   suite*.json        `smq-run eval suite`: plots, tables, findings
+//!   calibration*.json  `smq-run eval suite --plan`: findings
 //!   sensitivity*.json  `smq-run eval sensitivity`: a scatter plot
 //!   notes.json         {"MODEL": "what a reader must know of it"}
 //!   *.json             {"title", "note", "columns", "rows"}: a table; in any other form left alone
@@ -29,6 +30,8 @@ use crate::eval::suite::{self, Summary};
 pub(crate) struct Quality {
     /// Suites.
     pub suites: Vec<(String, Summary)>,
+    /// Suites of a registered plan of calibrations.
+    pub calibrations: Vec<(String, Summary)>,
     /// Units quantized alone.
     pub sensitivities: Vec<(String, Sensitivity)>,
     /// Tables and pages as Markdown.
@@ -62,6 +65,8 @@ impl Quality {
             let json = name.ends_with(".json");
             if json && name.starts_with("suite") {
                 quality.suites.push((name, parse(path, &text)?));
+            } else if json && name.starts_with("calibration") {
+                quality.calibrations.push((name, parse(path, &text)?));
             } else if json && name.starts_with("sensitivity") {
                 quality.sensitivities.push((name, parse(path, &text)?));
             } else if name == "notes.json" {
