@@ -68,6 +68,7 @@ impl Workplace {
             window: 128,
             method: CalibrationMethod::Asymmetric,
             device: Device::Cpu,
+            memory_bytes: None,
             resume: false,
         }
     }
@@ -184,6 +185,26 @@ fn the_bytes_are_the_same_at_any_number_of_threads_and_after_resuming() {
         .unwrap();
     assert!(fs::read(work.path("three.smq")).unwrap() == expected);
 
+    // The sums of one thread take 98 MB, the hidden states 8 MB.
+    let short = CalibrateOptions {
+        memory_bytes: Some(100_000_000),
+        ..texts.clone()
+    };
+    work.calibrate("disk.smq", &options(method, 1), &short, &|_, _| true)
+        .unwrap();
+    assert!(fs::read(work.path("disk.smq")).unwrap() == expected);
+    let shorter = CalibrateOptions {
+        memory_bytes: Some(90_000_000),
+        ..texts.clone()
+    };
+    let refused = work.calibrate("none.smq", &options(method, 1), &shorter, &|_, _| true);
+    let message = refused.unwrap_err().to_string();
+    assert!(
+        message.contains("give more --calibrate-memory"),
+        "{message}"
+    );
+    assert!(!work.names().iter().any(|name| name.starts_with("none")));
+
     // A process that is killed leaves what it had: here, a copy of it.
     let (left, copy) = (work.path("killed.smq.calibration"), work.path("copy"));
     let stop = |done: usize, _: usize| {
@@ -222,7 +243,7 @@ fn the_bytes_are_the_same_at_any_number_of_threads_and_after_resuming() {
     assert!(fs::read(work.path("killed.smq")).unwrap() == expected);
     assert_eq!(
         work.names(),
-        ["killed.smq", "one.smq", "text.txt", "three.smq"]
+        ["disk.smq", "killed.smq", "one.smq", "text.txt", "three.smq"]
     );
     let error = work
         .calibrate("killed.smq", &options(method, 2), &resumed, &|_, _| true)

@@ -59,6 +59,7 @@ fn texts(method: CalibrationMethod, device: Device) -> CalibrateOptions {
         window: 256,
         method,
         device,
+        memory_bytes: None,
         resume: false,
     }
 }

@@ -41,6 +41,7 @@ fn calibrated(dir: &TempDir, quantize: Method, target: &str) -> PathBuf {
         window: 128,
         method: CalibrationMethod::Asymmetric,
         device: Device::Cpu,
+        memory_bytes: None,
         resume: false,
     };
     let checkpoint = Checkpoint::open(&fixture()).unwrap();

@@ -119,6 +119,7 @@ fn a_printed_text_can_be_calibrated_on() {
         window: 128,
         method: CalibrationMethod::Asymmetric,
         device: Device::Cpu,
+        memory_bytes: None,
         resume: false,
     };
     let checkpoint = Checkpoint::open(&model).unwrap();

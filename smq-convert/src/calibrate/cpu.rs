@@ -1,5 +1,8 @@
 //! Calibration on the CPU: the reference, and a GPU's twin.
 
+use std::fs::File;
+use std::path::Path;
+
 use rayon::prelude::*;
 use smq_engine::linear::{Matrix, Weights};
 use smq_engine::model::{Decoder, Stage, Window};
@@ -9,8 +12,9 @@ use super::CalibrationMethod;
 use super::arithmetic::{Arithmetic, Inputs, Losses, Rounding, Scales, Sizes};
 use super::columns::round_columns;
 use super::factor::Factor;
+use super::memory::States;
 use super::moments::Moments;
-use super::texts::CalibrationText;
+use super::run::Task;
 use crate::error::ConvertError;
 
 /// Tokens whose products are summed in f32 before they join the sums in f64.
@@ -45,14 +49,21 @@ impl<'a> Cpu<'a> {
     /// Embeds the windows.
     ///
     /// # Errors
-    /// A token outside the vocabulary.
-    pub(super) fn new(
-        decoder: &'a Decoder<'a>,
-        text: &CalibrationText,
-    ) -> Result<Self, ConvertError> {
+    /// A token outside the vocabulary; too little disk where hidden states go there.
+    pub(super) fn new(decoder: &'a Decoder<'a>, task: &Task<'_>) -> Result<Self, ConvertError> {
+        let all = &task.text.windows;
         let windows = || -> Result<Vec<Window>, ConvertError> {
-            let window = |ids: &Vec<u32>| Ok(decoder.window(ids)?);
-            text.windows.iter().map(window).collect()
+            match task.states {
+                States::InMemory => all.iter().map(|ids| Ok(decoder.window(ids)?)).collect(),
+                States::OnDisk => {
+                    let bytes = decoder.window_file_bytes(all[0].len());
+                    let file = state_file(task.saved.path(), bytes * all.len() as u64)?;
+                    let window = |(i, ids): (usize, &Vec<u32>)| {
+                        Ok(decoder.window_in_file(ids, &file, bytes * i as u64)?)
+                    };
+                    all.iter().enumerate().map(window).collect()
+                }
+            }
         };
         Ok(Self {
             decoder,
@@ -101,6 +112,23 @@ impl<'a> Cpu<'a> {
         }
         self.stand_ins[index] = Some(bytes);
     }
+}
+
+/// A file of so many bytes in `directory`, without a name, so that nothing is left of it.
+fn state_file(directory: &Path, bytes: u64) -> Result<File, ConvertError> {
+    let failed = |error: std::io::Error| ConvertError::Calibration {
+        path: directory.to_path_buf(),
+        problem: format!(
+            "cannot hold {:.1} GB of hidden states ({error}); free so much there, give fewer \
+             --calibrate-tokens, or more --calibrate-memory",
+            bytes as f64 / 1e9
+        ),
+    };
+    let file = tempfile::tempfile_in(directory).map_err(failed)?;
+    // A disk that fills up later would end the process at a write to the map.
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)
+        .map_err(|error| failed(error.into()))?;
+    Ok(file)
 }
 
 impl Arithmetic for Cpu<'_> {

@@ -32,6 +32,7 @@ use crate::choice::Choice;
 use crate::error::ConvertError;
 use crate::quantize::Method;
 use crate::source::Checkpoint;
+use memory::States;
 pub(crate) use product::Outcome;
 pub(crate) use run::Calibration;
 pub use run::CalibrationProgress;
@@ -57,6 +58,9 @@ pub struct CalibrateOptions {
     pub method: CalibrationMethod,
     /// Where to calculate; automatically on a GPU if there is one.
     pub device: Device,
+    /// Bytes of memory that the CPU may take; beyond them hidden states are kept in a file beside
+    /// the output. Most of what is available where it is `None`.
+    pub memory_bytes: Option<u64>,
     /// Go on with what a killed run has left.
     pub resume: bool,
 }
@@ -95,6 +99,7 @@ pub(crate) struct Prepared {
     method: CalibrationMethod,
     /// Not left open.
     device: Device,
+    states: States,
 }
 
 impl Prepared {
@@ -124,9 +129,19 @@ impl Prepared {
         let tokenizer = Tokenizer::load(&source)?;
         let text = CalibrationText::read(options, &tokenizer)?;
         let device = options.device.resolved();
-        if device == Device::Cpu {
-            memory::check(checkpoint, &config, &text)?;
-        }
+        let states = match (device, options.memory_bytes) {
+            (Device::Cpu | Device::Auto, budget) => {
+                memory::place(checkpoint.path(), &config, &text, budget)?
+            }
+            (Device::Cuda, None) => States::InMemory,
+            (Device::Cuda, Some(bytes)) => {
+                return Err(ConvertError::Option {
+                    option: "--calibrate-memory",
+                    value: bytes.to_string(),
+                    rule: "is for calibrating on a CPU; give --device cpu, or leave it out".into(),
+                });
+            }
+        };
         choice.parameters.extend(parameters(&text, options, device));
         choice.calibrated = products(checkpoint, &config, choice);
         Ok(Self {
@@ -134,6 +149,7 @@ impl Prepared {
             text,
             method: options.method,
             device,
+            states,
         })
     }
 
@@ -156,6 +172,7 @@ impl Prepared {
             text: &self.text,
             method: self.method,
             device: self.device,
+            states: self.states,
             saved,
             progress,
         };

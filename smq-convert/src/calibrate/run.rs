@@ -13,6 +13,7 @@ use super::CalibrationMethod;
 use super::arithmetic::Arithmetic;
 use super::cpu::Cpu;
 use super::gpu::OnGpu;
+use super::memory::States;
 use super::product::{Calibrated, Failure, Outcome, Problem};
 use super::saved::{Restored, Saved};
 use super::storage::Storage;
@@ -44,6 +45,7 @@ pub(super) struct Task<'a> {
     pub(super) method: CalibrationMethod,
     /// Not left open.
     pub(super) device: Device,
+    pub(super) states: States,
     pub(super) saved: &'a Saved,
     pub(super) progress: CalibrationProgress<'a>,
 }
@@ -64,7 +66,7 @@ pub(super) fn calibrate(task: &Task<'_>) -> Result<Calibration, ConvertError> {
         methods,
         arithmetic: match task.device {
             Device::Cuda => Box::new(OnGpu::new(task.source, task.text)?),
-            Device::Cpu | Device::Auto => Box::new(Cpu::new(&decoder, task.text)?),
+            Device::Cpu | Device::Auto => Box::new(Cpu::new(&decoder, task)?),
         },
     };
     let layers = decoder.layer_count();

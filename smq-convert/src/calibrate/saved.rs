@@ -43,6 +43,11 @@ impl Saved {
         PathBuf::from(name)
     }
 
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.directory
+    }
+
     /// Layers saved for `target`, by a process that isn't there any more.
     pub(crate) fn layers_of(target: &Path) -> usize {
         let directory = Self::directory(target);

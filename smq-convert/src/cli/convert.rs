@@ -133,6 +133,10 @@ struct ConvertArgs {
         requires = "runs_the_model"
     )]
     device: Device,
+    /// Memory that calibrating on the CPU may take, in GB (10^9 bytes); beyond it the model's hidden
+    /// states are kept in a file beside OUT.smq [default: three quarters of what is available]
+    #[arg(long, value_name = "GB", requires = "calibrate")]
+    calibrate_memory: Option<f64>,
     /// Go on with a calibration that was killed, from the last layer it had done
     #[arg(long, requires = "calibrate")]
     resume: bool,
@@ -242,8 +246,22 @@ impl ConvertArgs {
             window: self.calibrate_window,
             method: self.calibrate_method,
             device: self.device,
+            memory_bytes: self.memory_bytes()?,
             resume: self.resume,
         }))
+    }
+
+    /// # Errors
+    /// A number that is not positive.
+    fn memory_bytes(&self) -> anyhow::Result<Option<u64>> {
+        let Some(gb) = self.calibrate_memory else {
+            return Ok(None);
+        };
+        anyhow::ensure!(
+            gb > 0.0 && gb.is_finite(),
+            "--calibrate-memory {gb}: must be a positive number of GB"
+        );
+        Ok(Some((gb * 1e9) as u64))
     }
 
     /// # Errors

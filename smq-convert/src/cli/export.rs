@@ -14,7 +14,7 @@ use crate::directory::DEFAULT_SHARD_BYTES;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
 
 /// Options of the way there, which the way back has not.
-const OF_CONVERSION: [&str; 21] = [
+const OF_CONVERSION: [&str; 22] = [
     "scheme",
     "mbits",
     "scales",
@@ -31,6 +31,7 @@ const OF_CONVERSION: [&str; 21] = [
     "calibrate_tokens",
     "calibrate_window",
     "calibrate_method",
+    "calibrate_memory",
     "resume",
     "device",
     "measure_kl",

@@ -8,6 +8,7 @@ mod norm;
 mod precision;
 mod rope;
 mod stages;
+mod values;
 
 use crate::error::{Error, Result};
 use crate::linear::{self, Matrix, load_vector};

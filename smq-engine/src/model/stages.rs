@@ -1,12 +1,14 @@
 //! A decoder taken apart at its products: what each of them reads, one window of tokens at a time, for
 //! whoever wants to see inputs or put other weights in a product's place.
 
+use std::fs::File;
 use std::slice;
 
 use rayon::prelude::*;
 
 use super::attention::KvCache;
 use super::rope::RopeTable;
+use super::values::{Values, file_bytes};
 use super::{Decoder, activated, add, normed, rotated_and_attended};
 use crate::error::Result;
 use crate::linear::{self, Matrix};
@@ -34,9 +36,9 @@ impl Stage {
 pub struct Window {
     tokens: usize,
     /// The residual stream, `[tokens, hidden]`.
-    x: Vec<f32>,
+    x: Values,
     /// What the next stage's products read, `[tokens, in]`.
-    input: Vec<f32>,
+    input: Values,
 }
 
 impl Window {
@@ -61,9 +63,39 @@ impl<'a> Decoder<'a> {
     pub fn window(&self, tokens: &[u32]) -> Result<Window> {
         Ok(Window {
             tokens: tokens.len(),
-            x: self.embed(tokens)?,
-            input: Vec::new(),
+            x: Values::Memory(self.embed(tokens)?),
+            input: Values::Memory(Vec::new()),
         })
+    }
+
+    /// As [`Decoder::window`], but its values are kept in `file`: the first window's from 0 on, the
+    /// next one's [`Decoder::window_file_bytes`] later, all of which have been allocated.
+    ///
+    /// # Errors
+    /// As [`Decoder::window`], and if the system does not map the file.
+    pub fn window_in_file(&self, tokens: &[u32], file: &File, offset: u64) -> Result<Window> {
+        let count = tokens.len();
+        let hidden = count * self.config.hidden;
+        let mut x = Values::in_file(file, offset, hidden)?;
+        x.replace(self.embed(tokens)?);
+        let input_at = offset + file_bytes(hidden);
+        Ok(Window {
+            tokens: count,
+            x,
+            input: Values::in_file(file, input_at, count * self.most_features())?,
+        })
+    }
+
+    /// Bytes of a file that a window of so many tokens takes.
+    #[must_use]
+    pub fn window_file_bytes(&self, tokens: usize) -> u64 {
+        file_bytes(tokens * self.config.hidden) + file_bytes(tokens * self.most_features())
+    }
+
+    /// Input features of the stage that has most.
+    fn most_features(&self) -> usize {
+        let c = &self.config;
+        c.hidden.max(c.heads * c.head_dim).max(c.intermediate)
     }
 
     /// Decoder layers.
@@ -87,7 +119,8 @@ impl<'a> Decoder<'a> {
     /// Makes the input of a layer's first stage.
     pub fn enter_layer(&self, layer: usize, window: &mut Window) {
         let norm = &self.layers[layer].input_norm;
-        window.input = normed(&window.x, norm, &self.config, self.precision);
+        let input = normed(&window.x, norm, &self.config, self.precision);
+        window.input.replace(input);
     }
 
     /// Multiplies the windows' inputs with `matrices`, which stand for those of the stage, and makes
@@ -109,11 +142,11 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    /// Takes what a stage's products gave, `[tokens, sum of rows]`, and makes the input of the layer's next stage,
-    /// of which there is none behind [`Stage::Down`].
+    /// Takes what a stage's products gave, `[tokens, sum of rows]`, and makes the input of the
+    /// layer's next stage, of which there is none behind [`Stage::Down`].
     fn leave_stage(&self, layer: usize, stage: Stage, mut product: Vec<f32>, window: &mut Window) {
         let (c, precision) = (&self.config, self.precision);
-        window.input = match stage {
+        let input = match stage {
             Stage::Qkv => {
                 let mut cache = KvCache::new(c, window.tokens);
                 let mut rope = RopeTable::new(&c.rope, c.rope.is_long(window.tokens));
@@ -131,5 +164,6 @@ impl<'a> Decoder<'a> {
                 Vec::new()
             }
         };
+        window.input.replace(input);
     }
 }

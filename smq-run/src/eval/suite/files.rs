@@ -68,6 +68,7 @@ impl Maker<'_> {
             window: plan.calibration.window,
             method: calibration.method,
             device: self.options.device,
+            memory_bytes: None,
             resume: false,
         })
     }
