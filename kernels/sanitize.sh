@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # memcheck and racecheck of every kernel at work on the bundled checkpoint: each way of storing weights, a short prompt and
-# one of over 1024 tokens, each with decode steps, and scores of many sequences packed into one pass.
+# one of over 1024 tokens, each with decode steps, scores of many sequences packed into one pass, and calibrations.
 #
 #     kernels/sanitize.sh [OUT_DIR]
 #
@@ -39,8 +39,18 @@ check() { # TOOL MODEL WORK
     [ "$work" = long ] && command=(generate "$file" --greedy --raw -n 3 -p "$long")
     [ "$work" = endings ] && command=(eval hellaswag "$file" --data tests/fixtures/eval/hellaswag.jsonl)
     [ "$work" = lines ] && command=(eval lambada "$file" --data "$out/lines.jsonl")
+    local program=smq-run
+    if [ "$work" = calibrate ]; then
+        program=smq-convert
+        command=(--force --target all --calibrate tests/fixtures/sample.txt --calibrate-tokens 512 --calibrate-window 128)
+        [ "$2" = int4 ] || command+=(--scheme "$2")
+        # The options stand before CHECKPOINT and OUT.smq, --device among them.
+        command+=(--device cuda -- "$model" "$out/$tool-$2-calibrated.smq")
+    else
+        command+=(--device cuda)
+    fi
     # Learning a kernel's number of parameters ends with a call that fails, by design: not reported.
-    compute-sanitizer --tool "$tool" --report-api-errors no "$bin/smq-run" "${command[@]}" --device cuda >"$log" 2>&1 </dev/null
+    compute-sanitizer --tool "$tool" --report-api-errors no "$bin/$program" "${command[@]}" >"$log" 2>&1 </dev/null
     local status=$? summary others=0
     # A tool that could not attach has no summary.
     summary=$(grep -o 'SUMMARY:.*' "$log" | tail -n 1)
@@ -64,5 +74,8 @@ for tool in memcheck racecheck; do
         for work in short long endings lines; do
             echo "$tool $name $work"
         done
+    done
+    for name in int4 lut4 nf4; do
+        echo "$tool $name calibrate"
     done
 done | xargs -P "${JOBS:-4}" -L 1 bash -c 'check "$@"' check

@@ -17,13 +17,14 @@ use smq_format::SmqFile;
 use tempfile::TempDir;
 
 type Outcome = Result<(), Failed>;
+type Test = fn() -> Outcome;
 
 fn main() -> ExitCode {
     let mut args = Arguments::from_args();
     // Each fills the GPU.
     args.test_threads = Some(1);
     let is_present = Gpu::open(0).is_ok();
-    let tests: [(&str, fn() -> Outcome); 3] = [
+    let tests: [(&str, Test); 3] = [
         ("scales_and_first_layers_are_the_cpus", first_layers),
         ("outputs_are_as_near_as_on_the_cpu", outputs),
         ("the_same_bytes_every_time", same_bytes),

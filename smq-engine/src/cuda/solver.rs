@@ -59,12 +59,11 @@ impl Solver {
             inverse_bytes: (0, 0),
             info,
         };
+        let stream = gpu.main().raw()?.cast();
         // SAFETY: the handle and the stream are alive; the stream is the GPU's, which outlives
         // this.
-        check(
-            unsafe { cs::cusolverDnSetStream(this.handle, gpu.main().raw()?.cast()) },
-            "taking a stream",
-        )?;
+        let result = unsafe { cs::cusolverDnSetStream(this.handle, stream) };
+        check(result, "taking a stream")?;
         let (size, mut elems) = (this.size()?, 0);
         let nowhere = ptr::null_mut();
         // SAFETY: the handle is alive; the matrix is not read; `elems` takes the result.

@@ -158,7 +158,7 @@ impl Matrices {
             self.multiply(common, sums, [self.w, sum, self.product], false)?;
             self.dot(common, w.len())
         };
-        let whole = [weighed(sums.whole())?, weighed(sums.c())?];
+        let whole = [weighed(sums.whole())?, weighed(sums.c32())?];
         let stream = common.kernels.gpu().main();
         let target = &mut common.host.as_mut_slice::<f32>()[..w.len()];
         // SAFETY: the copy is waited for.
@@ -312,7 +312,7 @@ impl Matrices {
         let errors = common.call("errors_of", Common::over(count), args)?;
         // SAFETY: all hold the matrix.
         unsafe { errors.run(stream) }?;
-        self.multiply(common, sums, [self.error, sums.h(), self.product], false)?;
+        self.multiply(common, sums, [self.error, sums.h32(), self.product], false)?;
         let args = Args::new()
             .ptr(self.error.ptr())
             .ptr(self.product.ptr())

@@ -89,12 +89,12 @@ impl Sums {
     }
 
     /// f32 `[n, n]`: `H`.
-    pub(super) fn h(&self) -> Span {
+    pub(super) fn h32(&self) -> Span {
         self.h32
     }
 
     /// f32 `[n, n]`: `C = sum (x - y)' (x - y)`.
-    pub(super) fn c(&self) -> Span {
+    pub(super) fn c32(&self) -> Span {
         self.c32
     }
 
