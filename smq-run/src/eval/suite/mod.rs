@@ -181,6 +181,12 @@ fn measure(
             continue;
         };
         let path = dir.path().join(format!("{name}.smq"));
+        if how.calibration.is_some() {
+            // That takes minutes, of which the cells know nothing.
+            let (done, cells) = (counter.done, counter.cells);
+            let what = format!("{name} is calibrated");
+            counter.progress.cell(&what, done, cells, 0);
+        }
         let chosen_bits = maker.make(how, &path).with_context(|| name.clone())?;
         let facts = report(&path)?;
         {
