@@ -174,6 +174,25 @@ impl Checkpoint {
         shards.chain(beside.map(|name| self.dir.join(name)))
     }
 
+    /// [`Checkpoint::paths`], and what else in the directory belongs to a checkpoint: weights that
+    /// were left out, indices, what a tokenizer is made of, further templates.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<PathBuf> {
+        let mut inputs: Vec<_> = self.paths().collect();
+        let belongs = |name: &String| {
+            is_model_file(name)
+                || name.ends_with(weights::END)
+                || name.ends_with(weights::INDEX_END)
+        };
+        // A directory that cannot be listed any more has nothing that could be replaced either.
+        let beside = list(&self.dir).unwrap_or_default().into_iter();
+        inputs.extend(beside.filter(belongs).map(|name| self.dir.join(name)));
+        let templates = self.dir.join(TEMPLATE_DIR);
+        let further = list(&templates).unwrap_or_default().into_iter();
+        inputs.extend(further.map(|name| templates.join(name)));
+        inputs
+    }
+
     /// Contents of config.json, tokenizer.json and the like.
     #[must_use]
     pub fn file(&self, name: &str) -> Option<&[u8]> {

@@ -63,6 +63,15 @@ impl Source {
         &self.notes
     }
 
+    /// Every file that it is read from, or that belongs to it: none may be replaced by a result.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        match &self.kind {
+            Kind::Smq(file) => vec![file.path().to_path_buf()],
+            Kind::Checkpoint(checkpoint) => checkpoint.inputs(),
+        }
+    }
+
     /// Bytes of the .smq file, or of all shards of a checkpoint.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {

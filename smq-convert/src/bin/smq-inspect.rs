@@ -1,6 +1,5 @@
 //! `smq-inspect`: what a .smq file holds, and what quantization did to it.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -109,6 +108,7 @@ struct DiffArgs {
 }
 
 fn main() -> ExitCode {
+    smq_convert::cli::prepare();
     let args = Args::parse();
     match (&args.command, &args.file) {
         (Some(Command::Diff(args)), _) => {
@@ -155,7 +155,9 @@ fn run(args: &Args, path: &Path) -> anyhow::Result<ExitCode> {
     };
     if let Some(target) = &args.html {
         let bytes = inspect::write_page(&report, target)?;
-        print(format!("wrote {}, {bytes} bytes\n", target.display()).as_bytes())?;
+        if !smq_format::is_stdout(target) {
+            print(format!("wrote {}, {bytes} bytes\n", target.display()).as_bytes())?;
+        }
     } else if args.json {
         print(&json(&report, tensor)?)?;
     } else if args.csv {
@@ -171,7 +173,8 @@ fn run(args: &Args, path: &Path) -> anyhow::Result<ExitCode> {
         print(parts.join("\n").as_bytes())?;
     }
     if let StatisticsState::Damaged { reason } = &report.statistics {
-        eprintln!("error: {reason} (the rest of the file was shown without them)");
+        let rest = "(the rest of the file was shown without them)";
+        smq_convert::cli::tell(&format!("error: {reason} {rest}"));
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
@@ -278,8 +281,6 @@ fn csv_rows<'a>(
 }
 
 fn print(bytes: &[u8]) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(bytes)
-        .and_then(|()| out.flush())
-        .context("cannot write to standard output")
+    // All of it is made of strings.
+    smq_convert::cli::show(&String::from_utf8_lossy(bytes))
 }

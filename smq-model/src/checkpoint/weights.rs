@@ -20,8 +20,8 @@ use crate::json::parse_object;
 /// Name of the shard index of a sharded checkpoint.
 pub const SHARD_INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
-const END: &str = ".safetensors";
-const INDEX_END: &str = ".safetensors.index.json";
+pub(super) const END: &str = ".safetensors";
+pub(super) const INDEX_END: &str = ".safetensors.index.json";
 const ADAPTER: &str = "adapter_model.safetensors";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// The key of config.json that names the weights.

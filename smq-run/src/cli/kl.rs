@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::ppl::TextArgs;
 use super::{Global, Opened};
 use crate::eval::kl::{Base, KlReport};
-use crate::output::{is_stdout, write_json};
+use crate::output::{create, is_stdout, put_json};
 use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]
@@ -45,6 +45,10 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
         Opened::new(&args.model, global)?,
         Opened::new(&args.base, &base_global)?,
     );
+    let mut inputs = opened.inputs(&[&args.text.text]);
+    inputs.extend(base.inputs(&[]));
+    let json = create(args.text.json.as_ref(), &inputs)?;
+    let to_stdout = is_stdout(json.as_ref());
     let options = args.text.options();
     let (mut engine, _) = opened.load()?;
     let (mut base_engine, _) = base.load()?;
@@ -73,10 +77,8 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
         device: engine.device(),
         result: &result,
     };
-    if let Some(path) = &args.text.json {
-        write_json(path, &report)?;
-    }
-    if !args.text.json.as_deref().is_some_and(is_stdout) {
+    put_json(json, &report)?;
+    if !to_stdout {
         print(&result)?;
     }
     Ok(())

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::generate::at_least_one;
 use super::{Global, Opened};
 use crate::eval::ppl::{PplOptions, PplReport, perplexity};
-use crate::output::{is_stdout, write_json};
+use crate::output::{create, is_stdout, put_json};
 use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]
@@ -65,6 +65,8 @@ struct Report<'a> {
 pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
     let text = args.text.read()?;
     let opened = Opened::new(&args.model, global)?;
+    let json = create(args.text.json.as_ref(), &opened.inputs(&[&args.text.text]))?;
+    let to_stdout = is_stdout(json.as_ref());
     let tokenizer = Tokenizer::load(&opened.source)?;
     let (mut engine, _) = opened.load()?;
     let options = args.text.options();
@@ -83,10 +85,8 @@ pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
         device: engine.device(),
         result: &result,
     };
-    if let Some(path) = &args.text.json {
-        write_json(path, &report)?;
-    }
-    if !args.text.json.as_deref().is_some_and(is_stdout) {
+    put_json(json, &report)?;
+    if !to_stdout {
         let mut out = std::io::stdout().lock();
         writeln!(
             out,

@@ -17,6 +17,5 @@ pub(super) struct ReportArgs {
 
 pub(super) fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let written = report::write(&args.results, &args.config)?;
-    println!("{}", written.display());
-    Ok(())
+    smq_convert::cli::show(&format!("{}\n", written.display()))
 }

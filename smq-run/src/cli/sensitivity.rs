@@ -12,7 +12,9 @@ use super::Global;
 use super::generate::at_least_one;
 use crate::eval::ppl::PplOptions;
 use crate::eval::sensitivity::{Sensitivity, SensitivityOptions, Unit, run as measure};
-use crate::output::{is_stdout, write_json};
+use crate::output::{create, is_stdout, put_json};
+
+use smq_model::Source;
 
 /// Lines of the table.
 const SHOWN: usize = 12;
@@ -48,6 +50,10 @@ pub(super) struct SensitivityArgs {
 }
 
 pub(super) fn run(args: &SensitivityArgs, global: &Global) -> anyhow::Result<()> {
+    let mut inputs = Source::open(&args.checkpoint)?.paths();
+    inputs.push(args.text.clone());
+    let json = create(args.json.as_ref(), &inputs)?;
+    let to_stdout = is_stdout(json.as_ref());
     let options = SensitivityOptions {
         checkpoint: args.checkpoint.clone(),
         text: args.text.clone(),
@@ -72,10 +78,8 @@ pub(super) fn run(args: &SensitivityArgs, global: &Global) -> anyhow::Result<()>
         bar.set_message(name.to_owned());
     })?;
     bar.finish_and_clear();
-    if let Some(path) = &args.json {
-        write_json(path, &result)?;
-    }
-    if !args.json.as_deref().is_some_and(is_stdout) {
+    put_json(json, &result)?;
+    if !to_stdout {
         print(&result)?;
     }
     Ok(())

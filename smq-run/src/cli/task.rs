@@ -14,7 +14,7 @@ use crate::eval::metrics::Score;
 use crate::eval::task::{
     MAX_NEW_TOKENS, Metric, Prompts, Task, batches, encode_all, evaluate, scores,
 };
-use crate::output::{is_stdout, write_json, write_jsonl};
+use crate::output::{create, is_stdout, put_json, put_jsonl};
 use smq_model::{GenerationSettings, Tokenizer};
 
 #[derive(Debug, Args)]
@@ -84,6 +84,14 @@ pub(super) fn run(
 ) -> anyhow::Result<()> {
     let requests = task.read(&args.data, args.limit)?;
     let opened = Opened::new(&args.model, global)?;
+    let inputs = opened.inputs(&[&args.data]);
+    anyhow::ensure!(
+        args.json.is_none() || args.out != args.json,
+        "--out and --json name the same file; give each its own"
+    );
+    let out = create(args.out.as_ref(), &inputs)?;
+    let json = create(args.json.as_ref(), &inputs)?;
+    let to_stdout = is_stdout(json.as_ref());
     let tokenizer = Tokenizer::load(&opened.source)?;
     let eos_ids = GenerationSettings::plain(&opened.source)?.eos_ids;
     let (mut engine, _) = opened.load()?;
@@ -105,9 +113,7 @@ pub(super) fn run(
         bar.inc(batch.len() as u64);
     }
     bar.finish_and_clear();
-    if let Some(path) = &args.out {
-        write_jsonl(path, &items)?;
-    }
+    put_jsonl(out, &items)?;
     let report = Report {
         task,
         model: args.model.display().to_string(),
@@ -121,10 +127,8 @@ pub(super) fn run(
         }),
         protocol: task.protocol(),
     };
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
-    if !args.json.as_deref().is_some_and(is_stdout) {
+    put_json(json, &report)?;
+    if !to_stdout {
         print(&report)?;
     }
     Ok(())

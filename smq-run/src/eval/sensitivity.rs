@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use smq_convert::cli::print_notes;
 use smq_convert::{Checkpoint, ScaleChoice, ScaleRule, Target, product};
-use smq_format::SmqFile;
+use smq_format::{Scratch, SmqFile};
 
 use super::kl::Base;
 use super::metrics::Score;
@@ -136,7 +136,8 @@ pub(crate) fn run(
     let ids = options.windows.tokens(&tokenizer, &text, positions)?;
     let mut base = Base::new(&mut *engine, ids, options.windows);
     let tokens_scored = base.windows() * (options.windows.window - 1);
-    let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let dir = Scratch::beside(&std::env::temp_dir().join("smq-run-sensitivity"))
+        .context("cannot make a temporary directory")?;
     let mut points = Vec::with_capacity(units.len());
     for (done, (name, tensors)) in units.iter().enumerate() {
         progress(done, units.len(), name);

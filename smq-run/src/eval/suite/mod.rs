@@ -26,6 +26,7 @@ use super::task::{Encoded, Prompts, Task, batches, encode_all, evaluate};
 use crate::convert::{GROUP, convert_to, report};
 use crate::output::{write_bytes, write_json};
 use smq_engine::{Device, Engine};
+use smq_format::Scratch;
 use smq_model::{GenerationSettings, Source, Tokenizer};
 pub(crate) use store::file_name;
 use store::{DataFile, FileFacts, Parameters, Store};
@@ -136,7 +137,7 @@ fn measure(
     let text = plan.text.clone();
     let mut base = text.map(|ids| Base::new(base, ids, options.text));
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
-    let dir = tempfile::tempdir_in(&options.out)
+    let dir = Scratch::beside(&options.out.join("variants"))
         .with_context(|| format!("cannot write in {}", options.out.display()))?;
     for variant in &plan.variants[1..] {
         let name = &variant.name;

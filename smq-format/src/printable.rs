@@ -1,0 +1,43 @@
+//! Text that comes from a file, made fit for a terminal.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+/// The text with every control character but line breaks and tabs, and every character that turns
+/// the direction of what follows, written as an escape such as `\u{1b}`. Whatever a file says of
+/// itself, it cannot move the cursor, set colours, rename the window or reorder a line.
+#[must_use]
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_hidden) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match is_hidden(c) {
+            // Writing to a string does not fail.
+            true => drop(write!(out, "{}", c.escape_unicode())),
+            false => out.push(c),
+        }
+    }
+    Cow::Owned(out)
+}
+
+fn is_hidden(c: char) -> bool {
+    let is_direction = matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    (c.is_control() && c != '\n' && c != '\t') || is_direction
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_obeys_is_escaped() {
+        assert_eq!(
+            printable("a\u{1b}[31mred\r\u{9b}\u{7f}\u{202e}b"),
+            "a\\u{1b}[31mred\\u{d}\\u{9b}\\u{7f}\\u{202e}b"
+        );
+        let plain = "line\n\tGrüße, 漢字";
+        assert!(matches!(printable(plain), Cow::Borrowed(text) if text == plain));
+    }
+}
