@@ -366,3 +366,71 @@ fn a_hundred_thousand_jobs_are_not_started() {
     let cores = std::thread::available_parallelism().unwrap().get();
     assert_eq!(smq_convert::threads(100_000), 8 * cores);
 }
+
+/// What is printed of finished work is not the work.
+#[test]
+fn a_full_standard_output_is_no_failure_of_a_finished_file() {
+    let dir = TempDir::new().unwrap();
+    let (out, export) = (dir.path().join("out.smq"), dir.path().join("export"));
+    let config = fixture().join("config.json");
+    let synth = dir.path().join("synth");
+    let source = fixture();
+    let synth_args: [&Path; 6] = [
+        "synth".as_ref(),
+        "--like".as_ref(),
+        &config,
+        "--layers".as_ref(),
+        "1".as_ref(),
+        &synth,
+    ];
+    let runs: [(&Path, Vec<&Path>); 3] = [
+        (&out, vec![&source, &out]),
+        (&export, export_args(&out, &export).to_vec()),
+        (&synth, synth_args.to_vec()),
+    ];
+    for (made, args) in runs {
+        let full = || {
+            fs::OpenOptions::new()
+                .write(true)
+                .open("/dev/full")
+                .unwrap()
+        };
+        let output = program().args(&args).stdout(full()).output().unwrap();
+        let said = stderr(&output);
+        assert!(said.contains("only the summary is not"), "{said}");
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        assert!(made.exists());
+        // Nor does it matter that nothing can be said at all.
+        let force = program()
+            .args(&args)
+            .arg("--force")
+            .stdout(full())
+            .stderr(full())
+            .status();
+        let code = force.unwrap().code();
+        assert!([Some(0), Some(2)].contains(&code), "{code:?}");
+    }
+}
+
+#[test]
+fn layers_that_config_json_leaves_out_are_told() {
+    let dir = TempDir::new().unwrap();
+    let source = checkpoint(&dir, "source");
+    let path = source.join("config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["num_hidden_layers"], 4);
+    config["num_hidden_layers"] = 2.into();
+    for list in ["short_factor", "long_factor"] {
+        assert!(config["rope_scaling"][list].is_array());
+    }
+    fs::write(&path, config.to_string()).unwrap();
+    let out = dir.path().join("out.smq");
+    let output = convert(&[&source, &out]);
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("num_hidden_layers is 2, but there are weights of 2 more: they are not used"),
+        "{said}"
+    );
+}

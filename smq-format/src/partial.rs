@@ -120,7 +120,8 @@ impl Partial {
         all.remove(&entry.0);
         drop(all);
         persisted.map_err(|e| e.error)?;
-        sync_directory(target)
+        sync_directory(target);
+        Ok(())
     }
 }
 
@@ -286,12 +287,10 @@ pub(crate) fn directory(target: &Path) -> &Path {
     }
 }
 
-/// Makes a rename durable, where directories can be synced.
-fn sync_directory(target: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    File::open(directory(target))?.sync_all()?;
-    let _ = target;
-    Ok(())
+/// Makes a rename durable, where directories can be synced. Where not, the file is in place all the
+/// same, and whoever reads it finds it whole.
+fn sync_directory(target: &Path) {
+    let _ = File::open(directory(target)).and_then(|directory| directory.sync_all());
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::auto::{AutoArgs, Width};
 use super::export::{self, ExportArgs};
 use super::signals::interrupts;
 use super::summary::About;
-use super::{print_note, print_notes, progress_bar, show, words};
+use super::{after_work, print_note, print_notes, progress_bar, show, words};
 use crate::apply::exact_scales;
 use crate::import::Grouping;
 use crate::{
@@ -414,7 +414,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     let result = convert_measured(&checkpoint, &out, conversion, measuring, &progress);
     bar.finish_and_clear();
     let (auto, summary) = result?;
-    about.print_summary(&out, &summary, auto.as_ref())
+    after_work(about.print_summary(&out, &summary, auto.as_ref()))
 }
 
 fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
@@ -433,7 +433,7 @@ fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
     });
     bar.finish_and_clear();
     let summary = summary?;
-    show(&format!(
+    after_work(show(&format!(
         "{}: {}, {} tensors, {} in {} shards, {:.1} s and {:.1} s of fsync; the weights are \
          synthetic: speed, memory and energy carry over to real ones, quality does not\n",
         args.out_dir.display(),
@@ -443,5 +443,5 @@ fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
         summary.shards.len(),
         summary.write_time.as_secs_f64(),
         summary.sync_time.as_secs_f64(),
-    ))
+    )))
 }

@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use indicatif::DecimalBytes;
 use smq_format::Dtype;
 
-use super::progress_bar;
+use super::{after_work, progress_bar};
 use crate::directory::DEFAULT_SHARD_BYTES;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
 
@@ -126,7 +126,8 @@ pub(super) fn run(
         !interrupted.load(Ordering::Relaxed)
     });
     bar.finish_and_clear();
-    print_summary(&out_dir, format, &summary?)
+    let summary = summary?;
+    after_work(print_summary(&out_dir, format, &summary))
 }
 
 fn print_summary(

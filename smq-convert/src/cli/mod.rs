@@ -71,6 +71,21 @@ pub fn show(text: &str) -> anyhow::Result<()> {
         .context("cannot write to standard output")
 }
 
+/// What printing the summary of finished work came to, which is no failure of the work: its file is
+/// there, whole.
+pub fn after_work(printed: anyhow::Result<()>) -> anyhow::Result<()> {
+    match printed {
+        Err(error) if !is_broken_pipe(&error) => {
+            print_note(&format!(
+                "the file is written; only the summary is not: {}",
+                sentence(&error)
+            ));
+            Ok(())
+        }
+        printed => printed,
+    }
+}
+
 fn is_interrupt(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let convert = cause.downcast_ref::<ConvertError>();

@@ -93,6 +93,7 @@ pub(crate) fn run(options: &SuiteOptions, progress: &mut dyn Progress) -> anyhow
     print_notes(source.notes());
     let tokenizer = Tokenizer::load(&source)?;
     let mut base = smq_engine::load(&source, options.device, options.max_tokens)?;
+    print_notes(&base.config().notes);
     let plan = Plan::new(options, &source, &tokenizer, &*base)?;
     let store = Store::open(&options.out, &plan.parameters)?;
     measure(
