@@ -39,6 +39,7 @@
 //! ```
 
 pub mod bits;
+mod bounded;
 mod choice;
 pub mod error;
 pub mod fp8;
@@ -63,6 +64,7 @@ mod stored_scales;
 mod view;
 mod writer;
 
+pub use bounded::{read_at_most, read_bounded, read_text};
 pub use choice::{LevelChoice, MantissaBits, ScaleChoice, ScaleRule};
 pub use error::{Defect, Error};
 pub use index::{Index, Provenance, SourceFile, TensorEntry};

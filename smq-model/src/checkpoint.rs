@@ -15,8 +15,8 @@ use crate::json::parse_object;
 use crate::locate::{Located, locate, refuse_other_files};
 
 use side_files::list;
-pub(crate) use side_files::no_tokenizer;
 pub use side_files::{TEMPLATE_DIR, is_model_file, is_side_file, side_files};
+pub(crate) use side_files::{check_length, no_tokenizer};
 pub use tensors::{Shard, StoredTensor, natural};
 pub use weights::SHARD_INDEX;
 use weights::{Weights, enumerate};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use smq_format::{Dtype, Scheme, SmqFile, TensorData};
 
-use crate::checkpoint::{Checkpoint, no_tokenizer};
+use crate::checkpoint::{Checkpoint, check_length, no_tokenizer};
 use crate::error::{Error, Result};
 use crate::json::{parse_object, utf8};
 use crate::locate::{locate, open_model};
@@ -36,6 +36,13 @@ impl Source {
         let located = locate(path)?;
         if !located.path.is_dir() {
             let file = open_model(&located.path)?;
+            for entry in &file.index().files {
+                let refused = |problem| {
+                    let name = &entry.name;
+                    Error::model(&located.path, format!("embedded {name}: {problem}"))
+                };
+                check_length(&entry.name, entry.length).map_err(refused)?;
+            }
             return Ok(Self {
                 path: located.path,
                 kind: Kind::Smq(Box::new(file)),

@@ -10,7 +10,7 @@ use smq_convert::{Checkpoint, Method, ScaleChoice, ScaleRule, Target};
 
 use crate::bench::{BenchOptions, bench};
 use crate::convert::{GROUP, convert_to, int4, report};
-use crate::eval::ppl::{PplOptions, PplReport, perplexity};
+use crate::eval::ppl::{MAX_TEXT_BYTES, PplOptions, PplReport, perplexity};
 use smq_engine::Device;
 use smq_model::{Source, Tokenizer};
 
@@ -61,7 +61,7 @@ struct Line {
 /// # Errors
 /// Whatever converting, evaluating or timing meets first.
 pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(&options.text).with_context(|| {
+    let text = smq_format::read_text(&options.text, MAX_TEXT_BYTES).with_context(|| {
         format!(
             "{}: cannot read it; run the demo in the repository, or name a text with --text",
             options.text.display()

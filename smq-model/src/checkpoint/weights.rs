@@ -174,7 +174,7 @@ pub(super) fn refuse_adapter_beside(dir: &Path) -> Result<()> {
 
 /// The model that a directory's adapter was trained on.
 fn adapter_base(dir: &Path) -> Option<String> {
-    let config = std::fs::read(dir.join(ADAPTER_CONFIG)).ok()?;
+    let config = map_file(&dir.join(ADAPTER_CONFIG)).ok()?;
     let json = parse_object(ADAPTER_CONFIG, &config).ok()?;
     Some(json.get("base_model_name_or_path")?.as_str()?.to_owned())
 }

@@ -2,7 +2,7 @@
 
 mod settings;
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -15,6 +15,9 @@ use smq_convert::cli::{print_note, tell};
 use smq_engine::Error;
 use smq_engine::generate::{GenerateOptions, Generation, Stop, Timing, generate};
 use smq_model::{Message, ModelConfig, Tokenizer};
+
+/// Longest prompt: longer than any context.
+const MAX_PROMPT_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
@@ -143,10 +146,8 @@ fn stdin_prompt() -> anyhow::Result<String> {
     if stdin.is_terminal() {
         tell("reading the prompt from standard input, end it with Ctrl-D");
     }
-    let mut text = String::new();
-    stdin
-        .read_to_string(&mut text)
-        .context("cannot read the prompt from standard input")?;
+    let bytes = smq_format::read_at_most(&mut stdin, "standard input".as_ref(), MAX_PROMPT_BYTES)?;
+    let mut text = String::from_utf8(bytes).context("the prompt is not UTF-8")?;
     if text.ends_with('\n') {
         text.pop();
     }

@@ -11,6 +11,7 @@ use super::ppl::TextArgs;
 use super::{Global, Opened};
 use crate::eval::kl::{Base, KlReport};
 use crate::output::{create, is_stdout, put_json};
+use smq_format::SmqFile;
 use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]
@@ -45,6 +46,7 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
         Opened::new(&args.model, global)?,
         Opened::new(&args.base, &base_global)?,
     );
+    refuse_quantized(&base)?;
     let mut inputs = opened.inputs(&[&args.text.text]);
     inputs.extend(base.inputs(&[]));
     let json = create(args.text.json.as_ref(), &inputs)?;
@@ -81,6 +83,19 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
     if !to_stdout {
         print(&result)?;
     }
+    Ok(())
+}
+
+/// What is measured is called the distance from the unquantized model, and from any other it is not.
+fn refuse_quantized(base: &Opened) -> anyhow::Result<()> {
+    let mut tensors = base.source.smq().into_iter().flat_map(SmqFile::tensors);
+    anyhow::ensure!(
+        !tensors.any(|tensor| tensor.scheme().is_quantized()),
+        "--base {} is quantized itself ({}), and the distance is that from the unquantized model; \
+         give the checkpoint directory",
+        base.source.path().display(),
+        base.source.schemes()
+    );
     Ok(())
 }
 

@@ -3,15 +3,15 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::generate::at_least_one;
 use super::{Global, Opened};
-use crate::eval::ppl::{PplOptions, PplReport, perplexity};
+use crate::eval::ppl::{MAX_TEXT_BYTES, PplOptions, PplReport, perplexity};
 use crate::output::{create, is_stdout, put_json};
+use smq_format::read_text;
 use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]
@@ -41,8 +41,7 @@ pub(super) struct TextArgs {
 
 impl TextArgs {
     pub(super) fn read(&self) -> anyhow::Result<String> {
-        let context = || format!("cannot read {}", self.text.display());
-        std::fs::read_to_string(&self.text).with_context(context)
+        Ok(read_text(&self.text, MAX_TEXT_BYTES)?)
     }
 
     pub(super) fn options(&self) -> PplOptions {

@@ -21,7 +21,7 @@ use smq_convert::cli::print_notes;
 use smq_convert::{AutoOptions, Checkpoint, Goal, Sensitivity, convert_auto};
 
 use super::kl::Base;
-use super::ppl::PplOptions;
+use super::ppl::{MAX_TEXT_BYTES, PplOptions};
 use super::task::{Encoded, Prompts, Task, batches, encode_all, evaluate};
 use crate::convert::{GROUP, convert_to, report};
 use crate::output::{write_bytes, write_json};
@@ -320,8 +320,7 @@ impl Plan {
         let text = text_path
             .as_ref()
             .map(|path| {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("cannot read {}", path.display()))?;
+                let text = smq_format::read_text(path, MAX_TEXT_BYTES)?;
                 anyhow::Ok(options.text.tokens(tokenizer, &text, positions)?)
             })
             .transpose()?;
