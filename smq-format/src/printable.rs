@@ -22,6 +22,17 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// A cell of a table that a spreadsheet may open: text in which it would see a formula has an
+/// apostrophe before it, which spreadsheets take for the sign of text. Numbers stay as they are.
+#[must_use]
+pub fn plain_cell(text: &str) -> Cow<'_, str> {
+    let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    match is_formula && text.parse::<f64>().is_err() {
+        true => Cow::Owned(format!("'{text}")),
+        false => Cow::Borrowed(text),
+    }
+}
+
 fn is_hidden(c: char) -> bool {
     let is_direction = matches!(c, '\u{200e}' | '\u{200f}' | '\u{061c}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     (c.is_control() && c != '\n' && c != '\t') || is_direction
@@ -30,6 +41,16 @@ fn is_hidden(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_spreadsheet_would_compute_is_text() {
+        for formula in ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1"] {
+            assert_eq!(plain_cell(formula), format!("'{formula}"));
+        }
+        for plain in ["-1.5e-3", "+2", "a=b", "", "model.layers.0", "-inf"] {
+            assert_eq!(plain_cell(plain), plain);
+        }
+    }
 
     #[test]
     fn what_a_terminal_obeys_is_escaped() {

@@ -39,23 +39,20 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<
     write_bytes(path, &json(value)?)
 }
 
-/// As [`write_json`], one object a line.
-pub(crate) fn write_jsonl(path: &Path, values: &[impl Serialize]) -> anyhow::Result<()> {
-    write_bytes(path, &jsonl(values)?)
-}
-
 /// As [`write_json`], of bytes.
 pub(crate) fn write_bytes(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     Ok(Output::create(path, &[])?.write(bytes)?)
 }
 
-fn json(value: &impl Serialize) -> anyhow::Result<Vec<u8>> {
+/// As [`write_json`] writes it.
+pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<Vec<u8>> {
     let mut json = serde_json::to_vec_pretty(value)?;
     json.push(b'\n');
     Ok(json)
 }
 
-fn jsonl(values: &[impl Serialize]) -> anyhow::Result<Vec<u8>> {
+/// One object a line.
+pub(crate) fn jsonl(values: &[impl Serialize]) -> anyhow::Result<Vec<u8>> {
     let mut lines = Vec::new();
     for value in values {
         serde_json::to_writer(&mut lines, value)?;

@@ -222,11 +222,8 @@ fn absurd_numbers_are_refused_or_obeyed() {
             "{said}"
         );
         assert!(!said.contains("stack backtrace"), "{said}");
-        assert_eq!(
-            problem.is_empty() || !output.status.success(),
-            true,
-            "{said}"
-        );
+        let is_refused = !output.status.success();
+        assert!(problem.is_empty() || is_refused, "{said}");
     }
 }
 
@@ -265,4 +262,84 @@ fn full_outputs_are_errors_and_no_panics() {
         assert!(silent || said.contains("No space left"), "{said}");
         assert!(!said.contains("panicked"), "{said}");
     }
+}
+
+#[test]
+fn what_never_ends_is_not_read_to_its_end() {
+    let model = fixtures().join("phi3-tiny");
+    let mut command = smq_run(&["eval", "ppl", "--text", "/dev/zero"]);
+    let said = stderr(&command.arg(&model).output().unwrap());
+    assert!(
+        said.contains("/dev/zero holds more than 268435456 bytes"),
+        "{said}"
+    );
+    let dir = TempDir::new().unwrap();
+    let (model, text) = copies(&dir);
+    let huge = fs::File::create(model.join("generation_config.json")).unwrap();
+    huge.set_len(3 << 30).unwrap();
+    let output = ppl(&model, &text, "-".as_ref());
+    let said = stderr(&output);
+    assert!(
+        said.contains("over the limit of 33554432 of generation_config.json"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_quantized_base_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let model = fixtures().join("phi3-tiny");
+    let file = dir.path().join("a.smq");
+    let options = smq_convert::ConvertOptions {
+        target: smq_convert::Target::Mlp,
+        quantize: smq_convert::Method::Nf4,
+        overwrite: false,
+        jobs: 0,
+    };
+    let checkpoint = smq_convert::Checkpoint::open(&model).unwrap();
+    smq_convert::convert(&checkpoint, &file, &options, &|_| true).unwrap();
+    let mut command = smq_run(&["eval", "kl", "--text"]);
+    command
+        .arg(fixtures().join("sample.txt"))
+        .arg(&model)
+        .arg("--base")
+        .arg(&file);
+    let output = command.output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains("a.smq is quantized itself (nf4"), "{said}");
+}
+
+/// What a file says of itself reaches a terminal as text.
+#[test]
+fn control_characters_of_files_are_escaped() {
+    let dir = TempDir::new().unwrap();
+    let (model, text) = copies(&dir);
+    let path = model.join("config.json");
+    let good = fs::read_to_string(&path).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&good).unwrap();
+    config["hidden_act"] = "\u{1b}]0;owned\u{7}\u{9b}31m\u{202e}".into();
+    fs::write(&path, config.to_string()).unwrap();
+    let output = ppl(&model, &text, "-".as_ref());
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert!(said.contains("hidden_act is"), "{said}");
+    assert!(
+        said.contains(r"\u{1b}]0;owned\u{7}\u{9b}31m\u{202e}"),
+        "{said}"
+    );
+    assert!(
+        !said.contains(|c: char| c.is_control() && c != '\n'),
+        "{said:?}"
+    );
+    fs::write(&path, good).unwrap();
+    let template = r#"{{ raise_exception('\x1b[2J' ~ '\x07no') }}"#;
+    fs::write(model.join("chat_template.jinja"), template).unwrap();
+    let mut command = smq_run(&["generate", "--prompt", "a"]);
+    let output = command.arg(&model).output().unwrap();
+    let said = stderr(&output);
+    assert!(
+        !output.status.success() && said.contains(r"\u{1b}[2J\u{7}no"),
+        "{said}"
+    );
 }

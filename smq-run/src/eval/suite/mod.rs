@@ -14,6 +14,7 @@ mod tests;
 mod variants;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -330,7 +331,7 @@ impl Plan {
         let parameters = Parameters {
             producer: concat!("smq-run ", env!("CARGO_PKG_VERSION")).to_owned(),
             model: file_name(&options.checkpoint),
-            model_blake3: model_hashes(&options.checkpoint)?,
+            model_blake3: model_hashes(source)?,
             device: base.device().to_owned(),
             tasks: files,
             max_new_tokens: options.prompts.max_new_tokens,
@@ -376,15 +377,14 @@ fn first_there(data: &Path, names: &[&str]) -> Option<PathBuf> {
 }
 
 /// Hashes of everything that decides a checkpoint's answers.
-fn model_hashes(dir: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-    let entries =
-        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+fn model_hashes(source: &Source) -> anyhow::Result<BTreeMap<String, String>> {
     let mut hashes = BTreeMap::new();
-    for entry in entries {
-        let path = entry?.path();
-        let name = file_name(&path);
-        if name.ends_with(".safetensors") || ["config.json", "tokenizer.json"].contains(&&*name) {
-            hashes.insert(name, store::hash(&path)?);
+    for path in source.paths() {
+        // Of a template in a directory of its own, that too.
+        let within = path.strip_prefix(source.path()).unwrap_or(&path);
+        let name = within.to_string_lossy().into_owned();
+        if let Entry::Vacant(absent) = hashes.entry(name) {
+            absent.insert(store::hash(&path)?);
         }
     }
     Ok(hashes)
