@@ -73,7 +73,7 @@ pub use map::{MappedFile, map_file};
 pub use names::UnknownName;
 pub use output::{Output, input_at, is_stdout};
 pub use partial::{PARTIAL_SUFFIX, Scratch, leftovers, remove_leftovers};
-pub use printable::{plain_cell, printable};
+pub use printable::{plain_cell, printable, printable_json};
 pub use reader::{SmqFile, hash};
 pub use scheme::{Dtype, Family, Role, Scheme, SchemeKind};
 pub use signals::{catch_signals, end_at_once};

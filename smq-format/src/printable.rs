@@ -22,6 +22,19 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// The same of JSON, whose strings alone can hold such characters, and have escapes of their own.
+#[must_use]
+pub fn printable_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match is_hidden(c) {
+            true => drop(write!(out, "\\u{:04x}", u32::from(c))),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
 /// A cell of a table that a spreadsheet may open: text in which it would see a formula has an
 /// apostrophe before it, which spreadsheets take for the sign of text. Numbers stay as they are.
 #[must_use]
@@ -57,6 +70,10 @@ mod tests {
         assert_eq!(
             printable("a\u{1b}[31mred\r\u{9b}\u{7f}\u{202e}b"),
             "a\\u{1b}[31mred\\u{d}\\u{9b}\\u{7f}\\u{202e}b"
+        );
+        assert_eq!(
+            printable_json("\"\u{9b}\u{202e}\u{e9}\"\n"),
+            "\"\\u009b\\u202e\u{e9}\"\n"
         );
         let plain = "line\n\tGrüße, 漢字";
         assert!(matches!(printable(plain), Cow::Borrowed(text) if text == plain));

@@ -1,5 +1,6 @@
 //! `smq-inspect`: what a .smq file holds, and what quantization did to it.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -126,7 +127,7 @@ fn diff(args: &DiffArgs) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     let diff = diff?;
     let printed = match args.json {
-        true => print(&to_json(&diff)?),
+        true => print_data(&to_json(&diff)?),
         false => print(inspect::diff_text(&diff, args.top, a.header().file_bytes).as_bytes()),
     };
     // The code is the answer, also where the reader of the text stops early.
@@ -159,9 +160,9 @@ fn run(args: &Args, path: &Path) -> anyhow::Result<ExitCode> {
             print(format!("wrote {}, {bytes} bytes\n", target.display()).as_bytes())?;
         }
     } else if args.json {
-        print(&json(&report, tensor)?)?;
+        print_data(&json(&report, tensor)?)?;
     } else if args.csv {
-        print(&inspect::csv(&csv_rows(&report, tensor, args.sort))?)?;
+        print_data(&inspect::csv(&csv_rows(&report, tensor, args.sort))?)?;
     } else if let Some(tensor) = tensor {
         print(inspect::tensor_detail(tensor).as_bytes())?;
     } else {
@@ -263,9 +264,8 @@ fn json(report: &Report, tensor: Option<&TensorReport>) -> anyhow::Result<Vec<u8
 }
 
 fn to_json(value: &impl serde::Serialize) -> anyhow::Result<Vec<u8>> {
-    let mut out = serde_json::to_vec_pretty(value).context("cannot write JSON")?;
-    out.push(b'\n');
-    Ok(out)
+    let json = serde_json::to_string_pretty(value).context("cannot write JSON")?;
+    Ok(format!("{}\n", smq_format::printable_json(&json)).into_bytes())
 }
 
 fn csv_rows<'a>(
@@ -278,6 +278,14 @@ fn csv_rows<'a>(
         (None, Some(sort)) => inspect::sorted(&report.tensors, sort),
         (None, None) => report.tensors.iter().collect(),
     }
+}
+
+/// Prints what other programs read, as it is.
+fn print_data(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .context("cannot write to standard output")
 }
 
 fn print(bytes: &[u8]) -> anyhow::Result<()> {

@@ -60,13 +60,33 @@ pub fn tell(line: &str) {
     let _ = writeln!(std::io::stderr(), "{}", printable(line));
 }
 
-/// As [`tell`], to standard output.
+/// Standard output for what people read, in which nothing from a file is more than text, either.
+pub fn stdout() -> impl Write {
+    Printable(std::io::stdout().lock())
+}
+
+struct Printable<W>(W);
+
+impl<W: Write> Write for Printable<W> {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        // Formatting writes whole characters.
+        let shown = String::from_utf8_lossy(text);
+        self.0.write_all(printable(&shown).as_bytes())?;
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Writes to [`stdout`].
 ///
 /// # Errors
 /// What cannot be written, as where a disk is full.
 pub fn show(text: &str) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(printable(text).as_bytes())
+    let mut out = stdout();
+    out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .context("cannot write to standard output")
 }

@@ -167,6 +167,9 @@ impl Staging {
                 carry_over(&resolved, scratch.path())?;
                 like(scratch.path(), &resolved);
                 sync(scratch.path());
+                // Once it has changed places, the old directory looks like a leftover, which no
+                // other run may remove while there is something to carry over from it.
+                let _held = hold(&resolved);
                 scratch.put(|staged| {
                     let io = || DirectoryError::io(action, &out_dir);
                     exchange(staged, &resolved).map_err(io())?;
@@ -218,6 +221,34 @@ fn put_within<'a>(
     }
     sync(target);
     Ok(())
+}
+
+/// Locks the directory that is at `path` and waits for whoever has locked it; `None` where
+/// directories cannot be locked.
+fn hold(path: &Path) -> Option<File> {
+    loop {
+        let directory = File::open(path).ok()?;
+        directory.lock().ok()?;
+        // While it waited another run may have put its own there.
+        if same_file(&directory, path)? {
+            return Some(directory);
+        }
+    }
+}
+
+/// Whether an open file is the one at `path`.
+fn same_file(file: &File, path: &Path) -> Option<bool> {
+    let (open, there) = (file.metadata().ok()?, fs::metadata(path).ok()?);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        Some((open.dev(), open.ino()) == (there.dev(), there.ino()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (open, there);
+        Some(true)
+    }
 }
 
 /// Why a directory cannot be renamed, where it cannot.

@@ -55,7 +55,7 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
 }
 
 fn print(r: &BenchReport) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = smq_convert::cli::stdout();
     let o = &r.options;
     writeln!(
         out,

@@ -98,7 +98,7 @@ fn compile_all(models: &[PathBuf], max_tokens: Option<usize>) -> anyhow::Result<
 }
 
 fn print(r: &Report) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = smq_convert::cli::stdout();
     writeln!(
         out,
         "{}, CUDA {}; shapes of {}; memory: read {:.0} GB/s, copy {:.0} GB/s (read + written)",

@@ -100,7 +100,7 @@ fn refuse_quantized(base: &Opened) -> anyhow::Result<()> {
 }
 
 fn print(r: &KlReport) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = smq_convert::cli::stdout();
     let error = |stderr: Option<f64>| stderr.map_or(String::new(), |e| format!(" +- {e:.6}"));
     writeln!(
         out,

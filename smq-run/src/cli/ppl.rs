@@ -86,7 +86,7 @@ pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
     };
     put_json(json, &report)?;
     if !to_stdout {
-        let mut out = std::io::stdout().lock();
+        let mut out = smq_convert::cli::stdout();
         writeln!(
             out,
             "perplexity {:.4} ({:.6} nats a token)",

@@ -108,7 +108,7 @@ fn print(result: &Sensitivity) -> std::io::Result<()> {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = smq_convert::cli::stdout();
     writeln!(out, "{table}")?;
     let (n, tokens, text) = (result.points.len(), result.tokens_scored, &result.text);
     writeln!(

@@ -135,7 +135,7 @@ pub(super) fn run(
 }
 
 fn print(report: &Report<'_>) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = smq_convert::cli::stdout();
     for (metric, Score { value, stderr }) in &report.scores {
         let error = stderr.map_or(String::new(), |e| format!(" +- {e:.4}"));
         writeln!(out, "{} {value:.4}{error}", metric.name())?;
