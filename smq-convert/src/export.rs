@@ -137,6 +137,8 @@ pub fn export(
         staging.write(name, contents, plan.tensor_bytes)?;
     }
     let names: Vec<_> = side_files.into_iter().map(|f| f.0).collect();
+    // What was verified first is not what was read, where somebody writes to it meanwhile.
+    file.check_unchanged()?;
     staging.commit(&shards, &names)?;
     Ok(ExportSummary {
         shards: shards.iter().map(|name| out_dir.join(name)).collect(),

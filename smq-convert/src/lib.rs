@@ -88,4 +88,4 @@ pub use source::Checkpoint;
 pub use synth::{SynthError, SynthOptions, SynthSummary, synth};
 pub use target::{Target, TargetError};
 pub use tensor::SourceTensor;
-pub use work::Progress;
+pub use work::{MAX_THREADS_PER_CORE, Progress, threads};

@@ -1,6 +1,8 @@
 //! Which matrices are multiplied as one: smq-run's CUDA engine stores those alike, and so does
 //! vLLM.
 
+use std::collections::HashMap;
+
 use smq_model::architecture::{ARCHITECTURES, GateUp, Qkv};
 
 /// DeepSeek's and InternLM2's, which smq-run does not run but vLLM does.
@@ -32,15 +34,16 @@ fn last(name: &str) -> &str {
 /// Indices of `names` by product, in the order of each product's first.
 #[must_use]
 pub(crate) fn products(names: &[&str]) -> Vec<Vec<usize>> {
-    let mut out: Vec<(String, Vec<usize>)> = Vec::new();
+    let mut out: Vec<Vec<usize>> = Vec::new();
+    let mut places = HashMap::new();
     for (index, name) in names.iter().enumerate() {
-        let key = product(name);
-        match out.iter_mut().find(|(other, _)| *other == key) {
-            Some((_, members)) => members.push(index),
-            None => out.push((key, vec![index])),
+        let place = *places.entry(product(name)).or_insert(out.len());
+        match out.get_mut(place) {
+            Some(members) => members.push(index),
+            None => out.push(vec![index]),
         }
     }
-    out.into_iter().map(|(_, members)| members).collect()
+    out
 }
 
 /// A tensor's name, with the first of its fused projections in place of its own.

@@ -1,5 +1,6 @@
 //! The checkpoint to convert: a model's files, with int4 tensors put together from their parts.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use smq_model::{Shard, natural};
@@ -15,6 +16,7 @@ use crate::unread::Readers;
 pub struct Checkpoint {
     files: smq_model::Checkpoint,
     tensors: Vec<SourceTensor>,
+    by_name: HashMap<String, usize>,
     import: Option<Import>,
     requantize: bool,
     notes: Vec<String>,
@@ -40,13 +42,17 @@ impl Checkpoint {
         }
         let left_out = left_out.map(|note| format!("{}: {note}", files.path().display()));
         let mut notes: Vec<_> = files.notes().iter().cloned().chain(left_out).collect();
-        if let Some(config) = implied(&files, |name| tensors.iter().any(|t| t.name == name))? {
+        let places = tensors.iter().enumerate();
+        // A name that is there twice is found in its first place.
+        let by_name: HashMap<_, _> = places.rev().map(|(at, t)| (t.name.clone(), at)).collect();
+        if let Some(config) = implied(&files, |name| by_name.contains_key(name))? {
             notes.extend(known::notes(config));
         }
         Ok(Self {
             notes,
             files,
             tensors,
+            by_name,
             import,
             requantize: false,
         })
@@ -79,7 +85,7 @@ impl Checkpoint {
 
     /// A tensor by name.
     pub fn tensor(&self, name: &str) -> Option<&SourceTensor> {
-        self.tensors.iter().find(|t| t.name == name)
+        self.by_name.get(name).map(|&at| &self.tensors[at])
     }
 
     /// The int4 tensors it holds already, if any.

@@ -120,16 +120,25 @@ fn failures_exit_with_1_and_usage_with_2() {
 }
 
 #[test]
-fn a_leftover_of_a_killed_run_is_reported() {
+fn a_leftover_of_a_killed_run_is_removed_and_a_live_runs_file_is_not() {
     let dir = TempDir::new().unwrap();
     let leftover = dir.path().join(".out.smq.x7Gh2a.smq-partial");
     std::fs::write(&leftover, b"").unwrap();
     let out = dir.path().join("out.smq");
     let output = convert(&[fixture().to_str().unwrap(), out.to_str().unwrap()]);
     assert!(output.status.success());
-    assert!(
-        stderr(&output).contains(".out.smq.x7Gh2a.smq-partial was left by a run that was killed")
-    );
+    assert_eq!(stderr(&output), "");
+    assert!(!leftover.exists());
+    let live = smq_format::SmqWriter::create(&out, true).unwrap();
+    let begun = std::fs::read_dir(dir.path()).unwrap().count();
+    let again = convert(&[
+        fixture().to_str().unwrap(),
+        out.to_str().unwrap(),
+        "--force",
+    ]);
+    assert!(again.status.success());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), begun);
+    drop(live);
 }
 
 #[test]

@@ -54,6 +54,25 @@ pub enum Error {
         /// What it is instead.
         kind: &'static str,
     },
+    /// A file that is read whole, and too long for it.
+    #[error("{} holds more than {limit} bytes, the limit of what is read whole; give a shorter file", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Most bytes.
+        limit: u64,
+    },
+    /// An input that was written to, or replaced, while it was read.
+    #[error("{} was changed while it was read; run this again when nobody writes to it", .0.display())]
+    Changed(PathBuf),
+    /// An output that is one of the inputs.
+    #[error("{} is an input, {}; choose another name for the output", path.display(), input.display())]
+    OutputIsInput {
+        /// The output.
+        path: PathBuf,
+        /// The input that it is.
+        input: PathBuf,
+    },
 }
 
 impl Error {
@@ -78,7 +97,10 @@ impl Error {
             Error::Io { .. }
             | Error::Exists(_)
             | Error::Directory { .. }
-            | Error::NotAFile { .. } => None,
+            | Error::NotAFile { .. }
+            | Error::TooLong { .. }
+            | Error::Changed(_)
+            | Error::OutputIsInput { .. } => None,
         }
     }
 }

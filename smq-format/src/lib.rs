@@ -39,6 +39,7 @@
 //! ```
 
 pub mod bits;
+mod bounded;
 mod choice;
 pub mod error;
 pub mod fp8;
@@ -47,25 +48,36 @@ pub mod index;
 pub mod int4;
 mod json;
 pub mod lut4;
+mod map;
 mod names;
 pub mod nf4;
+mod output;
 mod parameters;
+mod partial;
+mod printable;
 mod reader;
 pub mod scale;
 pub mod scheme;
+mod signals;
 pub mod statistics;
 mod stored_scales;
 mod view;
 mod writer;
 
+pub use bounded::{read_at_most, read_bounded, read_text};
 pub use choice::{LevelChoice, MantissaBits, ScaleChoice, ScaleRule};
 pub use error::{Defect, Error};
 pub use index::{Index, Provenance, SourceFile, TensorEntry};
 pub use lut4::Levels;
+pub use map::{MappedFile, map_file};
 pub use names::UnknownName;
-pub use reader::{SmqFile, hash, map_file};
+pub use output::{Output, input_at, is_stdout};
+pub use partial::{PARTIAL_SUFFIX, Scratch, leftovers, remove_leftovers};
+pub use printable::{plain_cell, printable, printable_json};
+pub use reader::{SmqFile, hash};
 pub use scheme::{Dtype, Family, Role, Scheme, SchemeKind};
+pub use signals::{catch_signals, end_at_once};
 pub use statistics::Statistics;
 pub use stored_scales::{Nf4Scales, RowScales, Scales};
 pub use view::{TensorData, TensorView, widen};
-pub use writer::{PARTIAL_SUFFIX, SmqWriter, Written, leftovers, remove_statistics};
+pub use writer::{SmqWriter, Written, remove_statistics};

@@ -1,15 +1,14 @@
 //! Opens a file: maps it, checks everything but the blobs' contents once, then hands out views.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use rayon::prelude::*;
 
 use crate::error::{Defect, Error};
 use crate::header::{HEADER_BYTES, Header, Section};
 use crate::index::{Index, MAX_INDEX_BYTES, align};
+use crate::map::{MappedFile, map_file};
 use crate::statistics::{MAX_STATISTICS_BYTES, Statistics};
 use crate::view::TensorView;
 
@@ -20,7 +19,7 @@ use crate::view::TensorView;
 #[derive(Debug)]
 pub struct SmqFile {
     path: PathBuf,
-    map: Mmap,
+    map: MappedFile,
     header: Header,
     index: Index,
     by_name: HashMap<String, usize>,
@@ -135,6 +134,17 @@ impl SmqFile {
         defects
     }
 
+    /// Whether the file is what it was when it was opened, and, where that is in doubt, verifies it
+    /// again.
+    ///
+    /// # Errors
+    /// [`Error::Changed`].
+    pub fn check_unchanged(&self) -> Result<(), Error> {
+        let spares = |defect: &Defect| defect.spares_the_weights();
+        self.map
+            .check_unchanged(|_| self.verify(|_| ()).iter().all(spares))
+    }
+
     fn view(&self, i: usize) -> TensorView<'_> {
         let entry = &self.index.tensors[i];
         let blobs: Vec<_> = entry
@@ -148,59 +158,6 @@ impl SmqFile {
     /// Bytes of a blob or section, whose bounds were checked at open.
     fn range(&self, offset: u64, length: u64) -> &[u8] {
         &self.map[offset as usize..(offset + length) as usize]
-    }
-}
-
-/// Maps a regular file for reading.
-///
-/// Symbolic links are followed. The map is of the file, not of its name: a file renamed over `path` later does not
-/// change it.
-///
-/// # Errors
-/// [`Error::NotAFile`] for a directory, FIFO, socket or device; [`Error::Io`].
-pub fn map_file(path: &Path) -> Result<Mmap, Error> {
-    // Opening a FIFO would block, so look before opening.
-    let metadata = std::fs::metadata(path).map_err(|e| {
-        // The name is there, so "no such file" alone would puzzle.
-        let action = match path.is_symlink() {
-            true => "follow this symbolic link",
-            false => "open it",
-        };
-        Error::io(path, action)(e)
-    })?;
-    if let Some(kind) = not_a_file(metadata.file_type()) {
-        return Err(Error::NotAFile {
-            path: path.to_path_buf(),
-            kind,
-        });
-    }
-    let file = File::open(path).map_err(Error::io(path, "open it"))?;
-    // SAFETY: the map is read-only and private to this process's view; another process that truncates
-    // or writes the file while it is mapped can fault or change what we read, which no reader of a map
-    // can rule out. All bounds come from the map's own length, never from a second look at the file,
-    // and no value read through the map is used to index memory without a check against that length.
-    unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map it"))
-}
-
-/// What a path is, where it is not a regular file.
-pub(crate) fn not_a_file(file_type: std::fs::FileType) -> Option<&'static str> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::FileTypeExt;
-        if file_type.is_fifo() {
-            return Some("a FIFO");
-        }
-        if file_type.is_block_device() || file_type.is_char_device() {
-            return Some("a device");
-        }
-        if file_type.is_socket() {
-            return Some("a socket");
-        }
-    }
-    match file_type {
-        t if t.is_dir() => Some("a directory"),
-        t if t.is_file() => None,
-        _ => Some("a special file"),
     }
 }
 

@@ -5,24 +5,21 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tempfile::NamedTempFile;
-
 use crate::error::{Defect, Error};
 use crate::header::{HEADER_BYTES, Header, Section, VERSION};
 use crate::index::{ALIGN_BYTES, Blob, FileEntry, Index, Provenance, TensorEntry, align};
-use crate::reader::{SmqFile, hash, not_a_file};
+use crate::map::not_a_file;
+use crate::partial::{Partial, directory};
+use crate::reader::{SmqFile, hash};
 use crate::scheme::{Dtype, Scheme};
 use crate::statistics::Statistics;
-
-/// How the names of unfinished files end; each begins with a dot and the target's name.
-pub const PARTIAL_SUFFIX: &str = ".smq-partial";
 
 /// Writes one .smq file. Dropped before [`SmqWriter::finish`], it leaves nothing behind.
 #[derive(Debug)]
 pub struct SmqWriter {
     target: PathBuf,
     overwrite: bool,
-    temp: NamedTempFile,
+    temp: Partial,
     end: u64,
     index: Index,
 }
@@ -66,19 +63,7 @@ impl SmqWriter {
                 target.to_path_buf()
             }
         };
-        let name = target.file_name().unwrap_or_default();
-        let mut prefix = std::ffi::OsString::from(".");
-        prefix.push(name);
-        prefix.push(".");
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(PARTIAL_SUFFIX);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // As any new file: the umask decides, not tempfile's private default.
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let temp = builder.tempfile_in(directory(&target)).map_err(|e| {
+        let temp = Partial::beside(&target).map_err(|e| {
             Error::io(&target, "create a temporary file beside it")(without_path(e))
         })?;
         let mut writer = SmqWriter {
@@ -194,7 +179,7 @@ impl SmqWriter {
         let statistics = measure(self.temp.path())?;
         let action = "go to its end";
         self.temp
-            .as_file_mut()
+            .file()
             .seek(SeekFrom::Start(self.end))
             .map_err(Error::io(&self.target, action))?;
         self.put_rest(index, Some(&statistics))?;
@@ -226,8 +211,7 @@ impl SmqWriter {
             incompatible: 0,
             compatible: 0,
         };
-        write_header(self.temp.as_file_mut(), &header)
-            .map_err(Error::io(&self.target, "write the header"))
+        write_header(self.temp.file(), &header).map_err(Error::io(&self.target, "write the header"))
     }
 
     /// Syncs the finished file and renames it to its target.
@@ -240,19 +224,11 @@ impl SmqWriter {
             end,
             ..
         } = self;
-        temp.as_file()
-            .sync_all()
-            .map_err(Error::io(&target, "flush it to disk"))?;
-        let persisted = if overwrite {
-            temp.persist(&target)
-        } else {
-            temp.persist_noclobber(&target)
-        };
-        persisted.map_err(|e| match e.error.kind() {
-            std::io::ErrorKind::AlreadyExists => Error::Exists(target.clone()),
-            _ => Error::io(&target, "rename the finished file to it")(e.error),
-        })?;
-        sync_directory(&target).map_err(Error::io(&target, "flush its directory"))?;
+        temp.persist(&target, overwrite)
+            .map_err(|e| match e.kind() {
+                std::io::ErrorKind::AlreadyExists => Error::Exists(target.clone()),
+                _ => Error::io(&target, "put the finished file in its place")(e),
+            })?;
         Ok(Written {
             file_bytes: end,
             fsync: started.elapsed(),
@@ -275,10 +251,13 @@ impl SmqWriter {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.temp
-            .as_file_mut()
-            .write_all(bytes)
-            .map_err(Error::io(&self.target, "write it"))?;
+        self.temp.file().write_all(bytes).map_err(|e| {
+            let action = match is_fault(&e) {
+                true => "copy to it from a file that became shorter meanwhile",
+                false => "write it",
+            };
+            Error::io(&self.target, action)(e)
+        })?;
         self.end += bytes.len() as u64;
         Ok(())
     }
@@ -317,7 +296,7 @@ pub fn remove_statistics(path: &Path) -> Result<(), Error> {
 }
 
 /// A target that is not there yet must be a file's name in a directory.
-fn check_new(target: &Path) -> Result<(), Error> {
+pub(crate) fn check_new(target: &Path) -> Result<(), Error> {
     let not_a_file = |kind| {
         Err(Error::NotAFile {
             path: target.to_path_buf(),
@@ -348,8 +327,17 @@ fn check_new(target: &Path) -> Result<(), Error> {
     })
 }
 
+/// Whether the system could not read the bytes that it was to write: those of a map whose file was
+/// truncated, where reading them here would be SIGBUS.
+fn is_fault(error: &std::io::Error) -> bool {
+    #[cfg(unix)]
+    return error.raw_os_error() == Some(libc::EFAULT);
+    #[cfg(not(unix))]
+    return false;
+}
+
 /// The error without the path that tempfile appends, whose random name tells nobody anything.
-fn without_path(error: std::io::Error) -> std::io::Error {
+pub(crate) fn without_path(error: std::io::Error) -> std::io::Error {
     let text = error.to_string();
     match text.split_once(" at path ") {
         Some((reason, _)) => std::io::Error::new(error.kind(), reason.to_owned()),
@@ -357,40 +345,7 @@ fn without_path(error: std::io::Error) -> std::io::Error {
     }
 }
 
-/// Unfinished files that a killed run left beside `target`.
-pub fn leftovers(target: &Path) -> Vec<PathBuf> {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let prefix = format!(".{name}.");
-    let Ok(entries) = std::fs::read_dir(directory(target)) else {
-        return Vec::new();
-    };
-    let mut found: Vec<_> = entries
-        .filter_map(|e| Some(e.ok()?.path()))
-        .filter(|path| {
-            let file = path.file_name().unwrap_or_default().to_string_lossy();
-            file.starts_with(&prefix) && file.ends_with(PARTIAL_SUFFIX)
-        })
-        .collect();
-    found.sort();
-    found
-}
-
 fn write_header(file: &mut File, header: &Header) -> std::io::Result<()> {
     file.seek(SeekFrom::Start(0))?;
     file.write_all(&header.encode())
-}
-
-fn directory(target: &Path) -> &Path {
-    match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Makes the rename itself durable, where directories can be synced.
-fn sync_directory(target: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    File::open(directory(target))?.sync_all()?;
-    let _ = target;
-    Ok(())
 }

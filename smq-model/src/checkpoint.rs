@@ -15,8 +15,8 @@ use crate::json::parse_object;
 use crate::locate::{Located, locate, refuse_other_files};
 
 use side_files::list;
-pub(crate) use side_files::no_tokenizer;
 pub use side_files::{TEMPLATE_DIR, is_model_file, is_side_file, side_files};
+pub(crate) use side_files::{check_length, no_tokenizer};
 pub use tensors::{Shard, StoredTensor, natural};
 pub use weights::SHARD_INDEX;
 use weights::{Weights, enumerate};
@@ -172,6 +172,25 @@ impl Checkpoint {
         let beside = beside.chain(self.index.iter().map(|(name, _)| name));
         let shards = self.shards.iter().map(|s| s.path.clone());
         shards.chain(beside.map(|name| self.dir.join(name)))
+    }
+
+    /// [`Checkpoint::paths`], and what else in the directory belongs to a checkpoint: weights that
+    /// were left out, indices, what a tokenizer is made of, further templates.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<PathBuf> {
+        let mut inputs: Vec<_> = self.paths().collect();
+        let belongs = |name: &String| {
+            is_model_file(name)
+                || name.ends_with(weights::END)
+                || name.ends_with(weights::INDEX_END)
+        };
+        // A directory that cannot be listed any more has nothing that could be replaced either.
+        let beside = list(&self.dir).unwrap_or_default().into_iter();
+        inputs.extend(beside.filter(belongs).map(|name| self.dir.join(name)));
+        let templates = self.dir.join(TEMPLATE_DIR);
+        let further = list(&templates).unwrap_or_default().into_iter();
+        inputs.extend(further.map(|name| templates.join(name)));
+        inputs
     }
 
     /// Contents of config.json, tokenizer.json and the like.

@@ -23,6 +23,8 @@ use keys::{Keys, Read};
 pub const MAX_DIM_ELEMS: usize = 1 << 20;
 /// Largest number of layers accepted.
 pub const MAX_LAYERS: usize = 1 << 12;
+/// What the names of the first layer's tensors have in common.
+const FIRST_LAYER: &str = ".layers.0.";
 /// Longest context or window accepted, tokens.
 const MAX_POSITIONS: usize = 1 << 30;
 
@@ -148,6 +150,29 @@ pub struct ConfigFile {
     refusals: Vec<String>,
 }
 
+impl ModelConfig {
+    /// Layers that follow the last one that is read, as far as `has` tells that they have weights.
+    fn layers_beyond(&self, has: impl Fn(&str) -> bool) -> usize {
+        let one_layer = Self {
+            layers: 1,
+            ..self.clone()
+        };
+        let of_first: Vec<String> = one_layer
+            .tensors()
+            .into_iter()
+            .filter(|tensor| tensor.name.contains(FIRST_LAYER))
+            .map(|tensor| tensor.name)
+            .collect();
+        let is_there = |layer: &usize| {
+            let part = format!(".layers.{layer}.");
+            let mut names = of_first.iter().map(|name| name.replace(FIRST_LAYER, &part));
+            names.any(|name| has(&name))
+        };
+        let beyond = self.layers..=MAX_LAYERS;
+        beyond.take_while(is_there).count()
+    }
+}
+
 impl ConfigFile {
     /// Reads a config.json.
     ///
@@ -213,6 +238,15 @@ impl ConfigFile {
             }
             (false, ..) => Tables::Both,
         };
+        let unread = self.config.layers_beyond(has);
+        if unread > 0 {
+            let layers = self.config.layers;
+            self.config.notes.push(format!(
+                "config.json's num_hidden_layers is {layers}, but there are weights of {unread} more: they are not \
+                 used, as in transformers; if the model has {} layers, that key is wrong",
+                layers + unread
+            ));
+        }
         Ok(self)
     }
 

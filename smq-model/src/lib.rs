@@ -17,6 +17,7 @@
 //! ```
 
 pub mod architecture;
+mod catch;
 mod chat;
 mod checkpoint;
 mod config;

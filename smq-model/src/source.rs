@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use smq_format::{Dtype, Scheme, SmqFile, TensorData};
 
-use crate::checkpoint::{Checkpoint, no_tokenizer};
+use crate::checkpoint::{Checkpoint, check_length, no_tokenizer};
 use crate::error::{Error, Result};
 use crate::json::{parse_object, utf8};
 use crate::locate::{locate, open_model};
@@ -36,6 +36,13 @@ impl Source {
         let located = locate(path)?;
         if !located.path.is_dir() {
             let file = open_model(&located.path)?;
+            for entry in &file.index().files {
+                let refused = |problem| {
+                    let name = &entry.name;
+                    Error::model(&located.path, format!("embedded {name}: {problem}"))
+                };
+                check_length(&entry.name, entry.length).map_err(refused)?;
+            }
             return Ok(Self {
                 path: located.path,
                 kind: Kind::Smq(Box::new(file)),
@@ -61,6 +68,15 @@ impl Source {
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// Every file that it is read from, or that belongs to it: none may be replaced by a result.
+    #[must_use]
+    pub fn paths(&self) -> Vec<PathBuf> {
+        match &self.kind {
+            Kind::Smq(file) => vec![file.path().to_path_buf()],
+            Kind::Checkpoint(checkpoint) => checkpoint.inputs(),
+        }
     }
 
     /// Bytes of the .smq file, or of all shards of a checkpoint.

@@ -13,6 +13,9 @@ use smq_engine::generate::{GenerateOptions, Timing, generate};
 use smq_engine::{Error, Result};
 use smq_model::Source;
 
+/// Most warm-up runs, and most repeats: each one's figures are kept.
+const MAX_RUNS: usize = 1_000_000;
+
 /// What to time.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct BenchOptions {
@@ -144,6 +147,11 @@ pub(crate) fn bench(
         )));
     }
     let prompt = synthetic_prompt(prompt_tokens, engine.config().vocab, seed);
+    if warmup.max(repeats) > MAX_RUNS {
+        return Err(Error::Input(format!(
+            "{warmup} warm-up runs and {repeats} repeats: at most {MAX_RUNS} of each can be timed"
+        )));
+    }
     let mut runs = Vec::with_capacity(repeats);
     for i in 0..warmup + repeats {
         let timing = run_once(engine, &prompt, output_tokens)?;

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
-use smq_convert::cli::print_notes;
+use smq_convert::cli::{print_notes, show};
 use smq_convert::inspect;
 use smq_convert::{Checkpoint, Method, ScaleChoice, ScaleRule, Target};
 
 use crate::bench::{BenchOptions, bench};
 use crate::convert::{GROUP, convert_to, int4, report};
-use crate::eval::ppl::{PplOptions, PplReport, perplexity};
+use crate::eval::ppl::{MAX_TEXT_BYTES, PplOptions, PplReport, perplexity};
 use smq_engine::Device;
 use smq_model::{Source, Tokenizer};
 
@@ -61,7 +61,7 @@ struct Line {
 /// # Errors
 /// Whatever converting, evaluating or timing meets first.
 pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string(&options.text).with_context(|| {
+    let text = smq_format::read_text(&options.text, MAX_TEXT_BYTES).with_context(|| {
         format!(
             "{}: cannot read it; run the demo in the repository, or name a text with --text",
             options.text.display()
@@ -85,24 +85,29 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
         let page = path.with_extension("html");
         let report = report(&path)?;
         inspect::write_page(&report, &page)?;
-        println!(
-            "{config}, {what}: {}, report {}\n",
+        show(&format!(
+            "{config}, {what}: {}, report {}
+
+",
             path.display(),
             page.display()
-        );
-        println!(
-            "{}",
-            inspect::error_table(&report, 8, inspect::Sort::default())
-        );
+        ))?;
+        let errors = inspect::error_table(&report, 8, inspect::Sort::default());
+        show(&format!(
+            "{errors}
+"
+        ))?;
         let (mut line, _) = measure(options.device, &path, &text, config, what)?;
         line.bits_per_weight = report.sizes.bits_per_quantized_weight;
         line.rel_mse = report.totals.as_ref().map(|t| t.mean_rel_mse);
         lines.push(line);
     }
-    println!("{}\n", table(&lines));
-    println!("perplexity on {}: {protocol}", options.text.display());
-    println!("speed: batch 1, 128-token prompt, 64 new tokens, mean of 3 runs after 1 warm-up");
-    Ok(())
+    show(&format!(
+        "{}\n\nperplexity on {}: {protocol}\nspeed: batch 1, 128-token prompt, 64 new tokens, mean \
+         of 3 runs after 1 warm-up\n",
+        table(&lines),
+        options.text.display()
+    ))
 }
 
 /// Perplexity and decode speed of one model, and the perplexity's protocol.

@@ -6,6 +6,7 @@ use clap::Parser;
 use smq_run::{Cli, is_broken_pipe, run};
 
 fn main() -> ExitCode {
+    smq_convert::cli::prepare();
     match run(&Cli::parse()) {
         // Whoever read our output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -43,6 +43,12 @@ impl Bound {
     }
 }
 
+/// What is added to nothing.
+const NOTHING: Candidate = Candidate {
+    bytes: 0,
+    error: 0.0,
+};
+
 /// From one candidate of a product to its next one on the hull.
 #[derive(Debug, Clone, Copy)]
 struct Step {
@@ -65,28 +71,75 @@ pub(super) fn allocate(products: &[Vec<Candidate>], bound: Bound) -> Option<Vec<
         .map(|h| h.first().copied())
         .collect::<Option<_>>()?;
     let mut blocked = vec![false; products.len()];
+    let mut sums = Sums::of(products, &chosen);
     for step in steps(products, &hulls) {
         let goes_on = match bound {
             Bound::Bytes(_) => !blocked[step.product],
-            Bound::Error(_) => !bound.allows(total(products, &chosen)),
+            Bound::Error(_) => !bound.allows(sums.total()),
         };
         if !goes_on {
             continue;
         }
         let before = std::mem::replace(&mut chosen[step.product], step.to);
-        if matches!(bound, Bound::Bytes(_)) && !bound.allows(total(products, &chosen)) {
+        sums.set(step.product, products[step.product][step.to]);
+        if matches!(bound, Bound::Bytes(_)) && !bound.allows(sums.total()) {
             // What comes later of this product is larger still; another's step may fit.
             chosen[step.product] = before;
+            sums.set(step.product, products[step.product][before]);
             blocked[step.product] = true;
         }
     }
-    if !bound.allows(total(products, &chosen)) {
+    if !bound.allows(sums.total()) {
         return None;
     }
-    while let Some((product, candidate)) = best_change(products, &chosen, bound) {
+    while let Some((product, candidate)) = best_change(products, &chosen, &mut sums, bound) {
         chosen[product] = candidate;
+        sums.set(product, products[product][candidate]);
     }
     Some(chosen)
+}
+
+/// The sum over all products, of which one can be changed without adding all of them up again: a
+/// tree of sums of two. The same candidates give the same sum, in whatever order they were set, so
+/// that rounding depends on nothing else.
+struct Sums {
+    /// From 1, the root, two below each; products from `leaves` on.
+    tree: Vec<Candidate>,
+    leaves: usize,
+}
+
+impl Sums {
+    fn of(products: &[Vec<Candidate>], chosen: &[usize]) -> Self {
+        let leaves = products.len().next_power_of_two();
+        let mut tree = vec![NOTHING; 2 * leaves];
+        for (product, (candidates, &index)) in products.iter().zip(chosen).enumerate() {
+            tree[leaves + product] = candidates[index];
+        }
+        let mut sums = Self { tree, leaves };
+        (1..leaves).rev().for_each(|node| sums.add_up(node));
+        sums
+    }
+
+    fn total(&self) -> Candidate {
+        self.tree[1]
+    }
+
+    fn set(&mut self, product: usize, candidate: Candidate) {
+        let mut node = self.leaves + product;
+        self.tree[node] = candidate;
+        while node > 1 {
+            node /= 2;
+            self.add_up(node);
+        }
+    }
+
+    fn add_up(&mut self, node: usize) {
+        let (a, b) = (self.tree[2 * node], self.tree[2 * node + 1]);
+        self.tree[node] = Candidate {
+            bytes: a.bytes + b.bytes,
+            error: a.error + b.error,
+        };
+    }
 }
 
 /// Candidates on the lower convex hull of (bytes, error), fewest bytes first, each with less error
@@ -139,30 +192,32 @@ fn steps(products: &[Vec<Candidate>], hulls: &[Vec<usize>]) -> Vec<Step> {
 fn best_change(
     products: &[Vec<Candidate>],
     chosen: &[usize],
+    sums: &mut Sums,
     bound: Bound,
 ) -> Option<(usize, usize)> {
-    let mut best = total(products, chosen);
+    let mut best = sums.total();
     let mut found = None;
-    let mut trial = chosen.to_vec();
     for (product, candidates) in products.iter().enumerate() {
-        for candidate in 0..candidates.len() {
-            trial[product] = candidate;
-            let changed = total(products, &trial);
+        let now = candidates[chosen[product]];
+        for (index, &candidate) in candidates.iter().enumerate() {
+            // Every change that helps makes one of the two less.
+            if candidate.bytes >= now.bytes && candidate.error >= now.error {
+                continue;
+            }
+            sums.set(product, candidate);
+            let changed = sums.total();
             if bound.allows(changed) && bound.compare(changed, best) == Ordering::Less {
-                (best, found) = (changed, Some((product, candidate)));
+                (best, found) = (changed, Some((product, index)));
             }
         }
-        trial[product] = chosen[product];
+        sums.set(product, now);
     }
     found
 }
 
 /// Sums over all products, in order.
 pub(super) fn total(products: &[Vec<Candidate>], chosen: &[usize]) -> Candidate {
-    let mut sum = Candidate {
-        bytes: 0,
-        error: 0.0,
-    };
+    let mut sum = NOTHING;
     for (candidates, &index) in products.iter().zip(chosen) {
         sum.bytes += candidates[index].bytes;
         sum.error += candidates[index].error;

@@ -109,6 +109,7 @@ struct DiffArgs {
 }
 
 fn main() -> ExitCode {
+    smq_convert::cli::prepare();
     let args = Args::parse();
     match (&args.command, &args.file) {
         (Some(Command::Diff(args)), _) => {
@@ -126,7 +127,7 @@ fn diff(args: &DiffArgs) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     let diff = diff?;
     let printed = match args.json {
-        true => print(&to_json(&diff)?),
+        true => print_data(&to_json(&diff)?),
         false => print(inspect::diff_text(&diff, args.top, a.header().file_bytes).as_bytes()),
     };
     // The code is the answer, also where the reader of the text stops early.
@@ -155,11 +156,13 @@ fn run(args: &Args, path: &Path) -> anyhow::Result<ExitCode> {
     };
     if let Some(target) = &args.html {
         let bytes = inspect::write_page(&report, target)?;
-        print(format!("wrote {}, {bytes} bytes\n", target.display()).as_bytes())?;
+        if !smq_format::is_stdout(target) {
+            print(format!("wrote {}, {bytes} bytes\n", target.display()).as_bytes())?;
+        }
     } else if args.json {
-        print(&json(&report, tensor)?)?;
+        print_data(&json(&report, tensor)?)?;
     } else if args.csv {
-        print(&inspect::csv(&csv_rows(&report, tensor, args.sort))?)?;
+        print_data(&inspect::csv(&csv_rows(&report, tensor, args.sort))?)?;
     } else if let Some(tensor) = tensor {
         print(inspect::tensor_detail(tensor).as_bytes())?;
     } else {
@@ -171,7 +174,8 @@ fn run(args: &Args, path: &Path) -> anyhow::Result<ExitCode> {
         print(parts.join("\n").as_bytes())?;
     }
     if let StatisticsState::Damaged { reason } = &report.statistics {
-        eprintln!("error: {reason} (the rest of the file was shown without them)");
+        let rest = "(the rest of the file was shown without them)";
+        smq_convert::cli::tell(&format!("error: {reason} {rest}"));
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
@@ -260,9 +264,8 @@ fn json(report: &Report, tensor: Option<&TensorReport>) -> anyhow::Result<Vec<u8
 }
 
 fn to_json(value: &impl serde::Serialize) -> anyhow::Result<Vec<u8>> {
-    let mut out = serde_json::to_vec_pretty(value).context("cannot write JSON")?;
-    out.push(b'\n');
-    Ok(out)
+    let json = serde_json::to_string_pretty(value).context("cannot write JSON")?;
+    Ok(format!("{}\n", smq_format::printable_json(&json)).into_bytes())
 }
 
 fn csv_rows<'a>(
@@ -277,9 +280,15 @@ fn csv_rows<'a>(
     }
 }
 
-fn print(bytes: &[u8]) -> anyhow::Result<()> {
+/// Prints what other programs read, as it is.
+fn print_data(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(bytes)
         .and_then(|()| out.flush())
         .context("cannot write to standard output")
+}
+
+fn print(bytes: &[u8]) -> anyhow::Result<()> {
+    // All of it is made of strings.
+    smq_convert::cli::show(&String::from_utf8_lossy(bytes))
 }

@@ -48,7 +48,7 @@ pub(super) struct AutoArgs {
     max_kl: Option<f64>,
     /// --mbits auto: weigh errors by what smq-run eval sensitivity --json measured
     #[arg(long, value_name = "FILE")]
-    sensitivity: Option<PathBuf>,
+    pub(super) sensitivity: Option<PathBuf>,
     /// --mbits auto: choose a scale width for each product, in place of one for all, which the CUDA
     /// decode kernel is compiled for
     #[arg(long)]

@@ -1,7 +1,7 @@
 //! The command line of `smq-convert`.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use anyhow::Context;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
@@ -11,8 +11,9 @@ use smq_format::Family;
 
 use super::auto::{AutoArgs, Width};
 use super::export::{self, ExportArgs};
+use super::signals::interrupts;
 use super::summary::About;
-use super::{print_notes, progress_bar, words};
+use super::{after_work, print_note, print_notes, progress_bar, show, words};
 use crate::apply::exact_scales;
 use crate::import::Grouping;
 use crate::{
@@ -152,7 +153,7 @@ struct ConvertArgs {
         requires = "measure_kl"
     )]
     measure_kl_tokens: usize,
-    /// Threads; 0 takes every core (the bytes do not depend on it)
+    /// Threads, at most 8 for each core; 0 takes one for each (the bytes do not depend on it)
     #[arg(long, default_value_t = 0)]
     jobs: usize,
     /// Replace OUT.smq if it exists; with --to, the checkpoint in a directory that is not empty
@@ -388,6 +389,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         tokens: args.measure_kl_tokens,
         device: args.device,
     };
+    let sensitivity: Vec<_> = args.auto.sensitivity.iter().cloned().collect();
     let task = args.task(&checkpoint)?;
     let about = About::new(&checkpoint, &task);
     let interrupted = interrupts();
@@ -418,11 +420,9 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     }
     let out =
         out.context("no output file given; name it after the checkpoint, or pass --dry-run")?;
-    for leftover in smq_format::leftovers(&out) {
-        eprintln!(
-            "note: {} was left by a run that was killed; delete it",
-            leftover.display()
-        );
+    if let Some(input) = smq_format::input_at(&out, &sensitivity) {
+        let path = out;
+        return Err(smq_format::Error::OutputIsInput { path, input }.into());
     }
     if let Some((layers, directory)) = saved_layers(&out)
         && !matches!(
@@ -430,11 +430,10 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
             Task::Calibrated(_, CalibrateOptions { resume: true, .. })
         )
     {
-        eprintln!(
-            "note: {} holds {layers} layers of a calibration that was killed; with --resume it \
-             goes on",
+        print_note(&format!(
+            "{} holds {layers} layers of a calibration that was killed; with --resume it goes on",
             directory.display()
-        );
+        ));
     }
     let counted = |what: &'static str| {
         let bar = progress_bar(0, what);
@@ -458,7 +457,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     let result = convert_measured(&checkpoint, &out, conversion, measuring, &progress);
     bar.finish_and_clear();
     let (auto, summary) = result?;
-    about.print_summary(&out, &summary, auto.as_ref())
+    after_work(about.print_summary(&out, &summary, auto.as_ref()))
 }
 
 fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
@@ -477,9 +476,9 @@ fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
     });
     bar.finish_and_clear();
     let summary = summary?;
-    println!(
+    after_work(show(&format!(
         "{}: {}, {} tensors, {} in {} shards, {:.1} s and {:.1} s of fsync; the weights are \
-         synthetic: speed, memory and energy carry over to real ones, quality does not",
+         synthetic: speed, memory and energy carry over to real ones, quality does not\n",
         args.out_dir.display(),
         summary.architecture,
         summary.tensors,
@@ -487,14 +486,5 @@ fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
         summary.shards.len(),
         summary.write_time.as_secs_f64(),
         summary.sync_time.as_secs_f64(),
-    );
-    Ok(())
-}
-
-/// A flag that Ctrl-C sets, so that the unfinished file is removed on the way out.
-fn interrupts() -> &'static AtomicBool {
-    static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-    // Where no handler can be set, Ctrl-C ends the process and the next run reports the leftover.
-    let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
-    &INTERRUPTED
+    )))
 }

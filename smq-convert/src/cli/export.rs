@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use indicatif::DecimalBytes;
 use smq_format::Dtype;
 
-use super::progress_bar;
+use super::{after_work, progress_bar, stdout};
 use crate::directory::DEFAULT_SHARD_BYTES;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
 
@@ -134,7 +134,8 @@ pub(super) fn run(
         !interrupted.load(Ordering::Relaxed)
     });
     bar.finish_and_clear();
-    print_summary(&out_dir, format, &summary?)
+    let summary = summary?;
+    after_work(print_summary(&out_dir, format, &summary))
 }
 
 fn print_summary(
@@ -142,7 +143,7 @@ fn print_summary(
     format: ExportFormat,
     summary: &ExportSummary,
 ) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = stdout();
     writeln!(
         out,
         "{}: {} of tensors in {} safetensors file{}, {} from quantized ones; every hash verified, \

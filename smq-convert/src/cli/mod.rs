@@ -4,13 +4,21 @@ mod auto;
 mod convert;
 mod export;
 mod progress;
+mod signals;
 mod summary;
 mod words;
 
+use std::io::Write;
 use std::process::ExitCode;
+
+use anyhow::Context;
+use smq_format::printable;
+
+use crate::error::ConvertError;
 
 pub use convert::run;
 pub(crate) use progress::progress_bar;
+pub use signals::prepare;
 pub use words::scale_rule;
 
 /// Prints an error and ends with 1, or ends with what the program says.
@@ -24,8 +32,11 @@ pub fn exit_with(result: anyhow::Result<ExitCode>, error_code: ExitCode) -> Exit
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", sentence(&error));
-            error_code
+            tell(&format!("error: {}", sentence(&error)));
+            match is_interrupt(&error) {
+                true => ExitCode::from(signals::INTERRUPTED_CODE),
+                false => error_code,
+            }
         }
     }
 }
@@ -33,8 +44,73 @@ pub fn exit_with(result: anyhow::Result<ExitCode>, error_code: ExitCode) -> Exit
 /// Tells what was taken and what was left, where there was a choice.
 pub fn print_notes(notes: &[String]) {
     for note in notes {
-        eprintln!("note: {note}");
+        print_note(note);
     }
+}
+
+/// Tells one such thing.
+pub fn print_note(note: &str) {
+    tell(&format!("note: {note}"));
+}
+
+/// Writes a line to standard error, where all that programs say beside their results goes. Much of
+/// it is from files, so nothing in it reaches a terminal that is not text ([`printable`]). That it
+/// cannot be written is no reason to stop: there is nowhere left to say so.
+pub fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", printable(line));
+}
+
+/// Standard output for what people read, in which nothing from a file is more than text, either.
+pub fn stdout() -> impl Write {
+    Printable(std::io::stdout().lock())
+}
+
+struct Printable<W>(W);
+
+impl<W: Write> Write for Printable<W> {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        // Formatting writes whole characters.
+        let shown = String::from_utf8_lossy(text);
+        self.0.write_all(printable(&shown).as_bytes())?;
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Writes to [`stdout`].
+///
+/// # Errors
+/// What cannot be written, as where a disk is full.
+pub fn show(text: &str) -> anyhow::Result<()> {
+    let mut out = stdout();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .context("cannot write to standard output")
+}
+
+/// What printing the summary of finished work came to, which is no failure of the work: its file is
+/// there, whole.
+pub fn after_work(printed: anyhow::Result<()>) -> anyhow::Result<()> {
+    match printed {
+        Err(error) if !is_broken_pipe(&error) => {
+            print_note(&format!(
+                "the file is written; only the summary is not: {}",
+                sentence(&error)
+            ));
+            Ok(())
+        }
+        printed => printed,
+    }
+}
+
+fn is_interrupt(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let convert = cause.downcast_ref::<ConvertError>();
+        convert.is_some_and(|e| matches!(e, ConvertError::Interrupted))
+    })
 }
 
 /// An error and its causes, without those that the text before already gives.

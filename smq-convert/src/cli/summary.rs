@@ -8,7 +8,7 @@ use indicatif::DecimalBytes;
 
 use super::auto::{print_choice, print_total};
 use super::convert::Task;
-use super::print_notes;
+use super::{print_notes, stdout};
 use crate::apply::{ScaleChange, scale_change};
 use crate::import::Import;
 use crate::target::Coverage;
@@ -77,7 +77,7 @@ impl<'a> About<'a> {
                 ),
             ]);
         }
-        let mut out = std::io::stdout().lock();
+        let mut out = stdout();
         match auto {
             Some(auto) => print_choice(&mut out, auto)?,
             None => writeln!(out, "{rows}")?,
@@ -135,7 +135,7 @@ impl<'a> About<'a> {
         summary: &Summary,
         auto: Option<&Auto>,
     ) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
+        let mut out = stdout();
         let seconds = summary.elapsed.as_secs_f64();
         writeln!(
             out,

@@ -71,7 +71,10 @@ impl<'a> Output<'a> {
         measuring: Option<Measuring<'a>>,
     ) -> Result<Self, ConvertError> {
         let started = Instant::now();
-        check_target(checkpoint, target)?;
+        let texts = measuring
+            .as_ref()
+            .map(|measuring| measuring.options.texts.as_slice());
+        check_target(checkpoint, target, texts.unwrap_or_default())?;
         let prepare = |measuring: Measuring<'a>| measuring.prepare(checkpoint);
         Ok(Self {
             measured_on: measuring.map(prepare).transpose()?,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use smq_format::statistics::{OutputError, Receipt, TensorStatistics};
-use smq_format::{Provenance, Scheme, SmqWriter, Statistics, Written};
+use smq_format::{Provenance, Scheme, SmqWriter, Statistics, Written, input_at};
 
 use against_config::check_against_config;
 use finite::check_finite;
@@ -235,6 +235,7 @@ fn calibrated(
     progress: Progress,
 ) -> Result<Summary, ConvertError> {
     let mut choice = uniform(checkpoint, options)?;
+    check_target(checkpoint, target, &texts.texts)?;
     let output = Output::create(checkpoint, target, options.overwrite, measuring)?;
     let pool = pool(options.jobs)?;
     let prepared = pool.install(|| Prepared::new(checkpoint, &mut choice, texts))?;
@@ -302,9 +303,19 @@ fn write(
     })?;
     let outcomes = calibration.outcomes;
     let mut provenance = provenance(checkpoint, choice);
-    for (source, hash) in provenance.sources.iter_mut().zip(hasher.hashes()) {
-        source.blake3 = hash;
+    let hashes: Vec<_> = hasher.hashes().collect();
+    for (source, hash) in provenance.sources.iter_mut().zip(&hashes) {
+        source.blake3 = *hash;
     }
+    // A shard that is written to meanwhile gives weights of two checkpoints, under a hash of
+    // neither.
+    let unchanged = || -> Result<(), ConvertError> {
+        let shards = checkpoint.shards().iter().zip(&hashes);
+        for (shard, hash) in shards {
+            shard.check_unchanged(*hash)?;
+        }
+        Ok(())
+    };
     let mut record = Statistics {
         tensors: done.statistics,
         receipts: Vec::new(),
@@ -316,10 +327,14 @@ fn write(
             parameters.insert(key.to_owned(), device.to_owned());
             writer.finish_measured(provenance, |file| {
                 record.receipts = pool(jobs)?.install(|| measured_on.receipts(file))?;
+                unchanged()?;
                 Ok::<_, ConvertError>(record.clone())
             })?
         }
-        None => writer.finish(provenance, Some(&record))?,
+        None => {
+            unchanged()?;
+            writer.finish(provenance, Some(&record))?
+        }
     };
     let groups: u64 = record.tensors.iter().map(|t| t.groups).sum();
     Ok(Summary {
@@ -482,13 +497,19 @@ fn provenance(checkpoint: &Checkpoint, choice: &Choice) -> Provenance {
 }
 
 /// Not even `overwrite` may replace what is being read.
-fn check_target(checkpoint: &Checkpoint, target: &Path) -> Result<(), ConvertError> {
-    let Ok(resolved) = target.canonicalize() else {
-        return Ok(()); // not there yet
-    };
-    let mut inputs = checkpoint.files().paths();
-    match inputs.any(|input| input.canonicalize().is_ok_and(|input| input == resolved)) {
-        true => Err(ConvertError::OutputIsInput(target.to_path_buf())),
-        false => Ok(()),
+fn check_target(
+    checkpoint: &Checkpoint,
+    target: &Path,
+    texts: &[PathBuf],
+) -> Result<(), ConvertError> {
+    if input_at(target, &checkpoint.files().inputs()).is_some() {
+        return Err(ConvertError::OutputIsInput(target.to_path_buf()));
+    }
+    match input_at(target, texts) {
+        Some(input) => Err(ConvertError::Format(smq_format::Error::OutputIsInput {
+            path: target.to_path_buf(),
+            input,
+        })),
+        None => Ok(()),
     }
 }

@@ -32,6 +32,31 @@ pub enum DirectoryError {
         /// The adapter's configuration.
         path: PathBuf,
     },
+    /// A directory has the name of a file that belongs to a checkpoint.
+    #[error("{}: is a directory with the name of a model's file; move it away, or choose another \
+             output directory", .path.display())]
+    InTheWay {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The output directory holds a checkpoint and cannot change places with a new one.
+    #[error("{}: holds a checkpoint ({found}) and cannot be replaced as a whole, because {why}; \
+             choose another directory, or move the checkpoint away", .path.display())]
+    Fixed {
+        /// The output directory.
+        path: PathBuf,
+        /// A file of the checkpoint.
+        found: String,
+        /// What is in the way.
+        why: &'static str,
+    },
+    /// Another file system in the output directory.
+    #[error("{}: is where a file system is mounted, so the directory that holds it cannot be \
+             replaced; unmount it, or choose another output directory", .path.display())]
+    Mounted {
+        /// Where.
+        path: PathBuf,
+    },
     /// The output directory is where the config or the tokenizer is read from.
     #[error("{}: output directory holds the input {}; synthetic weights would replace the real \
              ones, so choose another", .path.display(), .input.display())]

@@ -2,6 +2,7 @@
 //! the files begin with, and that all of them appear together or not at all.
 
 mod error;
+mod exchange;
 mod shards;
 mod staging;
 

@@ -15,24 +15,6 @@ pub enum InspectError {
         /// Tensors whose names contain it.
         candidates: Vec<String>,
     },
-    /// The page's target cannot be written.
-    #[error("{}: cannot {action}: {source}", path.display())]
-    Io {
-        /// The target.
-        path: PathBuf,
-        /// What was being done, as an infinitive.
-        action: &'static str,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// The page would replace something that is no page.
-    #[error("{} is {kind}; choose another name for the HTML page", path.display())]
-    Target {
-        /// The target.
-        path: PathBuf,
-        /// What is there.
-        kind: &'static str,
-    },
     /// A plot cannot be drawn.
     #[error("cannot draw {figure}: {reason}")]
     Plot {

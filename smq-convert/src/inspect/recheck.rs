@@ -1,5 +1,6 @@
 //! Recomputes the statistics from the checkpoint that a file was made from.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::path::Path;
 
@@ -16,6 +17,23 @@ use crate::quantize::{
 };
 use crate::source::Checkpoint;
 use crate::tensor::SourceTensor;
+
+/// The statistics by tensor.
+struct Records<'a> {
+    by_name: HashMap<&'a str, &'a TensorStatistics>,
+    /// Whether any of them has the error of a tensor's outputs.
+    say_outputs: bool,
+}
+
+impl<'a> Records<'a> {
+    fn of(statistics: &'a Statistics) -> Self {
+        let tensors = statistics.tensors.iter();
+        Self {
+            by_name: tensors.map(|t| (t.name.as_str(), t)).collect(),
+            say_outputs: statistics.tensors.iter().any(|t| t.output.is_some()),
+        }
+    }
+}
 
 /// What rechecking found.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -82,6 +100,7 @@ pub fn recheck(
         notes: source.notes().to_vec(),
         ..RecheckReport::default()
     };
+    let records = Records::of(&statistics);
     for view in file.tensors() {
         let tensor = find(file, &source, &view)?;
         match view.data() {
@@ -94,7 +113,7 @@ pub fn recheck(
             | TensorData::Lut4 { .. }
             | TensorData::Nf4 { .. }
             | TensorData::Fp8 { .. } => {
-                recheck_tensor(file, &source, tensor, &view, &statistics, &mut report)?;
+                recheck_tensor(file, &source, tensor, &view, &records, &mut report)?;
             }
         }
         progress(tensor.range.len() as u64);
@@ -159,14 +178,14 @@ fn recheck_tensor(
     source: &Checkpoint,
     tensor: &SourceTensor,
     view: &TensorView,
-    statistics: &Statistics,
+    records: &Records,
     report: &mut RecheckReport,
 ) -> Result<(), InspectError> {
     let name = view.name();
     let failed = |e: String| InspectError::Recheck(format!("{}: {e}", file.path().display()));
     let (rows, columns) = view.matrix_shape();
     let (Some(record), Some(group), Some(method)) = (
-        statistics.tensor(name),
+        records.by_name.get(name).copied(),
         view.scheme().group(columns),
         method_of(file, view),
     ) else {
@@ -180,7 +199,7 @@ fn recheck_tensor(
         |row, out| view.dequantize_rows(row..row + 1, out),
     )
     .map_err(|defect| failed(defect.to_string()))?;
-    let is_calibrated = is_calibrated(file, statistics, record);
+    let is_calibrated = is_calibrated(file, records, record);
     let restored = match is_calibrated {
         true => restored(source, tensor, view).map_err(|defect| failed(defect.to_string()))?,
         false => None,
@@ -228,10 +247,9 @@ fn recheck_tensor(
 
 /// Whether a calibration text chose the tensor's codes. Where statistics have no output error at
 /// all, as version 1 has none, every tensor of a calibrated file may be meant.
-fn is_calibrated(file: &SmqFile, statistics: &Statistics, record: &TensorStatistics) -> bool {
+fn is_calibrated(file: &SmqFile, records: &Records, record: &TensorStatistics) -> bool {
     let parameters = &file.index().provenance.parameters;
-    let is_said = statistics.tensors.iter().any(|t| t.output.is_some());
-    parameters.contains_key(CALIBRATION) && (record.output.is_some() || !is_said)
+    parameters.contains_key(CALIBRATION) && (record.output.is_some() || !records.say_outputs)
 }
 
 /// What [`restore`] makes of a tensor and its source.

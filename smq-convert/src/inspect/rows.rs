@@ -1,6 +1,9 @@
 //! One CSV row a tensor.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
+use smq_format::plain_cell;
 
 use super::error::InspectError;
 use super::number::times;
@@ -10,7 +13,7 @@ use super::report::TensorReport;
 /// where there is no value.
 #[derive(Serialize)]
 struct Row<'a> {
-    name: &'a str,
+    name: Cow<'a, str>,
     layer: Option<u32>,
     projection: &'a str,
     shape: String,
@@ -53,7 +56,7 @@ impl<'a> Row<'a> {
         let stored = errors.map(|e| &e.stored);
         let exact = errors.map(|e| &e.exact);
         Row {
-            name: &t.name,
+            name: plain_cell(&t.name),
             layer: t.layer,
             projection: &t.projection,
             shape: times(&t.shape),

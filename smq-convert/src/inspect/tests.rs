@@ -385,12 +385,18 @@ fn a_page_replaces_a_page_and_nothing_else() {
         let bytes = write_page(&report, &target).unwrap();
         assert_eq!(std::fs::metadata(&target).unwrap().len(), bytes);
     }
-    for (path, what) in [(smq.as_path(), "an .smq file"), (dir.path(), "a directory")] {
+    let other = dir.path().join("other.smq");
+    std::fs::copy(&smq, &other).unwrap();
+    for (path, what) in [
+        (smq.as_path(), "is an input"),
+        (&other, "is a .smq file"),
+        (dir.path(), "is a directory"),
+    ] {
         let error = write_page(&report, path).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");
     }
     assert!(write_page(&report, &dir.path().join("none/t.html")).is_err());
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
 }
 
 #[test]

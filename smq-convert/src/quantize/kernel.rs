@@ -48,9 +48,14 @@ impl GroupError {
     }
 }
 
-/// The loops for the processor at hand.
+/// The loops for the processor at hand. Only [`Kernel::available`] makes one, so that whoever has
+/// one may run it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kernel {
+pub(crate) struct Kernel(Isa);
+
+/// An instruction set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Isa {
     /// What the target guarantees.
     Portable,
     /// 8 lanes an instruction.
@@ -76,14 +81,15 @@ macro_rules! for_each_isa {
             fn avx512($($arg: $ty),*) -> $ret {
                 $body($($arg),*)
             }
-            match self {
-                Kernel::Portable => $body($($arg),*),
-                // SAFETY: `available` names this variant only where the processor has the features.
+            match self.isa() {
+                $crate::quantize::Isa::Portable => $body($($arg),*),
+                // SAFETY: a kernel's instruction set is private to its module, where only
+                // `available` gives it this one, after it has found that the processor has it.
                 #[cfg(target_arch = "x86_64")]
-                Kernel::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::quantize::Isa::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                Kernel::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::quantize::Isa::Avx512 => unsafe { avx512($($arg),*) },
             }
         }
     };
@@ -93,24 +99,29 @@ pub(crate) use for_each_isa;
 impl Kernel {
     /// The widest instance this processor runs.
     pub(crate) fn detect() -> Self {
-        Self::available().pop().unwrap_or(Kernel::Portable)
+        Self::available().pop().unwrap_or(Self(Isa::Portable))
+    }
+
+    /// What it is compiled for.
+    pub(crate) fn isa(self) -> Isa {
+        self.0
     }
 
     /// Every instance this processor runs, narrowest first.
     pub(crate) fn available() -> Vec<Self> {
         #[allow(unused_mut)]
-        let mut kernels = vec![Kernel::Portable];
+        let mut kernels = vec![Self(Isa::Portable)];
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") {
-                kernels.push(Kernel::Avx2);
+                kernels.push(Self(Isa::Avx2));
             }
             if is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512dq")
             {
-                kernels.push(Kernel::Avx512);
+                kernels.push(Self(Isa::Avx512));
             }
         }
         kernels
@@ -315,8 +326,9 @@ impl Sums {
             // at most.
             self.clipped[l] = self.clipped[l].wrapping_add(u32::from(rounded != code));
             stored[l] = code * s;
-            // SAFETY: `code` is within -8..=7; a plain `as` would add a saturation check a lane.
-            codes[l] = unsafe { code.to_int_unchecked::<i32>() } as i8;
+            // The integer is in the low bits of the sum, where a plain `as` would add a saturation
+            // check a lane. Of a NaN they are some bits, and its group is refused elsewhere.
+            codes[l] = (code + ROUND).to_bits() as i8;
         }
         self.accumulate(w, &stored);
         codes

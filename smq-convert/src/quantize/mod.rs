@@ -25,7 +25,7 @@ use grid::Book;
 pub(crate) use grid::Grid;
 pub(crate) use keep::keep;
 use kernel::GroupError;
-pub(crate) use kernel::{Kernel, LANES, ROUND, for_each_isa};
+pub(crate) use kernel::{Isa, Kernel, LANES, ROUND, for_each_isa};
 use nf4::quantize_nf4;
 pub(crate) use nf4::{SettledAbsmax, settled_nf4};
 pub(crate) use restore::restore;

@@ -3,10 +3,15 @@
 //! A file's name is the BLAKE3 of everything that its contents depend on; the file is the BLAKE3 of
 //! the machine code, then the machine code. So an entry is never out of date, damage is found and
 //! compiled over, and processes that write the same entry at once write the same bytes.
+//!
+//! The hash finds damage, not malice: whoever can write an entry can write its hash. What is loaded
+//! runs on the GPU with this program's memory in reach. So the directory is made for its owner
+//! alone, and a directory or an entry that belongs to somebody else, or that others may write to, is
+//! not used; kernels are then compiled anew each time.
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::Result;
@@ -44,6 +49,9 @@ pub(super) fn get_or_make(
     let Some(directory) = directory else {
         return make();
     };
+    if !make_private(directory) {
+        return make();
+    }
     let path = directory.join(format!("{}.cubin", key(parts)));
     if let Some(code) = read(&path) {
         return Ok(code);
@@ -51,6 +59,32 @@ pub(super) fn get_or_make(
     let code = make()?;
     let _ = write(&path, &code);
     Ok(code)
+}
+
+/// Makes the directory where there is none, for this user alone; whether it is safe to use.
+fn make_private(directory: &Path) -> bool {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    // What is there already is judged by whose it is.
+    let _ = builder.create(directory);
+    fs::metadata(directory).is_ok_and(|metadata| metadata.is_dir() && is_own(&metadata))
+}
+
+/// Whether a file is this user's or root's, and nobody else may write to it.
+#[cfg(unix)]
+fn is_own(metadata: &fs::Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    const OTHERS_WRITE: u32 = 0o022;
+    let owner = metadata.uid();
+    let is_ours = owner == rustix::process::geteuid().as_raw() || owner == 0;
+    is_ours && metadata.mode() & OTHERS_WRITE == 0
+}
+
+#[cfg(not(unix))]
+fn is_own(_: &fs::Metadata) -> bool {
+    true
 }
 
 fn key(parts: &[&str]) -> blake3::Hash {
@@ -64,7 +98,12 @@ fn key(parts: &[&str]) -> blake3::Hash {
 }
 
 fn read(path: &Path) -> Option<Vec<u8>> {
-    let mut bytes = fs::read(path).ok()?;
+    let mut file = fs::File::open(path).ok()?;
+    if !is_own(&file.metadata().ok()?) {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).ok()?;
     let (hash, code) = bytes.split_at_checked(blake3::OUT_LEN)?;
     if blake3::hash(code).as_bytes() != hash {
         return None;
@@ -75,7 +114,6 @@ fn read(path: &Path) -> Option<Vec<u8>> {
 
 fn write(path: &Path, code: &[u8]) -> std::io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(directory)?;
     let mut file = tempfile::NamedTempFile::new_in(directory)?;
     file.write_all(blake3::hash(code).as_bytes())?;
     file.write_all(code)?;
@@ -136,6 +174,34 @@ mod tests {
             assert_eq!(code, [7; 100]);
             assert_eq!(fs::read(&path).unwrap(), good);
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_others_may_write_is_not_used() {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let set = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().join("cache");
+        let made = |code: u8| get_or_make(Some(&at), &["x"], || Ok(vec![code])).unwrap();
+        assert_eq!((made(1), mode(&at)), (vec![1], 0o700));
+        let entry = only_entry(&at);
+        assert_eq!(mode(&entry) & 0o077, 0);
+        assert_eq!(made(2), [1]);
+        // An entry, then a directory, in which somebody else may have put it.
+        set(&entry, 0o666);
+        assert_eq!(made(3), [3]);
+        assert_eq!(made(4), [3], "it was written anew");
+        for shared in [0o777, 0o1777, 0o770] {
+            set(&at, shared);
+            assert_eq!(made(5), [5]);
+            assert!(get_or_make(Some(&at), &["x"], no_compile).is_err());
+        }
+        set(&at, 0o755);
+        assert_eq!(made(6), [3]);
     }
 
     #[test]

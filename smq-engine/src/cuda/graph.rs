@@ -36,7 +36,9 @@ impl Graph {
     /// Records what `record` queues on `stream`, without running it.
     ///
     /// Kernels' arguments are fixed here: what changes from replay to replay is read from device
-    /// memory. Memory that is captured must stay allocated as long as the graph is launched.
+    /// memory. The graph holds neither the memory nor the kernels that are captured: whoever queues
+    /// one ([`Kernel::launch`](super::Kernel::launch), which is `unsafe`) vouches that both live as
+    /// long as the graph is launched.
     ///
     /// # Errors
     /// As `record` (what it queued is then forgotten), or if the driver refuses the graph.
@@ -68,7 +70,9 @@ impl Graph {
     /// # Errors
     /// If the driver fails.
     pub fn launch(&self, stream: &Stream) -> Result<()> {
-        // SAFETY: both handles are alive; what the kernels touch was promised at their launch.
+        // SAFETY: both handles are alive. The graph holds no memory and no kernels, but every call
+        // that was recorded is one of an `unsafe` function, whose caller promised that what it uses
+        // lives, and is left alone, at each replay.
         unsafe { sys::cuGraphLaunch(self.exec, stream.raw()?) }.during("launching a graph")
     }
 }
@@ -95,6 +99,7 @@ pub fn time_us(
     replays: usize,
     mut queue: impl FnMut(&Stream, usize) -> Result<()>,
 ) -> Result<f64> {
+    // Made after `queue`, which holds what is queued, and so dropped before it.
     let graph = Graph::capture(stream, |s| (0..launches).try_for_each(|i| queue(s, i)))?;
     let (start, end) = (
         Event::timed(stream.context())?,

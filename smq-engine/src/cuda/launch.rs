@@ -90,7 +90,7 @@ impl Kernel {
     /// # Safety
     /// The arguments are what the kernel's header asks for: addresses of device memory that is
     /// large enough, and stays allocated and otherwise untouched until the kernel has run, at each
-    /// replay of a graph that this is captured in.
+    /// replay of a graph that this is captured in. The kernel lives until then, too.
     pub unsafe fn launch(&self, stream: &Stream, launch: &Launch, args: &Args) -> Result<()> {
         args.check(self.name(), self.parameters())?;
         let raw_stream = stream.raw()?;

@@ -18,6 +18,7 @@ mod contract;
 mod decode;
 mod device;
 mod during;
+mod elf;
 mod engine;
 mod fp8;
 mod graph;

@@ -10,6 +10,7 @@ use cudarc::driver::{CudaContext, result};
 use super::compile::compile;
 use super::device::Gpu;
 use super::during::During;
+use super::elf;
 use crate::error::{Error, Result};
 
 /// Loaded machine code; it stays loaded while one of its kernels is held.
@@ -45,14 +46,16 @@ impl Module {
         let what = "loading kernels";
         let context = Arc::clone(gpu.context());
         context.bind_to_thread().during(what)?;
-        // The driver is told no length: an empty image would be read past its end.
-        if !cubin.starts_with(b"\x7fELF") {
+        // The driver is told no length: what an image's headers point at beyond its end would be
+        // read.
+        if !elf::is_whole_cubin(cubin) {
             return Err(Error::Cuda(format!(
-                "{what}: the machine code is not a cubin"
+                "{what}: the machine code is not a whole cubin"
             )));
         }
-        // SAFETY: the image is a cubin as NVRTC wrote it, checked against its hash where it was
-        // cached, and its own headers say how long it is.
+        // SAFETY: the image is an ELF file for a GPU, and everything that its headers point at lies
+        // within it. Its code is what NVRTC wrote in this process, or came from a cache that nobody
+        // else may write to (`cache`).
         let raw = unsafe { result::module::load_data(cubin.as_ptr().cast()) }.during(what)?;
         Ok(Self(Arc::new(Loaded { raw, context })))
     }

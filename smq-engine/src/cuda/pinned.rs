@@ -37,7 +37,7 @@ unsafe impl Send for PinnedBuffer {}
 unsafe impl Sync for PinnedBuffer {}
 
 impl PinnedBuffer {
-    /// For copies. Its pages are fresh from the system, so zero.
+    /// For copies. All of it is zero.
     ///
     /// # Errors
     /// If the system has no memory to lock.
@@ -112,7 +112,10 @@ impl PinnedBuffer {
         let flags = flags | sys::CU_MEMHOSTALLOC_PORTABLE;
         // SAFETY: `raw` takes the result. The driver refuses zero bytes.
         unsafe { sys::cuMemHostAlloc(&raw mut raw, bytes.max(1), flags) }.during(&what)?;
-        let ptr = NonNull::new(raw.cast()).ok_or(Error::Cuda(what))?;
+        let ptr = NonNull::<u8>::new(raw.cast()).ok_or(Error::Cuda(what))?;
+        // SAFETY: so many bytes were allocated there. The driver says nothing of what they hold, and
+        // a slice of them must be initialised.
+        unsafe { ptr.as_ptr().write_bytes(0, bytes) };
         Ok(Self {
             ptr,
             bytes,
@@ -134,10 +137,16 @@ impl PinnedBuffer {
         self.device_ptr
     }
 
+    /// Where it begins, for what the GPU writes meanwhile: no reference may be made to that.
+    #[must_use]
+    pub fn as_ptr(&self) -> *const u8 {
+        self.ptr.as_ptr()
+    }
+
     /// As values; bytes at the end that make no whole one are left out.
     #[must_use]
     pub fn as_slice<T: Pod>(&self) -> &[T] {
-        // SAFETY: allocated, page-aligned and initialised; `Pod` allows any bytes.
+        // SAFETY: allocated, page-aligned, and zeroed when it was made; `Pod` allows any bytes.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().cast(), self.len_of::<T>()) }
     }
 

@@ -153,16 +153,14 @@ impl State {
     /// # Errors
     /// [`Error::Input`] if a logit was not finite, [`Error::Cuda`] if nothing comes.
     pub fn token(&self, step: u32, check: impl Fn() -> Result<()>) -> Result<u32> {
-        let slot = self
-            .mailbox
-            .as_slice::<u64>()
-            .as_ptr()
-            .wrapping_add(step as usize % RING);
+        // A reference to what the GPU writes would promise that it does not change.
+        let slot = self.mailbox.as_ptr().cast::<u64>();
+        let slot = slot.wrapping_add(step as usize % RING);
         let start = Instant::now();
         let mut spins = 0u32;
         loop {
-            // SAFETY: inside the mailbox, which the GPU writes whole words of: a volatile read sees
-            // one or the other.
+            // SAFETY: inside the mailbox's `RING` words, page-aligned and initialised, of which the
+            // GPU writes whole ones: a volatile read sees one or the other.
             let value = unsafe { slot.read_volatile() };
             if (value >> 32) as u32 == step.wrapping_add(1) {
                 return match value as u32 {

@@ -252,8 +252,10 @@ unsafe fn tile<L: Lanes, const CODE: u8, const R: usize, const M: usize, const L
                         }
                     }
                 }
-                from = from.add(4 * L::COUNT);
-                xs = xs.add(block);
+                // After the last block neither is read any more, and either may be beyond the end of
+                // what it points into, where only a wrapping step may go.
+                from = from.wrapping_add(4 * L::COUNT);
+                xs = xs.wrapping_add(block);
             }
             for r in 0..R {
                 let scale = L::splat(*scales.add(r * groups + g));

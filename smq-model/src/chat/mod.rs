@@ -5,10 +5,15 @@ mod clock;
 
 use std::sync::OnceLock;
 
+use crate::catch::caught;
 use crate::error::{Error, Result};
 use crate::jinja::{Dict, Template, Value};
 
 pub(crate) use choice::Choice;
+
+/// Stack of the thread that renders. The interpreter goes 400 levels deep and the parser 120, with
+/// some kilobytes each; unused pages cost nothing.
+const STACK_BYTES: usize = 32 << 20;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone)]
@@ -42,10 +47,17 @@ impl ChatTemplate {
 
     /// The text of a conversation; `add_generation_prompt` opens the assistant's turn.
     ///
+    /// It is made in a thread of its own, whose stack is as large as the deepest template that the
+    /// limits allow needs, whatever the caller's is.
+    ///
     /// # Errors
     /// [`Error::Template`] with the template's own message if it refuses the conversation, or with
     /// the reason why there is no template that can be used.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        on_a_stack(|| self.render_here(messages, add_generation_prompt))
+    }
+
+    fn render_here(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let source = self.choice.source()?;
         let parsed = self
             .parsed
@@ -83,6 +95,21 @@ impl ChatTemplate {
             .render(tokens.chain(variables), clock::now)
             .map_err(|fault| failure(fault.to_string()))
     }
+}
+
+/// Runs `work` on a stack of [`STACK_BYTES`].
+fn on_a_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let failure = |message: String| Error::Template(message);
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .name("chat template".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, || caught(work))
+            .map_err(|e| failure(format!("no thread to render in: {e}")))?
+            .join()
+            .unwrap_or_else(|_| Err("its thread ended".to_owned()))
+            .map_err(|panic| failure(format!("cannot be rendered: {panic}")))?
+    })
 }
 
 #[cfg(test)]

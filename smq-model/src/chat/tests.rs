@@ -111,6 +111,8 @@ fn a_hostile_template_is_stopped() {
     );
     let dots = format!("{{{{ messages{} }}}}", "[0]".repeat(5000));
     let targets = format!("{{% set {}a = 1 %}}", "(".repeat(5000));
+    let long = format!("{{# {} #}}", "x".repeat(1 << 20));
+    assert!(refusal(&long).contains("over the limit of 1048576"));
     for template in [&deep, &chain, &nested, &unary, &nots, &ifs, &dots, &targets] {
         assert!(one(template).is_err());
     }
@@ -146,6 +148,38 @@ fn a_hostile_template_is_stopped() {
     ] {
         assert!(one(template).is_err(), "{template}");
     }
+}
+
+/// Steps that each look at every character of long texts: time is what ends them.
+#[test]
+fn a_slow_template_is_stopped_in_time() {
+    let begun = std::time::Instant::now();
+    for template in [
+        "{% set x = 'ab' * 3000000 %}{% set y = 'ab' * 3000000 %}{{ ([x, y] * 100000) | sort | length }}",
+        "{% set x = 'a' * 7000000 %}{% set y = 'a' * 6999999 ~ 'b' %}{{ y in ([x] * 500000) }}",
+        "{{ (range(99999) | list + range(99999) | list) | unique | list | length }}",
+        "{% set x = 'ab' * 3000000 %}{% for i in range(99999) %}{% set y = x | upper | length %}{% endfor %}",
+    ] {
+        let refused = refusal(template);
+        let time = refused.contains("takes more than 10 seconds");
+        assert!(
+            time || refused.contains("values take more than"),
+            "{refused}"
+        );
+    }
+    assert!(begun.elapsed().as_secs() < 90, "{:?}", begun.elapsed());
+}
+
+/// The caller's stack may be small, as that of a server's thread is.
+#[test]
+fn a_deep_template_needs_no_stack_of_the_callers() {
+    let nested = format!("{{{{ {}1{} }}}}", "[".repeat(100), "]".repeat(100));
+    let recursive =
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}ok";
+    let small = std::thread::Builder::new().stack_size(64 << 10);
+    let render = move || (one(&nested).unwrap(), one(recursive).unwrap());
+    let (nested, recursive) = small.spawn(render).unwrap().join().unwrap();
+    assert_eq!((nested.len(), recursive.trim()), (201, "ok"));
 }
 
 /// Values that hold each other, or hold one another ever deeper, are dropped all the same.

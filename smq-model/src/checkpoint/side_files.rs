@@ -39,8 +39,10 @@ const TOKENIZER_SOURCES: [&str; 10] = [
 ];
 /// A chat template for processors of images and sound, which no tokenizer reads.
 const PROCESSOR_TEMPLATE: &str = "chat_template.json";
-/// Largest side file; a tokenizer.json of a 256k vocabulary is about 33 MB.
-const MAX_EMBEDDED_BYTES: u64 = 256 << 20;
+/// Largest tokenizer.json; that of a 256k vocabulary is about 33 MB.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+/// Largest other side file; the largest known are of a few hundred kilobytes.
+const MAX_SIDE_BYTES: u64 = 32 << 20;
 
 /// Whether `name` is that of a file which travels inside the .smq where the checkpoint has it.
 ///
@@ -69,7 +71,7 @@ pub fn is_model_file(name: &str) -> bool {
 /// Reads the side files that `dir` has, in the order in which a .smq has them.
 ///
 /// # Errors
-/// A file that cannot be read, is no regular file, or is over 256 MiB.
+/// A file that cannot be read, is no regular file, or is over 256 MiB (tokenizer.json) or 32 MiB.
 pub fn side_files(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let first = FIRST.map(str::to_owned).into_iter();
     let last = LAST.map(str::to_owned).into_iter();
@@ -99,15 +101,29 @@ pub(super) fn list(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Refuses a side file that is longer than any: what it holds takes several times its length once it
+/// is parsed.
+pub(crate) fn check_length(name: &str, bytes: u64) -> std::result::Result<(), String> {
+    let limit = match name {
+        "tokenizer.json" => MAX_TOKENIZER_BYTES,
+        _ => MAX_SIDE_BYTES,
+    };
+    match bytes > limit {
+        true => Err(format!(
+            "{bytes} bytes, over the limit of {limit} of {name}"
+        )),
+        false => Ok(()),
+    }
+}
+
 fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     // map_file refuses what reading would wait for or never end with: a FIFO, a device.
     match map_file(path) {
-        Ok(map) if map.len() as u64 > MAX_EMBEDDED_BYTES => {
-            let bytes = map.len();
-            let message = format!("{bytes} bytes, over the limit of {MAX_EMBEDDED_BYTES}");
-            Err(Error::model(path, message))
+        Ok(map) => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            check_length(&name, map.len() as u64).map_err(|message| Error::model(path, message))?;
+            Ok(Some(map.to_vec()))
         }
-        Ok(map) => Ok(Some(map.to_vec())),
         Err(smq_format::Error::Io { source, .. })
             if source.kind() == std::io::ErrorKind::NotFound && !path.is_symlink() =>
         {

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use safetensors::SafeTensors;
+use smq_format::MappedFile;
 
 use crate::error::{Error, Result};
 use crate::json::{LFS_POINTER, LFS_REMEDY};
@@ -15,7 +15,7 @@ pub struct Shard {
     pub name: String,
     /// Where it is.
     pub path: PathBuf,
-    pub(super) map: Mmap,
+    pub(super) map: MappedFile,
 }
 
 impl Shard {
@@ -23,6 +23,15 @@ impl Shard {
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Whether the file is what it was when it was opened; `blake3` is the hash taken of its bytes.
+    ///
+    /// # Errors
+    /// [`smq_format::Error::Changed`].
+    pub fn check_unchanged(&self, blake3: [u8; 32]) -> Result<()> {
+        let is_same = |bytes: &[u8]| smq_format::hash(bytes) == blake3;
+        Ok(self.map.check_unchanged(is_same)?)
     }
 
     /// The tensors that its header lists, `shard` being the number that they give for it.

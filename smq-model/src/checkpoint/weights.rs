@@ -20,8 +20,8 @@ use crate::json::parse_object;
 /// Name of the shard index of a sharded checkpoint.
 pub const SHARD_INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
-const END: &str = ".safetensors";
-const INDEX_END: &str = ".safetensors.index.json";
+pub(super) const END: &str = ".safetensors";
+pub(super) const INDEX_END: &str = ".safetensors.index.json";
 const ADAPTER: &str = "adapter_model.safetensors";
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 /// The key of config.json that names the weights.
@@ -174,7 +174,7 @@ pub(super) fn refuse_adapter_beside(dir: &Path) -> Result<()> {
 
 /// The model that a directory's adapter was trained on.
 fn adapter_base(dir: &Path) -> Option<String> {
-    let config = std::fs::read(dir.join(ADAPTER_CONFIG)).ok()?;
+    let config = map_file(&dir.join(ADAPTER_CONFIG)).ok()?;
     let json = parse_object(ADAPTER_CONFIG, &config).ok()?;
     Some(json.get("base_model_name_or_path")?.as_str()?.to_owned())
 }

@@ -9,7 +9,6 @@ use super::ast::{CallArgs, Const, Expr, Macro};
 use super::checks;
 use super::error::{Fault, Result};
 use super::filters;
-use super::heap;
 use super::index;
 use super::limits;
 use super::ops;
@@ -78,10 +77,8 @@ impl Interp {
                 "rendering takes more than {most} steps"
             )));
         }
-        if heap::live() > limits::LIVE {
-            let most = limits::LIVE;
-            return Err(Fault::new(format!("values take more than {most} bytes")));
-        }
+        limits::time()?;
+        limits::space()?;
         if self.depth >= limits::DEPTH {
             return Err(Fault::new("maximum recursion depth exceeded"));
         }

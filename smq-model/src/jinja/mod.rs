@@ -3,7 +3,7 @@
 //! A template is what [jinja2](https://jinja.palletsprojects.com) makes of it in the environment
 //! that transformers sets up: immutable and sandboxed, blocks trimmed, loop controls and the
 //! `generation` block added. What jinja2 has and this has not is refused by name. Rendering is
-//! bounded in steps, depth and size ([`limits`]), since templates come with models.
+//! bounded in steps, depth, size and time ([`limits`]), since templates come with models.
 
 mod args;
 mod ast;
@@ -43,6 +43,7 @@ pub(crate) struct Template(Vec<ast::Node>);
 
 impl Template {
     pub(crate) fn parse(source: &str) -> Result<Self> {
+        limits::source(source.len())?;
         parser::parse(source).map(Self)
     }
 
@@ -52,12 +53,14 @@ impl Template {
         variables: impl IntoIterator<Item = (String, Value)>,
         clock: Clock,
     ) -> Result<String> {
+        limits::begin();
         let scope = Scope::root();
         for (name, value) in variables {
             scope.set(&Arc::from(name), value);
         }
         let mut out = String::new();
         Interp::new(clock).exec(&self.0, &scope, &mut out)?;
+        limits::time()?;
         Ok(out)
     }
 }

@@ -24,7 +24,9 @@ fn equal_at(a: &Value, b: &Value, depth: usize) -> bool {
         |a: &[Value], b: &[Value]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| equal(a, b));
     match (a, b) {
         (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
-        (Value::Str(a), Value::Str(b)) => a.text == b.text,
+        (Value::Str(a), Value::Str(b)) => {
+            a.text.len() == b.text.len() && !limits::is_moot(a.text.len()) && a.text == b.text
+        }
         (Value::List(a), Value::List(b)) => all_equal(a, b),
         (Value::Tuple(a), Value::Tuple(b)) => all_equal(&a.items, &b.items),
         (Value::Dict(a), Value::Dict(b)) => {
@@ -65,6 +67,7 @@ fn order(a: &Value, b: &Value, op: &str, depth: usize) -> Result<Option<Ordering
     if depth > limits::NESTING {
         return Err(Fault::new("maximum recursion depth exceeded in comparison"));
     }
+    limits::time()?;
     if let Value::Undefined(message) = a {
         return Err(Fault::new(&**message));
     }

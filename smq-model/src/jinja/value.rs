@@ -341,6 +341,7 @@ impl Dict {
     ///
     /// Fails for a key that Python cannot hash.
     pub(crate) fn set(&mut self, key: Value, value: Value) -> Result<()> {
+        limits::time()?;
         if !hashable(&key) {
             let kind = key.type_name();
             return Err(Fault::new(format!("unhashable type: '{kind}'")));

@@ -1,5 +1,6 @@
 //! Text to token ids and back, as Hugging Face's transformers does it with the model's files.
 
+mod bounds;
 mod class;
 mod decode;
 mod mistral;
@@ -12,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokenizers::ModelWrapper;
 
+use crate::catch::caught;
 use crate::chat::{ChatTemplate, Choice, Message};
 use crate::error::{Error, Result};
 use crate::json::{parse_object, utf8};
@@ -20,6 +22,17 @@ use class::Class;
 use decode::Decoding;
 use ordered::Keys;
 use special::{Special, truthy};
+
+/// The file that the library reads.
+const FILE: &str = "tokenizer.json";
+
+/// Runs what calls the library, which panics on some files instead of refusing them.
+fn guarded<T>(label: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    caught(work).unwrap_or_else(|panic| {
+        let problem = format!("the tokenizers library fails on it: {panic}");
+        Err(Error::file(label, problem))
+    })
+}
 
 /// A model's tokenizer and chat template.
 pub struct Tokenizer {
@@ -30,6 +43,8 @@ pub struct Tokenizer {
     eos: Option<String>,
     /// config.json's `vocab_size`: rows of the model's embedding.
     rows: Option<u64>,
+    /// What an error of tokenizer.json blames.
+    label: String,
 }
 
 /// What tokenizer.json holds beside what the library reads of it.
@@ -54,14 +69,18 @@ impl Tokenizer {
     pub fn load(source: &Source) -> Result<Self> {
         source.require_text("tokenizer.json")?;
         let files: Vec<(&str, &[u8])> = source.files().collect();
-        Self::read(&Files {
+        let files = Files {
             files: &files,
             label: &|name| source.file_label(name),
-        })
+        };
+        Self::read(&files)
     }
 
     fn read(files: &Files<'_>) -> Result<Self> {
-        const FILE: &str = "tokenizer.json";
+        guarded(&(files.label)(FILE), || Self::made_of(files))
+    }
+
+    fn made_of(files: &Files<'_>) -> Result<Self> {
         let json = utf8(&(files.label)(FILE), files.get(FILE).unwrap_or_default())?;
         let unreadable = |e: serde_json::Error| {
             Error::file(
@@ -70,6 +89,10 @@ impl Tokenizer {
             )
         };
         let beside: Beside = serde_json::from_str(json).map_err(unreadable)?;
+        let pipeline: bounds::Pipeline = serde_json::from_str(json).map_err(unreadable)?;
+        pipeline
+            .check()
+            .map_err(|problem| Error::file((files.label)(FILE), problem))?;
         let config = files.object("tokenizer_config.json")?;
         let model = files.object("config.json")?;
         refuse_other_file(&config)?;
@@ -125,6 +148,7 @@ impl Tokenizer {
             bos: special.text("bos_token").map(str::to_owned),
             eos: special.text("eos_token").map(str::to_owned),
             rows: model.get("vocab_size").and_then(Value::as_u64),
+            label: (files.label)(FILE),
         })
     }
 
@@ -164,10 +188,10 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] if the library refuses the text, or if a token has an id that the
     /// model has no embedding for.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode(text, special)
-            .map_err(|e| Error::Tokenizer(e.to_string()))?;
+        let encoding = guarded(&self.label, || {
+            let encoded = self.inner.encode(text, special);
+            encoded.map_err(|e| Error::Tokenizer(e.to_string()))
+        })?;
         let ids = encoding.get_ids().to_vec();
         if let Some(rows) = self.rows
             && let Some(id) = ids.iter().find(|id| u64::from(**id) >= rows)
@@ -233,7 +257,12 @@ impl TextStream<'_> {
     /// # Errors
     /// [`Error::Tokenizer`].
     pub fn push(&mut self, id: u32) -> Result<String> {
-        let text = self.decoding.push(&self.tokenizer.inner, id)?;
+        let Self {
+            tokenizer,
+            decoding,
+            ..
+        } = self;
+        let text = guarded(&tokenizer.label, || decoding.push(&tokenizer.inner, id))?;
         self.shown.push_str(&text);
         Ok(text)
     }
@@ -243,7 +272,7 @@ impl TextStream<'_> {
     /// # Errors
     /// [`Error::Tokenizer`].
     pub fn finish(self) -> Result<(String, String)> {
-        let rest = self.decoding.finish()?;
+        let rest = guarded(&self.tokenizer.label, || self.decoding.finish())?;
         let whole = self.shown + &rest;
         Ok((rest, whole))
     }

@@ -414,3 +414,136 @@ fn mistrals_words_are_mended_where_that_is_asked_for() {
         assert_eq!(ids(model, true), plain);
     }
 }
+
+/// Files on which the library panics, never ends, or takes the machine's memory: each is refused, or
+/// used within bounds, and what goes wrong names the file.
+#[test]
+fn a_hostile_tokenizer_is_an_error() {
+    let base = json!({
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": null,
+        "pre_tokenizer": null,
+        "post_processor": null,
+        "decoder": null,
+        "model": {"type": "WordPiece", "unk_token": "u", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": {"u": 0, "a": 1, "##a": 2}},
+    });
+    let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    let sequence = |replacement: Value, n: usize| json!({"type": "Sequence", "normalizers": vec![replacement; n]});
+    let regex = |pattern: &str, to: &str| json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": to});
+    let split = |pattern: Value| json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false});
+    let huge = "x".repeat(10_000_000);
+    let template = |id: &str, listed: &str| {
+        let special = json!({"id": listed, "ids": [7], "tokens": [listed]});
+        json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": id, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {listed: special},
+        })
+    };
+    let padding = json!({"strategy": "BatchLongest", "direction": "Right", "pad_id": 0,
+        "pad_to_multiple_of": 1u64 << 63, "pad_type_id": 0, "pad_token": "u"});
+    let truncation = json!({"direction": "Right", "max_length": 0, "strategy": "LongestFirst",
+        "stride": 5});
+    let bpe = |merges: Value, prefix: &str| {
+        json!({"type": "BPE", "dropout": null, "unk_token": null, "fuse_unk": false,
+            "continuing_subword_prefix": prefix, "end_of_word_suffix": null,
+            "vocab": {"a": 0, "b": 1}, "merges": merges})
+    };
+    let word_piece = |key: &str, value: Value| {
+        let mut model = base["model"].clone();
+        model[key] = value;
+        model
+    };
+    let cases = [
+        ("normalizer", replace("", "x")),
+        ("normalizer", regex("", "x")),
+        ("normalizer", replace("a", &huge)),
+        ("normalizer", sequence(replace("a", "aa"), 40)),
+        ("normalizer", sequence(regex("a?", "aa"), 40)),
+        ("normalizer", regex("(a+)+$", "")),
+        ("normalizer", json!({"type": "Prepend", "prepend": huge})),
+        (
+            "normalizer",
+            json!({"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        ),
+        ("normalizer", json!({"type": "Nonsense"})),
+        ("pre_tokenizer", split(json!({"String": ""}))),
+        ("pre_tokenizer", split(json!({"Regex": ""}))),
+        ("pre_tokenizer", split(json!({"Regex": "("}))),
+        ("pre_tokenizer", json!({"type": "FixedLength", "length": 0})),
+        (
+            "pre_tokenizer",
+            json!({"type": "FixedLength", "length": u64::MAX}),
+        ),
+        ("post_processor", template("[CLS]", "[SEP]")),
+        ("post_processor", template("[CLS]", "[CLS]")),
+        (
+            "decoder",
+            json!({"type": "CTC", "pad_token": huge, "word_delimiter_token": "|",
+            "cleanup": true}),
+        ),
+        (
+            "decoder",
+            json!({"type": "Strip", "content": "a", "start": u64::MAX, "stop": u64::MAX}),
+        ),
+        ("padding", padding),
+        ("truncation", truncation),
+        ("model", bpe(json!([["a", "b"]]), "")),
+        ("model", bpe(json!(["a"]), "")),
+        ("model", bpe(json!([]), &huge)),
+        (
+            "model",
+            word_piece("continuing_subword_prefix", json!(huge)),
+        ),
+        (
+            "model",
+            word_piece("max_input_chars_per_word", json!(u64::MAX)),
+        ),
+        ("model", word_piece("vocab", json!({}))),
+        (
+            "model",
+            word_piece("vocab", json!({"u": u32::MAX, "a": u32::MAX})),
+        ),
+        (
+            "model",
+            json!({"type": "Unigram", "unk_id": 5, "vocab": [["a", 0.0]]}),
+        ),
+        (
+            "model",
+            json!({"type": "Unigram", "unk_id": 0, "vocab": []}),
+        ),
+        (
+            "added_tokens",
+            json!([{"id": u32::MAX, "content": "", "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": true, "special": false}]),
+        ),
+    ];
+    let text = "a".repeat(2000) + " ab\u{0} \u{fdfa} <s>";
+    let mut refused = 0;
+    for (key, value) in cases {
+        let mut file = base.clone();
+        file[key] = value.clone();
+        let mut shown = value.to_string();
+        shown.truncate(80);
+        let done = tokenizer(file.as_object().unwrap(), &[]).and_then(|tokenizer| {
+            let ids = tokenizer.encode(&text, true)?;
+            assert!(ids.len() < 100_000, "{key} {shown}");
+            tokenizer.decode(&[0, 1, 2, 7, u32::MAX])
+        });
+        match done {
+            Ok(text) => assert!(text.len() < 100_000, "{key} {shown}"),
+            Err(error) => {
+                refused += 1;
+                let error = error.to_string();
+                assert!(
+                    error.len() < 1000 && error.contains("okenizer"),
+                    "{shown}: {error}"
+                );
+            }
+        }
+    }
+    assert!(refused >= 12, "{refused}");
+}

@@ -10,7 +10,7 @@ use comfy_table::{CellAlignment, Table};
 use super::generate::at_least_one;
 use super::{Global, Opened};
 use crate::bench::{BenchOptions, BenchReport, bench};
-use crate::output::{is_stdout, write_json};
+use crate::output::{create, is_stdout, put_json};
 use smq_engine::Summary;
 
 #[derive(Debug, Args)]
@@ -43,19 +43,19 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
         ..BenchOptions::default()
     };
     let opened = Opened::new(&args.model, global)?;
+    let json = create(args.json.as_ref(), &opened.inputs(&[]))?;
+    let to_stdout = is_stdout(json.as_ref());
     let (mut engine, load) = opened.load()?;
     let report = bench(&mut *engine, &opened.source, load, &options)?;
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
-    if !args.json.as_deref().is_some_and(is_stdout) {
+    put_json(json, &report)?;
+    if !to_stdout {
         print(&report)?;
     }
     Ok(())
 }
 
 fn print(r: &BenchReport) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = smq_convert::cli::stdout();
     let o = &r.options;
     writeln!(
         out,

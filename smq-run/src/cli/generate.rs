@@ -2,7 +2,7 @@
 
 mod settings;
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -11,9 +11,13 @@ use serde::Serialize;
 
 use super::{Global, Opened};
 use settings::SettingArgs;
+use smq_convert::cli::{print_note, tell};
 use smq_engine::Error;
 use smq_engine::generate::{GenerateOptions, Generation, Stop, Timing, generate};
 use smq_model::{Message, ModelConfig, Tokenizer};
+
+/// Longest prompt: longer than any context.
+const MAX_PROMPT_BYTES: u64 = 64 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
@@ -104,7 +108,7 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
         };
         return crate::output::write_json("-".as_ref(), &report);
     }
-    eprintln!("{}", summary(prompt.len(), ids.len(), *stop, timing));
+    tell(&summary(prompt.len(), ids.len(), *stop, timing));
     Ok(())
 }
 
@@ -120,9 +124,7 @@ fn prompt_ids(args: &GenerateArgs, tokenizer: &Tokenizer) -> anyhow::Result<Vec<
     let plain = args.raw || (tokenizer.chat().is_none() && args.system.is_none());
     if plain {
         if !args.raw {
-            eprintln!(
-                "note: the model has no chat template, the prompt is continued as plain text"
-            );
+            print_note("the model has no chat template, the prompt is continued as plain text");
         }
         return Ok(tokenizer.encode(&text, true)?);
     }
@@ -142,12 +144,10 @@ fn prompt_ids(args: &GenerateArgs, tokenizer: &Tokenizer) -> anyhow::Result<Vec<
 fn stdin_prompt() -> anyhow::Result<String> {
     let mut stdin = std::io::stdin();
     if stdin.is_terminal() {
-        eprintln!("reading the prompt from standard input, end it with Ctrl-D");
+        tell("reading the prompt from standard input, end it with Ctrl-D");
     }
-    let mut text = String::new();
-    stdin
-        .read_to_string(&mut text)
-        .context("cannot read the prompt from standard input")?;
+    let bytes = smq_format::read_at_most(&mut stdin, "standard input".as_ref(), MAX_PROMPT_BYTES)?;
+    let mut text = String::from_utf8(bytes).context("the prompt is not UTF-8")?;
     if text.ends_with('\n') {
         text.pop();
     }

@@ -12,7 +12,7 @@ use smq_format::ScaleChoice;
 
 use super::Global;
 use crate::kernels::{self, KernelReport, Options, Report};
-use crate::output::{is_stdout, write_json};
+use crate::output::{create, is_stdout, put_json};
 use smq_engine::cuda::compile::compile;
 use smq_engine::cuda::{Need, SMS, cache, kernels_of};
 use smq_model::Source;
@@ -45,7 +45,8 @@ pub(super) fn run(args: &KernelsArgs, global: &Global) -> anyhow::Result<()> {
         filter: args.filter.clone(),
         scales: args.scales,
     };
-    let to_stdout = args.json.as_deref().is_some_and(is_stdout);
+    let json = create(args.json.as_ref(), &[])?;
+    let to_stdout = is_stdout(json.as_ref());
     let mut done = Vec::new();
     let report = match kernels::run(&options, &mut |k| done.push(k.clone())) {
         Ok(report) => report,
@@ -58,9 +59,7 @@ pub(super) fn run(args: &KernelsArgs, global: &Global) -> anyhow::Result<()> {
             return Err(error.into());
         }
     };
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
+    put_json(json, &report)?;
     if !to_stdout {
         print(&report)?;
     }
@@ -99,7 +98,7 @@ fn compile_all(models: &[PathBuf], max_tokens: Option<usize>) -> anyhow::Result<
 }
 
 fn print(r: &Report) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = smq_convert::cli::stdout();
     writeln!(
         out,
         "{}, CUDA {}; shapes of {}; memory: read {:.0} GB/s, copy {:.0} GB/s (read + written)",

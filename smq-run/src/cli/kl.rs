@@ -14,7 +14,8 @@ use crate::eval::kl::{Base, KlReport};
 use crate::eval::ppl::PplOptions;
 use crate::eval::suite::file_name;
 use crate::eval::texts::file_tokens;
-use crate::output::{is_stdout, write_json};
+use crate::output::{create, is_stdout, put_json};
+use smq_format::SmqFile;
 use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]
@@ -73,6 +74,12 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
         Opened::new(&args.model, global)?,
         Opened::new(&args.base, &base_global)?,
     );
+    refuse_quantized(&base)?;
+    let texts: Vec<&PathBuf> = args.text.iter().collect();
+    let mut inputs = opened.inputs(&texts);
+    inputs.extend(base.inputs(&[]));
+    let json = create(args.json.as_ref(), &inputs)?;
+    let to_stdout = is_stdout(json.as_ref());
     let options = PplOptions {
         window: args.window,
         max_tokens: args.max_tokens,
@@ -120,10 +127,8 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
         device: engine.device(),
         result: result.unwrap_or(Results::Several { texts: results }),
     };
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
-    if !args.json.as_deref().is_some_and(is_stdout) {
+    put_json(json, &report)?;
+    if !to_stdout {
         match &report.result {
             Results::One(one) => print(&one.result)?,
             Results::Several { texts } => print_all(texts)?,
@@ -166,7 +171,7 @@ fn print_all(texts: &[OnText]) -> std::io::Result<()> {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = smq_convert::cli::stdout();
     writeln!(out, "{table}")?;
     let Some(OnText { result, .. }) = texts.first() else {
         return Ok(());
@@ -178,8 +183,22 @@ fn print_all(texts: &[OnText]) -> std::io::Result<()> {
     )
 }
 
+/// What is measured is called the distance from the unquantized model, and from any other it is
+/// not.
+fn refuse_quantized(base: &Opened) -> anyhow::Result<()> {
+    let mut tensors = base.source.smq().into_iter().flat_map(SmqFile::tensors);
+    anyhow::ensure!(
+        !tensors.any(|tensor| tensor.scheme().is_quantized()),
+        "--base {} is quantized itself ({}), and the distance is that from the unquantized model; \
+         give the checkpoint directory",
+        base.source.path().display(),
+        base.source.schemes()
+    );
+    Ok(())
+}
+
 fn print(r: &KlReport) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = smq_convert::cli::stdout();
     let error = |stderr: Option<f64>| stderr.map_or(String::new(), |e| format!(" +- {e:.6}"));
     writeln!(
         out,

@@ -56,7 +56,7 @@ pub(super) fn run(args: &MatrixArgs, global: &Global) -> anyhow::Result<()> {
         allow_mixed: args.allow_mixed,
         program: std::env::current_exe()?,
     })?;
-    let mut out = std::io::stdout().lock();
+    let mut out = smq_convert::cli::stdout();
     let raw = args.out.join(crate::study::log::RAW);
     writeln!(out, "{}: {} lines added", raw.display(), outcome.measured)?;
     for (id, reason) in &outcome.absent {

@@ -14,14 +14,14 @@ mod sensitivity;
 mod suite;
 mod task;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
 use crate::eval::task::{Prompts, Task};
-use smq_convert::cli::print_notes;
+use smq_convert::cli::{print_note, print_notes};
 use smq_engine::{Device, Engine};
 use smq_model::Source;
 
@@ -44,7 +44,7 @@ struct Global {
     /// longest context]
     #[arg(long, global = true, value_name = "N", value_parser = generate::at_least_one)]
     max_tokens: Option<usize>,
-    /// Worker threads [default: one for each CPU]
+    /// Worker threads, at most 8 for each CPU [default: one for each CPU]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// Check every hash of the .smq file before running it
@@ -116,7 +116,7 @@ struct Opened {
 pub fn run(cli: &Cli) -> anyhow::Result<()> {
     if let Some(threads) = cli.global.threads {
         rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.into())
+            .num_threads(smq_convert::threads(threads.into()))
             .build_global()?;
     }
     match &cli.command {
@@ -164,6 +164,13 @@ impl Opened {
         })
     }
 
+    /// Every file that must not be replaced: the model's, and `others`.
+    fn inputs(&self, others: &[&PathBuf]) -> Vec<PathBuf> {
+        let mut inputs = self.source.paths();
+        inputs.extend(others.iter().map(|path| path.to_path_buf()));
+        inputs
+    }
+
     /// The engine, and how long opening and loading took (without verification).
     fn load(&self) -> anyhow::Result<(Box<dyn Engine + '_>, Duration)> {
         let start = Instant::now();
@@ -172,7 +179,7 @@ impl Opened {
             .with_context(|| format!("cannot load {path}"))?;
         let loading = start.elapsed();
         for note in &engine.config().notes {
-            eprintln!("note: {note}");
+            print_note(note);
         }
         Ok((engine, self.opening + loading))
     }

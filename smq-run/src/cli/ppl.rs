@@ -3,15 +3,15 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::generate::at_least_one;
 use super::{Global, Opened};
-use crate::eval::ppl::{PplOptions, PplReport, perplexity};
-use crate::output::{is_stdout, write_json};
+use crate::eval::ppl::{MAX_TEXT_BYTES, PplOptions, PplReport, perplexity};
+use crate::output::{create, is_stdout, put_json};
+use smq_format::read_text;
 use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]
@@ -41,8 +41,7 @@ pub(super) struct TextArgs {
 
 impl TextArgs {
     pub(super) fn read(&self) -> anyhow::Result<String> {
-        let context = || format!("cannot read {}", self.text.display());
-        std::fs::read_to_string(&self.text).with_context(context)
+        Ok(read_text(&self.text, MAX_TEXT_BYTES)?)
     }
 
     pub(super) fn options(&self) -> PplOptions {
@@ -65,6 +64,8 @@ struct Report<'a> {
 pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
     let text = args.text.read()?;
     let opened = Opened::new(&args.model, global)?;
+    let json = create(args.text.json.as_ref(), &opened.inputs(&[&args.text.text]))?;
+    let to_stdout = is_stdout(json.as_ref());
     let tokenizer = Tokenizer::load(&opened.source)?;
     let (mut engine, _) = opened.load()?;
     let options = args.text.options();
@@ -83,11 +84,9 @@ pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
         device: engine.device(),
         result: &result,
     };
-    if let Some(path) = &args.text.json {
-        write_json(path, &report)?;
-    }
-    if !args.text.json.as_deref().is_some_and(is_stdout) {
-        let mut out = std::io::stdout().lock();
+    put_json(json, &report)?;
+    if !to_stdout {
+        let mut out = smq_convert::cli::stdout();
         writeln!(
             out,
             "perplexity {:.4} ({:.6} nats a token)",

@@ -9,12 +9,12 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::generate::at_least_one;
-use super::task::{Evaluated, evaluate_on};
+use super::task::{Evaluated, evaluate_on, outputs};
 use super::{Global, Opened};
 use crate::eval::metrics::{Score, mean};
 use crate::eval::task::recall::{DISTANCES, ITEMS, RecallOptions, SEED};
 use crate::eval::task::{Item, Metric, Prompts, Task, scores, values};
-use crate::output::{is_stdout, write_json, write_jsonl};
+use crate::output::{is_stdout, put_json, put_jsonl};
 use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]
@@ -89,18 +89,17 @@ pub(super) fn run(args: &RecallArgs, global: &Global) -> anyhow::Result<()> {
         seed: args.seed,
         items: args.print_text.unwrap_or(args.limit),
     };
+    let opened = Opened::new(&args.model, global)?;
     if args.print_text.is_some() {
-        let tokenizer = Tokenizer::load(&Opened::new(&args.model, global)?.source)?;
-        let text = options.text(&tokenizer)?;
-        std::io::stdout().lock().write_all(text.as_bytes())?;
+        let text = options.text(&Tokenizer::load(&opened.source)?)?;
+        smq_convert::cli::stdout().write_all(text.as_bytes())?;
         return Ok(());
     }
+    let (out, json) = outputs(args.out.as_ref(), args.json.as_ref(), &opened.inputs(&[]))?;
+    let to_stdout = is_stdout(json.as_ref());
     let made = |tokenizer: &Tokenizer, positions| Ok(options.requests(tokenizer, positions)?);
-    let Evaluated { items, device, .. } =
-        evaluate_on(&args.model, Prompts::default(), global, made)?;
-    if let Some(path) = &args.out {
-        write_jsonl(path, &items)?;
-    }
+    let Evaluated { items, device, .. } = evaluate_on(&opened, Prompts::default(), made)?;
+    put_jsonl(out, &items)?;
     let mut by_distance: BTreeMap<usize, Vec<Item>> = BTreeMap::new();
     for item in &items {
         if let Some(distance) = item.distance {
@@ -123,10 +122,8 @@ pub(super) fn run(args: &RecallArgs, global: &Global) -> anyhow::Result<()> {
             .collect::<anyhow::Result<_>>()?,
         protocol: Task::Recall.protocol(),
     };
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
-    if !args.json.as_deref().is_some_and(is_stdout) {
+    put_json(json, &report)?;
+    if !to_stdout {
         print(&report)?;
     }
     Ok(())
@@ -164,7 +161,7 @@ fn print(report: &Report<'_>) -> std::io::Result<()> {
     for column in table.column_iter_mut() {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = smq_convert::cli::stdout();
     writeln!(out, "{table}")?;
     writeln!(out, "protocol: {}", report.protocol)
 }

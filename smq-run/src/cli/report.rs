@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::study::report;
+use smq_convert::cli::{after_work, show};
 
 #[derive(Debug, Args)]
 pub(super) struct ReportArgs {
@@ -17,6 +18,5 @@ pub(super) struct ReportArgs {
 
 pub(super) fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let written = report::write(&args.results, &args.config)?;
-    println!("{}", written.display());
-    Ok(())
+    after_work(show(&format!("{}\n", written.display())))
 }

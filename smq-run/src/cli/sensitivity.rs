@@ -15,7 +15,9 @@ use crate::eval::ppl::PplOptions;
 use crate::eval::sensitivity::{Sensitivity, SensitivityOptions, Unit, Words, run as measure};
 use crate::eval::task::Task;
 use crate::eval::task::recall::RecallOptions;
-use crate::output::{is_stdout, write_json};
+use crate::output::{create, is_stdout, put_json};
+
+use smq_model::Source;
 
 /// Lines of the table.
 const SHOWN: usize = 12;
@@ -94,6 +96,11 @@ impl SensitivityArgs {
 }
 
 pub(super) fn run(args: &SensitivityArgs, global: &Global) -> anyhow::Result<()> {
+    let mut inputs = Source::open(&args.checkpoint)?.paths();
+    inputs.push(args.text.clone());
+    inputs.extend(args.data.clone());
+    let json = create(args.json.as_ref(), &inputs)?;
+    let to_stdout = is_stdout(json.as_ref());
     let options = SensitivityOptions {
         checkpoint: args.checkpoint.clone(),
         text: args.text.clone(),
@@ -119,10 +126,8 @@ pub(super) fn run(args: &SensitivityArgs, global: &Global) -> anyhow::Result<()>
         bar.set_message(name.to_owned());
     })?;
     bar.finish_and_clear();
-    if let Some(path) = &args.json {
-        write_json(path, &result)?;
-    }
-    if !args.json.as_deref().is_some_and(is_stdout) {
+    put_json(json, &result)?;
+    if !to_stdout {
         print(&result)?;
     }
     Ok(())
@@ -156,7 +161,7 @@ fn print(result: &Sensitivity) -> std::io::Result<()> {
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = smq_convert::cli::stdout();
     writeln!(out, "{table}")?;
     let (n, tokens, text) = (result.points.len(), result.tokens_scored, &result.text);
     writeln!(out, "the worst of {n}; {tokens} positions of {text}")?;

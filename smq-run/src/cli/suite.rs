@@ -141,7 +141,7 @@ pub(super) fn run(args: &SuiteArgs, global: &Global) -> anyhow::Result<()> {
     bar.0.finish_and_clear();
     let out = args.out.display();
     writeln!(
-        std::io::stdout().lock(),
+        smq_convert::cli::stdout(),
         "{} variants: {out}/suite.json, {out}/suite.md",
         summary.variants.len()
     )?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,7 +14,8 @@ use crate::eval::metrics::Score;
 use crate::eval::task::{
     Item, MAX_NEW_TOKENS, Metric, Prompts, Request, Task, batches, encode_all, evaluate, scores,
 };
-use crate::output::{is_stdout, write_json, write_jsonl};
+use crate::output::{create, is_stdout, put_json, put_jsonl};
+use smq_format::Output;
 use smq_model::{GenerationSettings, Tokenizer};
 
 #[derive(Debug, Args)]
@@ -83,11 +84,13 @@ pub(super) fn run(
     global: &Global,
 ) -> anyhow::Result<()> {
     let requests = task.read(&args.data, args.limit)?;
-    let run = evaluate_on(&args.model, prompts, global, |_, _| Ok(requests))?;
+    let opened = Opened::new(&args.model, global)?;
+    let inputs = opened.inputs(&[&args.data]);
+    let (out, json) = outputs(args.out.as_ref(), args.json.as_ref(), &inputs)?;
+    let to_stdout = is_stdout(json.as_ref());
+    let run = evaluate_on(&opened, prompts, |_, _| Ok(requests))?;
     let Evaluated { items, device, .. } = &run;
-    if let Some(path) = &args.out {
-        write_jsonl(path, items)?;
-    }
+    put_jsonl(out, items)?;
     let report = Report {
         task,
         model: args.model.display().to_string(),
@@ -101,13 +104,27 @@ pub(super) fn run(
         }),
         protocol: task.protocol(),
     };
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
-    if !args.json.as_deref().is_some_and(is_stdout) {
+    put_json(json, &report)?;
+    if !to_stdout {
         print(&report)?;
     }
     Ok(())
+}
+
+/// Where items and the result go.
+///
+/// # Errors
+/// One file for both, or one that cannot be written or is one of `inputs`.
+pub(super) fn outputs(
+    out: Option<&PathBuf>,
+    json: Option<&PathBuf>,
+    inputs: &[PathBuf],
+) -> anyhow::Result<(Option<Output>, Option<Output>)> {
+    anyhow::ensure!(
+        json.is_none() || out != json,
+        "--out and --json name the same file; give each its own"
+    );
+    Ok((create(out, inputs)?, create(json, inputs)?))
 }
 
 /// What a model made of a task.
@@ -120,12 +137,10 @@ pub(super) struct Evaluated {
 
 /// Loads a model and puts to it what `requests` makes for its tokenizer and longest sequence.
 pub(super) fn evaluate_on(
-    model: &Path,
+    opened: &Opened,
     prompts: Prompts,
-    global: &Global,
     requests: impl FnOnce(&Tokenizer, usize) -> anyhow::Result<Vec<Request>>,
 ) -> anyhow::Result<Evaluated> {
-    let opened = Opened::new(model, global)?;
     let tokenizer = Tokenizer::load(&opened.source)?;
     let eos_ids = GenerationSettings::plain(&opened.source)?.eos_ids;
     let (mut engine, _) = opened.load()?;
@@ -156,7 +171,7 @@ pub(super) fn evaluate_on(
 }
 
 fn print(report: &Report<'_>) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = smq_convert::cli::stdout();
     for (metric, Score { value, stderr }) in &report.scores {
         let error = stderr.map_or(String::new(), |e| format!(" +- {e:.4}"));
         writeln!(out, "{} {value:.4}{error}", metric.name())?;

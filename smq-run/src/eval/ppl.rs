@@ -7,6 +7,9 @@ use smq_engine::divergence::window_tokens;
 use smq_engine::{Error, Result};
 use smq_model::Tokenizer;
 
+/// Longest text, whole: tokens of all of it are held.
+pub(crate) const MAX_TEXT_BYTES: u64 = 256 << 20;
+
 /// How a text is cut and scored.
 #[derive(Debug, Clone, Copy)]
 pub struct PplOptions {

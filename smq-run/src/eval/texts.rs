@@ -7,7 +7,7 @@ use serde::Deserialize;
 use smq_engine::Error;
 use smq_model::{Message, Tokenizer};
 
-use super::ppl::PplOptions;
+use super::ppl::{MAX_TEXT_BYTES, PplOptions};
 
 /// A line of JSON Lines.
 #[derive(Deserialize)]
@@ -45,7 +45,7 @@ pub(crate) fn file_tokens(
     positions: usize,
 ) -> anyhow::Result<Vec<u32>> {
     let name = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
+    let text = smq_format::read_text(path, MAX_TEXT_BYTES)?;
     if path.extension().is_none_or(|e| e != "jsonl") {
         let ids = options.tokens(tokenizer, &text, positions);
         return ids.with_context(|| name.to_string());

@@ -15,6 +15,9 @@ pub(crate) const RAW: &str = "raw/matrix.jsonl";
 /// The same, packed by gzip: for keeping, and read by the report where the other is not there.
 const PACKED: &str = "raw/matrix.jsonl.gz";
 
+/// Longest log, unpacked; the study's has some megabytes.
+const MAX_BYTES: u64 = 1 << 30;
+
 /// The lines so far, and the file open for more.
 #[derive(Debug)]
 pub(crate) struct Log {
@@ -115,13 +118,12 @@ pub(crate) fn read(out: &Path) -> anyhow::Result<Vec<Line>> {
     let (path, packed) = (out.join(RAW), out.join(PACKED));
     if packed.exists() && !path.exists() {
         let context = || format!("{}: cannot read it", packed.display());
-        let mut text = Vec::new();
         let file = File::open(&packed).with_context(context)?;
-        let mut unpacked = flate2::read::MultiGzDecoder::new(file);
-        unpacked.read_to_end(&mut text).with_context(context)?;
+        let unpacked = flate2::read::MultiGzDecoder::new(file);
+        let text = smq_format::read_at_most(unpacked, &packed, MAX_BYTES)?;
         return parse(&packed, &text);
     }
-    let text = std::fs::read(&path).with_context(|| {
+    let text = smq_format::read_bounded(&path, MAX_BYTES).with_context(|| {
         format!(
             "{}: cannot read it; `smq-run matrix --out {}` writes it",
             path.display(),

@@ -205,11 +205,6 @@ impl Run<'_> {
         if path.exists() {
             return Ok((path, None));
         }
-        // A killed run's; the log's lock says that there is no other.
-        for leftover in smq_format::leftovers(&path) {
-            std::fs::remove_file(&leftover)
-                .with_context(|| format!("{}: cannot delete it", leftover.display()))?;
-        }
         self.progress.set_message(format!("{id}: converting"));
         let summary = convert(self.checkpoint, &path, how, &|_| {
             self.progress.tick();
@@ -360,7 +355,7 @@ impl Run<'_> {
                 self.progress.length().unwrap_or(0),
             );
             let left = self.progress.eta().as_secs();
-            eprintln!("{done}/{all} {what}, {left} s left");
+            smq_convert::cli::tell(&format!("{done}/{all} {what}, {left} s left"));
         }
     }
 }

@@ -314,3 +314,30 @@ fn what_cannot_be_told_is_refused() {
         .arg(root().join("spec/experiment.toml"));
     assert!(fail(other).contains("was measured by another contract"));
 }
+
+#[test]
+fn figures_that_cannot_have_been_measured_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path();
+    measured(out);
+    let path = out.join("raw/matrix.jsonl");
+    let good = std::fs::read_to_string(&path).unwrap();
+    let changed = |line: &str| {
+        let mut json: Value = serde_json::from_str(line).unwrap();
+        let has = json.get("ttft_ms").is_some();
+        if has {
+            json["ttft_ms"] = (-5).into();
+        }
+        format!("{json}\n")
+    };
+    let bad: String = good.lines().map(changed).collect();
+    assert!(bad.contains("\"ttft_ms\":-5"));
+    std::fs::write(&path, bad).unwrap();
+    let done = report(out);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("has a ttft of -5, which cannot have been measured"),
+        "{said}"
+    );
+}

@@ -9,6 +9,7 @@ use super::args::Args;
 use super::error::{Fault, Result};
 use super::interp::Interp;
 use super::lexer::is_space;
+use super::limits;
 use super::ops;
 use super::unicode;
 use super::value::Value;
@@ -89,6 +90,8 @@ pub(crate) fn unknown(name: &str) -> Fault {
 
 /// What a filter makes of a value.
 pub(crate) fn apply(interp: &mut Interp, name: &str, value: Value, args: Args) -> Result<Value> {
+    limits::time()?;
+    limits::space()?;
     match name {
         "abs" | "float" | "int" | "round" | "sum" => numbers::apply(interp, name, value, args),
         "map" | "select" | "reject" | "selectattr" | "rejectattr" => {
@@ -160,11 +163,14 @@ fn attribute(
 }
 
 /// A string in lower case, so that sorting and the like ignore case; anything else as it is.
-fn ignore_case(value: Value, case_sensitive: bool) -> Value {
-    match (&value, case_sensitive) {
+fn ignore_case(value: Value, case_sensitive: bool) -> Result<Value> {
+    // One filter makes as many of them as a list has items.
+    limits::time()?;
+    limits::space()?;
+    Ok(match (&value, case_sensitive) {
         (Value::Str(text), false) => Value::str(text.text.to_lowercase()),
         _ => value,
-    }
+    })
 }
 
 /// Python's `sorted` by keys: stable, also in reverse.

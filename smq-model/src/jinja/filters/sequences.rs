@@ -71,7 +71,7 @@ pub(super) fn apply(interp: &mut Interp, name: &str, value: Value, args: Args) -
                 let mut key = Vec::with_capacity(paths.len());
                 for path in &paths {
                     let part = attribute(interp, &item, path.as_ref(), None)?;
-                    key.push(ignore_case(part, case));
+                    key.push(ignore_case(part, case)?);
                 }
                 keyed.push((Value::list(key), item));
             }
@@ -87,7 +87,7 @@ pub(super) fn apply(interp: &mut Interp, name: &str, value: Value, args: Args) -
             let mut unique = Vec::new();
             for item in value.iterate()? {
                 let key = attribute(interp, &item, path.as_ref(), None)?;
-                let key = ignore_case(key, case);
+                let key = ignore_case(key, case)?;
                 if !hashable(&key) {
                     let kind = key.type_name();
                     return Err(Fault::new(format!("unhashable type: '{kind}'")));
@@ -165,7 +165,8 @@ fn dict_sort(value: &Value, args: Args) -> Result<Value> {
     let key = |(key, value): &(Value, Value)| {
         ignore_case(if by_value { value.clone() } else { key.clone() }, case)
     };
-    let keyed = dict.iter().map(key).zip(dict.pairs()).collect();
+    let keys: Vec<Value> = dict.iter().map(key).collect::<Result<_>>()?;
+    let keyed = keys.into_iter().zip(dict.pairs()).collect();
     Ok(Value::list(sorted(
         keyed,
         args::flag(reverse.as_ref(), false),
@@ -180,7 +181,7 @@ fn group_by(interp: &mut Interp, value: &Value, args: Args) -> Result<Value> {
     let mut keyed = Vec::new();
     for item in value.iterate()? {
         let key = attribute(interp, &item, path.as_ref(), default.as_ref())?;
-        let sort_key = ignore_case(key.clone(), case);
+        let sort_key = ignore_case(key.clone(), case)?;
         keyed.push((sort_key.clone(), Value::tuple(vec![sort_key, key, item])));
     }
     let mut groups: Vec<(Value, Value, Vec<Value>)> = Vec::new();
@@ -210,7 +211,7 @@ fn extreme(interp: &mut Interp, name: &str, value: &Value, args: Args) -> Result
     let mut best: Option<(Value, Value)> = None;
     for item in value.iterate()? {
         let key = attribute(interp, &item, path.as_ref(), None)?;
-        let key = ignore_case(key, case);
+        let key = ignore_case(key, case)?;
         let better = match &best {
             None => true,
             Some((other, _)) if name == "min" => ops::less(&key, other)?,

@@ -10,6 +10,7 @@ use super::args::{self, Args};
 use super::error::{Fault, Result};
 use super::heap::Items;
 use super::interp::Interp;
+use super::limits;
 use super::ops;
 use super::value::{Value, View};
 
@@ -64,6 +65,8 @@ pub(crate) fn exists(value: &Value, name: &str) -> bool {
 
 /// Calls a method.
 pub(crate) fn call(interp: &mut Interp, value: &Value, name: &str, args: Args) -> Result<Value> {
+    limits::time()?;
+    limits::space()?;
     match value {
         Value::Str(text) => text::call(interp, text, name, args),
         Value::Loop(state) => interp.loop_method(state, name, args),

@@ -103,7 +103,7 @@ impl SettingArgs {
         self.check_sampling(&settings)?;
         settings.check(vocab)?;
         if let Some(note) = note(&settings, &replaced) {
-            eprintln!("note: {note}");
+            smq_convert::cli::print_note(&note);
         }
         Ok(settings)
     }

@@ -17,12 +17,12 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 use smq_convert::cli::print_notes;
 use smq_convert::{Checkpoint, ScaleChoice, ScaleRule, Target, kind, product};
-use smq_format::SmqFile;
+use smq_format::{Scratch, SmqFile, read_text};
 
 use super::kl::Base;
 use super::metrics::Score;
 use super::paired::spearman;
-use super::ppl::PplOptions;
+use super::ppl::{MAX_TEXT_BYTES, PplOptions};
 use super::suite::file_name;
 use crate::convert::{GROUP, convert_to, int4};
 use smq_engine::Device;
@@ -158,8 +158,7 @@ pub(crate) fn run(
         options.target.name(),
         options.checkpoint.display()
     );
-    let text = std::fs::read_to_string(&options.text)
-        .with_context(|| format!("cannot read {}", options.text.display()))?;
+    let text = read_text(&options.text, MAX_TEXT_BYTES)?;
     let source = Source::open(&options.checkpoint)?;
     let tokenizer = Tokenizer::load(&source)?;
     let mut engine = smq_engine::load(&source, options.device, options.max_tokens)?;
@@ -172,7 +171,8 @@ pub(crate) fn run(
         .transpose()?;
     let mut base = Base::new(&mut *engine, ids, options.windows);
     let tokens_scored = base.windows() * (options.windows.window - 1);
-    let dir = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let dir = Scratch::beside(&std::env::temp_dir().join("smq-run-sensitivity"))
+        .context("cannot make a temporary directory")?;
     let mut points = Vec::with_capacity(units.len());
     for (done, (name, tensors)) in units.iter().enumerate() {
         progress(done, units.len(), name);

@@ -17,6 +17,7 @@ mod tests;
 mod variants;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -24,7 +25,7 @@ use smq_convert::Checkpoint;
 use smq_convert::cli::print_notes;
 
 use super::kl::Base;
-use super::ppl::PplOptions;
+use super::ppl::{MAX_TEXT_BYTES, PplOptions};
 use super::task::recall::RecallOptions;
 use super::task::{Encoded, Prompts, Task, batches, encode_all, evaluate};
 use crate::convert::report;
@@ -32,6 +33,7 @@ use crate::output::{write_bytes, write_json};
 use files::{Maker, text_files};
 pub(crate) use plan::RegisteredPlan;
 use smq_engine::{Device, Engine};
+use smq_format::Scratch;
 use smq_model::{GenerationSettings, Source, Tokenizer};
 pub(crate) use store::file_name;
 use store::{DataFile, FileFacts, Parameters, Store};
@@ -122,6 +124,7 @@ pub(crate) fn run(options: &SuiteOptions, progress: &mut dyn Progress) -> anyhow
     print_notes(source.notes());
     let tokenizer = Tokenizer::load(&source)?;
     let mut base = smq_engine::load(&source, options.device, options.max_tokens)?;
+    print_notes(&base.config().notes);
     let plan = Plan::new(options, &source, &tokenizer, &*base)?;
     let store = Store::open(&options.out, &plan.parameters)?;
     measure(
@@ -166,7 +169,7 @@ fn measure(
     let text = plan.text.clone();
     let mut base = text.map(|ids| Base::new(base, ids, options.text));
     let checkpoint = Checkpoint::open(&options.checkpoint)?;
-    let dir = tempfile::tempdir_in(&options.out)
+    let dir = Scratch::beside(&options.out.join("variants"))
         .with_context(|| format!("cannot write in {}", options.out.display()))?;
     let maker = Maker {
         options,
@@ -321,8 +324,7 @@ impl Plan {
         let text = text_path
             .as_ref()
             .map(|path| {
-                let text = std::fs::read_to_string(path)
-                    .with_context(|| format!("cannot read {}", path.display()))?;
+                let text = smq_format::read_text(path, MAX_TEXT_BYTES)?;
                 anyhow::Ok(options.text.tokens(tokenizer, &text, positions)?)
             })
             .transpose()?;
@@ -332,7 +334,7 @@ impl Plan {
         let parameters = Parameters {
             producer: concat!("smq-run ", env!("CARGO_PKG_VERSION")).to_owned(),
             model: file_name(&options.checkpoint),
-            model_blake3: model_hashes(&options.checkpoint)?,
+            model_blake3: model_hashes(source)?,
             device: base.device().to_owned(),
             tasks: files,
             max_new_tokens: options.prompts.max_new_tokens,
@@ -438,15 +440,14 @@ fn first_there(data: &Path, names: &[&str]) -> Option<PathBuf> {
 }
 
 /// Hashes of everything that decides a checkpoint's answers.
-fn model_hashes(dir: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-    let entries =
-        std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+fn model_hashes(source: &Source) -> anyhow::Result<BTreeMap<String, String>> {
     let mut hashes = BTreeMap::new();
-    for entry in entries {
-        let path = entry?.path();
-        let name = file_name(&path);
-        if name.ends_with(".safetensors") || ["config.json", "tokenizer.json"].contains(&&*name) {
-            hashes.insert(name, store::hash(&path)?);
+    for path in source.paths() {
+        // Of a template in a directory of its own, that too.
+        let within = path.strip_prefix(source.path()).unwrap_or(&path);
+        let name = within.to_string_lossy().into_owned();
+        if let Entry::Vacant(absent) = hashes.entry(name) {
+            absent.insert(store::hash(&path)?);
         }
     }
     Ok(hashes)

@@ -6,6 +6,7 @@
 //!   OUT/cells/NAME.TASK.jsonl  every item
 //!   OUT/cells/NAME.kl.json     the distance from C0
 //!   OUT/cells/NAME.file.json   size and weight error
+//!   OUT/cells/*.blake3         what each of these is of, checked whenever it is read
 //! ```
 
 use std::collections::BTreeMap;
@@ -14,11 +15,19 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use smq_format::map_file;
+use smq_format::{map_file, read_bounded};
 
 use crate::eval::kl::KlReport;
 use crate::eval::task::{Item, Request, Task};
-use crate::output::{write_json, write_jsonl};
+use crate::output::{json, jsonl, write_bytes, write_json};
+
+/// Ends of the names of cells.
+const KL: &str = "kl.json";
+const FACTS: &str = "file.json";
+/// How the names of variants end that a sensitivity decides.
+const WEIGHED: &str = "-weighed";
+/// Longest cell that is read.
+const MAX_CELL_BYTES: u64 = 1 << 30;
 
 /// What decides the results, beside the variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,7 +36,8 @@ pub(crate) struct Parameters {
     pub producer: String,
     /// The checkpoint directory's name.
     pub model: String,
-    /// BLAKE3 of its config.json, tokenizer.json and safetensors files, by name.
+    /// BLAKE3 of every file that it is read from, by name: weights, config, tokenizer, templates,
+    /// generation settings.
     pub model_blake3: BTreeMap<String, String>,
     /// `cpu` or `cuda`.
     pub device: String,
@@ -124,6 +134,8 @@ pub(crate) struct FileFacts {
 #[derive(Debug)]
 pub(crate) struct Store {
     cells: PathBuf,
+    /// Of this run, with the tasks of earlier ones.
+    parameters: Parameters,
 }
 
 impl Store {
@@ -149,7 +161,82 @@ impl Store {
         std::fs::create_dir_all(&cells)
             .with_context(|| format!("cannot create {}", cells.display()))?;
         write_json(&path, &union)?;
-        Ok(Self { cells })
+        Ok(Self {
+            cells,
+            parameters: union,
+        })
+    }
+
+    /// What a cell's seal is of: everything that decides it, and its bytes. So a cell that was
+    /// changed, that was measured with other data, or that is another variant's is found.
+    fn seal(&self, variant: &str, what: &str, bytes: &[u8]) -> anyhow::Result<String> {
+        let is_of_task = |task: &Task| what == items_of(*task);
+        let is_of_text = what == KL;
+        let all = &self.parameters;
+        let tasks = all.tasks.iter().filter(|(task, _)| is_of_task(task));
+        let decides = Parameters {
+            tasks: tasks.map(|(task, file)| (*task, file.clone())).collect(),
+            text: all.text.clone().filter(|_| is_of_text),
+            window: if is_of_text { all.window } else { 0 },
+            text_tokens: all.text_tokens.filter(|_| is_of_text),
+            sensitivity: all
+                .sensitivity
+                .clone()
+                .filter(|_| variant.ends_with(WEIGHED)),
+            ..all.clone()
+        };
+        let mut hasher = blake3::Hasher::new();
+        for part in [
+            &serde_json::to_vec(&decides)?,
+            variant.as_bytes(),
+            what.as_bytes(),
+            bytes,
+        ] {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part);
+        }
+        Ok(format!("{}\n", hasher.finalize().to_hex()))
+    }
+
+    /// A cell's bytes, where it is there.
+    ///
+    /// # Errors
+    /// If they are not what its seal says.
+    fn read(&self, variant: &str, what: &str) -> anyhow::Result<Option<Vec<u8>>> {
+        let path = self.path(variant, what);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let bytes = read_bounded(&path, MAX_CELL_BYTES)?;
+        let sealed = read_bounded(&seal_of(&path), MAX_CELL_BYTES).unwrap_or_default();
+        ensure!(
+            self.seal(variant, what, &bytes)?.as_bytes() == sealed,
+            "{} is damaged, of another variant, or was measured with something else; remove it to \
+             measure it again",
+            path.display()
+        );
+        Ok(Some(bytes))
+    }
+
+    /// Writes a cell. Its seal comes first: a cell without one would be refused.
+    fn write(&self, variant: &str, what: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        let path = self.path(variant, what);
+        write_bytes(&seal_of(&path), self.seal(variant, what, bytes)?.as_bytes())?;
+        write_bytes(&path, bytes)
+    }
+
+    fn read_json<T: DeserializeOwned>(
+        &self,
+        variant: &str,
+        what: &str,
+    ) -> anyhow::Result<Option<T>> {
+        let Some(bytes) = self.read(variant, what)? else {
+            return Ok(None);
+        };
+        let value = serde_json::from_slice(&bytes);
+        Ok(Some(
+            value.with_context(|| damaged(&self.path(variant, what)))?,
+        ))
     }
 
     fn path(&self, variant: &str, what: &str) -> PathBuf {
@@ -158,15 +245,16 @@ impl Store {
 
     /// The items of a finished cell.
     pub(crate) fn items(&self, variant: &str, task: Task) -> anyhow::Result<Option<Vec<Item>>> {
-        let path = self.path(variant, &format!("{}.jsonl", task.name()));
-        if !path.exists() {
+        let what = items_of(task);
+        let Some(bytes) = self.read(variant, &what)? else {
             return Ok(None);
-        }
-        let map = map_file(&path)?;
+        };
         let item = |line: &[u8]| serde_json::from_slice(line);
-        let lines = map.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+        let lines = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
         let items = lines.map(item).collect::<Result<_, _>>();
-        Ok(Some(items.with_context(|| damaged(&path))?))
+        Ok(Some(
+            items.with_context(|| damaged(&self.path(variant, &what)))?,
+        ))
     }
 
     /// Records a finished cell.
@@ -176,35 +264,40 @@ impl Store {
         task: Task,
         items: &[Item],
     ) -> anyhow::Result<()> {
-        write_jsonl(
-            &self.path(variant, &format!("{}.jsonl", task.name())),
-            items,
-        )
+        self.write(variant, &items_of(task), &jsonl(items)?)
     }
 
     /// The distance from C0, if it is there.
     pub(crate) fn kl(&self, variant: &str) -> anyhow::Result<Option<KlReport>> {
-        optional(&self.path(variant, "kl.json"))
+        self.read_json(variant, KL)
     }
 
     /// Records the distance from C0.
     pub(crate) fn put_kl(&self, variant: &str, report: &KlReport) -> anyhow::Result<()> {
-        write_json(&self.path(variant, "kl.json"), report)
+        self.write(variant, KL, &json(report)?)
     }
 
     /// Size and weight error, if they are there.
     pub(crate) fn facts(&self, variant: &str) -> anyhow::Result<Option<FileFacts>> {
-        optional(&self.path(variant, "file.json"))
+        self.read_json(variant, FACTS)
     }
 
     /// Records size and weight error.
     pub(crate) fn put_facts(&self, variant: &str, facts: &FileFacts) -> anyhow::Result<()> {
-        write_json(&self.path(variant, "file.json"), facts)
+        self.write(variant, FACTS, &json(facts)?)
     }
 }
 
-fn optional<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
-    path.exists().then(|| read_json(path)).transpose()
+/// The end of a cell's name that has a task's items.
+fn items_of(task: Task) -> String {
+    format!("{}.jsonl", task.name())
+}
+
+/// Where a cell's seal is.
+fn seal_of(cell: &Path) -> PathBuf {
+    let mut name = cell.as_os_str().to_owned();
+    name.push(".blake3");
+    PathBuf::from(name)
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {

@@ -362,3 +362,58 @@ fn predicted_divergence_is_about_what_is_measured() {
         "{measured}, predicted {predicted}"
     );
 }
+
+/// A cell whose lines were swapped, one of another variant, and a model whose side files were
+/// edited: none of them is taken for what was measured.
+#[test]
+fn a_cell_is_of_what_decided_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (dir.path().join("model"), dir.path().join("out"));
+    std::fs::create_dir(&model).unwrap();
+    let mut options = options(&out, &["mlp-e5m0", "mlp-e5m5"]);
+    for entry in std::fs::read_dir(&options.checkpoint).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    options.checkpoint = model.clone();
+    options.tasks = vec![Task::Lambada];
+    options.limits = [(Task::Lambada, 4)].into();
+    options.text.max_tokens = Some(512);
+    let first = suite(&options).unwrap();
+    let cells = out.join("cells");
+    let refused_with = |name: &str, bytes: &[u8]| {
+        let path = cells.join(name);
+        let good = std::fs::read(&path).unwrap();
+        assert_ne!(good, bytes);
+        std::fs::write(&path, bytes).unwrap();
+        let error = suite(&options).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("{name} is damaged, of another variant")),
+            "{error}"
+        );
+        std::fs::write(&path, good).unwrap();
+    };
+    let items = std::fs::read_to_string(cells.join("mlp-e5m0.lambada.jsonl")).unwrap();
+    let swapped: String = items
+        .lines()
+        .rev()
+        .map(|line| format!("{line}\n"))
+        .collect();
+    refused_with("mlp-e5m0.lambada.jsonl", swapped.as_bytes());
+    for what in ["kl.json", "file.json"] {
+        let others = std::fs::read(cells.join(format!("mlp-e5m5.{what}"))).unwrap();
+        refused_with(&format!("mlp-e5m0.{what}"), &others);
+    }
+    assert_eq!(suite(&options).unwrap(), first);
+    for name in ["tokenizer_config.json", "generation_config.json"] {
+        let path = model.join(name);
+        let good = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{good} ")).unwrap();
+        let error = suite(&options).unwrap_err().to_string();
+        assert!(
+            error.contains("results of another model"),
+            "{name}: {error}"
+        );
+        std::fs::write(&path, good).unwrap();
+    }
+}

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 
+use super::summary::METRICS;
 use crate::eval::suite::file_name;
 use crate::study::contract::{Config, Contract};
 use crate::study::log;
@@ -13,6 +14,38 @@ use crate::study::record::{
     Body, CellRecord, EnergyRecord, Environment, FileRecord, Line, ScaleErrorsRecord, Timed,
 };
 use crate::study::worker::Workload;
+
+/// Refuses figures that no measurement has: a time, a rate or a size that is negative or no number.
+fn check(out: &Path, id: &str, body: &Body) -> anyhow::Result<()> {
+    let refuse = |what: &str, value: f64| {
+        bail!(
+            "{}: {id} has a {what} of {value}, which cannot have been measured; remove its line to \
+             measure it again",
+            out.join(log::RAW).display()
+        )
+    };
+    let possible = |value: f64| value.is_finite() && value >= 0.0;
+    match body {
+        Body::Cell(record) => {
+            for metric in METRICS {
+                if let Some(value) = metric.of(&record.timed)
+                    && !possible(value)
+                {
+                    return refuse(metric.name, value);
+                }
+            }
+            match record.timed.token_ms.iter().find(|ms| !possible(**ms)) {
+                Some(ms) => refuse("token_ms", *ms),
+                None => Ok(()),
+            }
+        }
+        Body::File(record) => match record.convert_seconds.filter(|s| !possible(*s)) {
+            Some(seconds) => refuse("convert_seconds", seconds),
+            None => Ok(()),
+        },
+        Body::Energy(_) | Body::ScaleErrors(_) | Body::Absent { .. } => Ok(()),
+    }
+}
 
 /// What was measured, ready to be told.
 #[derive(Debug)]
@@ -97,6 +130,7 @@ impl Data {
         }
         let left = data.left(&last.keys().map(String::as_str).collect::<Vec<_>>());
         for (id, body) in last {
+            check(out, &id, &body)?;
             data.add(id, body);
         }
         data.sort();

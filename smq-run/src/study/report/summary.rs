@@ -10,6 +10,7 @@ use crate::output::write_bytes;
 use crate::study::plan::workload_id;
 use crate::study::record::Timed;
 use crate::study::statistics::Estimate;
+use smq_format::plain_cell;
 
 /// A figure of a cell.
 #[derive(Debug, Clone, Copy)]
@@ -97,6 +98,11 @@ pub(crate) const METRICS: [Metric; 11] = [
 ];
 
 impl Metric {
+    /// Of one repeat, where it has it.
+    pub(crate) fn of(&self, timed: &Timed) -> Option<f64> {
+        (self.of)(timed)
+    }
+
     /// Over the repeats that have it.
     #[must_use]
     pub(crate) fn over(&self, repeats: &Repeats) -> Option<Estimate> {
@@ -123,7 +129,10 @@ fn save(dir: &Path, name: &str, rows: &Rows) -> anyhow::Result<()> {
     let context = || format!("{}: cannot write it", path.display());
     let mut writer = csv::Writer::from_writer(Vec::new());
     for row in rows {
-        writer.write_record(row).with_context(context)?;
+        let cells: Vec<_> = row.iter().map(|cell| plain_cell(cell)).collect();
+        writer
+            .write_record(cells.iter().map(|cell| cell.as_bytes()))
+            .with_context(context)?;
     }
     write_bytes(&path, &writer.into_inner().map_err(|e| e.into_error())?)
 }

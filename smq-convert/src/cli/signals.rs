@@ -1,0 +1,30 @@
+//! Interrupts: what a signal does while a program runs.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The exit code of a program that was interrupted, as a shell gives it for SIGINT.
+pub(super) const INTERRUPTED_CODE: u8 = 130;
+
+/// Whether the first signal only sets [`INTERRUPTED`].
+static COOPERATIVE: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Prepares a program for signals, as the first thing in `main`. From here on SIGINT, SIGTERM and
+/// SIGHUP end it with 130, and what it has not finished is removed.
+pub fn prepare() {
+    smq_format::catch_signals();
+    // Where no handler can be set, a signal ends the process and the next run removes what is left.
+    let _ = ctrlc::set_handler(|| {
+        let first = !INTERRUPTED.swap(true, Ordering::Relaxed);
+        if !(first && COOPERATIVE.load(Ordering::Relaxed)) {
+            smq_format::end_at_once(INTERRUPTED_CODE);
+        }
+    });
+}
+
+/// A flag that the first signal sets from now on, for work that looks at it and stops by itself. A
+/// second signal still ends the program at once.
+pub(super) fn interrupts() -> &'static AtomicBool {
+    COOPERATIVE.store(true, Ordering::Relaxed);
+    &INTERRUPTED
+}
