@@ -19,7 +19,7 @@ use crate::{
     AutoOptions, CalibrateOptions, CalibrationMethod, Checkpoint, Conversion, ConvertOptions,
     DEFAULT_SHARD_BYTES, LevelChoice, MeasureOptions, Measuring, Method, QuantizeOptions,
     ScaleChoice, ScaleRule, Target, auto, convert_measured, dry_run, dry_run_auto,
-    dry_run_calibrated, saved_layers, synth,
+    dry_run_auto_calibrated, dry_run_calibrated, saved_layers, synth,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
@@ -41,6 +41,7 @@ const LEVELS: &str = "--levels";
                   smq-convert --scheme nf4 phi35/ phi35-nf4.smq\n  \
                   smq-convert --mbits 3 --target all --calibrate wiki.txt chats.jsonl -- phi35/ out.smq\n  \
                   smq-convert --mbits auto --budget 4.5 --target all phi35/ phi35-auto.smq\n  \
+                  smq-convert --mbits auto --budget 4.5 --target all --calibrate wiki.txt -- phi35/ out.smq\n  \
                   smq-convert --to compressed-tensors phi35-e5m5.smq phi35-int4/\n  \
                   smq-convert synth --like config.json synthetic/"
 )]
@@ -159,7 +160,7 @@ struct ConvertArgs {
     #[arg(long)]
     force: bool,
     /// Show what would be written, without reading the weights (with --mbits auto they are read, to
-    /// choose)
+    /// choose, and with --calibrate the texts go through the model once)
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -171,8 +172,18 @@ struct ConvertArgs {
 /// What to do, as the command line says it.
 pub(super) enum Task {
     Uniform(ConvertOptions),
-    Auto(AutoOptions),
+    Auto(AutoOptions, Option<CalibrateOptions>),
     Calibrated(ConvertOptions, CalibrateOptions),
+}
+
+impl Task {
+    /// Whether it goes on with a calibration that was killed.
+    fn resumes(&self) -> bool {
+        match self {
+            Self::Uniform(_) | Self::Auto(_, None) => false,
+            Self::Auto(_, Some(texts)) | Self::Calibrated(_, texts) => texts.resume,
+        }
+    }
 }
 
 impl ConvertArgs {
@@ -199,11 +210,6 @@ impl ConvertArgs {
         let int4 = self.scheme == Family::Int4;
         if self.mbits == Some(Width::Auto) && self.scales.is_none() && int4 {
             anyhow::ensure!(
-                self.calibrate.is_empty(),
-                "--mbits auto chooses by the errors of rounding to nearest, and does not go with \
-                 --calibrate; give a number of bits"
-            );
-            anyhow::ensure!(
                 self.levels.is_none(),
                 "{LEVELS} is for --scheme lut4; int4's levels are -8 to 7"
             );
@@ -211,7 +217,13 @@ impl ConvertArgs {
             let options = self
                 .auto
                 .options(checkpoint, target, group, rule, force, jobs)?;
-            return Ok(Task::Auto(options));
+            let texts = self.texts();
+            let choose_by = self.auto.choose_by(texts.is_some());
+            let options = AutoOptions {
+                choose_by,
+                ..options
+            };
+            return Ok(Task::Auto(options, texts));
         }
         let quantize = self.method(checkpoint, group)?;
         self.auto.refuse()?;
@@ -233,14 +245,17 @@ impl ConvertArgs {
     /// # Errors
     /// A scheme or a rule that calibration does not go with.
     fn calibration(&self, quantize: Method) -> anyhow::Result<Option<CalibrateOptions>> {
-        if self.calibrate.is_empty() {
-            return Ok(None);
-        }
+        let texts = self.texts();
         anyhow::ensure!(
-            quantize != Method::Fp8,
+            texts.is_none() || quantize != Method::Fp8,
             "--calibrate is for int4, lut4 and nf4; FP8 is rounded to nearest: leave it out"
         );
-        Ok(Some(CalibrateOptions {
+        Ok(texts)
+    }
+
+    /// As given; `None` without --calibrate.
+    fn texts(&self) -> Option<CalibrateOptions> {
+        (!self.calibrate.is_empty()).then(|| CalibrateOptions {
             texts: self.calibrate.clone(),
             tokens: self.calibrate_tokens,
             window: self.calibrate_window,
@@ -248,7 +263,7 @@ impl ConvertArgs {
             device: self.device,
             memory_bytes: self.memory_bytes()?,
             resume: self.resume,
-        }))
+        })
     }
 
     /// # Errors
@@ -395,12 +410,20 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     let tensor_bytes: u64 = tensor_bytes.sum();
     let total_bytes = match &task {
         Task::Uniform(_) | Task::Calibrated(..) => tensor_bytes,
-        Task::Auto(options) => tensor_bytes + auto::measured_bytes(&checkpoint, options),
+        Task::Auto(options, _) => tensor_bytes + auto::measured_bytes(&checkpoint, options),
     };
     let bar = progress_bar(total_bytes, "converting");
     let progress = |done_bytes: u64| {
         bar.set_position(done_bytes);
         !interrupted.load(Ordering::Relaxed)
+    };
+    let counted = |what: &'static str| {
+        let bar = progress_bar(0, what);
+        move |done: usize, all: usize| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+            !interrupted.load(Ordering::Relaxed)
+        }
     };
     if dry {
         let (auto, plan) = match &task {
@@ -408,8 +431,14 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
             Task::Calibrated(options, texts) => {
                 (None, dry_run_calibrated(&checkpoint, options, texts)?)
             }
-            Task::Auto(options) => {
+            Task::Auto(options, None) => {
                 let (auto, plan) = dry_run_auto(&checkpoint, options, &progress)?;
+                (Some(auto), plan)
+            }
+            Task::Auto(options, Some(texts)) => {
+                let measuring = counted("measuring outputs, layers");
+                let (auto, plan) =
+                    dry_run_auto_calibrated(&checkpoint, options, texts, &measuring, &progress)?;
                 (Some(auto), plan)
             }
         };
@@ -425,10 +454,7 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         );
     }
     if let Some((layers, directory)) = saved_layers(&out)
-        && !matches!(
-            &task,
-            Task::Calibrated(_, CalibrateOptions { resume: true, .. })
-        )
+        && !task.resumes()
     {
         eprintln!(
             "note: {} holds {layers} layers of a calibration that was killed; with --resume it \
@@ -436,19 +462,14 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
             directory.display()
         );
     }
-    let counted = |what: &'static str| {
-        let bar = progress_bar(0, what);
-        move |done: usize, all: usize| {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-            !interrupted.load(Ordering::Relaxed)
-        }
-    };
     let calibrating = counted("calibrating, layers");
     let measuring = counted("measuring, windows");
     let conversion = match &task {
         Task::Uniform(options) => Conversion::Uniform(options),
-        Task::Auto(options) => Conversion::Auto(options),
+        Task::Auto(options, None) => Conversion::Auto(options),
+        Task::Auto(options, Some(texts)) => {
+            Conversion::AutoCalibrated(options, texts, &calibrating)
+        }
         Task::Calibrated(options, texts) => Conversion::Calibrated(options, texts, &calibrating),
     };
     let measuring = (!measure.texts.is_empty()).then_some(Measuring {
