@@ -5,21 +5,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
-use indicatif::DecimalBytes;
 use smq_engine::Device;
 use smq_format::Family;
 
 use super::auto::{AutoArgs, Width};
 use super::export::{self, ExportArgs};
 use super::summary::About;
+use super::synth::{self, SynthArgs};
 use super::{print_notes, progress_bar, words};
 use crate::apply::exact_scales;
 use crate::import::Grouping;
 use crate::{
     AutoOptions, CalibrateOptions, CalibrationMethod, Checkpoint, Conversion, ConvertOptions,
-    DEFAULT_SHARD_BYTES, LevelChoice, MeasureOptions, Measuring, Method, QuantizeOptions,
-    ScaleChoice, ScaleRule, Target, auto, convert_measured, dry_run, dry_run_auto,
-    dry_run_auto_calibrated, dry_run_calibrated, saved_layers, synth,
+    LevelChoice, MeasureOptions, Measuring, Method, QuantizeOptions, ScaleChoice, ScaleRule,
+    Target, auto, convert_measured, dry_run, dry_run_auto, dry_run_auto_calibrated,
+    dry_run_calibrated, saved_layers,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
@@ -345,31 +345,6 @@ impl ConvertArgs {
     }
 }
 
-#[derive(Args)]
-struct SynthArgs {
-    /// config.json that gives architecture and sizes
-    #[arg(long, value_name = "CONFIG")]
-    like: PathBuf,
-    /// The directory to write
-    #[arg(value_name = "OUT_DIR")]
-    out_dir: PathBuf,
-    /// Directory whose tokenizer files are copied
-    #[arg(long, value_name = "DIR")]
-    tokenizer: Option<PathBuf>,
-    /// The weights are a function of this
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Layers, in place of the config's
-    #[arg(long)]
-    layers: Option<u64>,
-    /// Largest size of a shard
-    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SHARD_BYTES)]
-    shard_bytes: u64,
-    /// Write into a directory that is not empty
-    #[arg(long)]
-    force: bool,
-}
-
 /// Runs the program.
 ///
 /// # Errors
@@ -377,7 +352,7 @@ struct SynthArgs {
 pub fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match (cli.command, cli.convert.checkpoint.clone()) {
-        (Some(Command::Synth(args)), _) => run_synth(args),
+        (Some(Command::Synth(args)), _) => synth::run(args),
         (None, Some(checkpoint)) => run_convert(checkpoint, cli.convert),
         (None, None) => Ok(Cli::command().print_help()?),
     }
@@ -480,36 +455,6 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let (auto, summary) = result?;
     about.print_summary(&out, &summary, auto.as_ref())
-}
-
-fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
-    let options = synth::SynthOptions {
-        tokenizer: args.tokenizer,
-        seed: args.seed,
-        shard_bytes: args.shard_bytes,
-        layers: args.layers,
-        force: args.force,
-        ..synth::SynthOptions::new(args.like, args.out_dir.clone())
-    };
-    let bar = progress_bar(0, "generating");
-    let summary = synth::synth(&options, &|done_bytes, total_bytes| {
-        bar.set_length(total_bytes);
-        bar.set_position(done_bytes);
-    });
-    bar.finish_and_clear();
-    let summary = summary?;
-    println!(
-        "{}: {}, {} tensors, {} in {} shards, {:.1} s and {:.1} s of fsync; the weights are \
-         synthetic: speed, memory and energy carry over to real ones, quality does not",
-        args.out_dir.display(),
-        summary.architecture,
-        summary.tensors,
-        DecimalBytes(summary.total_size_bytes),
-        summary.shards.len(),
-        summary.write_time.as_secs_f64(),
-        summary.sync_time.as_secs_f64(),
-    );
-    Ok(())
 }
 
 /// A flag that Ctrl-C sets, so that the unfinished file is removed on the way out.

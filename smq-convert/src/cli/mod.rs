@@ -5,6 +5,7 @@ mod convert;
 mod export;
 mod progress;
 mod summary;
+mod synth;
 mod words;
 
 use std::process::ExitCode;
