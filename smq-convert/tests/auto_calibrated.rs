@@ -73,6 +73,7 @@ impl Workplace {
             window: 128,
             method: CalibrationMethod::Asymmetric,
             device: Device::Cpu,
+            memory_bytes: None,
             resume: false,
         }
     }

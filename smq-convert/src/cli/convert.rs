@@ -89,7 +89,7 @@ struct ConvertArgs {
     #[arg(long, value_name = "ELEMS")]
     group_size: Option<usize>,
     /// int4, lut4: how a group's scale is chosen [default: reference, of lut4 nearest; with --mbits
-    /// auto the better of nearest and signed]
+    /// auto the better of nearest and signed; with --calibrate weighted]
     #[arg(long, value_parser = words::any_scale_rule())]
     scale_rule: Option<ScaleRule>,
     /// lut4: where the 16 levels come from: learned from each tensor, or NF4's [default: learned]
@@ -217,7 +217,7 @@ impl ConvertArgs {
             let options = self
                 .auto
                 .options(checkpoint, target, group, rule, force, jobs)?;
-            let texts = self.texts();
+            let texts = self.texts()?;
             let choose_by = self.auto.choose_by(texts.is_some());
             let options = AutoOptions {
                 choose_by,
@@ -245,7 +245,7 @@ impl ConvertArgs {
     /// # Errors
     /// A scheme or a rule that calibration does not go with.
     fn calibration(&self, quantize: Method) -> anyhow::Result<Option<CalibrateOptions>> {
-        let texts = self.texts();
+        let texts = self.texts()?;
         anyhow::ensure!(
             texts.is_none() || quantize != Method::Fp8,
             "--calibrate is for int4, lut4 and nf4; FP8 is rounded to nearest: leave it out"
@@ -254,8 +254,14 @@ impl ConvertArgs {
     }
 
     /// As given; `None` without --calibrate.
-    fn texts(&self) -> Option<CalibrateOptions> {
-        (!self.calibrate.is_empty()).then(|| CalibrateOptions {
+    ///
+    /// # Errors
+    /// As [`Self::memory_bytes`].
+    fn texts(&self) -> anyhow::Result<Option<CalibrateOptions>> {
+        if self.calibrate.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(CalibrateOptions {
             texts: self.calibrate.clone(),
             tokens: self.calibrate_tokens,
             window: self.calibrate_window,
@@ -263,7 +269,7 @@ impl ConvertArgs {
             device: self.device,
             memory_bytes: self.memory_bytes()?,
             resume: self.resume,
-        })
+        }))
     }
 
     /// # Errors
