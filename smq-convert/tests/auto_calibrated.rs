@@ -200,8 +200,8 @@ fn the_file_is_as_near_as_by_weights() {
     }
 }
 
-/// Whatever is said before is what is in the file; neither threads nor a run that was killed change
-/// a byte.
+/// Whatever is said before is what is in the file; neither threads nor memory nor a run that was
+/// killed change a byte.
 #[test]
 fn files_are_what_was_chosen_and_always_the_same() {
     let work = Workplace::new();
@@ -225,6 +225,15 @@ fn files_are_what_was_chosen_and_always_the_same() {
         .unwrap();
     let expected = fs::read(work.path("one.smq")).unwrap();
     assert!(fs::read(work.path("three.smq")).unwrap() == expected);
+
+    // The sums of one thread take 98 MB, the hidden states 8 MB, which go to disk in both passes.
+    let short = CalibrateOptions {
+        memory_bytes: Some(100_000_000),
+        ..texts.clone()
+    };
+    work.convert(&model, "disk.smq", &options(1), &short, &|_, _| true)
+        .unwrap();
+    assert!(fs::read(work.path("disk.smq")).unwrap() == expected);
 
     let checkpoint = Checkpoint::open(&model).unwrap();
     let (again, plan) =
