@@ -3,7 +3,7 @@
 //! ```text
 //!   known -> unread -> tensor -> import -> source         a checkpoint, int4 or not
 //!   source, quantize -> apply, target -> choice -> plan   what becomes of each tensor
-//!   choice -> auto -> convert => smq_format::SmqWriter    a .smq file
+//!   choice -> calibrate -> auto -> convert => SmqWriter   a .smq file
 //!   SmqFile, directory -> export; directory -> synth      a Hugging Face directory
 //!   SmqFile, apply -> inspect                             text, JSON, CSV and HTML
 //! ```
@@ -12,7 +12,8 @@
 //! [`Checkpoint`] maps what Hugging Face has of a model, put together from its parts where it is
 //! int4 already. A [`Target`] says which tensors are quantized, and a [`Method`] to what; the
 //! arithmetic is that of `spec/method.md`. [`convert()`] runs them into a file, [`dry_run`] says
-//! how large that would be, and [`convert_auto`] chooses storage from measured errors.
+//! how large that would be, [`convert_auto`] chooses storage from measured errors, and
+//! [`convert_calibrated`] scales and integers by what the model does on a text.
 //! [`export()`] is the way back, [`synth()`] makes full-size checkpoints without trained weights,
 //! [`inspect`] is behind `smq-inspect`, and [`cli`] is what the command lines share.
 //!
@@ -64,12 +65,13 @@ mod unread;
 mod work;
 
 pub use apply::{ScaleChange, exact_scales, scale_change};
-pub use auto::{Auto, AutoOptions, ChosenTensor, Goal, Sensitivity, choose};
+pub use auto::{Auto, AutoOptions, ChooseBy, ChosenTensor, Goal, Sensitivity, choose};
 pub use calibrate::{CalibrateOptions, CalibrationMethod, CalibrationProgress};
 pub use choice::Choice;
 pub use convert::{
     CalibrationSummary, Conversion, ConvertOptions, Summary, convert, convert_auto,
-    convert_calibrated, convert_measured, dry_run, dry_run_auto, dry_run_calibrated, saved_layers,
+    convert_auto_calibrated, convert_calibrated, convert_measured, dry_run, dry_run_auto,
+    dry_run_auto_calibrated, dry_run_calibrated, saved_layers,
 };
 pub use directory::{DEFAULT_SHARD_BYTES, DirectoryError};
 pub use error::ConvertError;

@@ -114,6 +114,20 @@ pub(crate) fn plan(
     })
 }
 
+/// Bytes of a tensor's blobs.
+///
+/// # Errors
+/// A tensor the format cannot hold.
+pub(crate) fn stored_bytes(
+    checkpoint: &Checkpoint,
+    tensor: &SourceTensor,
+    method: Method,
+) -> Result<u64, ConvertError> {
+    let lengths = likely_scheme(method).blob_lengths(&tensor.name, &tensor.shape);
+    let lengths = lengths.map_err(ConvertError::plan(checkpoint.path()))?;
+    Ok(lengths.iter().map(|l| l.1).sum())
+}
+
 /// A provenance with hashes still to come.
 pub(crate) fn sources(checkpoint: &Checkpoint) -> Vec<SourceFile> {
     let source = |shard: &smq_model::Shard| SourceFile {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use smq_convert::{
-    Auto, AutoOptions, Checkpoint, ChosenTensor, Goal, ScaleRule, Sensitivity, choose,
+    Auto, AutoOptions, Checkpoint, ChooseBy, ChosenTensor, Goal, ScaleRule, Sensitivity, choose,
     convert_auto, dry_run_auto,
 };
 use smq_format::SmqFile;
@@ -36,6 +36,7 @@ fn options(goal: Goal) -> AutoOptions {
         group: 128,
         rule: None,
         goal,
+        choose_by: ChooseBy::Weights,
         sensitivity: None,
         mixed_widths: false,
         overwrite: false,
@@ -173,7 +174,7 @@ fn files_of_mixed_storage_hold() {
                 options,
                 bytes,
                 squared_error,
-                squared_weight,
+                squared_whole,
                 ..
             } = tensor;
             let view = file.tensor(name).unwrap();
@@ -183,7 +184,7 @@ fn files_of_mixed_storage_hold() {
                 let stored = statistics.tensor(name).unwrap().stored;
                 assert_eq!(
                     (stored.squared_error, stored.squared_weight),
-                    (*squared_error, *squared_weight)
+                    (*squared_error, *squared_whole)
                 );
             }
         }

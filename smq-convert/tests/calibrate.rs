@@ -13,22 +13,11 @@ use smq_convert::{
     convert_calibrated, dry_run_calibrated, saved_layers,
 };
 use smq_engine::Device;
-use smq_engine::model::{Decoder, Sequence};
 use smq_format::SmqFile;
-use smq_model::{Source, Tokenizer};
+use story::{divergence, fixture, story};
 use tempfile::TempDir;
 
-fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/phi3-tiny")
-}
-
-/// A story that the model has not been trained on: one part to calibrate on, another to measure on.
-fn story() -> (String, String) {
-    let path = fixture().join("../sample.txt");
-    let text = fs::read_to_string(path).unwrap();
-    let half = text[..text.len() / 2].rfind('\n').unwrap();
-    (text[..half].to_owned(), text[half..].to_owned())
-}
+mod story;
 
 fn e5m3(rule: ScaleRule) -> Method {
     Method::Int4(QuantizeOptions {
@@ -95,47 +84,6 @@ impl Workplace {
     }
 }
 
-/// Mean KL divergence of the file's next tokens from the checkpoint's, in nats.
-fn divergence(file: &Path) -> f64 {
-    let (base, source) = (
-        Source::open(&fixture()).unwrap(),
-        Source::open(file).unwrap(),
-    );
-    let ids = Tokenizer::load(&base)
-        .unwrap()
-        .encode(&story().1, false)
-        .unwrap();
-    let (base, decoder) = (
-        Decoder::load(&base).unwrap(),
-        Decoder::load(&source).unwrap(),
-    );
-    let log_probabilities = |decoder: &Decoder<'_>, ids: &[u32]| -> Vec<f64> {
-        let mut sequence = Sequence::new(decoder.config(), ids.len(), false);
-        let x = decoder.extend(&mut sequence, ids, ids.len()).unwrap();
-        let logits = decoder.logits(&x).unwrap();
-        let rows = logits.chunks_exact(decoder.config().vocab);
-        rows.flat_map(|row| {
-            let max = row.iter().copied().fold(f32::MIN, f32::max);
-            let sum: f64 = row.iter().map(|v| f64::from(v - max).exp()).sum();
-            row.iter().map(move |v| f64::from(v - max) - sum.ln())
-        })
-        .collect()
-    };
-    let windows: Vec<f64> = ids
-        .chunks_exact(256)
-        .map(|ids| {
-            let (p, q) = (
-                log_probabilities(&base, ids),
-                log_probabilities(&decoder, ids),
-            );
-            let kl: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
-            kl / ids.len() as f64
-        })
-        .collect();
-    assert!(windows.len() > 4);
-    windows.iter().sum::<f64>() / windows.len() as f64
-}
-
 #[test]
 fn calibration_brings_the_file_nearer_to_the_model_on_another_text() {
     let work = Workplace::new();
@@ -151,7 +99,8 @@ fn calibration_brings_the_file_nearer_to_the_model_on_another_text() {
         let summary = work.calibrate(&file, &options, &work.texts(), &|_, _| true);
         let summary = summary.unwrap().calibrated.unwrap();
         assert!(summary.stored < 0.8 * summary.rounded, "{summary:?}");
-        let (before, after) = (divergence(&rounded), divergence(&work.path(&file)));
+        let of = |file: &Path| divergence(&fixture(), file);
+        let (before, after) = (of(&rounded), of(&work.path(&file)));
         // Measured: 0.055 and 0.107 of int4, 0.026 and 0.045 of NF4.
         assert!(after < 0.8 * before, "{name}: {before} -> {after}");
         // Of the same size but for the provenance, and sound.
@@ -375,10 +324,6 @@ fn what_cannot_be_calibrated_on_is_refused_before_the_work() {
         (
             "--scheme fp8 --calibrate text.txt",
             "--calibrate is for int4, lut4 and nf4",
-        ),
-        (
-            "--mbits auto --budget 5 --calibrate text.txt",
-            "--mbits auto chooses by the errors of rounding to nearest",
         ),
         (
             "--calibrate text.txt --calibrate-window 128 --calibrate-tokens 256 --resume",

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use smq_convert::{
-    CalibrateOptions, CalibrationMethod, Checkpoint, ConvertOptions, LevelChoice, Method,
-    QuantizeOptions, ScaleChoice, ScaleRule, convert_calibrated,
+    Auto, AutoOptions, CalibrateOptions, CalibrationMethod, Checkpoint, ChooseBy, ConvertOptions,
+    Goal, LevelChoice, Method, QuantizeOptions, ScaleChoice, ScaleRule, convert_calibrated,
+    dry_run_auto_calibrated,
 };
 use smq_engine::Device;
 use smq_engine::cuda::Gpu;
@@ -24,10 +25,11 @@ fn main() -> ExitCode {
     // Each fills the GPU.
     args.test_threads = Some(1);
     let is_present = Gpu::open(0).is_ok();
-    let tests: [(&str, Test); 3] = [
+    let tests: [(&str, Test); 4] = [
         ("scales_and_first_layers_are_the_cpus", first_layers),
         ("outputs_are_as_near_as_on_the_cpu", outputs),
         ("the_same_bytes_every_time", same_bytes),
+        ("storage_is_chosen_by_the_same_errors", chosen_by_outputs),
     ];
     let trials = tests.into_iter().map(|(name, test)| {
         Trial::ignorable_test(name, move || match is_present {
@@ -171,6 +173,40 @@ fn same_bytes() -> Outcome {
         );
         if a.bytes() != b.bytes() {
             return Err(format!("{scheme}: two runs differ").into());
+        }
+    }
+    Ok(())
+}
+
+/// Both streams are the unquantized model's, so that what outputs cost in a storage differs by the
+/// rounding of activations to bf16, 2^-9 of each, and by little that chance decides.
+fn chosen_by_outputs() -> Outcome {
+    let checkpoint = Checkpoint::open(&fixtures().join("phi3-tiny")).unwrap();
+    let options = AutoOptions {
+        target: "all".parse().unwrap(),
+        group: 128,
+        rule: None,
+        goal: Goal::Budget(4.09),
+        choose_by: ChooseBy::Outputs,
+        sensitivity: None,
+        mixed_widths: false,
+        overwrite: false,
+        jobs: 0,
+    };
+    let chosen = |device| -> Auto {
+        let texts = texts(CalibrationMethod::Asymmetric, device);
+        let go_on = |_: usize, _: usize| true;
+        dry_run_auto_calibrated(&checkpoint, &options, &texts, &go_on, &|_| true)
+            .unwrap()
+            .0
+    };
+    let (cpu, gpu) = (chosen(Device::Cpu), chosen(Device::Cuda));
+    for (cpu, gpu) in cpu.tensors.iter().zip(&gpu.tensors) {
+        let name = &cpu.name;
+        let [c, g] = [cpu, gpu].map(|t| t.squared_error / t.squared_whole);
+        println!("{name}: {c} on the CPU, {g} on the GPU");
+        if cpu.options.is_some() != gpu.options.is_some() || (c - g).abs() > 0.05 * c {
+            return Err(format!("{name}: {cpu:?} on the CPU, {gpu:?}").into());
         }
     }
     Ok(())

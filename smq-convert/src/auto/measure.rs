@@ -28,12 +28,12 @@ pub(super) struct Measured {
 /// A tensor with scales of every width.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Curve {
-    /// By mantissa bits, 0 to [`MAX_MANTISSA_BITS`].
+    /// By mantissa bits, from 0.
     pub widths: Vec<Measured>,
     /// Bytes as the checkpoint has it.
     pub raw_bytes: u64,
-    /// `sum w^2` over all elements.
-    pub squared_weight: f64,
+    /// What errors are compared with: `sum w^2` over all elements.
+    pub squared_whole: f64,
 }
 
 /// How often a tensor is quantized to measure it.
@@ -59,7 +59,7 @@ pub(super) fn measure(
     let mut curve = Curve {
         widths: Vec::new(),
         raw_bytes: tensor.range.len() as u64,
-        squared_weight: 0.0,
+        squared_whole: 0.0,
     };
     for mantissa_bits in 0..=MAX_MANTISSA_BITS {
         let mut best: Option<Measured> = None;
@@ -72,7 +72,7 @@ pub(super) fn measure(
             let quantized = quantize_tensor(checkpoint, tensor, Method::Int4(options))
                 .map_err(|error| not_quantized(checkpoint, tensor, error))?;
             let stored = quantized.statistics.stored;
-            curve.squared_weight = stored.squared_weight;
+            curve.squared_whole = stored.squared_weight;
             if best.is_none_or(|best| stored.squared_error < best.squared_error) {
                 best = Some(Measured {
                     options,

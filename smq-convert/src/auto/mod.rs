@@ -2,17 +2,19 @@
 //! or as it is.
 //!
 //! ```text
-//!   each tensor quantized at every width -> squared errors, weighed by sensitivities
-//!     -> allocation -> Choice
+//!   each tensor quantized at every width -> squared errors of weights, or of outputs on a text,
+//!     weighed by sensitivities -> allocation -> Choice
 //! ```
 //!
 //! `spec/method.md`, "Chosen storage", says what is minimized and under which assumption.
 
 mod allocate;
 mod measure;
+mod outputs;
 mod sensitivity;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use allocate::{Bound, Candidate, allocate, total};
 use measure::{Curve, Measured, measure, passes};
@@ -20,6 +22,7 @@ use measure::{Curve, Measured, measure, passes};
 pub use sensitivity::Sensitivity;
 
 use crate::apply::{check_options, check_rule};
+use crate::calibrate::{CalibrationProgress, Prepared};
 use crate::choice::{Choice, rule_parameters};
 use crate::error::ConvertError;
 use crate::products::products;
@@ -47,6 +50,30 @@ impl Goal {
     }
 }
 
+/// Whose errors decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChooseBy {
+    /// The weights'.
+    Weights,
+    /// The outputs' on the calibration text, relative to the outputs; only where the choice is
+    /// calibrated on it.
+    Outputs,
+}
+
+impl ChooseBy {
+    /// Every one.
+    pub const ALL: [Self; 2] = [Self::Weights, Self::Outputs];
+
+    /// As the command line and the provenance have it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Weights => "weights",
+            Self::Outputs => "outputs",
+        }
+    }
+}
+
 /// What to choose from, and by what.
 #[derive(Debug, Clone)]
 pub struct AutoOptions {
@@ -54,10 +81,13 @@ pub struct AutoOptions {
     pub target: Target,
     /// Elements a group.
     pub group: usize,
-    /// The only scale rule; otherwise the best of `nearest` and `signed` for each tensor.
+    /// The only scale rule; otherwise the best of `nearest` and `signed` for each tensor, or
+    /// `weighted` where it is calibrated.
     pub rule: Option<ScaleRule>,
     /// The bound.
     pub goal: Goal,
+    /// Whose errors decide.
+    pub choose_by: ChooseBy,
     /// What a squared error costs, by tensor; otherwise all count the same.
     pub sensitivity: Option<Sensitivity>,
     /// A scale width for each product, in place of one for all int4 tensors.
@@ -77,7 +107,9 @@ pub struct Auto {
     pub tensors: Vec<ChosenTensor>,
     /// Of the selected tensors, those included that are left as they are.
     pub bits_per_weight: f64,
-    /// Mean KL divergence, nats, where sensitivities are known.
+    /// Whose errors decided.
+    pub chosen_by: ChooseBy,
+    /// Mean KL divergence, nats, of weights rounded to nearest, where sensitivities are known.
     pub predicted_kl: Option<f64>,
 }
 
@@ -92,17 +124,27 @@ pub struct ChosenTensor {
     pub options: Option<QuantizeOptions>,
     /// Bytes of its blobs.
     pub bytes: u64,
-    /// `sum (w - w')^2` over all elements.
+    /// `sum (w - w')^2` over all elements, or by [`ChooseBy::Outputs`] `sum |(V - W) x|^2` over the
+    /// calibration tokens; either of weights that are rounded to nearest.
     pub squared_error: f64,
-    /// `sum w^2` over all elements.
-    pub squared_weight: f64,
+    /// What that is compared with: `sum w^2`, or `sum |W x|^2`.
+    pub squared_whole: f64,
 }
 
 /// Bytes that [`choose`] reports to its progress.
 #[must_use]
 pub(crate) fn measured_bytes(checkpoint: &Checkpoint, options: &AutoOptions) -> u64 {
     let bytes = selected(checkpoint, &options.target).map(|t| t.range.len() as u64);
-    passes(options.rule) * bytes.sum::<u64>()
+    match options.choose_by {
+        ChooseBy::Weights => passes(rule_of_weights(options)) * bytes.sum::<u64>(),
+        ChooseBy::Outputs => 0,
+    }
+}
+
+/// The only rule that weights are measured with: one that a text decides says nothing of them.
+fn rule_of_weights(options: &AutoOptions) -> Option<ScaleRule> {
+    let rule = options.rule;
+    rule.filter(|rule| ScaleRule::OF_WEIGHTS.contains(rule))
 }
 
 /// Measures every selected tensor and chooses.
@@ -117,29 +159,123 @@ pub fn choose(
     progress: Progress,
 ) -> Result<Auto, ConvertError> {
     check(checkpoint, options)?;
-    options.target.check(checkpoint)?;
-    let tensors: Vec<&SourceTensor> = selected(checkpoint, &options.target).collect();
-    if tensors.is_empty() {
-        return Err(options.target.selects_nothing(checkpoint));
+    options.rule.map_or(Ok(()), check_rule)?;
+    if options.choose_by == ChooseBy::Outputs {
+        return Err(ConvertError::Option {
+            option: "--choose-by",
+            value: options.choose_by.name().to_owned(),
+            rule: "outputs are measured on a calibration text: give one with --calibrate, or \
+                   choose by weights"
+                .to_owned(),
+        });
     }
-    let weights = match &options.sensitivity {
-        Some(sensitivity) => sensitivity.weights(checkpoint, &tensors)?,
-        None => vec![1.0; tensors.len()],
-    };
-    let mut done_bytes = 0;
-    let curves = pool(options.jobs)?.install(|| {
-        let curve = |tensor: &&SourceTensor| {
-            measure(checkpoint, tensor, options.group, options.rule, &mut || {
-                done_bytes += tensor.range.len() as u64;
-                progress(done_bytes)
-            })
-        };
-        tensors.iter().map(curve).collect::<Result<Vec<_>, _>>()
-    })?;
+    let tensors = tensors(checkpoint, options)?;
+    let weights = weights(checkpoint, options, &tensors)?;
+    let curves = curves_of_weights(checkpoint, options, &tensors, progress)?;
     let widths = allocated(options, &tensors, &curves, &weights)?;
     Ok(auto(
         checkpoint, options, &tensors, &curves, &weights, &widths,
     ))
+}
+
+/// Chooses as [`choose`] what is then calibrated on the text of `prepared`, and records that text.
+/// `measuring` is told of the layers where outputs decide, `progress` of the bytes where weights
+/// do. Hidden states that memory does not hold go to `directory`.
+///
+/// # Errors
+/// As [`choose`]; by [`ChooseBy::Outputs`] a tensor that is no product of a layer, and activations
+/// that are not finite.
+pub(crate) fn choose_calibrated(
+    checkpoint: &Checkpoint,
+    options: &AutoOptions,
+    prepared: &Prepared,
+    directory: &Path,
+    measuring: CalibrationProgress,
+    progress: Progress,
+) -> Result<Auto, ConvertError> {
+    check(checkpoint, options)?;
+    let tensors = tensors(checkpoint, options)?;
+    let mut weights = weights(checkpoint, options, &tensors)?;
+    let rule = options.rule.unwrap_or(ScaleRule::Weighted);
+    let mut curves;
+    match options.choose_by {
+        ChooseBy::Weights => {
+            curves = curves_of_weights(checkpoint, options, &tensors, progress)?;
+            let widths = outputs::most_mantissa_bits(rule) as usize + 1;
+            curves.iter_mut().for_each(|c| c.widths.truncate(widths));
+        }
+        ChooseBy::Outputs => {
+            let measured = pool(options.jobs)?.install(|| {
+                outputs::measure(
+                    checkpoint, options, &tensors, prepared, directory, measuring,
+                )
+            })?;
+            curves = measured.curves;
+            for (weight, factor) in weights.iter_mut().zip(measured.factors) {
+                *weight *= factor;
+            }
+        }
+    }
+    let widths = allocated(options, &tensors, &curves, &weights)?;
+    // Of the tensors that the text decides, scales are found by its rule.
+    let products = prepared.products();
+    for (tensor, curve) in tensors.iter().zip(&mut curves) {
+        if products.contains(&tensor.name) {
+            curve.widths.iter_mut().for_each(|m| m.options.rule = rule);
+        }
+    }
+    let mut auto = auto(checkpoint, options, &tensors, &curves, &weights, &widths);
+    let by = (
+        "auto_choose_by".to_owned(),
+        options.choose_by.name().to_owned(),
+    );
+    auto.choice.parameters.extend([by]);
+    prepared.record(checkpoint, &mut auto.choice);
+    Ok(auto)
+}
+
+/// The selected tensors, of which there are any.
+fn tensors<'c>(
+    checkpoint: &'c Checkpoint,
+    options: &'c AutoOptions,
+) -> Result<Vec<&'c SourceTensor>, ConvertError> {
+    options.target.check(checkpoint)?;
+    let tensors: Vec<_> = selected(checkpoint, &options.target).collect();
+    match tensors.is_empty() {
+        true => Err(options.target.selects_nothing(checkpoint)),
+        false => Ok(tensors),
+    }
+}
+
+/// What a unit of squared error of a tensor's weights costs.
+fn weights(
+    checkpoint: &Checkpoint,
+    options: &AutoOptions,
+    tensors: &[&SourceTensor],
+) -> Result<Vec<f64>, ConvertError> {
+    match &options.sensitivity {
+        Some(sensitivity) => sensitivity.weights(checkpoint, tensors),
+        None => Ok(vec![1.0; tensors.len()]),
+    }
+}
+
+fn curves_of_weights(
+    checkpoint: &Checkpoint,
+    options: &AutoOptions,
+    tensors: &[&SourceTensor],
+    progress: Progress,
+) -> Result<Vec<Curve>, ConvertError> {
+    let rule = rule_of_weights(options);
+    let mut done_bytes = 0;
+    pool(options.jobs)?.install(|| {
+        let curve = |tensor: &&SourceTensor| {
+            measure(checkpoint, tensor, options.group, rule, &mut || {
+                done_bytes += tensor.range.len() as u64;
+                progress(done_bytes)
+            })
+        };
+        tensors.iter().map(curve).collect()
+    })
 }
 
 fn selected<'c>(
@@ -189,7 +325,6 @@ fn check(checkpoint: &Checkpoint, options: &AutoOptions) -> Result<(), ConvertEr
         scales: ScaleChoice::F32,
         rule: ScaleRule::Reference,
     };
-    options.rule.map_or(Ok(()), check_rule)?;
     check_options(checkpoint, Method::Int4(int4))
 }
 
@@ -306,7 +441,7 @@ fn auto(
             options: measured.map(|m| m.options),
             bytes: measured.map_or(curve.raw_bytes, |m| m.bytes),
             squared_error: measured.map_or(0.0, |m| m.squared_error),
-            squared_weight: curve.squared_weight,
+            squared_whole: curve.squared_whole,
         });
     }
     let elems: u64 = chosen.iter().map(|t| t.elems).sum();
@@ -329,6 +464,7 @@ fn auto(
             calibrated: BTreeSet::new(),
         },
         bits_per_weight: 8.0 * bytes as f64 / elems as f64,
+        chosen_by: options.choose_by,
         predicted_kl: options.sensitivity.as_ref().map(|_| cost),
         tensors: chosen,
     }

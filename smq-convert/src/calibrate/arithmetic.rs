@@ -10,7 +10,8 @@ use crate::error::ConvertError;
 /// A device with the model on it, and two streams of windows on their way through the layers.
 ///
 /// A layer goes `enter_layer`, then for each stage `factorize`, for each of its matrices `begin`,
-/// `round` in both ways and `keep`, and then `pass`.
+/// `round` in both ways and `keep`, and then `pass`. Where storage is compared a matrix is rounded
+/// as often as there are candidates, and none is kept: the streams are then the same.
 pub(super) trait Arithmetic {
     /// Makes the input of a layer's first stage, in both streams.
     fn enter_layer(&mut self, layer: usize) -> Result<(), ConvertError>;

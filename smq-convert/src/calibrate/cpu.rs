@@ -14,7 +14,7 @@ use super::columns::round_columns;
 use super::factor::Factor;
 use super::memory::States;
 use super::moments::Moments;
-use super::run::Task;
+use super::run::Streams;
 use crate::error::ConvertError;
 
 /// Tokens whose products are summed in f32 before they join the sums in f64.
@@ -50,14 +50,14 @@ impl<'a> Cpu<'a> {
     ///
     /// # Errors
     /// A token outside the vocabulary; too little disk where hidden states go there.
-    pub(super) fn new(decoder: &'a Decoder<'a>, task: &Task<'_>) -> Result<Self, ConvertError> {
-        let all = &task.text.windows;
+    pub(super) fn new(decoder: &'a Decoder<'a>, of: &Streams<'_>) -> Result<Self, ConvertError> {
+        let all = &of.text.windows;
         let windows = || -> Result<Vec<Window>, ConvertError> {
-            match task.states {
+            match of.states {
                 States::InMemory => all.iter().map(|ids| Ok(decoder.window(ids)?)).collect(),
                 States::OnDisk => {
                     let bytes = decoder.window_file_bytes(all[0].len());
-                    let file = state_file(task.saved.path(), bytes * all.len() as u64)?;
+                    let file = state_file(of.directory, bytes * all.len() as u64)?;
                     let window = |(i, ids): (usize, &Vec<u32>)| {
                         Ok(decoder.window_in_file(ids, &file, bytes * i as u64)?)
                     };

@@ -5,6 +5,9 @@
 //!   texts -> windows -> for each layer and set of products:
 //!       moments -> factor -> target -> storage, scales -> columns -> product
 //! ```
+//!
+//! Where storage is still to be chosen, [`Prepared::outputs`] goes over the layers once before that
+//! and says what each candidate does to the outputs.
 
 mod arithmetic;
 mod columns;
@@ -14,6 +17,7 @@ mod gpu;
 mod levels;
 mod memory;
 mod moments;
+mod outputs;
 mod product;
 mod run;
 mod saved;
@@ -21,7 +25,7 @@ mod scales;
 mod storage;
 mod texts;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -30,13 +34,16 @@ use smq_model::{LayerNames, ModelConfig, Source, Tokenizer};
 
 use crate::choice::Choice;
 use crate::error::ConvertError;
-use crate::quantize::Method;
+use crate::quantize::{Method, QuantizeOptions};
 use crate::source::Checkpoint;
 use memory::States;
+pub(crate) use outputs::Outputs;
 pub(crate) use product::Outcome;
 pub(crate) use run::Calibration;
 pub use run::CalibrationProgress;
+use run::Streams;
 pub(crate) use saved::Saved;
+pub(crate) use scales::SEARCHED_MANTISSA_BITS;
 use texts::CalibrationText;
 
 /// Version of the method, for the provenance: it changes when the same input gives other integers.
@@ -95,6 +102,7 @@ impl CalibrationMethod {
 /// A model and texts that fit each other.
 pub(crate) struct Prepared {
     source: Source,
+    config: ModelConfig,
     text: CalibrationText,
     method: CalibrationMethod,
     /// Not left open.
@@ -103,14 +111,13 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// Reads the texts, and records them in `choice`.
+    /// Reads the texts.
     ///
     /// # Errors
     /// Options that make no windows, a model that cannot be run, texts that cannot be read or are
     /// too short, too little memory.
     pub(crate) fn new(
         checkpoint: &Checkpoint,
-        choice: &mut Choice,
         options: &CalibrateOptions,
     ) -> Result<Self, ConvertError> {
         let model = |problem: &str| ConvertError::Calibration {
@@ -142,15 +149,86 @@ impl Prepared {
                 });
             }
         };
-        choice.parameters.extend(parameters(&text, options, device));
-        choice.calibrated = products(checkpoint, &config, choice);
         Ok(Self {
             source,
+            config,
             text,
             method: options.method,
             device,
             states,
         })
+    }
+
+    /// Records in `choice` on what it is calibrated, and which tensors that decides.
+    pub(crate) fn record(&self, checkpoint: &Checkpoint, choice: &mut Choice) {
+        choice.parameters.extend(self.parameters());
+        choice.calibrated = self.calibrated(checkpoint, choice);
+    }
+
+    /// What each candidate does to the outputs of the tensors in `candidates`, by name, where
+    /// weights go to nearest. All of them are [products of layers](Self::products). Hidden states that
+    /// memory does not hold go to `directory`.
+    ///
+    /// # Errors
+    /// Activations or weights that are not finite, `progress` returning false.
+    pub(crate) fn outputs(
+        &self,
+        checkpoint: &Checkpoint,
+        candidates: &HashMap<&str, Vec<QuantizeOptions>>,
+        directory: &Path,
+        progress: CalibrationProgress,
+    ) -> Result<HashMap<String, Outputs>, ConvertError> {
+        let pass = outputs::Pass {
+            checkpoint,
+            streams: self.streams(directory),
+            candidates,
+            progress,
+        };
+        pass.measure()
+    }
+
+    /// Names of the matrices that layers multiply by: all that can be calibrated.
+    pub(crate) fn products(&self) -> BTreeSet<String> {
+        let layers = 0..self.config.layers;
+        let names = layers.flat_map(|layer| {
+            let names = LayerNames::of(&self.config, layer);
+            let groups = [names.qkv, vec![names.o], names.gate_up, vec![names.down]];
+            groups.into_iter().flatten().map(|named| named.name)
+        });
+        names.collect()
+    }
+
+    /// Names of the products of layers that `choice` quantizes to anything that leaves a choice.
+    fn calibrated(&self, checkpoint: &Checkpoint, choice: &Choice) -> BTreeSet<String> {
+        let products = self.products();
+        let tensors = checkpoint.tensors().iter().zip(&choice.methods);
+        tensors
+            .filter_map(|(tensor, method)| match method {
+                Some(Method::Int4(_) | Method::Lut4 { .. } | Method::Nf4) => {
+                    Some(tensor.name.clone())
+                }
+                Some(Method::Fp8) | None => None,
+            })
+            .filter(|name| products.contains(name))
+            .collect()
+    }
+
+    fn parameters(&self) -> impl Iterator<Item = (String, String)> {
+        let hex = |hash: &[u8; 32]| blake3::Hash::from_bytes(*hash).to_hex().to_string();
+        let sources = self.text.sources.iter();
+        let sources: Vec<_> = sources
+            .map(|(name, hash)| format!("{} {name}", hex(hash)))
+            .collect();
+        [
+            (CALIBRATION, METHOD_VERSION.to_owned()),
+            ("calibration_method", self.method.name().to_owned()),
+            ("calibration_device", self.device.name().to_owned()),
+            ("calibration_texts", sources.join(", ")),
+            ("calibration_tokens", self.text.tokens().to_string()),
+            ("calibration_window", self.text.window().to_string()),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
     }
 
     /// Chooses scales and codes of every tensor of `choice` that is a product of a layer and has
@@ -167,36 +245,24 @@ impl Prepared {
     ) -> Result<Calibration, ConvertError> {
         let task = run::Task {
             checkpoint,
-            source: &self.source,
+            streams: self.streams(saved.path()),
             choice,
-            text: &self.text,
             method: self.method,
-            device: self.device,
-            states: self.states,
             saved,
             progress,
         };
         run::calibrate(&task)
     }
-}
 
-/// Names of the products of layers that `choice` quantizes to anything that leaves a choice.
-fn products(checkpoint: &Checkpoint, config: &ModelConfig, choice: &Choice) -> BTreeSet<String> {
-    let products: BTreeSet<String> = (0..config.layers)
-        .flat_map(|layer| {
-            let names = LayerNames::of(config, layer);
-            let groups = [names.qkv, vec![names.o], names.gate_up, vec![names.down]];
-            groups.into_iter().flatten().map(|named| named.name)
-        })
-        .collect();
-    let tensors = checkpoint.tensors().iter().zip(&choice.methods);
-    tensors
-        .filter_map(|(tensor, method)| match method {
-            Some(Method::Int4(_) | Method::Lut4 { .. } | Method::Nf4) => Some(tensor.name.clone()),
-            Some(Method::Fp8) | None => None,
-        })
-        .filter(|name| products.contains(name))
-        .collect()
+    fn streams<'a>(&'a self, directory: &'a Path) -> Streams<'a> {
+        Streams {
+            source: &self.source,
+            text: &self.text,
+            device: self.device,
+            states: self.states,
+            directory,
+        }
+    }
 }
 
 fn check(options: &CalibrateOptions, max_position: usize) -> Result<(), ConvertError> {
@@ -230,29 +296,7 @@ fn check(options: &CalibrateOptions, max_position: usize) -> Result<(), ConvertE
     Ok(())
 }
 
-fn parameters(
-    text: &CalibrationText,
-    options: &CalibrateOptions,
-    device: Device,
-) -> impl Iterator<Item = (String, String)> {
-    let hex = |hash: &[u8; 32]| blake3::Hash::from_bytes(*hash).to_hex().to_string();
-    let sources = text.sources.iter();
-    let sources: Vec<_> = sources
-        .map(|(name, hash)| format!("{} {name}", hex(hash)))
-        .collect();
-    [
-        (CALIBRATION, METHOD_VERSION.to_owned()),
-        ("calibration_method", options.method.name().to_owned()),
-        ("calibration_device", device.name().to_owned()),
-        ("calibration_texts", sources.join(", ")),
-        ("calibration_tokens", text.tokens().to_string()),
-        ("calibration_window", options.window.to_string()),
-    ]
-    .into_iter()
-    .map(|(key, value)| (key.to_owned(), value))
-}
-
-/// What decides the bytes of calibrated layers: the parameters, and the checkpoint's files as they
+/// What decides the bytes of calibrated layers: the parameters, what becomes of each tensor, and the checkpoint's files as they
 /// are now.
 pub(crate) fn key(checkpoint: &Checkpoint, choice: &Choice) -> String {
     let mut hasher = blake3::Hasher::new();
@@ -262,6 +306,10 @@ pub(crate) fn key(checkpoint: &Checkpoint, choice: &Choice) -> String {
     };
     for (key, value) in &choice.parameters {
         add(format!("{key}={value}"));
+    }
+    // What was chosen from measured errors is no parameter.
+    for method in &choice.methods {
+        add(format!("{method:?}"));
     }
     for path in checkpoint.files().paths() {
         add(stamp(&path));

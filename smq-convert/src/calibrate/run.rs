@@ -2,6 +2,7 @@
 //! is quantized so far, meet at each set of products.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use rayon::prelude::*;
 use smq_engine::Device;
@@ -36,16 +37,23 @@ pub(crate) struct Calibration {
     pub(crate) outcomes: Vec<(String, Outcome)>,
 }
 
-/// What a run is about.
-pub(super) struct Task<'a> {
-    pub(super) checkpoint: &'a Checkpoint,
+/// What goes through the layers, and where.
+pub(super) struct Streams<'a> {
     pub(super) source: &'a Source,
-    pub(super) choice: &'a Choice,
     pub(super) text: &'a CalibrationText,
-    pub(super) method: CalibrationMethod,
     /// Not left open.
     pub(super) device: Device,
     pub(super) states: States,
+    /// Where hidden states go that memory does not hold.
+    pub(super) directory: &'a Path,
+}
+
+/// What a run is about.
+pub(super) struct Task<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) streams: Streams<'a>,
+    pub(super) choice: &'a Choice,
+    pub(super) method: CalibrationMethod,
     pub(super) saved: &'a Saved,
     pub(super) progress: CalibrationProgress<'a>,
 }
@@ -55,7 +63,7 @@ pub(super) struct Task<'a> {
 /// # Errors
 /// Activations or weights that are not finite, what the device meets, `progress` returning false.
 pub(super) fn calibrate(task: &Task<'_>) -> Result<Calibration, ConvertError> {
-    let decoder = Decoder::load(task.source)?;
+    let decoder = Decoder::load(task.streams.source)?;
     let methods = task.checkpoint.tensors().iter().zip(&task.choice.methods);
     let methods = methods
         .filter_map(|(tensor, method)| Some((tensor.name.as_str(), (*method)?)))
@@ -64,10 +72,7 @@ pub(super) fn calibrate(task: &Task<'_>) -> Result<Calibration, ConvertError> {
         task,
         decoder: &decoder,
         methods,
-        arithmetic: match task.device {
-            Device::Cuda => Box::new(OnGpu::new(task.source, task.text)?),
-            Device::Cpu | Device::Auto => Box::new(Cpu::new(&decoder, task)?),
-        },
+        arithmetic: task.streams.start(&decoder)?,
     };
     let layers = decoder.layer_count();
     let mut out = Calibration::default();
@@ -77,6 +82,22 @@ pub(super) fn calibrate(task: &Task<'_>) -> Result<Calibration, ConvertError> {
     }
     (task.progress)(layers, layers);
     Ok(out)
+}
+
+impl Streams<'_> {
+    /// The device's arithmetic, its streams at the first layer.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, what the device meets.
+    pub(super) fn start<'d>(
+        &self,
+        decoder: &'d Decoder<'d>,
+    ) -> Result<Box<dyn Arithmetic + 'd>, ConvertError> {
+        Ok(match self.device {
+            Device::Cuda => Box::new(OnGpu::new(self.source, self.text)?),
+            Device::Cpu | Device::Auto => Box::new(Cpu::new(decoder, self)?),
+        })
+    }
 }
 
 struct Run<'a> {
@@ -145,37 +166,20 @@ impl Run<'_> {
         names: &[NamedMatrix],
     ) -> Result<Vec<(String, Vec<usize>, Calibrated)>, ConvertError> {
         let checkpoint = self.task.checkpoint;
-        let failed = |problem: String| ConvertError::Calibration {
-            path: checkpoint.path().to_path_buf(),
-            problem,
-        };
         let matrices = self.decoder.stage_matrices(layer, stage);
         let wanted = |n: &NamedMatrix| self.methods.get(n.name.as_str()).copied();
         if !names.iter().any(|named| wanted(named).is_some()) {
             return Ok(Vec::new());
         }
         let inputs = self.arithmetic.factorize(stage)?;
-        let inputs = inputs.ok_or_else(|| {
-            failed(format!(
-                "the inputs of {} are not finite on the calibration text",
-                names[0].name
-            ))
-        })?;
+        let inputs = inputs.ok_or_else(|| not_finite(checkpoint, &names[0]))?;
         let mut out = Vec::new();
         for (index, (named, matrix)) in names.iter().zip(matrices).enumerate() {
             let Some(method) = wanted(named) else {
                 continue;
             };
             let w = dequantized(matrix);
-            let located = |failure| match (failure, checkpoint.tensor(&named.name)) {
-                (Failure::Device(error), _) => error,
-                (Failure::Quantize(error), Some(tensor)) => {
-                    not_quantized(checkpoint, tensor, error)
-                }
-                (Failure::Quantize(error), None) => {
-                    failed(format!("tensor {:?}: {error:?}", named.name))
-                }
-            };
+            let located = |failure| located(checkpoint, named, failure);
             let storage = Storage::of(method, &w, matrix.cols);
             let Some(storage) = storage.map_err(|e| located(e.into()))? else {
                 continue;
@@ -196,8 +200,35 @@ impl Run<'_> {
     }
 }
 
+/// Says that what a stage reads is not finite, by the first of its matrices.
+pub(super) fn not_finite(checkpoint: &Checkpoint, named: &NamedMatrix) -> ConvertError {
+    ConvertError::Calibration {
+        path: checkpoint.path().to_path_buf(),
+        problem: format!(
+            "the inputs of {} are not finite on the calibration text",
+            named.name
+        ),
+    }
+}
+
+/// Says of a failure in which tensor it is.
+pub(super) fn located(
+    checkpoint: &Checkpoint,
+    named: &NamedMatrix,
+    failure: Failure,
+) -> ConvertError {
+    match (failure, checkpoint.tensor(&named.name)) {
+        (Failure::Device(error), _) => error,
+        (Failure::Quantize(error), Some(tensor)) => not_quantized(checkpoint, tensor, error),
+        (Failure::Quantize(error), None) => ConvertError::Calibration {
+            path: checkpoint.path().to_path_buf(),
+            problem: format!("tensor {:?}: {error:?}", named.name),
+        },
+    }
+}
+
 /// A matrix in f32, `[rows, in]`.
-fn dequantized(matrix: &Matrix<'_>) -> Vec<f32> {
+pub(super) fn dequantized(matrix: &Matrix<'_>) -> Vec<f32> {
     /// Rows that one task widens.
     const TASK_ROWS: usize = 64;
     let mut w = vec![0.0; matrix.rows * matrix.cols];
@@ -209,7 +240,8 @@ fn dequantized(matrix: &Matrix<'_>) -> Vec<f32> {
     w
 }
 
-fn stage_names(names: &LayerNames, stage: Stage) -> &[NamedMatrix] {
+/// The matrices of a stage.
+pub(super) fn stage_names(names: &LayerNames, stage: Stage) -> &[NamedMatrix] {
     match stage {
         Stage::Qkv => &names.qkv,
         Stage::O => std::slice::from_ref(&names.o),

@@ -56,28 +56,40 @@ impl Saved {
             .count()
     }
 
+    /// Refuses what [`Saved::open`] would, as far as that can be known without the key.
+    ///
+    /// # Errors
+    /// A directory of something else, or none where `resume` asks for it.
+    pub(crate) fn check(target: &Path, resume: bool) -> Result<(), ConvertError> {
+        let directory = Self::directory(target);
+        let problem = match resume {
+            true if !directory.is_dir() => {
+                "is not there, so there is nothing to resume; leave out --resume"
+            }
+            false if directory.exists() && !holds_layers_alone(&directory) => {
+                "is where calibrated layers are saved, and holds something else; move it away"
+            }
+            true | false => return Ok(()),
+        };
+        Err(ConvertError::Calibration {
+            path: directory,
+            problem: problem.to_owned(),
+        })
+    }
+
     /// Starts a directory for `target`; with `resume`, goes on with one whose `key` is the same.
     ///
     /// # Errors
     /// A directory that cannot be written, one of something else, or none where `resume` asks for
     /// it.
     pub(crate) fn open(target: &Path, key: String, resume: bool) -> Result<Self, ConvertError> {
+        Self::check(target, resume)?;
         let directory = Self::directory(target);
         let problem = |problem: &str| ConvertError::Calibration {
             path: directory.clone(),
             problem: problem.to_owned(),
         };
-        if resume && !directory.is_dir() {
-            return Err(problem(
-                "is not there, so there is nothing to resume; leave out --resume",
-            ));
-        }
         if !resume && directory.exists() {
-            if !holds_layers_alone(&directory) {
-                return Err(problem(
-                    "is where calibrated layers are saved, and holds something else; move it away",
-                ));
-            }
             fs::remove_dir_all(&directory)
                 .map_err(|e| problem(&format!("cannot be removed: {e}")))?;
         }

@@ -6,8 +6,8 @@ use smq_format::scale::{Zero, round_mantissa};
 use super::levels::Levels;
 use crate::quantize::{Kernel, ScaleChoice};
 
-/// Steps an octave that are tried where the format has more.
-const STEPS_PER_OCTAVE: u32 = 32;
+/// Mantissa bits of the finest steps that are tried, where the format has more.
+pub(crate) const SEARCHED_MANTISSA_BITS: u32 = 5;
 /// Scales down to this share of the largest that clips nothing are tried.
 const SMALLEST: f32 = 0.5;
 /// And up to this one, where it isn't a step of the format.
@@ -59,10 +59,8 @@ fn best_of(w: &[f32], h: &[f32], levels: Levels, scales: impl Iterator<Item = f3
 /// Representable magnitudes at most a step over `largest`, falling, to [`SMALLEST`] of it.
 fn candidates(largest: f32, format: ScaleChoice) -> impl Iterator<Item = f32> {
     let step_bits = match format {
-        ScaleChoice::F32 | ScaleChoice::F16 => STEPS_PER_OCTAVE.trailing_zeros(),
-        ScaleChoice::Mini { mantissa_bits, .. } => {
-            mantissa_bits.min(STEPS_PER_OCTAVE.trailing_zeros())
-        }
+        ScaleChoice::F32 | ScaleChoice::F16 => SEARCHED_MANTISSA_BITS,
+        ScaleChoice::Mini { mantissa_bits, .. } => mantissa_bits.min(SEARCHED_MANTISSA_BITS),
     };
     let step = 1u32 << (23 - step_bits);
     let first = round_mantissa(largest, step_bits, Zero::Nearest).to_bits() + step;

@@ -64,6 +64,11 @@ impl CalibrationText {
         Ok(out)
     }
 
+    /// Tokens in each.
+    pub(super) fn window(&self) -> usize {
+        self.windows.first().map_or(0, Vec::len)
+    }
+
     /// Tokens in all windows.
     pub(super) fn tokens(&self) -> usize {
         self.windows.iter().map(Vec::len).sum()

@@ -9,7 +9,8 @@ use smq_format::MantissaBits;
 use smq_format::scale::MAX_MANTISSA_BITS;
 
 use super::summary::table;
-use crate::auto::{Auto, AutoOptions, ChosenTensor, Goal, Sensitivity};
+use super::words;
+use crate::auto::{Auto, AutoOptions, ChooseBy, ChosenTensor, Goal, Sensitivity};
 use crate::quantize::ScaleRule;
 use crate::{Checkpoint, Target};
 
@@ -53,6 +54,9 @@ pub(super) struct AutoArgs {
     /// decode kernel is compiled for
     #[arg(long)]
     mixed_widths: bool,
+    /// --mbits auto: whose errors decide [default: outputs with --calibrate, otherwise weights]
+    #[arg(long, value_parser = words::choose_by())]
+    choose_by: Option<ChooseBy>,
 }
 
 impl AutoArgs {
@@ -66,6 +70,7 @@ impl AutoArgs {
             ("--max-kl", self.max_kl.is_some()),
             ("--sensitivity", self.sensitivity.is_some()),
             ("--mixed-widths", self.mixed_widths),
+            ("--choose-by", self.choose_by.is_some()),
         ];
         match given.iter().find(|(_, given)| *given) {
             Some((option, _)) => {
@@ -75,7 +80,15 @@ impl AutoArgs {
         }
     }
 
-    /// The options; `checkpoint` is for the message.
+    /// Whose errors decide, with a calibration text or without.
+    pub(super) fn choose_by(&self, calibrates: bool) -> ChooseBy {
+        self.choose_by.unwrap_or(match calibrates {
+            true => ChooseBy::Outputs,
+            false => ChooseBy::Weights,
+        })
+    }
+
+    /// The options without a calibration text; `checkpoint` is for the message.
     ///
     /// # Errors
     /// No bound; a sensitivity that is needed and absent, or cannot be read.
@@ -110,6 +123,7 @@ impl AutoArgs {
             group,
             rule,
             goal,
+            choose_by: self.choose_by(false),
             sensitivity: sensitivity.transpose()?,
             mixed_widths: self.mixed_widths,
             overwrite,
@@ -120,7 +134,11 @@ impl AutoArgs {
 
 /// What was chosen, tensor by tensor.
 pub(super) fn print_choice(out: &mut impl Write, auto: &Auto) -> anyhow::Result<()> {
-    let mut rows = table(&["tensor", "becomes", "rule", "bits/weight", "rel. error"]);
+    let error = match auto.chosen_by {
+        ChooseBy::Weights => "rel. error",
+        ChooseBy::Outputs => "rel. output error",
+    };
+    let mut rows = table(&["tensor", "becomes", "rule", "bits/weight", error]);
     for t in &auto.tensors {
         let becomes = t.options.map(|o| format!("int4 {}", o.scales));
         rows.add_row([
@@ -129,7 +147,7 @@ pub(super) fn print_choice(out: &mut impl Write, auto: &Auto) -> anyhow::Result<
             t.options
                 .map_or_else(|| "-".to_owned(), |o| o.rule.to_string()),
             format!("{:.3}", 8.0 * t.bytes as f64 / t.elems as f64),
-            format!("{:.6}", relative(t.squared_error, t.squared_weight)),
+            format!("{:.6}", relative(t.squared_error, t.squared_whole)),
         ]);
     }
     writeln!(out, "{rows}\n")?;
@@ -140,19 +158,33 @@ pub(super) fn print_choice(out: &mut impl Write, auto: &Auto) -> anyhow::Result<
 pub(super) fn print_total(out: &mut impl Write, auto: &Auto) -> anyhow::Result<()> {
     let sum = |of: fn(&ChosenTensor) -> f64| auto.tensors.iter().map(of).sum::<f64>();
     let kept = auto.tensors.iter().filter(|t| t.options.is_none()).count();
-    writeln!(
+    write!(
         out,
         "chosen: {} tensors in {:.4} bits a weight, {kept} of them as they are; relative squared \
-         error {:.6}",
+         error ",
         auto.tensors.len(),
         auto.bits_per_weight,
-        relative(sum(|t| t.squared_error), sum(|t| t.squared_weight)),
     )?;
+    match auto.chosen_by {
+        ChooseBy::Weights => {
+            let (error, whole) = (sum(|t| t.squared_error), sum(|t| t.squared_whole));
+            writeln!(out, "{:.6}", relative(error, whole))?;
+        }
+        ChooseBy::Outputs => writeln!(
+            out,
+            "of the outputs {:.6}, the mean over tensors, rounded to nearest",
+            sum(|t| relative(t.squared_error, t.squared_whole)) / auto.tensors.len() as f64,
+        )?,
+    }
     if let Some(kl) = auto.predicted_kl {
+        let before = match auto.choice.calibrated.is_empty() {
+            true => "",
+            false => " before calibration",
+        };
         writeln!(
             out,
-            "predicted mean KL divergence: {kl:.6} nats, if the tensors' effects add up; check it \
-             with smq-run eval kl"
+            "predicted mean KL divergence{before}: {kl:.6} nats, if the tensors' effects add up; \
+             check it with smq-run eval kl"
         )?;
     }
     Ok(())

@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
-use indicatif::DecimalBytes;
 use smq_engine::Device;
 use smq_format::Family;
 
@@ -13,14 +12,15 @@ use super::auto::{AutoArgs, Width};
 use super::export::{self, ExportArgs};
 use super::signals::interrupts;
 use super::summary::About;
-use super::{after_work, print_note, print_notes, progress_bar, show, words};
+use super::synth::{self, SynthArgs};
+use super::{after_work, print_note, print_notes, progress_bar, words};
 use crate::apply::exact_scales;
 use crate::import::Grouping;
 use crate::{
     AutoOptions, CalibrateOptions, CalibrationMethod, Checkpoint, Conversion, ConvertOptions,
-    DEFAULT_SHARD_BYTES, LevelChoice, MeasureOptions, Measuring, Method, QuantizeOptions,
-    ScaleChoice, ScaleRule, Target, auto, convert_measured, dry_run, dry_run_auto,
-    dry_run_calibrated, saved_layers, synth,
+    LevelChoice, MeasureOptions, Measuring, Method, QuantizeOptions, ScaleChoice, ScaleRule,
+    Target, auto, convert_measured, dry_run, dry_run_auto, dry_run_auto_calibrated,
+    dry_run_calibrated, saved_layers,
 };
 
 /// Elements a group where neither the user nor the checkpoint says.
@@ -42,6 +42,7 @@ const LEVELS: &str = "--levels";
                   smq-convert --scheme nf4 phi35/ phi35-nf4.smq\n  \
                   smq-convert --mbits 3 --target all --calibrate wiki.txt chats.jsonl -- phi35/ out.smq\n  \
                   smq-convert --mbits auto --budget 4.5 --target all phi35/ phi35-auto.smq\n  \
+                  smq-convert --mbits auto --budget 4.5 --target all --calibrate wiki.txt -- phi35/ out.smq\n  \
                   smq-convert --to compressed-tensors phi35-e5m5.smq phi35-int4/\n  \
                   smq-convert synth --like config.json synthetic/"
 )]
@@ -89,7 +90,7 @@ struct ConvertArgs {
     #[arg(long, value_name = "ELEMS")]
     group_size: Option<usize>,
     /// int4, lut4: how a group's scale is chosen [default: reference, of lut4 nearest; with --mbits
-    /// auto the better of nearest and signed]
+    /// auto the better of nearest and signed; with --calibrate weighted]
     #[arg(long, value_parser = words::any_scale_rule())]
     scale_rule: Option<ScaleRule>,
     /// lut4: where the 16 levels come from: learned from each tensor, or NF4's [default: learned]
@@ -160,7 +161,7 @@ struct ConvertArgs {
     #[arg(long)]
     force: bool,
     /// Show what would be written, without reading the weights (with --mbits auto they are read, to
-    /// choose)
+    /// choose, and with --calibrate the texts go through the model once)
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -172,8 +173,18 @@ struct ConvertArgs {
 /// What to do, as the command line says it.
 pub(super) enum Task {
     Uniform(ConvertOptions),
-    Auto(AutoOptions),
+    Auto(AutoOptions, Option<CalibrateOptions>),
     Calibrated(ConvertOptions, CalibrateOptions),
+}
+
+impl Task {
+    /// Whether it goes on with a calibration that was killed.
+    fn resumes(&self) -> bool {
+        match self {
+            Self::Uniform(_) | Self::Auto(_, None) => false,
+            Self::Auto(_, Some(texts)) | Self::Calibrated(_, texts) => texts.resume,
+        }
+    }
 }
 
 impl ConvertArgs {
@@ -200,11 +211,6 @@ impl ConvertArgs {
         let int4 = self.scheme == Family::Int4;
         if self.mbits == Some(Width::Auto) && self.scales.is_none() && int4 {
             anyhow::ensure!(
-                self.calibrate.is_empty(),
-                "--mbits auto chooses by the errors of rounding to nearest, and does not go with \
-                 --calibrate; give a number of bits"
-            );
-            anyhow::ensure!(
                 self.levels.is_none(),
                 "{LEVELS} is for --scheme lut4; int4's levels are -8 to 7"
             );
@@ -212,7 +218,13 @@ impl ConvertArgs {
             let options = self
                 .auto
                 .options(checkpoint, target, group, rule, force, jobs)?;
-            return Ok(Task::Auto(options));
+            let texts = self.texts()?;
+            let choose_by = self.auto.choose_by(texts.is_some());
+            let options = AutoOptions {
+                choose_by,
+                ..options
+            };
+            return Ok(Task::Auto(options, texts));
         }
         let quantize = self.method(checkpoint, group)?;
         self.auto.refuse()?;
@@ -234,13 +246,22 @@ impl ConvertArgs {
     /// # Errors
     /// A scheme or a rule that calibration does not go with.
     fn calibration(&self, quantize: Method) -> anyhow::Result<Option<CalibrateOptions>> {
+        let texts = self.texts()?;
+        anyhow::ensure!(
+            texts.is_none() || quantize != Method::Fp8,
+            "--calibrate is for int4, lut4 and nf4; FP8 is rounded to nearest: leave it out"
+        );
+        Ok(texts)
+    }
+
+    /// As given; `None` without --calibrate.
+    ///
+    /// # Errors
+    /// As [`Self::memory_bytes`].
+    fn texts(&self) -> anyhow::Result<Option<CalibrateOptions>> {
         if self.calibrate.is_empty() {
             return Ok(None);
         }
-        anyhow::ensure!(
-            quantize != Method::Fp8,
-            "--calibrate is for int4, lut4 and nf4; FP8 is rounded to nearest: leave it out"
-        );
         Ok(Some(CalibrateOptions {
             texts: self.calibrate.clone(),
             tokens: self.calibrate_tokens,
@@ -331,31 +352,6 @@ impl ConvertArgs {
     }
 }
 
-#[derive(Args)]
-struct SynthArgs {
-    /// config.json that gives architecture and sizes
-    #[arg(long, value_name = "CONFIG")]
-    like: PathBuf,
-    /// The directory to write
-    #[arg(value_name = "OUT_DIR")]
-    out_dir: PathBuf,
-    /// Directory whose tokenizer files are copied
-    #[arg(long, value_name = "DIR")]
-    tokenizer: Option<PathBuf>,
-    /// The weights are a function of this
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Layers, in place of the config's
-    #[arg(long)]
-    layers: Option<u64>,
-    /// Largest size of a shard
-    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SHARD_BYTES)]
-    shard_bytes: u64,
-    /// Write into a directory that is not empty
-    #[arg(long)]
-    force: bool,
-}
-
 /// Runs the program.
 ///
 /// # Errors
@@ -363,7 +359,7 @@ struct SynthArgs {
 pub fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match (cli.command, cli.convert.checkpoint.clone()) {
-        (Some(Command::Synth(args)), _) => run_synth(args),
+        (Some(Command::Synth(args)), _) => synth::run(args),
         (None, Some(checkpoint)) => run_convert(checkpoint, cli.convert),
         (None, None) => Ok(Cli::command().print_help()?),
     }
@@ -397,12 +393,20 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     let tensor_bytes: u64 = tensor_bytes.sum();
     let total_bytes = match &task {
         Task::Uniform(_) | Task::Calibrated(..) => tensor_bytes,
-        Task::Auto(options) => tensor_bytes + auto::measured_bytes(&checkpoint, options),
+        Task::Auto(options, _) => tensor_bytes + auto::measured_bytes(&checkpoint, options),
     };
     let bar = progress_bar(total_bytes, "converting");
     let progress = |done_bytes: u64| {
         bar.set_position(done_bytes);
         !interrupted.load(Ordering::Relaxed)
+    };
+    let counted = |what: &'static str| {
+        let bar = progress_bar(0, what);
+        move |done: usize, all: usize| {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+            !interrupted.load(Ordering::Relaxed)
+        }
     };
     if dry {
         let (auto, plan) = match &task {
@@ -410,8 +414,14 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
             Task::Calibrated(options, texts) => {
                 (None, dry_run_calibrated(&checkpoint, options, texts)?)
             }
-            Task::Auto(options) => {
+            Task::Auto(options, None) => {
                 let (auto, plan) = dry_run_auto(&checkpoint, options, &progress)?;
+                (Some(auto), plan)
+            }
+            Task::Auto(options, Some(texts)) => {
+                let measuring = counted("measuring outputs, layers");
+                let (auto, plan) =
+                    dry_run_auto_calibrated(&checkpoint, options, texts, &measuring, &progress)?;
                 (Some(auto), plan)
             }
         };
@@ -425,29 +435,21 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
         return Err(smq_format::Error::OutputIsInput { path, input }.into());
     }
     if let Some((layers, directory)) = saved_layers(&out)
-        && !matches!(
-            &task,
-            Task::Calibrated(_, CalibrateOptions { resume: true, .. })
-        )
+        && !task.resumes()
     {
         print_note(&format!(
             "{} holds {layers} layers of a calibration that was killed; with --resume it goes on",
             directory.display()
         ));
     }
-    let counted = |what: &'static str| {
-        let bar = progress_bar(0, what);
-        move |done: usize, all: usize| {
-            bar.set_length(all as u64);
-            bar.set_position(done as u64);
-            !interrupted.load(Ordering::Relaxed)
-        }
-    };
     let calibrating = counted("calibrating, layers");
     let measuring = counted("measuring, windows");
     let conversion = match &task {
         Task::Uniform(options) => Conversion::Uniform(options),
-        Task::Auto(options) => Conversion::Auto(options),
+        Task::Auto(options, None) => Conversion::Auto(options),
+        Task::Auto(options, Some(texts)) => {
+            Conversion::AutoCalibrated(options, texts, &calibrating)
+        }
         Task::Calibrated(options, texts) => Conversion::Calibrated(options, texts, &calibrating),
     };
     let measuring = (!measure.texts.is_empty()).then_some(Measuring {
@@ -458,33 +460,4 @@ fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let (auto, summary) = result?;
     after_work(about.print_summary(&out, &summary, auto.as_ref()))
-}
-
-fn run_synth(args: SynthArgs) -> anyhow::Result<()> {
-    let options = synth::SynthOptions {
-        tokenizer: args.tokenizer,
-        seed: args.seed,
-        shard_bytes: args.shard_bytes,
-        layers: args.layers,
-        force: args.force,
-        ..synth::SynthOptions::new(args.like, args.out_dir.clone())
-    };
-    let bar = progress_bar(0, "generating");
-    let summary = synth::synth(&options, &|done_bytes, total_bytes| {
-        bar.set_length(total_bytes);
-        bar.set_position(done_bytes);
-    });
-    bar.finish_and_clear();
-    let summary = summary?;
-    after_work(show(&format!(
-        "{}: {}, {} tensors, {} in {} shards, {:.1} s and {:.1} s of fsync; the weights are \
-         synthetic: speed, memory and energy carry over to real ones, quality does not\n",
-        args.out_dir.display(),
-        summary.architecture,
-        summary.tensors,
-        DecimalBytes(summary.total_size_bytes),
-        summary.shards.len(),
-        summary.write_time.as_secs_f64(),
-        summary.sync_time.as_secs_f64(),
-    )))
 }

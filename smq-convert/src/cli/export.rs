@@ -14,7 +14,7 @@ use crate::directory::DEFAULT_SHARD_BYTES;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
 
 /// Options of the way there, which the way back has not.
-const OF_CONVERSION: [&str; 22] = [
+const OF_CONVERSION: [&str; 23] = [
     "scheme",
     "mbits",
     "scales",
@@ -37,6 +37,7 @@ const OF_CONVERSION: [&str; 22] = [
     "measure_kl",
     "sensitivity",
     "mixed_widths",
+    "choose_by",
 ];
 
 /// Options of the way back.

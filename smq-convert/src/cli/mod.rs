@@ -6,6 +6,7 @@ mod export;
 mod progress;
 mod signals;
 mod summary;
+mod synth;
 mod words;
 
 use std::io::Write;

@@ -28,7 +28,7 @@ impl<'a> About<'a> {
             Task::Uniform(options) | Task::Calibrated(options, _) => {
                 (&options.target, Some(options.quantize))
             }
-            Task::Auto(options) => (&options.target, None),
+            Task::Auto(options, _) => (&options.target, None),
         };
         let change = match method {
             Some(Method::Int4(options)) if checkpoint.keeps_codes() => Some((

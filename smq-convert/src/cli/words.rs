@@ -1,6 +1,6 @@
 //! Arguments that are one of a few words, spelled as smq-format spells them.
 
-use crate::CalibrationMethod;
+use crate::{CalibrationMethod, ChooseBy};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use smq_format::{Family, LevelChoice, ScaleRule};
 
@@ -61,6 +61,23 @@ pub(super) fn calibration_method() -> impl TypedValueParser<Value = CalibrationM
         let is_word = |method: &CalibrationMethod| method.name() == word;
         let found = CalibrationMethod::ALL.into_iter().find(is_word);
         found.ok_or("expected search, gptq or asymmetric")
+    })
+}
+
+/// Reads whose errors decide.
+pub(super) fn choose_by() -> impl TypedValueParser<Value = ChooseBy> {
+    let word = |by: ChooseBy| {
+        PossibleValue::new(by.name()).help(match by {
+            ChooseBy::Weights => "The weights', each counting the same",
+            ChooseBy::Outputs => {
+                "With --calibrate: the outputs' on the texts, relative to the outputs"
+            }
+        })
+    };
+    let words = ChooseBy::ALL.map(word);
+    PossibleValuesParser::new(words).try_map(|word| {
+        let found = ChooseBy::ALL.into_iter().find(|by| by.name() == word);
+        found.ok_or("expected weights or outputs")
     })
 }
 

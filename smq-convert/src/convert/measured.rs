@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use smq_format::SmqWriter;
 
-use super::{ConvertOptions, Summary, calibrated, check_target, chosen, rounded};
+use super::chosen::{chosen, chosen_calibrated};
+use super::{ConvertOptions, Summary, calibrated, check_target, rounded};
 use crate::auto::{Auto, AutoOptions};
 use crate::calibrate::{CalibrateOptions, CalibrationProgress};
 use crate::error::ConvertError;
@@ -20,6 +21,12 @@ pub enum Conversion<'a> {
     Uniform(&'a ConvertOptions),
     /// [`convert_auto`](super::convert_auto).
     Auto(&'a AutoOptions),
+    /// [`convert_auto_calibrated`](super::convert_auto_calibrated).
+    AutoCalibrated(
+        &'a AutoOptions,
+        &'a CalibrateOptions,
+        CalibrationProgress<'a>,
+    ),
     /// [`convert_calibrated`](super::convert_calibrated).
     Calibrated(
         &'a ConvertOptions,
@@ -42,12 +49,19 @@ pub fn convert_measured(
     progress: Progress,
 ) -> Result<(Option<Auto>, Summary), ConvertError> {
     let no_choice = |summary| (None, summary);
+    let with_choice = |(auto, summary)| (Some(auto), summary);
     match conversion {
         Conversion::Uniform(options) => {
             rounded(checkpoint, target, options, measuring, progress).map(no_choice)
         }
-        Conversion::Auto(options) => chosen(checkpoint, target, options, measuring, progress)
-            .map(|(auto, summary)| (Some(auto), summary)),
+        Conversion::Auto(options) => {
+            chosen(checkpoint, target, options, measuring, progress).map(with_choice)
+        }
+        Conversion::AutoCalibrated(options, texts, calibrating) => {
+            let texts = (texts, calibrating);
+            chosen_calibrated(checkpoint, target, options, texts, measuring, progress)
+                .map(with_choice)
+        }
         Conversion::Calibrated(options, texts, calibrating) => {
             let texts = (texts, calibrating);
             calibrated(checkpoint, target, options, texts, measuring, progress).map(no_choice)

@@ -1,6 +1,7 @@
 //! Source -> plan -> quantize -> writer, one tensor ahead of the disk.
 
 mod against_config;
+mod chosen;
 mod finite;
 mod measured;
 
@@ -11,12 +12,12 @@ use smq_format::statistics::{OutputError, Receipt, TensorStatistics};
 use smq_format::{Provenance, Scheme, SmqWriter, Statistics, Written, input_at};
 
 use against_config::check_against_config;
+pub use chosen::{convert_auto, convert_auto_calibrated, dry_run_auto, dry_run_auto_calibrated};
 use finite::check_finite;
 use measured::Output;
 pub use measured::{Conversion, convert_measured};
 
 use crate::apply::{check_options, check_rule, not_quantized, quantize_tensor};
-use crate::auto::{Auto, AutoOptions, choose, measured_bytes};
 use crate::calibrate::{
     self, CalibrateOptions, Calibration, CalibrationProgress, Outcome, Prepared, Saved,
 };
@@ -109,22 +110,6 @@ pub fn dry_run(checkpoint: &Checkpoint, options: &ConvertOptions) -> Result<Plan
     plan_of(checkpoint, &uniform(checkpoint, options)?)
 }
 
-/// Chooses as [`convert_auto`] would, and plans that: `progress` gets the bytes that [`choose`]
-/// counts.
-///
-/// # Errors
-/// As [`convert_auto`], for all that can be known without writing.
-pub fn dry_run_auto(
-    checkpoint: &Checkpoint,
-    options: &AutoOptions,
-    progress: Progress,
-) -> Result<(Auto, Plan), ConvertError> {
-    check_against_config(checkpoint)?;
-    let auto = choose(checkpoint, options, progress)?;
-    let plan = plan_of(checkpoint, &auto.choice)?;
-    Ok((auto, plan))
-}
-
 fn check_rule_of(method: Method) -> Result<(), ConvertError> {
     method
         .options()
@@ -172,39 +157,6 @@ fn rounded(
     write(checkpoint, &choice, none, output, options.jobs, progress)
 }
 
-/// Measures, chooses and converts; otherwise as [`convert`]. `progress` gets the bytes that
-/// [`choose`] counts, then these and the source bytes done.
-///
-/// # Errors
-/// As [`choose`] and [`convert`].
-pub fn convert_auto(
-    checkpoint: &Checkpoint,
-    target: &Path,
-    options: &AutoOptions,
-    progress: Progress,
-) -> Result<(Auto, Summary), ConvertError> {
-    chosen(checkpoint, target, options, None, progress)
-}
-
-fn chosen(
-    checkpoint: &Checkpoint,
-    target: &Path,
-    options: &AutoOptions,
-    measuring: Option<Measuring>,
-    progress: Progress,
-) -> Result<(Auto, Summary), ConvertError> {
-    check_against_config(checkpoint)?;
-    // Before the weights are measured, which may take minutes.
-    let output = Output::create(checkpoint, target, options.overwrite, measuring)?;
-    let auto = choose(checkpoint, options, progress)?;
-    let measured = measured_bytes(checkpoint, options);
-    let progress = |done_bytes: u64| progress(measured + done_bytes);
-    let choice = &auto.choice;
-    let none = Calibration::default();
-    let summary = write(checkpoint, choice, none, output, options.jobs, &progress)?;
-    Ok((auto, summary))
-}
-
 /// Calibrates and converts; otherwise as [`convert`]. `calibrating` is told of the first part,
 /// `progress` of the second.
 ///
@@ -237,16 +189,26 @@ fn calibrated(
     let mut choice = uniform(checkpoint, options)?;
     check_target(checkpoint, target, &texts.texts)?;
     let output = Output::create(checkpoint, target, options.overwrite, measuring)?;
-    let pool = pool(options.jobs)?;
-    let prepared = pool.install(|| Prepared::new(checkpoint, &mut choice, texts))?;
-    // What the format cannot hold is found before the layers are calibrated, which may take hours.
-    plan_of(checkpoint, &choice)?;
-    let saved = Saved::open(target, calibrate::key(checkpoint, &choice), texts.resume)?;
-    let calibration =
-        pool.install(|| prepared.calibrate(checkpoint, &choice, &saved, calibrating))?;
-    drop(prepared);
     let jobs = options.jobs;
+    let prepared = pool(jobs)?.install(|| Prepared::new(checkpoint, texts))?;
+    prepared.record(checkpoint, &mut choice);
+    let saved = saved(checkpoint, target, &choice, texts)?;
+    let calibration =
+        pool(jobs)?.install(|| prepared.calibrate(checkpoint, &choice, &saved, calibrating))?;
+    drop(prepared);
     write(checkpoint, &choice, calibration, output, jobs, progress)
+}
+
+/// Where calibrated layers are saved. What the format cannot hold is found before they are
+/// calibrated, which may take hours.
+fn saved(
+    checkpoint: &Checkpoint,
+    target: &Path,
+    choice: &Choice,
+    texts: &CalibrateOptions,
+) -> Result<Saved, ConvertError> {
+    plan_of(checkpoint, choice)?;
+    Saved::open(target, calibrate::key(checkpoint, choice), texts.resume)
 }
 
 /// Plans the conversion that [`convert_calibrated`] would do: texts are read, weights are not.
@@ -259,7 +221,7 @@ pub fn dry_run_calibrated(
     texts: &CalibrateOptions,
 ) -> Result<Plan, ConvertError> {
     let mut choice = uniform(checkpoint, options)?;
-    Prepared::new(checkpoint, &mut choice, texts)?;
+    Prepared::new(checkpoint, texts)?.record(checkpoint, &mut choice);
     plan_of(checkpoint, &choice)
 }
 

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use smq_convert::{AutoOptions, CalibrateOptions, Checkpoint, Goal, Sensitivity, convert_auto};
+use smq_convert::{
+    AutoOptions, CalibrateOptions, Checkpoint, ChooseBy, Goal, Sensitivity, convert_auto,
+};
 use smq_model::Tokenizer;
 
 use super::plan::{RegisteredPlan, TextPlan};
@@ -48,6 +50,7 @@ impl Maker<'_> {
             group: GROUP,
             rule: None,
             goal: Goal::Budget(budget_bits),
+            choose_by: ChooseBy::Weights,
             sensitivity: sensitivity.map(Sensitivity::read).transpose()?,
             mixed_widths: false,
             overwrite: true,

@@ -5,7 +5,7 @@
 //! 1e-4 relative (tests/golden.rs). They are pinned to 5 %, which is also less than what separates
 //! the widths that the test orders.
 
-use smq_convert::{AutoOptions, Goal, Sensitivity, Target, convert_auto};
+use smq_convert::{AutoOptions, ChooseBy, Goal, Sensitivity, Target, convert_auto};
 
 use super::*;
 use crate::eval::task::Metric;
@@ -334,6 +334,7 @@ fn predicted_divergence_is_about_what_is_measured() {
         group: 128,
         rule: None,
         goal: Goal::MaxKl(0.1),
+        choose_by: ChooseBy::Weights,
         sensitivity: Some(Sensitivity::read(&measured_sensitivity()).unwrap()),
         mixed_widths: true,
         overwrite: false,
