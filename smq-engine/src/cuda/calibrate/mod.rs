@@ -354,8 +354,8 @@ mod tests {
         let message = check_memory(enough - 1, &sizes, plan)
             .unwrap_err()
             .to_string();
-        let start = "calibrating on 102400 tokens takes 1.8 GB of GPU memory beside the model, and \
-                     1.8 GB are free; give fewer --calibrate-tokens";
+        let start = "calibrating on 102400 tokens takes 1.7 GB of GPU memory beside the model, and \
+                     1.7 GB are free; give fewer --calibrate-tokens";
         assert!(message.starts_with(start), "{message}");
     }
 
