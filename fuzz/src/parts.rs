@@ -145,3 +145,42 @@ fn change_text(contents: &mut Vec<u8>, random: &mut Random, pieces: &[&str], mut
         _ => mutate(contents, 64),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KNOWN: Known = &[
+        ("a.json", Kind::Json(&["x"])),
+        ("b", Kind::Text(&["y"])),
+        ("c", Kind::Text(&["z"])),
+    ];
+
+    #[test]
+    fn an_input_is_its_files() {
+        let input = b"{}\n=== b ===\none\n=== d ===\n=== b ===\ntwo\n=== c ===\n";
+        let parts = Parts::of(KNOWN, input);
+        let files: Vec<_> = parts.files().collect();
+        let expected: [(&str, &[u8]); 3] =
+            [("a.json", b"{}\n"), ("b", b"one\n=== d ===\n"), ("c", b"")];
+        assert_eq!(files, expected);
+        assert_eq!(parts.put(), b"{}\n=== b ===\none\n=== d ===\n=== c ===\n");
+    }
+
+    #[test]
+    fn mutations_stay_within_the_limit_and_reach_every_file() {
+        let input = b"{\"k\": 1}\n=== b ===\none\n";
+        let (mut first, mut second, mut third) = (false, false, false);
+        for seed in 0..2000 {
+            let mut random = Random::new(seed);
+            let mut own = |bytes: &mut Vec<u8>, _: usize| bytes.push(b'!');
+            let out = mutate_parts(KNOWN, input, 64, &mut random, &mut own);
+            assert!(out.len() <= 64);
+            let parts = Parts::of(KNOWN, &out);
+            first |= parts.get("a.json") != Some(b"{\"k\": 1}\n");
+            second |= parts.get("b").is_some_and(|text| text != b"one\n");
+            third |= parts.get("c").is_some();
+        }
+        assert!(first && second && third);
+    }
+}
