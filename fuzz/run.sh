@@ -56,6 +56,13 @@ if [[ -z ${BINARIES-} ]]; then
     BINARIES=$target_dir/$triple/release
 fi
 
+for target in "${targets[@]}"; do
+    if [[ ! -x $BINARIES/$target ]]; then
+        echo "$BINARIES/$target is no program; build it, or leave BINARIES out" >&2
+        exit 2
+    fi
+done
+
 # Inputs are written to files below this directory, which goes away whatever happens to a target.
 parent=${TMPDIR:-/dev/shm}
 [[ -d $parent ]] || parent=/tmp
