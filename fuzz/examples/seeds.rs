@@ -1,9 +1,11 @@
-//! Writes the seeds under `seeds/`: tiny valid files of every scheme, and a tiny checkpoint.
+//! Writes the seeds under `seeds/`: tiny valid files of every scheme, a tiny checkpoint, and side
+//! files from the fixtures of the tests.
 
 use std::error::Error;
 use std::path::Path;
 
 use safetensors::tensor::{Dtype as SourceDtype, TensorView, serialize};
+use serde_json::{Value, json};
 use smq_format::scale::{MiniFloat, ScaleFormat};
 use smq_format::{Dtype, Levels, Provenance, Scheme, SmqFile, SmqWriter, bits};
 use smq_tests::corrupt::{Sample, cases};
@@ -13,8 +15,8 @@ type Files = Vec<(&'static str, Vec<u8>)>;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
-    let scratch = smq_fuzz::scratch("seeds");
-    std::fs::create_dir_all(&scratch)?;
+    let directory = smq_fuzz::scratch();
+    let scratch = directory.path();
     let mini = MiniFloat::for_largest(5, 5, 0.75).ok_or("widths out of range")?;
     let int4 = |scales| Scheme::Int4 { group: 4, scales };
     let lut4 = |scales| Scheme::Lut4 {
@@ -22,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         scales,
         levels: Levels::nf4(),
     };
-    let sample = Sample::write(&scratch)?;
+    let sample = Sample::write(scratch)?;
     let calibrated = cases(&sample)?
         .into_iter()
         .find(|case| case.name == "statistics 2 whole")
@@ -70,9 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         writer.finish(Provenance::default(), None)?;
         files.push((name, SmqFile::open(&path)?.bytes().to_vec()));
     }
-    for target in ["open", "verify", "dequantize"] {
-        put(&seeds.join(target), &files)?;
-    }
+    put(&seeds.join("smq"), &files)?;
     put(&seeds.join("safetensors"), &checkpoints()?)?;
     // Bytes for `arbitrary`: any will do, so a run of each kind.
     let ramp: Vec<u8> = (0..=255).collect();
@@ -87,7 +87,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             ),
         ],
     )?;
-    std::fs::remove_dir_all(scratch.parent().ok_or("no parent")?)?;
+    put_texts(&seeds)?;
     Ok(())
 }
 
@@ -144,6 +144,103 @@ fn checkpoints() -> Result<Files, Box<dyn Error>> {
         ("gptq.safetensors", serialize(gptq, None)?),
         ("packed.safetensors", serialize(packed, None)?),
     ])
+}
+
+/// The seeds that are text: side files, several in one as [`smq_fuzz::Parts`] has them.
+fn put_texts(seeds: &Path) -> Result<(), Box<dyn Error>> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+    let text = |name: &str| std::fs::read_to_string(fixtures.join(name));
+    let json =
+        |name: &str| -> Result<Value, Box<dyn Error>> { Ok(serde_json::from_str(&text(name)?)?) };
+    let (set, key) = ("$set", "chat_template");
+    let phi3 = json("phi3-tiny/tokenizer_config.json")?;
+    let cases = json("hf/template_cases.json")?;
+    let cases = cases["cases"]
+        .as_array()
+        .ok_or("there are no cases of templates")?;
+    let of_case = |case: &'_ Value| {
+        Some(
+            case["files"]["tokenizer_config.json"][set][key]
+                .as_str()?
+                .to_owned(),
+        )
+    };
+    let templates: Vec<String> = cases.iter().filter_map(of_case).collect();
+    let messages =
+        r#"[{"role": "user", "content": " a <b> "}, {"role": "assistant", "content": "é"}]"#;
+    let with_messages = |template: &str| format!("{template}\n=== messages.json ===\n{messages}\n");
+    let mut chat = vec![(
+        "phi3".to_owned(),
+        with_messages(phi3[key].as_str().ok_or("no template")?),
+    )];
+    for (n, template) in templates
+        .iter()
+        .step_by((templates.len() / 12).max(1))
+        .enumerate()
+    {
+        chat.push((format!("case{n}"), with_messages(template)));
+    }
+    put_text(&seeds.join("chat_template"), &chat)?;
+
+    let mut tokenizers = Vec::new();
+    for (name, config) in [
+        (
+            "byte_level",
+            r#"{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}"#,
+        ),
+        (
+            "sentencepiece",
+            r#"{"tokenizer_class": "LlamaTokenizer", "legacy": false}"#,
+        ),
+        ("wordpiece", r#"{"clean_up_tokenization_spaces": true}"#),
+    ] {
+        let file: Value = json(&format!("hf/tokenizers/{name}.json"))?;
+        let beside = format!("=== tokenizer_config.json ===\n{config}\n=== text ===\n");
+        tokenizers.push((name.to_owned(), format!("{file}\n{beside}The é <s> 12\n")));
+    }
+    put_text(&seeds.join("tokenizer"), &tokenizers)?;
+
+    let (mut models, mut configs) = (Vec::new(), Vec::new());
+    let bases = json("hf/config_cases.json")?;
+    for (name, files) in bases["base"]
+        .as_object()
+        .ok_or("there are no base models")?
+    {
+        let config = &files["config.json"]["$json"];
+        configs.push((name.clone(), format!("{config}\n")));
+        let generation =
+            r#"{"do_sample": true, "temperature": 0.5, "top_k": 3, "eos_token_id": [2, 1]}"#;
+        let tokenizer = r#"{"bos_token": "a", "eos_token": {"content": "b"}, "chat_template": "{{ bos_token }}"}"#;
+        let generation = format!("=== generation_config.json ===\n{generation}\n");
+        let tokenizer = format!("=== tokenizer_config.json ===\n{tokenizer}\n");
+        models.push((name.clone(), format!("{config}\n{generation}{tokenizer}")));
+    }
+    let phi3 = text("phi3-tiny/config.json")?;
+    configs.push(("phi3-tiny".to_owned(), phi3.clone()));
+    models.push(("phi3-tiny".to_owned(), phi3));
+    put_text(&seeds.join("side_files"), &models)?;
+    put_text(&seeds.join("export"), &configs)?;
+
+    let (first, second) = (
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    );
+    let map = json!({ "a": first, "model.layers.0.w": first, "b": second });
+    let index = json!({ "metadata": { "total_size": 22 }, "weight_map": map });
+    let explicit = "=== config.json ===\n{\"transformers_weights\": \"other.safetensors\"}\n";
+    let indices = [
+        ("two".to_owned(), format!("{index}\n")),
+        ("explicit".to_owned(), format!("{index}\n{explicit}")),
+    ];
+    put_text(&seeds.join("shard_index"), &indices)
+}
+
+fn put_text(dir: &Path, files: &[(String, String)]) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(dir)?;
+    for (name, text) in files {
+        std::fs::write(dir.join(name), text)?;
+    }
+    Ok(())
 }
 
 fn put(dir: &Path, files: &[(&'static str, Vec<u8>)]) -> Result<(), Box<dyn Error>> {

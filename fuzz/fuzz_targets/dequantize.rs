@@ -2,27 +2,19 @@
 //! against a bit-by-bit reading of the specification.
 #![no_main]
 
-use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use smq_format::SmqFile;
-use smq_fuzz::{Hashes, Random, mutate_smq, scratch};
+use smq_fuzz::{Hashes, mutate_smq, scratch};
 
 const MAX_ELEMS: usize = 1 << 16;
 
-fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    smq_fuzz::mutator(
-        data,
-        size,
-        max_size,
-        seed,
-        fuzzer_mutate,
-        |file, limit, random: &mut Random, mutate| {
-            mutate_smq(file, limit, random, Hashes::Stale, mutate)
-        },
-    )
-});
+smq_fuzz::target! {
+    mutate: |file, limit, random, mutate| mutate_smq(file, limit, random, Hashes::Stale, mutate),
+    run: run,
+}
 
-fuzz_target!(|data: &[u8]| {
-    let path = scratch("dequantize.smq");
+fn run(data: &[u8]) {
+    let dir = scratch();
+    let path = dir.path().join("dequantize.smq");
     std::fs::write(&path, data).expect("the scratch file can be written");
     let Ok(file) = SmqFile::open(&path) else {
         return;
@@ -43,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(tensor.dequantize_rows(middle..rows, second).is_ok());
         assert_eq!(bits(&Some(whole)), bits(&Some(parts)));
     }
-});
+}
 
 /// Bits of every value, where all NaN count as one.
 fn bits(values: &Option<Vec<f32>>) -> Option<Vec<u32>> {

@@ -1,25 +1,17 @@
 //! Opens a file: header, index, layout, padding. What opens is used as a reader would, blobs unread.
 #![no_main]
 
-use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use smq_format::SmqFile;
-use smq_fuzz::{Hashes, Random, mutate_smq, scratch};
+use smq_fuzz::{Hashes, mutate_smq, scratch};
 
-fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    smq_fuzz::mutator(
-        data,
-        size,
-        max_size,
-        seed,
-        fuzzer_mutate,
-        |file, limit, random: &mut Random, mutate| {
-            mutate_smq(file, limit, random, Hashes::Stale, mutate)
-        },
-    )
-});
+smq_fuzz::target! {
+    mutate: |file, limit, random, mutate| mutate_smq(file, limit, random, Hashes::Stale, mutate),
+    run: run,
+}
 
-fuzz_target!(|data: &[u8]| {
-    let path = scratch("open.smq");
+fn run(data: &[u8]) {
+    let dir = scratch();
+    let path = dir.path().join("open.smq");
     std::fs::write(&path, data).expect("the scratch file can be written");
     match SmqFile::open(&path) {
         Ok(file) => {
@@ -57,4 +49,4 @@ fuzz_target!(|data: &[u8]| {
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
-});
+}

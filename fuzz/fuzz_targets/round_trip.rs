@@ -98,7 +98,8 @@ struct Written {
 }
 
 fuzz_target!(|input: Input| {
-    let path = scratch("round_trip.smq");
+    let dir = scratch();
+    let path = dir.path().join("round_trip.smq");
     let mut writer = SmqWriter::create(&path, true).expect("the scratch file can be written");
     let mut files = Vec::new();
     for (name, contents) in input.files {

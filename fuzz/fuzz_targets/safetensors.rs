@@ -2,14 +2,13 @@
 //! is converted verifies.
 #![no_main]
 
-use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use regex::Regex;
 use smq_convert::{
     Checkpoint, ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Target, convert,
     dry_run,
 };
 use smq_format::SmqFile;
-use smq_fuzz::{Random, mutate_safetensors, scratch};
+use smq_fuzz::{fold, mutate_safetensors, scratch};
 
 const MAX_BYTES: usize = 1 << 15;
 /// The config.json beside the weights, by what they are: of an architecture that the converter does not know, so
@@ -22,16 +21,10 @@ const CONFIGS: [&str; 3] = [
         "symmetric": true, "strategy": "group", "group_size": 8}}}}}"#,
 ];
 
-fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    smq_fuzz::mutator(
-        data,
-        size,
-        max_size,
-        seed,
-        fuzzer_mutate,
-        |file, limit, random: &mut Random, mutate| mutate_safetensors(file, limit, random, mutate),
-    )
-});
+smq_fuzz::target! {
+    mutate: mutate_safetensors,
+    run: run,
+}
 
 /// A pattern that takes every matrix, and none of them by accident: an embedding or a norm is
 /// quantized only where its name is given in full. Names that are too many or too long for a
@@ -43,22 +36,18 @@ fn every_matrix(checkpoint: &Checkpoint) -> Target {
     Target::Pattern(pattern.unwrap_or_else(|_| Regex::new(".").expect("a pattern")))
 }
 
-fuzz_target!(|data: &[u8]| {
-    // Options from the data, so that one corpus reaches every scale format and rule.
-    let choose = data.iter().fold(0usize, |n, &b| {
-        n.wrapping_mul(31).wrapping_add(usize::from(b))
-    });
+fn run(data: &[u8]) {
+    let choose = fold(data);
     let has = |name: &[u8]| data.windows(name.len()).any(|w| w == name);
     let kind = match () {
         () if has(b".qweight") => 1,
         () if has(b".weight_packed") => 2,
         () => 0,
     };
-    let dir = scratch(["plain", "gptq", "packed"][kind]);
-    if !dir.is_dir() {
-        std::fs::create_dir_all(&dir).expect("the scratch directory can be made");
-        std::fs::write(dir.join("config.json"), CONFIGS[kind]).expect("config.json can be written");
-    }
+    let scratch = scratch();
+    let dir = scratch.path().join("checkpoint");
+    std::fs::create_dir(&dir).expect("the checkpoint's directory can be made");
+    std::fs::write(dir.join("config.json"), CONFIGS[kind]).expect("config.json can be written");
     std::fs::write(dir.join("model.safetensors"), data).expect("the scratch file can be written");
     let mut checkpoint = match Checkpoint::open(&dir) {
         Ok(checkpoint) => checkpoint,
@@ -118,7 +107,7 @@ fuzz_target!(|data: &[u8]| {
     if data.len() > MAX_BYTES {
         return;
     }
-    let target = scratch("converted.smq");
+    let target = scratch.path().join("converted.smq");
     match convert(&checkpoint, &target, &options, &|_| true) {
         Ok(summary) => {
             let file = SmqFile::open(&target).expect("what was converted opens");
@@ -140,4 +129,4 @@ fuzz_target!(|data: &[u8]| {
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
-});
+}

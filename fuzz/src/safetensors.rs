@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use crate::{Mutate, Random, mutate_json};
+use crate::json::{STORAGE, mutate_json};
+use crate::{Mutate, Random};
 
 /// Mutates a safetensors file of at most `limit` bytes; one that cannot be taken apart is mutated as bytes.
 pub fn mutate_safetensors(
@@ -30,7 +31,7 @@ pub fn mutate_safetensors(
         (1 | 2, _) => mutate(&mut header, 64),
         (3..=5, Ok(mut value)) => {
             for _ in 0..1 + random.below(3) {
-                mutate_json(&mut value, random);
+                mutate_json(&mut value, random, &STORAGE);
             }
             if random.below(2) == 0 {
                 fit(&mut value, &mut data);

@@ -88,11 +88,11 @@ fn text(bytes: &[u8]) -> std::result::Result<&str, String> {
 }
 
 /// Where a replacement ends in the new text, and by how many columns it is longer than what it
-/// stands for.
+/// stands for; by less than none where that is a number of many digits.
 struct Replaced {
     line: usize,
     end_column: usize,
-    longer: usize,
+    longer: isize,
 }
 
 /// The text with an object in place of each number that JSON does not have.
@@ -120,7 +120,7 @@ fn without_special_floats(text: &str) -> (String, Vec<Replaced>) {
             replaced.push(Replaced {
                 line,
                 end_column: out.len() - line_start,
-                longer: put.len() - token.len(),
+                longer: put.len().cast_signed() - token.len().cast_signed(),
             });
         }
         rest = after;
@@ -161,11 +161,12 @@ fn special_float(token: &str) -> Cow<'_, str> {
 fn located(error: &serde_json::Error, replaced: &[Replaced]) -> String {
     let (line, column) = (error.line(), error.column());
     let before = |r: &&Replaced| r.line == line && r.end_column <= column;
-    let shift: usize = replaced.iter().filter(before).map(|r| r.longer).sum();
+    let shift: isize = replaced.iter().filter(before).map(|r| r.longer).sum();
     let text = error.to_string();
     let place = format!(" at line {line} column {column}");
     let reason = text.strip_suffix(&place).unwrap_or(&text);
-    format!("{reason} at line {line} column {}", column - shift)
+    let column = column.saturating_add_signed(-shift);
+    format!("{reason} at line {line} column {column}")
 }
 
 #[cfg(test)]
@@ -214,6 +215,11 @@ mod tests {
         let special = refused(b"{\"a\": [Infinity, NaN, -Infinity],,}");
         assert_eq!(special, plain);
         assert!(plain.ends_with("column 34"), "{plain}");
+        // A number that is longer than what stands for it.
+        let plain = refused(b"{\"a\": [1234567890123456789012345e1, 1],,}");
+        let long = refused(b"{\"a\": [1234567890123456789012e+309, 1],,}");
+        assert_eq!(long, plain);
+        assert!(plain.ends_with("column 40"), "{plain}");
         let later = refused(b"{\"a\": NaN,\n \"b\": Infinit}");
         assert!(later.contains("line 2 column 7"), "{later}");
         let cut = refused(b"{\"a\": NaN, \"b");
