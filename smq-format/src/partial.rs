@@ -12,6 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::writer::without_path;
 use tempfile::{NamedTempFile, TempDir};
 
 /// How the names of unfinished files end; each begins with a dot and the target's name.
@@ -147,7 +148,8 @@ impl Scratch {
         #[cfg(unix)]
         builder.permissions(mode(0o777));
         for _ in 0..ATTEMPTS {
-            let temp = builder.tempdir_in(directory(target))?;
+            let temp = builder.tempdir_in(directory(target));
+            let temp = temp.map_err(without_path)?;
             let entry = Entry::new(temp.path());
             // Where a directory cannot be opened it cannot be locked, nor taken for a leftover.
             let lock = File::open(temp.path()).ok();

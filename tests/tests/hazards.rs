@@ -278,11 +278,11 @@ fn outputs() {
         ("smq-convert --to safetensors DIR/ok.smq DIR/text", "DIR/text: exists and is not a directory"),
         ("smq-convert --to safetensors DIR/ok.smq DIR/fifo", "DIR/fifo: exists and is not a directory"),
         ("smq-convert --to safetensors DIR/ok.smq DIR/dangling", "DIR/dangling: exists and is not a directory"),
-        ("smq-convert --to safetensors DIR/ok.smq DIR/text/new", "DIR/text/new: cannot create directory: Not a directory (os error 20)"),
-        ("smq-inspect --html DIR/dir DIR/ok.smq", "DIR/dir is a directory; choose another name for the HTML page"),
-        ("smq-inspect --html DIR/fifo DIR/ok.smq", "DIR/fifo is not a regular file; choose another name for the HTML page"),
-        ("smq-inspect --html DIR/ok.smq DIR/ok.smq", "DIR/ok.smq is an .smq file; choose another name for the HTML page"),
-        ("smq-inspect --html DIR/missing/page.html DIR/ok.smq", "DIR/missing/page.html: cannot create a temporary file beside it: No such file or directory (os error 2) at path ..."),
+        ("smq-convert --to safetensors DIR/ok.smq DIR/text/new", "DIR/text/new: cannot create a temporary directory beside it: Not a directory (os error 20)"),
+        ("smq-inspect --html DIR/dir DIR/ok.smq", "DIR/dir is a directory, not a regular file"),
+        ("smq-inspect --html DIR/fifo DIR/ok.smq", "DIR/fifo is a FIFO, not a regular file"),
+        ("smq-inspect --html DIR/ok.smq DIR/ok.smq", "DIR/ok.smq is an input, DIR/ok.smq; choose another name for the output"),
+        ("smq-inspect --html DIR/missing/page.html DIR/ok.smq", "DIR/missing/page.html: cannot create it: DIR/missing does not exist; create it first"),
     ]);
     let text = std::fs::read_to_string(scratch.path("text")).unwrap();
     assert!(text.starts_with("some text"));
@@ -445,7 +445,7 @@ fn without_permission() {
         ),
         (
             "smq-convert --to safetensors DIR/readable.smq DIR/dir/out",
-            "DIR/dir/out: cannot create directory",
+            "DIR/dir/out: cannot create a temporary directory beside it",
         ),
     ] {
         let mut words = line.split(' ');

@@ -78,7 +78,7 @@ impl Staging {
                 made => made,
             },
         };
-        let action = "create a temporary directory for";
+        let action = "create a temporary directory beside it";
         let scratch = scratch.map_err(DirectoryError::io(action, out_dir))?;
         if let (Place::Within, Some(why)) = (place, why_fixed)
             && let Some(found) = list(&resolved)?
