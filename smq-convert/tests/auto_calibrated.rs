@@ -4,18 +4,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use smq_convert::{
-    Auto, AutoOptions, CalibrateOptions, CalibrationMethod, CalibrationProgress, Checkpoint,
-    ChooseBy, ConvertError, Goal, QuantizeOptions, ScaleChoice, ScaleRule, Sensitivity, Summary,
-    convert_auto_calibrated, dry_run_auto_calibrated,
+    Auto, AutoOptions, CalibrateOptions, CalibrationProgress, Checkpoint, ChooseBy, ConvertError,
+    Goal, QuantizeOptions, ScaleChoice, ScaleRule, Sensitivity, Summary, convert_auto_calibrated,
+    dry_run_auto_calibrated,
 };
-use smq_engine::Device;
 use smq_format::SmqFile;
-use story::{divergence, fixture, story};
-use tempfile::TempDir;
+use story::{Workplace, divergence, fixture};
 
 mod story;
 
@@ -52,30 +50,9 @@ fn storage(auto: &Auto) -> Vec<Option<QuantizeOptions>> {
     auto.tensors.iter().map(|t| t.options).collect()
 }
 
-/// A directory with a calibration text.
-struct Workplace(TempDir);
-
 impl Workplace {
-    fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        fs::write(dir.path().join("text.txt"), story().0).unwrap();
-        Self(dir)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
     fn texts(&self) -> CalibrateOptions {
-        CalibrateOptions {
-            texts: vec![self.path("text.txt")],
-            tokens: 1024,
-            window: 128,
-            method: CalibrationMethod::Asymmetric,
-            device: Device::Cpu,
-            memory_bytes: None,
-            resume: false,
-        }
+        self.texts_of(1024)
     }
 
     fn choose(&self, model: &Path, options: &AutoOptions) -> Result<Auto, ConvertError> {
@@ -95,15 +72,6 @@ impl Workplace {
     ) -> Result<(Auto, Summary), ConvertError> {
         let (checkpoint, target) = (Checkpoint::open(model).unwrap(), self.path(name));
         convert_auto_calibrated(&checkpoint, &target, options, texts, progress, &|_| true)
-    }
-
-    fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.0.path()).unwrap();
-        let mut names: Vec<_> = entries
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
     }
 
     /// The bundled model with the queries', keys' and values' weights 8 times as large, and what
@@ -354,12 +322,6 @@ fn a_sensitivity_costs_what_was_measured_where_it_was_measured() {
     }
 }
 
-fn run(work: &Workplace, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_smq-convert"));
-    command.current_dir(work.0.path());
-    command.args(args).output().unwrap()
-}
-
 #[test]
 fn what_does_not_go_together_is_refused() {
     let work = Workplace::new();
@@ -408,7 +370,7 @@ fn what_does_not_go_together_is_refused() {
     ] {
         let mut all: Vec<&str> = args.split(' ').collect();
         all.extend(["--", model, "out.smq"]);
-        let output = run(&work, &all);
+        let output = work.run(&all);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{args}: {stderr}");
         assert!(stderr.contains(expected), "{args}: {stderr}");
@@ -425,7 +387,7 @@ fn a_dry_run_says_what_would_be_chosen() {
                 --calibrate-window 128 --calibrate-tokens 1024 --";
     let mut all: Vec<&str> = args.split_whitespace().collect();
     all.push(model.to_str().unwrap());
-    let output = run(&work, &all);
+    let output = work.run(&all);
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
     let auto = work.choose(&model, &by_outputs(4.5)).unwrap();

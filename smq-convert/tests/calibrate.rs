@@ -3,19 +3,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use smq_convert::{
-    CalibrateOptions, CalibrationMethod, CalibrationProgress, Checkpoint, ConvertError,
-    ConvertOptions, Method, QuantizeOptions, ScaleChoice, ScaleRule, Summary, convert,
-    convert_calibrated, dry_run_calibrated, saved_layers,
+    CalibrateOptions, CalibrationProgress, Checkpoint, ConvertError, ConvertOptions, Method,
+    QuantizeOptions, ScaleChoice, ScaleRule, Summary, convert, convert_calibrated,
+    dry_run_calibrated, saved_layers,
 };
-use smq_engine::Device;
 use smq_format::SmqFile;
-use story::{divergence, fixture, story};
-use tempfile::TempDir;
+use story::{Workplace, divergence, fixture, story};
 
 mod story;
 
@@ -36,30 +33,9 @@ fn options(quantize: Method, jobs: usize) -> ConvertOptions {
     }
 }
 
-/// A directory with a calibration text.
-struct Workplace(TempDir);
-
 impl Workplace {
-    fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        fs::write(dir.path().join("text.txt"), story().0).unwrap();
-        Self(dir)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
     fn texts(&self) -> CalibrateOptions {
-        CalibrateOptions {
-            texts: vec![self.path("text.txt")],
-            tokens: 2048,
-            window: 128,
-            method: CalibrationMethod::Asymmetric,
-            device: Device::Cpu,
-            memory_bytes: None,
-            resume: false,
-        }
+        self.texts_of(2048)
     }
 
     fn calibrate(
@@ -72,15 +48,6 @@ impl Workplace {
         let checkpoint = Checkpoint::open(&fixture()).unwrap();
         let target = self.path(name);
         convert_calibrated(&checkpoint, &target, options, texts, progress, &|_| true)
-    }
-
-    fn names(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.0.path()).unwrap();
-        let mut names: Vec<_> = entries
-            .map(|e| e.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
     }
 }
 
@@ -271,12 +238,6 @@ fn json_lines_are_texts_and_conversations() {
     );
 }
 
-fn run(work: &Workplace, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_smq-convert"));
-    command.current_dir(work.0.path());
-    command.args(args).output().unwrap()
-}
-
 #[test]
 fn what_cannot_be_calibrated_on_is_refused_before_the_work() {
     let work = Workplace::new();
@@ -332,7 +293,7 @@ fn what_cannot_be_calibrated_on_is_refused_before_the_work() {
     ] {
         let mut all: Vec<&str> = args.split(' ').collect();
         all.extend(["--", model, "out.smq"]);
-        let output = run(&work, &all);
+        let output = work.run(&all);
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{args}: {stderr}");
         assert!(stderr.contains(expected), "{args}: {stderr}");
@@ -361,10 +322,7 @@ fn a_model_without_a_tokenizer_or_with_infinite_activations_is_refused_by_name()
         "--calibrate-window",
     ];
     let refused = |expected: &str| {
-        let output = run(
-            &work,
-            &[&args[..], &["128", "--", "model", "out.smq"]].concat(),
-        );
+        let output = work.run(&[&args[..], &["128", "--", "model", "out.smq"]].concat());
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success());
         assert!(stderr.contains(expected), "{stderr}");

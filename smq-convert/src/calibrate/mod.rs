@@ -38,7 +38,7 @@ use crate::quantize::{Method, QuantizeOptions};
 use crate::source::Checkpoint;
 use memory::States;
 pub(crate) use outputs::Outputs;
-pub(crate) use product::Outcome;
+pub(crate) use product::{Outcome, finite_error};
 pub(crate) use run::Calibration;
 pub use run::CalibrationProgress;
 use run::Streams;

@@ -8,7 +8,7 @@ use smq_engine::model::{Decoder, Stage};
 use smq_model::LayerNames;
 
 use super::arithmetic::{Arithmetic, Inputs, Rounding, Scales};
-use super::product::Failure;
+use super::product::{Failure, finite_error};
 use super::run::{CalibrationProgress, Streams, dequantized, located, not_finite, stage_names};
 use super::storage::Storage;
 use crate::error::ConvertError;
@@ -110,12 +110,7 @@ fn of_matrix(
             levels: storage.levels(),
         };
         let losses = arithmetic.round(Rounding::Nearest, &scales)?;
-        // Sums of products in f32 can come out a little under zero, or, of weights that are as
-        // large as f32 holds, as no number at all: then nothing is worse.
-        errors.push(match losses.output.is_finite() {
-            true => losses.output.max(0.0),
-            false => f64::from(f32::MAX),
-        });
+        errors.push(finite_error(losses.output));
     }
     Ok(Outputs {
         whole: sizes.whole,

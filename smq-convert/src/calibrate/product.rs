@@ -119,6 +119,17 @@ impl Problem<'_> {
     }
 }
 
+/// A squared error that is never negative, and finite.
+///
+/// Sums of products in f32 can come out a little under zero, or, of weights that are as large as
+/// f32 holds, as no number at all: then nothing is worse.
+pub(crate) fn finite_error(error: f64) -> f64 {
+    match error.is_finite() {
+        true => error.max(0.0),
+        false => f64::from(f32::MAX),
+    }
+}
+
 impl Outcome {
     /// As [`Outcome::of_text`] reads it: floats by their bits.
     pub(super) fn to_text(self) -> String {

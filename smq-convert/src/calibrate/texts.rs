@@ -26,13 +26,7 @@ pub(crate) struct CalibrationText {
 #[serde(untagged)]
 enum Line {
     Text { text: String },
-    Chat { messages: Vec<Turn> },
-}
-
-#[derive(Deserialize)]
-struct Turn {
-    role: String,
-    content: String,
+    Chat { messages: Vec<Message> },
 }
 
 impl CalibrationText {
@@ -151,11 +145,6 @@ fn line_ids(
                             .to_owned(),
                     ));
                 };
-                let turn = |turn: Turn| Message {
-                    role: turn.role,
-                    content: turn.content,
-                };
-                let messages: Vec<_> = messages.into_iter().map(turn).collect();
                 let rendered = chat.render(&messages, false);
                 tokenizer.encode(
                     &rendered.map_err(|e| problem(format!("fails: {e}")))?,

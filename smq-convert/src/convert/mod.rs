@@ -20,6 +20,7 @@ pub use measured::{Conversion, convert_measured};
 use crate::apply::{check_options, check_rule, not_quantized, quantize_tensor};
 use crate::calibrate::{
     self, CalibrateOptions, Calibration, CalibrationProgress, Outcome, Prepared, Saved,
+    finite_error,
 };
 use crate::choice::Choice;
 use crate::error::ConvertError;
@@ -374,15 +375,9 @@ fn write_tensors(
 /// The output error of a tensor that was calibrated, for its record.
 fn output_error(outcomes: &[(String, Outcome)], tensor: &str) -> Option<OutputError> {
     let (_, outcome) = outcomes.iter().find(|(name, _)| name == tensor)?;
-    // Sums of products in f32 can come out a little under zero, or, of weights that are as large
-    // as f32 holds, as no number at all, which says nothing.
-    let measured = |error: f64| match error.is_finite() {
-        true => error.max(0.0),
-        false => f64::from(f32::MAX),
-    };
     Some(OutputError {
-        rounded: measured(outcome.rounded),
-        stored: measured(outcome.stored),
+        rounded: finite_error(outcome.rounded),
+        stored: finite_error(outcome.stored),
         is_rounded: outcome.fell_back,
     })
 }

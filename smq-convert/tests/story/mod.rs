@@ -2,9 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
+use smq_convert::{CalibrateOptions, CalibrationMethod};
+use smq_engine::Device;
 use smq_engine::model::{Decoder, Sequence};
 use smq_model::{Source, Tokenizer};
+use tempfile::TempDir;
 
 pub(crate) fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/phi3-tiny")
@@ -55,4 +59,49 @@ pub(crate) fn divergence(base: &Path, file: &Path) -> f64 {
         .collect();
     assert!(windows.len() > 4);
     windows.iter().sum::<f64>() / windows.len() as f64
+}
+
+/// A directory with the story's first part, to calibrate on.
+pub(crate) struct Workplace(TempDir);
+
+impl Workplace {
+    pub(crate) fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("text.txt"), story().0).unwrap();
+        Self(dir)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Calibration on the CPU, on so many of its tokens.
+    pub(crate) fn texts_of(&self, tokens: usize) -> CalibrateOptions {
+        CalibrateOptions {
+            texts: vec![self.path("text.txt")],
+            tokens,
+            window: 128,
+            method: CalibrationMethod::Asymmetric,
+            device: Device::Cpu,
+            memory_bytes: None,
+            resume: false,
+        }
+    }
+
+    /// What is in it.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.0.path()).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Runs smq-convert in it.
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_smq-convert"));
+        command.current_dir(self.0.path());
+        command.args(args).output().unwrap()
+    }
 }

@@ -5,6 +5,8 @@ mod clock;
 
 use std::sync::OnceLock;
 
+use serde::Deserialize;
+
 use crate::catch::caught;
 use crate::error::{Error, Result};
 use crate::jinja::{Dict, Template, Value};
@@ -16,7 +18,7 @@ pub(crate) use choice::Choice;
 const STACK_BYTES: usize = 32 << 20;
 
 /// One turn of a conversation.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,

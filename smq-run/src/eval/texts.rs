@@ -17,19 +17,13 @@ enum Line {
         text: String,
     },
     Chat {
-        messages: Vec<Turn>,
+        messages: Vec<Message>,
     },
     /// As gsm8k is published.
     Question {
         question: String,
         answer: String,
     },
-}
-
-#[derive(Deserialize)]
-struct Turn {
-    role: String,
-    content: String,
 }
 
 /// The tokens of a file that are cut into windows. A plain text is tokenized as one string. Of a
@@ -91,8 +85,6 @@ fn line_tokens(line: &str, tokenizer: &Tokenizer) -> anyhow::Result<Vec<u32>> {
             let chat = tokenizer.chat();
             let chat =
                 chat.context("has chat messages, and the model has no chat template; give texts")?;
-            let message = |Turn { role, content }| Message { role, content };
-            let messages: Vec<_> = messages.into_iter().map(message).collect();
             chat.render(&messages, false)?
         }
     };
