@@ -151,15 +151,19 @@ impl Scratch {
             let temp = builder.tempdir_in(directory(target));
             let temp = temp.map_err(without_path)?;
             let entry = Entry::new(temp.path());
-            // Where a directory cannot be opened it cannot be locked, nor taken for a leftover.
-            let lock = File::open(temp.path()).ok();
-            if lock.as_ref().is_none_or(|lock| claim(lock, temp.path())) {
-                return Ok(Self {
-                    temp,
-                    _lock: lock,
-                    _entry: entry,
-                });
-            }
+            let lock = match File::open(temp.path()) {
+                Ok(lock) if claim(&lock, temp.path()) => Some(lock),
+                // Somebody has locked it to remove it, or has removed it already.
+                Ok(_) => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                // Where a directory cannot be opened it cannot be locked, nor taken for a leftover.
+                Err(_) => None,
+            };
+            return Ok(Self {
+                temp,
+                _lock: lock,
+                _entry: entry,
+            });
         }
         Err(taken_away())
     }
@@ -321,6 +325,28 @@ mod tests {
         assert!(others.iter().all(|name| dir.path().join(name).exists()));
         drop((live, live_dir));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    /// Whoever begins a directory removes what it takes for a leftover of the same target, which can
+    /// be a directory that another run has made and not locked yet. The other run must notice.
+    #[test]
+    fn a_directory_is_never_taken_from_a_run_that_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        // With four runs at once a name may be lost sixteen times.
+                        let Ok(scratch) = Scratch::beside(&target) else {
+                            continue;
+                        };
+                        fs::write(scratch.path().join("a"), "x").unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[cfg(unix)]
