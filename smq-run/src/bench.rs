@@ -1,5 +1,7 @@
 //! Timed generation on synthetic prompts, over the same path as `generate`.
 
+pub(crate) mod sequences;
+
 use std::time::Duration;
 
 use serde::Serialize;

@@ -6,12 +6,19 @@ use std::path::PathBuf;
 use clap::Args;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
+use serde::Serialize;
 
 use super::generate::at_least_one;
 use super::{Global, Opened};
+use crate::bench::sequences::{SequencesOptions, SequencesReport, bench_sequences};
 use crate::bench::{BenchOptions, BenchReport, bench};
+use crate::measure::Machine;
 use crate::output::{create, is_stdout, put_json};
-use smq_engine::Summary;
+use smq_engine::{GpuInfo, Summary};
+use smq_format::Output;
+
+/// The largest page; sequences end within one.
+const PAGE_SLACK: usize = 64;
 
 #[derive(Debug, Args)]
 pub(super) struct BenchArgs {
@@ -29,6 +36,10 @@ pub(super) struct BenchArgs {
     /// Timed runs
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
     repeats: usize,
+    /// So many sequences at once, as serve runs them, each number timed in turn; several are
+    /// separated by commas
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one)]
+    sequences: Vec<usize>,
     /// Also write the figures as JSON; - writes them to standard output instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -45,6 +56,9 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
     let opened = Opened::new(&args.model, global)?;
     let json = create(args.json.as_ref(), &opened.inputs(&[]))?;
     let to_stdout = is_stdout(json.as_ref());
+    if !args.sequences.is_empty() {
+        return run_sequences(args, &opened, json);
+    }
     let (mut engine, load) = opened.load()?;
     let report = bench(&mut *engine, &opened.source, load, &options)?;
     put_json(json, &report)?;
@@ -52,6 +66,85 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
         print(&report)?;
     }
     Ok(())
+}
+
+/// What `--sequences` writes as JSON.
+#[derive(Debug, Serialize)]
+struct SequencesFile<'a> {
+    version: &'static str,
+    model: String,
+    device: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<GpuInfo>,
+    machine: Machine,
+    options: &'a SequencesOptions,
+    results: &'a [SequencesReport],
+}
+
+fn run_sequences(args: &BenchArgs, opened: &Opened, json: Option<Output>) -> anyhow::Result<()> {
+    let options = SequencesOptions {
+        sequences: args.sequences.clone(),
+        prompt_tokens: args.prompt_tokens,
+        output_tokens: args.output_tokens,
+        warmup: args.warmup,
+        repeats: args.repeats,
+    };
+    let most = options.sequences.iter().max().copied().unwrap_or(0);
+    let kv_tokens = most * (options.prompt_tokens + options.output_tokens + PAGE_SLACK);
+    let (engine, gpu) = opened.load_batch(Some(kv_tokens))?;
+    let device = engine.device();
+    let results = bench_sequences(engine, &options)?;
+    let to_stdout = is_stdout(json.as_ref());
+    let file = SequencesFile {
+        version: env!("CARGO_PKG_VERSION"),
+        model: opened.source.path().display().to_string(),
+        device,
+        gpu,
+        machine: Machine::this(),
+        options: &options,
+        results: &results,
+    };
+    put_json(json, &file)?;
+    if !to_stdout {
+        print_sequences(&file)?;
+    }
+    Ok(())
+}
+
+fn print_sequences(file: &SequencesFile<'_>) -> std::io::Result<()> {
+    let mut out = smq_convert::cli::stdout();
+    let o = file.options;
+    let on = file.gpu.as_ref().map_or(&file.machine.cpu, |gpu| &gpu.name);
+    writeln!(
+        out,
+        "{} on {} ({on}); {} prompt + {} output tokens a sequence, {} warm-up, {} repeats",
+        file.model, file.device, o.prompt_tokens, o.output_tokens, o.warmup, o.repeats
+    )?;
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_header([
+        "sequences",
+        "first tokens, ms",
+        "prompt, tokens/s",
+        "step p50, ms",
+        "p95",
+        "decode, tokens/s",
+    ]);
+    for r in file.results {
+        let ms = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.3}"));
+        table.add_row([
+            r.sequences.to_string(),
+            format!("{:.2}", r.all_first_tokens_ms.p50),
+            format!("{:.0}", r.prompt_tokens_per_s),
+            ms(r.step_ms.map(|s| s.p50)),
+            ms(r.step_ms.map(|s| s.p95)),
+            r.decode_tokens_per_s
+                .map_or("-".to_owned(), |v| format!("{v:.1}")),
+        ]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    writeln!(out, "{table}")
 }
 
 fn print(r: &BenchReport) -> std::io::Result<()> {
