@@ -6,6 +6,13 @@
 //            context is seen, context_begin = context_end = own_begin)
 //   k_cache, v_cache  bf16 [KV_HEADS, capacity, HEAD_DIM]
 //
+// PAGED = 1: rows of many sequences, prompts' and single new tokens' alike, each sequence with keys and values in pages of
+// PREFILL_KEYS tokens, so that a tile of keys is a page. A block's rows are those of one of `tiles`, {first row in q and
+// out, rows (1 to 64; 0: none), position of the first row, where its pages begin in `tables`}.
+//   k_cache, v_cache  bf16 [pages, KV_HEADS, PREFILL_KEYS, HEAD_DIM]
+//   grid: (HEADS, tiles). Keys are taken from position 0 on in tiles of PREFILL_KEYS, whatever else is in the step, so a
+//   row's result is the same bits however its sequence is cut and whatever it is computed beside.
+//
 // attention_prefill out[i, h, :] = sum_j softmax_j(q[i, h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :],
 //                   h' = h / (HEADS / KV_HEADS), j <= past + i (with WINDOW > 0 also j > past + i - WINDOW), or the
 //                   cache rows that row i sees (then WINDOW is in `seen`)
@@ -21,12 +28,15 @@
 //   a wgmma operand for K (contiguous along HEAD_DIM, the summed dimension) as well as for V (contiguous along N),
 //   for every HEAD_DIM.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), WINDOW (0: none), X_INT4, PACKED,
+// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), WINDOW (0: none), X_INT4, PACKED, PAGED,
 // DYNAMIC_SHARED (what the launch has).
 #include "wgmma.cuh"
 
 #ifndef PACKED
 #define PACKED 0
+#endif
+#ifndef PAGED
+#define PAGED 0
 #endif
 #ifndef PREFILL_WARPGROUPS
 #define PREFILL_WARPGROUPS 2 // or 1: a little faster for up to 512 rows, but keys and values are read twice as often
@@ -44,6 +54,7 @@
 
 constexpr int GROUP = HEADS / KV_HEADS;
 static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 128 && HEADS % KV_HEADS == 0, "shape");
+static_assert(!PAGED || (!PACKED && PREFILL_WARPGROUPS == 1), "a block of pages has one warpgroup");
 
 constexpr int TILE_ROWS = 64 * PREFILL_WARPGROUPS;
 constexpr int THREADS = 128 * PREFILL_WARPGROUPS;
@@ -162,13 +173,28 @@ DEVICE int output_word(int segment, int pair) {
 }
 
 KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
+#if PAGED
+    attention_prefill(const u16 *q, const u16 *k_cache, const u16 *v_cache, int capacity, const int4 *tiles,
+                      const int *tables, u16 *out) {
+    let_next_kernel_start();
+    // The host wrote these before the step's first kernel.
+    const int4 of = tiles[blockIdx.y];
+    const int rows = of.y, past = of.z;
+    if (rows == 0) return;
+    const int *pages = tables + of.w;
+    q += (u64)of.x * (HEADS * HEAD_DIM);
+    out += (u64)of.x * OUT_STRIDE;
+    constexpr int first_row = 0;
+#else
     attention_prefill(const u16 *q, const u16 *k_cache, const u16 *v_cache, int capacity, int rows, int past,
                       const int4 *seen, u16 *out) {
     let_next_kernel_start();
+    const int first_row = (gridDim.y - 1 - blockIdx.y) * TILE_ROWS;
+#endif
     extern __shared__ __align__(1024) u8 shared[];
     const u32 q_tile = shared_address(shared), k_tiles = q_tile + Q_BYTES, v_tiles = k_tiles + 2 * KV_BYTES;
 
-    const int head = blockIdx.x, first_row = (gridDim.y - 1 - blockIdx.y) * TILE_ROWS;
+    const int head = blockIdx.x;
     const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32, t = lane % 4;
     const int group_row = first_row + 64 * warpgroup;                  // the warpgroup's first
     const int row = group_row + threadIdx.x % 128 / 32 * 16 + lane / 4; // this thread's, and row + 8
@@ -193,11 +219,18 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     const int end = (past + last_row) / PREFILL_KEYS + 1;
     const int group_end = group_row < rows ? (past + last_group_row) / PREFILL_KEYS + 1 : begin;
 
-    const u64 head_offset = (u64)(head / GROUP) * capacity * HEAD_DIM;
+    // A tile's first element in a cache.
+    auto tile_offset = [&](int tile) {
+#if PAGED
+        return ((u64)__ldg(pages + tile) * KV_HEADS + head / GROUP) * (PREFILL_KEYS * HEAD_DIM);
+#else
+        return (u64)(head / GROUP) * capacity * HEAD_DIM + (u64)tile * PREFILL_KEYS * HEAD_DIM;
+#endif
+    };
     auto copy_keys_or_values = [&](u32 to, const u16 *cache, int tile) {
         if (tile < end)
-            copy_tile<PREFILL_KEYS>(to + tile % 2 * KV_BYTES, cache + head_offset + (u64)tile * PREFILL_KEYS * HEAD_DIM,
-                                    HEAD_DIM, past + rows - tile * PREFILL_KEYS);
+            copy_tile<PREFILL_KEYS>(to + tile % 2 * KV_BYTES, cache + tile_offset(tile), HEAD_DIM,
+                                    past + rows - tile * PREFILL_KEYS);
     };
     auto copy_keys = [&](int tile) { copy_keys_or_values(k_tiles, k_cache, tile); };
     auto copy_values = [&](int tile) { copy_keys_or_values(v_tiles, v_cache, tile); };

@@ -6,7 +6,7 @@
 //   scales   one per (row, group), row-major; see load_scale
 //
 // Epilogues (m tokens):
-//   EPILOGUE_BF16    out bf16 [m, ROWS] = Y
+//   EPILOGUE_BF16    out bf16 [m, OUT_STRIDE] = Y in the first ROWS columns, others beside it are left alone
 //   EPILOGUE_ADD     out f32 [m, ROWS] += Y, the residual stream
 //   EPILOGUE_SWIGLU  ROWS = 2 I, gate rows first: out bf16 [m, XI] = silu(gate) up, XI = I rounded up to 128,
 //                    zeros beyond I, columns plain or (OUT_INT4 = 1) in int4 order
@@ -32,7 +32,7 @@
 //
 // Macros: LUT4 (0), K (multiple of 32), ROWS (multiple of 8; SWIGLU: of 64), GROUP (128, 64, 32), EPILOGUE
 // and the numbers of those above, OUT_INT4, TILE_M (tokens a tile: 16, 32, 64, 96, 128), WARPGROUPS,
-// SPLIT_K, STAGES, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, MIN_BLOCKS (blocks an SM, for the
+// OUT_STRIDE (ROWS), SPLIT_K, STAGES, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, MIN_BLOCKS (blocks an SM, for the
 // register allocation; 1), DYNAMIC_SHARED (what the launch has).
 // Grid: x = ceil(UNITS / WARPGROUPS) SPLIT_K, UNITS = ceil(ROWS / 64), SWIGLU: XI / 32;
 //       y = token tiles, or fewer where SPLIT_K = 1: a block then loops over tiles y, y + gridDim.y, ...
@@ -73,6 +73,9 @@
 #define UNIT_COLUMNS 64
 #define OUT_COLUMNS ROWS
 #endif
+#ifndef OUT_STRIDE
+#define OUT_STRIDE OUT_COLUMNS
+#endif
 
 // Shared memory: tokens | nibbles [BLOCK_ROWS][64] | scales [PARTS][BLOCK_ROWS], STAGES of each | bf16 output of
 // each warpgroup, rows padded against bank conflicts | barriers.
@@ -100,32 +103,7 @@ static_assert(SPLIT_K == 1 || STAGES >= WARPGROUPS, "partial sums reuse the toke
 static_assert(SPLIT_K <= STEPS, "each block of a split has a step");
 static_assert(GROUP == 128 || GROUP == 64 || GROUP == 32, "a step has whole groups, and a group whole words");
 
-// ---- clusters and copies (PTX ISA, barrier.cluster and cp.async) ----
-
-// The same shared memory address in block `rank` of the cluster.
-DEVICE u32 address_in(u32 address, u32 rank) {
-    u32 mapped;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
-    return mapped;
-}
-
-DEVICE u32 cluster_rank() {
-    u32 rank;
-    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-// The same where no data changes hands: release would wait for every load and store in flight.
-DEVICE void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
-DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-
-DEVICE float4 load_in_cluster(u32 p) {
-    float4 v;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(p) : "memory");
-    return v;
-}
+// ---- copies (PTX ISA, cp.async) ----
 
 // 16 bytes to shared memory, zeros unless `present`; asks L2 for whole lines, whose rest comes next.
 DEVICE void copy_16(u32 destination, const u8 *p, bool present) {
@@ -439,7 +417,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
                 int token = i / chunks, first = unit * UNIT_COLUMNS + i % chunks * 8;
                 if (SPLIT_K > 1 && token / 8 % SPLIT_K != (int)split) continue;
                 if (unit >= UNITS || first >= OUT_COLUMNS) continue;
-                *(uint4 *)((u16 *)out + (u64)(tile * TILE_M + token) * OUT_COLUMNS + first) =
+                *(uint4 *)((u16 *)out + (u64)(tile * TILE_M + token) * OUT_STRIDE + first) =
                     *(const uint4 *)(staged + token * OUT_PITCH + i % chunks * 8);
             }
 #endif

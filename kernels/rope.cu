@@ -1,7 +1,12 @@
 // Rotation of a prompt's queries and keys: `rows` new tokens in cache rows past .. past + rows - 1.
 //
+// PAGED = 1: rows of many sequences, whose keys and values go into pages of PAGE_TOKENS tokens:
+//   seen     for each row {place: page * PAGE_TOKENS + token, 1 with LongRoPE's long factors, 0, position}
+//   k_cache, v_cache  bf16 [pages, KV_HEADS, PAGE_TOKENS, HEAD_DIM]
+//   inv_freq f32 [2, ROTARY_HALF], of the short and of the long factors
+//
 // rotation_table    table[i, :, j] = attention_factor (cos, sin)(p inv_freq[j]) for the position p of row i: past + i, or
-//                   (PACKED = 1) seen[i].position (attention_prefill.cu).
+//                   (PACKED or PAGED = 1) seen[i].position (attention_prefill.cu).
 //   table    f32 [rows, 2, ROTARY_HALF]
 //   grid: rows, block: ROTARY_HALF rounded up to 32. Once a pass: every layer rotates by the same angles.
 //
@@ -11,12 +16,15 @@
 //   k_cache, v_cache  bf16 [KV_HEADS, capacity, HEAD_DIM]
 //   grid: rows, block: ROPE_THREADS. Bound by memory: a thread moves 8 elements at a time.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF (multiple of 8), PACKED,
-// BLOCK_THREADS (of rope_and_cache).
+// Macros: HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF (multiple of 8), PACKED, PAGED, PAGE_TOKENS (with
+// PAGED), BLOCK_THREADS (of rope_and_cache).
 #include "common.cuh"
 
 #ifndef PACKED
 #define PACKED 0
+#endif
+#ifndef PAGED
+#define PAGED 0
 #endif
 
 constexpr int ROPE_THREADS = 256;
@@ -62,24 +70,32 @@ KERNEL rotation_table(const float *inv_freq, float attention_factor, int past, c
     wait_for_previous_kernel();
     const int row = blockIdx.x, j = threadIdx.x;
     if (j >= ROTARY_HALF) return;
-    const int position = PACKED ? seen[row].w : past + row;
+    const int position = PACKED || PAGED ? seen[row].w : past + row;
+    const float *frequencies = inv_freq + (PAGED ? seen[row].y * ROTARY_HALF : 0);
     float sine, cosine;
-    sincosf((float)position * inv_freq[j], &sine, &cosine);
+    sincosf((float)position * frequencies[j], &sine, &cosine);
     table[row * 2 * ROTARY_HALF + j] = cosine * attention_factor;
     table[(row * 2 + 1) * ROTARY_HALF + j] = sine * attention_factor;
 }
 
 KERNEL __launch_bounds__(ROPE_THREADS)
+#if PAGED
+    rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, const int4 *seen, const float *table) {
+    let_next_kernel_start();
+    const int row = blockIdx.x, place = seen[row].x, page = place / PAGE_TOKENS, token = place % PAGE_TOKENS;
+    auto cached = [&](int kv_head) { return (((u64)page * KV_HEADS + kv_head) * PAGE_TOKENS + token) * HEAD_DIM; };
+#else
     rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, int capacity, int past, const float *table) {
     let_next_kernel_start();
-    const int row = blockIdx.x, slot = past + row;
+    const int row = blockIdx.x;
+    auto cached = [&](int kv_head) { return ((u64)kv_head * capacity + past + row) * HEAD_DIM; };
+#endif
     const u16 *from = qkv + (u64)row * QKV_WIDTH;
     // Where head `head` of the row goes: queries, then keys, then values.
     auto destination = [&](int head) {
         if (head < HEADS) return q_out + ((u64)row * HEADS + head) * HEAD_DIM;
         const int kv_head = head - HEADS;
-        return kv_head < KV_HEADS ? k_cache + ((u64)kv_head * capacity + slot) * HEAD_DIM
-                                  : v_cache + ((u64)(kv_head - KV_HEADS) * capacity + slot) * HEAD_DIM;
+        return kv_head < KV_HEADS ? k_cache + cached(kv_head) : v_cache + cached(kv_head - KV_HEADS);
     };
 
     // All loads first. 8 elements and the 8 that they rotate with; then what is only copied: the rest of q and k, if

@@ -1,4 +1,4 @@
-// out = silu(X Wg^T) (X Wu^T) of up to TILE_M activation rows: a short prompt's gate and up projections in bf16, f32 sums.
+// out = silu(X Wg^T) (X Wu^T): gate and up projections of a short prompt or of a step of many sequences, in bf16, f32 sums.
 //
 //   X    bf16 [m, XK] plain; tensor map 2-D: sizes {XK, rows of the buffer}, box {64, TILE_M}
 //   W    bf16 [2 I, K], gate rows first; tensor map 4-D: sizes {K, 8, 2, I / 8} of column, row of eight, gate or up, and
@@ -17,8 +17,8 @@
 // are on their way before the previous kernel is done.
 //
 // Macros: K (multiple of 64), INTERMEDIATE (multiple of 64), TILE_M (16, 32, 64, 128), STAGES, and
-// what the launch has: THREADS a block, DYNAMIC_SHARED. Grid: INTERMEDIATE / 64.
-#include "wgmma.cuh"
+// what the launch has: THREADS a block, DYNAMIC_SHARED. Grid: x = tiles of tokens, y = INTERMEDIATE / 64.
+#include "wgmma_bf16.cuh"
 
 #define STEPS (K / 64)
 #define W_BYTES 16384
@@ -29,7 +29,6 @@
 #define BARRIER_OFFSET (OUT_OFFSET + TILE_M * OUT_PITCH * 2)
 #define SHARED_BYTES (BARRIER_OFFSET + 16 * STAGES + 1024) // 1024: the swizzle's alignment
 #define CONSUMERS 256
-#define ACCUMULATORS (TILE_M / 2)
 
 static_assert(SHARED_BYTES == DYNAMIC_SHARED, "smq-engine launches with what the layout above takes");
 static_assert(THREADS == CONSUMERS + 32, "two warpgroups and a warp");
@@ -40,26 +39,6 @@ DEVICE void load_weights(const tensor_map *map, u32 to, u64 *barrier, int column
     asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
                  "[%1, {%2, %3, %3, %4}], [%5];" ::"r"(to), "l"(map), "r"(column), "r"(0), "r"(eight),
                  "r"(shared_address(barrier)) : "memory");
-}
-
-#define WGMMA(n, list, inputs, predicate, ...)                                                                         \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " predicate ", 0;\n"                                                \
-                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" list "}, " inputs ", p, 1, 1, 0, 0;\n}\n" \
-                 : __VA_ARGS__                                                                                         \
-                 : "l"(a), "l"(b), "r"(accumulate))
-// c[64, TILE_M] (+)= a[64, 16] b[TILE_M, 16]^T. Asynchronous: c is in use until the wait.
-DEVICE void wgmma(float (&c)[ACCUMULATORS], u64 a, u64 b, u32 accumulate) {
-#if TILE_M == 16
-    WGMMA(16, L8, "%8, %9", "%10", C8(0));
-#elif TILE_M == 32
-    WGMMA(32, L16, "%16, %17", "%18", C16(0));
-#elif TILE_M == 64
-    WGMMA(64, L32, "%32, %33", "%34", C16(0), C16(16));
-#elif TILE_M == 128
-    WGMMA(128, L64, "%64, %65", "%66", C16(0), C16(16), C16(32), C16(48));
-#else
-#error "TILE_M is 16, 32, 64 or 128"
-#endif
 }
 
 KERNEL __launch_bounds__(THREADS, 1)
@@ -85,11 +64,11 @@ swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ te
             auto weights = [&](int step) {
                 const int slot = step % STAGES;
                 barrier_expect(full + slot, STAGE_BYTES);
-                load_weights(&w_map, stages + slot * STAGE_BYTES, full + slot, 64 * step, 8 * blockIdx.x);
+                load_weights(&w_map, stages + slot * STAGE_BYTES, full + slot, 64 * step, 8 * blockIdx.y);
             };
             auto tokens = [&](int step) {
                 const int slot = step % STAGES;
-                load_box(&x_map, stages + slot * STAGE_BYTES + W_BYTES, full + slot, 64 * step, 0);
+                load_box(&x_map, stages + slot * STAGE_BYTES + W_BYTES, full + slot, 64 * step, TILE_M * blockIdx.x);
             };
             constexpr int AHEAD = STEPS < STAGES ? STEPS : STAGES;
             for (int step = 0; step < AHEAD; step++) weights(step);
@@ -129,8 +108,9 @@ swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ te
             }
         wait_for_previous_kernel();
         sync_threads(1, CONSUMERS);
-        for (int i = threadIdx.x; i < min(TILE_M, m) * 8; i += CONSUMERS)
-            *(uint4 *)(out + (u64)(i / 8) * INTERMEDIATE + 64 * blockIdx.x + i % 8 * 8) =
+        const int first = TILE_M * blockIdx.x;
+        for (int i = threadIdx.x; i < min(TILE_M, m - first) * 8; i += CONSUMERS)
+            *(uint4 *)(out + (u64)(first + i / 8) * INTERMEDIATE + 64 * blockIdx.y + i % 8 * 8) =
                 *(const uint4 *)(staged + i / 8 * OUT_PITCH + i % 8 * 8);
     }
 }

@@ -21,12 +21,17 @@ const SOURCES: &[(&str, &str)] = &[
         "calibrate.cu",
         include_str!("../../../kernels/calibrate.cu"),
     ),
+    ("choose.cu", include_str!("../../../kernels/choose.cu")),
     ("decode.cu", include_str!("../../../kernels/decode.cu")),
     (
         "dequantize.cu",
         include_str!("../../../kernels/dequantize.cu"),
     ),
     ("fp8.cu", include_str!("../../../kernels/fp8.cu")),
+    (
+        "gemm_bf16.cu",
+        include_str!("../../../kernels/gemm_bf16.cu"),
+    ),
     (
         "gemm_int4.cu",
         include_str!("../../../kernels/gemm_int4.cu"),
@@ -77,6 +82,10 @@ const HEADERS: &[(&str, &str)] = &[
     ),
     ("nf4.cuh", include_str!("../../../kernels/nf4.cuh")),
     ("wgmma.cuh", include_str!("../../../kernels/wgmma.cuh")),
+    (
+        "wgmma_bf16.cuh",
+        include_str!("../../../kernels/wgmma_bf16.cuh"),
+    ),
 ];
 
 /// Names of the embedded kernel files.

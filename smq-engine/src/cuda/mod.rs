@@ -21,6 +21,7 @@ mod during;
 mod elf;
 mod engine;
 mod fp8;
+mod gemm_bf16;
 mod graph;
 mod kernels;
 mod launch;
@@ -33,6 +34,7 @@ mod packing;
 mod pinned;
 mod prefill;
 mod rows;
+mod serve;
 mod solver;
 mod state;
 mod stream;
@@ -56,6 +58,7 @@ pub use decode::{Cache, Decoder};
 pub use device::{Gpu, memory_in_use, pci_bus_id};
 pub use engine::CudaEngine;
 pub use fp8::{QuantizedRows, fp8_defines};
+pub use gemm_bf16::{Bf16Cut, bf16_call};
 pub use graph::{Graph, time_us};
 pub use kernels::{Call, Kernels};
 pub use launch::Launch;
@@ -63,12 +66,13 @@ pub use memory::{DeviceBuffer, Span};
 pub use module::{Kernel, Module};
 pub use needs::{Need, SMS, kernels_of};
 pub use pinned::PinnedBuffer;
-pub use prefill::attention::{Attention, ROPE_THREADS, rope_defines, table_launch};
+pub use prefill::attention::{Attention, ROPE_THREADS, Rows, rope_defines, table_launch};
 pub use prefill::{CHUNK, ROW_THREADS, row_defines, swiglu_launch};
 pub use rows::{
-    Cut, RowProducts, Target, int4_call, int4_widened_from, reads_int4_order, scratch_bytes, widen,
-    widen_defines,
+    Cut, RowCount, RowProducts, Target, int4_call, int4_widened_from, reads_int4_order,
+    scratch_bytes, widen, widen_defines,
 };
+pub use serve::{CudaBatch, choose_defines};
 pub use state::State;
 pub use stream::Stream;
 pub use swiglu::{SwigluCut, fuses_bf16, swiglu_call};

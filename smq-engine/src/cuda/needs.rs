@@ -3,10 +3,12 @@
 use super::contract::Defines;
 use super::decode::step_plan;
 use super::fp8::fp8_defines;
+use super::gemm_bf16::Bf16Cut;
 use super::limits;
-use super::prefill::attention::{Attention, rope_defines};
+use super::prefill::attention::{Attention, Rows, rope_defines};
 use super::prefill::{CHUNK, row_defines};
-use super::rows::{Cut, Target, is_int4_product, reads_int4_order, widen_defines};
+use super::rows::{Cut, RowCount, Target, is_int4_product, reads_int4_order, widen_defines};
+use super::serve::choose_defines;
 use super::swiglu::{SwigluCut, fuses_bf16};
 use super::weights::{DeviceMatrix, DeviceModel, Format};
 use crate::error::Result;
@@ -31,8 +33,11 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
     }
     limits::check(&c, sms)?;
     let model = DeviceModel::sizes(source, &c)?;
-    let mut list: Vec<Need> = vec![("rows.cu", row_defines(&c, sms))];
-    list.extend([false, true].map(|packed| ("rope.cu", rope_defines(&c, packed))));
+    let mut list: Vec<Need> = vec![
+        ("rows.cu", row_defines(&c, sms)),
+        ("choose.cu", choose_defines(c.vocab)),
+    ];
+    list.extend(Rows::ALL.map(|rows| ("rope.cu", rope_defines(&c, rows))));
     for kind in Attention::ALL {
         list.extend([0, 1].map(|order| ("attention_prefill.cu", kind.defines(&c, order))));
     }
@@ -44,12 +49,13 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
     };
     let one = std::slice::from_ref::<DeviceMatrix>;
     for layer in &model.layers {
-        products(&layer.qkv, &[Target::Bf16(0, 0)], sms, &mut add);
+        let width = (c.heads + 2 * c.kv_heads) * c.head_dim;
+        products(&layer.qkv, &[Target::Bf16(0, width)], sms, &mut add);
         products(one(&layer.o), &[Target::Add(0)], sms, &mut add);
         products(one(&layer.down), &[Target::Add(0)], sms, &mut add);
-        let gate_up = match reads_int4_order(&layer.gate_up, 1) {
+        let gate_up = match layer.gate_up.len() == 1 && reads_int4_order(&layer.gate_up, 1) {
             true => &[Target::Swiglu(0, false), Target::Swiglu(0, true)][..],
-            false => &[Target::Bf16(0, 0)],
+            false => &[Target::Bf16(0, 2 * c.intermediate)],
         };
         products(&layer.gate_up, gate_up, sms, &mut add);
         for m in (1..=CHUNK).filter(|m| fuses_bf16(&layer.gate_up, *m)) {
@@ -72,12 +78,31 @@ fn products(matrices: &[DeviceMatrix], targets: &[Target], sms: usize, add: &mut
             }
         }
     }
-    for m in (1..=CHUNK).filter(|m| is_int4_product(matrices, *m)) {
-        for target in targets {
-            add((
-                "gemm_int4.cu",
-                Cut::new(&matrices[0], m, *target, sms).defines,
-            ));
+    if matrices.iter().any(|w| !w.is_grouped()) {
+        // Each number of rows that a tile has.
+        for (m, w) in [16, 32, 64, 128]
+            .into_iter()
+            .flat_map(|m| matrices.iter().map(move |w| (m, w)))
+        {
+            for target in targets {
+                let stride = match target {
+                    Target::Bf16(_, stride) => Some(*stride),
+                    Target::Add(_) => None,
+                    Target::Swiglu(..) => continue,
+                };
+                let cut = Bf16Cut::new(m, [w.rows, w.cols], stride, sms);
+                add(("gemm_bf16.cu", cut.defines));
+            }
+        }
+    }
+    // A prompt's rows, and those of steps of many sequences, which are all cut alike.
+    let rows = (1..=CHUNK).flat_map(|m| [RowCount::from(m), RowCount { m, alike: true }]);
+    for n in rows.filter(|n| is_int4_product(matrices, *n)) {
+        for (w, target) in matrices
+            .iter()
+            .flat_map(|w| targets.iter().map(move |t| (w, t)))
+        {
+            add(("gemm_int4.cu", Cut::new(w, n, *target, sms).defines));
         }
     }
 }
@@ -97,8 +122,10 @@ mod tests {
         let count = |file: &str| files.iter().filter(|f| **f == file).count();
         let all = [
             ("rows.cu", 1),
-            ("rope.cu", 2),
-            ("attention_prefill.cu", 8),
+            ("choose.cu", 1),
+            ("gemm_bf16.cu", 16),
+            ("rope.cu", 3),
+            ("attention_prefill.cu", 10),
             ("swiglu_bf16.cu", 4),
             ("decode.cu", 1),
         ];

@@ -2,6 +2,7 @@
 
 pub(super) mod attention;
 mod head;
+mod step;
 
 use std::sync::Arc;
 
@@ -17,11 +18,14 @@ use super::memory::Span;
 use super::module::Kernel;
 use super::packing::Seen;
 use super::pinned::PinnedBuffer;
-use super::rows::{RowProducts, Target, joins_gate_and_up, reads_int4_order, scratch_bytes};
+use super::rows::{
+    RowCount, RowProducts, Target, joins_gate_and_up, reads_int4_order, scratch_bytes,
+};
 use super::weights::DeviceMatrix;
 use crate::error::{Error, Result};
-use attention::{Attention, Orders, ROPE_THREADS, rope_defines, table_call};
+use attention::{Attention, Orders, ROPE_THREADS, Rows, rope_defines, table_call};
 use smq_model::ModelConfig;
+pub(super) use step::{STEP_ROWS, StepInputs, Tiles, WANTED_ROWS};
 
 /// Positions that go through the layers together; bounds the activations' memory.
 pub const CHUNK: usize = 2048;
@@ -64,7 +68,6 @@ pub(super) struct Prefill {
     last_row: Arc<Kernel>,
     score: Arc<Kernel>,
     norm_some: Arc<Kernel>,
-    rope: Arc<Kernel>,
     products: RowProducts,
     buffers: Option<Buffers>,
     /// f32 `[LOGIT_ROWS, vocab]`, once logits are asked for.
@@ -76,10 +79,21 @@ pub(super) struct Prefill {
 pub(super) struct Pass {
     /// Rows.
     m: usize,
-    /// Rows of the cache before them.
+    /// Rows of the cache before them; 0 of paged ones, which say it themselves.
     past: usize,
+    /// Whether a row's result may not depend on how many rows there are.
+    alike: bool,
     kind: Attention,
     attention: Orders,
+    rope: Arc<Kernel>,
+    /// The frequencies of the factors in use; of paged rows, of the short and the long ones.
+    inv_freq: u64,
+    /// Where the tokens are, i32 each.
+    tokens: u64,
+    /// What each row sees, or where it goes (`rope.cu`).
+    seen: u64,
+    /// The tiles of paged rows.
+    tiles: Option<step::Tiles>,
 }
 
 #[derive(Debug)]
@@ -123,9 +137,10 @@ impl Prefill {
             kernels.get("rows.cu", defines, name)
         };
         // Packed sequences are what evaluations need.
-        for kind in Attention::ALL.into_iter().filter(|k| !k.packed) {
+        for kind in Attention::ALL.into_iter().filter(|k| k.rows == Rows::One) {
             kind.kernels(kernels, c)?;
         }
+        rope(kernels, c, Rows::One)?;
         Ok(Self {
             embed: rows("embed_rows")?,
             norm: rows("norm_rows")?,
@@ -133,7 +148,6 @@ impl Prefill {
             last_row: rows("last_row")?,
             score: rows("score_rows")?,
             norm_some: rows("norm_some_rows")?,
-            rope: kernels.get("rope.cu", rope_defines(c, false), "rope_and_cache")?,
             products: RowProducts::new(Blas::new(gpu, WORKSPACE)?, Arena::sizes().take(0)?),
             buffers: None,
             host_logits: None,
@@ -189,27 +203,29 @@ impl Prefill {
     ) -> Result<()> {
         let Parts {
             kernels,
-            model,
             config: c,
+            state,
             ..
         } = parts;
         let b = self.buffers()?;
         let stream = kernels.gpu().main();
         let m = tokens.len();
-        let embed = Call {
-            kernel: self.embed.clone(),
-            launch: Launch::new(m, ROW_THREADS).overlap(),
-            args: Args::new()
-                .ptr(b.tokens.ptr())
-                .ptr(model.embedding.ptr())
-                .ptr(b.x.ptr()),
+        let rows = match seen {
+            None => Rows::One,
+            Some(_) => Rows::Packed,
         };
-        let kind = Attention::of(m, seen.is_some());
+        let kind = Attention::of(m, rows);
         let pass = Pass {
             m,
             past,
+            alike: false,
             kind,
             attention: kind.kernels(kernels, c)?,
+            rope: rope(kernels, c, rows)?,
+            inv_freq: state.inv_freq.ptr(),
+            tokens: b.tokens.ptr(),
+            seen: b.seen.ptr(),
+            tiles: None,
         };
         // SAFETY: what is copied outlives the copy (pageable memory is read before the call
         // returns), and every buffer holds at least `m` rows.
@@ -218,10 +234,28 @@ impl Prefill {
             if let Some(seen) = seen {
                 b.seen.part(0, size_of_val(seen))?.copy_from(stream, seen)?;
             }
-            embed.run(stream)?;
-            table_call(parts, &pass, b.seen.ptr(), b.rotations.ptr())?.run(stream)?;
         }
-        (0..model.layers.len()).try_for_each(|i| self.layer(parts, b, i, &pass))
+        self.queue(parts, b, &pass)
+    }
+
+    /// Queues a pass whose tokens are on the GPU: embedding, angles and every layer.
+    fn queue(&self, parts: &Parts<'_>, b: &Buffers, pass: &Pass) -> Result<()> {
+        let Parts { kernels, model, .. } = parts;
+        let stream = kernels.gpu().main();
+        let embed = Call {
+            kernel: self.embed.clone(),
+            launch: Launch::new(pass.m, ROW_THREADS).overlap(),
+            args: Args::new()
+                .ptr(pass.tokens)
+                .ptr(model.embedding.ptr())
+                .ptr(b.x.ptr()),
+        };
+        // SAFETY: every buffer holds at least `m` rows.
+        unsafe {
+            embed.run(stream)?;
+            table_call(parts, pass, b.rotations.ptr())?.run(stream)?;
+        }
+        (0..model.layers.len()).try_for_each(|i| self.layer(parts, b, i, pass))
     }
 
     fn layer(&self, parts: &Parts<'_>, b: &Buffers, index: usize, pass: &Pass) -> Result<()> {
@@ -237,56 +271,71 @@ impl Prefill {
         let (keys, values) = cache.layer(index);
         let one = std::slice::from_ref::<DeviceMatrix>;
         let Pass { m, past, kind, .. } = *pass;
-        let o_order = reads_int4_order(one(&layer.o), m);
-        let down_order = reads_int4_order(one(&layer.down), m);
+        let n = RowCount {
+            m,
+            alike: pass.alike,
+        };
+        let o_order = reads_int4_order(one(&layer.o), n);
+        let down_order = reads_int4_order(one(&layer.down), n);
         let width = (c.heads + 2 * c.kv_heads) * c.head_dim;
+        let rope_args = Args::new()
+            .ptr(b.qkv.ptr())
+            .ptr(b.q.ptr())
+            .ptr(keys)
+            .ptr(values);
+        let attention_args = Args::new().ptr(b.q.ptr()).ptr(keys).ptr(values);
+        let (rope_args, attention_args, attention_launch) = match &pass.tiles {
+            None => (
+                rope_args.i32(cache.capacity as i32).i32(past as i32),
+                attention_args
+                    .i32(cache.capacity as i32)
+                    .i32(m as i32)
+                    .i32(past as i32)
+                    .ptr(pass.seen),
+                kind.launch(c, m),
+            ),
+            Some(tiles) => (
+                rope_args.ptr(pass.seen),
+                attention_args
+                    .i32(cache.capacity as i32)
+                    .ptr(tiles.tiles)
+                    .ptr(tiles.tables),
+                kind.launch_tiles(c, tiles.count),
+            ),
+        };
         let rope = Call {
-            kernel: self.rope.clone(),
+            kernel: pass.rope.clone(),
             launch: Launch::new(m, ROPE_THREADS).overlap(),
-            args: Args::new()
-                .ptr(b.qkv.ptr())
-                .ptr(b.q.ptr())
-                .ptr(keys)
-                .ptr(values)
-                .i32(cache.capacity as i32)
-                .i32(past as i32)
-                .ptr(b.rotations.ptr()),
+            args: rope_args.ptr(b.rotations.ptr()),
         };
         let attention = Call {
             kernel: pass.attention[usize::from(o_order)].clone(),
-            launch: kind.launch(c, m),
-            args: Args::new()
-                .ptr(b.q.ptr())
-                .ptr(keys)
-                .ptr(values)
-                .i32(cache.capacity as i32)
-                .i32(m as i32)
-                .i32(past as i32)
-                .ptr(b.seen.ptr())
-                .ptr(b.attended.span.ptr()),
+            launch: attention_launch,
+            args: attention_args.ptr(b.attended.span.ptr()),
         };
         let products = &self.products;
         // SAFETY: every buffer holds at least `m` rows (`reserve`), the cache `past + m` positions
-        // (the engine), and both live until the engine has waited for the stream.
+        // or the pages of every row (the engine), and both live until the engine has waited for the
+        // stream.
         unsafe {
-            let order = reads_int4_order(&layer.qkv, m);
+            let order = reads_int4_order(&layer.qkv, n);
             self.norm_call(b.x.ptr(), layer.input_norm, b, m, order)
                 .run(stream)?;
             let qkv = Target::Bf16(b.qkv.ptr(), width);
-            products.run(kernels, stream, &layer.qkv, m, &b.h, qkv)?;
+            products.run(kernels, stream, &layer.qkv, n, &b.h, qkv)?;
             rope.run(stream)?;
             attention.run(stream)?;
             let x = Target::Add(b.x.ptr());
-            products.run(kernels, stream, one(&layer.o), m, &b.attended, x)?;
-            let order = reads_int4_order(&layer.gate_up, m);
+            products.run(kernels, stream, one(&layer.o), n, &b.attended, x)?;
+            let order = reads_int4_order(&layer.gate_up, n);
             self.norm_call(b.x.ptr(), layer.post_attention_norm, b, m, order)
                 .run(stream)?;
-            if joins_gate_and_up(&layer.gate_up, m, down_order) {
+            if joins_gate_and_up(&layer.gate_up, n, down_order) {
                 let activated = Target::Swiglu(b.activated.span.ptr(), down_order);
-                products.run(kernels, stream, &layer.gate_up, m, &b.h, activated)?;
+                products.run(kernels, stream, &layer.gate_up, n, &b.h, activated)?;
             } else {
                 let gate_up = Target::Bf16(b.gate_up.ptr(), 2 * c.intermediate);
-                products.run(kernels, stream, &layer.gate_up, m, &b.h, gate_up)?;
+                products.run(kernels, stream, &layer.gate_up, n, &b.h, gate_up)?;
                 let swiglu = Call {
                     kernel: self.swiglu.clone(),
                     launch: swiglu_launch(c.intermediate, m),
@@ -297,7 +346,7 @@ impl Prefill {
                 };
                 swiglu.run(stream)?;
             }
-            products.run(kernels, stream, one(&layer.down), m, &b.activated, x)
+            products.run(kernels, stream, one(&layer.down), n, &b.activated, x)
         }
     }
 
@@ -398,4 +447,9 @@ impl Prefill {
 /// Columns of activations in memory: rounded up to what the int4 kernels take at a time.
 pub(super) fn padded(columns: usize) -> usize {
     columns.next_multiple_of(128)
+}
+
+/// The kernel that rotates rows of a kind and writes their keys and values.
+fn rope(kernels: &Kernels, c: &ModelConfig, rows: Rows) -> Result<Arc<Kernel>> {
+    kernels.get("rope.cu", rope_defines(c, rows), "rope_and_cache")
 }

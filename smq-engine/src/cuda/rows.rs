@@ -8,6 +8,7 @@ use super::blas::{Blas, Form, Input, MatMul, Output, Scaled};
 use super::book;
 use super::contract::Defines;
 use super::fp8::QuantizedRows;
+use super::gemm_bf16::bf16_call;
 use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
@@ -17,15 +18,38 @@ use super::tensor_map::TensorMap;
 use super::weights::{DeviceMatrix, Format, LARGEST_GROUP};
 use crate::error::{Error, Result};
 
-/// Activation rows from which on an int4 matrix of `rows` rows is widened to bf16 before it is
-/// multiplied.
+/// Activation rows from which on int4 matrices of `rows` rows in all are widened to bf16 before they
+/// are multiplied.
 ///
-/// From so many on, widening it once and cuBLASLt's product are faster than the int4 kernel: sooner
-/// for matrices of few rows, whose tiles do not fill the GPU. Matrices that are multiplied side by
-/// side are widened for any number.
+/// From so many on, widening them once and cuBLASLt's product are faster than the int4 kernel:
+/// sooner for matrices of few rows, whose tiles do not fill the GPU.
 #[must_use]
 pub fn int4_widened_from(rows: usize) -> usize {
     if rows < 8192 { 384 } else { 1024 }
+}
+
+/// How many rows a product has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowCount {
+    /// Rows.
+    pub m: usize,
+    /// Whether the order of additions is the same for any number of rows, so that a row's result is
+    /// the same bits whatever it is computed beside; else it is what is fastest for `m`.
+    pub alike: bool,
+}
+
+impl From<usize> for RowCount {
+    /// What is fastest for `m` rows.
+    fn from(m: usize) -> Self {
+        Self { m, alike: false }
+    }
+}
+
+impl RowCount {
+    /// How many rows decide which kernel multiplies, and in which order it adds up.
+    pub(super) fn like(self) -> usize {
+        if self.alike { 1 } else { self.m }
+    }
 }
 
 /// Where a product goes.
@@ -50,35 +74,41 @@ pub struct RowProducts {
 
 /// Whether the int4 kernel does the product with `matrices`.
 #[must_use]
-pub(super) fn is_int4_product(matrices: &[DeviceMatrix], m: usize) -> bool {
-    match matrices {
-        [one] => one.is_grouped() && m < int4_widened_from(one.rows),
-        _ => false,
-    }
+pub(super) fn is_int4_product(matrices: &[DeviceMatrix], n: impl Into<RowCount>) -> bool {
+    let rows = matrices.iter().map(|w| w.rows).sum();
+    let n = n.into();
+    matrices.iter().all(DeviceMatrix::is_grouped) && n.like() < int4_widened_from(rows)
 }
 
 /// Whether the product with `matrices` wants its activations in int4 order: where the int4 kernel
 /// does it, of the largest groups; smaller ones lie within the kernel's steps in plain order only.
 #[must_use]
-pub fn reads_int4_order(matrices: &[DeviceMatrix], m: usize) -> bool {
-    is_int4_product(matrices, m) && matrices[0].group() == LARGEST_GROUP
+pub fn reads_int4_order(matrices: &[DeviceMatrix], n: impl Into<RowCount>) -> bool {
+    is_int4_product(matrices, n) && matrices[0].group() == LARGEST_GROUP
 }
 
 /// Whether the product with `matrices` can join gate and up, in this order.
 #[must_use]
-pub(super) fn joins_gate_and_up(matrices: &[DeviceMatrix], m: usize, int4_order: bool) -> bool {
-    reads_int4_order(matrices, m) || (!int4_order && fuses_bf16(matrices, m))
+pub(super) fn joins_gate_and_up(
+    matrices: &[DeviceMatrix],
+    n: impl Into<RowCount>,
+    int4_order: bool,
+) -> bool {
+    let n = n.into();
+    let by_int4 = matrices.len() == 1 && reads_int4_order(matrices, n);
+    by_int4 || (!int4_order && fuses_bf16(matrices, n))
 }
 
 /// Bytes of scratch memory that the product with `matrices` takes: for a matrix widened to bf16, or
 /// for activations as FP8; 0 where neither is done.
 #[must_use]
-pub fn scratch_bytes(matrices: &[DeviceMatrix], m: usize) -> usize {
+pub fn scratch_bytes(matrices: &[DeviceMatrix], n: impl Into<RowCount>) -> usize {
+    let n = n.into();
     let bytes = |w: &DeviceMatrix| match w.format {
         Format::Bf16 => 0,
-        Format::Fp8 { .. } => QuantizedRows::bytes(m, w.cols),
+        Format::Fp8 { .. } => QuantizedRows::bytes(n.m, w.cols),
         Format::Int4 { .. } | Format::Lut4 { .. } | Format::Nf4 { .. }
-            if is_int4_product(matrices, m) =>
+            if is_int4_product(matrices, n) =>
         {
             0
         }
@@ -99,7 +129,7 @@ impl RowProducts {
         self.scratch = scratch;
     }
 
-    /// Queues the products of `m` rows of `x` with `matrices`, side by side in `target`.
+    /// Queues the products of `n` rows of `x` with `matrices`, side by side in `target`.
     ///
     /// # Errors
     /// [`Error::Cuda`] from compiling or launching.
@@ -111,14 +141,26 @@ impl RowProducts {
         kernels: &Kernels,
         stream: &Stream,
         matrices: &[DeviceMatrix],
-        m: usize,
+        n: impl Into<RowCount>,
         x: &Activations,
         target: Target,
     ) -> Result<()> {
-        if is_int4_product(matrices, m) {
-            let call = int4_call(kernels, &matrices[0], m, x, target)?;
-            // SAFETY: the caller's promise; the weights are the model's.
-            return unsafe { call.run(stream) };
+        let n = n.into();
+        let m = n.m;
+        if is_int4_product(matrices, n) {
+            let mut column = 0;
+            for w in matrices {
+                let target = match target {
+                    Target::Bf16(y, stride) => Target::Bf16(y + 2 * column as u64, stride),
+                    // Of one matrix.
+                    Target::Add(_) | Target::Swiglu(..) => target,
+                };
+                let call = int4_call(kernels, w, n, x, target)?;
+                // SAFETY: the caller's promise; the weights are the model's.
+                unsafe { call.run(stream) }?;
+                column += w.rows;
+            }
+            return Ok(());
         }
         if let Target::Swiglu(out, _) = target {
             let call = swiglu_call(kernels, &matrices[0], m, x, out)?;
@@ -172,7 +214,7 @@ impl RowProducts {
                         | Format::Nf4 { .. }
                         | Format::Fp8 { .. },
                         _,
-                    ) => self.bf16(kernels, stream, &product, w, x, y),
+                    ) => self.bf16(kernels, stream, &product, n.alike, w, x, y),
                 }
             }?;
             column += w.rows;
@@ -180,7 +222,8 @@ impl RowProducts {
         Ok(())
     }
 
-    /// Multiplies in bf16, weights of codes widened first.
+    /// Multiplies in bf16, weights of codes widened first; `alike`: in one order of additions for
+    /// any number of rows.
     ///
     /// # Safety
     /// As [`run`](RowProducts::run).
@@ -189,22 +232,28 @@ impl RowProducts {
         kernels: &Kernels,
         stream: &Stream,
         product: &MatMul,
+        alike: bool,
         w: &DeviceMatrix,
         x: &Activations,
         y: u64,
     ) -> Result<()> {
-        let plan = self.blas.plan(product)?;
         let data = if w.is_coded() {
-            let wide = self.scratch.part(0, 2 * w.rows * w.cols)?.ptr();
+            let wide = self.scratch.part(0, 2 * w.rows * w.cols)?;
             // SAFETY: it fits; products before this one in the stream are done with the scratch
             // memory.
-            unsafe { widen(kernels, w, wide)?.run(stream) }?;
+            unsafe { widen(kernels, w, wide.ptr())?.run(stream) }?;
             wide
         } else {
-            w.data.ptr()
+            w.data
         };
-        // SAFETY: the caller's promise, and the weights are the model's or just widened.
-        unsafe { self.blas.run(stream, &plan, data, x.span.ptr(), y) }
+        if alike {
+            let call = bf16_call(kernels, product, data, x, y)?;
+            // SAFETY: the caller's promise, and the weights are the model's or just widened.
+            return unsafe { call.run(stream) };
+        }
+        let plan = self.blas.plan(product)?;
+        // SAFETY: as above.
+        unsafe { self.blas.run(stream, &plan, data.ptr(), x.span.ptr(), y) }
     }
 
     /// Multiplies codes with codes.
@@ -328,16 +377,19 @@ enum Epilogue {
 impl Cut {
     /// As measured best on an H100 for the shapes of Phi-3.5.
     #[must_use]
-    pub fn new(w: &DeviceMatrix, m: usize, target: Target, sms: usize) -> Self {
+    pub fn new(w: &DeviceMatrix, n: impl Into<RowCount>, target: Target, sms: usize) -> Self {
+        let n = n.into();
+        let m = n.m;
         let tiles = m.div_ceil(128);
         let tile = [16, 32, 64, 128]
             .into_iter()
             .find(|t| *t >= m.div_ceil(tiles))
             .unwrap_or(128);
-        let (epilogue, order) = match target {
-            Target::Bf16(..) => (Epilogue::Bf16, false),
-            Target::Add(_) => (Epilogue::Add, false),
-            Target::Swiglu(_, order) => (Epilogue::Swiglu, order),
+        let (epilogue, order, stride) = match target {
+            // Beside other matrices the rows of the output are longer.
+            Target::Bf16(_, stride) => (Epilogue::Bf16, false, Some(stride)),
+            Target::Add(_) => (Epilogue::Add, false, None),
+            Target::Swiglu(_, order) => (Epilogue::Swiglu, order, None),
         };
         let swiglu = epilogue == Epilogue::Swiglu;
         let loops = swiglu && tiles > 1;
@@ -358,7 +410,7 @@ impl Cut {
         // The kernel takes 128 columns at a time, which have so many scales.
         let (steps, parts) = (w.cols.div_ceil(128), 128 / w.group());
         let blocks = units.div_ceil(warpgroups);
-        let split = if swiglu || m.div_ceil(tile) > 2 {
+        let split = if swiglu || n.like().div_ceil(128) > 2 {
             1
         } else {
             [4, 2]
@@ -391,6 +443,7 @@ impl Cut {
             ("MIN_BLOCKS", 1),
             ("DYNAMIC_SHARED", shared as i64),
         ];
+        defines.extend(stride.map(|stride| ("OUT_STRIDE", stride as i64)));
         defines.extend(w.scale_defines());
         defines.extend(book_define(w));
         Self {
@@ -413,11 +466,12 @@ impl Cut {
 pub fn int4_call(
     kernels: &Kernels,
     w: &DeviceMatrix,
-    m: usize,
+    n: impl Into<RowCount>,
     x: &Activations,
     target: Target,
 ) -> Result<Call> {
-    let cut = Cut::new(w, m, target, kernels.gpu().sm_count() as usize);
+    let n = n.into();
+    let cut = Cut::new(w, n, target, kernels.gpu().sm_count() as usize);
     let (Target::Bf16(out, _) | Target::Add(out) | Target::Swiglu(out, _)) = target;
     let map = TensorMap::bf16(x.span, x.stride, x.capacity, (64, cut.tile as u32))?;
     let (scales, bias) = w.scales();
@@ -426,7 +480,7 @@ pub fn int4_call(
         .ptr(w.data.ptr())
         .ptr(scales)
         .i32(bias)
-        .i32(m as i32)
+        .i32(n.m as i32)
         .ptr(out);
     Ok(Call {
         kernel: kernels.get("gemm_int4.cu", cut.defines, "gemm_int4")?,

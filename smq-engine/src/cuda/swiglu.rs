@@ -6,20 +6,22 @@ use super::contract::BLOCK_SHARED_BYTES;
 use super::contract::Defines;
 use super::kernels::{Call, Kernels};
 use super::launch::Launch;
+use super::rows::RowCount;
 use super::tensor_map::TensorMap;
 use super::weights::DeviceMatrix;
 use crate::error::Result;
 
 /// More rows than these are several tiles, which cuBLASLt multiplies faster.
-const MOST_ROWS: usize = 128;
+pub(super) const MOST_ROWS: usize = 128;
 /// Shared memory of a block, bytes, less what alignment may take.
 const SHARED: usize = BLOCK_SHARED_BYTES - 1024;
 /// Threads of a block: two warpgroups multiply, a warp copies.
 const THREADS: usize = 288;
 
-/// Whether the kernel does the product of `m` rows with `matrices`.
+/// Whether the kernel does the product of `n` rows with `matrices`.
 #[must_use]
-pub fn fuses_bf16(matrices: &[DeviceMatrix], m: usize) -> bool {
+pub fn fuses_bf16(matrices: &[DeviceMatrix], n: impl Into<RowCount>) -> bool {
+    let m = n.into().like();
     let fits = |w: &DeviceMatrix| {
         // Whole groups of 128 outputs, which need no padding.
         w.rows.is_multiple_of(256) && w.cols.is_multiple_of(64)
@@ -42,7 +44,7 @@ pub struct SwigluCut {
 }
 
 impl SwigluCut {
-    /// For `m` rows, at most `MOST_ROWS`.
+    /// For `m` rows, or tiles of `MOST_ROWS`.
     #[must_use]
     pub fn new(w: &DeviceMatrix, m: usize) -> Self {
         let tiles = [16, 32, 64, MOST_ROWS];
@@ -83,9 +85,12 @@ pub fn swiglu_call(
     let w_map = TensorMap::bf16_halves(w.data, w.cols, w.rows, (64, 8))?;
     Ok(Call {
         kernel: kernels.get("swiglu_bf16.cu", cut.defines, "swiglu_bf16")?,
-        launch: Launch::new(w.rows / 128, THREADS as u32)
-            .shared(cut.shared as u32)
-            .overlap(),
+        launch: Launch::new(
+            [m.div_ceil(cut.tile) as u32, (w.rows / 128) as u32],
+            THREADS as u32,
+        )
+        .shared(cut.shared as u32)
+        .overlap(),
         args: Args::new()
             .value(&x_map.words())
             .value(&w_map.words())

@@ -251,7 +251,7 @@ fn draw(scores: &[f32], at: f64) -> Result<u32> {
     Ok(last as u32)
 }
 
-fn nothing_left() -> Error {
+pub(crate) fn nothing_left() -> Error {
     Error::Input(
         "the generation settings exclude every token, or make one infinitely likely; \
          --greedy generates without them"

@@ -4,6 +4,7 @@ use smq_model::ModelConfig;
 
 use crate::engine::log_sum_exp;
 use crate::error::Result;
+use crate::report::GpuInfo;
 use crate::sample::{Sampler, not_finite};
 
 /// A model on a device, with an arena of pages that hold the keys and values of many sequences.
@@ -17,6 +18,11 @@ pub trait BatchEngine: Send {
 
     /// The device's short name, `cpu` or `cuda`.
     fn device(&self) -> &'static str;
+
+    /// The GPU it runs on.
+    fn gpu(&self) -> Option<&GpuInfo> {
+        None
+    }
 
     /// Tokens that a page has room for.
     fn page_tokens(&self) -> usize;
@@ -46,6 +52,10 @@ impl<T: BatchEngine + ?Sized> BatchEngine for Box<T> {
 
     fn device(&self) -> &'static str {
         (**self).device()
+    }
+
+    fn gpu(&self) -> Option<&GpuInfo> {
+        (**self).gpu()
     }
 
     fn page_tokens(&self) -> usize {

@@ -11,6 +11,7 @@ mod request;
 mod scheduler;
 mod sequence;
 
+pub(crate) use batch::choose;
 pub use batch::{BatchEngine, Choice, Chosen, Chunk, Computed, LogProbs, Scores};
 pub use cpu::{BatchOptions, CpuBatch};
 pub use pages::{Pages, page_hash};

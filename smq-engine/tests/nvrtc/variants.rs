@@ -2,9 +2,9 @@
 //! H100.
 
 use smq_engine::cuda::{
-    Attention, Cut, Defines, DeviceMatrix, Epilogue, Format, Kind, Plan, SMS, Span, SwigluCut,
-    Target, calibrate_defines, fp8_defines, fuses_bf16, measure, reads_int4_order, rope_defines,
-    row_defines, widen_defines,
+    Attention, Bf16Cut, Cut, Defines, DeviceMatrix, Epilogue, Format, Kind, Plan, Rows, SMS, Span,
+    SwigluCut, Target, calibrate_defines, choose_defines, fp8_defines, fuses_bf16, measure,
+    reads_int4_order, rope_defines, row_defines, widen_defines,
 };
 use smq_format::scale::ScaleFormat;
 use smq_format::{Levels, ScaleChoice};
@@ -94,6 +94,11 @@ fn of_shape(s: &Shape) -> Vec<Variant> {
         let layer = Layer::new(s, |rows, cols| matrix(rows, cols, format));
         cases.push(("decode.cu", stored.to_owned(), step(&c, &layer.products())));
         cases.extend(fused_swiglu(&layer));
+        if matches!(format, Format::Bf16) {
+            for (part, w, target) in layer.parts() {
+                cases.extend(of_many_sequences(part, &w, target));
+            }
+        }
         let (Format::Int4 {
             group,
             format: ScaleFormat::Mini(_),
@@ -136,19 +141,32 @@ type Case = (&'static str, String, Defines);
 /// What does not depend on how weights are stored.
 fn of_any_weights(c: &ModelConfig) -> Vec<Case> {
     let mut cases = vec![("rows.cu", String::new(), row_defines(c, SMS))];
-    for packed in [false, true] {
-        let case = if packed { "packed" } else { "" };
-        cases.push(("rope.cu", case.to_owned(), rope_defines(c, packed)));
+    cases.push(("choose.cu", String::new(), choose_defines(c.vocab)));
+    for rows in Rows::ALL {
+        cases.push(("rope.cu", format!("{rows:?}"), rope_defines(c, rows)));
     }
     for kind in Attention::ALL {
-        let warpgroups = kind.warpgroups;
-        let packed = if kind.packed { ", packed" } else { "" };
+        let Attention { warpgroups, rows } = kind;
         for order in [0, 1] {
-            let case = format!("order {order}, {warpgroups} warpgroups{packed}");
+            let case = format!("order {order}, {warpgroups} warpgroups, {rows:?}");
             cases.push(("attention_prefill.cu", case, kind.defines(c, order)));
         }
     }
     cases
+}
+
+/// A product of bf16 weights in a step of many sequences.
+fn of_many_sequences(part: &str, w: &DeviceMatrix, target: Target) -> Vec<Case> {
+    let stride = match target {
+        Target::Bf16(_, stride) => Some(stride),
+        Target::Add(_) => None,
+        Target::Swiglu(..) => return Vec::new(),
+    };
+    let case = |m| {
+        let cut = Bf16Cut::new(m, [w.rows, w.cols], stride, SMS);
+        ("gemm_bf16.cu", format!("{part}, {m} rows"), cut.defines)
+    };
+    [16, 32, 64, 128].map(case).into()
 }
 
 /// Gate and up of a short prompt in one kernel, where it does these.

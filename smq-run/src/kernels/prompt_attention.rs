@@ -9,7 +9,9 @@ use super::lab::{Floor, Lab, of};
 use super::reference::{Worst, int4_order};
 use super::report::{Check, KernelReport};
 use smq_engine::Result;
-use smq_engine::cuda::{Args, Attention, Call, Launch, ROPE_THREADS, rope_defines, table_launch};
+use smq_engine::cuda::{
+    Args, Attention, Call, Launch, ROPE_THREADS, Rows, rope_defines, table_launch,
+};
 
 pub(super) const ROWS: [usize; 3] = [128, 512, 2048];
 /// Rows whose attention is compared, all heads of each.
@@ -33,8 +35,11 @@ fn prefill(lab: &mut Lab<'_>, m: usize, with_rope: bool, with_attention: bool) -
     let c = lab.config.clone();
     let (d, heads) = (c.head_dim, c.kv_heads);
     let width = heads * d;
-    let kind = Attention::of(m, false);
-    let rope_kernel = |name| lab.kernels.get("rope.cu", rope_defines(&c, false), name);
+    let kind = Attention::of(m, Rows::One);
+    let rope_kernel = |name| {
+        lab.kernels
+            .get("rope.cu", rope_defines(&c, Rows::One), name)
+    };
     let capacity = m.next_multiple_of(CAPACITY_STEP);
     let side = heads * capacity * d;
     let qkv = bf16s(60, 3 * width * m);

@@ -11,6 +11,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use smq_convert::ScaleChoice;
 use smq_engine::cuda::Gpu;
 
+mod batch;
 mod errors;
 mod given;
 mod greedy;
@@ -72,7 +73,17 @@ fn tests() -> Vec<(String, Test)> {
         let test = move || logits::quantized(scales);
         add(&format!("logits_{scales}"), Box::new(test));
     }
-    let fixed: [(&str, Plain); 33] = [
+    let fixed: [(&str, Plain); 43] = [
+        ("batch_scores_c0", batch::scores_c0),
+        ("batch_scores_int4", batch::scores_int4),
+        ("batch_scores_lut4", batch::scores_lut4),
+        ("batch_scores_nf4", batch::scores_nf4),
+        ("batch_scores_llama_int4", batch::scores_llama_int4),
+        ("batch_invariant_c0", batch::invariant_c0),
+        ("batch_invariant_c4", batch::invariant_c4),
+        ("batch_invariant_int4", batch::invariant_int4),
+        ("batch_invariant_lut4", batch::invariant_lut4),
+        ("batch_choices", batch::choices),
         ("logits_nf4", logits::nf4),
         ("logits_lut4", logits::lut4),
         ("logits_lut4_of_other_shapes", logits::lut4_of_other_shapes),

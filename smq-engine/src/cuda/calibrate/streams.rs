@@ -9,7 +9,7 @@ use crate::cuda::args::Args;
 use crate::cuda::kernels::Call;
 use crate::cuda::launch::Launch;
 use crate::cuda::memory::Span;
-use crate::cuda::prefill::attention::{Attention, ROPE_THREADS, rope_defines, table_launch};
+use crate::cuda::prefill::attention::{Attention, ROPE_THREADS, Rows, rope_defines, table_launch};
 use crate::cuda::prefill::{ROW_THREADS, padded, row_defines, swiglu_launch};
 use crate::cuda::rows::{RowProducts, Target};
 use crate::cuda::weights::{DeviceLayer, DeviceMatrix, DeviceModel, Format};
@@ -152,7 +152,7 @@ impl Streams {
         let table = Call {
             kernel: common
                 .kernels
-                .get("rope.cu", rope_defines(c, false), "rotation_table")?,
+                .get("rope.cu", rope_defines(c, Rows::One), "rotation_table")?,
             launch: table_launch(c, self.window),
             args: Args::new()
                 .ptr(self.inv_freq.ptr())
@@ -339,7 +339,7 @@ impl Streams {
         let rope = Call {
             kernel: common
                 .kernels
-                .get("rope.cu", rope_defines(c, false), "rope_and_cache")?,
+                .get("rope.cu", rope_defines(c, Rows::One), "rope_and_cache")?,
             launch: Launch::new(m, ROPE_THREADS).overlap(),
             args: Args::new()
                 .ptr(qkv.ptr())
@@ -350,7 +350,7 @@ impl Streams {
                 .i32(0)
                 .ptr(self.rotations.ptr()),
         };
-        let kind = Attention::of(m, false);
+        let kind = Attention::of(m, Rows::One);
         let [attention, _] = kind.kernels(&common.kernels, c)?;
         let attention = Call {
             kernel: attention,

@@ -13,8 +13,8 @@ use crate::error::Result;
 use smq_model::ModelConfig;
 
 const FILE: &str = "attention_prefill.cu";
-/// Positions of a tile of keys.
-const KEYS: usize = 64;
+/// Positions of a tile of keys, and of a page of the paged cache.
+pub(crate) const KEYS: usize = 64;
 /// Up to so many rows one warpgroup a block is faster.
 const ONE_WARPGROUP_UP_TO: usize = 512;
 
@@ -24,28 +24,59 @@ pub const ROPE_THREADS: u32 = 256;
 /// A kernel by the order of what it writes: plain, int4.
 pub(crate) type Orders = [Arc<Kernel>; 2];
 
+/// What the rows of a pass are, and where their keys and values lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// One sequence's, in a cache of its own.
+    One,
+    /// Several sequences', one after the other in a cache.
+    Packed,
+    /// Many sequences', in pages.
+    Paged,
+}
+
+impl Rows {
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::One, Self::Packed, Self::Paged];
+
+    /// The macros that say which.
+    fn defines(self) -> [(&'static str, i64); 2] {
+        let is = |kind| i64::from(self == kind);
+        [("PACKED", is(Self::Packed)), ("PAGED", is(Self::Paged))]
+    }
+}
+
 /// How `attention_prefill.cu` is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attention {
     /// Of a block.
     pub warpgroups: usize,
-    /// Several sequences.
-    pub packed: bool,
+    /// What the rows are.
+    pub rows: Rows,
 }
 
 impl Attention {
     /// Every way that a pass may need.
-    pub const ALL: [Self; 4] = {
-        const fn kind(warpgroups: usize, packed: bool) -> Attention {
-            Attention { warpgroups, packed }
+    pub const ALL: [Self; 5] = {
+        const fn kind(warpgroups: usize, rows: Rows) -> Attention {
+            Attention { warpgroups, rows }
         }
-        [kind(1, false), kind(2, false), kind(1, true), kind(2, true)]
+        [
+            kind(1, Rows::One),
+            kind(2, Rows::One),
+            kind(1, Rows::Packed),
+            kind(2, Rows::Packed),
+            kind(1, Rows::Paged),
+        ]
     };
 
     /// That of `m` rows.
-    pub fn of(m: usize, packed: bool) -> Self {
-        let warpgroups = if m > ONE_WARPGROUP_UP_TO { 2 } else { 1 };
-        Self { warpgroups, packed }
+    pub fn of(m: usize, rows: Rows) -> Self {
+        let warpgroups = match rows {
+            Rows::One | Rows::Packed if m > ONE_WARPGROUP_UP_TO => 2,
+            Rows::One | Rows::Packed | Rows::Paged => 1,
+        };
+        Self { warpgroups, rows }
     }
 
     /// Its macros; `order` is that of the output, 1 for int4.
@@ -53,12 +84,12 @@ impl Attention {
         let mut defines = attention_defines(c);
         defines.extend([
             ("X_INT4", order),
-            ("PACKED", i64::from(self.packed)),
             ("PREFILL_WARPGROUPS", self.warpgroups as i64),
             ("PREFILL_KEYS", KEYS as i64),
             ("OUT_STRIDE", padded(c.heads * c.head_dim) as i64),
             ("DYNAMIC_SHARED", self.shared(c) as i64),
         ]);
+        defines.extend(self.rows.defines());
         defines
     }
 
@@ -72,7 +103,7 @@ impl Attention {
     }
 
     /// Rows of a block.
-    fn tile(self) -> usize {
+    pub(crate) fn tile(self) -> usize {
         64 * self.warpgroups
     }
 
@@ -83,43 +114,40 @@ impl Attention {
 
     /// The launch for `m` rows.
     pub fn launch(self, c: &ModelConfig, m: usize) -> Launch {
-        let tile = self.tile();
-        Launch::new([c.heads as u32, m.div_ceil(tile) as u32], 2 * tile as u32)
+        self.launch_tiles(c, m.div_ceil(self.tile()))
+    }
+
+    /// The launch for so many tiles of rows.
+    pub(crate) fn launch_tiles(self, c: &ModelConfig, tiles: usize) -> Launch {
+        Launch::new([c.heads as u32, tiles as u32], 2 * self.tile() as u32)
             .shared(self.shared(c) as u32)
             .overlap()
     }
 }
 
 /// The macros of `rope.cu`.
-pub fn rope_defines(c: &ModelConfig, packed: bool) -> Defines {
+pub fn rope_defines(c: &ModelConfig, rows: Rows) -> Defines {
     let mut defines = attention_defines(c);
-    defines.push(("PACKED", i64::from(packed)));
+    defines.extend(rows.defines());
+    defines.push(("PAGE_TOKENS", KEYS as i64));
     defines.push(("BLOCK_THREADS", ROPE_THREADS.into()));
     defines
 }
 
 /// The call that fills the table of a pass's angles.
-pub(super) fn table_call(
-    parts: &Parts<'_>,
-    pass: &Pass,
-    seen: u64,
-    rotations: u64,
-) -> Result<Call> {
+pub(super) fn table_call(parts: &Parts<'_>, pass: &Pass, rotations: u64) -> Result<Call> {
     let Parts {
-        kernels,
-        config: c,
-        state,
-        ..
+        kernels, config: c, ..
     } = parts;
-    let defines = rope_defines(c, pass.kind.packed);
+    let defines = rope_defines(c, pass.kind.rows);
     Ok(Call {
         kernel: kernels.get("rope.cu", defines, "rotation_table")?,
         launch: table_launch(c, pass.m),
         args: Args::new()
-            .ptr(state.inv_freq.ptr())
+            .ptr(pass.inv_freq)
             .f32(c.rope.attention_factor())
             .i32(pass.past as i32)
-            .ptr(seen)
+            .ptr(pass.seen)
             .ptr(rotations),
     })
 }

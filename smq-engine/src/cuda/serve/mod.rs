@@ -1,0 +1,514 @@
+//! Many sequences on the GPU: keys and values in pages, one step for all of them.
+//!
+//! A step runs the kernels of prompts over the rows of all its chunks. Attention takes each
+//! sequence's rows in tiles of 64 over keys in pages of 64, from the first page on, and products add
+//! up in one order for any number of rows. So a row's result has the same bits whatever it is
+//! computed beside; but for FP8, whose products are cuBLASLt's, which chooses another algorithm for
+//! another number of rows.
+//!
+//! Steps of single tokens are recorded as CUDA graphs, one for each number of rows up to 8, then in
+//! steps of 8 and of 32. Rows that fill a recorded step up write to a page of their own.
+
+mod choose;
+mod inputs;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::decode::{Cache, Parts};
+use super::device::Gpu;
+use super::graph::Graph;
+use super::kernels::Kernels;
+use super::limits;
+use super::memory::DeviceBuffer;
+use super::pinned::PinnedBuffer;
+use super::prefill::attention::KEYS;
+use super::prefill::{Prefill, STEP_ROWS, StepInputs, Tiles, WANTED_ROWS};
+use super::state::State;
+use super::upload::Staging;
+use super::weights::DeviceModel;
+use crate::error::{Error, Result};
+use crate::report::{GpuInfo, LoadReport};
+use crate::sample::{not_finite, nothing_left};
+use crate::serve::{BatchEngine, Chosen, Chunk, Computed, LogProbs, choose};
+pub use choose::choose_defines;
+use choose::{Chooser, MOST_TOPS, NONE_LEFT, NOT_FINITE, Rows, Scored};
+use inputs::{Inputs, Layout};
+use smq_model::{ModelConfig, Source};
+
+/// Memory that is left to the driver and to libraries, bytes.
+const LEFT_FREE: usize = 1 << 30;
+
+/// A model on an NVIDIA GPU, with the pages of many sequences.
+#[derive(Debug)]
+pub struct CudaBatch {
+    config: ModelConfig,
+    info: GpuInfo,
+    upload: LoadReport,
+    // Before the memory and the kernels that are recorded in them.
+    graphs: HashMap<usize, Recorded>,
+    chooser: Chooser,
+    prefill: Prefill,
+    kernels: Kernels,
+    model: DeviceModel,
+    state: State,
+    cache: Cache,
+    pages: usize,
+    inv_freq: DeviceBuffer,
+    /// A step's arrays on the host, and there.
+    staged: PinnedBuffer,
+    arrays: DeviceBuffer,
+    /// A row of logits that the host chooses from.
+    logits: Vec<f32>,
+    _pages: DeviceBuffer,
+}
+
+/// A step of so many rows.
+#[derive(Debug)]
+enum Recorded {
+    /// It ran once, so that everything is compiled.
+    Seen,
+    Graph(Graph),
+}
+
+/// What a chunk's rows of logits are for.
+enum Wanted {
+    /// Scores of a chunk, one row each.
+    Score(usize),
+    /// The choice of a chunk's token: on the GPU, or (true) from logits on the host.
+    Choice(usize, bool),
+}
+
+impl CudaBatch {
+    /// Copies a model to the first GPU, with pages for `kv_tokens` tokens; by default they take nine
+    /// tenths of the memory that is free. Sequences have at most `max_tokens` positions.
+    ///
+    /// # Errors
+    /// As [`CudaEngine::load`](super::CudaEngine::load); [`Error::Cuda`] if there is no room for a
+    /// page.
+    pub fn load(
+        source: &Source,
+        max_tokens: Option<usize>,
+        kv_tokens: Option<usize>,
+    ) -> Result<Self> {
+        Self::load_on(Gpu::open(0)?, source, max_tokens, kv_tokens)
+    }
+
+    /// As [`CudaBatch::load`], on a GPU that is open.
+    ///
+    /// # Errors
+    /// As [`CudaBatch::load`].
+    pub(crate) fn load_on(
+        gpu: Arc<Gpu>,
+        source: &Source,
+        max_tokens: Option<usize>,
+        kv_tokens: Option<usize>,
+    ) -> Result<Self> {
+        let mut config = ModelConfig::of(source)?;
+        if let Some(max) = max_tokens {
+            config.max_positions = config.max_positions.min(max);
+        }
+        limits::check(&config, gpu.sm_count() as usize)?;
+        let kernels = Kernels::new(gpu.clone());
+        let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);
+        let (made, staging) = Staging::while_doing(&gpu, bytes, || {
+            let placed = DeviceModel::place(&gpu, source, &config)?;
+            let state = State::new(&gpu, &config)?;
+            Ok((placed, state, Prefill::new(&kernels, &config)?))
+        })?;
+        let (placed, state, mut prefill) = made;
+        let (model, upload) = placed.upload(&gpu, staging)?;
+        let none = Cache {
+            span: super::memory::Span::at(0, 0),
+            capacity: 0,
+            side_bytes: 0,
+        };
+        prefill.reserve_steps(&Parts {
+            kernels: &kernels,
+            config: &config,
+            model: &model,
+            state: &state,
+            cache: &none,
+        })?;
+        let chooser = Chooser::new(&kernels, config.vocab, WANTED_ROWS)?;
+        let stream = gpu.main();
+        let half = [false, true]
+            .map(|long| config.rope.inv_freq(long))
+            .concat();
+        let inv_freq = DeviceBuffer::new(&gpu, size_of_val(&half[..]), "rotary frequencies")?;
+        inv_freq.upload(stream, 0, &half)?;
+
+        let of_page = Cache::bytes(&config, KEYS);
+        let free = gpu.memory()?.0.saturating_sub(LEFT_FREE) / 10 * 9;
+        // One more for rows that fill up a recorded step.
+        let pages = match kv_tokens {
+            Some(tokens) => tokens / KEYS,
+            None => (free / of_page).saturating_sub(1),
+        };
+        if pages == 0 {
+            return Err(Error::Cuda(format!(
+                "the KV cache has no room for a page of {KEYS} tokens, {of_page} bytes; {free} bytes of GPU memory are \
+                 free for it"
+            )));
+        }
+        let memory = DeviceBuffer::new(&gpu, (pages + 1) * of_page, "the KV cache")?;
+        memory.fill(stream, 0)?;
+        let cache = Cache {
+            span: memory.span(),
+            capacity: (pages + 1) * KEYS,
+            side_bytes: memory.bytes() / (2 * config.layers),
+        };
+        let of_tables = 4 * WANTED_ROWS * config.max_positions.div_ceil(KEYS).min(pages);
+        let arrays = Layout::new(STEP_ROWS, STEP_ROWS, STEP_ROWS)?.bytes + of_tables;
+        Ok(Self {
+            info: gpu.info()?,
+            staged: PinnedBuffer::new(&gpu, arrays)?,
+            arrays: DeviceBuffer::new(&gpu, arrays, "a step's arrays")?,
+            config,
+            upload,
+            graphs: HashMap::new(),
+            chooser,
+            prefill,
+            kernels,
+            model,
+            state,
+            cache,
+            pages,
+            inv_freq,
+            logits: Vec::new(),
+            _pages: memory,
+        })
+    }
+
+    /// What copying the weights took.
+    #[must_use]
+    pub fn load_report(&self) -> &LoadReport {
+        &self.upload
+    }
+
+    fn parts(&self) -> Parts<'_> {
+        Parts {
+            kernels: &self.kernels,
+            config: &self.config,
+            model: &self.model,
+            state: &self.state,
+            cache: &self.cache,
+        }
+    }
+
+    /// Copies the arrays of a step to the GPU and queues its layers, and the logits of its first
+    /// wanted rows.
+    fn queue(&mut self, inputs: &mut Inputs, wants: usize) -> Result<()> {
+        let single = inputs.tiles.len() == inputs.tokens.len()
+            && inputs.wanted.len() == inputs.tokens.len()
+            && inputs.tokens.len() <= WANTED_ROWS;
+        if single {
+            inputs.fill_up(bucket(inputs.tokens.len()), self.pages * KEYS);
+        }
+        let (rows, tiles) = (inputs.tokens.len(), inputs.tiles.len());
+        let layout = Layout::new(rows, tiles, inputs.wanted.len())?;
+        let bytes = layout.write(inputs, self.staged.as_mut_slice())?;
+        let stream = self.kernels.gpu().main().clone();
+        let arrays = self.arrays.span().part(0, bytes)?;
+        // SAFETY: nothing writes to the pinned memory before the stream was waited for, at the end
+        // of every step.
+        unsafe { arrays.copy_from(&stream, &self.staged.as_slice::<u8>()[..bytes])? };
+        let at = |offset: usize| arrays.ptr() + offset as u64;
+        let step = StepInputs {
+            rows,
+            tokens: at(layout.tokens),
+            places: at(layout.places),
+            tiles: Tiles {
+                tiles: at(layout.tiles),
+                count: tiles,
+                tables: at(layout.tables),
+            },
+            inv_freq: self.inv_freq.ptr(),
+        };
+        let count = if single { rows } else { wants.min(WANTED_ROWS) };
+        let queue = |this: &Self| {
+            let parts = this.parts();
+            this.prefill.step(&parts, &step)?;
+            match count {
+                0 => Ok(()),
+                _ => this.prefill.step_logits(&parts, at(layout.wanted), count),
+            }
+        };
+        if !single {
+            return queue(self);
+        }
+        match self.graphs.get(&rows) {
+            Some(Recorded::Graph(graph)) => graph.launch(&stream),
+            Some(Recorded::Seen) => {
+                let graph = Graph::capture(&stream, |_| queue(self))?;
+                graph.launch(&stream)?;
+                self.graphs.insert(rows, Recorded::Graph(graph));
+                Ok(())
+            }
+            None => {
+                queue(self)?;
+                self.graphs.insert(rows, Recorded::Seen);
+                Ok(())
+            }
+        }
+    }
+
+    fn run(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
+        let mut out: Vec<Result<Computed>> = Vec::with_capacity(chunks.len());
+        let (mut inputs, mut wanted) = (Inputs::default(), Vec::new());
+        for (index, chunk) in chunks.iter().enumerate() {
+            out.push(self.check(chunk).map(|()| Computed::default()));
+            if out[index].is_err() {
+                continue;
+            }
+            let first = inputs.push(chunk);
+            if let Some(scores) = &chunk.scores {
+                for i in 0..scores.targets.len() {
+                    inputs.wanted.push((first + i) as i32);
+                    wanted.push(Wanted::Score(index));
+                }
+            }
+            if chunk.choice.is_some() {
+                inputs.wanted.push((first + chunk.tokens.len() - 1) as i32);
+                wanted.push(Wanted::Choice(index, false));
+            }
+        }
+        if inputs.tokens.is_empty() {
+            return Ok(out);
+        }
+        let rows: Vec<i32> = inputs.wanted.clone();
+        self.queue(&mut inputs, rows.len())?;
+        for (block, wanted) in wanted.chunks_mut(WANTED_ROWS).enumerate() {
+            if block > 0 {
+                self.next_logits(&rows[block * WANTED_ROWS..][..wanted.len()])?;
+            }
+            self.choose(chunks, wanted, &mut out)?;
+        }
+        self.kernels.gpu().main().synchronize()?;
+        Ok(out)
+    }
+
+    /// Queues the logits of these rows of the step.
+    fn next_logits(&mut self, rows: &[i32]) -> Result<()> {
+        let stream = self.kernels.gpu().main();
+        let at = self.arrays.span().part(0, size_of_val(rows))?;
+        // SAFETY: pageable memory is read before the call returns; the step's arrays are not needed
+        // any more, which the stream's order sees to.
+        unsafe { at.copy_from(stream, rows)? };
+        self.prefill
+            .step_logits(&self.parts(), at.ptr(), rows.len())
+    }
+
+    /// Chooses and scores by the rows of logits that are queued.
+    fn choose(
+        &mut self,
+        chunks: &mut [Chunk<'_>],
+        wanted: &mut [Wanted],
+        out: &mut [Result<Computed>],
+    ) -> Result<()> {
+        let vocab = self.config.vocab;
+        let mut rows = Rows::default();
+        let mut most = 0;
+        let mut scored = vec![0; chunks.len()];
+        for want in wanted.iter_mut() {
+            match want {
+                Wanted::Score(chunk) => {
+                    let (Some(scores), Ok(done)) = (&chunks[*chunk].scores, &out[*chunk]) else {
+                        rows.score(0, 0);
+                        continue;
+                    };
+                    let target = scores.targets[done.scores.len() + scored[*chunk]];
+                    scored[*chunk] += 1;
+                    rows.score(target, scores.top);
+                    most = most.max(scores.top);
+                }
+                Wanted::Choice(chunk, on_host) => {
+                    let Some(choice) = &mut chunks[*chunk].choice else {
+                        rows.score(0, 0);
+                        continue;
+                    };
+                    let top = choice.top.unwrap_or(0);
+                    match choice.sampler.plan() {
+                        Some(plan) if top <= MOST_TOPS => {
+                            rows.choose(&plan, choice.allowed, top, vocab);
+                            most = most.max(top);
+                        }
+                        Some(_) | None => {
+                            *on_host = true;
+                            rows.score(0, 0);
+                        }
+                    }
+                }
+            }
+        }
+        let logits = self.prefill.logits_span()?;
+        // SAFETY: the logits are this engine's, and hold WANTED_ROWS rows.
+        let (chosen, tops) = unsafe {
+            self.chooser
+                .run(&self.kernels, &rows, logits.ptr(), most > 0)?
+        };
+        for (row, (want, chosen)) in wanted.iter().zip(chosen).enumerate() {
+            let tops = tops.get(row * MOST_TOPS..).unwrap_or(&[]);
+            match *want {
+                Wanted::Score(chunk) => {
+                    let Some(scores) = &chunks[chunk].scores else {
+                        continue;
+                    };
+                    let result = log_probs(chosen, tops, scores.top);
+                    let computed = std::mem::replace(&mut out[chunk], Err(not_finite()));
+                    out[chunk] = computed.and_then(|mut computed| {
+                        computed.scores.push(result?);
+                        Ok(computed)
+                    });
+                }
+                Wanted::Choice(chunk, on_host) => {
+                    let Some(choice) = &mut chunks[chunk].choice else {
+                        continue;
+                    };
+                    let result = if on_host {
+                        self.logits.resize(vocab, 0.0);
+                        let stream = self.kernels.gpu().main();
+                        let from = logits.part(4 * row * vocab, 4 * vocab)?;
+                        // SAFETY: the stream is waited for before the row is read.
+                        unsafe { from.copy_to(stream, &mut self.logits)? };
+                        stream.synchronize()?;
+                        choose(choice, &self.logits)
+                    } else {
+                        let top = choice.top;
+                        token(chosen)
+                            .map(|token| {
+                                choice.sampler.accept(token);
+                                let log_probs = top.map(|top| log_probs(chosen, tops, top));
+                                (token, log_probs)
+                            })
+                            .and_then(|(token, log_probs)| {
+                                Ok(Chosen {
+                                    token,
+                                    log_probs: log_probs.transpose()?,
+                                })
+                            })
+                    };
+                    let computed = std::mem::replace(&mut out[chunk], Err(not_finite()));
+                    out[chunk] = computed.and_then(|mut computed| {
+                        computed.chosen = Some(result?);
+                        Ok(computed)
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what is not a chunk of this model.
+    fn check(&self, chunk: &Chunk<'_>) -> Result<()> {
+        let vocab = self.config.vocab;
+        let targets = chunk.scores.as_ref().map_or(&[][..], |s| s.targets);
+        if let Some(id) = chunk
+            .tokens
+            .iter()
+            .chain(targets)
+            .find(|id| **id as usize >= vocab)
+        {
+            return Err(Error::Input(format!(
+                "token id {id} is outside the model's vocabulary of {vocab}"
+            )));
+        }
+        let len = chunk.past + chunk.tokens.len();
+        let limit = self.config.max_positions;
+        if len > limit {
+            return Err(Error::Input(format!(
+                "{len} tokens exceed the model's longest context of {limit}"
+            )));
+        }
+        let inside = chunk.pages.iter().all(|page| (*page as usize) < self.pages);
+        let scored = targets.len() <= chunk.tokens.len();
+        if chunk.tokens.is_empty() || chunk.pages.len() * KEYS < len || !inside || !scored {
+            return Err(Error::Input(format!(
+                "a chunk of {} tokens behind {}, of which {} are scored, has {} pages of {KEYS} tokens among {}",
+                chunk.tokens.len(),
+                chunk.past,
+                targets.len(),
+                chunk.pages.len(),
+                self.pages
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl BatchEngine for CudaBatch {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn device(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn gpu(&self) -> Option<&GpuInfo> {
+        Some(&self.info)
+    }
+
+    fn page_tokens(&self) -> usize {
+        KEYS
+    }
+
+    fn pages(&self) -> usize {
+        self.pages
+    }
+
+    fn max_rows(&self) -> usize {
+        WANTED_ROWS
+    }
+
+    fn step_tokens(&self) -> usize {
+        STEP_ROWS
+    }
+
+    fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
+        let rows: usize = chunks.iter().map(|c| c.tokens.len()).sum();
+        if chunks.len() > WANTED_ROWS || rows > STEP_ROWS {
+            return Err(Error::Input(format!(
+                "a step of {} sequences and {rows} tokens was asked for, expected at most {WANTED_ROWS} and {STEP_ROWS}",
+                chunks.len()
+            )));
+        }
+        self.run(chunks)
+    }
+}
+
+impl Drop for CudaBatch {
+    fn drop(&mut self) {
+        // What was queued before an error uses memory that goes next.
+        let _ = self.kernels.gpu().main().synchronize();
+    }
+}
+
+/// Rows of the recorded step that does `rows`.
+fn bucket(rows: usize) -> usize {
+    match rows {
+        0..=8 => rows,
+        9..=64 => rows.next_multiple_of(8),
+        _ => rows.next_multiple_of(32),
+    }
+}
+
+fn token(scored: Scored) -> Result<u32> {
+    match scored.token {
+        NOT_FINITE => Err(not_finite()),
+        NONE_LEFT => Err(nothing_left()),
+        token => Ok(token as u32),
+    }
+}
+
+fn log_probs(scored: Scored, tops: &[Scored], top: usize) -> Result<LogProbs> {
+    token(scored)?;
+    Ok(LogProbs {
+        log_prob: scored.log_prob,
+        top: tops
+            .iter()
+            .take(top)
+            .map(|s| (s.token as u32, s.log_prob))
+            .collect(),
+    })
+}

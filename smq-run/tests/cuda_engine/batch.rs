@@ -1,0 +1,383 @@
+//! Many sequences in one step: against the CPU, against each sequence alone, and the GPU's choice of
+//! tokens against the host's.
+
+use rand::rngs::Xoshiro256PlusPlus as StdRng;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use smq_convert::{LevelChoice, Method, ScaleChoice};
+use smq_engine::cuda::CudaBatch;
+use smq_engine::sample::{Adjustments, Sampler};
+use smq_engine::serve::{BatchEngine, Choice, Chosen, Chunk, Computed, Scores};
+use smq_engine::{CpuEngine, Engine};
+use smq_model::{GenerationSettings, Source};
+
+use crate::Outcome;
+use crate::models::{E5M5, Model, WITH_HEAD, any_tokens, llama, lut4_method, sample_tokens};
+use crate::reference::{Path, Reference};
+
+/// Tokens of the cache: enough for every test here.
+const KV_TOKENS: usize = 65_536;
+
+fn engine(source: &Source) -> CudaBatch {
+    CudaBatch::load(source, None, Some(KV_TOKENS)).unwrap()
+}
+
+/// A sequence under test and where its keys and values are.
+struct Sequence {
+    tokens: Vec<u32>,
+    /// How many of them are in the cache.
+    past: usize,
+    pages: Vec<u32>,
+    long: bool,
+}
+
+/// Pages in any order.
+struct Free(Vec<u32>);
+
+impl Free {
+    fn of(engine: &CudaBatch, random: &mut StdRng) -> Self {
+        let mut all: Vec<u32> = (0..engine.pages() as u32).collect();
+        all.shuffle(random);
+        Self(all)
+    }
+
+    fn take(&mut self, tokens: usize, page: usize) -> Vec<u32> {
+        self.0.split_off(self.0.len() - tokens.div_ceil(page))
+    }
+}
+
+impl Sequence {
+    fn new(tokens: &[u32], more: usize, engine: &CudaBatch, free: &mut Free) -> Self {
+        let len = tokens.len() + more;
+        Self {
+            tokens: tokens.to_vec(),
+            past: 0,
+            pages: free.take(len, engine.page_tokens()),
+            // As if it ended there; the test's sequences stay on one side.
+            long: engine.config().rope.is_long(len),
+        }
+    }
+}
+
+fn computed(engine: &mut CudaBatch, mut chunks: Vec<Chunk<'_>>) -> Vec<Computed> {
+    let done = engine.step(&mut chunks).unwrap();
+    done.into_iter().map(Result::unwrap).collect()
+}
+
+/// Each token's log-probability in one step over prompts on both sides of a page's end and of
+/// LongRoPE's switch, against the CPU.
+fn scores(model: &Model, vocab: Option<u32>) -> Outcome {
+    let source = model.open();
+    let mut engine = engine(&source);
+    let mut random = StdRng::seed_from_u64(1);
+    let mut free = Free::of(&engine, &mut random);
+    let lengths = [2, 63, 64, 65, 200, 700];
+    let tokens = |n| match vocab {
+        None => sample_tokens(n),
+        Some(vocab) => any_tokens(n, vocab),
+    };
+    let sequences: Vec<Sequence> = lengths
+        .iter()
+        .map(|n| Sequence::new(&tokens(*n), 0, &engine, &mut free))
+        .collect();
+    let chunks = sequences.iter().map(|s| Chunk {
+        pages: &s.pages,
+        past: 0,
+        tokens: &s.tokens,
+        long: s.long,
+        scores: Some(Scores {
+            targets: &s.tokens[1..],
+            top: 3,
+        }),
+        choice: None,
+    });
+    let found = computed(&mut engine, chunks.collect());
+    let mut cpu = CpuEngine::load(&source).unwrap();
+    for (sequence, found) in sequences.iter().zip(found) {
+        let len = sequence.tokens.len();
+        let expected = cpu.scores(&sequence.tokens).unwrap();
+        let reference = Reference::of_pass(&source, &sequence.tokens, [len]);
+        // The largest logit of one position stands for all; both the token's logit and the
+        // logarithm of the sum may be off.
+        let bound = 3.0 * reference.bound(len, Path::WidenedPrompt);
+        assert_eq!(found.scores.len(), len - 1);
+        for (at, (found, expected)) in found.scores.iter().zip(&expected).enumerate() {
+            let off = (f64::from(found.log_prob) - expected.log_prob).abs();
+            if off.is_nan() || off > bound {
+                return Err(format!(
+                    "token {at} of {len}: {} where the CPU has {}, {bound} allowed",
+                    found.log_prob, expected.log_prob
+                )
+                .into());
+            }
+            assert_eq!(found.top.len(), 3);
+            assert!(found.top[0].1 >= found.top[1].1 && found.top[1].1 >= found.top[2].1);
+            assert!(found.top[0].1 >= found.log_prob);
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn scores_c0() -> Outcome {
+    scores(&Model::fixture(), None)
+}
+
+pub(crate) fn scores_int4() -> Outcome {
+    scores(&Model::fixture().quantized(E5M5, "all"), None)
+}
+
+pub(crate) fn scores_lut4() -> Outcome {
+    let method = lut4_method(ScaleChoice::e5(3), 128, LevelChoice::Learned);
+    scores(&Model::fixture().quantized_as(method, "all"), None)
+}
+
+pub(crate) fn scores_nf4() -> Outcome {
+    scores(&Model::fixture().quantized_as(Method::Nf4, "all"), None)
+}
+
+/// Projections apart, queries in groups, groups of 64.
+pub(crate) fn scores_llama_int4() -> Outcome {
+    let model = Model::synthetic(&llama()).quantized_in_groups(E5M5, "all", 64);
+    scores(&model, Some(1000))
+}
+
+/// The next tokens of `sequence` with their log-probabilities' bits.
+type Text = Vec<(u32, u32)>;
+
+fn bits(chosen: Chosen) -> (u32, u32) {
+    (chosen.token, chosen.log_probs.unwrap().log_prob.to_bits())
+}
+
+fn greedy<'a>(sampler: &'a mut Sampler) -> Option<Choice<'a>> {
+    Some(Choice {
+        sampler,
+        allowed: None,
+        top: Some(0),
+    })
+}
+
+const NEW: usize = 10;
+
+/// A prompt in one chunk, then one token after the other, with nothing else in a step.
+fn alone(engine: &mut CudaBatch, prompt: &[u32], free: &mut Free) -> Text {
+    let mut sequence = Sequence::new(prompt, NEW, engine, free);
+    let mut text = Text::new();
+    let mut input = prompt.to_vec();
+    for _ in 0..NEW {
+        let mut sampler = Sampler::greedy();
+        let chunk = Chunk {
+            pages: &sequence.pages,
+            past: sequence.past,
+            tokens: &input,
+            long: sequence.long,
+            scores: None,
+            choice: greedy(&mut sampler),
+        };
+        let chosen = computed(engine, vec![chunk]).remove(0).chosen.unwrap();
+        sequence.past += input.len();
+        input = vec![chosen.token];
+        text.push(bits(chosen));
+    }
+    text
+}
+
+/// The same tokens and the same bits of their log-probabilities whatever is in a step beside them,
+/// however prompts are cut, wherever the pages are.
+fn invariant(model: &Model) -> Outcome {
+    let source = model.open();
+    let mut engine = engine(&source);
+    let mut random = StdRng::seed_from_u64(2);
+    let long = sample_tokens(4096);
+    let prompts: Vec<&[u32]> = (0..40)
+        .map(|i| {
+            let len = match i % 8 {
+                0 => random.random_range(540..900),
+                1 => 64,
+                2 => 1,
+                _ => random.random_range(2..300),
+            };
+            let from = random.random_range(0..3000);
+            &long[from..from + len]
+        })
+        .collect();
+    let mut free = Free::of(&engine, &mut random);
+    let expected: Vec<Text> = prompts
+        .iter()
+        .map(|prompt| alone(&mut engine, prompt, &mut free))
+        .collect();
+    for round in 0..4 {
+        let mut free = Free::of(&engine, &mut random);
+        let mut texts = vec![Text::new(); prompts.len()];
+        let mut sequences: Vec<Sequence> = prompts
+            .iter()
+            .map(|p| Sequence::new(p, NEW, &engine, &mut free))
+            .collect();
+        while texts.iter().any(|t| t.len() < NEW) {
+            let mut unfinished: Vec<usize> = (0..prompts.len())
+                .filter(|i| texts[*i].len() < NEW)
+                .collect();
+            unfinished.shuffle(&mut random);
+            // Now and then single tokens alone, which is what is recorded.
+            let only_single = random.random_bool(0.5);
+            let most = random.random_range(1..=unfinished.len());
+            let mut room = engine.step_tokens();
+            let mut taken = Vec::new();
+            for index in unfinished {
+                let sequence = &sequences[index];
+                let left = sequence.tokens.len() - sequence.past;
+                if taken.len() == most || (only_single && left > 1) {
+                    continue;
+                }
+                let part = random.random_range(1..=left).min(room);
+                if part > 0 {
+                    taken.push((index, part));
+                    room -= part;
+                }
+            }
+            let mut samplers: Vec<Sampler> = taken.iter().map(|_| Sampler::greedy()).collect();
+            let chunks = taken
+                .iter()
+                .zip(&mut samplers)
+                .map(|(&(index, part), sampler)| {
+                    let s = &sequences[index];
+                    let ends = s.past + part == s.tokens.len();
+                    Chunk {
+                        pages: &s.pages,
+                        past: s.past,
+                        tokens: &s.tokens[s.past..s.past + part],
+                        long: s.long,
+                        scores: None,
+                        choice: if ends { greedy(sampler) } else { None },
+                    }
+                });
+            let found = match taken.len() {
+                0 => Vec::new(),
+                _ => computed(&mut engine, chunks.collect()),
+            };
+            for (&(index, part), found) in taken.iter().zip(found) {
+                let sequence = &mut sequences[index];
+                sequence.past += part;
+                if let Some(chosen) = found.chosen {
+                    sequence.tokens.push(chosen.token);
+                    texts[index].push(bits(chosen));
+                }
+            }
+        }
+        for (index, (found, expected)) in texts.iter().zip(&expected).enumerate() {
+            if found != expected {
+                let len = prompts[index].len();
+                return Err(format!(
+                    "round {round}, prompt {index} of {len} tokens: {found:?}, alone {expected:?}"
+                )
+                .into());
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn invariant_c0() -> Outcome {
+    invariant(&Model::fixture())
+}
+
+/// With a head in bf16, and in int4.
+pub(crate) fn invariant_int4() -> Outcome {
+    invariant(&Model::fixture().quantized(E5M5, "all"))?;
+    invariant(&Model::fixture().quantized(E5M5, WITH_HEAD))
+}
+
+/// The MLP alone.
+pub(crate) fn invariant_c4() -> Outcome {
+    invariant(&Model::fixture().quantized(E5M5, "mlp"))
+}
+
+pub(crate) fn invariant_lut4() -> Outcome {
+    let method = lut4_method(ScaleChoice::e5(3), 128, LevelChoice::Learned);
+    invariant(&Model::fixture().quantized_as(method, WITH_HEAD))
+}
+
+/// The GPU draws what the host draws from the same logits, but for numbers that fall between two
+/// ways of rounding a sum.
+pub(crate) fn choices() -> Outcome {
+    const DRAWS: usize = 400;
+    let model = Model::fixture().quantized(E5M5, "all");
+    let source = model.open();
+    let mut engine = engine(&source);
+    let vocab = engine.config().vocab;
+    let mut random = StdRng::seed_from_u64(3);
+    let mut free = Free::of(&engine, &mut random);
+    let prompt = sample_tokens(90);
+    let pages = free.take(prompt.len(), engine.page_tokens());
+    let (mut differ, mut distinct) = (Vec::new(), std::collections::BTreeSet::new());
+    for draw in 0..DRAWS {
+        let mut settings = GenerationSettings::default();
+        settings.do_sample = draw % 5 != 4;
+        settings.sampling.temperature = [0.3, 1.0, 1.0, 2.5][draw % 4];
+        settings.sampling.top_k = [0, 1, 7, 50][draw / 3 % 4];
+        settings.sampling.top_p = [1.0, 0.1, 0.7, 0.95][draw / 7 % 4];
+        settings.sampling.min_p = [None, Some(0.02), Some(0.3)][draw / 11 % 3];
+        settings.repetition_penalty = [1.0, 1.3][draw / 13 % 2];
+        let adjustments = match draw / 17 % 3 {
+            0 => Adjustments::default(),
+            1 => Adjustments {
+                presence_penalty: 0.5,
+                frequency_penalty: 0.25,
+                logit_bias: Vec::new(),
+            },
+            _ => Adjustments {
+                presence_penalty: 0.0,
+                frequency_penalty: 0.0,
+                logit_bias: vec![(random.random_range(0..vocab as u32), 4.0)],
+            },
+        };
+        let mask: Vec<u32> = (0..vocab.div_ceil(32)).map(|_| random.random()).collect();
+        let allowed = (draw % 6 == 0).then_some(&mask[..]);
+        let mut run = |on_host: bool| {
+            let mut settings = settings.clone();
+            settings.remove_invalid_values = on_host;
+            let sampler = Sampler::new(&settings, &prompt[..60], 40, vocab, draw as u64);
+            let mut sampler = sampler.unwrap().adjusted(&adjustments, vocab).unwrap();
+            // Some were generated already.
+            for id in &prompt[60..] {
+                sampler.accept(*id);
+            }
+            let chunk = Chunk {
+                pages: &pages,
+                past: 0,
+                tokens: &prompt,
+                long: false,
+                scores: None,
+                choice: Some(Choice {
+                    sampler: &mut sampler,
+                    allowed,
+                    top: Some(2),
+                }),
+            };
+            computed(&mut engine, vec![chunk]).remove(0).chosen.unwrap()
+        };
+        let (gpu, host) = (run(false), run(true));
+        distinct.insert(gpu.token);
+        if gpu.token != host.token {
+            differ.push((draw, gpu.token, host.token));
+            continue;
+        }
+        let (gpu, host) = (gpu.log_probs.unwrap(), host.log_probs.unwrap());
+        // Sums of exponentials in f32 and f64.
+        assert!(
+            (gpu.log_prob - host.log_prob).abs() < 1e-4,
+            "{gpu:?} {host:?}"
+        );
+        let ids = |top: &[(u32, f32)]| top.iter().map(|t| t.0).collect::<Vec<_>>();
+        assert_eq!(ids(&gpu.top), ids(&host.top));
+    }
+    println!(
+        "{} of {DRAWS} draws differ, {} distinct tokens",
+        differ.len(),
+        distinct.len()
+    );
+    assert!(distinct.len() > 20, "draws all fall on the same tokens");
+    match differ.len() > DRAWS / 200 {
+        true => Err(format!("{differ:?}").into()),
+        false => Ok(()),
+    }
+}
