@@ -66,7 +66,7 @@ pub enum Error {
     #[error("{} was changed while it was read; run this again when nobody writes to it", .0.display())]
     Changed(PathBuf),
     /// An output that is one of the inputs.
-    #[error("{} is an input, {}; choose another name for the output", path.display(), input.display())]
+    #[error("{}; choose another name for the output", is_input(path, input))]
     OutputIsInput {
         /// The output.
         path: PathBuf,
@@ -283,5 +283,13 @@ impl Defect {
             | Defect::StatisticsFigure { .. } => true,
             _ => false,
         }
+    }
+}
+
+/// Says which input an output is, by both names where they differ.
+fn is_input(path: &Path, input: &Path) -> String {
+    match path == input {
+        true => format!("{} is an input", path.display()),
+        false => format!("{} is an input, {}", path.display(), input.display()),
     }
 }

@@ -281,7 +281,7 @@ fn outputs() {
         ("smq-convert --to safetensors DIR/ok.smq DIR/text/new", "DIR/text/new: cannot create a temporary directory beside it: Not a directory (os error 20)"),
         ("smq-inspect --html DIR/dir DIR/ok.smq", "DIR/dir is a directory, not a regular file"),
         ("smq-inspect --html DIR/fifo DIR/ok.smq", "DIR/fifo is a FIFO, not a regular file"),
-        ("smq-inspect --html DIR/ok.smq DIR/ok.smq", "DIR/ok.smq is an input, DIR/ok.smq; choose another name for the output"),
+        ("smq-inspect --html DIR/ok.smq DIR/ok.smq", "DIR/ok.smq is an input; choose another name for the output"),
         ("smq-inspect --html DIR/missing/page.html DIR/ok.smq", "DIR/missing/page.html: cannot create it: DIR/missing does not exist; create it first"),
     ]);
     let text = std::fs::read_to_string(scratch.path("text")).unwrap();
