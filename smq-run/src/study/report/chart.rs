@@ -3,16 +3,21 @@
 use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::prelude::*;
 use smq_convert::inspect::figure::{
-    Canvas, Drawn, GRID, INK, PALETTE, draw, ending_at, label_font, padded, starting_at, tick,
-    title_font, under,
+    Canvas, Drawn, GRID, INK, PALETTE, draw, label_font, padded, starting_at, tick, title_font,
+    under,
 };
 
 use super::log_axis::LogAxis;
 
 /// Height of a plot that has no rows to count.
-pub(super) const HEIGHT: u32 = 440;
-/// Height of the legend's row.
-const LEGEND: i32 = 44;
+pub(super) const HEIGHT: u32 = 500;
+/// Height of the rows of the title and of the legend.
+pub(super) const TITLE: i32 = 34;
+pub(super) const LEGEND: i32 = 70;
+/// Width of the levels' labels, right of the chart.
+const LEVEL_LABELS: i32 = 250;
+/// Height of a line of text.
+const LINE: i32 = 16;
 /// Size of points' names; plotters divides by 1.24 for SVG.
 const NAME: f64 = 14.0;
 /// Width of a character of them, at most, pixels.
@@ -20,13 +25,13 @@ const NAME_CHAR: i32 = 7;
 /// Half the height of them, pixels.
 const NAME_HALF: i32 = 7;
 
-/// Points of one colour: value and half of its confidence interval, by place on the x axis.
+/// Points of one colour: value and the ends of an interval, by place on the x axis.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Series {
     /// In the legend, once where several share it; empty: not there, and without markers.
     pub label: String,
-    /// Place, value and half-width.
-    pub points: Vec<(f64, f64, Option<f64>)>,
+    /// Place, value and interval.
+    pub points: Vec<(f64, f64, Option<[f64; 2]>)>,
     /// Names beside the points, by index; an empty one is not written.
     pub names: Vec<String>,
     /// Joined by a line.
@@ -52,7 +57,7 @@ impl Series {
 pub(super) struct Level {
     /// Where.
     pub y: f64,
-    /// Written over its right end.
+    /// Written right of the chart.
     pub label: String,
     /// Place in the palette.
     pub colour: usize,
@@ -61,11 +66,13 @@ pub(super) struct Level {
 /// A plot's axes.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Axes<'a> {
+    /// What the plot shows, over everything.
+    pub title: &'a str,
     /// Under the x axis.
     pub x_title: &'a str,
     /// Beside the y axis.
     pub y_title: &'a str,
-    /// Names under whole x, in place of numbers.
+    /// Names under whole x, in place of numbers, of one line or several.
     pub names: Vec<String>,
     /// Names over vertical lines at these x.
     pub columns: Vec<(f64, String)>,
@@ -77,8 +84,11 @@ pub(super) struct Axes<'a> {
     pub log: bool,
     /// Whether y begins at 0.
     pub from_zero: bool,
-    /// Room to the right of the last point, as a part of the points' range.
-    pub room: f64,
+}
+
+/// A value and the ends of the interval around it, half of which is this wide.
+pub(super) fn interval(value: f64, half: f64) -> Option<[f64; 2]> {
+    Some([value - half, value + half])
 }
 
 /// Draws the series; none where no series has a point.
@@ -117,6 +127,7 @@ pub(super) fn plots(
                 labels.push((s.label.as_str(), s.style(i)));
             }
         }
+        title(canvas, axes.first().map_or("", |a| a.title))?;
         legend(canvas, &labels)?;
         let panels = canvas.split_evenly((1, axes.len()));
         for ((panel, axes), series) in panels.iter().zip(axes).zip(series) {
@@ -132,16 +143,19 @@ pub(super) fn stand_alone(svg: &str) -> String {
     svg.replacen("<svg ", "<svg xmlns=\"http://www.w3.org/2000/svg\" ", 1)
 }
 
+/// What a plot shows.
+pub(super) fn title(canvas: &Canvas<'_>, text: &str) -> Drawn {
+    let style = starting_at(title_font());
+    canvas.draw(&Text::new(text, (14, TITLE / 2), style))?;
+    Ok(())
+}
+
 /// A row of labels above the charts.
 pub(super) fn legend(canvas: &Canvas<'_>, labels: &[(&str, (RGBColor, bool))]) -> Drawn {
-    let mut x = 100;
+    let (mut x, y) = (100, (TITLE + LEGEND) / 2);
     for (label, (colour, triangles)) in labels {
-        marker(canvas, (x, LEGEND / 2), *colour, *triangles, 5)?;
-        canvas.draw(&Text::new(
-            *label,
-            (x + 10, LEGEND / 2),
-            starting_at(label_font()),
-        ))?;
+        marker(canvas, (x, y), *colour, *triangles, 5)?;
+        canvas.draw(&Text::new(*label, (x + 10, y), starting_at(label_font())))?;
         x += 34 + 8 * label.chars().count() as i32;
     }
     Ok(())
@@ -173,7 +187,7 @@ fn chart(canvas: &Canvas<'_>, panel: &Canvas<'_>, axes: &Axes<'_>, series: &[Ser
     let x = match axes.names.len() {
         0 if axes.log_x => {
             let x = log_range(places());
-            x.start..x.end * (x.end / x.start).powf(axes.room)
+            x.start..x.end
         }
         0 => {
             let (low, high) = places().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| {
@@ -181,7 +195,7 @@ fn chart(canvas: &Canvas<'_>, panel: &Canvas<'_>, axes: &Axes<'_>, series: &[Ser
             });
             let (size, least) = (high - low, 1e-4 * high.abs().max(low.abs()));
             match size > least {
-                true => low - 0.08 * size..high + (0.08 + axes.room) * size,
+                true => low - 0.08 * size..high + 0.08 * size,
                 false => padded(places()),
             }
         }
@@ -189,20 +203,30 @@ fn chart(canvas: &Canvas<'_>, panel: &Canvas<'_>, axes: &Axes<'_>, series: &[Ser
     };
     // No figure is negative where the axis begins at 0, whatever a wide interval says.
     let lowest = |v: f64| if axes.from_zero { v.max(0.0) } else { v };
-    let ends = points().flat_map(|p| {
-        let half = p.2.unwrap_or(0.0);
-        [lowest(p.1 - half), p.1 + half]
-    });
+    let ends = points().flat_map(|p| p.2.unwrap_or([p.1, p.1]).map(lowest));
     let levels = axes.levels.iter().map(|l| l.y);
     let y = match axes.log {
         true => log_range(ends.chain(levels)),
         false => padded(ends.chain(levels).chain(axes.from_zero.then_some(0.0))),
     };
+    let lines = axes.names.iter().map(|name| name.lines().count()).max();
     let mut builder = ChartBuilder::on(panel);
     builder
         .margin(10)
-        .margin_top(LEGEND + if axes.columns.is_empty() { 0 } else { 18 })
-        .x_label_area_size(50)
+        .margin_top(
+            LEGEND
+                + if axes.columns.is_empty() {
+                    0
+                } else {
+                    18 + LINE
+                },
+        )
+        .margin_right(if axes.levels.is_empty() {
+            10
+        } else {
+            LEVEL_LABELS
+        })
+        .x_label_area_size(34 + LINE * lines.unwrap_or(1) as i32)
         .y_label_area_size(92);
     match (axes.log_x, axes.log) {
         (false, false) => contents(
@@ -281,39 +305,47 @@ where
         .y_label_formatter(&|v| tick(*v))
         .draw()?;
     let mut taken: Vec<Label> = Vec::new();
+    // Names that would touch the one before are a line higher.
+    let (mut last_end, mut raised) = (i32::MIN, false);
     for (x, name) in &axes.columns {
         let (at, _) = chart.backend_coord(&(*x, y.end));
         let line = [(at, down.start), (at, down.end)];
         canvas.draw(&PathElement::new(line, GRID.stroke_width(1)))?;
-        canvas.draw(&Text::new(
-            name.as_str(),
-            (at, down.start - 18),
-            under(label_font()),
-        ))?;
+        let half = 5 * name.chars().count() as i32;
+        raised = !raised && at - half < last_end;
+        last_end = at + half;
+        let above = down.start - 18 - if raised { LINE } else { 0 };
+        canvas.draw(&Text::new(name.as_str(), (at, above), under(label_font())))?;
     }
-    for level in &axes.levels {
+    let mut levels: Vec<(i32, &Level)> = axes
+        .levels
+        .iter()
+        .map(|level| {
+            let x = axes.columns.first().map_or(0.0, |c| c.0);
+            (chart.backend_coord(&(x, level.y)).1, level)
+        })
+        .collect();
+    levels.sort_by_key(|(at, _)| *at);
+    let heights: Vec<i32> = levels.iter().map(|(at, _)| *at).collect();
+    for ((at, level), label_at) in levels.iter().zip(spread(&heights, &down)) {
         let colour = PALETTE[level.colour % PALETTE.len()];
-        let (_, at) = chart.backend_coord(&(axes.columns.first().map_or(0.0, |c| c.0), level.y));
         for x in across.clone().step_by(10) {
-            let dash = [(x, at), ((x + 6).min(across.end), at)];
+            let dash = [(x, *at), ((x + 6).min(across.end), *at)];
             canvas.draw(&PathElement::new(dash, colour.stroke_width(1)))?;
         }
-        // At the right end, or left of the labels that are there.
-        let mut ends = (across.start + across_px / 2..across.end - 3).rev();
-        let free = |x: &i32| {
-            let label = Label::ending(&level.label, (*x, at - 9));
-            let (top, bottom) = (label.top - 3, label.bottom + 3);
-            let label = Label {
-                top,
-                bottom,
-                ..label
-            };
-            !taken.iter().any(|t| t.overlaps(&label))
-        };
-        let end = (ends.find(free).unwrap_or(across.end - 4), at - 9);
-        let style = ending_at(name_font(colour));
-        canvas.draw(&Text::new(level.label.as_str(), end, style))?;
-        taken.push(Label::ending(&level.label, end));
+        taken.push(Label {
+            left: across.start,
+            right: across.end,
+            top: *at - 1,
+            bottom: *at + 1,
+        });
+        let leader = [(across.end, *at), (across.end + 12, label_at)];
+        canvas.draw(&PathElement::new(leader, colour.stroke_width(1)))?;
+        canvas.draw(&Text::new(
+            level.label.as_str(),
+            (across.end + 16, label_at),
+            starting_at(name_font(colour)),
+        ))?;
     }
     let lowest = |v: f64| if axes.from_zero { v.max(0.0) } else { v };
     let mut names = Vec::new();
@@ -323,9 +355,9 @@ where
             let line = s.points.iter().map(|p| (p.0, p.1));
             chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
         }
-        for (n, &(x, v, half)) in s.points.iter().enumerate() {
-            if let Some(half) = half {
-                let bar = [(x, lowest(v - half).max(y.start)), (x, v + half)];
+        for (n, &(x, v, ends)) in s.points.iter().enumerate() {
+            if let Some([low, high]) = ends {
+                let bar = [(x, lowest(low).max(y.start)), (x, high)];
                 chart.draw_series([PathElement::new(bar, colour.stroke_width(2))])?;
             }
             let at = chart.backend_coord(&(x, v));
@@ -350,13 +382,27 @@ where
     }
     for (i, name) in axes.names.iter().enumerate() {
         let (at, _) = chart.backend_coord(&(i as f64, y.end));
-        canvas.draw(&Text::new(
-            name.as_str(),
-            (at, down.end + 10),
-            under(label_font()),
-        ))?;
+        for (line, text) in name.lines().enumerate() {
+            let under_it = (at, down.end + 10 + LINE * line as i32);
+            canvas.draw(&Text::new(text, under_it, under(label_font())))?;
+        }
     }
     Ok(())
+}
+
+/// Where labels of lines at these heights go, which are sorted: a line of text apart, and within
+/// `down` where they all fit.
+fn spread(heights: &[i32], down: &std::ops::Range<i32>) -> Vec<i32> {
+    let mut at: Vec<i32> = heights.to_vec();
+    for i in 1..at.len() {
+        at[i] = at[i].max(at[i - 1] + LINE);
+    }
+    let mut most = down.end;
+    for height in at.iter_mut().rev() {
+        *height = (*height).min(most);
+        most = *height - LINE;
+    }
+    at
 }
 
 /// The style of points' names.
@@ -407,7 +453,8 @@ impl Label {
     }
 }
 
-/// Room for a point's name: right of it, left, above or below; none where everything is taken.
+/// Room for a point's name: right of it, left, above, below, or at a corner; none where everything
+/// is taken.
 fn place(
     name: &str,
     (x, y): (i32, i32),
@@ -420,6 +467,14 @@ fn place(
         Label::ending(name, (x - 7, y)),
         Label::starting(name, (x - half, y - 13)),
         Label::starting(name, (x - half, y + 13)),
+        Label::starting(name, (x + 7, y - 13)),
+        Label::starting(name, (x + 7, y + 13)),
+        Label::ending(name, (x - 7, y - 13)),
+        Label::ending(name, (x - 7, y + 13)),
+        Label::starting(name, (x - half, y - 24)),
+        Label::starting(name, (x - half, y + 24)),
+        Label::ending(name, (x - 7, y - 24)),
+        Label::ending(name, (x - 7, y + 24)),
     ]
     .into_iter()
     .find(|label| {
@@ -456,6 +511,13 @@ mod tests {
             ),
             None
         );
+    }
+
+    #[test]
+    fn labels_of_lines_are_a_line_apart() {
+        let at = spread(&[10, 12, 60, 95, 96, 97], &(0..100));
+        assert_eq!(at, [10, 26, 52, 68, 84, 100]);
+        assert_eq!(spread(&[], &(0..100)), [0; 0]);
     }
 
     #[test]

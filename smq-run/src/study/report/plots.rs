@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::chart::{Axes, Series, plot};
+use super::chart::{Axes, Series, interval, plot};
 use super::data::Data;
 use super::errors;
 use super::summary::{DECODE, DEVICE_MEMORY, Metric, PEAK_RSS, TPOT, TTFT};
 use crate::output::write_bytes;
+use smq_format::Family;
+
+use crate::study::contract::{Config, Stored};
+use crate::study::record::EnergyRecord;
 use crate::study::worker::Workload;
 
 /// The figure whose workloads differ in their prompts alone.
@@ -58,18 +62,42 @@ pub(super) fn of_matrix(
     let shapes = data.shapes(false);
     let long = data.shapes(true);
     let repeats = "Bars are 95 % confidence intervals over repeats.";
+    let range = "Bars run from the fastest to the slowest repeat.";
     add(
         "decode_rate",
         format!(
             "Decode rate (1 / TPOT) by config; a colour a workload (prompt + output tokens). {repeats}"
         ),
-        by_config(data, "decode rate", "tokens/s", &shapes, &DECODE, 1.0)?,
+        by_config(
+            data,
+            &ByConfig {
+                figure: "decode rate",
+                title: "Tokens generated a second, one sequence (more is better)",
+                y_title: "tokens/s",
+                metric: &DECODE,
+                scale: 1.0,
+                range: false,
+            },
+            &shapes,
+        )?,
     )?;
     let prompts = shortest_outputs(&shapes);
     add(
         "ttft",
-        format!("Time to first token by config and prompt length. {repeats}"),
-        by_config(data, TTFT_FIGURE, "TTFT (ms)", &prompts, &TTFT, 1.0)?,
+        format!("Time to first token by config and prompt length. {range}"),
+        by_config(
+            data,
+            &ByConfig {
+                figure: TTFT_FIGURE,
+                title: "Time from the prompt to the first token (less is better)",
+                y_title: "TTFT (ms)",
+                metric: &TTFT,
+                scale: 1.0,
+                // A repeat that is an outlier makes an interval of the mean that runs below zero.
+                range: true,
+            },
+            &prompts,
+        )?,
     )?;
     if let (Some(rate), Some(&shape)) = (read_gb_per_s, shapes.last()) {
         add(
@@ -87,7 +115,7 @@ pub(super) fn of_matrix(
         .workloads
         .iter()
         .any(|r| DEVICE_MEMORY.over(r).is_some());
-    let (metric, y) = match on_gpu {
+    let (metric, y_title) = match on_gpu {
         true => (&DEVICE_MEMORY, "device memory (GB)"),
         false => (&PEAK_RSS, "peak RSS of the host (GB)"),
     };
@@ -97,23 +125,42 @@ pub(super) fn of_matrix(
             true => "Memory by config, of the largest workload.".to_owned(),
             false => "Memory by config: the largest workload, and the long contexts.".to_owned(),
         },
-        by_config(data, "memory", y, &memory_shapes, metric, 1e-9)?,
+        by_config(
+            data,
+            &ByConfig {
+                figure: "memory",
+                title: "Memory while it runs: weights, activations and KV cache",
+                y_title,
+                metric,
+                scale: 1e-9,
+                range: false,
+            },
+            &memory_shapes,
+        )?,
     )?;
     add(
         "long_context",
         format!("Time per output token after long prompts, by config. {repeats}"),
         by_config(
             data,
-            "time per output token",
-            "TPOT (ms)",
+            &ByConfig {
+                figure: "time per output token",
+                title: "Time per output token after long prompts (less is better)",
+                y_title: "TPOT (ms)",
+                metric: &TPOT,
+                scale: 1.0,
+                range: false,
+            },
             &long,
-            &TPOT,
-            1.0,
         )?,
     )?;
     add(
         "energy",
-        "Joules an output token by config and method.".to_owned(),
+        format!(
+            "Joules an output token by config: the trapezoid rule over power samples, prefill \
+             included. The GPU's energy counter, and either without prefill, lie within {:.1} %.",
+            energy_spread(data)
+        ),
         energy(data)?,
     )?;
     add(
@@ -128,7 +175,7 @@ pub(super) fn of_matrix(
     )?;
     add(
         "size_error",
-        "File size against the relative squared error of the quantized weights; a line joins the files of a target that no smaller one of it beats.".to_owned(),
+        "File size against the relative squared error of the quantized weights; a line joins the files of a target that no smaller one of it beats. Configs under one marker differ by less than 1 % in error.".to_owned(),
         pareto(data)?,
     )?;
     Ok(shown)
@@ -141,39 +188,79 @@ fn shortest_outputs(shapes: &[Workload]) -> Vec<Workload> {
     shapes
 }
 
+/// A figure by config, a colour a workload.
+struct ByConfig<'a> {
+    figure: &'static str,
+    title: &'a str,
+    y_title: &'a str,
+    metric: &'a Metric,
+    scale: f64,
+    /// Bars from the least repeat to the largest, in place of the mean's confidence interval.
+    range: bool,
+}
+
 fn by_config(
     data: &Data,
-    figure: &'static str,
-    y_title: &str,
+    what: &ByConfig<'_>,
     shapes: &[Workload],
-    metric: &Metric,
-    scale: f64,
 ) -> anyhow::Result<Option<String>> {
     let mut configs = data.configs();
     configs.retain(|c| shapes.iter().any(|w| data.repeats(&c.id, *w).is_some()));
     let series = shapes.iter().enumerate().map(|(i, &shape)| Series {
-        label: match figure {
-            TTFT_FIGURE => format!("{} prompt", shape.prompt_tokens),
-            _ => format!("{} + {}", shape.prompt_tokens, shape.output_tokens),
+        label: match what.figure {
+            TTFT_FIGURE => format!("{} prompt tokens", shape.prompt_tokens),
+            _ => format!("{} + {} tokens", shape.prompt_tokens, shape.output_tokens),
         },
         points: configs
             .iter()
             .enumerate()
             .filter_map(|(c, config)| {
-                let e = metric.over(data.repeats(&config.id, shape)?)?;
-                let half = e.ci95_half_width.map(|h| h * scale);
-                Some((dodge(c, i, shapes.len()), e.mean * scale, half))
+                let repeats = data.repeats(&config.id, shape)?;
+                let e = what.metric.over(repeats)?;
+                let ends = match what.range {
+                    true => what.metric.range(repeats),
+                    false => e.ci95_half_width.and_then(|half| interval(e.mean, half)),
+                };
+                let ends = ends.map(|ends| ends.map(|v| v * what.scale));
+                Some((dodge(c, i, shapes.len()), e.mean * what.scale, ends))
             })
             .collect(),
         ..Series::default()
     });
     let axes = Axes {
-        y_title,
-        names: configs.iter().map(|c| c.id.clone()).collect(),
+        title: what.title,
+        y_title: what.y_title,
+        names: configs.iter().map(|c| described(c)).collect(),
         from_zero: true,
         ..Axes::default()
     };
-    plot(figure, &axes, &series.collect::<Vec<_>>())
+    plot(what.figure, &axes, &series.collect::<Vec<_>>())
+}
+
+/// A config's name, and under it what it is.
+fn described(config: &Config) -> String {
+    let scales = config.scales.map(|s| s.to_string().to_uppercase());
+    let scales = scales.map(|s| if s == "F32" { "f32".to_owned() } else { s });
+    let stored = match config.scheme {
+        Stored::Bf16 => "bf16".to_owned(),
+        Stored::Quantized(family) => {
+            let name = match family {
+                Family::Fp8 | Family::Nf4 => family.name().to_uppercase(),
+                Family::Int4 | Family::Lut4 => family.name().to_owned(),
+            };
+            match scales {
+                Some(scales) => format!("{name} {scales}"),
+                None => name,
+            }
+        }
+    };
+    let target = match config.target.as_deref() {
+        Some("mlp") => "MLP",
+        Some("all") => "all linears",
+        Some(other) => other,
+        None => "",
+    };
+    format!("{}\n{stored}\n{target}", config.id)
 }
 
 /// Place of series `i` of `all` beside the whole number `at`.
@@ -190,7 +277,8 @@ fn roofline(data: &Data, shape: Workload, gb_per_s: f64) -> anyhow::Result<Optio
             continue;
         };
         if let (Some(e), Some(cell)) = (TPOT.over(r), r.cells.first()) {
-            measured.push((dodge(c, 0, 2), e.mean, e.ci95_half_width));
+            let ends = e.ci95_half_width.and_then(|half| interval(e.mean, half));
+            measured.push((dodge(c, 0, 2), e.mean, ends));
             let bytes = cell.weight_bytes_per_token as f64;
             floor.push((dodge(c, 1, 2), bytes / gb_per_s / 1e6, None));
         }
@@ -202,44 +290,56 @@ fn roofline(data: &Data, shape: Workload, gb_per_s: f64) -> anyhow::Result<Optio
         ..Series::default()
     });
     let axes = Axes {
+        title: "Time per output token, and what reading the weights takes",
         y_title: "ms a token",
-        names: configs.iter().map(|c| c.id.clone()).collect(),
+        names: configs.iter().map(|c| described(c)).collect(),
         from_zero: true,
         ..Axes::default()
     };
     plot("TPOT and its floor", &axes, &series)
 }
 
+/// Joules a token by the trapezoid rule, prefill included.
 fn energy(data: &Data) -> anyhow::Result<Option<String>> {
-    let names: Vec<_> = data.energy.iter().map(|(_, e)| e.config.clone()).collect();
-    let series = ["trapezoid", "counter"].into_iter().flat_map(|method| {
-        [(true, "with prefill"), (false, "without")].map(|(with, what)| (method, with, what))
-    });
-    let series = series.enumerate().map(|(i, (method, with, what))| Series {
-        label: format!("{method}, {what}"),
+    let configs = data.configs();
+    let named = |id: &str| {
+        let config = configs.iter().find(|c| c.id == id);
+        config.map_or(id.to_owned(), |c| described(c))
+    };
+    let series = Series {
+        label: "trapezoid over power samples, with prefill".to_owned(),
         points: data
             .energy
             .iter()
             .enumerate()
             .filter_map(|(c, (_, e))| {
-                let joules = e.measured.joules_per_token.get(method)?;
-                let joules = if with {
-                    joules.with_prefill
-                } else {
-                    joules.without_prefill
-                };
-                Some((dodge(c, i, 4), joules, None))
+                let joules = e.measured.joules_per_token.get("trapezoid")?;
+                Some((c as f64, joules.with_prefill, None))
             })
             .collect(),
         ..Series::default()
-    });
+    };
     let axes = Axes {
+        title: "Energy of an output token, one sequence (less is better)",
         y_title: "joules an output token",
-        names,
+        names: data.energy.iter().map(|(_, e)| named(&e.config)).collect(),
         from_zero: true,
         ..Axes::default()
     };
-    plot("energy", &axes, &series.collect::<Vec<_>>())
+    plot("energy", &axes, &[series])
+}
+
+/// How far the other ways of counting lie from the plotted one, at most, percent.
+fn energy_spread(data: &Data) -> f64 {
+    let spread = |e: &EnergyRecord| {
+        let plotted = e.measured.joules_per_token.get("trapezoid")?.with_prefill;
+        let all = e.measured.joules_per_token.values();
+        let all = all.flat_map(|j| [j.with_prefill, j.without_prefill]);
+        let far = all.map(|j| (j / plotted - 1.0).abs());
+        far.reduce(f64::max)
+    };
+    let all = data.energy.iter().filter_map(|(_, e)| spread(e));
+    100.0 * all.fold(0.0, f64::max)
 }
 
 fn scale_errors(data: &Data, log: bool) -> anyhow::Result<Option<String>> {
@@ -257,6 +357,7 @@ fn scale_errors(data: &Data, log: bool) -> anyhow::Result<Option<String>> {
         ..Series::default()
     });
     let axes = Axes {
+        title: "Squared error of int4 weights by the width of their groups' scales",
         x_title: "mantissa bits x of E5Mx (a scale takes 6 + x bits)",
         y_title: match log {
             true => "squared error over exact scales' (+%)",
@@ -273,24 +374,35 @@ fn scale_errors(data: &Data, log: bool) -> anyhow::Result<Option<String>> {
 }
 
 fn pareto(data: &Data) -> anyhow::Result<Option<String>> {
-    let mut series = Vec::new();
+    let mut points: Vec<(f64, f64, Vec<&str>)> = Vec::new();
     let mut by_target = BTreeMap::<_, Vec<(f64, f64)>>::new();
     for (_, f) in &data.files {
         let (Some(error), Some(first)) = (errors::rel_mse(&f.tensors), f.configs.first()) else {
             continue;
         };
-        let names: Vec<_> = f.configs.iter().map(|c| c.id.as_str()).collect();
         let point = (f.file_bytes as f64 / 1e9, error);
         by_target
             .entry(first.target.clone())
             .or_default()
             .push(point);
-        series.push(Series {
-            label: names.join(", "),
-            points: vec![(point.0, point.1, None)],
-            ..Series::default()
-        });
+        let names = f.configs.iter().map(|c| c.id.as_str());
+        // What lies under another marker has its name beside that.
+        let near = |p: &&mut (f64, f64, Vec<&str>)| {
+            let apart = |a: f64, b: f64| (a - b).abs() / a.max(b);
+            apart(p.0, point.0) < 0.004 && apart(p.1, point.1) < 0.01
+        };
+        match points.iter_mut().find(near) {
+            Some(there) => there.2.extend(names),
+            None => points.push((point.0, point.1, names.collect())),
+        }
     }
+    let files = Series {
+        label: "files of configs".to_owned(),
+        names: points.iter().map(|p| p.2.join(", ")).collect(),
+        points: points.iter().map(|p| (p.0, p.1, None)).collect(),
+        ..Series::default()
+    };
+    let mut series = vec![files];
     series.extend(by_target.into_values().map(|files| Series {
         label: String::new(),
         points: frontier(files),
@@ -298,6 +410,7 @@ fn pareto(data: &Data) -> anyhow::Result<Option<String>> {
         ..Series::default()
     }));
     let axes = Axes {
+        title: "What a smaller file costs in weight error, by config",
         x_title: "file (GB)",
         y_title: "relative squared error of quantized weights",
         ..Axes::default()
@@ -306,7 +419,7 @@ fn pareto(data: &Data) -> anyhow::Result<Option<String>> {
 }
 
 /// Of `(size, error)`, those with less error than every smaller one, by size.
-pub(super) fn frontier(mut files: Vec<(f64, f64)>) -> Vec<(f64, f64, Option<f64>)> {
+pub(super) fn frontier(mut files: Vec<(f64, f64)>) -> Vec<(f64, f64, Option<[f64; 2]>)> {
     files.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
     let mut least = f64::INFINITY;
     files.retain(|(_, error)| {

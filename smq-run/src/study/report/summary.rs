@@ -103,6 +103,15 @@ impl Metric {
         (self.of)(timed)
     }
 
+    /// The least and the largest repeat.
+    pub(crate) fn range(&self, repeats: &Repeats) -> Option<[f64; 2]> {
+        let values = repeats.cells.iter().filter_map(self.of);
+        values.fold(None, |ends, v| {
+            let [low, high] = ends.unwrap_or([v, v]);
+            Some([f64::min(low, v), f64::max(high, v)])
+        })
+    }
+
     /// Over the repeats that have it.
     #[must_use]
     pub(crate) fn over(&self, repeats: &Repeats) -> Option<Estimate> {

@@ -127,8 +127,10 @@ impl Quality {
         add(plots.add(
             &format!("tasks-{stem}.svg"),
             format!(
-                "{model}: change of each task's accuracy against C0, in percent of C0's, with 95 % intervals; the \
-                 triangle is the mean over tasks, which the study accepts down to -{:.0} % (dashed).",
+                "{model}: change of each task's accuracy against C0, in percent of C0's, with 95 % intervals, of the \
+                 {} variants of each target that lose least; the triangle is the mean over tasks, which the study \
+                 accepts down to -{:.0} % (dashed). The table has all variants.",
+                forest::ROWS,
                 100.0 * summary.accepted_relative_drop
             ),
             drawn,

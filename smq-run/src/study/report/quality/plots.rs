@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use smq_convert::inspect::place;
 use smq_format::ScaleRule;
 
-use super::super::chart::{Axes, Level, Series, plot, plots};
+use super::super::chart::{Axes, Level, Series, interval, plot, plots};
 use super::super::plots::frontier;
 use super::verdict::{self, Distance};
 use crate::eval::sensitivity::Sensitivity;
@@ -64,7 +64,7 @@ pub(super) fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
                 style: Some((at, d.target == "all")),
                 ..Series::default()
             });
-        s.points.push((d.bits, d.kl, Some(Z * d.stderr)));
+        s.points.push((d.bits, d.kl, interval(d.kl, Z * d.stderr)));
         match d.mantissa_bits().filter(|_| d.group.is_none()) {
             Some(_) => {
                 let column = columns.entry(d.scales.clone()).or_default();
@@ -77,13 +77,13 @@ pub(super) fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
     }
     let series: Vec<Series> = series.into_values().map(by_x).collect();
     let axes = Axes {
+        title: "Distance from the unquantized model (C0) by bits a weight: circles MLP, triangles all linears",
         x_title: "bits a quantized weight, scales included",
         y_title: "mean KL divergence from C0 (nats)",
         columns: columns
             .into_iter()
             .map(|(name, (sum, n))| (sum / n as f64, name))
             .collect(),
-        room: if levels.is_empty() { 0.0 } else { 0.4 },
         levels,
         log: true,
         ..Axes::default()
@@ -136,7 +136,7 @@ pub(super) fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
         if let Some(d) = all.iter().find(|d| d.target == target && d.is_nf4()) {
             series.push(Series {
                 label: format!("NF4, {target}"),
-                points: vec![(d.bits, d.kl, Some(Z * d.stderr))],
+                points: vec![(d.bits, d.kl, interval(d.kl, Z * d.stderr))],
                 style: Some((2, triangles)),
                 ..Series::default()
             });
@@ -146,7 +146,9 @@ pub(super) fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
             let how = if weighed { "auto weighed" } else { "auto" };
             series.push(by_x(Series {
                 label: format!("{how}, {target}"),
-                points: of().map(|d| (d.bits, d.kl, Some(Z * d.stderr))).collect(),
+                points: of()
+                    .map(|d| (d.bits, d.kl, interval(d.kl, Z * d.stderr)))
+                    .collect(),
                 names: of().map(|_| String::new()).collect(),
                 line: true,
                 style: Some((colour, triangles)),
@@ -154,6 +156,7 @@ pub(super) fn automatic(summary: &Summary) -> anyhow::Result<Option<String>> {
         }
     }
     let axes = Axes {
+        title: "Storage chosen for each tensor (auto) beside the best uniform storage",
         x_title: "bits a quantized weight, scales included",
         y_title: "mean KL divergence from C0 (nats)",
         log: true,
@@ -190,6 +193,7 @@ pub(super) fn sensitivity(s: &Sensitivity) -> anyhow::Result<Option<String>> {
         }
     }
     let axes = |x_title, y_title, log_x| Axes {
+        title: "Weight error of one part in int4 against what it does to the model (numbers: layers)",
         x_title,
         y_title,
         log: true,
