@@ -30,6 +30,7 @@ mod convert;
 mod demo;
 mod eval;
 mod kernels;
+mod load;
 mod measure;
 mod output;
 mod study;
