@@ -26,6 +26,9 @@ pub enum Error {
     /// The GPU, its driver or a CUDA library failed or is not there.
     #[error("{0}")]
     Cuda(String),
+    /// A step that computed several sequences failed, this one's among them.
+    #[error("{0}")]
+    Step(String),
     /// The tensor library failed.
     #[error("candle: {0}")]
     Candle(#[from] candle_core::Error),

@@ -37,6 +37,7 @@ mod load;
 pub mod model;
 mod report;
 pub mod sample;
+pub mod serve;
 mod summary;
 
 pub use cpu::CpuEngine;

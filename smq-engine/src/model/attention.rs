@@ -1,5 +1,7 @@
 //! Causal attention over a preallocated cache, with grouped queries and a sliding window.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::Precision;
@@ -13,73 +15,99 @@ const BLOCK: usize = 4;
 /// Below this many multiply-adds threads cost more than they bring.
 const SERIAL_MAX_MACS: usize = 1 << 15;
 
-/// Keys and values of one layer, `[kv_heads, capacity, head_dim]` each.
+/// Keys and values of one layer in pages of `page_tokens` positions,
+/// `[pages, kv_heads, page_tokens, head_dim]` each.
+///
+/// Which page holds which positions of a sequence is told by a table with each use. A cache of one
+/// sequence alone is a single page with room for all of it, whose table is [`ONE_PAGE`].
 #[derive(Debug)]
 pub(crate) struct KvCache {
     keys: Vec<f32>,
     values: Vec<f32>,
-    capacity: usize,
+    page_tokens: usize,
     kv_heads: usize,
     head_dim: usize,
 }
 
+/// The table of a sequence whose cache is one page.
+pub(crate) const ONE_PAGE: &[u32] = &[0];
+
 impl KvCache {
-    /// Room for `capacity` positions; the system hands out the memory as it is written.
-    pub(crate) fn new(config: &ModelConfig, capacity: usize) -> Self {
+    /// Room for `pages` of `page_tokens` positions; the system hands out the memory as it is
+    /// written.
+    pub(crate) fn new(config: &ModelConfig, pages: usize, page_tokens: usize) -> Self {
         let (kv_heads, head_dim) = (config.kv_heads, config.head_dim);
-        let zeros = || vec![0.0; kv_heads * capacity * head_dim];
+        let zeros = || vec![0.0; pages * kv_heads * page_tokens * head_dim];
         Self {
             keys: zeros(),
             values: zeros(),
-            capacity,
+            page_tokens,
             kv_heads,
             head_dim,
         }
     }
 
-    /// Positions it has room for.
-    pub(crate) fn capacity(&self) -> usize {
-        self.capacity
+    /// Positions that a page has room for.
+    pub(crate) fn page_tokens(&self) -> usize {
+        self.page_tokens
     }
 
-    /// Moves the first `len` positions into a cache with room for `capacity`.
-    pub(crate) fn grow(&mut self, capacity: usize, len: usize) {
-        let (old, d) = (self.capacity, self.head_dim);
+    /// Moves the first `len` positions of a cache of one page into one with room for `page_tokens`.
+    pub(crate) fn grow(&mut self, page_tokens: usize, len: usize) {
+        let (old, d) = (self.page_tokens, self.head_dim);
         for side in [&mut self.keys, &mut self.values] {
-            let mut bigger = vec![0.0; self.kv_heads * capacity * d];
-            for (head, to) in bigger.chunks_exact_mut(capacity * d).enumerate() {
+            let mut bigger = vec![0.0; self.kv_heads * page_tokens * d];
+            for (head, to) in bigger.chunks_exact_mut(page_tokens * d).enumerate() {
                 to[..len * d].copy_from_slice(&side[head * old * d..][..len * d]);
             }
             *side = bigger;
         }
-        self.capacity = capacity;
+        self.page_tokens = page_tokens;
     }
 
     /// Stores one position's keys and values, `[kv_heads, head_dim]` each.
-    pub(crate) fn store(&mut self, position: usize, keys: &[f32], values: &[f32]) {
+    pub(crate) fn store(&mut self, table: &[u32], position: usize, keys: &[f32], values: &[f32]) {
         let d = self.head_dim;
         for head in 0..self.kv_heads {
-            let at = (head * self.capacity + position) * d;
+            let at = self.row(table, head, position);
             self.keys[at..at + d].copy_from_slice(&keys[head * d..(head + 1) * d]);
             self.values[at..at + d].copy_from_slice(&values[head * d..(head + 1) * d]);
         }
     }
 
-    fn rows(side: &[f32], capacity: usize, d: usize, head: usize, range: (usize, usize)) -> &[f32] {
-        &side[(head * capacity + range.0) * d..(head * capacity + range.1) * d]
+    /// Where a head's row of a position begins.
+    fn row(&self, table: &[u32], head: usize, position: usize) -> usize {
+        let page = table[position / self.page_tokens] as usize;
+        let row = (page * self.kv_heads + head) * self.page_tokens + position % self.page_tokens;
+        row * self.head_dim
+    }
+
+    /// A head's rows of the positions in `range`: where the rows of each page that they lie in
+    /// begin, in order, and how many values they are.
+    fn rows(&self, table: &[u32], head: usize, range: Range<usize>) -> Vec<Range<usize>> {
+        let mut parts = Vec::with_capacity(range.len() / self.page_tokens + 2);
+        let mut position = range.start;
+        while position < range.end {
+            let left = self.page_tokens - position % self.page_tokens;
+            let end = range.end.min(position + left);
+            let at = self.row(table, head, position);
+            parts.push(at..at + (end - position) * self.head_dim);
+            position = end;
+        }
+        parts
     }
 }
 
 /// Attention of `m` new positions, the first at `past`, whose keys and values are already stored.
 ///
 /// `rows` holds one row of `stride` a position, its queries first, `[heads, head_dim]`.
-/// Returns `[m, heads * head_dim]`.
+/// `table` says which pages of the cache are the sequence's. Returns `[m, heads * head_dim]`.
 pub(crate) fn attend(
     config: &ModelConfig,
     precision: Precision,
     rows: &[f32],
     stride: usize,
-    cache: &KvCache,
+    (cache, table): (&KvCache, &[u32]),
     past: usize,
 ) -> Vec<f32> {
     let (d, heads) = (config.head_dim, config.heads);
@@ -94,7 +122,7 @@ pub(crate) fn attend(
         attend_block(
             config,
             precision,
-            cache,
+            (cache, table),
             kv_head,
             (index * BLOCK..index * BLOCK + out.len() / d).map(query),
             out,
@@ -133,7 +161,7 @@ pub(crate) fn attend(
 fn attend_block<'q>(
     config: &ModelConfig,
     precision: Precision,
-    cache: &KvCache,
+    (cache, table): (&KvCache, &[u32]),
     kv_head: usize,
     queries: impl Iterator<Item = (usize, &'q [f32])>,
     out: &mut [f32],
@@ -151,10 +179,14 @@ fn attend_block<'q>(
     }
     let start = seen.first().map_or(0, |r| r.start);
     let end = seen.last().map_or(0, |r| r.end);
-    let keys = KvCache::rows(&cache.keys, cache.capacity, d, kv_head, (start, end));
-    let values = KvCache::rows(&cache.values, cache.capacity, d, kv_head, (start, end));
+    let parts = cache.rows(table, kv_head, start..end);
     let mut scores = vec![0.0; (end - start) * n];
-    dense_product_f32(Isa::best(), keys, &packed, n, &mut scores);
+    let mut rest = scores.as_mut_slice();
+    for part in &parts {
+        let (own, others) = rest.split_at_mut(part.len() / d * n);
+        dense_product_f32(Isa::best(), &cache.keys[part.clone()], &packed, n, own);
+        rest = others;
+    }
     let scale = match config.architecture.multipliers {
         Multipliers::Scores => 1.0 / (d as f32).sqrt(),
     };
@@ -168,7 +200,8 @@ fn attend_block<'q>(
         );
     }
     precision.round(&mut scores);
-    mix(Isa::best(), &scores, values, n, out);
+    let values: Vec<&[f32]> = parts.into_iter().map(|p| &cache.values[p]).collect();
+    mix(Isa::best(), &scores, &values, n, out);
 }
 
 /// Softmax over column `i` of `scores`, `[keys, n]`, restricted to `seen`; others become zero.
@@ -197,18 +230,21 @@ fn softmax_column(
     }
 }
 
-/// `out[i, :] = sum over keys of p[key, i] * values[key, :]`; `p` is `[keys, n]`, `out` `[n, d]`.
-fn mix(isa: Isa, p: &[f32], values: &[f32], n: usize, out: &mut [f32]) {
+/// `out[i, :] = sum over keys of p[key, i] * values[key, :]`; `p` is `[keys, n]`, `out` `[n, d]`,
+/// and the parts of `values` are `[some of the keys, d]` each.
+fn mix(isa: Isa, p: &[f32], values: &[&[f32]], n: usize, out: &mut [f32]) {
     let d = out.len() / n;
+    let count: usize = values.iter().map(|part| part.len()).sum();
     // These are what the kernel's pointer arithmetic relies on.
-    assert!(out.len() == n * d && p.len() / n * d == values.len() && p.len().is_multiple_of(n));
+    assert!(out.len() == n * d && p.len() / n * d == count && p.len().is_multiple_of(n));
+    assert!(values.iter().all(|part| part.len().is_multiple_of(d)));
     run_mix(isa, p, values, n, out);
 }
 
-dispatch! { fn run_mix => mix_kernel(p: &[f32], values: &[f32], n: usize, out: &mut [f32]) }
+dispatch! { fn run_mix => mix_kernel(p: &[f32], values: &[&[f32]], n: usize, out: &mut [f32]) }
 
 #[inline(always)]
-unsafe fn mix_kernel<L: Lanes>(p: &[f32], values: &[f32], n: usize, out: &mut [f32]) {
+unsafe fn mix_kernel<L: Lanes>(p: &[f32], values: &[&[f32]], n: usize, out: &mut [f32]) {
     // SAFETY: `mix` checked the lengths and L's instruction set is there.
     unsafe {
         match n {
@@ -221,21 +257,28 @@ unsafe fn mix_kernel<L: Lanes>(p: &[f32], values: &[f32], n: usize, out: &mut [f
     }
 }
 
+/// Keys are added one after another, whatever part they are in: the sum does not depend on where
+/// parts begin.
 #[inline(always)]
-unsafe fn mix_queries<L: Lanes, const N: usize>(p: &[f32], values: &[f32], out: &mut [f32]) {
+unsafe fn mix_queries<L: Lanes, const N: usize>(p: &[f32], values: &[&[f32]], out: &mut [f32]) {
     let d = out.len() / N;
-    let keys = p.len() / N;
     let whole = d / L::COUNT * L::COUNT;
     let mut c = 0;
     while c < whole {
-        // SAFETY: key < keys and c + COUNT <= d, so both reads and the writes stay inside.
+        // SAFETY: a part has `keys` rows of d values, and all of them have as many as `p`;
+        // c + COUNT <= d, so the reads and the writes stay inside.
         unsafe {
             let mut sums = [L::splat(0.0); N];
-            for key in 0..keys {
-                let v = L::load(values.as_ptr().add(key * d + c));
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = L::fma(L::splat(*p.as_ptr().add(key * N + i)), v, *sum);
+            let mut p = p.as_ptr();
+            for part in values {
+                let keys = part.len() / d;
+                for key in 0..keys {
+                    let v = L::load(part.as_ptr().add(key * d + c));
+                    for (i, sum) in sums.iter_mut().enumerate() {
+                        *sum = L::fma(L::splat(*p.add(key * N + i)), v, *sum);
+                    }
                 }
+                p = p.add(keys * N);
             }
             for (i, sum) in sums.into_iter().enumerate() {
                 L::store(out.as_mut_ptr().add(i * d + c), sum);
@@ -245,9 +288,9 @@ unsafe fn mix_queries<L: Lanes, const N: usize>(p: &[f32], values: &[f32], out: 
     }
     for c in whole..d {
         for i in 0..N {
-            out[i * d + c] = (0..keys)
-                .map(|key| p[key * N + i] * values[key * d + c])
-                .sum();
+            let rows = values.iter().flat_map(|part| part.chunks_exact(d));
+            let terms = rows.zip(p.chunks_exact(N)).map(|(row, p)| p[i] * row[c]);
+            out[i * d + c] = terms.sum();
         }
     }
 }

@@ -2,6 +2,7 @@
 //! rounded to bf16 where a GPU engine rounds them.
 
 mod attention;
+mod batch;
 mod limits;
 mod mlp;
 mod norm;
@@ -10,9 +11,12 @@ mod rope;
 mod stages;
 mod values;
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
 use crate::linear::{self, Matrix, load_vector};
-use attention::KvCache;
+use attention::{KvCache, ONE_PAGE};
+pub(crate) use batch::{Arena, Part};
 pub(crate) use limits::check;
 use norm::rms_norm;
 pub use precision::Precision;
@@ -48,6 +52,17 @@ struct Layer<'a> {
     down: Matrix<'a>,
 }
 
+/// Consecutive positions of one sequence, among the rows that go through a layer together.
+#[derive(Debug, Clone, Copy)]
+struct Rows<'a> {
+    count: usize,
+    /// Positions before them, which are in the cache.
+    past: usize,
+    /// Pages of the sequence in the cache.
+    table: &'a [u32],
+    rope: &'a RopeTable,
+}
+
 /// A growing sequence: its position, its cached keys and values, its rotary table.
 #[derive(Debug)]
 pub struct Sequence {
@@ -62,7 +77,7 @@ impl Sequence {
     #[must_use]
     pub fn new(config: &ModelConfig, capacity: usize, long: bool) -> Self {
         let caches = (0..config.layers)
-            .map(|_| KvCache::new(config, capacity))
+            .map(|_| KvCache::new(config, 1, capacity))
             .collect();
         Self {
             len: 0,
@@ -96,8 +111,8 @@ impl Sequence {
 
     fn reserve(&mut self, len: usize) {
         for cache in &mut self.caches {
-            if cache.capacity() < len {
-                cache.grow(len.max(2 * cache.capacity()), self.len);
+            if cache.page_tokens() < len {
+                cache.grow(len.max(2 * cache.page_tokens()), self.len);
             }
         }
         self.rope.extend_to(len);
@@ -201,10 +216,15 @@ impl<'a> Decoder<'a> {
     }
 
     fn layers_forward(&self, sequence: &mut Sequence, tokens: &[u32]) -> Result<Vec<f32>> {
+        let rows = Rows {
+            count: tokens.len(),
+            past: sequence.len,
+            table: ONE_PAGE,
+            rope: &sequence.rope,
+        };
         let mut x = self.embed(tokens)?;
         for (layer, cache) in self.layers.iter().zip(&mut sequence.caches) {
-            let (rope, past) = (&sequence.rope, sequence.len);
-            layer.forward(&self.config, self.precision, &mut x, cache, rope, past)?;
+            layer.forward(&self.config, self.precision, &mut x, cache, &[rows])?;
         }
         sequence.len += tokens.len();
         Ok(x)
@@ -259,13 +279,12 @@ impl<'a> Layer<'a> {
         precision: Precision,
         x: &mut [f32],
         cache: &mut KvCache,
-        rope: &RopeTable,
-        past: usize,
+        parts: &[Rows<'_>],
     ) -> Result<()> {
         let m = x.len() / c.hidden;
         let h = normed(x, &self.input_norm, c, precision);
         let mut qkv = linear::stacked(&h, m, &self.qkv)?;
-        let attended = rotated_and_attended(c, precision, &mut qkv, cache, rope, past);
+        let attended = rotated_and_attended(c, precision, &mut qkv, cache, parts);
         add(x, &linear::stacked(&attended, m, slice::from_ref(&self.o))?);
         let h = normed(x, &self.post_attention_norm, c, precision);
         let mut gate_up = linear::stacked(&h, m, &self.gate_up)?;
@@ -285,31 +304,48 @@ fn normed(x: &[f32], weight: &[f32], c: &ModelConfig, precision: Precision) -> V
     h
 }
 
-/// The input of o, `[m, heads * head_dim]`, from queries, keys and values of `m` positions behind
-/// `past` others, one row a position; keys and values go into the cache.
+/// The input of o, `[m, heads * head_dim]`, from queries, keys and values, one row a position, the
+/// parts' one after another; keys and values go into the cache.
 fn rotated_and_attended(
     c: &ModelConfig,
     precision: Precision,
     qkv: &mut [f32],
     cache: &mut KvCache,
-    rope: &RopeTable,
-    past: usize,
+    parts: &[Rows<'_>],
 ) -> Vec<f32> {
     precision.round(qkv);
     let (q_len, kv_len) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-    for (i, row) in qkv.chunks_exact_mut(q_len + 2 * kv_len).enumerate() {
-        // Queries and keys lie side by side, so all their heads are rotated in one go.
-        for head in row[..q_len + kv_len].chunks_exact_mut(c.head_dim) {
-            rope.rotate(&mut head[..c.rope.rotary_dim], past + i);
+    let stride = q_len + 2 * kv_len;
+    let mut rows = qkv.chunks_exact_mut(stride);
+    for part in parts {
+        for (position, row) in (part.past..part.past + part.count).zip(&mut rows) {
+            // Queries and keys lie side by side, so all their heads are rotated in one go.
+            for head in row[..q_len + kv_len].chunks_exact_mut(c.head_dim) {
+                part.rope.rotate(&mut head[..c.rope.rotary_dim], position);
+            }
+            precision.round(&mut row[..q_len + kv_len]);
+            let (keys, values) = row[q_len..].split_at(kv_len);
+            cache.store(part.table, position, keys, values);
         }
-        precision.round(&mut row[..q_len + kv_len]);
-        cache.store(
-            past + i,
-            &row[q_len..q_len + kv_len],
-            &row[q_len + kv_len..],
-        );
     }
-    let mut attended = attention::attend(c, precision, qkv, q_len + 2 * kv_len, cache, past);
+    let mut rest = &*qkv;
+    let each = parts.iter().map(|part| {
+        let (own, others) = rest.split_at(part.count * stride);
+        rest = others;
+        (part, own)
+    });
+    let each: Vec<_> = each.collect();
+    let cache = &*cache;
+    let attend = |(part, rows): (&Rows<'_>, &[f32])| {
+        attention::attend(c, precision, rows, stride, (cache, part.table), part.past)
+    };
+    let mut attended = match each[..] {
+        [only] => attend(only),
+        _ => {
+            let parts: Vec<_> = each.into_par_iter().map(attend).collect();
+            parts.concat()
+        }
+    };
     precision.round(&mut attended);
     attended
 }

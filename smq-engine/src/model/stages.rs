@@ -6,10 +6,10 @@ use std::slice;
 
 use rayon::prelude::*;
 
-use super::attention::KvCache;
+use super::attention::{KvCache, ONE_PAGE};
 use super::rope::RopeTable;
 use super::values::{Values, file_bytes};
-use super::{Decoder, activated, add, normed, rotated_and_attended};
+use super::{Decoder, Rows, activated, add, normed, rotated_and_attended};
 use crate::error::Result;
 use crate::linear::{self, Matrix};
 
@@ -148,10 +148,16 @@ impl<'a> Decoder<'a> {
         let (c, precision) = (&self.config, self.precision);
         let input = match stage {
             Stage::Qkv => {
-                let mut cache = KvCache::new(c, window.tokens);
+                let mut cache = KvCache::new(c, 1, window.tokens);
                 let mut rope = RopeTable::new(&c.rope, c.rope.is_long(window.tokens));
                 rope.extend_to(window.tokens);
-                rotated_and_attended(c, precision, &mut product, &mut cache, &rope, 0)
+                let rows = Rows {
+                    count: window.tokens,
+                    past: 0,
+                    table: ONE_PAGE,
+                    rope: &rope,
+                };
+                rotated_and_attended(c, precision, &mut product, &mut cache, &[rows])
             }
             Stage::O => {
                 add(&mut window.x, &product);

@@ -17,6 +17,12 @@ pub(super) enum Processor {
     PromptPenalty { prompt: usize, penalty: f64 },
     /// Disfavours every token so far.
     RepetitionPenalty(f64),
+    /// Disfavours tokens behind the first `prompt` ones, for having come and for each time.
+    CountPenalty {
+        prompt: usize,
+        presence: f32,
+        frequency: f32,
+    },
     /// Excludes what would repeat this many tokens.
     NoRepeat(usize),
     /// Excludes what would repeat `size` of the first `prompt` tokens.
@@ -155,6 +161,11 @@ impl Processor {
             Self::RepetitionPenalty(penalty) => {
                 sequences::penalize(ids, *penalty as f32, scores);
             }
+            Self::CountPenalty {
+                prompt,
+                presence,
+                frequency,
+            } => sequences::penalize_counts(&ids[*prompt..], *presence, *frequency, scores),
             Self::NoRepeat(size) => sequences::exclude_repeats(ids, ids, *size, scores),
             Self::NoPromptRepeat { prompt, size } => {
                 sequences::exclude_repeats(&ids[..*prompt], ids, *size, scores);
@@ -226,6 +237,16 @@ fn each(ids: &[u32], scores: &mut [f32], change: impl Fn(&mut f32)) {
             && let Some(score) = scores.get_mut(*id as usize)
         {
             change(score);
+        }
+    }
+}
+
+/// Excludes every token whose bit is not set.
+pub(super) fn exclude_others(allowed: &[u32], scores: &mut [f32]) {
+    for (id, score) in scores.iter_mut().enumerate() {
+        let word = allowed.get(id / 32).copied().unwrap_or(0);
+        if word >> (id % 32) & 1 == 0 {
+            *score = f32::NEG_INFINITY;
         }
     }
 }

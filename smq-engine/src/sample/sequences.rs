@@ -1,6 +1,6 @@
 //! Changes of logits that look at the tokens so far.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Adds each bias to the last token of its sequence, if the tokens before that one end `ids`.
 pub(super) fn bias(biases: &BTreeMap<Vec<u32>, f32>, ids: &[u32], scores: &mut [f32]) {
@@ -27,6 +27,19 @@ pub(super) fn penalize(ids: &[u32], penalty: f32, scores: &mut [f32]) {
                 true => *score *= penalty,
                 false => *score /= penalty,
             }
+        }
+    }
+}
+
+/// Subtracts `presence` from each token of `ids`, and `frequency` for each time that it is there.
+pub(super) fn penalize_counts(ids: &[u32], presence: f32, frequency: f32, scores: &mut [f32]) {
+    let mut counts = HashMap::new();
+    for id in ids {
+        *counts.entry(*id).or_insert(0u32) += 1;
+    }
+    for (id, count) in counts {
+        if let Some(score) = scores.get_mut(id as usize) {
+            *score -= presence + frequency * count as f32;
         }
     }
 }

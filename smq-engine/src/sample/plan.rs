@@ -1,0 +1,205 @@
+//! What a sampler will do for the next token, as plain parameters for a device that samples.
+
+use std::collections::BTreeMap;
+
+use super::Sampler;
+use super::processors::Processor;
+
+/// How the next token follows from its logits. The steps are in the order in which they are done,
+/// each in f32; a mask of allowed tokens, where there is one, comes before all of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan<'a> {
+    /// Added to tokens' logits; minus infinity excludes a token, and an id past the vocabulary is
+    /// no token.
+    pub bias: BTreeMap<u32, f32>,
+    /// Then what came already is disfavoured.
+    pub penalties: Option<Penalties<'a>>,
+    /// Then one token is taken.
+    pub selection: Selection,
+}
+
+/// What disfavours tokens that came already.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Penalties<'a> {
+    /// Divides positive logits of the tokens of `prompt` and `generated`, and multiplies others; 1
+    /// changes nothing.
+    pub repetition: f32,
+    /// Subtracted from the logit of every token of `generated`.
+    pub presence: f32,
+    /// Subtracted once for each time that a token is in `generated`.
+    pub frequency: f32,
+    /// The prompt.
+    pub prompt: &'a [u32],
+    /// What was chosen after it.
+    pub generated: &'a [u32],
+}
+
+/// How a token is taken.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Selection {
+    /// The first of the most likely ones.
+    Greedy,
+    /// The one that `at` falls on, in order of ids, after each step has left out some.
+    Draw {
+        /// Divides the logits.
+        temperature: f32,
+        /// Keeps this many of the most likely tokens, and those as likely as the last of them; 0
+        /// keeps all.
+        top_k: usize,
+        /// Excludes the least likely tokens that together have at most the probability
+        /// `1 - top_p`, rounded to f32; 1 keeps all.
+        top_p: f64,
+        /// Keeps the tokens that are at least this many times as likely as the most likely one; 0
+        /// keeps all.
+        min_p: f32,
+        /// A number of 0 to 1, drawn already.
+        at: f64,
+    },
+}
+
+impl Sampler {
+    /// What it will do for the next token, until one is [accepted](Sampler::accept); `None` where
+    /// only [`Sampler::sample`] can do it, from logits on the host.
+    pub fn plan(&mut self) -> Option<Plan<'_>> {
+        if self.allows_invalid {
+            return None;
+        }
+        let at = self.number();
+        let mut plan = Plan {
+            bias: BTreeMap::new(),
+            penalties: None,
+            selection: Selection::Greedy,
+        };
+        if let Some(at) = at {
+            plan.selection = Selection::Draw {
+                temperature: 1.0,
+                top_k: 0,
+                top_p: 1.0,
+                min_p: 0.0,
+                at,
+            };
+        }
+        let mut state = (Place::Bias, plan);
+        let ids = (&self.ids[..], self.prompt_tokens);
+        for processor in &self.processors {
+            state = add(processor, ids, state)?;
+        }
+        Some(state.1)
+    }
+}
+
+/// How far a plan has got: its steps have one order.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+enum Place {
+    Bias,
+    Repetition,
+    Counts,
+    Temperature,
+    TopK,
+    TopP,
+    MinP,
+}
+
+/// The plan with one more processor; `None` if there is no place for it.
+fn add<'a>(
+    processor: &Processor,
+    (ids, prompt_tokens): (&'a [u32], usize),
+    (place, mut plan): (Place, Plan<'a>),
+) -> Option<(Place, Plan<'a>)> {
+    let (mut prompt, mut generated) = (ids, &ids[..0]);
+    if ids.len() >= prompt_tokens {
+        (prompt, generated) = ids.split_at(prompt_tokens);
+    }
+    let neutral = Penalties {
+        repetition: 1.0,
+        presence: 0.0,
+        frequency: 0.0,
+        prompt,
+        generated,
+    };
+    let next = match processor {
+        Processor::SequenceBias(biases) => {
+            let only_exclude = biases.values().all(|bias| *bias == f32::NEG_INFINITY);
+            let single = biases.keys().all(|sequence| sequence.len() == 1);
+            if !single || !(place == Place::Bias || only_exclude && place < Place::Temperature) {
+                return None;
+            }
+            for (sequence, bias) in biases {
+                *plan.bias.entry(sequence[0]).or_insert(0.0) += bias;
+            }
+            place
+        }
+        Processor::Before {
+            until,
+            ids: excluded,
+        } => {
+            if ids.len() < *until {
+                exclude(&mut plan.bias, excluded);
+            }
+            place
+        }
+        Processor::Suppress { at, ids: excluded } => {
+            if at.is_none_or(|at| at == ids.len()) {
+                exclude(&mut plan.bias, excluded);
+            }
+            place
+        }
+        Processor::RepetitionPenalty(penalty) => {
+            plan.penalties.get_or_insert(neutral).repetition = *penalty as f32;
+            Place::Repetition
+        }
+        Processor::CountPenalty {
+            prompt: _,
+            presence,
+            frequency,
+        } => {
+            let penalties = plan.penalties.get_or_insert(neutral);
+            (penalties.presence, penalties.frequency) = (*presence, *frequency);
+            Place::Counts
+        }
+        Processor::Temperature(value) => {
+            if let Selection::Draw { temperature, .. } = &mut plan.selection {
+                *temperature = *value as f32;
+            }
+            Place::Temperature
+        }
+        Processor::TopK(count) => {
+            if let Selection::Draw { top_k, .. } = &mut plan.selection {
+                *top_k = *count;
+            }
+            Place::TopK
+        }
+        Processor::TopP(total) => {
+            if let Selection::Draw { top_p, .. } = &mut plan.selection {
+                *top_p = *total;
+            }
+            Place::TopP
+        }
+        Processor::MinP(share) => {
+            if let Selection::Draw { min_p, .. } = &mut plan.selection {
+                *min_p = *share as f32;
+            }
+            Place::MinP
+        }
+        // What few ask for.
+        Processor::PromptPenalty { .. }
+        | Processor::NoRepeat(_)
+        | Processor::NoPromptRepeat { .. }
+        | Processor::Force { .. }
+        | Processor::RemoveInvalid
+        | Processor::Favour { .. }
+        | Processor::TopH(_)
+        | Processor::TypicalP(_)
+        | Processor::Epsilon(_)
+        | Processor::Eta(_)
+        | Processor::Normalize => return None,
+    };
+    (next >= place).then_some((next, plan))
+}
+
+/// Excludes tokens, which is the same before the penalties and behind them.
+fn exclude(bias: &mut BTreeMap<u32, f32>, ids: &[u32]) {
+    for id in ids {
+        bias.insert(*id, f32::NEG_INFINITY);
+    }
+}

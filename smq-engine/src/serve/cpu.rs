@@ -1,0 +1,230 @@
+//! The CPU engine for many sequences.
+
+use rayon::prelude::*;
+use smq_model::{ModelConfig, Source};
+
+use super::batch::{BatchEngine, Chunk, Computed, LogProbs, choose};
+use crate::error::{Error, Result};
+use crate::model::{Arena, Decoder, Part};
+
+/// Rows of logits that are held at a time: a vocabulary is wide.
+const LOGIT_ROWS: usize = 64;
+
+/// How much a batch engine takes at once.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchOptions {
+    /// Tokens of a page.
+    pub page_tokens: usize,
+    /// Tokens whose keys and values there is room for, rounded down to whole pages.
+    pub kv_tokens: usize,
+    /// Sequences of a step.
+    pub max_rows: usize,
+    /// Tokens of a step.
+    pub step_tokens: usize,
+    /// The longest context, where it is to be less than the model's.
+    pub max_tokens: Option<usize>,
+}
+
+impl Default for BatchOptions {
+    fn default() -> Self {
+        Self {
+            page_tokens: 32,
+            kv_tokens: 16_384,
+            max_rows: 64,
+            step_tokens: 512,
+            max_tokens: None,
+        }
+    }
+}
+
+/// The CPU reference with an arena of pages.
+#[derive(Debug)]
+pub struct CpuBatch<'a> {
+    decoder: Decoder<'a>,
+    arena: Arena,
+    pages: usize,
+    options: BatchOptions,
+}
+
+impl<'a> CpuBatch<'a> {
+    /// Loads a model; weights stay mapped. The arena takes memory as it is used.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`]; [`Error::Input`] for options that leave no room for a token.
+    pub fn load(source: &'a Source, options: &BatchOptions) -> Result<Self> {
+        let BatchOptions {
+            page_tokens,
+            kv_tokens,
+            max_rows,
+            ..
+        } = *options;
+        let pages = kv_tokens.checked_div(page_tokens).unwrap_or(0);
+        if pages == 0 || max_rows == 0 {
+            return Err(Error::Input(format!(
+                "a cache of {kv_tokens} tokens in pages of {page_tokens} for {max_rows} sequences \
+                 has no room, expected at least one page and one sequence"
+            )));
+        }
+        let mut decoder = Decoder::load(source)?;
+        if let Some(max_tokens) = options.max_tokens {
+            decoder.limit(max_tokens);
+        }
+        Ok(Self {
+            arena: Arena::new(decoder.config(), pages, page_tokens),
+            decoder,
+            pages,
+            options: options.clone(),
+        })
+    }
+
+    /// Checks what indices would be made of.
+    fn check(&self, chunks: &[Chunk<'_>]) -> Result<()> {
+        for (i, chunk) in chunks.iter().enumerate() {
+            let tokens = chunk.past + chunk.tokens.len();
+            let room = chunk.pages.len() * self.options.page_tokens;
+            if chunk.tokens.is_empty() || tokens > room {
+                return Err(Error::Input(format!(
+                    "chunk {i} has {} tokens behind {} others and pages for {room}, expected at \
+                     least one token and room for all",
+                    chunk.tokens.len(),
+                    chunk.past
+                )));
+            }
+            if let Some(page) = chunk
+                .pages
+                .iter()
+                .find(|page| **page as usize >= self.pages)
+            {
+                let count = self.pages;
+                return Err(Error::Input(format!(
+                    "chunk {i} has page {page}, the cache has {count}"
+                )));
+            }
+            if let Some(scores) = &chunk.scores
+                && scores.targets.len() > chunk.tokens.len()
+            {
+                return Err(Error::Input(format!(
+                    "chunk {i} has {} tokens to be scored behind {}",
+                    scores.targets.len(),
+                    chunk.tokens.len()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl BatchEngine for CpuBatch<'_> {
+    fn config(&self) -> &ModelConfig {
+        self.decoder.config()
+    }
+
+    fn device(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn page_tokens(&self) -> usize {
+        self.options.page_tokens
+    }
+
+    fn pages(&self) -> usize {
+        self.pages
+    }
+
+    fn max_rows(&self) -> usize {
+        self.options.max_rows
+    }
+
+    fn step_tokens(&self) -> usize {
+        self.options.step_tokens
+    }
+
+    fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
+        self.check(chunks)?;
+        let parts: Vec<_> = chunks
+            .iter()
+            .map(|chunk| Part {
+                pages: chunk.pages,
+                past: chunk.past,
+                tokens: chunk.tokens,
+                long: chunk.long,
+                keep: match (&chunk.scores, &chunk.choice) {
+                    (Some(_), _) => chunk.tokens.len(),
+                    (None, Some(_)) => 1,
+                    (None, None) => 0,
+                },
+            })
+            .collect();
+        let keep: Vec<usize> = parts.iter().map(|part| part.keep).collect();
+        let (decoder, arena) = (&self.decoder, &mut self.arena);
+        let hidden = rayon::scope(|_| decoder.extend_many(arena, &parts))?;
+        let mut results: Vec<Result<Computed>> =
+            chunks.iter().map(|_| Ok(Computed::default())).collect();
+        // Each chunk's rows, and how many are left of them.
+        let mut rest: Vec<Taken<'_, '_>> = chunks
+            .iter_mut()
+            .zip(&mut results)
+            .zip(keep)
+            .map(|((chunk, result), left)| Taken {
+                chunk,
+                result,
+                left,
+            })
+            .collect();
+        let (width, vocab) = (decoder.config().hidden, decoder.config().vocab);
+        for x in hidden.chunks(LOGIT_ROWS * width) {
+            let logits = rayon::scope(|_| decoder.logits(x))?;
+            let mut logits = &logits[..];
+            let mut rows = Vec::new();
+            for taken in rest.iter_mut().filter(|taken| taken.left > 0) {
+                let count = taken.left.min(logits.len() / vocab);
+                let (own, others) = logits.split_at(count * vocab);
+                logits = others;
+                rows.push((taken, own));
+            }
+            rows.into_par_iter()
+                .for_each(|(taken, logits)| taken.take(logits, vocab));
+        }
+        Ok(results)
+    }
+}
+
+/// A chunk whose logits come.
+struct Taken<'c, 'a> {
+    chunk: &'c mut Chunk<'a>,
+    result: &'c mut Result<Computed>,
+    /// Rows of logits that are still to come.
+    left: usize,
+}
+
+impl Taken<'_, '_> {
+    /// Takes the next rows of logits.
+    fn take(&mut self, logits: &[f32], vocab: usize) {
+        for logits in logits.chunks_exact(vocab) {
+            self.left -= 1;
+            if let Err(error) = self.row(logits) {
+                *self.result = Err(error);
+            }
+        }
+    }
+
+    /// Takes the row behind which `left` others come.
+    fn row(&mut self, logits: &[f32]) -> Result<()> {
+        let Ok(computed) = &mut *self.result else {
+            return Ok(());
+        };
+        let at = self.chunk.tokens.len() - 1 - self.left;
+        if let Some(scores) = &self.chunk.scores
+            && let Some(target) = scores.targets.get(at)
+        {
+            let log_probs = LogProbs::of(logits, *target, scores.top)?;
+            computed.scores.push(log_probs);
+        }
+        if self.left == 0
+            && let Some(choice) = &mut self.chunk.choice
+        {
+            computed.chosen = Some(choose(choice, logits)?);
+        }
+        Ok(())
+    }
+}
