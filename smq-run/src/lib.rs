@@ -33,6 +33,7 @@ mod kernels;
 mod load;
 mod measure;
 mod output;
+mod serve;
 mod study;
 
 pub use cli::{Cli, run};
