@@ -95,7 +95,7 @@ impl<'a> CpuEngine<'a> {
         let mut out = Vec::with_capacity(targets.len());
         let blocks = hidden.chunks(width * LOGIT_ROWS);
         for (x, targets) in blocks.zip(targets.chunks(LOGIT_ROWS)) {
-            let logits = self.decoder.logits(&x[..targets.len() * width])?;
+            let logits = self.decoder.logits(&x[..targets.len() * width]);
             let rows = logits.par_chunks_exact(vocab).zip(targets);
             out.par_extend(rows.map(|(row, &target)| score(row, target as usize)));
         }
@@ -126,7 +126,7 @@ impl Engine for CpuEngine<'_> {
 
     fn extend(&mut self, tokens: &[u32]) -> Result<Step<'_>> {
         let (last, rope_switched) = self.append(tokens, 1)?;
-        self.logits = rayon::scope(|_| self.decoder.logits(&last))?;
+        self.logits = rayon::scope(|_| self.decoder.logits(&last));
         Ok(Step {
             logits: &self.logits,
             rope_switched,
@@ -181,7 +181,7 @@ impl Engine for CpuEngine<'_> {
         let config = self.config();
         let width = config.hidden;
         for x in hidden.chunks(width * LOGIT_ROWS) {
-            on_rows(&rayon::scope(|_| self.decoder.logits(x))?)?;
+            on_rows(&rayon::scope(|_| self.decoder.logits(x)))?;
         }
         Ok(())
     }

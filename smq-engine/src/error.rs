@@ -29,9 +29,6 @@ pub enum Error {
     /// A step that computed several sequences failed, this one's among them.
     #[error("{0}")]
     Step(String),
-    /// The tensor library failed.
-    #[error("candle: {0}")]
-    Candle(#[from] candle_core::Error),
 }
 
 impl From<smq_format::Error> for Error {

@@ -45,4 +45,4 @@ pub use engine::{Continuations, Engine, Step, TokenScore, log_sum_exp, sampled};
 pub use error::{Error, Result};
 pub use load::{Device, load, load_batch};
 pub use report::{GpuInfo, LoadReport};
-pub use summary::Summary;
+pub use summary::{Summary, percentile};

@@ -19,19 +19,28 @@ impl Summary {
     pub fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let last = sorted.len().checked_sub(1)?;
-        let percentile = |p: f64| {
-            let rank = p * last as f64;
-            let (below, above) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);
-            below + (above - below) * rank.fract()
-        };
+        if sorted.is_empty() {
+            return None;
+        }
         let mean = sorted.iter().sum::<f64>() / sorted.len() as f64;
         Some(Self {
             mean,
-            p50: percentile(0.5),
-            p95: percentile(0.95),
+            p50: percentile(&sorted, 0.5),
+            p95: percentile(&sorted, 0.95),
         })
     }
+}
+
+/// The value below which `share`, of 0 to 1, of the `sorted` values lie, linearly interpolated
+/// between ranks; not a number where there are no values.
+#[must_use]
+pub fn percentile(sorted: &[f64], share: f64) -> f64 {
+    let Some(last) = sorted.len().checked_sub(1) else {
+        return f64::NAN;
+    };
+    let rank = share * last as f64;
+    let (below, above) = (sorted[rank.floor() as usize], sorted[rank.ceil() as usize]);
+    below + (above - below) * rank.fract()
 }
 
 #[cfg(test)]

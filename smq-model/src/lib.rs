@@ -30,11 +30,12 @@ mod locate;
 mod names;
 mod rope;
 mod source;
+mod spelling;
 mod stop_strings;
 mod tokenizer;
 
 pub use architecture::Architecture;
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Conversation, Message};
 pub use checkpoint::{
     Checkpoint, SHARD_INDEX, Shard, StoredTensor, TEMPLATE_DIR, is_model_file, is_side_file,
     natural, side_files,
@@ -47,5 +48,6 @@ pub use locate::open_smq;
 pub use names::{LayerNames, LayerNorms, NamedMatrix, Role, TensorSpec};
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{Source, dtype};
+pub use spelling::Spelling;
 pub use stop_strings::StopStrings;
 pub use tokenizer::{TextStream, Tokenizer};

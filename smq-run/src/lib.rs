@@ -30,8 +30,10 @@ mod convert;
 mod demo;
 mod eval;
 mod kernels;
+mod load;
 mod measure;
 mod output;
+mod serve;
 mod study;
 
 pub use cli::{Cli, run};

@@ -9,7 +9,10 @@ comes from; zero-shot; gsm8k with the chat template where the tokenizer has one.
 they are published (see FILES); only their first N items are used, and they are written to OUT/TASK.data.jsonl, so that
 `smq-run eval TASK MODEL --data OUT/TASK.data.jsonl` sees the same items. Then compare_lm_eval.py compares. --golden
 writes everything into one file besides: tests/fixtures/eval/golden.json is that of phi3-tiny on tests/fixtures/eval.
-Needs lm-eval 0.4 (with datasets), torch and transformers; nothing is downloaded.
+
+With --url http://HOST:PORT the harness asks a server through its `local-completions` in place of running the model, as
+MODEL_DIR's tokenizer encodes it; `smq-run serve MODEL` is such a server.
+Needs lm-eval 0.4 (with datasets; its extra `api` for --url), transformers, and torch without --url; nothing is downloaded.
 """
 
 import argparse
@@ -17,6 +20,7 @@ import json
 import os
 import pathlib
 import sys
+import urllib.request
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -71,18 +75,18 @@ def main():
     parser.add_argument("--max-gen-toks", type=int, help="new tokens of gsm8k [default: the harness's, 256]")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--bootstrap-iters", type=int, default=100000)
+    parser.add_argument("--url")
+    parser.add_argument("--concurrency", type=int, default=1, help="requests at a time, with --url")
     parser.add_argument("--golden", type=pathlib.Path)
     args = parser.parse_args()
 
     import lm_eval
     import lm_eval.tasks
-    from lm_eval.models.huggingface import HFLM
-
     args.out.mkdir(parents=True, exist_ok=True)
     yaml_dir = (args.out / "tasks").absolute()
     yaml_dir.mkdir(exist_ok=True)
     own = pathlib.Path(lm_eval.tasks.__file__).parent
-    model = HFLM(pretrained=args.model, dtype="float32", device="cpu", batch_size=args.batch_size)
+    model = harness_model(args)
     templated = model.tokenizer.chat_template is not None
     golden = {"origin": f"lm_eval_peer.py with lm-eval {lm_eval.__version__}"}
     for task in args.tasks.split(","):
@@ -108,6 +112,26 @@ def main():
         golden[task] = write(args.out / task, result, f"local_{name}", chat, args.batch_size)
     if args.golden:
         args.golden.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def harness_model(args):
+    if args.url is None:
+        from lm_eval.models.huggingface import HFLM
+
+        return HFLM(pretrained=args.model, dtype="float32", device="cpu", batch_size=args.batch_size)
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    with urllib.request.urlopen(f"{args.url}/v1/models") as models:
+        served = json.load(models)["data"][0]
+    return LocalCompletionsAPI(
+        base_url=f"{args.url}/v1/completions",
+        model=served["id"],
+        tokenizer=args.model,
+        tokenizer_backend="huggingface",
+        max_length=served["max_model_len"],
+        batch_size=args.batch_size,
+        num_concurrent=args.concurrency,
+    )
 
 
 def write(stem, result, name, chat, batch_size):

@@ -19,7 +19,7 @@ use crate::error::ConvertError;
 
 pub use convert::run;
 pub(crate) use progress::progress_bar;
-pub use signals::prepare;
+pub use signals::{interrupts, prepare};
 pub use words::scale_rule;
 
 /// Prints an error and ends with 1, or ends with what the program says.

@@ -24,7 +24,7 @@ pub fn prepare() {
 
 /// A flag that the first signal sets from now on, for work that looks at it and stops by itself. A
 /// second signal still ends the program at once.
-pub(super) fn interrupts() -> &'static AtomicBool {
+pub fn interrupts() -> &'static AtomicBool {
     COOPERATIVE.store(true, Ordering::Relaxed);
     &INTERRUPTED
 }

@@ -1,9 +1,19 @@
 //! Matrix products with mapped weights: `y = x * W^T`.
 //!
-//! Few activation rows (decode, short prompts): fused kernels read each weight straight from the
-//! map and widen it in registers. Many rows (prefill): tiles of weight rows become f32 and go
-//! through candle's gemm. Either way each output is summed by one thread in an order that does
-//! not depend on how rows are shared out, so results are the same at any thread count.
+//! Kernels read each weight straight from the map and widen it in registers, for four activation
+//! rows at a time. Each output is summed by one thread in one order, which depends neither on how
+//! weight rows are shared out nor on how many activation rows there are. So results are the same
+//! at any thread count, and those of a row are the same whatever rows are beside it: a prompt may
+//! be cut anywhere, and it does not show which sequences a token was computed beside.
+//!
+//! Widening tiles of weights once for a general matrix product of many rows is not faster: on one
+//! AVX-512 core, in GFLOP/s, these kernels and that (the gemm crate's), `[3072, 3072]`:
+//!
+//! | rows | int4 | with gemm | bf16 | with gemm |
+//! |---:|---:|---:|---:|---:|
+//! | 32 | 155 | 60 | 129 | 54 |
+//! | 128 | 121 | 101 | 136 | 92 |
+//! | 512 | 170 | 115 | 102 | 109 |
 
 mod dense;
 mod fp8;
@@ -19,10 +29,8 @@ mod tests;
 use std::borrow::Cow;
 use std::ops::Range;
 
-use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use crate::error::Result;
 pub(crate) use dense::product_f32 as dense_product_f32;
 pub use fp8::QuantizedX;
 use int4::{Code, NibbleRows, PackedX};
@@ -30,16 +38,13 @@ pub(crate) use lanes::Isa;
 pub(crate) use load::{check_fp8, load_vector};
 pub use matrix::{Matrix, Weights};
 
-/// From this many activation rows on, widening tiles and gemm beats the fused kernels. CPU time of
-/// a SmolLM2 prompt on one AVX-512 core, fused against gemm, int4: 16 tokens 61 and 138 ms,
-/// 64 tokens 280 and 294 ms, 128 tokens 698 and 497 ms, 512 tokens 2.6 and 1.9 s.
-const GEMM_MIN_ROWS: usize = 64;
 /// Output rows that a staged result is transposed into together.
 const TRANSPOSE_ROWS: usize = 8;
-/// Weight rows of one gemm tile.
-const TILE_ROWS: usize = 256;
-/// Products that read fewer weight bytes stay on the calling thread.
+/// Products that read fewer weight bytes, one pass over them for every eight activation rows, stay
+/// on the calling thread.
 const SERIAL_MAX_BYTES: usize = 96 << 10;
+/// Weight rows that are widened together where no kernel reads them: a kernel takes four at a time.
+const WIDENED_ROWS: usize = 4;
 /// Weight bytes of one parallel job, at most.
 const JOB_BYTES: usize = 256 << 10;
 
@@ -54,24 +59,14 @@ pub struct Product<'m, 'w, 'o> {
 /// Multiplies `x`, `[m, cols]`, with each matrix: `out[i, row] = sum x[i, c] * W[row, c]`, where an
 /// FP8 matrix multiplies the activations as FP8.
 ///
-/// # Errors
-/// Only from candle's gemm, for want of memory.
-///
 /// # Panics
 /// If a length does not fit its matrix.
-pub fn products(x: &[f32], m: usize, set: &mut [Product<'_, '_, '_>]) -> Result<()> {
+pub fn products(x: &[f32], m: usize, set: &mut [Product<'_, '_, '_>]) {
     for p in set.iter() {
         assert_eq!(x.len(), m * p.matrix.cols, "x is [m, cols]");
         assert_eq!(p.out.len(), m * p.matrix.rows, "out is [m, rows]");
     }
-    if m < GEMM_MIN_ROWS {
-        fused(Isa::best(), x, m, set);
-        Ok(())
-    } else {
-        let quantized = quantized_x(x, set);
-        set.iter_mut()
-            .try_for_each(|p| by_gemm(x, quantized.as_ref(), m, p.matrix, p.out))
-    }
+    fused(Isa::best(), x, m, set);
 }
 
 /// The activations as FP8, where a matrix of the set needs them.
@@ -82,18 +77,13 @@ fn quantized_x(x: &[f32], set: &[Product<'_, '_, '_>]) -> Option<QuantizedX> {
 }
 
 /// A single product, see [`products`].
-///
-/// # Errors
-/// As [`products`].
-pub fn product(x: &[f32], m: usize, matrix: &Matrix<'_>, out: &mut [f32]) -> Result<()> {
-    products(x, m, &mut [Product { matrix, out }])
+pub fn product(x: &[f32], m: usize, matrix: &Matrix<'_>, out: &mut [f32]) {
+    products(x, m, &mut [Product { matrix, out }]);
 }
 
 /// The product with matrices stacked into one of `sum of rows` rows: `[m, sum of rows]`.
-///
-/// # Errors
-/// As [`products`].
-pub fn stacked(x: &[f32], m: usize, matrices: &[Matrix<'_>]) -> Result<Vec<f32>> {
+#[must_use]
+pub fn stacked(x: &[f32], m: usize, matrices: &[Matrix<'_>]) -> Vec<f32> {
     let total: usize = matrices.iter().map(|matrix| matrix.rows).sum();
     let mut out = vec![0.0; m * total];
     if let (1, _) | (_, [_]) = (m, matrices) {
@@ -104,8 +94,8 @@ pub fn stacked(x: &[f32], m: usize, matrices: &[Matrix<'_>]) -> Result<Vec<f32>>
             set.push(Product { matrix, out: own });
             rest = others;
         }
-        products(x, m, &mut set)?;
-        return Ok(out);
+        products(x, m, &mut set);
+        return out;
     }
     let mut parts: Vec<Vec<f32>> = matrices
         .iter()
@@ -116,7 +106,7 @@ pub fn stacked(x: &[f32], m: usize, matrices: &[Matrix<'_>]) -> Result<Vec<f32>>
         .zip(&mut parts)
         .map(|(matrix, out)| Product { matrix, out })
         .collect();
-    products(x, m, &mut set)?;
+    products(x, m, &mut set);
     for (i, row) in out.chunks_exact_mut(total).enumerate() {
         let mut at = 0;
         for (matrix, part) in matrices.iter().zip(&parts) {
@@ -124,7 +114,7 @@ pub fn stacked(x: &[f32], m: usize, matrices: &[Matrix<'_>]) -> Result<Vec<f32>>
             at += matrix.rows;
         }
     }
-    Ok(out)
+    out
 }
 
 /// Weight rows for one thread, and where their outputs go, `[rows, m]`.
@@ -198,7 +188,7 @@ fn transpose(from: &[f32], m: usize, to: &mut [f32]) {
 fn run_jobs(isa: Isa, forms: &Forms<'_>, outs: Vec<(&Matrix<'_>, &mut [f32])>) {
     let (m, packed) = (forms.m, &forms.packed);
     let total_bytes: usize = outs.iter().map(|(matrix, _)| matrix.weight_bytes()).sum();
-    let serial = total_bytes <= SERIAL_MAX_BYTES;
+    let serial = total_bytes * m.div_ceil(8) <= SERIAL_MAX_BYTES;
     // Some jobs a thread even out their ends; small ones keep all threads on a small product.
     let job_bytes = (total_bytes / (rayon::current_num_threads() * 4)).clamp(16 << 10, JOB_BYTES);
     let mut jobs = Vec::new();
@@ -262,11 +252,14 @@ fn run_job(isa: Isa, forms: &Forms<'_>, job: Job<'_, '_, '_>) {
         return int4::product(rows, packed, job.out);
     }
     // Odd groups start inside a byte, and NF4 blocks inside a row where 64 does not divide it: no
-    // model has them, so widen row by row. Weights rounded to bf16 only check a GPU.
-    let mut row = vec![0.0; cols];
-    for (r, out) in job.rows.zip(job.out.chunks_exact_mut(m)) {
-        job.matrix.dequantize(r..r + 1, &mut row);
-        dense_product_f32(isa, &row, x, m, out);
+    // model has them, so widen some rows at a time. Weights rounded to bf16 only check a GPU.
+    let mut widened = vec![0.0; WIDENED_ROWS * cols];
+    let starts = job.rows.step_by(WIDENED_ROWS);
+    for (start, out) in starts.zip(job.out.chunks_mut(WIDENED_ROWS * m)) {
+        let rows = out.len() / m;
+        let widened = &mut widened[..rows * cols];
+        job.matrix.dequantize(start..start + rows, widened);
+        dense_product_f32(isa, widened, x, m, out);
     }
 }
 
@@ -280,51 +273,4 @@ fn quantized_or_now<'q>(
         Some(quantized) => Cow::Borrowed(quantized),
         None => Cow::Owned(QuantizedX::new(x, cols)),
     }
-}
-
-/// `out`, `[m, rows]`, by tiles of weight rows widened to f32 and multiplied by candle's gemm.
-fn by_gemm(
-    x: &[f32],
-    quantized: Option<&QuantizedX>,
-    m: usize,
-    matrix: &Matrix<'_>,
-    out: &mut [f32],
-) -> Result<()> {
-    let cols = matrix.cols;
-    let fp8 = match &matrix.data {
-        Weights::Fp8 { scales, .. } => Some((quantized_or_now(quantized, x, cols), scales)),
-        Weights::Dense { .. }
-        | Weights::Int4 { .. }
-        | Weights::Lut4 { .. }
-        | Weights::Nf4 { .. } => None,
-    };
-    let x = fp8.as_ref().map_or(x, |(x, _)| &x.values);
-    let x = Tensor::from_slice(x, (m, cols), &Device::Cpu)?;
-    let starts: Vec<usize> = (0..matrix.rows).step_by(TILE_ROWS).collect();
-    let tiles: Vec<Vec<f32>> = starts
-        .par_iter()
-        .map(|&start| {
-            let rows = TILE_ROWS.min(matrix.rows - start);
-            let mut tile = vec![0.0; rows * cols];
-            match fp8 {
-                Some(_) => matrix.fp8_values(start..start + rows, &mut tile),
-                None => matrix.dequantize(start..start + rows, &mut tile),
-            }
-            let tile = Tensor::from_vec(tile, (rows, cols), &Device::Cpu)?;
-            x.matmul(&tile.t()?)?.flatten_all()?.to_vec1()
-        })
-        .collect::<candle_core::Result<_>>()?;
-    out.par_chunks_exact_mut(matrix.rows)
-        .enumerate()
-        .for_each(|(i, out)| {
-            for (tile, out) in tiles.iter().zip(out.chunks_mut(TILE_ROWS)) {
-                out.copy_from_slice(&tile[i * out.len()..][..out.len()]);
-            }
-            if let Some((x, scales)) = &fp8 {
-                for (out, scale) in out.iter_mut().zip(scales.iter()) {
-                    *out *= x.scales[i] * scale;
-                }
-            }
-        });
-    Ok(())
 }

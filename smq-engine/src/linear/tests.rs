@@ -129,9 +129,10 @@ proptest! {
     }
 }
 
-/// The shapes models have: SmolLM2's short last group, Phi-3.5's long rows; both routes.
+/// The shapes models have: SmolLM2's short last group, Phi-3.5's long rows; few activation rows and
+/// many.
 #[test]
-fn model_shapes_on_both_routes() {
+fn model_shapes() {
     for (rows, cols) in [
         (192, 576),
         (1536, 576),
@@ -152,9 +153,6 @@ fn model_shapes_on_both_routes() {
             for isa in Isa::available() {
                 assert_close(&run(isa, &matrix, &x, m), &w, &x, cols).unwrap();
             }
-            let mut out = vec![f32::NAN; m * rows];
-            by_gemm(&x, None, m, &matrix, &mut out).unwrap();
-            assert_close(&out, &w, &x, cols).unwrap();
         }
     }
 }
@@ -194,7 +192,7 @@ fn a_set_is_its_members_and_threads_change_nothing() {
             },
         },
     ];
-    for m in [1, 5, 40, GEMM_MIN_ROWS] {
+    for m in [1, 5, 40] {
         let x = values(m * cols, 8);
         let together = |threads: usize| {
             let mut outs: Vec<Vec<f32>> = matrices.iter().map(|w| vec![0.0; m * w.rows]).collect();
@@ -207,13 +205,13 @@ fn a_set_is_its_members_and_threads_change_nothing() {
                 .num_threads(threads)
                 .build()
                 .unwrap();
-            pool.install(|| products(&x, m, &mut set)).unwrap();
+            pool.install(|| products(&x, m, &mut set));
             outs
         };
         let one = together(1);
         for (matrix, out) in matrices.iter().zip(&one) {
             let mut alone = vec![0.0; m * matrix.rows];
-            product(&x, m, matrix, &mut alone).unwrap();
+            product(&x, m, matrix, &mut alone);
             assert_eq!(out, &alone);
         }
         assert_eq!(one, together(3));

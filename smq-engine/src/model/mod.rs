@@ -201,14 +201,12 @@ impl<'a> Decoder<'a> {
     }
 
     /// Logits of `x`, `[m, hidden]` after the final norm: `[m, vocab]`.
-    ///
-    /// # Errors
-    /// As [`linear::products`].
-    pub fn logits(&self, x: &[f32]) -> Result<Vec<f32>> {
+    #[must_use]
+    pub fn logits(&self, x: &[f32]) -> Vec<f32> {
         let m = x.len() / self.config.hidden;
         let mut out = vec![0.0; m * self.config.vocab];
-        linear::product(x, m, self.head(), &mut out)?;
-        Ok(out)
+        linear::product(x, m, self.head(), &mut out);
+        out
     }
 
     fn head(&self) -> &Matrix<'a> {
@@ -224,7 +222,7 @@ impl<'a> Decoder<'a> {
         };
         let mut x = self.embed(tokens)?;
         for (layer, cache) in self.layers.iter().zip(&mut sequence.caches) {
-            layer.forward(&self.config, self.precision, &mut x, cache, &[rows])?;
+            layer.forward(&self.config, self.precision, &mut x, cache, &[rows]);
         }
         sequence.len += tokens.len();
         Ok(x)
@@ -280,20 +278,19 @@ impl<'a> Layer<'a> {
         x: &mut [f32],
         cache: &mut KvCache,
         parts: &[Rows<'_>],
-    ) -> Result<()> {
+    ) {
         let m = x.len() / c.hidden;
         let h = normed(x, &self.input_norm, c, precision);
-        let mut qkv = linear::stacked(&h, m, &self.qkv)?;
+        let mut qkv = linear::stacked(&h, m, &self.qkv);
         let attended = rotated_and_attended(c, precision, &mut qkv, cache, parts);
-        add(x, &linear::stacked(&attended, m, slice::from_ref(&self.o))?);
+        add(x, &linear::stacked(&attended, m, slice::from_ref(&self.o)));
         let h = normed(x, &self.post_attention_norm, c, precision);
-        let mut gate_up = linear::stacked(&h, m, &self.gate_up)?;
+        let mut gate_up = linear::stacked(&h, m, &self.gate_up);
         let activated = activated(c, precision, &mut gate_up);
         add(
             x,
-            &linear::stacked(&activated, m, slice::from_ref(&self.down))?,
+            &linear::stacked(&activated, m, slice::from_ref(&self.down)),
         );
-        Ok(())
     }
 }
 

@@ -125,21 +125,17 @@ impl<'a> Decoder<'a> {
 
     /// Multiplies the windows' inputs with `matrices`, which stand for those of the stage, and makes
     /// the inputs of the next one. Windows do not depend on each other.
-    ///
-    /// # Errors
-    /// Only for want of memory.
     pub fn pass(
         &self,
         layer: usize,
         stage: Stage,
         matrices: &[Matrix<'_>],
         windows: &mut [Window],
-    ) -> Result<()> {
-        windows.par_iter_mut().try_for_each(|window| {
-            let product = linear::stacked(&window.input, window.tokens, matrices)?;
+    ) {
+        windows.par_iter_mut().for_each(|window| {
+            let product = linear::stacked(&window.input, window.tokens, matrices);
             self.leave_stage(layer, stage, product, window);
-            Ok(())
-        })
+        });
     }
 
     /// Takes what a stage's products gave, `[tokens, sum of rows]`, and makes the input of the

@@ -4,38 +4,12 @@ use rayon::prelude::*;
 use smq_model::{ModelConfig, Source};
 
 use super::batch::{BatchEngine, Chunk, Computed, LogProbs, choose};
+use super::load::BatchOptions;
 use crate::error::{Error, Result};
 use crate::model::{Arena, Decoder, Part};
 
 /// Rows of logits that are held at a time: a vocabulary is wide.
 const LOGIT_ROWS: usize = 64;
-
-/// How much a batch engine takes at once.
-#[derive(Debug, Clone, PartialEq)]
-pub struct BatchOptions {
-    /// Tokens of a page.
-    pub page_tokens: usize,
-    /// Tokens whose keys and values there is room for, rounded down to whole pages.
-    pub kv_tokens: usize,
-    /// Sequences of a step.
-    pub max_rows: usize,
-    /// Tokens of a step.
-    pub step_tokens: usize,
-    /// The longest context, where it is to be less than the model's.
-    pub max_tokens: Option<usize>,
-}
-
-impl Default for BatchOptions {
-    fn default() -> Self {
-        Self {
-            page_tokens: 32,
-            kv_tokens: 16_384,
-            max_rows: 64,
-            step_tokens: 512,
-            max_tokens: None,
-        }
-    }
-}
 
 /// The CPU reference with an arena of pages.
 #[derive(Debug)]
@@ -109,6 +83,15 @@ impl<'a> CpuBatch<'a> {
                     chunk.tokens.len()
                 )));
             }
+            let vocab = self.decoder.config().vocab;
+            let targets = chunk.scores.as_ref().map_or(&[][..], |s| s.targets);
+            let mut ids = chunk.tokens.iter().chain(targets);
+            if let Some(id) = ids.find(|id| **id as usize >= vocab) {
+                return Err(Error::Input(format!(
+                    "chunk {i} holds token id {id}, which is outside the model's vocabulary of \
+                     {vocab}"
+                )));
+            }
         }
         Ok(())
     }
@@ -173,7 +156,7 @@ impl BatchEngine for CpuBatch<'_> {
             .collect();
         let (width, vocab) = (decoder.config().hidden, decoder.config().vocab);
         for x in hidden.chunks(LOGIT_ROWS * width) {
-            let logits = rayon::scope(|_| decoder.logits(x))?;
+            let logits = rayon::scope(|_| decoder.logits(x));
             let mut logits = &logits[..];
             let mut rows = Vec::new();
             for taken in rest.iter_mut().filter(|taken| taken.left > 0) {

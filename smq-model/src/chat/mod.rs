@@ -6,6 +6,7 @@ mod clock;
 use std::sync::OnceLock;
 
 use serde::Deserialize;
+use serde_json::{Map, Value as Json};
 
 use crate::catch::caught;
 use crate::error::{Error, Result};
@@ -24,6 +25,17 @@ pub struct Message {
     pub role: String,
     /// What is said.
     pub content: String,
+}
+
+/// A conversation with whatever else its turns have, as OpenAI's API has them.
+#[derive(Debug, Clone, Copy)]
+pub struct Conversation<'c> {
+    /// Turns: `role`, `content` and what else the template may read, such as `tool_calls`.
+    pub messages: &'c [Map<String, Json>],
+    /// Definitions of the functions that the model may call.
+    pub tools: Option<&'c [Json]>,
+    /// Whether the assistant's turn is opened at the end.
+    pub add_generation_prompt: bool,
 }
 
 /// A model's chat template and the special tokens it may name.
@@ -56,10 +68,38 @@ impl ChatTemplate {
     /// [`Error::Template`] with the template's own message if it refuses the conversation, or with
     /// the reason why there is no template that can be used.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        on_a_stack(|| self.render_here(messages, add_generation_prompt))
+        let text = |text: &String| Json::String(text.clone());
+        let turn = |message: &Message| {
+            let pairs = [("role", &message.role), ("content", &message.content)];
+            let turn = pairs.map(|(key, value)| (key.to_owned(), text(value)));
+            turn.into_iter().collect()
+        };
+        let messages: Vec<Map<String, Json>> = messages.iter().map(turn).collect();
+        self.render_conversation(&Conversation {
+            messages: &messages,
+            tools: None,
+            add_generation_prompt,
+        })
     }
 
-    fn render_here(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+    /// As [`render`](Self::render), of turns with more than a role and a text, and with tools.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render).
+    pub fn render_conversation(&self, conversation: &Conversation<'_>) -> Result<String> {
+        on_a_stack(|| self.render_here(conversation))
+    }
+
+    /// Whether the template reads a variable of this name, as far as its text tells.
+    #[must_use]
+    pub fn names(&self, variable: &str) -> bool {
+        self.choice.source().is_ok_and(|text| {
+            let mut words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+            words.any(|word| word == variable)
+        })
+    }
+
+    fn render_here(&self, conversation: &Conversation<'_>) -> Result<String> {
         let source = self.choice.source()?;
         let parsed = self
             .parsed
@@ -71,32 +111,62 @@ impl ChatTemplate {
         let template = parsed
             .as_ref()
             .map_err(|message| failure(message.clone()))?;
-        if messages.is_empty() {
+        if conversation.messages.is_empty() {
             let message = "cannot apply a chat template to an empty conversation";
             return Err(Error::Template(message.into()));
         }
-        let mut turns = Vec::with_capacity(messages.len());
-        for message in messages {
-            let mut turn = Dict::default();
-            for (key, text) in [("role", &message.role), ("content", &message.content)] {
-                let set = turn.set(Value::str(key), Value::str(text));
-                set.map_err(|fault| failure(fault.to_string()))?;
-            }
-            turns.push(Value::Dict(turn.into()));
+        let value = |json: &Json| value(json).map_err(|fault| failure(fault.to_string()));
+        let mut turns = Vec::with_capacity(conversation.messages.len());
+        for message in conversation.messages {
+            turns.push(value(&Json::Object(message.clone()))?);
         }
+        let tools = match conversation.tools {
+            None => Value::None,
+            Some(tools) => Value::list(tools.iter().map(value).collect::<Result<_>>()?),
+        };
         let tokens = self.tokens.iter();
         let tokens = tokens.map(|(name, token)| (name.clone(), Value::str(token)));
         let variables = [
             ("messages", Value::list(turns)),
-            ("tools", Value::None),
+            ("tools", tools),
             ("documents", Value::None),
-            ("add_generation_prompt", Value::Bool(add_generation_prompt)),
+            (
+                "add_generation_prompt",
+                Value::Bool(conversation.add_generation_prompt),
+            ),
         ];
         let variables = variables.map(|(name, value)| (name.to_owned(), value));
         template
             .render(tokens.chain(variables), clock::now)
             .map_err(|fault| failure(fault.to_string()))
     }
+}
+
+/// JSON as a template sees it: what Python's `json.loads` makes of it.
+fn value(json: &Json) -> crate::jinja::Result<Value> {
+    Ok(match json {
+        Json::Null => Value::None,
+        Json::Bool(flag) => Value::Bool(*flag),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(int), _) => Value::Int(int.into()),
+            (None, Some(int)) => Value::Int(int.into()),
+            (None, None) => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::str(text),
+        Json::Array(items) => Value::list(
+            items
+                .iter()
+                .map(value)
+                .collect::<crate::jinja::Result<_>>()?,
+        ),
+        Json::Object(items) => {
+            let mut dict = Dict::default();
+            for (key, item) in items {
+                dict.set(Value::str(key), value(item)?)?;
+            }
+            Value::Dict(dict.into())
+        }
+    })
 }
 
 /// Runs `work` on a stack of [`STACK_BYTES`].

@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use tokenizers::ModelWrapper;
 
 use crate::catch::caught;
-use crate::chat::{ChatTemplate, Choice, Message};
+use crate::chat::{ChatTemplate, Choice, Conversation, Message};
 use crate::error::{Error, Result};
 use crate::json::{parse_object, utf8};
 use crate::source::Source;
@@ -218,6 +218,16 @@ impl Tokenizer {
         let chat = self.chat.as_ref().ok_or_else(absent)?;
         // The template writes its own special tokens.
         self.encode(&chat.render(messages, true)?, false)
+    }
+
+    /// As [`encode_chat`](Self::encode_chat), of turns with more than a role and a text.
+    ///
+    /// # Errors
+    /// As [`encode_chat`](Self::encode_chat).
+    pub fn encode_conversation(&self, conversation: &Conversation<'_>) -> Result<Vec<u32>> {
+        let absent = || Error::Template("the model has none".into());
+        let chat = self.chat.as_ref().ok_or_else(absent)?;
+        self.encode(&chat.render_conversation(conversation)?, false)
     }
 
     /// Text of ids, special tokens left out.

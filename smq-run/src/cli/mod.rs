@@ -6,11 +6,13 @@ mod demo;
 mod generate;
 mod kernels;
 mod kl;
+mod load;
 mod matrix;
 mod ppl;
 mod recall;
 mod report;
 mod sensitivity;
+mod serve;
 mod suite;
 mod task;
 
@@ -64,6 +66,10 @@ enum Command {
     /// Measure quality
     #[command(subcommand)]
     Eval(EvalCommand),
+    /// Serve a model to many clients at once, by OpenAI's HTTP API
+    Serve(serve::ServeArgs),
+    /// Put load on an OpenAI-compatible server and measure what its clients see
+    Load(load::LoadArgs),
     /// Run the experiment of spec/experiment.toml, or what is left of it
     Matrix(matrix::MatrixArgs),
     /// Write tables, plots and report.md from what `matrix` measured
@@ -125,6 +131,8 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(args, &cli.global),
         Command::Kernels(args) => kernels::run(args, &cli.global),
         Command::Eval(command) => run_eval(command, &cli.global),
+        Command::Serve(args) => serve::run(args, &cli.global),
+        Command::Load(args) => load::run(args),
         Command::Matrix(args) => matrix::run(args, &cli.global),
         Command::Report(args) => report::run(args),
         Command::Cells(args) => cells::run(args, &cli.global),

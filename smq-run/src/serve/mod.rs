@@ -1,0 +1,128 @@
+//! A model behind OpenAI's HTTP API: `smq-run serve`.
+//!
+//! A request goes through `routes` (which path), `limits` (whether it may), `fields` with
+//! `completions` or `chat` (what it asks for), and is submitted to `worker`, the one thread that
+//! owns the scheduler and the device. What comes of it goes back through a channel to its `answer`,
+//! which makes text of tokens and is written out whole or by `stream`. All else that a request needs,
+//! such as tokenizing, is done on other threads while the device computes.
+//!
+//! `spec/serve.md` says what is taken and what is refused.
+
+mod answer;
+mod chat;
+mod completions;
+mod error;
+mod fields;
+mod grammar;
+mod limits;
+mod messages;
+mod metrics;
+mod net;
+mod prompt;
+mod routes;
+mod sampling;
+mod state;
+mod stream;
+mod text;
+mod vocabulary;
+mod worker;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use smq_convert::cli::{print_note, show, tell};
+use smq_engine::serve::{BatchEngine, Scheduler};
+use smq_model::{GenerationSettings, Source, Tokenizer};
+use tokio::net::TcpListener;
+
+pub(crate) use limits::{Keys, Limits};
+use metrics::Metrics;
+use state::App;
+use vocabulary::Vocabulary;
+use worker::Worker;
+
+/// Threads for tokenizing and templates.
+const BLOCKING_THREADS: usize = 8;
+/// How often a signal is looked for.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Where and how a model is served.
+pub(crate) struct ServeOptions {
+    pub(crate) address: SocketAddr,
+    /// What clients call the model.
+    pub(crate) name: String,
+    pub(crate) limits: Limits,
+    pub(crate) keys: Keys,
+}
+
+/// Serves until `interrupted` is set, and then answers what has been taken. The address is said on
+/// standard output once it can be connected to.
+///
+/// # Errors
+/// If the address cannot be bound, or a side file of the model cannot be used.
+pub(crate) fn serve<E: BatchEngine + 'static>(
+    source: &Source,
+    engine: E,
+    options: ServeOptions,
+    interrupted: &'static AtomicBool,
+) -> anyhow::Result<()> {
+    let config = engine.config().clone();
+    let tokenizer = Tokenizer::load(source)?;
+    let vocabulary = Vocabulary::of(&tokenizer, config.vocab)?;
+    let settings = GenerationSettings::of(source)?;
+    settings.check(config.vocab)?;
+    let in_force: Vec<_> = settings
+        .in_force()
+        .map(|(key, value)| format!("{key} {value}"))
+        .collect();
+    if let Some(file) = settings.file.filter(|_| !in_force.is_empty()) {
+        let list = in_force.join(", ");
+        print_note(&format!(
+            "{file} sets {list}, which requests may set otherwise"
+        ));
+    }
+    let metrics = Arc::new(Metrics::new(&options.name)?);
+    let worker = Worker::start(Scheduler::new(engine)?, metrics.clone())?;
+    let ServeOptions {
+        address,
+        name,
+        limits,
+        keys,
+    } = options;
+    let write_timeout = limits.write_timeout;
+    let app = App::new(
+        (name, &config, settings),
+        (tokenizer, vocabulary),
+        (worker, metrics),
+        (limits, keys),
+    );
+    // It lives as long as the program, and requests in work borrow from it.
+    let app: &'static App = Box::leak(Box::new(app));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}"))?;
+        let bound = listener.local_addr()?;
+        show(&format!("{} is served at http://{bound}\n", app.name))?;
+        let stop = async {
+            while !interrupted.load(Ordering::Relaxed) {
+                tokio::time::sleep(SIGNAL_INTERVAL).await;
+            }
+            app.draining.store(true, Ordering::Relaxed);
+            tell("shutting down: requests in work are answered; a second signal ends at once");
+        };
+        net::serve(listener, routes::router(app), write_timeout, stop).await;
+        anyhow::Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,349 @@
+//! The thread that owns the scheduler, and so the device. Requests and cancellations come to it
+//! through a channel; what becomes of each request goes back through the channel that came with it.
+//!
+//! Between two steps the thread takes whatever has come, so that a client that leaves has its pages
+//! freed before the next step.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::time::Instant;
+
+use smq_engine::generate::Stop;
+use smq_engine::serve::{BatchEngine, Event, LogProbs, Request, RequestId, Scheduler};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::metrics::{Finish, Metrics};
+
+/// Which client's request something belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Ticket(u64);
+
+/// What became of a sequence.
+#[derive(Debug)]
+pub(super) enum Update {
+    /// Log-probabilities of further tokens of the prompt.
+    Prompt(Vec<LogProbs>),
+    /// A new token.
+    Token(u32, Option<LogProbs>),
+    /// The last word: the text is complete. How many of the prompt's tokens the cache had.
+    Finished { stop: Stop, cached_tokens: usize },
+    /// The last word: the request cannot be taken.
+    Refused(String),
+    /// The last word: the engine failed.
+    Failed(String),
+}
+
+/// Updates of a ticket's sequences, by their place in it.
+pub(super) type Updates = UnboundedSender<(usize, Update)>;
+
+enum Command {
+    Submit {
+        ticket: Ticket,
+        requests: Vec<Request>,
+        arrived: Instant,
+        updates: Updates,
+    },
+    /// All of a ticket's sequences, or one.
+    Cancel(Ticket, Option<usize>),
+}
+
+/// The thread as others see it.
+pub(super) struct Worker {
+    commands: Sender<Command>,
+    shared: Arc<Shared>,
+    tickets: AtomicU64,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Sequences that have been submitted and of which nothing has come yet.
+    waiting: AtomicUsize,
+    /// The thread has ended though nobody asked it to.
+    dead: AtomicBool,
+}
+
+impl Worker {
+    /// Starts the thread, which ends once the worker is dropped and its requests are answered.
+    pub(super) fn start<E: BatchEngine + 'static>(
+        scheduler: Scheduler<E>,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        let (commands, receiver) = channel();
+        let shared = Arc::new(Shared::default());
+        let thread = Thread {
+            scheduler,
+            metrics,
+            shared: shared.clone(),
+            routes: HashMap::new(),
+        };
+        std::thread::Builder::new()
+            .name("scheduler".to_owned())
+            .spawn(move || thread.run(&receiver))?;
+        Ok(Self {
+            commands,
+            shared,
+            tickets: AtomicU64::new(0),
+        })
+    }
+
+    /// Sequences that wait for their first token.
+    pub(super) fn waiting(&self) -> usize {
+        self.shared.waiting.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.shared.dead.load(Ordering::Relaxed)
+    }
+
+    /// Submits sequences that belong together. They end when their updates' receiver is dropped,
+    /// and at once when the ticket is [cancelled](Self::cancel).
+    pub(super) fn submit(
+        &self,
+        requests: Vec<Request>,
+        arrived: Instant,
+        updates: Updates,
+    ) -> Ticket {
+        let ticket = Ticket(self.tickets.fetch_add(1, Ordering::Relaxed));
+        let sequences = requests.len();
+        self.shared.waiting.fetch_add(sequences, Ordering::Relaxed);
+        let command = Command::Submit {
+            ticket,
+            requests,
+            arrived,
+            updates,
+        };
+        if self.commands.send(command).is_err() {
+            // The updates' sender is dropped, which says that nothing will come.
+            self.shared.waiting.fetch_sub(sequences, Ordering::Relaxed);
+        }
+        ticket
+    }
+
+    /// Ends what is left of a ticket.
+    pub(super) fn cancel(&self, ticket: Ticket) {
+        // Where the thread has ended, nothing is left.
+        let _ = self.commands.send(Command::Cancel(ticket, None));
+    }
+
+    /// Ends one of a ticket's sequences, whose text is complete.
+    pub(super) fn cancel_one(&self, ticket: Ticket, index: usize) {
+        let _ = self.commands.send(Command::Cancel(ticket, Some(index)));
+    }
+}
+
+/// Where the events of a sequence go.
+struct Route {
+    ticket: Ticket,
+    index: usize,
+    updates: Updates,
+    arrived: Instant,
+    /// When its last token came.
+    last: Option<Instant>,
+    /// Whether it counts as waiting.
+    waits: bool,
+    prompt_tokens: usize,
+    generated_tokens: usize,
+}
+
+struct Thread<E> {
+    scheduler: Scheduler<E>,
+    metrics: Arc<Metrics>,
+    shared: Arc<Shared>,
+    routes: HashMap<RequestId, Route>,
+}
+
+/// Says that the thread has ended, however it did.
+struct Dying(Arc<Shared>);
+
+impl Drop for Dying {
+    fn drop(&mut self) {
+        self.0.dead.store(true, Ordering::Relaxed);
+    }
+}
+
+impl<E: BatchEngine> Thread<E> {
+    fn run(mut self, commands: &Receiver<Command>) {
+        let _dying = Dying(self.shared.clone());
+        loop {
+            if self.routes.is_empty() {
+                self.publish();
+                match commands.recv() {
+                    Ok(command) => self.obey(command),
+                    Err(_) => return,
+                }
+            }
+            loop {
+                match commands.try_recv() {
+                    Ok(command) => self.obey(command),
+                    Err(TryRecvError::Empty) => break,
+                    // What is in work is still answered.
+                    Err(TryRecvError::Disconnected) => break,
+                }
+            }
+            if self.routes.is_empty() {
+                continue;
+            }
+            let scheduler = &mut self.scheduler;
+            match catch_unwind(AssertUnwindSafe(|| scheduler.step())) {
+                Ok(events) => {
+                    let now = Instant::now();
+                    for event in events {
+                        self.deliver(event, now);
+                    }
+                }
+                Err(panic) => self.recover(&panic_message(&*panic)),
+            }
+            self.publish();
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit {
+                ticket,
+                requests,
+                arrived,
+                updates,
+            } => {
+                for (index, request) in requests.into_iter().enumerate() {
+                    let prompt_tokens = request.prompt.len();
+                    match self.scheduler.submit(request) {
+                        Ok(id) => {
+                            let route = Route {
+                                ticket,
+                                index,
+                                updates: updates.clone(),
+                                arrived,
+                                last: None,
+                                waits: true,
+                                prompt_tokens,
+                                generated_tokens: 0,
+                            };
+                            self.routes.insert(id, route);
+                        }
+                        Err(error) => {
+                            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+                            self.metrics.finished(Finish::Error);
+                            let _ = updates.send((index, Update::Refused(error.to_string())));
+                        }
+                    }
+                }
+            }
+            Command::Cancel(ticket, index) => {
+                let is_meant = |route: &Route| {
+                    route.ticket == ticket && index.is_none_or(|index| route.index == index)
+                };
+                let ids = self.routes.iter().filter(|(_, route)| is_meant(route));
+                let ids: Vec<RequestId> = ids.map(|(id, _)| *id).collect();
+                // One whose text is complete has not been left by its client.
+                let finish = index.map_or(Finish::Abort, |_| Finish::Stop);
+                for id in ids {
+                    self.end(id, finish);
+                }
+            }
+        }
+    }
+
+    /// Ends a sequence of which nobody wants more.
+    fn end(&mut self, id: RequestId, finish: Finish) {
+        if let Some(route) = self.routes.remove(&id) {
+            self.begun(&route);
+            self.metrics.finished(finish);
+            if matches!(finish, Finish::Stop) {
+                let (prompt, generated) = (route.prompt_tokens, route.generated_tokens);
+                self.metrics
+                    .answered(route.arrived.elapsed(), prompt, generated);
+            }
+            self.scheduler.cancel(id);
+        }
+    }
+
+    /// A sequence that was waiting does no longer.
+    fn begun(&self, route: &Route) {
+        if route.waits {
+            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn deliver(&mut self, event: Event, now: Instant) {
+        let id = event.id();
+        // A sequence that was cancelled has no route.
+        let Some(route) = self.routes.get_mut(&id) else {
+            return;
+        };
+        if std::mem::take(&mut route.waits) {
+            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        let is_last = event.is_last();
+        let update = match event {
+            Event::Prompt { id: _, log_probs } => Update::Prompt(log_probs),
+            Event::Token {
+                id: _,
+                token,
+                log_probs,
+            } => {
+                match route.last.replace(now) {
+                    None => self.metrics.first_token(now - route.arrived),
+                    Some(before) => self.metrics.next_token(now - before),
+                }
+                route.generated_tokens += 1;
+                Update::Token(token, log_probs)
+            }
+            Event::Finished {
+                id: _,
+                stop,
+                ended_by: _,
+                cached_tokens,
+            } => {
+                let finish = match stop {
+                    Stop::EndOfSequence | Stop::StopString => Finish::Stop,
+                    Stop::MaxNewTokens | Stop::ContextFull => Finish::Length,
+                };
+                self.metrics.finished(finish);
+                let (prompt, generated) = (route.prompt_tokens, route.generated_tokens);
+                self.metrics
+                    .answered(now - route.arrived, prompt, generated);
+                Update::Finished {
+                    stop,
+                    cached_tokens,
+                }
+            }
+            Event::Failed { id: _, error } => {
+                self.metrics.finished(Finish::Error);
+                Update::Failed(error.to_string())
+            }
+        };
+        let is_gone = route.updates.send((route.index, update)).is_err();
+        if is_last {
+            self.routes.remove(&id);
+        } else if is_gone {
+            self.end(id, Finish::Abort);
+        }
+    }
+
+    /// After a panic within a step nothing can be said of the sequences in it: all fail, and the
+    /// next ones begin anew.
+    fn recover(&mut self, message: &str) {
+        for (id, route) in std::mem::take(&mut self.routes) {
+            self.begun(&route);
+            self.metrics.finished(Finish::Error);
+            let failed = Update::Failed(format!("the engine panicked: {message}"));
+            let _ = route.updates.send((route.index, failed));
+            self.scheduler.cancel(id);
+        }
+    }
+
+    fn publish(&self) {
+        self.metrics.scheduler(&self.scheduler.counters());
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "without a message".to_owned())
+}

@@ -1,0 +1,10 @@
+//! `smq-run serve` as its clients see it, on the bundled checkpoint.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
+#![cfg(unix)]
+
+mod chat;
+mod client;
+mod completions;
+mod faults;
+mod limits;
+mod refusals;
