@@ -43,6 +43,6 @@ mod summary;
 pub use cpu::CpuEngine;
 pub use engine::{Continuations, Engine, Step, TokenScore, log_sum_exp, sampled};
 pub use error::{Error, Result};
-pub use load::{Device, load, load_batch};
+pub use load::{Device, load};
 pub use report::{GpuInfo, LoadReport};
 pub use summary::{Summary, percentile};

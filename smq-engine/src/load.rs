@@ -5,10 +5,9 @@ use std::str::FromStr;
 use smq_model::Source;
 
 use crate::cpu::CpuEngine;
-use crate::cuda::{CudaBatch, CudaEngine, Gpu};
+use crate::cuda::{CudaEngine, Gpu};
 use crate::engine::Engine;
 use crate::error::Result;
-use crate::serve::{BatchEngine, BatchOptions, CpuBatch};
 
 /// Which engine to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,35 +80,4 @@ pub fn load(
         engine.limit(max);
     }
     Ok(Box::new(engine))
-}
-
-/// Loads a model onto a device for many sequences at once, each of at most `max_tokens` positions.
-/// Keys and values of `kv_tokens` tokens fit at a time; by default as many as a GPU has memory for,
-/// or [`BatchOptions::default`]'s.
-///
-/// # Errors
-/// As [`load`]; if there is no memory for so many tokens.
-pub fn load_batch(
-    source: &Source,
-    device: Device,
-    max_tokens: Option<usize>,
-    kv_tokens: Option<usize>,
-) -> Result<Box<dyn BatchEngine + '_>> {
-    let gpu = match device {
-        Device::Auto => Gpu::open(0).ok(),
-        Device::Cpu => None,
-        Device::Cuda => Some(Gpu::open(0)?),
-    };
-    if let Some(gpu) = gpu {
-        return Ok(Box::new(CudaBatch::load_on(
-            gpu, source, max_tokens, kv_tokens,
-        )?));
-    }
-    let default = BatchOptions::default();
-    let options = BatchOptions {
-        max_tokens,
-        kv_tokens: kv_tokens.unwrap_or(default.kv_tokens),
-        ..default
-    };
-    Ok(Box::new(CpuBatch::load(source, &options)?))
 }

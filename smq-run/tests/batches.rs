@@ -151,7 +151,7 @@ impl Known {
 /// before it left in the cache; some requests are cancelled. Returns how many tokens the cache had
 /// and how often a request lost its pages.
 fn check(source: &Source, options: &BatchOptions, known: &[Known], batches: usize) -> (u64, u64) {
-    let mut random = Random(options.kv_tokens as u64);
+    let mut random = Random(options.kv_tokens.unwrap_or(0) as u64);
     let mut scheduler = Scheduler::new(CpuBatch::load(source, options).unwrap()).unwrap();
     for batch in 0..batches {
         let mut ids: HashMap<RequestId, (&Known, Output)> = HashMap::new();
@@ -216,7 +216,7 @@ fn bits(output: &Output) -> (Vec<(u32, Vec<(u32, u32)>)>, Vec<u32>, Option<Stop>
 fn options(page_tokens: usize, kv_tokens: usize, rows: usize, step_tokens: usize) -> BatchOptions {
     BatchOptions {
         page_tokens,
-        kv_tokens,
+        kv_tokens: Some(kv_tokens),
         max_rows: rows,
         step_tokens,
         max_tokens: None,

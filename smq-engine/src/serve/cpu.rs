@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use smq_model::{ModelConfig, Source};
 
 use super::batch::{BatchEngine, Chunk, Computed, LogProbs, choose};
-use super::load::BatchOptions;
+use super::load::{BatchOptions, CPU_KV_TOKENS};
 use crate::error::{Error, Result};
 use crate::model::{Arena, Decoder, Part};
 
@@ -32,6 +32,7 @@ impl<'a> CpuBatch<'a> {
             max_rows,
             ..
         } = *options;
+        let kv_tokens = kv_tokens.unwrap_or(CPU_KV_TOKENS);
         let pages = kv_tokens.checked_div(page_tokens).unwrap_or(0);
         if pages == 0 || max_rows == 0 {
             return Err(Error::Input(format!(

@@ -4,19 +4,24 @@ use smq_model::Source;
 
 use super::batch::BatchEngine;
 use super::cpu::CpuBatch;
-use crate::error::{Error, Result};
+use crate::cuda::{CudaBatch, Gpu};
+use crate::error::Result;
 use crate::load::Device;
+
+/// Tokens that the CPU engine has room for, where nothing else is asked for.
+pub const CPU_KV_TOKENS: usize = 16_384;
 
 /// How much a batch engine takes at once.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchOptions {
-    /// Tokens of a page.
+    /// Tokens of a page. A GPU's kernels have their own number.
     pub page_tokens: usize,
-    /// Tokens whose keys and values there is room for, rounded down to whole pages.
-    pub kv_tokens: usize,
-    /// Sequences of a step.
+    /// Tokens whose keys and values there is room for, rounded down to whole pages; by default
+    /// [`CPU_KV_TOKENS`], or what a GPU has memory for.
+    pub kv_tokens: Option<usize>,
+    /// Sequences of a step, at most.
     pub max_rows: usize,
-    /// Tokens of a step.
+    /// Tokens of a step. A GPU's kernels have their own number.
     pub step_tokens: usize,
     /// The longest context, where it is to be less than the model's.
     pub max_tokens: Option<usize>,
@@ -26,7 +31,7 @@ impl Default for BatchOptions {
     fn default() -> Self {
         Self {
             page_tokens: 32,
-            kv_tokens: 16_384,
+            kv_tokens: None,
             max_rows: 64,
             step_tokens: 512,
             max_tokens: None,
@@ -34,20 +39,23 @@ impl Default for BatchOptions {
     }
 }
 
-/// Loads a model onto a device for many sequences at once. So far only the CPU engine runs them, and
-/// [`Device::Auto`] is that one.
+/// Loads a model onto a device for many sequences at once.
 ///
 /// # Errors
-/// As [`CpuBatch::load`]; [`Error::Input`] for [`Device::Cuda`].
+/// If the device is not there, the model does not fit together, or there is no memory for the pages.
 pub fn load_batch<'s>(
     source: &'s Source,
     device: Device,
     options: &BatchOptions,
 ) -> Result<Box<dyn BatchEngine + 's>> {
-    match device {
-        Device::Auto | Device::Cpu => Ok(Box::new(CpuBatch::load(source, options)?)),
-        Device::Cuda => Err(Error::Input(
-            "the CUDA engine runs one sequence at a time; use --device cpu for many".into(),
-        )),
+    let gpu = match device {
+        // A GPU that cannot run the kernels is none; whoever asks for it is told why.
+        Device::Auto => Gpu::open(0).ok(),
+        Device::Cpu => None,
+        Device::Cuda => Some(Gpu::open(0)?),
+    };
+    match gpu {
+        Some(gpu) => Ok(Box::new(CudaBatch::load_on(gpu, source, options)?)),
+        None => Ok(Box::new(CpuBatch::load(source, options)?)),
     }
 }

@@ -59,7 +59,7 @@ mod sequence;
 pub(crate) use batch::choose;
 pub use batch::{BatchEngine, Choice, Chosen, Chunk, Computed, LogProbs, Scores};
 pub use cpu::CpuBatch;
-pub use load::{BatchOptions, load_batch};
+pub use load::{BatchOptions, CPU_KV_TOKENS, load_batch};
 pub use pages::{Pages, page_hash};
 pub use request::{Constraint, Counters, Event, Request, RequestId};
 pub use scheduler::Scheduler;

@@ -18,7 +18,7 @@ fn prompt(seed: u32, len: usize) -> Vec<u32> {
 fn small() -> BatchOptions {
     BatchOptions {
         page_tokens: 16,
-        kv_tokens: 320,
+        kv_tokens: Some(320),
         max_rows: 6,
         step_tokens: 40,
         max_tokens: None,
@@ -101,7 +101,7 @@ fn chunks_that_do_not_fit_are_refused_by_name() {
     }
     for options in [
         BatchOptions {
-            kv_tokens: 15,
+            kv_tokens: Some(15),
             ..small()
         },
         BatchOptions {

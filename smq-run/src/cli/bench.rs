@@ -14,6 +14,7 @@ use crate::bench::sequences::{SequencesOptions, SequencesReport, bench_sequences
 use crate::bench::{BenchOptions, BenchReport, bench};
 use crate::measure::Machine;
 use crate::output::{create, is_stdout, put_json};
+use smq_engine::serve::BatchOptions;
 use smq_engine::{GpuInfo, Summary};
 use smq_format::Output;
 
@@ -91,8 +92,12 @@ fn run_sequences(args: &BenchArgs, opened: &Opened, json: Option<Output>) -> any
     };
     let most = options.sequences.iter().max().copied().unwrap_or(0);
     let kv_tokens = most * (options.prompt_tokens + options.output_tokens + PAGE_SLACK);
-    let (engine, gpu) = opened.load_batch(Some(kv_tokens))?;
-    let device = engine.device();
+    let engine = opened.load_batch(&BatchOptions {
+        kv_tokens: Some(kv_tokens),
+        max_rows: most,
+        ..BatchOptions::default()
+    })?;
+    let (device, gpu) = (engine.device(), engine.gpu().cloned());
     let results = bench_sequences(engine, &options)?;
     let to_stdout = is_stdout(json.as_ref());
     let file = SequencesFile {

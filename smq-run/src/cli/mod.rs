@@ -24,8 +24,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::eval::task::{Prompts, Task};
 use smq_convert::cli::{print_note, print_notes};
-use smq_engine::serve::BatchEngine;
-use smq_engine::{Device, Engine, GpuInfo};
+use smq_engine::serve::{BatchEngine, BatchOptions, load_batch};
+use smq_engine::{Device, Engine};
 use smq_model::Source;
 
 /// Run a .smq file or a Hugging Face checkpoint directory: generate text, time it, evaluate it.
@@ -193,18 +193,18 @@ impl Opened {
         Ok((engine, self.opening + loading))
     }
 
-    /// The engine of many sequences, with room for `kv_tokens` tokens of all of them, and its GPU.
-    fn load_batch(
-        &self,
-        kv_tokens: Option<usize>,
-    ) -> anyhow::Result<(Box<dyn BatchEngine + '_>, Option<GpuInfo>)> {
+    /// The engine of many sequences.
+    fn load_batch(&self, options: &BatchOptions) -> anyhow::Result<Box<dyn BatchEngine + '_>> {
         let path = self.source.path().display();
-        let engine = smq_engine::load_batch(&self.source, self.device, self.max_tokens, kv_tokens)
+        let options = BatchOptions {
+            max_tokens: self.max_tokens,
+            ..options.clone()
+        };
+        let engine = load_batch(&self.source, self.device, &options)
             .with_context(|| format!("cannot load {path}"))?;
         for note in &engine.config().notes {
             print_note(note);
         }
-        let gpu = engine.gpu().cloned();
-        Ok((engine, gpu))
+        Ok(engine)
     }
 }

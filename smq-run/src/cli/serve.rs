@@ -4,15 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::bail;
 use clap::Args;
 
 use super::generate::at_least_one;
 use super::{Global, Opened};
 use crate::serve::{Keys, Limits, ServeOptions, serve};
-use smq_convert::cli::{interrupts, print_note};
-use smq_engine::Device;
-use smq_engine::serve::{BatchOptions, CpuBatch};
+use smq_convert::cli::interrupts;
+use smq_engine::serve::BatchOptions;
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -31,10 +29,11 @@ pub(super) struct ServeArgs {
     /// Answer only requests that have one of the keys in this file, one a line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Tokens that the KV cache has room for, of all sequences together
-    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = at_least_one)]
-    kv_tokens: usize,
-    /// Sequences that are computed together
+    /// Tokens that the KV cache has room for, of all sequences together [default: 16384 on a CPU,
+    /// what there is memory for on a GPU]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    kv_tokens: Option<usize>,
+    /// Sequences that are computed together, at most 256 on a GPU
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     max_sequences: usize,
     #[command(flatten)]
@@ -62,23 +61,15 @@ struct LimitArgs {
 }
 
 pub(super) fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<()> {
-    match global.device.resolved() {
-        Device::Cuda if global.device == Device::Cuda => {
-            bail!("serve runs on the CPU so far; give --device cpu")
-        }
-        Device::Cuda => print_note("serve runs on the CPU so far, also where there is a GPU"),
-        Device::Cpu | Device::Auto => {}
-    }
     let keys = args.api_key_file.as_deref().map(Keys::read).transpose()?;
     // It is kept until the program ends: the scheduler's thread reads weights from it.
     let opened: &'static Opened = Box::leak(Box::new(Opened::new(&args.model, global)?));
     let batch = BatchOptions {
         kv_tokens: args.kv_tokens,
         max_rows: args.max_sequences,
-        max_tokens: global.max_tokens,
         ..BatchOptions::default()
     };
-    let engine = CpuBatch::load(&opened.source, &batch)?;
+    let engine = opened.load_batch(&batch)?;
     let limits = Limits {
         body_bytes: args.limits.max_body_bytes,
         requests: args.limits.max_requests,

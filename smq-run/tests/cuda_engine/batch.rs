@@ -7,7 +7,7 @@ use rand::{RngExt, SeedableRng};
 use smq_convert::{LevelChoice, Method, ScaleChoice};
 use smq_engine::cuda::CudaBatch;
 use smq_engine::sample::{Adjustments, Sampler};
-use smq_engine::serve::{BatchEngine, Choice, Chosen, Chunk, Computed, Scores};
+use smq_engine::serve::{BatchEngine, BatchOptions, Choice, Chosen, Chunk, Computed, Scores};
 use smq_engine::{CpuEngine, Engine};
 use smq_model::{GenerationSettings, Source};
 
@@ -19,7 +19,12 @@ use crate::reference::{Path, Reference};
 const KV_TOKENS: usize = 65_536;
 
 fn engine(source: &Source) -> CudaBatch {
-    CudaBatch::load(source, None, Some(KV_TOKENS)).unwrap()
+    let options = BatchOptions {
+        kv_tokens: Some(KV_TOKENS),
+        max_rows: 64,
+        ..BatchOptions::default()
+    };
+    CudaBatch::load(source, &options).unwrap()
 }
 
 /// A sequence under test and where its keys and values are.

@@ -30,7 +30,7 @@ use super::weights::DeviceModel;
 use crate::error::{Error, Result};
 use crate::report::{GpuInfo, LoadReport};
 use crate::sample::{not_finite, nothing_left};
-use crate::serve::{BatchEngine, Chosen, Chunk, Computed, LogProbs, choose};
+use crate::serve::{BatchEngine, BatchOptions, Chosen, Chunk, Computed, LogProbs, choose};
 pub use choose::choose_defines;
 use choose::{Chooser, MOST_TOPS, NONE_LEFT, NOT_FINITE, Rows, Scored};
 use inputs::{Inputs, Layout};
@@ -54,6 +54,7 @@ pub struct CudaBatch {
     state: State,
     cache: Cache,
     pages: usize,
+    max_rows: usize,
     inv_freq: DeviceBuffer,
     /// A step's arrays on the host, and there.
     staged: PinnedBuffer,
@@ -80,32 +81,23 @@ enum Wanted {
 }
 
 impl CudaBatch {
-    /// Copies a model to the first GPU, with pages for `kv_tokens` tokens; by default they take nine
-    /// tenths of the memory that is free. Sequences have at most `max_tokens` positions.
+    /// Copies a model to the first GPU; pages take nine tenths of the memory that is free, where
+    /// `options` do not say for how many tokens they are.
     ///
     /// # Errors
     /// As [`CudaEngine::load`](super::CudaEngine::load); [`Error::Cuda`] if there is no room for a
     /// page.
-    pub fn load(
-        source: &Source,
-        max_tokens: Option<usize>,
-        kv_tokens: Option<usize>,
-    ) -> Result<Self> {
-        Self::load_on(Gpu::open(0)?, source, max_tokens, kv_tokens)
+    pub fn load(source: &Source, options: &BatchOptions) -> Result<Self> {
+        Self::load_on(Gpu::open(0)?, source, options)
     }
 
     /// As [`CudaBatch::load`], on a GPU that is open.
     ///
     /// # Errors
     /// As [`CudaBatch::load`].
-    pub(crate) fn load_on(
-        gpu: Arc<Gpu>,
-        source: &Source,
-        max_tokens: Option<usize>,
-        kv_tokens: Option<usize>,
-    ) -> Result<Self> {
+    pub(crate) fn load_on(gpu: Arc<Gpu>, source: &Source, options: &BatchOptions) -> Result<Self> {
         let mut config = ModelConfig::of(source)?;
-        if let Some(max) = max_tokens {
+        if let Some(max) = options.max_tokens {
             config.max_positions = config.max_positions.min(max);
         }
         limits::check(&config, gpu.sm_count() as usize)?;
@@ -141,7 +133,7 @@ impl CudaBatch {
         let of_page = Cache::bytes(&config, KEYS);
         let free = gpu.memory()?.0.saturating_sub(LEFT_FREE) / 10 * 9;
         // One more for rows that fill up a recorded step.
-        let pages = match kv_tokens {
+        let pages = match options.kv_tokens {
             Some(tokens) => tokens / KEYS,
             None => (free / of_page).saturating_sub(1),
         };
@@ -158,6 +150,7 @@ impl CudaBatch {
             capacity: (pages + 1) * KEYS,
             side_bytes: memory.bytes() / (2 * config.layers),
         };
+        let max_rows = options.max_rows.min(WANTED_ROWS);
         let of_tables = 4 * WANTED_ROWS * config.max_positions.div_ceil(KEYS).min(pages);
         let arrays = Layout::new(STEP_ROWS, STEP_ROWS, STEP_ROWS)?.bytes + of_tables;
         Ok(Self {
@@ -174,6 +167,7 @@ impl CudaBatch {
             state,
             cache,
             pages,
+            max_rows,
             inv_freq,
             logits: Vec::new(),
             _pages: memory,
@@ -458,7 +452,7 @@ impl BatchEngine for CudaBatch {
     }
 
     fn max_rows(&self) -> usize {
-        WANTED_ROWS
+        self.max_rows
     }
 
     fn step_tokens(&self) -> usize {
