@@ -84,7 +84,8 @@ impl Bf16Cut {
     }
 }
 
-/// The call for `product` of `x`, plain order, with the weights at `w`; the result is at `y`.
+/// The call for `product` of `x`, plain order, with the weights at `w`; the result is at `y`. The
+/// kernel reads weights as soon as it starts, so what makes them must have ended.
 ///
 /// # Errors
 /// As [`Kernels::get`] and [`TensorMap::bf16`].

@@ -37,16 +37,18 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
         ("rows.cu", row_defines(&c, sms)),
         ("choose.cu", choose_defines(c.vocab)),
     ];
-    list.extend(Rows::ALL.map(|rows| ("rope.cu", rope_defines(&c, rows))));
+    list.push(("decode.cu", step_plan(&c, &model, sms)?.defines));
     for kind in Attention::ALL {
         list.extend([0, 1].map(|order| ("attention_prefill.cu", kind.defines(&c, order))));
     }
-    list.push(("decode.cu", step_plan(&c, &model, sms)?.defines));
     let mut add = |need: Need| {
         if !list.contains(&need) {
             list.push(need);
         }
     };
+    for rows in Rows::ALL {
+        add(("rope.cu", rope_defines(&c, rows)));
+    }
     let one = std::slice::from_ref::<DeviceMatrix>;
     for layer in &model.layers {
         let width = (c.heads + 2 * c.kv_heads) * c.head_dim;
@@ -125,7 +127,7 @@ mod tests {
             ("choose.cu", 1),
             ("gemm_bf16.cu", 16),
             ("rope.cu", 3),
-            ("attention_prefill.cu", 10),
+            ("attention_prefill.cu", 12),
             ("swiglu_bf16.cu", 4),
             ("decode.cu", 1),
         ];
