@@ -287,3 +287,81 @@ pub(super) fn shared_memory(needed: usize, block: usize) -> Error {
          unquantized (--target mlp or all), or run with --device cpu"
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn refusal(keys: Value) -> Option<String> {
+        let mut config = json!({
+            "vocab_size": 64, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 6,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        });
+        let map = config.as_object_mut().unwrap();
+        map.extend(keys.as_object().unwrap().clone());
+        let c = ModelConfig::from_json(config.to_string().as_bytes()).unwrap();
+        check(&c, 132).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_a_family_has_beyond_the_kernels_is_refused_with_the_remedy() {
+        let head = |model_type: &str| json!({"model_type": model_type, "head_dim": 32});
+        let with = |model_type: &str, key: &str, value: Value| {
+            let mut keys = head(model_type);
+            keys[key] = value;
+            keys
+        };
+        for (keys, words) in [
+            (head("qwen3"), &["norms of queries and keys"][..]),
+            (head("qwen2"), &["biases"]),
+            (with("llama", "attention_bias", true.into()), &["biases"]),
+            (with("llama", "mlp_bias", true.into()), &["biases"]),
+            (head("smollm3"), &["differs between layers"]),
+            (
+                head("gemma3_text"),
+                &[
+                    "one is added",
+                    "gelu_pytorch_tanh",
+                    "behind attention",
+                    "queries and keys",
+                    "some layers",
+                ],
+            ),
+            (head("gemma2"), &["soft caps", "factors", "some layers"]),
+            (with("granite", "logits_scaling", json!(8.0)), &["factors"]),
+            (head("olmo2"), &["behind attention", "queries and keys"]),
+            (head("olmo3"), &["some layers"]),
+            (
+                with(
+                    "llama",
+                    "rope_scaling",
+                    json!({"type": "dynamic", "factor": 2.0}),
+                ),
+                &["dynamic scaling"],
+            ),
+            (with("llama", "head_dim", 256.into()), &["heads of 256"]),
+        ] {
+            let shown = keys.to_string();
+            let message = refusal(keys).unwrap_or_else(|| panic!("{shown} is taken"));
+            for word in words.iter().chain(&["run with --device cpu"]) {
+                assert!(message.contains(word), "{shown}: {message}");
+            }
+        }
+    }
+
+    #[test]
+    fn families_that_need_nothing_new_run() {
+        for keys in [
+            json!({"model_type": "llama"}),
+            json!({"model_type": "phi3"}),
+            json!({"model_type": "mistral", "sliding_window": null}),
+            json!({"model_type": "mistral", "sliding_window": 16, "head_dim": 64}),
+            json!({"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 4.0}}),
+            json!({"model_type": "granite", "attention_multiplier": 0.176_776_7}),
+        ] {
+            assert_eq!(refusal(keys.clone()), None, "{keys}");
+        }
+    }
+}

@@ -170,14 +170,16 @@ impl<'a> Decoder<'a> {
             let x = self.layers_forward(sequence, chunk)?;
             done += chunk.len();
             let wanted = (done + keep).saturating_sub(tokens.len()).min(chunk.len());
-            kept.extend(rms_norm(
-                &x[(chunk.len() - wanted) * self.config.hidden..],
-                &self.norm,
-                self.config.rms_norm_eps,
-            ));
+            kept.extend(self.last_normed(&x[(chunk.len() - wanted) * self.config.hidden..]));
         }
-        self.precision.round(&mut kept);
         Ok(kept)
+    }
+
+    /// What the head reads, from the residual stream behind the last layer.
+    fn last_normed(&self, x: &[f32]) -> Vec<f32> {
+        let mut normed = rms_norm(x, &self.norm, self.config.rms_norm_eps);
+        self.precision.round(&mut normed);
+        normed
     }
 
     /// Logits of `x`, `[m, hidden]` after the final norm: `[m, vocab]`.

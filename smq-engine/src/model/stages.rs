@@ -142,6 +142,12 @@ impl<'a> Decoder<'a> {
         })
     }
 
+    /// What the head reads, `[tokens, hidden]`, of a window that has passed every layer.
+    #[must_use]
+    pub fn head_input(&self, window: &Window) -> Vec<f32> {
+        self.last_normed(&window.x)
+    }
+
     /// Takes what a stage's products gave, `[tokens, sum of rows]`, and makes the input of the
     /// layer's next stage, of which there is none behind [`Stage::Down`].
     fn leave_stage(&self, layer: usize, stage: Stage, mut product: Vec<f32>, window: &mut Window) {
