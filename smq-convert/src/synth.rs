@@ -113,7 +113,7 @@ pub fn synth(
 
     let side_files = side_files::write(&staging, options, &config, &plan)?;
 
-    let generator = Generator::new(options.seed);
+    let generator = Generator::new(options.seed, config.architecture.norm_weight);
     let start = Instant::now();
     let mut sync_time = Duration::ZERO;
     let mut done_bytes = 0;

@@ -203,13 +203,13 @@ fn what_a_config_contradicts_is_said_or_refused() {
     );
     let text = stderr(&convert(&|c| {
         c["tie_word_embeddings"] = true.into();
-        c["rope_scaling"] = serde_json::json!({"type": "yarn", "factor": 4.0});
+        c["rope_scaling"] = serde_json::json!({"type": "mrope", "factor": 4.0});
     }));
     for words in [
         "tie_word_embeddings is true",
         "lm_head.weight",
         "smq-run will not",
-        "yarn",
+        "mrope",
     ] {
         assert!(text.contains(words), "{text}");
     }

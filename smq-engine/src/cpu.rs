@@ -153,15 +153,20 @@ impl Engine for CpuEngine<'_> {
             self.append(shared, 0)?;
         }
         let mut out = Vec::with_capacity(continuations.len());
+        let mut grown = self.config().grows(shared.len());
         for continuation in continuations {
             let Some((_, fed)) = continuation.split_last() else {
                 out.push(Vec::new());
                 continue;
             };
             // Back to the context; `append` computes it anew where the length asks for LongRoPE's
-            // other factors.
+            // other factors, or for frequencies of its own.
             self.tokens.truncate(shared.len());
-            self.sequence.truncate(shared.len());
+            let grows = self.config().grows(shared.len() + continuation.len());
+            let is_stale = grows || grown;
+            grown = grows;
+            self.sequence
+                .truncate(if is_stale { 0 } else { shared.len() });
             let fed = [&[last], fed].concat();
             let (hidden, _) = self.append(&fed, fed.len())?;
             out.push(self.target_scores(&hidden, continuation)?);

@@ -172,13 +172,13 @@ fn a_model_that_does_not_fit_together_is_refused_by_name() {
         "{message}"
     );
     let message =
-        refusal(|c| c["rope_scaling"] = serde_json::json!({"rope_type": "yarn", "factor": 4.0}));
+        refusal(|c| c["rope_scaling"] = serde_json::json!({"rope_type": "mrope", "factor": 4.0}));
     assert!(
-        message.contains("yarn") && message.contains("longrope"),
+        message.contains("mrope") && message.contains("longrope"),
         "{message}"
     );
     let message = refusal(|c| c["attention_bias"] = true.into());
-    assert!(message.contains("attention_bias"), "{message}");
+    assert!(message.contains("q_proj.bias"), "{message}");
 }
 
 #[test]

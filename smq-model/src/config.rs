@@ -2,6 +2,8 @@
 
 mod identity;
 mod keys;
+mod layers;
+mod numbers;
 mod refused;
 mod rope;
 #[cfg(test)]
@@ -9,7 +11,9 @@ mod tests;
 
 use serde_json::{Map, Value};
 
-use crate::architecture::{Activation, Architecture, BiasRule, Biases, WindowRule, Windows};
+use crate::architecture::{
+    Activation, Architecture, BiasRule, Biases, Multipliers, Rotations, SoftCaps, Windows,
+};
 use crate::error::{Error, Result};
 use crate::json::parse_object;
 use crate::names::{self, TensorSpec};
@@ -59,8 +63,14 @@ pub struct ModelConfig {
     pub windows: Windows,
     /// Whether embedding and head are one matrix.
     pub tables: Tables,
-    /// Rotary position embedding.
+    /// Rotary position embedding, of the layers for which [`ModelConfig::rotations`] has no other.
     pub rope: RopeConfig,
+    /// Which layers rotate, and by what.
+    pub rotations: Rotations,
+    /// Factors along the way.
+    pub multipliers: Multipliers,
+    /// Soft caps.
+    pub soft_caps: SoftCaps,
     /// What was ignored or decided, as transformers does, where config.json or the tensors say two
     /// things: a sentence each.
     pub notes: Vec<String>,
@@ -126,6 +136,30 @@ impl ModelConfig {
         match self.tables {
             Tables::Both => Some(self.architecture.head),
             Tables::Embedding | Tables::Head => None,
+        }
+    }
+
+    /// Whether a sequence of `len` tokens has frequencies of its own, so that keys that were cached
+    /// for a sequence of another length are not what computing it at once gives.
+    #[must_use]
+    pub fn grows(&self, len: usize) -> bool {
+        let windowed = match &self.rotations {
+            Rotations::Alike | Rotations::Listed(_) => false,
+            Rotations::Windowed(rope) => rope.grows(len),
+        };
+        self.rope.grows(len) || windowed
+    }
+
+    /// The rotary embedding of a layer; `None` where it does not rotate.
+    #[must_use]
+    pub fn rope_of(&self, layer: usize) -> Option<&RopeConfig> {
+        match &self.rotations {
+            Rotations::Alike => Some(&self.rope),
+            Rotations::Listed(rotated) => rotated.get(layer)?.then_some(&self.rope),
+            Rotations::Windowed(local) => match self.windows.layer(layer) {
+                Some(_) => Some(local),
+                None => Some(&self.rope),
+            },
         }
     }
 
@@ -324,9 +358,17 @@ fn read(keys: Keys<'_>, architecture: &'static Architecture) -> Read<ConfigFile>
         defaults.num_attention_heads,
     )?;
     let vocab = size("vocab_size", MAX_DIM_ELEMS, defaults.vocab_size)?;
-    let kv_heads = keys.size_or_null("num_key_value_heads", MAX_DIM_ELEMS)?;
+    let kv_heads = match keys.get("num_key_value_heads") {
+        None => defaults.num_key_value_heads,
+        Some(_) => keys.size_or_null("num_key_value_heads", MAX_DIM_ELEMS)?,
+    };
     let kv_heads = kv_heads.unwrap_or(heads);
-    let head_dim = match keys.size_or_null("head_dim", MAX_DIM_ELEMS)? {
+    let head_dim = match defaults.head_dim {
+        // Null is no value where the class has a size of its own.
+        Some(_) => keys.size("head_dim", MAX_DIM_ELEMS)?.or(defaults.head_dim),
+        None => keys.size_or_null("head_dim", MAX_DIM_ELEMS)?,
+    };
+    let head_dim = match head_dim {
         Some(head_dim) => head_dim,
         None => {
             divisible("hidden_size", hidden, "num_attention_heads", heads)?;
@@ -341,6 +383,7 @@ fn read(keys: Keys<'_>, architecture: &'static Architecture) -> Read<ConfigFile>
     )?;
     let bias = |rule| match rule {
         BiasRule::Never => Ok(false),
+        BiasRule::Always => Ok(true),
         BiasRule::Flag(key) => Ok::<_, String>(keys.flag(key)?.unwrap_or(false)),
     };
     let Biases { qkv, o, mlp } = architecture.biases;
@@ -362,7 +405,7 @@ fn read(keys: Keys<'_>, architecture: &'static Architecture) -> Read<ConfigFile>
             head_dim,
             vocab,
             biases,
-            activation: defaults.hidden_act,
+            activation: defaults.activation,
             rms_norm_eps: defaults.rms_norm_eps as f32,
             max_positions: defaults.max_position_embeddings,
             windows: Windows::Alike(None),
@@ -375,6 +418,12 @@ fn read(keys: Keys<'_>, architecture: &'static Architecture) -> Read<ConfigFile>
                 theta: defaults.rope_theta as f32,
                 rotary_dim: head_dim,
                 scaling: RopeScaling::None,
+            },
+            rotations: Rotations::Alike,
+            multipliers: Multipliers::of_head_dim(head_dim),
+            soft_caps: SoftCaps {
+                scores: None,
+                logits: None,
             },
             notes: Vec::new(),
         },
@@ -395,71 +444,17 @@ impl ConfigFile {
         refuse(keys.token_ids("bos_token_id", false));
         refuse(keys.token_ids("eos_token_id", true));
         refuse(keys.token_ids("pad_token_id", false));
-        refuse(activation(keys, c));
-        refuse(numbers(keys, c));
-        refuse(windows(keys, c));
-        refuse(refused::attention(keys, c.layers, c.windows));
-        let rope = rope::read(
-            keys,
-            c.architecture,
-            c.head_dim,
-            c.max_positions,
-            &mut c.notes,
-        );
-        refuse(rope.map(|rope| c.rope = rope));
+        refuse(numbers::activation(keys, c));
+        refuse(numbers::norm_and_context(keys, c));
+        refuse(refused::attention(keys, c.architecture));
+        let windows = layers::windows(keys, c);
+        refuse(windows.map(|windows| c.windows = windows));
+        let multipliers = numbers::multipliers(keys, c);
+        refuse(multipliers.map(|multipliers| c.multipliers = multipliers));
+        let soft_caps = numbers::soft_caps(keys, c);
+        refuse(soft_caps.map(|soft_caps| c.soft_caps = soft_caps));
+        refuse(rope::read(keys, c));
     }
-}
-
-fn activation(keys: Keys<'_>, c: &mut ModelConfig) -> Read<()> {
-    if let Some(name) = keys.text("hidden_act")? {
-        c.activation = Activation::named(name)
-            .ok_or_else(|| format!("hidden_act is {name}; only silu is supported"))?;
-    }
-    Ok(())
-}
-
-fn numbers(keys: Keys<'_>, c: &mut ModelConfig) -> Read<()> {
-    if let Some(eps) = keys.number("rms_norm_eps")? {
-        if !(0.0..1.0).contains(&eps) {
-            return Err(format!(
-                "rms_norm_eps is {eps}, expected a small number, 0 or more"
-            ));
-        }
-        c.rms_norm_eps = eps as f32;
-    }
-    if let Some(positions) = keys.size("max_position_embeddings", MAX_POSITIONS)? {
-        c.max_positions = positions;
-    }
-    Ok(())
-}
-
-fn windows(keys: Keys<'_>, c: &mut ModelConfig) -> Read<()> {
-    const KEY: &str = "sliding_window";
-    match c.architecture.windows {
-        WindowRule::EveryLayer => {
-            let window = keys.size_or_null(KEY, MAX_POSITIONS)?;
-            if let (Some(window), Some(Value::Bool(false))) =
-                (window, keys.get("use_sliding_window"))
-            {
-                c.notes.push(format!(
-                    "config.json's use_sliding_window is false, which {} does not read in transformers either: its \
-                     {KEY} of {window} is used",
-                    c.architecture.name
-                ));
-            }
-            c.windows = Windows::Alike(window);
-        }
-        WindowRule::Never => {
-            // transformers would cut the cache to the window, and the attention of a prompt not.
-            if let Some(window) = keys.given(KEY) {
-                return Err(format!(
-                    "{KEY} is {window}, but {} has no sliding window; set it to null",
-                    c.architecture.name
-                ));
-            }
-        }
-    }
-    Ok(())
 }
 
 fn divisible(key: &str, value: usize, divisor_key: &str, divisor: usize) -> Read<()> {

@@ -45,7 +45,7 @@ pub use error::{Error, Result};
 pub use generation::{GenerationSettings, SamplingSettings};
 pub use json::parse_object;
 pub use locate::open_smq;
-pub use names::{LayerNames, LayerNorms, NamedMatrix, Role, TensorSpec};
+pub use names::{LayerNames, LayerNorms, NamedMatrix, NamedVector, Role, TensorSpec};
 pub use rope::{RopeConfig, RopeScaling};
 pub use source::{Source, dtype};
 pub use spelling::Spelling;

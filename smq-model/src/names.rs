@@ -61,6 +61,8 @@ pub struct LayerNames {
     pub norms: LayerNorms,
     /// Queries, keys, values.
     pub qkv: Vec<NamedMatrix>,
+    /// Weights of the norms of queries and of keys.
+    pub qk_norm: Option<[NamedVector; 2]>,
     /// The attention's output projection.
     pub o: NamedMatrix,
     /// Gate, up.
@@ -71,16 +73,26 @@ pub struct LayerNames {
     o_first: bool,
 }
 
-/// Names of a layer's norms, as [`Norms`] places them.
+/// A vector of a checkpoint: its name and length.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LayerNorms {
-    /// As [`Norms::BeforeBlocks`].
-    BeforeBlocks {
-        /// Before attention.
-        attention: String,
-        /// Before the MLP.
-        mlp: String,
-    },
+pub struct NamedVector {
+    /// The tensor's name.
+    pub name: String,
+    /// Elements.
+    pub len: usize,
+}
+
+/// Names of a layer's norms, in the places of [`Norms`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerNorms {
+    /// Of the input of attention.
+    pub before_attention: Option<String>,
+    /// Of the attention's output.
+    pub after_attention: Option<String>,
+    /// Of the input of the MLP.
+    pub before_mlp: Option<String>,
+    /// Of the MLP's output.
+    pub after_mlp: Option<String>,
 }
 
 impl LayerNames {
@@ -98,13 +110,30 @@ impl LayerNames {
         let (q_rows, kv_rows) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let Biases { qkv, o, mlp } = c.biases;
         let names = &c.architecture.projections;
-        let QkNorm::Absent = c.architecture.qk_norm;
+        let vectors = |names: [&str; 2], lens: [usize; 2]| {
+            let of = |i: usize| NamedVector {
+                name: norm(names[i]),
+                len: lens[i],
+            };
+            Some([of(0), of(1)])
+        };
+        let Norms {
+            before_attention,
+            after_attention,
+            before_mlp,
+            after_mlp,
+        } = c.architecture.norms;
         Self {
-            norms: match c.architecture.norms {
-                Norms::BeforeBlocks { attention, mlp } => LayerNorms::BeforeBlocks {
-                    attention: norm(attention),
-                    mlp: norm(mlp),
-                },
+            norms: LayerNorms {
+                before_attention: before_attention.map(norm),
+                after_attention: after_attention.map(norm),
+                before_mlp: before_mlp.map(norm),
+                after_mlp: after_mlp.map(norm),
+            },
+            qk_norm: match c.architecture.qk_norm {
+                QkNorm::Absent => None,
+                QkNorm::PerHead(names) => vectors(names, [c.head_dim; 2]),
+                QkNorm::WholeWidth(names) => vectors(names, [q_rows, kv_rows]),
             },
             qkv: match names.qkv {
                 Qkv::Fused(name) => vec![matrix(name, q_rows + 2 * kv_rows, c.hidden, qkv)],
@@ -132,36 +161,47 @@ impl LayerNames {
         let Self {
             norms,
             qkv,
+            qk_norm,
             o,
             gate_up,
             down,
             o_first,
         } = self;
         let with_role = |role| move |m: NamedMatrix| (m, role);
-        let mut matrices: Vec<_> = qkv.into_iter().map(with_role(Role::AttentionIn)).collect();
-        let o_at = if o_first { 0 } else { matrices.len() };
-        matrices.insert(o_at, (o, Role::AttentionOut));
-        matrices.extend(gate_up.into_iter().map(with_role(Role::MlpIn)));
-        matrices.push((down, Role::MlpOut));
+        let mut attention: Vec<_> = qkv.into_iter().map(with_role(Role::AttentionIn)).collect();
+        let o_at = if o_first { 0 } else { attention.len() };
+        attention.insert(o_at, (o, Role::AttentionOut));
+        let mut mlp: Vec<_> = gate_up.into_iter().map(with_role(Role::MlpIn)).collect();
+        mlp.push((down, Role::MlpOut));
         let spec = |name, shape: &[usize], role| TensorSpec {
             name,
             shape: shape.to_vec(),
             role,
             layer: Some(layer),
         };
-        let mut list = Vec::new();
-        for (matrix, role) in matrices {
+        let matrix = |(matrix, role): (NamedMatrix, Role)| {
             let NamedMatrix {
                 name,
                 rows,
                 cols,
                 bias,
             } = matrix;
-            list.push(spec(name, &[rows, cols], role));
-            list.extend(bias.map(|bias| spec(bias, &[rows], Role::Bias)));
-        }
-        let LayerNorms::BeforeBlocks { attention, mlp } = norms;
-        list.extend([attention, mlp].map(|norm| spec(norm, &[hidden], Role::Norm)));
+            let bias = bias.map(|bias| spec(bias, &[rows], Role::Bias));
+            [Some(spec(name, &[rows, cols], role)), bias]
+        };
+        let vector = |v: NamedVector| spec(v.name, &[v.len], Role::Norm);
+        let mut list: Vec<_> = attention.into_iter().flat_map(matrix).flatten().collect();
+        list.extend(qk_norm.into_iter().flatten().map(vector));
+        list.extend(mlp.into_iter().flat_map(matrix).flatten());
+        let LayerNorms {
+            before_attention,
+            after_attention,
+            before_mlp,
+            after_mlp,
+        } = norms;
+        let norms = [before_attention, after_attention, before_mlp, after_mlp];
+        let norms = norms.into_iter().flatten();
+        list.extend(norms.map(|norm| spec(norm, &[hidden], Role::Norm)));
         list
     }
 }

@@ -1,7 +1,8 @@
-//! Rotary position embedding, with LongRoPE as Hugging Face computes it.
+//! Rotary position embedding, with LongRoPE, YaRN and dynamic scaling as Hugging Face computes
+//! them.
 //!
-//! Sources: RoFormer (arXiv 2104.09864), LongRoPE (arXiv 2402.13753) and transformers'
-//! `modeling_rope_utils.py`, whose f32 arithmetic is followed step by step.
+//! Sources: RoFormer (arXiv 2104.09864), LongRoPE (arXiv 2402.13753), YaRN (arXiv 2309.00071) and
+//! transformers' `modeling_rope_utils.py`, whose f32 arithmetic is followed step by step.
 
 use std::f32::consts::PI;
 
@@ -37,6 +38,28 @@ pub enum RopeScaling {
         /// Context of the first training, tokens.
         original_positions: usize,
     },
+    /// The base grows with the sequence beyond the context of the training. Keys that are cached
+    /// keep the frequencies of the length at which they were computed.
+    Dynamic {
+        /// How far the context is stretched.
+        factor: f32,
+        /// Context of the training, tokens: up to it the embedding is plain.
+        original_positions: usize,
+    },
+    /// YaRN: a ramp over the frequencies, by index, from those that are kept to those that are
+    /// divided.
+    Yarn {
+        /// The divisor of the lowest frequencies.
+        factor: f32,
+        /// Index at which the ramp begins.
+        ramp_start: f32,
+        /// How many indices it takes.
+        ramp_span: f32,
+        /// Context of the first training, tokens.
+        original_positions: usize,
+        /// Multiplies cos and sin.
+        attention_factor: f32,
+    },
     /// Phi-3: one divisor a frequency; which list, the length of the whole sequence decides.
     LongRope {
         /// Divisors up to and including the original context, `[rotary_dim / 2]`.
@@ -55,10 +78,56 @@ impl RopeConfig {
     #[must_use]
     pub fn is_long(&self, len: usize) -> bool {
         match self.scaling {
-            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => false,
+            RopeScaling::None
+            | RopeScaling::Linear { .. }
+            | RopeScaling::Llama3 { .. }
+            | RopeScaling::Dynamic { .. }
+            | RopeScaling::Yarn { .. } => false,
             RopeScaling::LongRope {
                 original_positions, ..
             } => len > original_positions,
+        }
+    }
+
+    /// Whether the frequencies of a sequence of `len` tokens are its own, other than those of a
+    /// sequence of any other length.
+    #[must_use]
+    pub fn grows(&self, len: usize) -> bool {
+        match self.scaling {
+            RopeScaling::None
+            | RopeScaling::Linear { .. }
+            | RopeScaling::Llama3 { .. }
+            | RopeScaling::Yarn { .. }
+            | RopeScaling::LongRope { .. } => false,
+            RopeScaling::Dynamic {
+                original_positions, ..
+            } => len > original_positions,
+        }
+    }
+
+    /// Inverse frequencies of a sequence of `len` tokens for which [`RopeConfig::grows`] is true,
+    /// those of [`RopeConfig::inv_freq`] for any other.
+    #[must_use]
+    pub fn grown_inv_freq(&self, len: usize) -> Vec<f32> {
+        match self.scaling {
+            RopeScaling::Dynamic {
+                factor,
+                original_positions,
+            } if len > original_positions => {
+                // All of it in f32, the type of what transformers divides the length by.
+                let dim = self.rotary_dim as f32;
+                let stretch = factor * len as f32 / original_positions as f32 - (factor - 1.0);
+                let exponent = self.rotary_dim as f64 / (self.rotary_dim as f64 - 2.0);
+                let base = self.theta * stretch.powf(exponent as f32);
+                let power = |i: usize| base.powf((2 * i) as f32 / dim);
+                (0..self.rotary_dim / 2).map(|i| 1.0 / power(i)).collect()
+            }
+            RopeScaling::None
+            | RopeScaling::Linear { .. }
+            | RopeScaling::Llama3 { .. }
+            | RopeScaling::Dynamic { .. }
+            | RopeScaling::Yarn { .. }
+            | RopeScaling::LongRope { .. } => self.inv_freq(self.is_long(len)),
         }
     }
 
@@ -69,7 +138,9 @@ impl RopeConfig {
         let power = |i: usize| self.theta.powf((2 * i) as f32 / dim);
         let half = 0..self.rotary_dim / 2;
         match &self.scaling {
-            RopeScaling::None => half.map(|i| 1.0 / power(i)).collect(),
+            RopeScaling::None | RopeScaling::Dynamic { .. } => {
+                half.map(|i| 1.0 / power(i)).collect()
+            }
             RopeScaling::Linear { factor } => half.map(|i| 1.0 / power(i) / factor).collect(),
             RopeScaling::Llama3 {
                 factor,
@@ -96,6 +167,19 @@ impl RopeConfig {
                 })
                 .collect()
             }
+            RopeScaling::Yarn {
+                factor,
+                ramp_start,
+                ramp_span,
+                ..
+            } => half
+                .map(|i| {
+                    let ramp = ((i as f32 - ramp_start) / ramp_span).clamp(0.0, 1.0);
+                    let kept = 1.0 - ramp;
+                    let divided = 1.0 / (factor * power(i));
+                    divided * (1.0 - kept) + 1.0 / power(i) * kept
+                })
+                .collect(),
             RopeScaling::LongRope {
                 short,
                 long: long_factors,
@@ -111,8 +195,14 @@ impl RopeConfig {
     #[must_use]
     pub fn attention_factor(&self) -> f32 {
         match self.scaling {
-            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => 1.0,
-            RopeScaling::LongRope {
+            RopeScaling::None
+            | RopeScaling::Linear { .. }
+            | RopeScaling::Llama3 { .. }
+            | RopeScaling::Dynamic { .. } => 1.0,
+            RopeScaling::Yarn {
+                attention_factor, ..
+            }
+            | RopeScaling::LongRope {
                 attention_factor, ..
             } => attention_factor,
         }
@@ -142,6 +232,31 @@ mod tests {
         assert!(!rope.is_long(16) && rope.is_long(17));
         assert_eq!(rope.inv_freq(false), [1.0, 1.0 / 200.0]);
         assert_eq!(rope.inv_freq(true), [0.25, 1.0 / 800.0]);
+    }
+
+    #[test]
+    fn dynamic_is_plain_up_to_the_context_of_the_training() {
+        let plain = RopeConfig {
+            theta: 10_000.0,
+            rotary_dim: 8,
+            scaling: RopeScaling::None,
+        };
+        let rope = RopeConfig {
+            scaling: RopeScaling::Dynamic {
+                factor: 2.0,
+                original_positions: 16,
+            },
+            ..plain.clone()
+        };
+        assert!(!rope.grows(16) && rope.grows(17));
+        assert_eq!(rope.grown_inv_freq(16), plain.inv_freq(false));
+        let (near, far) = (rope.grown_inv_freq(17), rope.grown_inv_freq(32));
+        assert_eq!(near[0], 1.0);
+        // 2 * 32 / 16 - 1 = 3, and the base is 10000 * 3^(8 / 6).
+        let base = 10_000.0 * 3f64.powf(8.0 / 6.0);
+        let expected = 1.0 / base.powf(0.75);
+        assert!((f64::from(far[3]) / expected - 1.0).abs() < 1e-6);
+        assert!(near.iter().zip(&far).skip(1).all(|(a, b)| a > b));
     }
 
     #[test]

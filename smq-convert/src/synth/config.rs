@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use smq_model::architecture::{Architecture, NormWeight};
+use smq_model::architecture::Architecture;
 use smq_model::{ConfigFile, Error, TensorSpec};
 
 use super::error::SynthError;
@@ -53,8 +53,6 @@ impl SynthConfig {
             let name = architecture.name;
             return Err(problem(format!("missing key {key}, which {name} needs")));
         }
-        // The statistics of `role.rs` are of weights that are stored so.
-        let NormWeight::AsStored = architecture.norm_weight;
         Ok(Self {
             architecture,
             json,

@@ -2,7 +2,8 @@
 //! channels.
 
 use rayon::prelude::*;
-use smq_model::TensorSpec;
+use smq_model::architecture::NormWeight;
+use smq_model::{Role, TensorSpec};
 
 use super::config::rows_columns;
 use super::random::{
@@ -18,13 +19,15 @@ const TASK_BYTES: usize = 256 << 10;
 /// Makes the values of all tensors of one checkpoint.
 pub(super) struct Generator {
     seed: u64,
+    norm_weight: NormWeight,
     quantiles: Box<[f32; QUANTILES]>,
 }
 
 impl Generator {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, norm_weight: NormWeight) -> Self {
         Self {
             seed,
+            norm_weight,
             quantiles: student_t_quantiles(),
         }
     }
@@ -47,6 +50,21 @@ impl Generator {
             key,
             rows,
             mean: profile.mean,
+            // What a norm multiplies with has the profile, however it is stored.
+            less: match (tensor.role, self.norm_weight) {
+                (Role::Norm, NormWeight::OnePlus) => 1.0,
+                (Role::Norm, NormWeight::AsStored) => 0.0,
+                (
+                    Role::Embedding
+                    | Role::AttentionIn
+                    | Role::AttentionOut
+                    | Role::MlpIn
+                    | Role::MlpOut
+                    | Role::Bias
+                    | Role::Head,
+                    _,
+                ) => 0.0,
+            },
             std: profile.gain * jitter / (columns as f32).sqrt(),
             row_axis: axis(profile.rows, "rows"),
             column_scales: (0..columns).map(|c| column_axis.scale(c)).collect(),
@@ -60,6 +78,8 @@ pub(super) struct TensorGenerator<'a> {
     key: u64,
     rows: usize,
     mean: f32,
+    /// Taken from each value.
+    less: f32,
     std: f32,
     row_axis: AxisScales,
     column_scales: Vec<f32>,
@@ -107,7 +127,7 @@ impl TensorGenerator<'_> {
     fn four_values(&self, std: f32, bits: u64, scales: &[f32; 4]) -> [u16; 4] {
         std::array::from_fn(|lane| {
             let t = self.quantiles[usize::from((bits >> (16 * lane)) as u16)];
-            bf16_bits((self.mean + std * t) * scales[lane]).to_le()
+            bf16_bits((self.mean + std * t) * scales[lane] - self.less).to_le()
         })
     }
 }

@@ -4,7 +4,6 @@
 
 use smq_format::scale::ScaleFormat;
 use smq_model::ModelConfig;
-use smq_model::architecture::Windows;
 
 /// Macros of a kernel file.
 pub type Defines = Vec<(&'static str, i64)>;
@@ -39,7 +38,7 @@ impl From<ScaleFormat> for ScaleCode {
 /// Macros of the kernels that rotate or attend: a step's, and those of a prompt.
 #[must_use]
 pub(super) fn attention_defines(c: &ModelConfig) -> Defines {
-    let Windows::Alike(window) = c.windows;
+    let window = c.windows.alike();
     vec![
         ("HEADS", c.heads as i64),
         ("KV_HEADS", c.kv_heads as i64),

@@ -10,7 +10,6 @@ use bytemuck::NoUninit;
 
 use crate::engine::Continuations;
 use smq_model::ModelConfig;
-use smq_model::architecture::Windows;
 
 /// What a row sees of the cache (`attention_prefill.cu`): rows `context_begin .. context_end`, and
 /// from `own_begin` to itself. Nothing before `context_begin`.
@@ -59,7 +58,7 @@ pub(super) struct Pack {
 /// Contexts are not empty.
 #[must_use]
 pub(super) fn pack(items: &[Continuations<'_>], c: &ModelConfig, rows: usize) -> Vec<Pack> {
-    let Windows::Alike(window) = c.windows;
+    let window = c.windows.alike();
     let mut done = Vec::new();
     let mut open = [false, true].map(|long| Pack {
         long,
@@ -147,6 +146,8 @@ impl Pack {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
+
+    use smq_model::architecture::Windows;
 
     use super::*;
 

@@ -15,10 +15,10 @@ use super::limits;
 use super::memory::Span;
 use super::upload::{Piece, Staging, upload};
 use crate::error::{Error, Result};
-use crate::linear::{check_fp8, load_vector};
+use crate::linear::check_fp8;
+use crate::model::load_norm;
 use crate::report::LoadReport;
-use smq_model::architecture::NormWeight;
-use smq_model::{LayerNames, LayerNorms, ModelConfig, NamedMatrix, Source};
+use smq_model::{LayerNames, ModelConfig, NamedMatrix, Source};
 
 /// Columns that share a scale in the int4 kernels; others do not run.
 pub(super) const GROUPS: [usize; 3] = [32, 64, 128];
@@ -323,7 +323,7 @@ impl<'s> Placer<'_, 's, '_> {
     }
 
     fn layer(&mut self, names: &LayerNames, c: &ModelConfig) -> Result<DeviceLayer> {
-        let LayerNorms::BeforeBlocks { attention, mlp } = &names.norms;
+        let [attention, mlp] = limits::norms(&names.norms)?;
         Ok(DeviceLayer {
             input_norm: self.norm(attention, c)?,
             qkv: self.matrices(&names.qkv)?,
@@ -434,8 +434,7 @@ impl<'s> Placer<'_, 's, '_> {
 
     /// What a norm multiplies with, f32 `[hidden]`.
     fn norm(&mut self, name: &str, c: &ModelConfig) -> Result<Span> {
-        let NormWeight::AsStored = c.architecture.norm_weight;
-        let values = load_vector(self.source, name, c.hidden)?;
+        let values = load_norm(self.source, name, c.hidden, c)?;
         self.place(Cow::Owned(bytemuck::cast_slice(&values).to_vec()))
     }
 

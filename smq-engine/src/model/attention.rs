@@ -8,7 +8,6 @@ use super::Precision;
 use crate::linear::lanes::{Lanes, dispatch};
 use crate::linear::{Isa, dense_product_f32};
 use smq_model::ModelConfig;
-use smq_model::architecture::{Multipliers, Windows};
 
 /// Queries that share one pass over keys and values.
 const BLOCK: usize = 4;
@@ -101,12 +100,35 @@ impl KvCache {
     }
 }
 
+/// What a layer makes of the products of queries and keys.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scores {
+    /// Latest positions that a query sees, itself included; `None` sees all.
+    window: Option<usize>,
+    /// Their factor.
+    scale: f32,
+    /// `c tanh(x / c)` of what is scaled.
+    soft_cap: Option<f32>,
+}
+
+impl Scores {
+    /// Of layer `layer`.
+    pub(crate) fn of(config: &ModelConfig, layer: usize) -> Self {
+        Self {
+            window: config.windows.layer(layer),
+            scale: config.multipliers.scores,
+            soft_cap: config.soft_caps.scores,
+        }
+    }
+}
+
 /// Attention of `m` new positions, the first at `past`, whose keys and values are already stored.
 ///
 /// `rows` holds one row of `stride` a position, its queries first, `[heads, head_dim]`.
 /// `table` says which pages of the cache are the sequence's. Returns `[m, heads * head_dim]`.
 pub(crate) fn attend(
     config: &ModelConfig,
+    scoring: Scores,
     precision: Precision,
     rows: &[f32],
     stride: usize,
@@ -123,7 +145,8 @@ pub(crate) fn attend(
             (past + row, &rows[row * stride + head * d..][..d])
         };
         attend_block(
-            config,
+            config.head_dim,
+            scoring,
             precision,
             (cache, table),
             kv_head,
@@ -162,21 +185,22 @@ pub(crate) fn attend(
 
 /// Softmax attention of up to [`BLOCK`] queries of one kv head; `out` is `[queries, head_dim]`.
 fn attend_block<'q>(
-    config: &ModelConfig,
+    d: usize,
+    scoring: Scores,
     precision: Precision,
     (cache, table): (&KvCache, &[u32]),
     kv_head: usize,
     queries: impl Iterator<Item = (usize, &'q [f32])>,
     out: &mut [f32],
 ) {
-    let d = config.head_dim;
-    let Windows::Alike(window) = config.windows;
     let n = out.len() / d;
     let mut packed = Vec::with_capacity(n * d);
     // Each query sees positions `first ..= position`.
     let mut seen = Vec::with_capacity(n);
     for (position, query) in queries {
-        let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let first = scoring
+            .window
+            .map_or(0, |window| (position + 1).saturating_sub(window));
         seen.push(first..position + 1);
         packed.extend_from_slice(query);
     }
@@ -191,9 +215,13 @@ fn attend_block<'q>(
         values.push(&cache.values[rows]);
         rest = others;
     }
-    let scale = match config.architecture.multipliers {
-        Multipliers::Scores => 1.0 / (d as f32).sqrt(),
-    };
+    let mut scale = scoring.scale;
+    if let Some(cap) = scoring.soft_cap {
+        for score in &mut scores {
+            *score = cap * (*score * scale / cap).tanh();
+        }
+        scale = 1.0;
+    }
     for (i, seen) in seen.iter().enumerate() {
         softmax_column(
             &mut scores,

@@ -2,8 +2,7 @@
 //! read once for all of them, and each attends to its own pages.
 
 use super::attention::KvCache;
-use super::norm::rms_norm;
-use super::rope::RopeTable;
+use super::rope::RopeTables;
 use super::{Decoder, Rows};
 use crate::error::Result;
 use smq_model::ModelConfig;
@@ -14,7 +13,7 @@ pub(crate) struct Arena {
     /// One a layer.
     caches: Vec<KvCache>,
     /// For LongRoPE's short factors and for its long ones.
-    ropes: [RopeTable; 2],
+    ropes: [RopeTables; 2],
 }
 
 impl Arena {
@@ -23,7 +22,7 @@ impl Arena {
         let caches = (0..config.layers).map(|_| KvCache::new(config, pages, page_tokens));
         Self {
             caches: caches.collect(),
-            ropes: [false, true].map(|long| RopeTable::new(&config.rope, long)),
+            ropes: [false, true].map(|long| RopeTables::new(config, long)),
         }
     }
 }
@@ -51,7 +50,7 @@ impl Decoder<'_> {
     pub(crate) fn extend_many(&self, arena: &mut Arena, parts: &[Part<'_>]) -> Result<Vec<f32>> {
         let c = &self.config;
         for part in parts {
-            arena.ropes[usize::from(part.long)].extend_to(part.past + part.tokens.len());
+            arena.ropes[usize::from(part.long)].extend_to(0, part.past + part.tokens.len());
         }
         let rows: Vec<_> = parts
             .iter()
@@ -73,8 +72,6 @@ impl Decoder<'_> {
             end += part.tokens.len() * c.hidden;
             kept.extend_from_slice(&x[end - part.keep * c.hidden..end]);
         }
-        let mut kept = rms_norm(&kept, &self.norm, c.rms_norm_eps);
-        self.precision.round(&mut kept);
-        Ok(kept)
+        Ok(self.last_normed(&kept))
     }
 }

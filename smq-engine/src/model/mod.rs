@@ -1,9 +1,9 @@
-//! The CPU reference decoder: Phi-3 and Llama families in f32 arithmetic, or with activations
-//! rounded to bf16 where a GPU engine rounds them.
+//! The CPU reference decoder: every family of the table of architectures in f32 arithmetic, or with
+//! activations rounded to bf16 where a GPU engine rounds them.
 
 mod attention;
 mod batch;
-mod limits;
+mod layer;
 mod mlp;
 mod norm;
 mod precision;
@@ -14,20 +14,21 @@ mod values;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::linear::{self, Matrix, load_vector};
+use crate::linear::{self, Matrix};
 use attention::{KvCache, ONE_PAGE};
 pub(crate) use batch::{Arena, Part};
-pub(crate) use limits::check;
+use layer::Layer;
+pub(crate) use layer::load_norm;
 use norm::rms_norm;
 pub use precision::Precision;
-use rope::RopeTable;
-use smq_model::architecture::{Activation, NormWeight};
-use smq_model::{LayerNames, LayerNorms, ModelConfig, NamedMatrix, Source};
+use rope::RopeTables;
+use smq_model::{ModelConfig, Source};
 pub use stages::{Stage, Window};
-use std::slice;
 
 /// Positions that go through the layers together; bounds the activations' memory.
 const CHUNK: usize = 512;
+/// Logits that are scaled or capped by one task.
+const LOGIT_TASK: usize = 1 << 14;
 
 /// A decoder whose weights stay mapped in its [`Source`].
 #[derive(Debug)]
@@ -41,17 +42,6 @@ pub struct Decoder<'a> {
     head: Option<Matrix<'a>>,
 }
 
-/// Projections that a family fuses are one matrix, separate ones several to be stacked.
-#[derive(Debug)]
-struct Layer<'a> {
-    input_norm: Vec<f32>,
-    qkv: Vec<Matrix<'a>>,
-    o: Matrix<'a>,
-    post_attention_norm: Vec<f32>,
-    gate_up: Vec<Matrix<'a>>,
-    down: Matrix<'a>,
-}
-
 /// Consecutive positions of one sequence, among the rows that go through a layer together.
 #[derive(Debug, Clone, Copy)]
 struct Rows<'a> {
@@ -60,15 +50,15 @@ struct Rows<'a> {
     past: usize,
     /// Pages of the sequence in the cache.
     table: &'a [u32],
-    rope: &'a RopeTable,
+    rope: &'a RopeTables,
 }
 
-/// A growing sequence: its position, its cached keys and values, its rotary table.
+/// A growing sequence: its position, its cached keys and values, its rotary tables.
 #[derive(Debug)]
 pub struct Sequence {
     len: usize,
     caches: Vec<KvCache>,
-    rope: RopeTable,
+    rope: RopeTables,
 }
 
 impl Sequence {
@@ -82,7 +72,7 @@ impl Sequence {
         Self {
             len: 0,
             caches,
-            rope: RopeTable::new(&config.rope, long),
+            rope: RopeTables::new(config, long),
         }
     }
 
@@ -115,7 +105,7 @@ impl Sequence {
                 cache.grow(len.max(2 * cache.page_tokens()), self.len);
             }
         }
-        self.rope.extend_to(len);
+        self.rope.extend_to(self.len, len);
     }
 }
 
@@ -135,7 +125,6 @@ impl<'a> Decoder<'a> {
     pub fn load_with(source: &'a Source, precision: Precision) -> Result<Self> {
         let config = ModelConfig::of(source)?;
         let c = &config;
-        limits::check(c)?;
         let table = |name| {
             let matrix = Matrix::load(source, name, [c.vocab, c.hidden])?;
             Ok::<_, Error>(precision.weights(matrix))
@@ -145,7 +134,7 @@ impl<'a> Decoder<'a> {
         let layers = (0..c.layers)
             .map(|i| Layer::load(source, precision, c, i))
             .collect::<Result<_>>()?;
-        let norm = load_norm(source, c.architecture.last_norm, c)?;
+        let norm = load_norm(source, c.architecture.last_norm, c.hidden, c)?;
         Ok(Self {
             embedding,
             layers,
@@ -170,11 +159,15 @@ impl<'a> Decoder<'a> {
     /// Weight bytes that one decoded token reads (scales as f32, as the kernels hold them).
     #[must_use]
     pub fn bytes_per_token(&self) -> usize {
-        let layers = self
+        let projections = self
             .layers
             .iter()
-            .flat_map(|l| l.qkv.iter().chain(&l.gate_up).chain([&l.o, &l.down]));
-        layers.chain([self.head()]).map(Matrix::weight_bytes).sum()
+            .flat_map(|l| [&l.qkv, &l.gate_up, &l.o, &l.down]);
+        let matrices = projections.flat_map(|projection| &projection.matrices);
+        matrices
+            .chain([self.head()])
+            .map(Matrix::weight_bytes)
+            .sum()
     }
 
     /// Appends `tokens` to the sequence and returns the last `keep` positions after the final
@@ -190,14 +183,16 @@ impl<'a> Decoder<'a> {
             let x = self.layers_forward(sequence, chunk)?;
             done += chunk.len();
             let wanted = (done + keep).saturating_sub(tokens.len()).min(chunk.len());
-            kept.extend(rms_norm(
-                &x[(chunk.len() - wanted) * self.config.hidden..],
-                &self.norm,
-                self.config.rms_norm_eps,
-            ));
+            kept.extend(self.last_normed(&x[(chunk.len() - wanted) * self.config.hidden..]));
         }
-        self.precision.round(&mut kept);
         Ok(kept)
+    }
+
+    /// What the head reads, from the residual stream behind the last layer.
+    fn last_normed(&self, x: &[f32]) -> Vec<f32> {
+        let mut normed = rms_norm(x, &self.norm, self.config.rms_norm_eps);
+        self.precision.round(&mut normed);
+        normed
     }
 
     /// Logits of `x`, `[m, hidden]` after the final norm: `[m, vocab]`.
@@ -206,6 +201,20 @@ impl<'a> Decoder<'a> {
         let m = x.len() / self.config.hidden;
         let mut out = vec![0.0; m * self.config.vocab];
         linear::product(x, m, self.head(), &mut out);
+        let (divisor, cap) = (
+            self.config.multipliers.logits_divisor,
+            self.config.soft_caps.logits,
+        );
+        if divisor != 1.0 || cap.is_some() {
+            out.par_chunks_mut(LOGIT_TASK).for_each(|logits| {
+                for logit in logits {
+                    *logit /= divisor;
+                    if let Some(cap) = cap {
+                        *logit = (*logit / cap).tanh() * cap;
+                    }
+                }
+            });
+        }
         out
     }
 
@@ -242,130 +251,10 @@ impl<'a> Decoder<'a> {
             }
             self.embedding.dequantize(id..id + 1, row);
         }
+        let factor = self.config.multipliers.embedding;
+        if factor != 1.0 {
+            x.iter_mut().for_each(|v| *v *= factor);
+        }
         Ok(x)
-    }
-}
-
-impl<'a> Layer<'a> {
-    fn load(
-        source: &'a Source,
-        precision: Precision,
-        c: &ModelConfig,
-        index: usize,
-    ) -> Result<Self> {
-        let names = LayerNames::of(c, index);
-        let LayerNorms::BeforeBlocks { attention, mlp } = &names.norms;
-        let matrix = |m: &NamedMatrix| {
-            let matrix = Matrix::load(source, &m.name, [m.rows, m.cols])?;
-            Ok(precision.weights(matrix))
-        };
-        let matrices = |list: &[NamedMatrix]| list.iter().map(matrix).collect::<Result<Vec<_>>>();
-        Ok(Self {
-            input_norm: load_norm(source, attention, c)?,
-            qkv: matrices(&names.qkv)?,
-            o: matrix(&names.o)?,
-            post_attention_norm: load_norm(source, mlp, c)?,
-            gate_up: matrices(&names.gate_up)?,
-            down: matrix(&names.down)?,
-        })
-    }
-
-    /// One pre-norm block: attention and MLP, each added to `x`, `[m, hidden]`.
-    fn forward(
-        &self,
-        c: &ModelConfig,
-        precision: Precision,
-        x: &mut [f32],
-        cache: &mut KvCache,
-        parts: &[Rows<'_>],
-    ) {
-        let m = x.len() / c.hidden;
-        let h = normed(x, &self.input_norm, c, precision);
-        let mut qkv = linear::stacked(&h, m, &self.qkv);
-        let attended = rotated_and_attended(c, precision, &mut qkv, cache, parts);
-        add(x, &linear::stacked(&attended, m, slice::from_ref(&self.o)));
-        let h = normed(x, &self.post_attention_norm, c, precision);
-        let mut gate_up = linear::stacked(&h, m, &self.gate_up);
-        let activated = activated(c, precision, &mut gate_up);
-        add(
-            x,
-            &linear::stacked(&activated, m, slice::from_ref(&self.down)),
-        );
-    }
-}
-
-/// The input of the products behind a norm, `[m, hidden]`.
-fn normed(x: &[f32], weight: &[f32], c: &ModelConfig, precision: Precision) -> Vec<f32> {
-    let mut h = rms_norm(x, weight, c.rms_norm_eps);
-    precision.round(&mut h);
-    h
-}
-
-/// The input of o, `[m, heads * head_dim]`, from queries, keys and values, one row a position, the
-/// parts' one after another; keys and values go into the cache.
-fn rotated_and_attended(
-    c: &ModelConfig,
-    precision: Precision,
-    qkv: &mut [f32],
-    cache: &mut KvCache,
-    parts: &[Rows<'_>],
-) -> Vec<f32> {
-    precision.round(qkv);
-    let (q_len, kv_len) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-    let stride = q_len + 2 * kv_len;
-    let mut rows = qkv.chunks_exact_mut(stride);
-    for part in parts {
-        for (position, row) in (part.past..part.past + part.count).zip(&mut rows) {
-            // Queries and keys lie side by side, so all their heads are rotated in one go.
-            for head in row[..q_len + kv_len].chunks_exact_mut(c.head_dim) {
-                part.rope.rotate(&mut head[..c.rope.rotary_dim], position);
-            }
-            precision.round(&mut row[..q_len + kv_len]);
-            let (keys, values) = row[q_len..].split_at(kv_len);
-            cache.store(part.table, position, keys, values);
-        }
-    }
-    let mut rest = &*qkv;
-    let each = parts.iter().map(|part| {
-        let (own, others) = rest.split_at(part.count * stride);
-        rest = others;
-        (part, own)
-    });
-    let each: Vec<_> = each.collect();
-    let cache = &*cache;
-    let attend = |(part, rows): (&Rows<'_>, &[f32])| {
-        attention::attend(c, precision, rows, stride, (cache, part.table), part.past)
-    };
-    let mut attended = match each[..] {
-        [only] => attend(only),
-        _ => {
-            let parts: Vec<_> = each.into_par_iter().map(attend).collect();
-            parts.concat()
-        }
-    };
-    precision.round(&mut attended);
-    attended
-}
-
-/// The input of down, `[m, intermediate]`.
-fn activated(c: &ModelConfig, precision: Precision, gate_up: &mut [f32]) -> Vec<f32> {
-    precision.round(gate_up);
-    let mut activated = match c.activation {
-        Activation::Silu => mlp::swiglu(gate_up, c.intermediate),
-    };
-    precision.round(&mut activated);
-    activated
-}
-
-/// What a norm multiplies with, `[hidden]`.
-fn load_norm(source: &Source, name: &str, c: &ModelConfig) -> Result<Vec<f32>> {
-    match c.architecture.norm_weight {
-        NormWeight::AsStored => load_vector(source, name, c.hidden),
-    }
-}
-
-fn add(x: &mut [f32], y: &[f32]) {
-    for (x, y) in x.iter_mut().zip(y) {
-        *x += y;
     }
 }

@@ -2,14 +2,13 @@
 //! whoever wants to see inputs or put other weights in a product's place.
 
 use std::fs::File;
-use std::slice;
 
 use rayon::prelude::*;
 
 use super::attention::{KvCache, ONE_PAGE};
-use super::rope::RopeTable;
+use super::rope::RopeTables;
 use super::values::{Values, file_bytes};
-use super::{Decoder, Rows, activated, add, normed, rotated_and_attended};
+use super::{Decoder, Rows};
 use crate::error::Result;
 use crate::linear::{self, Matrix};
 
@@ -108,18 +107,19 @@ impl<'a> Decoder<'a> {
     #[must_use]
     pub fn stage_matrices(&self, layer: usize, stage: Stage) -> &[Matrix<'a>] {
         let layer = &self.layers[layer];
-        match stage {
+        let projection = match stage {
             Stage::Qkv => &layer.qkv,
-            Stage::O => slice::from_ref(&layer.o),
+            Stage::O => &layer.o,
             Stage::GateUp => &layer.gate_up,
-            Stage::Down => slice::from_ref(&layer.down),
-        }
+            Stage::Down => &layer.down,
+        };
+        &projection.matrices
     }
 
     /// Makes the input of a layer's first stage.
     pub fn enter_layer(&self, layer: usize, window: &mut Window) {
-        let norm = &self.layers[layer].input_norm;
-        let input = normed(&window.x, norm, &self.config, self.precision);
+        let layer = &self.layers[layer];
+        let input = layer.enter_attention(&self.config, self.precision, &window.x);
         window.input.replace(input);
     }
 
@@ -138,31 +138,37 @@ impl<'a> Decoder<'a> {
         });
     }
 
+    /// What the head reads, `[tokens, hidden]`, of a window that has passed every layer.
+    #[must_use]
+    pub fn head_input(&self, window: &Window) -> Vec<f32> {
+        self.last_normed(&window.x)
+    }
+
     /// Takes what a stage's products gave, `[tokens, sum of rows]`, and makes the input of the
     /// layer's next stage, of which there is none behind [`Stage::Down`].
     fn leave_stage(&self, layer: usize, stage: Stage, mut product: Vec<f32>, window: &mut Window) {
-        let (c, precision) = (&self.config, self.precision);
+        let (c, precision, index) = (&self.config, self.precision, layer);
+        let layer = &self.layers[index];
         let input = match stage {
             Stage::Qkv => {
                 let mut cache = KvCache::new(c, 1, window.tokens);
-                let mut rope = RopeTable::new(&c.rope, c.rope.is_long(window.tokens));
-                rope.extend_to(window.tokens);
+                let mut rope = RopeTables::new(c, c.rope.is_long(window.tokens));
+                rope.extend_to(0, window.tokens);
                 let rows = Rows {
                     count: window.tokens,
                     past: 0,
                     table: ONE_PAGE,
                     rope: &rope,
                 };
-                rotated_and_attended(c, precision, &mut product, &mut cache, &[rows])
+                layer.attended(c, precision, &mut product, &mut cache, &[rows])
             }
             Stage::O => {
-                add(&mut window.x, &product);
-                let norm = &self.layers[layer].post_attention_norm;
-                normed(&window.x, norm, c, precision)
+                layer.leave_attention(c, &mut window.x, product);
+                layer.enter_mlp(c, precision, &window.x)
             }
-            Stage::GateUp => activated(c, precision, &mut product),
+            Stage::GateUp => layer.activated(c, precision, &mut product),
             Stage::Down => {
-                add(&mut window.x, &product);
+                layer.leave_mlp(c, &mut window.x, product);
                 Vec::new()
             }
         };

@@ -44,6 +44,17 @@ impl<'a> CpuBatch<'a> {
         if let Some(max_tokens) = options.max_tokens {
             decoder.limit(max_tokens);
         }
+        let c = decoder.config();
+        if c.rope.grows(c.max_positions) {
+            // Each length has frequencies of its own there, so that what is cached of a sequence
+            // depends on how it was cut.
+            let limit = (0..c.max_positions).rfind(|len| !c.rope.grows(*len));
+            return Err(Error::Input(format!(
+                "the model's dynamic rotary embedding changes with every token beyond {limit}, which \
+                 many sequences at once do not do; give --max-tokens {limit}",
+                limit = limit.unwrap_or(0)
+            )));
+        }
         Ok(Self {
             arena: Arena::new(decoder.config(), pages, page_tokens),
             decoder,

@@ -5,40 +5,43 @@
 //!
 //! 1. Read `modeling_*.py` and `configuration_*.py` of the family in Hugging Face transformers.
 //!    They decide; a paper or a model card does not.
-//! 2. Write its entry in `table.rs`. A family that differs from another only in names, defaults,
-//!    biases, windows or rotary embedding is done with that: the tensors that a checkpoint must
-//!    hold, the keys of config.json with their defaults, synthetic checkpoints and both engines
-//!    follow from the entry.
+//! 2. Write its entry in `table.rs`. A family that differs from another only in what the fields say
+//!    is done with that: the tensors that a checkpoint must hold, the keys of config.json with
+//!    their defaults, synthetic checkpoints and both engines follow from the entry.
 //! 3. Where no value of a field says what the family does, add a variant to that field's type. The
 //!    types are matched without a wildcard wherever they are read, so that the compiler lists every
 //!    place to think about:
 //!
-//!    | what differs | type | who reads it |
-//!    |---|---|---|
-//!    | projections, their names and how they are fused | [`Qkv`], [`GateUp`] | [tensors] |
-//!    | which norms a layer has, and where | [`Norms`] | [tensors], engines |
-//!    | what a norm multiplies with | [`NormWeight`] | engines, synthetic weights |
-//!    | norms of queries and keys | [`QkNorm`] | [tensors], engines |
-//!    | biases | [`BiasRule`] | config, [tensors], engines |
-//!    | activation between the MLP's products | [`Activation`] | config, engines |
-//!    | which positions a layer sees | [`WindowRule`], [`Windows`] | config, engines |
-//!    | rotary embedding: kinds, which layers have it | [`RopeKind`], [`Rotated`] | config, engines
-//!    | | factors on embedding, attention, residual stream, logits | [`Multipliers`] | engines | |
-//!    soft caps on scores and logits | [`SoftCaps`] | engines |
+//!    | what differs | the rule | what a config makes of it | who reads it |
+//!    |---|---|---|---|
+//!    | projections, their names and how they are fused | [`Qkv`], [`GateUp`] | | [tensors] |
+//!    | which norms a layer has, and where | [`Norms`] | | [tensors], engines |
+//!    | what a norm multiplies with | [`NormWeight`] | | engines, synthetic weights |
+//!    | norms of queries and keys | [`QkNorm`] | | [tensors], engines |
+//!    | biases | [`BiasRule`] | [`Biases`] | [tensors], engines |
+//!    | activation between the MLP's products | a key and a default | [`Activation`] | engines |
+//!    | which positions a layer sees | [`WindowRule`] | [`Windows`] | engines |
+//!    | rotary embedding | [`RopeKind`], [`Rotated`] | [`RopeConfig`], [`Rotations`] | engines |
+//!    | factors on embedding, scores, residual stream, logits | [`MultiplierRule`] | [`Multipliers`] | engines |
+//!    | soft caps on scores and logits | [`SoftCapRule`] | [`SoftCaps`] | engines |
 //!
 //!    In the CPU engine that is `smq-engine/src/model`, whose layer computes the variant. The CUDA
 //!    engine says in `cuda::limits` what its kernels do not compute: a variant may begin there as a
 //!    refusal.
 //! 4. Record what transformers makes of a config of the family, and of one that leaves out all that
-//!    it may, in the tests of [`config`](crate::ModelConfig); then logits of a small random model.
+//!    it may, in the tests of [`config`](crate::ModelConfig); then give `tests/peers/hf/families.py`
+//!    some small random models of it, whose answers it records for the tests.
 //!
 //! A key of config.json that the family reads and the others do not is added to the reading of
 //! config.json, next to the rule that says who reads it.
 //!
 //! [tensors]: crate::ConfigFile::tensors
+//! [`RopeConfig`]: crate::RopeConfig
 
+mod features;
 mod table;
 
+pub use features::{Multipliers, Rotations, SoftCaps, Windows};
 pub use table::ARCHITECTURES;
 
 /// A family of decoders: what `config.json` calls it, and in what it differs from the others.
@@ -66,14 +69,19 @@ pub struct Architecture {
     pub qk_norm: QkNorm,
     /// Which projections have biases.
     pub biases: Biases<BiasRule>,
+    /// The key of config.json that names the function on the gate.
+    pub activation_key: &'static str,
     /// Which positions each layer sees.
     pub windows: WindowRule,
     /// Rotary position embedding.
     pub rope: RopeRule,
     /// Factors along the way.
-    pub multipliers: Multipliers,
+    pub multipliers: MultiplierRule,
     /// Soft caps.
-    pub soft_caps: SoftCaps,
+    pub soft_caps: SoftCapRule,
+    /// Flags of config.json that change what the family computes and that no engine follows: a
+    /// model where one is true is refused.
+    pub refused_flags: &'static [&'static str],
     /// Values of keys that config.json leaves out.
     pub defaults: Defaults,
 }
@@ -113,16 +121,18 @@ pub enum GateUp {
     Apart([&'static str; 2]),
 }
 
-/// A layer's norms, RMSNorm each, by their names, such as `input_layernorm`.
-#[derive(Debug, PartialEq)]
-pub enum Norms {
-    /// One on the input of each block, whose output is added to the residual stream as it is.
-    BeforeBlocks {
-        /// Before attention.
-        attention: &'static str,
-        /// Before the MLP.
-        mlp: &'static str,
-    },
+/// A layer's norms, RMSNorm each, by their names, such as `input_layernorm`; `None` where the
+/// family has no norm in that place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Norms {
+    /// Of the input of attention.
+    pub before_attention: Option<&'static str>,
+    /// Of the attention's output, before it is added to the residual stream.
+    pub after_attention: Option<&'static str>,
+    /// Of the input of the MLP.
+    pub before_mlp: Option<&'static str>,
+    /// Of the MLP's output, before it is added to the residual stream.
+    pub after_mlp: Option<&'static str>,
 }
 
 /// What a norm multiplies its normalized input with.
@@ -130,13 +140,20 @@ pub enum Norms {
 pub enum NormWeight {
     /// The weight as it is stored.
     AsStored,
+    /// One more than the weight that is stored.
+    OnePlus,
 }
 
-/// Norms of queries and keys, between their projection and the rotation.
+/// Norms of queries and keys, between their projection and the rotation. The names are those of
+/// the queries' and of the keys', such as `self_attn.q_norm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkNorm {
     /// None.
     Absent,
+    /// Each head by itself, all with one weight of `head_dim` elements.
+    PerHead([&'static str; 2]),
+    /// All heads of a position together.
+    WholeWidth([&'static str; 2]),
 }
 
 /// Something for each group of projections that has biases or has none.
@@ -155,6 +172,8 @@ pub struct Biases<T> {
 pub enum BiasRule {
     /// They have none, whatever config.json says.
     Never,
+    /// They have them, whatever config.json says.
+    Always,
     /// A flag of config.json, which is false where it is absent.
     Flag(&'static str),
 }
@@ -164,22 +183,31 @@ pub enum BiasRule {
 pub enum Activation {
     /// `x / (1 + exp(-x))`.
     Silu,
+    /// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+    GeluTanh,
 }
 
-/// What decides how far back a layer sees.
+/// What decides how far back a layer sees. Where it depends on the layer, a list `layer_types` of
+/// config.json goes before the rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WindowRule {
     /// Every layer sees all positions.
     Never,
-    /// Every layer sees `sliding_window` positions, or all where it is null or absent.
+    /// Every layer sees `sliding_window` positions, or all where it is null.
     EveryLayer,
-}
-
-/// How far back the layers of a model see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Windows {
-    /// A query of any layer sees this many latest positions, itself included; `None` sees all.
-    Alike(Option<usize>),
+    /// Where `use_sliding_window` is true, the layers from `max_window_layers` on see
+    /// `sliding_window` positions.
+    FromLayer,
+    /// Of so many layers the last one sees all positions, the others `sliding_window`.
+    Periodic {
+        /// Layers of a period.
+        period: usize,
+        /// The key of config.json that replaces it.
+        key: Option<&'static str>,
+    },
+    /// Where `use_sliding_window` is true, the layers that do not rotate see `sliding_window`
+    /// positions.
+    NotRotated,
 }
 
 /// Rotary position embedding of a family.
@@ -202,30 +230,55 @@ pub enum RopeKind {
     Linear,
     /// As for Llama 3.1.
     Llama3,
+    /// By a base that grows with a sequence beyond `max_position_embeddings`.
+    Dynamic,
+    /// YaRN: low ones divided, high ones kept, and the attention sharpened.
+    Yarn,
     /// By two lists of factors.
     LongRope,
 }
 
-/// Which layers rotate queries and keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which layers rotate queries and keys, and how.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rotated {
-    /// All.
+    /// All, alike.
     EveryLayer,
+    /// Those for which `no_rope_layers` is not 0, or all but the last of every
+    /// `no_rope_layer_interval`.
+    Listed,
+    /// All: layers that see all positions by `rope_parameters.full_attention`, the others by
+    /// `rope_parameters.sliding_attention`.
+    ByWindow {
+        /// The key of config.json that gives the base of the latter, where the dictionary has
+        /// none.
+        theta_key: Option<&'static str>,
+        /// The base where neither is there.
+        theta: f64,
+    },
 }
 
-/// Factors on the embedding, the attention's scores, what is added to the residual stream, and the
-/// logits.
+/// What decides the factors on the embedding, the attention's scores, what is added to the residual
+/// stream, and the logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Multipliers {
-    /// Only the scores', `1 / sqrt(head_dim)`.
-    Scores,
+pub enum MultiplierRule {
+    /// Only scores have one, `1 / sqrt(head_dim)`.
+    HeadDim,
+    /// The embedding has `sqrt(hidden_size)`, scores `1 / sqrt(query_pre_attn_scalar)`.
+    QueryScalar,
+    /// `embedding_multiplier`, `attention_multiplier`, `residual_multiplier`, and a divisor
+    /// `logits_scaling`; 1 where one is absent.
+    Listed,
 }
 
-/// Soft caps, `c tanh(x / c)`, on the attention's scores and on the logits.
+/// Which soft caps, `c tanh(x / c)`, config.json may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SoftCaps {
+pub enum SoftCapRule {
     /// None.
     Absent,
+    /// On scores by `attn_logit_softcapping`, on logits by `final_logit_softcapping`.
+    ScoresAndLogits,
+    /// On logits by `final_logit_softcapping`.
+    Logits,
 }
 
 /// Values of keys that config.json leaves out: those of the family's `Config` class in
@@ -238,13 +291,24 @@ pub struct Defaults {
     pub intermediate_size: usize,
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
+    /// `None`: as many as attention heads, and null means that too.
+    pub num_key_value_heads: Option<usize>,
+    /// `None`: `hidden_size / num_attention_heads`, and null means that too.
+    pub head_dim: Option<usize>,
     pub max_position_embeddings: usize,
     /// `None`: `max_position_embeddings`, unless the dictionary of the rotary embedding has one.
     pub original_max_position_embeddings: Option<usize>,
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
-    pub hidden_act: Activation,
+    pub activation: Activation,
     pub tie_word_embeddings: bool,
+    /// Read by a family whose [`WindowRule`] does.
+    pub sliding_window: Option<usize>,
+    /// Read with [`MultiplierRule::QueryScalar`].
+    pub query_pre_attn_scalar: f64,
+    /// Read as [`SoftCapRule`] says.
+    pub attn_logit_softcapping: Option<f64>,
+    pub final_logit_softcapping: Option<f64>,
 }
 
 impl Architecture {
@@ -267,6 +331,7 @@ impl Activation {
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "silu" | "swish" => Some(Self::Silu),
+            "gelu_pytorch_tanh" => Some(Self::GeluTanh),
             _ => None,
         }
     }

@@ -27,7 +27,10 @@ pub(super) fn identify(keys: Keys<'_>) -> Result<&'static Architecture> {
         None => format!("{key} is missing"),
     };
     let architectures = shown("architectures", found);
-    let unknown = |found: String| Err(Error::Architecture { found });
+    let unknown = |found: String| {
+        let found = format!("{found}{}", what_it_is(keys));
+        Err(Error::Architecture { found })
+    };
     let contradiction = |known: &Architecture, model_type: &str| {
         Err(Error::Config(format!(
             "{architectures} but model_type is {model_type:?}, and {} has model_type {:?}; correct the one that is \
@@ -65,9 +68,27 @@ pub(super) fn identify(keys: Keys<'_>) -> Result<&'static Architecture> {
     }
 }
 
-/// The families in words: `A (models) and B (models)`.
+/// What a model of an unknown family is, where its config.json shows that it is of a kind that no
+/// engine runs.
+fn what_it_is(keys: Keys<'_>) -> &'static str {
+    let several = |key: &&str| keys.get(key).and_then(Value::as_u64).is_some_and(|n| n > 1);
+    let experts = ["num_experts", "num_local_experts", "n_routed_experts"];
+    let towers = ["vision_config", "audio_config", "text_config"];
+    if experts.iter().any(|key| several(key)) {
+        ", a mixture of experts, which converts and does not run"
+    } else if towers.iter().any(|key| keys.given(key).is_some()) {
+        ", a model of text and something else, which converts and does not run"
+    } else {
+        ""
+    }
+}
+
+/// The families in words: `A (models), B (models) and C (models)`.
 pub(crate) fn supported() -> String {
     let all = ARCHITECTURES.iter();
     let all: Vec<_> = all.map(|a| format!("{} ({})", a.name, a.models)).collect();
-    all.join(" and ")
+    match all.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        _ => all.join(""),
+    }
 }

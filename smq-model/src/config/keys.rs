@@ -50,6 +50,15 @@ impl<'a> Keys<'a> {
         self.typed(key, count, || format!("an integer from 1 to {limit}"))
     }
 
+    /// As [`Keys::size`], but from 0 on.
+    pub(super) fn index(self, key: &str, limit: usize) -> Read<Option<usize>> {
+        let index = |value: &Value| {
+            let index = value.as_u64().and_then(|n| usize::try_from(n).ok());
+            index.filter(|n| *n <= limit)
+        };
+        self.typed(key, index, || format!("an integer from 0 to {limit}"))
+    }
+
     /// As [`Keys::size`], and `None` for null too.
     pub(super) fn size_or_null(self, key: &str, limit: usize) -> Read<Option<usize>> {
         match self.given(key) {

@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use super::keys::{Keys, Read};
-use crate::architecture::Windows;
+use crate::architecture::Architecture;
 
 /// Keys that put the model's sizes elsewhere.
 pub(super) fn elsewhere(keys: Keys<'_>) -> Read<()> {
@@ -43,7 +43,7 @@ const PART: &str =
     "is there, so that this is a model of several parts, of which a decoder alone is supported";
 
 /// Keys that change attention.
-pub(super) fn attention(keys: Keys<'_>, layers: usize, windows: Windows) -> Read<()> {
+pub(super) fn attention(keys: Keys<'_>, architecture: &Architecture) -> Read<()> {
     if let Some(value @ Value::Bool(false)) = keys.get("is_causal") {
         return Err(format!(
             "is_causal is {value}; only attention to earlier positions is supported"
@@ -61,26 +61,12 @@ pub(super) fn attention(keys: Keys<'_>, layers: usize, windows: Windows) -> Read
             ));
         }
     }
-    let Windows::Alike(window) = windows;
-    let (allowed, why): (&[&str], _) = match window {
-        None => (
-            &["full_attention", "attention"],
-            "every layer sees all positions",
-        ),
-        Some(_) => (&["sliding_attention"], "every layer has the sliding_window"),
-    };
-    let alike = |value: &Value| {
-        let list = value.as_array();
-        list.is_some_and(|list| {
-            let known = |kind: &Value| kind.as_str().is_some_and(|kind| allowed.contains(&kind));
-            list.len() == layers && list.iter().all(known)
-        })
-    };
-    match keys.given("layer_types") {
-        Some(value) if !alike(value) => Err(format!(
-            "layer_types is {value}, but {why} in this architecture; expected {:?} for each of {layers} layers, or null",
-            allowed[0]
-        )),
-        _ => Ok(()),
+    for key in architecture.refused_flags {
+        if let Some(value @ Value::Bool(true)) = keys.get(key) {
+            return Err(format!(
+                "{key} is {value}; only attention to earlier positions is supported"
+            ));
+        }
     }
+    Ok(())
 }

@@ -1,75 +1,84 @@
 //! What config.json says about rotary embedding, with the precedence of transformers 5.24
 //! (`modeling_rope_utils.py`, `configuration_phi3.py`).
 
+mod by_window;
+mod scaling;
+
 use serde_json::{Map, Value};
 
-use super::MAX_POSITIONS;
 use super::keys::{Keys, Read};
-use crate::architecture::{ARCHITECTURES, Architecture, RopeKind};
+use super::{MAX_POSITIONS, ModelConfig, layers};
+use crate::architecture::{ARCHITECTURES, Architecture, RopeKind, Rotated, Rotations};
 use crate::rope::{RopeConfig, RopeScaling};
 
 const ORIGINAL: &str = "original_max_position_embeddings";
 const PARTIAL: &str = "partial_rotary_factor";
 
-/// Reads it for heads of `head_dim` elements and sequences of up to `max_positions`. What is
-/// ignored, as transformers ignores it, is said in `notes`.
-pub(super) fn read(
-    outside: Keys<'_>,
-    architecture: &Architecture,
-    head_dim: usize,
-    max_positions: usize,
-    notes: &mut Vec<String>,
-) -> Read<RopeConfig> {
-    let empty = Map::new();
-    let inside = dictionary(outside, &empty, notes)?;
-    if let Some((key, _)) = inside.iter().find(|(_, value)| value.is_object()) {
-        return Err(format!(
-            "{} is an object; rotary embedding by kind of layer is not supported",
-            inside.name(key)
-        ));
-    }
-    let mut rope = Reader {
-        outside,
-        inside,
-        notes,
+/// Reads it into `c`, whose heads and windows are known. What is ignored, as transformers ignores
+/// it, is said in its notes.
+pub(super) fn read(outside: Keys<'_>, c: &mut ModelConfig) -> Read<()> {
+    let architecture = c.architecture;
+    let mut notes = Vec::new();
+    let (head_dim, positions) = (c.head_dim, c.max_positions);
+    let of = |source: Place<'_>, notes: &mut Vec<String>| {
+        let reader = Reader {
+            outside,
+            place: source,
+            architecture,
+            max_positions: positions,
+            notes,
+        };
+        reader.read(head_dim)
     };
-    let (name, kind) = rope.kind(architecture)?;
-    let theta = rope.theta()?.unwrap_or(architecture.defaults.rope_theta);
-    if !(theta > 0.0 && theta.is_finite()) {
-        return Err(format!("rope_theta is {theta}, expected a positive number"));
+    match architecture.rope.rotated {
+        Rotated::EveryLayer | Rotated::Listed => {
+            let empty = Map::new();
+            let inside = dictionary(outside, &empty, &mut notes)?;
+            if let Some((key, _)) = inside.iter().find(|(_, value)| value.is_object()) {
+                return Err(format!(
+                    "{} is an object; rotary embedding by kind of layer is not what {} has",
+                    inside.name(key),
+                    architecture.name
+                ));
+            }
+            let place = Place {
+                inside,
+                theta_key: Some("rope_theta"),
+                theta: architecture.defaults.rope_theta,
+                by_window: false,
+            };
+            c.rope = of(place, &mut notes)?;
+            let rotated = layers::rotated(outside, c)?;
+            c.rotations = match rotated.iter().all(|rotates| *rotates) {
+                true => Rotations::Alike,
+                false => Rotations::Listed(rotated),
+            };
+        }
+        Rotated::ByWindow { theta_key, theta } => {
+            let [full, windowed] = by_window::dictionaries(outside, &mut notes)?;
+            let place = Place {
+                inside: Keys::new(&full.map, full.name),
+                theta_key: Some("rope_theta"),
+                theta: architecture.defaults.rope_theta,
+                by_window: true,
+            };
+            c.rope = of(place, &mut notes)?;
+            let place = Place {
+                inside: Keys::new(&windowed.map, windowed.name),
+                theta_key,
+                theta,
+                by_window: true,
+            };
+            let windowed = of(place, &mut notes)?;
+            c.rotations = match windowed == c.rope {
+                true => Rotations::Alike,
+                false => Rotations::Windowed(windowed),
+            };
+        }
     }
-    let rotary_dim = match architecture.rope.partial {
-        true => rope.rotary_dim(head_dim)?,
-        false => {
-            rope.whole_head(&name, kind)?;
-            head_dim
-        }
-    };
-    if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
-        return Err(format!(
-            "the rotary part of a head has {rotary_dim} elements, expected an even number"
-        ));
-    }
-    let scaling = match kind {
-        RopeKind::Plain => RopeScaling::None,
-        RopeKind::Linear => RopeScaling::Linear {
-            factor: rope.factor()? as f32,
-        },
-        RopeKind::Llama3 => {
-            let original = rope.original(architecture, max_positions)?;
-            rope.llama3(original)?
-        }
-        RopeKind::LongRope => {
-            let original = rope.original(architecture, max_positions)?;
-            rope.long_rope(original, max_positions, rotary_dim / 2)?
-        }
-    };
-    rope.note_unread(&name, kind);
-    Ok(RopeConfig {
-        theta: theta as f32,
-        rotary_dim,
-        scaling,
-    })
+    c.notes.append(&mut notes);
+    c.max_positions = scaling::longest_context(&c.rope, positions);
+    Ok(())
 }
 
 /// `rope_scaling` (until transformers 4), which goes before `rope_parameters` (from 5 on) where it
@@ -99,24 +108,92 @@ fn dictionary<'a>(
     Ok(Keys::new(map, name))
 }
 
+/// Where one rotary embedding is described.
+struct Place<'a> {
+    /// `rope_scaling`, `rope_parameters`, or a part of the latter.
+    inside: Keys<'a>,
+    /// The key of config.json itself that gives the base where the dictionary does not.
+    theta_key: Option<&'static str>,
+    /// The base where neither does.
+    theta: f64,
+    /// Whether the family has one embedding by kind of layer: then transformers looks for less
+    /// outside of the dictionary.
+    by_window: bool,
+}
+
 struct Reader<'a, 'n> {
     /// config.json itself.
     outside: Keys<'a>,
-    /// `rope_scaling` or `rope_parameters`.
-    inside: Keys<'a>,
+    place: Place<'a>,
+    architecture: &'static Architecture,
+    max_positions: usize,
     notes: &'n mut Vec<String>,
 }
 
-impl Reader<'_, '_> {
+impl<'a> Reader<'a, '_> {
+    fn inside(&self) -> Keys<'a> {
+        self.place.inside
+    }
+
+    /// For heads of `head_dim` elements.
+    fn read(mut self, head_dim: usize) -> Read<RopeConfig> {
+        let (name, kind) = self.kind()?;
+        let theta = self.theta()?.unwrap_or(self.place.theta);
+        if !(theta > 0.0 && theta.is_finite()) {
+            return Err(format!("rope_theta is {theta}, expected a positive number"));
+        }
+        let rotary_dim = match self.architecture.rope.partial {
+            true => self.rotary_dim(head_dim)?,
+            false => {
+                self.whole_head(&name, kind)?;
+                head_dim
+            }
+        };
+        if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
+            return Err(format!(
+                "the rotary part of a head has {rotary_dim} elements, expected an even number"
+            ));
+        }
+        let scaling = match kind {
+            RopeKind::Plain => RopeScaling::None,
+            RopeKind::Linear => RopeScaling::Linear {
+                factor: self.factor()? as f32,
+            },
+            RopeKind::Llama3 => {
+                let original = self.original()?;
+                self.llama3(original)?
+            }
+            RopeKind::Dynamic => self.dynamic(rotary_dim)?,
+            RopeKind::Yarn => {
+                let original = self.original()?;
+                self.yarn(original, theta, rotary_dim)?
+            }
+            RopeKind::LongRope => {
+                let original = self.original()?;
+                self.long_rope(original, rotary_dim / 2)?
+            }
+        };
+        self.note_unread(&name, kind);
+        Ok(RopeConfig {
+            theta: theta as f32,
+            rotary_dim,
+            scaling,
+        })
+    }
+
     /// The name in config.json and what it means.
-    fn kind(&mut self, architecture: &Architecture) -> Read<(String, RopeKind)> {
-        let (new, old) = (self.inside.text("rope_type")?, self.inside.text("type")?);
+    fn kind(&mut self) -> Read<(String, RopeKind)> {
+        let architecture = self.architecture;
+        let (new, old) = (
+            self.inside().text("rope_type")?,
+            self.inside().text("type")?,
+        );
         if let (Some(new), Some(old)) = (new, old) {
             self.note_disagreement(new != old, "rope_type", new, "type", old);
         }
         let name = new.or(old).unwrap_or("default");
         let key = self
-            .inside
+            .inside()
             .name(if new.is_some() { "rope_type" } else { "type" });
         let kind = architecture.rope.kinds.iter().find(|(n, _)| *n == name);
         match kind {
@@ -130,22 +207,26 @@ impl Reader<'_, '_> {
     }
 
     fn theta(&mut self) -> Read<Option<f64>> {
-        let (inside, outside) = (
-            self.inside.number("rope_theta")?,
-            self.outside.number("rope_theta")?,
-        );
+        let inside = self.inside().number("rope_theta")?;
+        let Some(key) = self.place.theta_key else {
+            return Ok(inside);
+        };
+        let outside = self.outside.number(key)?;
         if let (Some(inside), Some(outside)) = (inside, outside) {
-            let name = self.inside.name("rope_theta");
-            self.note_disagreement(inside != outside, &name, inside, "rope_theta", outside);
+            let name = self.inside().name("rope_theta");
+            self.note_disagreement(inside != outside, &name, inside, key, outside);
         }
         Ok(inside.or(outside))
     }
 
     /// Leading elements of a head that are rotated, of a family that reads it.
     fn rotary_dim(&mut self, head_dim: usize) -> Read<usize> {
-        let (inside, outside) = (self.inside.number(PARTIAL)?, self.outside.number(PARTIAL)?);
+        let (inside, outside) = (
+            self.inside().number(PARTIAL)?,
+            self.outside.number(PARTIAL)?,
+        );
         if let (Some(inside), Some(outside)) = (inside, outside) {
-            let name = self.inside.name(PARTIAL);
+            let name = self.inside().name(PARTIAL);
             self.note_disagreement(inside != outside, &name, inside, PARTIAL, outside);
         }
         let partial = inside.or(outside).unwrap_or(1.0);
@@ -161,7 +242,7 @@ impl Reader<'_, '_> {
     /// scaling, and with scaling it stops at the frequencies that are missing.
     fn whole_head(&mut self, name: &str, kind: RopeKind) -> Read<()> {
         let given =
-            [self.inside, self.outside].map(|keys| (keys.name(PARTIAL), keys.given(PARTIAL)));
+            [self.inside(), self.outside].map(|keys| (keys.name(PARTIAL), keys.given(PARTIAL)));
         for (key, value) in given {
             let Some(value) = value.filter(|value| value.as_f64() != Some(1.0)) else {
                 continue;
@@ -171,7 +252,11 @@ impl Reader<'_, '_> {
                     "config.json's {key} is {value}, which this architecture does not read in transformers either: \
                      whole heads are rotated"
                 )),
-                RopeKind::Linear | RopeKind::Llama3 | RopeKind::LongRope => {
+                RopeKind::Linear
+                | RopeKind::Llama3
+                | RopeKind::Dynamic
+                | RopeKind::Yarn
+                | RopeKind::LongRope => {
                     return Err(format!(
                         "{key} is {value}, but this architecture rotates whole heads, and transformers fails with a \
                          part of them and rope_type {name:?}"
@@ -183,14 +268,18 @@ impl Reader<'_, '_> {
     }
 
     /// The context of the first training: the one outside goes before the one inside.
-    fn original(&mut self, architecture: &Architecture, max_positions: usize) -> Read<usize> {
-        let outside = self.outside.size(ORIGINAL, MAX_POSITIONS)?;
+    fn original(&mut self) -> Read<usize> {
+        let (architecture, max_positions) = (self.architecture, self.max_positions);
+        let outside = match self.place.by_window {
+            true => None,
+            false => self.outside.size(ORIGINAL, MAX_POSITIONS)?,
+        };
         let default = architecture.defaults.original_max_position_embeddings;
         let Some(used) = outside.or(default) else {
-            let inside = self.inside.size(ORIGINAL, MAX_POSITIONS)?;
+            let inside = self.inside().size(ORIGINAL, MAX_POSITIONS)?;
             return Ok(inside.unwrap_or(max_positions));
         };
-        let inside = self.inside.given(ORIGINAL);
+        let inside = self.inside().given(ORIGINAL);
         if let Some(inside) = inside.filter(|value| value.as_u64() != Some(used as u64)) {
             let why = match outside {
                 Some(_) => format!("the one outside of it, {used}, goes first"),
@@ -201,87 +290,10 @@ impl Reader<'_, '_> {
             };
             self.notes.push(format!(
                 "config.json's {} is {inside}, but {why}, as in transformers",
-                self.inside.name(ORIGINAL)
+                self.inside().name(ORIGINAL)
             ));
         }
         Ok(used)
-    }
-
-    fn factor(&self) -> Read<f64> {
-        let name = self.inside.name("factor");
-        match self.inside.number("factor")? {
-            Some(f) if f > 0.0 && f.is_finite() => Ok(f),
-            Some(f) => Err(format!("{name} is {f}, expected a positive number")),
-            None => Err(format!("{name} is missing, expected a positive number")),
-        }
-    }
-
-    fn llama3(&self, original_positions: usize) -> Read<RopeScaling> {
-        let factor = self.factor()? as f32;
-        let number = |key| {
-            let value = self.inside.number(key)?;
-            value.ok_or_else(|| format!("{} is missing, expected a number", self.inside.name(key)))
-        };
-        let (low_freq, high_freq) = (number("low_freq_factor")?, number("high_freq_factor")?);
-        if !(low_freq > 0.0 && high_freq > low_freq && high_freq.is_finite()) {
-            return Err(format!(
-                "{} is {low_freq} and high_freq_factor {high_freq}, expected positive numbers, the second the larger",
-                self.inside.name("low_freq_factor")
-            ));
-        }
-        Ok(RopeScaling::Llama3 {
-            factor,
-            low_freq,
-            high_freq,
-            original_positions,
-        })
-    }
-
-    /// `half`: frequencies of a head.
-    fn long_rope(
-        &self,
-        original_positions: usize,
-        max_positions: usize,
-        half: usize,
-    ) -> Read<RopeScaling> {
-        if original_positions < 2 {
-            return Err(format!(
-                "{ORIGINAL} is {original_positions}, expected at least 2"
-            ));
-        }
-        let original = original_positions as f64;
-        let factor = self.inside.number_or_null("factor")?;
-        let ratio = factor.unwrap_or(max_positions as f64 / original);
-        let given = self.inside.number_or_null("attention_factor")?;
-        let attention_factor = given.unwrap_or(if ratio <= 1.0 {
-            1.0
-        } else {
-            (1.0 + ratio.ln() / original.ln()).sqrt()
-        });
-        Ok(RopeScaling::LongRope {
-            short: self.factors("short_factor", half)?,
-            long: self.factors("long_factor", half)?,
-            original_positions,
-            attention_factor: attention_factor as f32,
-        })
-    }
-
-    fn factors(&self, key: &str, half: usize) -> Read<Vec<f32>> {
-        let name = self.inside.name(key);
-        let expected = format!("expected {half} positive numbers, half the rotary part of a head");
-        let list = match self.inside.get(key) {
-            None => return Err(format!("{name} is missing, {expected}")),
-            Some(Value::Array(list)) => list,
-            Some(other) => return Err(format!("{name} is {other}, {expected}")),
-        };
-        if list.len() != half {
-            return Err(format!("{name} has {} values, {expected}", list.len()));
-        }
-        let positive = |value: &Value| value.as_f64().filter(|f| *f > 0.0 && f.is_finite());
-        match list.iter().find(|value| positive(value).is_none()) {
-            Some(value) => Err(format!("{name} holds {value}, {expected}")),
-            None => Ok(list.iter().filter_map(positive).map(|f| f as f32).collect()),
-        }
     }
 
     fn note_disagreement<T: std::fmt::Display>(
@@ -305,6 +317,17 @@ impl Reader<'_, '_> {
             RopeKind::Plain => &[],
             RopeKind::Linear => &["factor"],
             RopeKind::Llama3 => &["factor", "low_freq_factor", "high_freq_factor", ORIGINAL],
+            RopeKind::Dynamic => &["factor"],
+            RopeKind::Yarn => &[
+                "factor",
+                "attention_factor",
+                "mscale",
+                "mscale_all_dim",
+                "beta_fast",
+                "beta_slow",
+                "truncate",
+                ORIGINAL,
+            ],
             RopeKind::LongRope => &[
                 "factor",
                 "attention_factor",
@@ -314,13 +337,15 @@ impl Reader<'_, '_> {
             ],
         };
         let read = |key: &str| {
-            own.contains(&key) || ["rope_type", "type", "rope_theta", PARTIAL].contains(&key)
+            let unread = key == "truncate" && self.place.by_window;
+            !unread && own.contains(&key)
+                || ["rope_type", "type", "rope_theta", PARTIAL].contains(&key)
         };
         let unread = self
-            .inside
+            .inside()
             .iter()
             .filter(|(key, value)| !read(key) && !value.is_null());
-        let unread: Vec<_> = unread.map(|(key, _)| self.inside.name(key)).collect();
+        let unread: Vec<_> = unread.map(|(key, _)| self.inside().name(key)).collect();
         if !unread.is_empty() {
             self.notes.push(format!(
                 "config.json's {} is not read with rope_type {name:?}, in transformers either",

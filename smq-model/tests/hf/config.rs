@@ -1,8 +1,8 @@
 //! config.json: sizes, rotary embedding and refusals.
 
 use serde_json::Value;
-use smq_model::architecture::{Activation, Windows};
-use smq_model::{ModelConfig, RopeScaling, Source, Tables};
+use smq_model::architecture::{Activation, Multipliers, Rotations, SoftCaps};
+use smq_model::{ModelConfig, RopeConfig, RopeScaling, Source, Tables};
 
 use super::cases::{Case, Cases};
 
@@ -36,7 +36,6 @@ fn check(case: &Case<'_>) -> Result<(), String> {
         ("kv_heads", config.kv_heads),
         ("head_dim", config.head_dim),
         ("vocab", config.vocab),
-        ("max_positions", config.max_positions),
     ] {
         equal(key, &expected[key], &Value::from(value))?;
     }
@@ -47,32 +46,103 @@ fn check(case: &Case<'_>) -> Result<(), String> {
     }
     let activation = expected["activation"].as_str().and_then(Activation::named);
     equal("the activation", &activation, &Some(config.activation))?;
-    let Windows::Alike(window) = config.windows;
-    equal(
-        "sliding_window",
-        &expected["sliding_window"],
-        &Value::from(window),
-    )?;
+    let positions = expected["max_positions"].as_u64().unwrap() as usize;
+    match config.rope.scaling {
+        // transformers names no limit of theirs, and ours follows from the factor.
+        RopeScaling::Dynamic { .. } | RopeScaling::Yarn { .. } => {
+            equal(
+                "a context of the least",
+                &(config.max_positions >= positions),
+                &true,
+            )?;
+        }
+        RopeScaling::None
+        | RopeScaling::Linear { .. }
+        | RopeScaling::Llama3 { .. }
+        | RopeScaling::LongRope { .. } => {
+            equal("max_positions", &positions, &config.max_positions)?;
+        }
+    }
     near(
         "rms_norm_eps",
         &expected["rms_norm_eps"],
         f64::from(config.rms_norm_eps),
     )?;
-    near(
-        "rope_theta",
-        &expected["rope_theta"],
-        f64::from(config.rope.theta),
+    check_layers(expected, &config)?;
+    // A family with two embeddings may have layers of one kind alone.
+    let windowed = match &config.rotations {
+        Rotations::Windowed(windowed) => windowed,
+        Rotations::Alike | Rotations::Listed(_) => &config.rope,
+    };
+    check_rope(expected, "", &config.rope)?;
+    check_rope(expected, "_windowed", windowed)
+}
+
+/// What layers have, and what is between them.
+fn check_layers(expected: &Value, config: &ModelConfig) -> Result<(), String> {
+    let windows: Vec<_> = (0..config.layers)
+        .map(|i| Value::from(config.windows.layer(i)))
+        .collect();
+    let none = vec![Value::Null; config.layers];
+    let expected_windows = expected["windows"].as_array().unwrap_or(&none);
+    equal("windows", expected_windows, &windows)?;
+    if let Some(rotated) = expected["rotated"]
+        .as_array()
+        .filter(|list| !list.is_empty())
+    {
+        let found: Vec<_> = (0..config.layers)
+            .map(|i| Value::from(config.rope_of(i).is_some()))
+            .collect();
+        equal("rotated", &rotated[..config.layers], &found)?;
+    }
+    let b = config.biases;
+    equal(
+        "biases",
+        &expected["layer"],
+        &Value::from(vec![b.qkv, b.o, b.mlp]),
     )?;
-    let factor = f64::from(config.rope.attention_factor());
-    near("attention_scaling", &expected["attention_scaling"], factor)?;
+    let Multipliers {
+        embedding,
+        scores,
+        residual,
+        logits_divisor,
+    } = config.multipliers;
+    all_near(
+        "multipliers",
+        &expected["multipliers"],
+        &[embedding, scores, residual, logits_divisor],
+    )?;
+    let SoftCaps { scores, logits } = config.soft_caps;
+    let caps = [scores, logits].map(|cap| cap.map(f64::from));
+    equal(
+        "soft_caps",
+        &expected["soft_caps"],
+        &Value::from(caps.to_vec()),
+    )
+}
+
+/// One rotary embedding, where transformers has it.
+fn check_rope(expected: &Value, suffix: &str, rope: &RopeConfig) -> Result<(), String> {
+    let key = |name: &str| format!("{name}{suffix}");
+    if expected[key("inv_freq")].is_null() {
+        return Ok(());
+    }
+    let theta = f64::from(rope.theta);
+    near("rope_theta", &expected[key("rope_theta")], theta)?;
+    let factor = f64::from(rope.attention_factor());
+    near(
+        "attention_scaling",
+        &expected[key("attention_scaling")],
+        factor,
+    )?;
     all_near(
         "inv_freq",
-        &expected["inv_freq"],
-        &config.rope.inv_freq(false),
+        &expected[key("inv_freq")],
+        &rope.inv_freq(false),
     )?;
     if let RopeScaling::LongRope {
         original_positions, ..
-    } = config.rope.scaling
+    } = rope.scaling
     {
         let original = Value::from(original_positions);
         equal(
@@ -83,7 +153,7 @@ fn check(case: &Case<'_>) -> Result<(), String> {
         all_near(
             "inv_freq_long",
             &expected["inv_freq_long"],
-            &config.rope.inv_freq(true),
+            &rope.inv_freq(true),
         )?;
     }
     Ok(())

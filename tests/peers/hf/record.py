@@ -28,6 +28,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: E402
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING  # noqa: E402
 
 from cases import generation as tables_of  # noqa: E402
+from cases.families import FAMILIES  # noqa: E402
 from checkpoints import FIXTURES, TEXT, Checkpoint, TokenizerFile  # noqa: E402
 from run import KINDS  # noqa: E402
 
@@ -239,13 +240,12 @@ def effective_config(directory):
     config = AutoConfig.from_pretrained(directory)
     cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     out = {"class": cls.__name__}
-    if cls.__name__ not in ("LlamaForCausalLM", "Phi3ForCausalLM"):
+    if cls.__name__ not in {name for name, _ in FAMILIES.values()}:
         return out
     with torch.device("meta"):
-        cls(config)  # refuses what it cannot build
+        model = cls(config)  # refuses what it cannot build
     module = importlib.import_module(cls.__module__)
     rotary = getattr(module, cls.__name__.replace("ForCausalLM", "RotaryEmbedding"))(config)
-    rope = config.rope_parameters
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     out |= {
         "hidden": config.hidden_size,
@@ -257,18 +257,77 @@ def effective_config(directory):
         "vocab": config.vocab_size,
         "rms_norm_eps": config.rms_norm_eps,
         "max_positions": config.max_position_embeddings,
-        "sliding_window": config.sliding_window if cls.__name__ == "Phi3ForCausalLM" else None,
         "tied": config.tie_word_embeddings,
-        "activation": config.hidden_act,
-        "rope_type": rope["rope_type"],
-        "rope_theta": rope["rope_theta"],
-        "inv_freq": f32(rotary.inv_freq),
-        "attention_scaling": float(rotary.attention_scaling),
+        "activation": config.hidden_activation if "Gemma" in cls.__name__ else config.hidden_act,
+        "layer": layer_numbers(model.model.layers[0]),
+        "rotated": [bool(r) for r in config.no_rope_layers] if "SmolLM3" in cls.__name__ else [],
+        "multipliers": multipliers(model, config, cls),
+        "soft_caps": soft_caps(config, cls),
     }
-    if rope["rope_type"] == "longrope":
-        original = rope["original_max_position_embeddings"]
-        long, _ = ROPE_INIT_FUNCTIONS["longrope"](config, seq_len=original + 1)
-        out |= {"original_positions": original, "inv_freq_long": f32(long)}
+    found = windows(config, cls)
+    out |= {"windows": found} if any(found) else {}
+    return out | rope(rotary, config)
+
+
+def layer_numbers(layer):
+    """Whether q, o and gate have biases."""
+    attention, mlp = layer.self_attn, layer.mlp
+    q = getattr(attention, "q_proj", None) or attention.qkv_proj
+    gate = getattr(mlp, "gate_proj", None) or mlp.gate_up_proj
+    return [module.bias is not None for module in (q, attention.o_proj, gate)]
+
+
+def windows(config, cls):
+    """How far back each layer sees, as its mask has it."""
+    types = getattr(config, "layer_types", None)
+    if cls.__name__ in ("Phi3ForCausalLM", "MistralForCausalLM"):
+        return [config.sliding_window] * config.num_hidden_layers
+    if cls.__name__ in ("LlamaForCausalLM", "GraniteForCausalLM", "Olmo2ForCausalLM"):
+        return [None] * config.num_hidden_layers
+    return [config.sliding_window if kind == "sliding_attention" else None for kind in types]
+
+
+def multipliers(model, config, cls):
+    """Of the embedding, the scores, the residual stream, and what logits are divided by."""
+    granite = cls.__name__ == "GraniteForCausalLM"
+    embedding = config.embedding_multiplier if granite else 1.0
+    scale = getattr(model.model.embed_tokens, "scalar_embed_scale", embedding)
+    scores = model.model.layers[0].self_attn.scaling
+    rest = (config.residual_multiplier, config.logits_scaling) if granite else (1.0, 1.0)
+    return [float(x) for x in (scale, scores, *rest)]
+
+
+def soft_caps(config, cls):
+    """On scores and on logits; Gemma 3 has a key for the former and does not use it."""
+    scores = config.attn_logit_softcapping if cls.__name__ == "Gemma2ForCausalLM" else None
+    logits = config.final_logit_softcapping if cls.__name__.startswith("Gemma") else None
+    return [scores, logits]
+
+
+def rope(rotary, config):
+    """Frequencies; by kind of layer where the family has two."""
+    own = config.rope_parameters
+    if hasattr(rotary, "inv_freq"):
+        out = {
+            "rope_type": own["rope_type"],
+            "rope_theta": own["rope_theta"],
+            "inv_freq": f32(rotary.inv_freq),
+            "attention_scaling": float(rotary.attention_scaling),
+        }
+        if own["rope_type"] == "longrope":
+            original = own["original_max_position_embeddings"]
+            long, _ = ROPE_INIT_FUNCTIONS["longrope"](config, seq_len=original + 1)
+            out |= {"original_positions": original, "inv_freq_long": f32(long)}
+        return out
+    out, kinds = {}, {"full_attention": "", "sliding_attention": "_windowed"}
+    for kind, suffix in kinds.items():
+        if hasattr(rotary, f"{kind}_inv_freq"):
+            out |= {
+                f"rope_type{suffix}": own[kind]["rope_type"],
+                f"rope_theta{suffix}": own[kind]["rope_theta"],
+                f"inv_freq{suffix}": f32(getattr(rotary, f"{kind}_inv_freq")),
+                f"attention_scaling{suffix}": float(getattr(rotary, f"{kind}_attention_scaling")),
+            }
     return out
 
 

@@ -36,6 +36,7 @@ KINDS = [
     "blame",
     "imports",
     "exports",
+    "families",
 ]
 
 

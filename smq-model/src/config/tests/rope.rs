@@ -48,12 +48,12 @@ fn numbers_are_f64_and_tensors_f32() {
     assert_close(&read("phi3", part).rope.inv_freq(false), &expected, "part");
 }
 
-/// Refused by transformers too, but for dynamic, yarn and proportional, which are not implemented.
+/// Refused by transformers too, but for proportional and for longrope of others than Phi-3.
 #[test]
 fn rotary_embedding_that_cannot_be_followed_is_refused_by_name() {
     let at = "original_max_position_embeddings";
     let scaled = |scaling: Value| json!({ "rope_scaling": scaling });
-    for kind in ["dynamic", "yarn", "proportional", "mrope", "su", "longrope"] {
+    for kind in ["proportional", "mrope", "su", "longrope"] {
         let keys = scaled(json!({"type": kind, "factor": 2.0}));
         refused("llama", keys, &["rope_scaling.type", kind, "llama3"]);
     }
@@ -74,6 +74,26 @@ fn rotary_embedding_that_cannot_be_followed_is_refused_by_name() {
         (
             scaled(json!({"type": "linear"})),
             &["rope_scaling.factor is missing"],
+        ),
+        (
+            scaled(json!({"type": "yarn", "factor": 4, "beta_fast": "32"})),
+            &["rope_scaling.beta_fast is \"32\""],
+        ),
+        (
+            scaled(json!({"type": "yarn"})),
+            &["rope_scaling.factor is missing"],
+        ),
+        (
+            scaled(json!({"type": "yarn", "factor": 4, "truncate": 1})),
+            &["rope_scaling.truncate is 1"],
+        ),
+        (
+            json!({"rope_theta": 1.0, "rope_scaling": {"type": "yarn", "factor": 4}}),
+            &["yarn", "base of 1"],
+        ),
+        (
+            json!({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 4}}),
+            &["2 elements", "dynamic"],
         ),
         (
             scaled(json!({"type": "linear", "factor": "4"})),

@@ -102,7 +102,7 @@ fn tensors_are_those_of_the_state_dict() {
 /// What is refused when it is run can still be converted: its tensors are known.
 #[test]
 fn a_computation_that_is_refused_leaves_the_tensors_known() {
-    let keys = json!({"rope_scaling": {"type": "yarn", "factor": 4.0}, "hidden_act": "gelu"});
+    let keys = json!({"rope_scaling": {"type": "mrope", "factor": 4.0}, "hidden_act": "gelu"});
     let file = ConfigFile::from_json(&config("llama", keys)).unwrap();
     let plain = ConfigFile::from_json(&config("llama", json!({}))).unwrap();
     assert_eq!(file.tensors(), plain.tensors());
