@@ -60,8 +60,8 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
             false => &[Target::Bf16(0, 2 * c.intermediate)],
         };
         products(&layer.gate_up, gate_up, sms, &mut add);
-        for m in (1..=CHUNK).filter(|m| fuses_bf16(&layer.gate_up, *m)) {
-            let cut = SwigluCut::new(&layer.gate_up[0], m);
+        for n in row_counts().filter(|n| fuses_bf16(&layer.gate_up, *n)) {
+            let cut = SwigluCut::new(&layer.gate_up[0], n);
             add(("swiglu_bf16.cu", cut.defines));
         }
     }
@@ -97,9 +97,7 @@ fn products(matrices: &[DeviceMatrix], targets: &[Target], sms: usize, add: &mut
             }
         }
     }
-    // A prompt's rows, and those of steps of many sequences, which are all cut alike.
-    let rows = (1..=CHUNK).flat_map(|m| [RowCount::from(m), RowCount { m, alike: true }]);
-    for n in rows.filter(|n| is_int4_product(matrices, *n)) {
+    for n in row_counts().filter(|n| is_int4_product(matrices, *n)) {
         for (w, target) in matrices
             .iter()
             .flat_map(|w| targets.iter().map(move |t| (w, t)))
@@ -107,6 +105,11 @@ fn products(matrices: &[DeviceMatrix], targets: &[Target], sms: usize, add: &mut
             add(("gemm_int4.cu", Cut::new(w, n, *target, sms).defines));
         }
     }
+}
+
+/// A prompt's rows, and those of steps of many sequences, which all add up alike.
+fn row_counts() -> impl Iterator<Item = RowCount> {
+    (1..=CHUNK).flat_map(|m| [RowCount::from(m), RowCount { m, alike: true }])
 }
 
 #[cfg(test)]
@@ -125,10 +128,10 @@ mod tests {
         let all = [
             ("rows.cu", 1),
             ("choose.cu", 1),
-            ("gemm_bf16.cu", 16),
+            ("gemm_bf16.cu", 20),
             ("rope.cu", 3),
             ("attention_prefill.cu", 12),
-            ("swiglu_bf16.cu", 4),
+            ("swiglu_bf16.cu", 7),
             ("decode.cu", 1),
         ];
         assert!(all.iter().all(|(file, n)| count(file) == *n), "{files:?}");

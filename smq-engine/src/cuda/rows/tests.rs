@@ -132,11 +132,27 @@ fn every_route_has_scratch() {
     );
     let from = int4_widened_from(fused[0].rows);
     for m in [1, 128, from - 1] {
-        assert!(reads_int4_order(&fused, m) && !reads_int4_order(&apart, m));
-        assert_eq!(scratch_bytes(&fused, m), 0);
-        assert_eq!(scratch_bytes(&apart, m), 2 * 128 * 128);
+        for matrices in [&fused[..], &apart] {
+            assert!(reads_int4_order(matrices, m));
+            assert_eq!(scratch_bytes(matrices, m), 0);
+        }
     }
-    assert!(!reads_int4_order(&fused, from));
+    for matrices in [&fused[..], &apart] {
+        assert!(!reads_int4_order(matrices, from));
+        // Where the number of rows may not matter, the int4 kernel takes any.
+        let alike = RowCount {
+            m: from,
+            alike: true,
+        };
+        assert!(reads_int4_order(matrices, alike));
+        assert_eq!(scratch_bytes(matrices, alike), 0);
+        let split = |n: RowCount| {
+            let cut = Cut::new(&matrices[0], n, Target::Add(0), SMS);
+            cut.defines.iter().find(|d| d.0 == "SPLIT_K").map(|d| d.1)
+        };
+        let one = RowCount { m: 1, alike: true };
+        assert_eq!(split(alike), split(one));
+    }
     // Smaller groups go through the same kernel, in plain order.
     let small = [int4_of(256, 128, 64)];
     assert!(is_int4_product(&small, from - 1) && !is_int4_product(&small, from));
@@ -144,6 +160,7 @@ fn every_route_has_scratch() {
     assert_eq!(scratch_bytes(&small, from - 1), 0);
     assert_eq!(scratch_bytes(&small, from), 2 * 256 * 128);
     assert_eq!(scratch_bytes(&fused, from), 2 * 256 * 128);
+    assert_eq!(scratch_bytes(&apart, from), 2 * 128 * 128);
     let bf16 = DeviceMatrix {
         format: Format::Bf16,
         ..fused[0]
