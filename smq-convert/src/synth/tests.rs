@@ -301,6 +301,51 @@ fn the_values_look_like_trained_weights() {
     assert!(qkv(0)[..256] != qkv(0)[256..512] && qkv(0) != qkv(1));
 }
 
+/// spec/models, by the numbers of parameters that the models have.
+#[test]
+fn configs_of_well_known_models_have_their_parameters() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../spec/models");
+    let expected = [
+        ("gemma-3-4b-text", 3_880_263_168),
+        ("granite-3.3-2b", 2_533_539_840),
+        ("llama-3.1-8b", 8_030_261_248),
+        ("llama-3.2-1b", 1_235_814_400),
+        ("mistral-7b-v0.3", 7_248_023_552),
+        ("olmo-2-7b", 7_298_617_344),
+        ("qwen2.5-7b", 7_615_616_512),
+        ("qwen3-4b", 4_022_468_096),
+        ("smollm3-3b", 3_075_098_624),
+    ];
+    for (name, parameters) in expected {
+        let path = folder.join(format!("{name}.json"));
+        let config = SynthConfig::read(&path, None).unwrap();
+        let bytes: u64 = config.tensors.iter().map(size_bytes).sum();
+        assert_eq!(bytes / 2, parameters, "{name}");
+        smq_model::ModelConfig::from_json(&fs::read(&path).unwrap()).unwrap();
+    }
+    let files = fs::read_dir(&folder).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let configs = names.filter(|name| name.ends_with(".json")).count();
+    assert_eq!(configs, expected.len());
+}
+
+/// What such a norm multiplies with is around one, so its stored weight is around zero.
+#[test]
+fn norm_weights_that_one_is_added_to_are_around_zero() {
+    let mut config = llama_config();
+    config["architectures"] = json!(["Gemma2ForCausalLM"]);
+    let dir = config_dir(&config);
+    let tensors = read_tensors(&run(&llama_options(&dir)).unwrap().shards);
+    let norms = tensors.iter().filter(|(_, (shape, _))| shape.len() == 1);
+    let mut count = 0;
+    for (name, (_, values)) in norms {
+        let mean = values.iter().sum::<f32>() / values.len() as f32;
+        assert!(mean.abs() < 0.15, "{name}: {mean}");
+        count += 1;
+    }
+    assert_eq!(count, 2 * 4 + 1);
+}
+
 /// The largest config that the limits accept is summed without overflow.
 #[test]
 fn sizes_at_the_limits_do_not_overflow() {

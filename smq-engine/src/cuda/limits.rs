@@ -359,7 +359,7 @@ mod tests {
             json!({"model_type": "mistral", "sliding_window": null}),
             json!({"model_type": "mistral", "sliding_window": 16, "head_dim": 64}),
             json!({"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 4.0}}),
-            json!({"model_type": "granite", "attention_multiplier": 0.176_776_7}),
+            json!({"model_type": "granite", "head_dim": 64, "attention_multiplier": 0.125}),
         ] {
             assert_eq!(refusal(keys.clone()), None, "{keys}");
         }

@@ -75,9 +75,9 @@ fn what_it_is(keys: Keys<'_>) -> &'static str {
     let experts = ["num_experts", "num_local_experts", "n_routed_experts"];
     let towers = ["vision_config", "audio_config", "text_config"];
     if experts.iter().any(|key| several(key)) {
-        ", a mixture of experts, which converts and does not run"
+        " (a mixture of experts: it converts, and does not run)"
     } else if towers.iter().any(|key| keys.given(key).is_some()) {
-        ", a model of text and something else, which converts and does not run"
+        " (a model of text and something else: it converts, and does not run)"
     } else {
         ""
     }

@@ -484,7 +484,7 @@ fn the_family_is_model_type_s_and_architectures_must_agree() {
             json!({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 128}),
             &[
                 "Qwen3MoeForCausalLM",
-                "a mixture of experts, which converts",
+                "a mixture of experts: it converts",
                 "Qwen3ForCausalLM",
             ],
         ),

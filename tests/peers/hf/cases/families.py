@@ -378,7 +378,7 @@ def converted_only():
                 out[name] = tensor
                 continue
             for expert in range(4):
-                out[name.replace(".mlp.", f".mlp.experts.{expert}.")] = tensor
+                out[name.replace(".mlp.", f".mlp.experts.{expert}.")] = tensor.clone()
             out[name.split(".mlp.")[0] + ".mlp.gate.weight"] = torch.ones(4, 64, dtype=torch.bfloat16)
         return out
 
