@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # memcheck and racecheck of every kernel at work on the bundled checkpoint: each way of storing weights, a short prompt and
-# one of over 1024 tokens, each with decode steps, scores of many sequences packed into one pass, and calibrations.
+# one of over 1024 tokens, each with decode steps, scores of many sequences packed into one pass, steps of many sequences with
+# their keys and values in pages, and calibrations.
 #
 #     kernels/sanitize.sh [OUT_DIR]
 #
@@ -38,6 +39,8 @@ check() { # TOOL MODEL WORK
     local command=(generate "$file" --greedy --raw -n 3 -p Hi)
     [ "$work" = long ] && command=(generate "$file" --greedy --raw -n 3 -p "$long")
     [ "$work" = endings ] && command=(eval hellaswag "$file" --data tests/fixtures/eval/hellaswag.jsonl)
+    # Twice a number of sequences for the warm-up, whose steps are recorded, and once more, replayed.
+    [ "$work" = many ] && command=(bench "$file" --sequences 1,3,20 --prompt-tokens 70 --output-tokens 4 --warmup 2 --repeats 1)
     [ "$work" = lines ] && command=(eval lambada "$file" --data "$out/lines.jsonl")
     local program=smq-run
     if [ "$work" = calibrate ]; then
@@ -71,7 +74,7 @@ export bin out model long
 export SMQ_SANITIZE=1 # README.md
 for tool in memcheck racecheck; do
     for name in bf16 int4 int4-mlp-f32 int4-signed-64 int4-32 lut4 lut4-64 nf4 fp8; do
-        for work in short long endings lines; do
+        for work in short long endings lines many; do
             echo "$tool $name $work"
         done
     done
