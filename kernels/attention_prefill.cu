@@ -44,9 +44,6 @@
 #ifndef PREFILL_KEYS
 #define PREFILL_KEYS 64 // a tile
 #endif
-#ifndef KV_STAGES
-#define KV_STAGES 2 // tiles of keys, and of values, that shared memory holds
-#endif
 #ifndef PREFILL_BLOCKS
 // an SM, as far as registers go
 #define PREFILL_BLOCKS ((HEAD_DIM <= 96 && !PACKED ? 4 : 2) / PREFILL_WARPGROUPS)
@@ -67,8 +64,7 @@ constexpr int OUT_WORDS = HEAD_DIM / 2;                // of a row of the block'
 constexpr int STAGED_STRIDE = OUT_WORDS + 4;           // that in shared memory, spread over the banks
 static_assert(TILE_ROWS * STAGED_STRIDE * 4 <= Q_BYTES + 4 * KV_BYTES, "the output is staged where the tiles were");
 
-static_assert(Q_BYTES + 2 * KV_STAGES * KV_BYTES == DYNAMIC_SHARED, "queries, and tiles of keys and of values");
-static_assert(KV_STAGES >= 2, "a tile's values and the next tile's keys are multiplied side by side");
+static_assert(Q_BYTES + 4 * KV_BYTES == DYNAMIC_SHARED, "queries, and two tiles of keys and of values");
 
 constexpr float MASKED = -3e38f; // a score that weighs nothing, below LOWEST
 constexpr float LOWEST = -1e30f; // start of a running maximum: finite, so that no difference is inf - inf
@@ -196,7 +192,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     const int first_row = (gridDim.y - 1 - blockIdx.y) * TILE_ROWS;
 #endif
     extern __shared__ __align__(1024) u8 shared[];
-    const u32 q_tile = shared_address(shared), k_tiles = q_tile + Q_BYTES, v_tiles = k_tiles + KV_STAGES * KV_BYTES;
+    const u32 q_tile = shared_address(shared), k_tiles = q_tile + Q_BYTES, v_tiles = k_tiles + 2 * KV_BYTES;
 
     const int head = blockIdx.x;
     const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32, t = lane % 4;
@@ -204,9 +200,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     const int row = group_row + threadIdx.x % 128 / 32 * 16 + lane / 4; // this thread's, and row + 8
     const int last_row = min(first_row + TILE_ROWS, rows) - 1, last_group_row = min(group_row + 63, rows - 1);
 
-#if !PAGED
     wait_for_previous_kernel();
-#endif
 #if PACKED
     // What this thread's two rows see, and the first that some row of the block does.
     const int4 sees[2] = {seen[min(row, rows - 1)], seen[min(row + 8, rows - 1)]};
@@ -235,7 +229,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     };
     auto copy_keys_or_values = [&](u32 to, const u16 *cache, int tile) {
         if (tile < end)
-            copy_tile<PREFILL_KEYS>(to + tile % KV_STAGES * KV_BYTES, cache + tile_offset(tile), HEAD_DIM,
+            copy_tile<PREFILL_KEYS>(to + tile % 2 * KV_BYTES, cache + tile_offset(tile), HEAD_DIM,
                                     past + rows - tile * PREFILL_KEYS);
     };
     auto copy_keys = [&](int tile) { copy_keys_or_values(k_tiles, k_cache, tile); };
@@ -249,7 +243,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
 
     auto start_scores = [&](int tile) {
         const u64 a = panels_descriptor(q_tile + 64 * 64 * warpgroup, 16);
-        const u64 b = panels_descriptor(k_tiles + tile % KV_STAGES * KV_BYTES, 16);
+        const u64 b = panels_descriptor(k_tiles + tile % 2 * KV_BYTES, 16);
 #pragma unroll
         for (int step = 0; step < HEAD_DIM / 16; ++step)
             multiply_keys(s, a + (step / 2 * Q_PANEL + step % 2 * 32 >> 4),
@@ -257,7 +251,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         wgmma_commit();
     };
     auto start_output = [&](int tile) {
-        const u64 b = panels_descriptor(v_tiles + tile % KV_STAGES * KV_BYTES, KV_PANEL);
+        const u64 b = panels_descriptor(v_tiles + tile % 2 * KV_BYTES, KV_PANEL);
 #pragma unroll
         for (int step = 0; step < PREFILL_KEYS / 16; ++step)
             multiply_values(o, p + 4 * step, b + (16 * 64 * step >> 4));
@@ -290,36 +284,20 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     // After it this tile's values and the next tile's keys are there and the tiles before are no longer in use; the
     // next values and the keys after the next are on their way.
     auto next_tiles = [&](int tile) {
-        wait_for_copies<KV_STAGES - 2>();
+        wait_for_copies<0>();
         sync_threads(1, THREADS);
-        copy_values(tile + KV_STAGES - 1);
-        copy_keys(tile + KV_STAGES);
+        copy_values(tile + 1);
+        copy_keys(tile + 2);
         commit_copies();
     };
 
-#if PAGED
-    // Whole pages of earlier steps are there already: they come while the kernel before still runs.
-    const int old = past / PREFILL_KEYS;
-#pragma unroll
-    for (int i = 0; i < KV_STAGES; ++i) {
-        if (begin + i < old) copy_keys(begin + i);
-        if (i < KV_STAGES - 1 && begin + i < old) copy_values(begin + i);
-    }
-    wait_for_previous_kernel();
-    auto is_old = [&](int tile) { return tile < old; };
-#else
-    auto is_old = [](int) { return false; };
-#endif
     copy_tile<TILE_ROWS>(q_tile, q + ((u64)first_row * HEADS + head) * HEAD_DIM, HEADS * HEAD_DIM, rows - first_row);
-    if (!is_old(begin)) copy_keys(begin);
+    copy_keys(begin);
     commit_copies();
-#pragma unroll
-    for (int i = 0; i < KV_STAGES - 1; ++i) {
-        if (!is_old(begin + i)) copy_values(begin + i);
-        if (!is_old(begin + i + 1)) copy_keys(begin + i + 1);
-        commit_copies();
-    }
-    wait_for_copies<KV_STAGES - 1>();
+    copy_values(begin);
+    copy_keys(begin + 1);
+    commit_copies();
+    wait_for_copies<1>();
     sync_threads(1, THREADS);
     int tile = begin;
     if (begin < group_end) {

@@ -53,21 +53,14 @@ impl Bf16Cut {
         // Whatever `m` is: another split is another order of additions.
         let split = [4, 2]
             .into_iter()
-            .find(|s| blocks * s <= 2 * sms && 4 * s <= cols / 64)
+            .find(|s| blocks * s <= sms && 4 * s <= cols / 64)
             .unwrap_or(1);
         let staged = match epilogue {
             Epilogue::Bf16 => tile * OUT_PITCH_BYTES,
             Epilogue::Add => 0,
         };
         let stage = 128 * (BLOCK_ROWS + tile);
-        // Of few rows two blocks fit a multiprocessor, the next kernel's too, whose weights then come
-        // meanwhile.
-        let room = if tile <= 64 {
-            BLOCK_SHARED_BYTES / 2 - 1024
-        } else {
-            BLOCK_SHARED_BYTES
-        };
-        let stages = ((room - 1024 - staged) / (stage + 16)).min(8);
+        let stages = ((BLOCK_SHARED_BYTES - 1024 - staged) / (stage + 16)).min(8);
         let shared = stages * (stage + 16) + staged + 1024;
         let mut defines = vec![
             ("K", cols as i64),
@@ -152,7 +145,7 @@ mod tests {
         let split = |shape| Bf16Cut::new(1, shape, None, 132).split;
         assert_eq!(
             [split([3072, 3072]), split([9216, 3072]), split([3072, 64])],
-            [4, 2, 1]
+            [4, 1, 1]
         );
     }
 }

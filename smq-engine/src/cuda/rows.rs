@@ -163,7 +163,7 @@ impl RowProducts {
             return Ok(());
         }
         if let Target::Swiglu(out, _) = target {
-            let call = swiglu_call(kernels, &matrices[0], n, x, out)?;
+            let call = swiglu_call(kernels, &matrices[0], m, x, out)?;
             // SAFETY: as above.
             return unsafe { call.run(stream) };
         }
@@ -396,11 +396,7 @@ impl Cut {
         };
         let swiglu = epilogue == Epilogue::Swiglu;
         let loops = swiglu && tiles > 1;
-        // In a step of many sequences a kernel's blocks leave room for the next one's, whose weights
-        // then come meanwhile.
-        let min_blocks = if n.alike && tile <= 32 { 2 } else { 1 };
         let stages = match tile {
-            32 if min_blocks == 2 => 6,
             16 | 32 => 8,
             64 => 6,
             // Where a block loops over token tiles, its ring keeps running; groups of 32 leave no
@@ -417,13 +413,12 @@ impl Cut {
         // The kernel takes 128 columns at a time, which have so many scales.
         let (steps, parts) = (w.cols.div_ceil(128), 128 / w.group());
         let blocks = units.div_ceil(warpgroups);
-        let at_once = if n.alike { 2 * sms } else { sms };
         let split = if swiglu || n.like().div_ceil(128) > 2 {
             1
         } else {
             [4, 2]
                 .into_iter()
-                .find(|s| blocks * s <= at_once && *s <= steps)
+                .find(|s| blocks * s <= sms && *s <= steps)
                 .unwrap_or(1)
         };
         let columns = if swiglu { 32 } else { 64 } + 8;
@@ -448,7 +443,7 @@ impl Cut {
             ("WARPGROUPS", warpgroups as i64),
             ("SPLIT_K", split as i64),
             ("STAGES", stages as i64),
-            ("MIN_BLOCKS", min_blocks),
+            ("MIN_BLOCKS", 1),
             ("DYNAMIC_SHARED", shared as i64),
         ];
         defines.extend(stride.map(|stride| ("OUT_STRIDE", stride as i64)));

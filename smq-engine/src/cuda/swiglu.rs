@@ -46,20 +46,11 @@ pub struct SwigluCut {
 impl SwigluCut {
     /// For `m` rows, or tiles of `MOST_ROWS`.
     #[must_use]
-    pub fn new(w: &DeviceMatrix, n: impl Into<RowCount>) -> Self {
-        let n = n.into();
-        let m = n.m;
+    pub fn new(w: &DeviceMatrix, m: usize) -> Self {
         let tiles = [16, 32, 64, MOST_ROWS];
         let tile = tiles.into_iter().find(|t| *t >= m).unwrap_or(MOST_ROWS);
         let (stage, staged) = (128 * 128 + 128 * tile, 144 * tile);
-        // In a step of many sequences a kernel's blocks leave room for the next one's, whose weights
-        // then come meanwhile.
-        let room = if n.alike && tile <= 64 {
-            SHARED / 2 - 1024
-        } else {
-            SHARED
-        };
-        let stages = ((room - staged) / (stage + 16)).min(8);
+        let stages = ((SHARED - staged) / (stage + 16)).min(8);
         let shared = stages * (stage + 16) + staged + 1024;
         Self {
             defines: vec![
@@ -84,12 +75,11 @@ impl SwigluCut {
 pub fn swiglu_call(
     kernels: &Kernels,
     w: &DeviceMatrix,
-    n: impl Into<RowCount>,
+    m: usize,
     x: &Activations,
     out: u64,
 ) -> Result<Call> {
-    let n = n.into();
-    let (m, cut) = (n.m, SwigluCut::new(w, n));
+    let cut = SwigluCut::new(w, m);
     let x_box = (64, cut.tile as u32);
     let x_map = TensorMap::bf16(x.span, x.stride, x.capacity, x_box)?;
     let w_map = TensorMap::bf16_halves(w.data, w.cols, w.rows, (64, 8))?;

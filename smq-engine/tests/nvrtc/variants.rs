@@ -142,7 +142,7 @@ type Case = (&'static str, String, Defines);
 fn of_any_weights(c: &ModelConfig) -> Vec<Case> {
     let mut cases = vec![("rows.cu", String::new(), row_defines(c, SMS))];
     cases.push(("choose.cu", String::new(), choose_defines(c.vocab)));
-    for rows in [Rows::One, Rows::Packed, Rows::Paged] {
+    for rows in Rows::ALL {
         cases.push(("rope.cu", format!("{rows:?}"), rope_defines(c, rows)));
     }
     for kind in Attention::ALL {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Pass, padded};
 use crate::cuda::args::Args;
-use crate::cuda::contract::{BLOCK_SHARED_BYTES, Defines, attention_defines};
+use crate::cuda::contract::{Defines, attention_defines};
 use crate::cuda::decode::Parts;
 use crate::cuda::kernels::{Call, Kernels};
 use crate::cuda::launch::Launch;
@@ -33,22 +33,16 @@ pub enum Rows {
     Packed,
     /// Many sequences', in pages.
     Paged,
-    /// Likewise, one new token each.
-    PagedTokens,
 }
 
 impl Rows {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::One, Self::Packed, Self::Paged, Self::PagedTokens];
+    pub const ALL: [Self; 3] = [Self::One, Self::Packed, Self::Paged];
 
     /// The macros that say which.
     fn defines(self) -> [(&'static str, i64); 2] {
-        let (packed, paged) = match self {
-            Self::One => (0, 0),
-            Self::Packed => (1, 0),
-            Self::Paged | Self::PagedTokens => (0, 1),
-        };
-        [("PACKED", packed), ("PAGED", paged)]
+        let is = |kind| i64::from(self == kind);
+        [("PACKED", is(Self::Packed)), ("PAGED", is(Self::Paged))]
     }
 }
 
@@ -63,7 +57,7 @@ pub struct Attention {
 
 impl Attention {
     /// Every way that a pass may need.
-    pub const ALL: [Self; 6] = {
+    pub const ALL: [Self; 5] = {
         const fn kind(warpgroups: usize, rows: Rows) -> Attention {
             Attention { warpgroups, rows }
         }
@@ -73,7 +67,6 @@ impl Attention {
             kind(1, Rows::Packed),
             kind(2, Rows::Packed),
             kind(1, Rows::Paged),
-            kind(1, Rows::PagedTokens),
         ]
     };
 
@@ -81,7 +74,7 @@ impl Attention {
     pub fn of(m: usize, rows: Rows) -> Self {
         let warpgroups = match rows {
             Rows::One | Rows::Packed if m > ONE_WARPGROUP_UP_TO => 2,
-            Rows::One | Rows::Packed | Rows::Paged | Rows::PagedTokens => 1,
+            Rows::One | Rows::Packed | Rows::Paged => 1,
         };
         Self { warpgroups, rows }
     }
@@ -94,7 +87,6 @@ impl Attention {
             ("PREFILL_WARPGROUPS", self.warpgroups as i64),
             ("PREFILL_KEYS", KEYS as i64),
             ("OUT_STRIDE", padded(c.heads * c.head_dim) as i64),
-            ("KV_STAGES", self.stages(c) as i64),
             ("DYNAMIC_SHARED", self.shared(c) as i64),
         ]);
         defines.extend(self.rows.defines());
@@ -115,20 +107,9 @@ impl Attention {
         64 * self.warpgroups
     }
 
-    /// Tiles of keys, and of values, that a block holds. A block of a new token has nothing to do
-    /// but wait for memory, so more of them are on their way: as many as leave room for two blocks
-    /// on a multiprocessor.
-    fn stages(self, c: &ModelConfig) -> usize {
-        let room = BLOCK_SHARED_BYTES / 2 - 1024 - 2 * c.head_dim * self.tile();
-        match self.rows {
-            Rows::One | Rows::Packed | Rows::Paged => 2,
-            Rows::PagedTokens => (room / (4 * c.head_dim * KEYS)).clamp(2, 4),
-        }
-    }
-
-    /// Dynamic shared memory of a block, bytes: its queries, and tiles of keys and of values.
+    /// Dynamic shared memory of a block, bytes: its queries, and two tiles of keys and of values.
     fn shared(self, c: &ModelConfig) -> usize {
-        2 * c.head_dim * (self.tile() + 2 * self.stages(c) * KEYS)
+        2 * c.head_dim * (self.tile() + 4 * KEYS)
     }
 
     /// The launch for `m` rows.

@@ -56,18 +56,14 @@ impl Prefill {
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) from compiling or launching.
     pub(in crate::cuda) fn step(&self, parts: &Parts<'_>, inputs: &StepInputs) -> Result<()> {
-        let rows = match inputs.tiles.count == inputs.rows {
-            true => Rows::PagedTokens,
-            false => Rows::Paged,
-        };
-        let kind = Attention::of(inputs.rows, rows);
+        let kind = Attention::of(inputs.rows, Rows::Paged);
         let pass = Pass {
             m: inputs.rows,
             past: 0,
             alike: true,
             kind,
             attention: kind.kernels(parts.kernels, parts.config)?,
-            rope: rope(parts.kernels, parts.config, rows)?,
+            rope: rope(parts.kernels, parts.config, Rows::Paged)?,
             inv_freq: inputs.inv_freq,
             tokens: inputs.tokens,
             seen: inputs.places,
