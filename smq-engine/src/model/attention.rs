@@ -83,18 +83,21 @@ impl KvCache {
     }
 
     /// A head's rows of the positions in `range`: where the rows of each page that they lie in
-    /// begin, in order, and how many values they are.
-    fn rows(&self, table: &[u32], head: usize, range: Range<usize>) -> Vec<Range<usize>> {
-        let mut parts = Vec::with_capacity(range.len() / self.page_tokens + 2);
-        let mut position = range.start;
-        while position < range.end {
-            let left = self.page_tokens - position % self.page_tokens;
-            let end = range.end.min(position + left);
-            let at = self.row(table, head, position);
-            parts.push(at..at + (end - position) * self.head_dim);
-            position = end;
-        }
-        parts
+    /// are, in order.
+    fn rows(
+        &self,
+        table: &[u32],
+        head: usize,
+        range: Range<usize>,
+    ) -> impl Iterator<Item = Range<usize>> {
+        let first = range.start / self.page_tokens.max(1);
+        let pages = first..range.end.div_ceil(self.page_tokens.max(1));
+        pages.map(move |page| {
+            let start = range.start.max(page * self.page_tokens);
+            let end = range.end.min((page + 1) * self.page_tokens);
+            let at = self.row(table, head, start);
+            at..at + (end - start) * self.head_dim
+        })
     }
 }
 
@@ -179,12 +182,13 @@ fn attend_block<'q>(
     }
     let start = seen.first().map_or(0, |r| r.start);
     let end = seen.last().map_or(0, |r| r.end);
-    let parts = cache.rows(table, kv_head, start..end);
     let mut scores = vec![0.0; (end - start) * n];
     let mut rest = scores.as_mut_slice();
-    for part in &parts {
-        let (own, others) = rest.split_at_mut(part.len() / d * n);
-        dense_product_f32(Isa::best(), &cache.keys[part.clone()], &packed, n, own);
+    let mut values = Vec::with_capacity((end - start) / cache.page_tokens.max(1) + 2);
+    for rows in cache.rows(table, kv_head, start..end) {
+        let (own, others) = rest.split_at_mut(rows.len() / d * n);
+        dense_product_f32(Isa::best(), &cache.keys[rows.clone()], &packed, n, own);
+        values.push(&cache.values[rows]);
         rest = others;
     }
     let scale = match config.architecture.multipliers {
@@ -200,7 +204,6 @@ fn attend_block<'q>(
         );
     }
     precision.round(&mut scores);
-    let values: Vec<&[f32]> = parts.into_iter().map(|p| &cache.values[p]).collect();
     mix(Isa::best(), &scores, &values, n, out);
 }
 

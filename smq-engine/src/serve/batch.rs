@@ -32,7 +32,8 @@ pub trait BatchEngine: Send {
     fn step_tokens(&self) -> usize;
 
     /// Computes chunks of different sequences and says for each, in order, what came of it. What
-    /// is wrong with one sequence is in its own result.
+    /// is wrong with one sequence is in its own result: logits that are wanted and not finite, or
+    /// settings that leave no token.
     ///
     /// # Errors
     /// If the device failed. Nothing can be said of any chunk then, nor of the arena's contents.

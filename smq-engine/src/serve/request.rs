@@ -15,7 +15,8 @@ use crate::sample::Adjustments;
 pub struct Request {
     /// The prompt's tokens, at least one.
     pub prompt: Vec<u32>,
-    /// At most this many tokens follow; none where only the prompt is to be scored.
+    /// At most this many tokens follow, whatever lengths the settings have; none where only the
+    /// prompt is to be scored.
     pub max_new_tokens: usize,
     /// How tokens are chosen, and which end the text. Stop strings are not looked for: whoever
     /// has the text does that, and cancels.

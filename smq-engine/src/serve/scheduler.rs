@@ -193,7 +193,7 @@ impl<E: BatchEngine> Scheduler<E> {
                 while i < self.running.len() && self.running[i].plan(1, &mut self.pages) == 0 {
                     self.preempt_youngest();
                 }
-                decoding += 1;
+                decoding += usize::from(i < self.running.len());
             }
             i += 1;
         }
