@@ -48,7 +48,8 @@ pub(super) struct LoadArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt_len", "vocab"])]
     data: Option<PathBuf>,
     /// Random ids are below this, which must be within the model's vocabulary
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1000,
+        value_parser = clap::value_parser!(u32).range(1..))]
     vocab: u32,
     /// Seed of prompts and intervals
     #[arg(long, default_value_t = 0)]
@@ -62,7 +63,8 @@ pub(super) struct LoadArgs {
     #[arg(long, value_name = "WHAT:MS", num_args = 1..)]
     goodput: Vec<Objective>,
     /// The longest that a request may take, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600,
+        value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
     /// A file whose first line is the API key
     #[arg(long, value_name = "FILE")]

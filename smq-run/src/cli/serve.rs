@@ -53,10 +53,12 @@ struct LimitArgs {
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = at_least_one)]
     max_queue: usize,
     /// Seconds that a request may take, waiting included
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600,
+        value_parser = clap::value_parser!(u64).range(1..))]
     request_timeout: u64,
     /// Seconds that a client may leave unread what was sent to it
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..))]
     write_timeout: u64,
 }
 

@@ -153,7 +153,7 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let path = dir.path().join("data.jsonl");
         let lines = [
-            r#"{"conversations": [{"from": "human", "value": "one"}, {"from": "gpt", "value": "x"}]}"#,
+            r#"{"conversations": [{"from": "human", "value": "one"}, {"from": "gpt"}]}"#,
             "",
             r#"{"messages": [{"role": "user", "content": "two"}]}"#,
             r#"{"prompt": "three", "output_len": 7}"#,

@@ -75,8 +75,8 @@ fn read(app: &App, body: &[u8]) -> ApiResult<Completion> {
     fields.finish()?;
     let prompt = prompt.ok_or_else(|| ApiError::field("prompt", "the request has no prompt"))?;
     if sampling.max_tokens == Some(0) && !echo {
-        let message = "max_tokens is 0, which leaves nothing to answer; add echo to have the prompt \
-                       back";
+        let message = "max_tokens is 0, which leaves nothing to answer; add echo to have the \
+                       prompt back";
         return Err(ApiError::field("max_tokens", message));
     }
     let prompts = prompts(app, prompt, special, echo)?;

@@ -166,7 +166,10 @@ mod tests {
     fn turns_become_what_templates_expect() {
         let turns = taken(json!([
             {"role": "developer", "content": "be brief"},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "user", "content": [
+                {"type": "text", "text": "a"},
+                {"type": "text", "text": "b"},
+            ]},
             {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function",
                 "function": {"name": "f", "arguments": "{\"z\": 1, \"a\": 2}"}}]},
             {"role": "tool", "content": "3", "tool_call_id": "1", "name": null},
@@ -194,7 +197,9 @@ mod tests {
             json!([{"role": "user", "content": 7}]),
             json!([{"role": "user", "content": "x", "mood": "glad"}]),
             json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]),
-            json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]),
+            json!([{"role": "assistant", "tool_calls": [
+                {"function": {"name": "f", "arguments": "{"}},
+            ]}]),
         ] {
             assert_eq!(taken(turns.clone()).unwrap_err().status(), 400, "{turns}");
         }

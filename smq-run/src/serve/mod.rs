@@ -3,8 +3,8 @@
 //! A request goes through `routes` (which path), `limits` (whether it may), `fields` with
 //! `completions` or `chat` (what it asks for), and is submitted to `worker`, the one thread that
 //! owns the scheduler and the device. What comes of it goes back through a channel to its `answer`,
-//! which makes text of tokens and is written out whole or by `stream`. All else that a request needs,
-//! such as tokenizing, is done on other threads while the device computes.
+//! which makes text of tokens and is written out whole or by `stream`. All else that a request
+//! needs, such as tokenizing, is done on other threads while the device computes.
 //!
 //! `spec/serve.md` says what is taken and what is refused.
 

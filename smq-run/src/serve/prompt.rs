@@ -18,8 +18,8 @@ pub(super) fn prompts(
     echo: bool,
 ) -> ApiResult<Vec<(Vec<u32>, Option<String>)>> {
     let wrong = || {
-        let message = "prompt is neither a string, nor a list of strings, of token ids, or of lists \
-                       of token ids";
+        let message = "prompt is neither a string, nor a list of strings, of token ids, or of \
+                       lists of token ids";
         ApiError::field("prompt", message)
     };
     let items = match given {

@@ -130,7 +130,8 @@ fn many_clients_get_their_own_answers() {
     fn ask(which: usize) -> serde_json::Value {
         let prompt = ["The cat", "A dog and", "Once", "In the morning the"][which % 4];
         let temperature = if which < 4 { 0.0 } else { 0.9 };
-        json!({"prompt": prompt, "max_tokens": 12 + which, "temperature": temperature, "seed": which})
+        json!({"prompt": prompt, "max_tokens": 12 + which, "temperature": temperature,
+            "seed": which})
     }
 }
 

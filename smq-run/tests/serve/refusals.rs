@@ -165,7 +165,8 @@ fn a_field_that_is_wrong_or_unknown_is_named() {
     );
     server.ok(CHAT, &body);
     // The most that can be asked for ends with the context, not with the server.
-    let body = json!({"prompt": "Hi", "max_tokens": 4294967295u32, "stop_token_ids": (0..1024).collect::<Vec<u32>>(),
+    let body = json!({"prompt": "Hi", "max_tokens": 4294967295u32,
+        "stop_token_ids": (0..1024).collect::<Vec<u32>>(),
         "logit_bias": {"5": 100}});
     server.ok(COMPLETIONS, &body);
     // All of it was counted, and nothing is left behind.
