@@ -169,7 +169,7 @@ fn greedy_tokens_are_those_of_transformers() {
 /// A layer taken apart at its products computes what it computes in one go.
 #[test]
 fn stages_are_the_layers_own_steps() {
-    for_all(|fixture, case, dir| {
+    for_all(|fixture, _, dir| {
         let source = Source::open(dir).map_err(|e| e.to_string())?;
         let decoder = Decoder::load(&source).map_err(|e| e.to_string())?;
         let ids = &fixture.ids()[..40];
