@@ -74,7 +74,7 @@ fn what_it_is(keys: Keys<'_>) -> &'static str {
     let several = |key: &&str| keys.get(key).and_then(Value::as_u64).is_some_and(|n| n > 1);
     let experts = ["num_experts", "num_local_experts", "n_routed_experts"];
     let towers = ["vision_config", "audio_config", "text_config"];
-    if experts.iter().any(|key| several(key)) {
+    if experts.iter().any(several) {
         " (a mixture of experts: it converts, and does not run)"
     } else if towers.iter().any(|key| keys.given(key).is_some()) {
         " (a model of text and something else: it converts, and does not run)"

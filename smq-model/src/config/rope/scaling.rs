@@ -162,19 +162,19 @@ impl Reader<'_, '_> {
             index_of(fast.unwrap_or(32.0)),
             index_of(slow.unwrap_or(1.0)),
         );
+        if !(low.is_finite() && high.is_finite()) {
+            return Err(format!(
+                "{} is yarn, whose ramp has no ends with a base of {theta} and an original context of \
+                 {original_positions}; check rope_theta, beta_fast and beta_slow",
+                inside.name("rope_type")
+            ));
+        }
         if truncate {
             (low, high) = (low.floor(), high.ceil());
         }
         let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
         if low == high {
             high += 0.001;
-        }
-        if !(low.is_finite() && high.is_finite()) {
-            return Err(format!(
-                "{} is yarn, whose ramp has no ends with a base of {theta} and an original context of \
-                 {original_positions}",
-                inside.name("rope_type")
-            ));
         }
         Ok(RopeScaling::Yarn {
             factor: factor as f32,

@@ -92,6 +92,10 @@ fn rotary_embedding_that_cannot_be_followed_is_refused_by_name() {
             &["yarn", "base of 1"],
         ),
         (
+            scaled(json!({"type": "yarn", "factor": 4, "beta_slow": -1})),
+            &["yarn", "beta_slow"],
+        ),
+        (
             json!({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 4}}),
             &["2 elements", "dynamic"],
         ),
