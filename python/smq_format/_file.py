@@ -79,8 +79,7 @@ def open_smq(path: Union[str, os.PathLike[str]]) -> SmqFile:
 class SmqFile:
     """An open .smq file; :func:`open_smq` makes one.
 
-    It is a mapping's reading half: ``len(f)``, ``name in f`` and ``for name in f`` are about the
-    names of its tensors.
+    ``len(f)``, ``name in f`` and ``for name in f`` are about its tensors' names, as with a ``dict``.
     """
 
     def __init__(self, path: Union[str, os.PathLike[str]]) -> None:

@@ -17,8 +17,8 @@ PROGRAMS = Path(os.environ.get("SMQ_PROGRAMS", REPOSITORY / "target" / "release"
 
 # Every scheme and scale format, groups that divide the 256 and 768 columns and groups that do not.
 VARIANTS: Dict[str, List[str]] = {
-    "int4-e5m5": ["--target", "all"],
-    "int4-e5m0-mlp": ["--mbits", "0"],
+    "int4-e5m5": ["--mbits", "5", "--target", "all"],
+    "int4-e5m0-mlp": ["--mbits", "0", "--target", "mlp"],
     "int4-e5m3-signed-32": [
         *("--mbits", "3", "--group-size", "32", "--scale-rule", "signed", "--target", "all"),
     ],
@@ -26,7 +26,7 @@ VARIANTS: Dict[str, List[str]] = {
     "int4-f16-100": ["--scales", "f16", "--group-size", "100", "--target", "all"],
     "int4-e4m3-64": ["--scales", "e4m3", "--group-size", "64", "--target", "all"],
     "int4-e8m0": ["--scales", "e8m0", "--target", "all"],
-    "lut4-e5m5": ["--scheme", "lut4", "--target", "all"],
+    "lut4-e5m5": ["--scheme", "lut4", "--mbits", "5", "--target", "all"],
     "lut4-f32-48": [
         *("--scheme", "lut4", "--mbits", "-1", "--group-size", "48", "--target", "all"),
     ],

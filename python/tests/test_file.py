@@ -91,7 +91,7 @@ def test_metadata(int4: Converted) -> None:
 def test_a_file_without_a_config(convert: Any, tmp_path: Path) -> None:
     shard = tmp_path / "model.safetensors"
     shard.write_bytes((PHI3_TINY / "model-00001-of-00003.safetensors").read_bytes())
-    with open_smq(convert(shard).path) as file:
+    with open_smq(convert(shard, "--target", "mlp").path) as file:
         assert file.metadata()["config"] is None
 
 
@@ -115,7 +115,7 @@ def test_receipts_and_output_errors(tmp_path: Path) -> None:
     text.write_text(SAMPLE_TEXT.read_text()[:6000])
     calibrate = ["--calibrate", SAMPLE_TEXT, "--calibrate-tokens", 256, "--calibrate-window", 128]
     measure = ["--measure-kl", text, "--measure-kl-tokens", 512, "--device", "cpu"]
-    run("smq-convert", "--target", "mlp", *calibrate, *measure, "--", PHI3_TINY, path)
+    run("smq-convert", "--mbits", "5", "--target", "mlp", *calibrate, *measure, "--", PHI3_TINY, path)
     said = inspect(path)
     with open_smq(path) as file:
         (mine,), (receipt,) = file.receipts(), said["receipts"]
