@@ -25,6 +25,8 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`serve`] runs many sequences at once, each with the tokens that it has alone.
 
 mod cpu;
 pub mod cuda;
