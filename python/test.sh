@@ -13,6 +13,15 @@ export SMQ_PROGRAMS
 
 cargo fmt --check
 cargo clippy --release --locked -- -D warnings
+# As .ci/run does it for the product, which also gets cargo-deny.
+deny=$(command -v cargo-deny || echo ../target/cargo-deny/bin/cargo-deny)
+if [ -x "$deny" ]; then
+    cargo fetch --quiet --locked
+    "$deny" --offline --locked --config ../deny.toml check --hide-inclusion-graph \
+        licenses bans sources
+else
+    echo "WARNING: no cargo-deny (.ci/run installs it): LICENCES ARE NOT CHECKED" >&2
+fi
 
 venv=$PWD/target/venv
 "${PYTHON:-python3}" -m venv --clear "$venv"

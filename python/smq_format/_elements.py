@@ -20,7 +20,7 @@ _FRAMEWORKS = {"numpy": "numpy", "np": "numpy", "torch": "torch", "pt": "torch"}
 
 
 def element_of(dtype: object) -> Optional[str]:
-    """``"f32"``, ``"f16"`` or ``"bf16"`` for whatever the caller calls it; ``None`` for ``None``."""
+    """``"f32"``, ``"f16"`` or ``"bf16"``, whatever the caller calls it; ``None`` for ``None``."""
     if dtype is None:
         return None
     name = dtype if isinstance(dtype, str) else str(dtype)

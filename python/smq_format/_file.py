@@ -79,7 +79,7 @@ def open_smq(path: Union[str, os.PathLike[str]]) -> SmqFile:
 class SmqFile:
     """An open .smq file; :func:`open_smq` makes one.
 
-    ``len(f)``, ``name in f`` and ``for name in f`` are about its tensors' names, as with a ``dict``.
+    ``len(f)``, ``name in f`` and ``for name in f`` are about its tensors' names, as with a dict.
     """
 
     def __init__(self, path: Union[str, os.PathLike[str]]) -> None:

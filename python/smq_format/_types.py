@@ -96,8 +96,8 @@ class TensorInfo(TypedDict):
 
 
 class ErrorFigures(TypedDict):
-    """Errors over the groups of a tensor. A group's relative MSE is the sum of the squared errors of
-    its weights over the sum of the squares of the weights."""
+    """Errors over the groups of a tensor. A group's relative MSE is the sum of the squared errors
+    of its weights over the sum of the squares of the weights."""
 
     mean_rel_mse: float
     p50_rel_mse: float
@@ -107,13 +107,14 @@ class ErrorFigures(TypedDict):
     max_rel_mse: float
     mean_cosine: float
     sqnr_db: float
-    """Signal to quantization-noise ratio of the whole tensor, dB; ``inf`` where there is no error."""
+    """Signal to quantization-noise ratio of the whole tensor; ``inf`` where there is no error."""
     squared_error: float
     squared_weight: float
 
 
 class OutputError(TypedDict):
-    """Squared error of a calibrated tensor's outputs on the calibration texts, over their squares."""
+    """Squared error of a calibrated tensor's outputs on the calibration texts, over the outputs'
+    squares."""
 
     rounded: float
     """As rounding to nearest would have it."""

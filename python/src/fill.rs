@@ -18,8 +18,8 @@ pub(crate) fn fill_f32(view: &TensorView, out: &mut [f32]) -> Result<(), Defect>
     })
 }
 
-/// Fills `out` with the bits of the elements as `to`, of two bytes: as they are stored where that is
-/// their type, and rounded half to even otherwise.
+/// Fills `out` with the bits of the elements as `to`: as they are stored where that is their type,
+/// and rounded half to even otherwise.
 ///
 /// # Errors
 /// An invalid scale or element.

@@ -115,7 +115,8 @@ def test_receipts_and_output_errors(tmp_path: Path) -> None:
     text.write_text(SAMPLE_TEXT.read_text()[:6000])
     calibrate = ["--calibrate", SAMPLE_TEXT, "--calibrate-tokens", 256, "--calibrate-window", 128]
     measure = ["--measure-kl", text, "--measure-kl-tokens", 512, "--device", "cpu"]
-    run("smq-convert", "--mbits", "5", "--target", "mlp", *calibrate, *measure, "--", PHI3_TINY, path)
+    scheme = ["--mbits", "5", "--target", "mlp"]
+    run("smq-convert", *scheme, *calibrate, *measure, "--", PHI3_TINY, path)
     said = inspect(path)
     with open_smq(path) as file:
         (mine,), (receipt,) = file.receipts(), said["receipts"]

@@ -1,4 +1,4 @@
-"""What a type checker makes of the package's use; `test.sh` has mypy read this, and nothing runs it."""
+"""What a type checker makes of the package's use: `test.sh` has mypy read this; nothing runs it."""
 
 from __future__ import annotations
 
