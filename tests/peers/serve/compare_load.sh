@@ -19,7 +19,7 @@ for round in 1 2 3; do
     HF_HUB_OFFLINE=1 guidellm run \
         --backend kind=openai_http,target="$url",request_format=/v1/completions \
         --profile kind=concurrent,streams="$clients" \
-        --seed kind=static,seed=$((round * 1000 + 7)) \
+        --seed kind=static,value=$((round * 1000 + 7)) \
         --data kind=synthetic_text,prompt_tokens="$prompt",output_tokens="$output" \
         --constraint kind=max_requests,count="$requests" \
         --tokenizer kind=hf_auto,model="$model" --disable-progress \

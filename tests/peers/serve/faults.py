@@ -19,6 +19,7 @@ Needs nothing but Python.
 """
 
 import argparse
+import atexit
 import collections
 import http.client
 import json
@@ -34,6 +35,7 @@ class Server:
     def __init__(self, binary, model, port=0, options=()):
         command = [binary, "--device", "cpu", "serve", model, "--port", str(port), *options]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        atexit.register(self.process.kill)
         self.host, port = self.process.stdout.readline().strip().rsplit("//", 1)[1].split(":")
         self.port = int(port)
 
@@ -232,6 +234,8 @@ def random_traffic(args):
 
     threads(24, client)
     server.wait_until_idle()
+    # The server has closed the one that was idle.
+    alone = server.connect()
     again = [text(server.post(alone, long(number))[1]) for number in range(24)]
     print(f"{args.seconds} s of random traffic by 24 clients: {sum(counts.values())} requests")
     for what in sorted(counts):
