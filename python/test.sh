@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the wheel, installs it into a fresh virtual environment, and runs the tests and the type
 # checks there. PYTHON names the interpreter; SMQ_PROGRAMS a directory with smq-convert and
-# smq-inspect, which are built where it is not set.
+# smq-inspect, which are built where it is not set; SITE_PACKAGES a directory with torch and
+# transformers for this interpreter, which are installed where it is not set.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -25,6 +26,10 @@ fi
 
 venv=$PWD/target/venv
 "${PYTHON:-python3}" -m venv --clear "$venv"
+if [ -n "${SITE_PACKAGES:-}" ]; then
+    here=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    echo "$SITE_PACKAGES" > "$here/site_packages.pth"
+fi
 "$venv/bin/pip" install --quiet --disable-pip-version-check 'maturin>=1.9.4,<2'
 rm -rf target/wheels
 "$venv/bin/maturin" build --release --locked --out target/wheels
