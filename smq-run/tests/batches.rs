@@ -203,8 +203,11 @@ fn note(events: Vec<Event>, ids: &mut HashMap<RequestId, (&Known, Output)>) {
     }
 }
 
+/// The bits of a token's log-probability and of those of the most likely ones.
+type ProbBits = (u32, Vec<(u32, u32)>);
+
 /// An output whose numbers compare by their bits.
-fn bits(output: &Output) -> (Vec<(u32, Vec<(u32, u32)>)>, Vec<u32>, Option<Stop>) {
+fn bits(output: &Output) -> (Vec<ProbBits>, Vec<u32>, Option<Stop>) {
     let all = output.prompt.iter().chain(&output.log_probs);
     let one = |probs: &LogProbs| {
         let top = probs.top.iter().map(|(id, p)| (*id, p.to_bits()));

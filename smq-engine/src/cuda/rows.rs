@@ -214,7 +214,7 @@ impl RowProducts {
                         | Format::Nf4 { .. }
                         | Format::Fp8 { .. },
                         _,
-                    ) => self.bf16(kernels, stream, &product, n.alike, w, x, y),
+                    ) => self.bf16(kernels, stream, (&product, n.alike), w, x, y),
                 }
             }?;
             column += w.rows;
@@ -231,8 +231,7 @@ impl RowProducts {
         &self,
         kernels: &Kernels,
         stream: &Stream,
-        product: &MatMul,
-        alike: bool,
+        (product, alike): (&MatMul, bool),
         w: &DeviceMatrix,
         x: &Activations,
         y: u64,
