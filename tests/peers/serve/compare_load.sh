@@ -5,16 +5,23 @@
 #     compare_load.sh URL MODEL_DIR SMQ_RUN OUT_DIR [CLIENTS] [REQUESTS] [PROMPT] [OUTPUT]
 #
 # MODEL_DIR has the tokenizer by which guidellm makes its prompts. PROMPT and OUTPUT count tokens.
+# DATA=FILE gives load prompts of text, for servers that take no token ids. guidellm's own
+# `mock-server`, which waits for a time that it is told and computes nothing, is one: there the two
+# must agree, however busy the machine is.
 # Needs `pip install guidellm` (0.8) on PATH.
 set -euo pipefail
 url=$1 model=$2 smq_run=$3 out=$4
 clients=${5:-4} requests=${6:-32} prompt=${7:-128} output=${8:-32}
 mkdir -p "$out"
+prompts=(--prompt-len "$prompt" --vocab 40000)
+if [ -n "${DATA:-}" ]; then
+    prompts=(--data "$DATA")
+fi
 
 # Prompts of both are different ones, and so are those of each round.
 for round in 1 2 3; do
     "$smq_run" load --url "$url" --concurrency "$clients" --num-prompts "$requests" \
-        --prompt-len "$prompt" --output-len "$output" --vocab 40000 --seed $((round * 1000)) \
+        "${prompts[@]}" --output-len "$output" --seed $((round * 1000)) \
         --json "$out/load-$round.json" > "$out/load-$round.txt"
     HF_HUB_OFFLINE=1 guidellm run \
         --backend kind=openai_http,target="$url",request_format=/v1/completions \
