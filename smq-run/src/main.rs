@@ -1,16 +1,38 @@
 //! The `smq-run` program.
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser};
 use smq_run::{Cli, is_broken_pipe, run};
 
 fn main() -> ExitCode {
     smq_convert::cli::prepare();
-    match run(&Cli::parse()) {
+    let cli = Cli::try_parse().unwrap_or_else(|error| match model_for_command(&error) {
+        Some(hint) => Cli::command().error(error.kind(), hint).exit(),
+        None => error.exit(),
+    });
+    match run(&cli) {
         // Whoever read our output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         // Says each cause once.
         other => smq_convert::cli::exit(other.map(|()| ExitCode::SUCCESS)),
     }
+}
+
+/// What to say to somebody who gave a model where a command belongs.
+fn model_for_command(error: &clap::Error) -> Option<String> {
+    if error.kind() != ErrorKind::InvalidSubcommand {
+        return None;
+    }
+    let Some(ContextValue::String(given)) = error.get(ContextKind::InvalidSubcommand) else {
+        return None;
+    };
+    Path::new(given).exists().then(|| {
+        format!(
+            "{given} is a file or directory, and a command comes first: smq-run generate {given} continues a prompt, \
+             smq-run bench {given} times it, smq-run serve {given} answers HTTP clients"
+        )
+    })
 }

@@ -159,6 +159,7 @@ fn inputs() {
         ("smq-inspect --strip-statistics DIR/fifo", "DIR/fifo is a FIFO, not a regular file"),
         ("smq-inspect --recheck DIR/fifo DIR/ok.smq", "DIR/fifo is a FIFO, not a regular file"),
         ("smq-convert DIR/missing DIR/out.smq", "DIR/missing: cannot open it: No such file or directory (os error 2)"),
+        ("smq-convert DIR/out.smq DIR/checkpoint", "DIR/out.smq: cannot open it: No such file or directory (os error 2); DIR/checkpoint is a checkpoint, which comes first: smq-convert DIR/checkpoint DIR/out.smq"),
         ("smq-convert DIR/dangling DIR/out.smq", "DIR/dangling: cannot follow this symbolic link: No such file or directory (os error 2)"),
         ("smq-convert DIR/circle DIR/out.smq", "DIR/circle: cannot follow this symbolic link: Too many levels of symbolic links (os error 40)"),
         ("smq-convert DIR/dir DIR/out.smq", "DIR/dir: no model.safetensors, no model.safetensors.index.json and no other .safetensors file in it"),
@@ -180,6 +181,24 @@ fn inputs() {
         ("smq-run generate --prompt a DIR/text", "cannot load DIR/text: DIR/text: not an .smq file: the first 8 bytes are 73 6f 6d 65 20 74 65 78, expected 89 53 4d 51 0d 0a 1a 0a"),
         ("smq-run generate --prompt a /dev/null", "cannot load /dev/null: /dev/null is a device, not a regular file"),
     ]);
+}
+
+/// Whoever leaves the command out is told which there are for a model.
+#[test]
+fn a_model_in_place_of_a_command() {
+    let scratch = Scratch::new();
+    let (code, stderr) = scratch.run("smq-run DIR/ok.smq");
+    let expected = "error: DIR/ok.smq is a file or directory, and a command comes first: smq-run generate DIR/ok.smq ";
+    assert!(
+        code == Some(2) && stderr.starts_with(expected),
+        "{code:?} {stderr}"
+    );
+    let (code, stderr) = scratch.run("smq-run DIR/missing");
+    let expected = "error: unrecognized subcommand";
+    assert!(
+        code == Some(2) && stderr.starts_with(expected),
+        "{code:?} {stderr}"
+    );
 }
 
 /// A file of a checkpoint directory that is none.

@@ -19,6 +19,7 @@ const DEFAULT_TOP: usize = 20;
 /// Exits with 1 where the file, its statistics or what was asked of it is not in order.
 #[derive(Debug, Parser)]
 #[command(
+    name = "smq-inspect",
     version,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true

@@ -1,6 +1,6 @@
 //! The command line of `smq-convert`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use anyhow::Context;
@@ -365,11 +365,30 @@ pub fn run() -> anyhow::Result<()> {
     }
 }
 
+/// What to say to somebody who gave the output before the checkpoint.
+fn swapped(path: &Path, out: Option<&Path>) -> Option<String> {
+    let is_checkpoint = |dir: &&Path| {
+        let has = |name: &str| dir.join(name).is_file();
+        has("config.json") || has("model.safetensors")
+    };
+    let out = out.filter(is_checkpoint).filter(|_| !path.exists())?;
+    Some(format!(
+        "{} is a checkpoint, which comes first: smq-convert {} {}",
+        out.display(),
+        out.display(),
+        path.display()
+    ))
+}
+
 fn run_convert(path: PathBuf, args: ConvertArgs) -> anyhow::Result<()> {
     if let Some(format) = args.export.format(&path)? {
         return export::run(&path, args.out, format, args.force, interrupts());
     }
-    let mut checkpoint = Checkpoint::open(&path)?;
+    let opened = Checkpoint::open(&path);
+    let mut checkpoint = opened.map_err(|error| match swapped(&path, args.out.as_deref()) {
+        Some(hint) => anyhow::anyhow!("{error}; {hint}"),
+        None => error.into(),
+    })?;
     print_notes(checkpoint.notes());
     if args.requantize {
         anyhow::ensure!(

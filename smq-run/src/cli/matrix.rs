@@ -8,13 +8,14 @@ use clap::Args;
 
 use super::Global;
 use super::generate::at_least_one;
+use crate::study::contract::DEFAULT_PATH;
 use crate::study::plan::{Section, Selection};
 use crate::study::runner::{self, MatrixOptions};
 
 #[derive(Debug, Args)]
 pub(super) struct MatrixArgs {
     /// What to measure
-    #[arg(long, value_name = "FILE", default_value = "spec/experiment.toml")]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
     /// The checkpoint directory, not quantized
     #[arg(long, value_name = "DIR")]

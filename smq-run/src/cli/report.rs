@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::study::contract::DEFAULT_PATH;
 use crate::study::report;
 use smq_convert::cli::{after_work, show};
 
@@ -12,7 +13,7 @@ pub(super) struct ReportArgs {
     /// The results directory of `smq-run matrix`
     results: PathBuf,
     /// What was measured
-    #[arg(long, value_name = "FILE", default_value = "spec/experiment.toml")]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
 }
 

@@ -12,6 +12,10 @@ use smq_format::{Family, ScaleChoice, ScaleRule};
 use crate::output::toml_message;
 pub(crate) use stored::Stored;
 
+/// Where the study's own contract is, seen from the repository's root.
+pub(crate) const DEFAULT_PATH: &str = "spec/experiment.toml";
+const DEFAULT_TEXT: &str = include_str!("../../../spec/experiment.toml");
+
 /// Version of the file's layout.
 const VERSION: u64 = 1;
 /// Bounds of anything counted in tokens.
@@ -248,15 +252,19 @@ impl Config {
 }
 
 impl Contract {
-    /// Reads and checks a file.
+    /// Reads and checks a file. Where the default one is not there, as outside of the repository,
+    /// it is the one that this program was built with.
     ///
     /// # Errors
     /// [`ContractError`], with the file and the first key that is wrong.
     pub(crate) fn load(path: &Path) -> Result<Self, ContractError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ContractError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = match path == Path::new(DEFAULT_PATH) && !path.exists() {
+            true => DEFAULT_TEXT.to_owned(),
+            false => std::fs::read_to_string(path).map_err(|source| ContractError::Read {
+                path: path.to_owned(),
+                source,
+            })?,
+        };
         let mut contract: Self = toml::from_str(&text).map_err(|e| ContractError::Syntax {
             path: path.to_owned(),
             message: toml_message(&text, &e),

@@ -214,3 +214,14 @@ fn a_missing_file_is_named() {
         .to_string();
     assert!(message.starts_with("no/such.toml: "), "{message}");
 }
+
+/// Outside of the repository the study's own contract is the one in the program.
+#[test]
+fn the_default_contract_needs_no_repository() {
+    let given = Path::new(DEFAULT_PATH);
+    assert!(!given.exists(), "tests run in the crate's directory");
+    let built_in = Contract::load(given).unwrap();
+    let file = Contract::load(&Path::new("..").join(DEFAULT_PATH)).unwrap();
+    assert_eq!(built_in.blake3, file.blake3);
+    assert!(Contract::load(Path::new("spec/other.toml")).is_err());
+}
