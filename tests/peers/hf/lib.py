@@ -31,8 +31,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "second_rea
 
 PROMPT = "The capital of France is"
 QUESTION = "What is the capital of France?"
-# Two orders of f32 sums: losses of 8 nats agree to 4e-7 for the most part, and to 1.1e-6 at worst.
-TOLERANCE_NATS = 2e-6
+# Two orders of f32 sums: a logit of about 10, of some 256 products, is off by up to 10 * 2^-24 *
+# sqrt(256). Losses of 8 to 10 nats agree to 4e-7 for the most part, and to 3.6e-6 at worst.
+TOLERANCE_NATS = 1e-5
 
 
 class Refusal(str):
