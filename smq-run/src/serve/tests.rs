@@ -1,7 +1,7 @@
 //! The scheduler's thread with an engine that fails.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use smq_engine::serve::{BatchEngine, Chosen, Chunk, Computed, Request, Scheduler};
@@ -15,11 +15,15 @@ const PANIC: u32 = 7;
 const FAIL: u32 = 8;
 
 /// An engine that answers every token with the next one, and panics or fails at some.
-struct Fake(ModelConfig);
+struct Fake {
+    config: ModelConfig,
+    /// No step starts while a test holds it.
+    gate: Arc<Mutex<()>>,
+}
 
 impl BatchEngine for Fake {
     fn config(&self) -> &ModelConfig {
-        &self.0
+        &self.config
     }
 
     fn device(&self) -> &'static str {
@@ -46,6 +50,8 @@ impl BatchEngine for Fake {
         &mut self,
         chunks: &mut [Chunk<'_>],
     ) -> smq_engine::Result<Vec<smq_engine::Result<Computed>>> {
+        // Let go of at once, so that a panic below does not poison it.
+        drop(self.gate.lock().unwrap());
         let one = |chunk: &mut Chunk<'_>| {
             assert!(!chunk.tokens.contains(&PANIC), "a token that is not borne");
             if chunk.tokens.contains(&FAIL) {
@@ -66,9 +72,15 @@ impl BatchEngine for Fake {
 }
 
 fn worker() -> Worker {
+    worker_behind(Arc::default())
+}
+
+/// One whose engine waits while `gate` is held.
+fn worker_behind(gate: Arc<Mutex<()>>) -> Worker {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/phi3-tiny");
     let source = Source::open(&fixture).unwrap();
-    let engine = Fake(ModelConfig::of(&source).unwrap());
+    let config = ModelConfig::of(&source).unwrap();
+    let engine = Fake { config, gate };
     let metrics = Arc::new(Metrics::new("fake").unwrap());
     Worker::start(Scheduler::new(engine).unwrap(), metrics).unwrap()
 }
@@ -100,14 +112,17 @@ fn tokens(mut receiver: Receiver) -> Result<Vec<u32>, String> {
 
 #[test]
 fn a_panic_fails_what_is_in_work_and_nothing_after_it() {
-    let worker = worker();
+    let gate = Arc::new(Mutex::new(()));
+    let worker = worker_behind(Arc::clone(&gate));
     assert_eq!(
         tokens(submit(&worker, &[vec![20]], 3)),
         Ok(vec![21, 22, 23])
     );
-    // Both run until one comes to the token.
+    // Both run until one comes to the token; neither may have ended before the other came.
+    let held = gate.lock().unwrap();
     let beside = submit(&worker, &[vec![100]], 1000);
     let panics = submit(&worker, &[vec![1]], 1000);
+    drop(held);
     let error = tokens(panics).unwrap_err();
     assert!(
         error.contains("panicked") && error.contains("not borne"),
