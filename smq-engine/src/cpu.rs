@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 use smq_model::{ModelConfig, Source};
 
-use crate::engine::{Engine, Step, TokenScore, check_keep, log_sum_exp};
+use crate::engine::{Engine, Step, TokenScore, check_ids, check_keep, check_len, log_sum_exp};
 use crate::error::{Error, Result};
 use crate::model::{Decoder, Precision, Sequence};
 
@@ -59,12 +59,7 @@ impl<'a> CpuEngine<'a> {
         if tokens.is_empty() {
             return Err(Error::Input("no tokens given".into()));
         }
-        if len > config.max_positions {
-            let limit = config.max_positions;
-            return Err(Error::Input(format!(
-                "{len} tokens exceed the model's longest context of {limit}"
-            )));
-        }
+        check_len(config, len)?;
         // Hugging Face picks the factors by the whole sequence's length; keys rotated with the
         // others are useless then, so the cache is dropped and everything computed anew.
         let long = config.rope.is_long(len);
@@ -87,11 +82,7 @@ impl<'a> CpuEngine<'a> {
     /// Scores each target after its row of `hidden`, `[targets or more, hidden]`.
     fn target_scores(&self, hidden: &[f32], targets: &[u32]) -> Result<Vec<TokenScore>> {
         let (width, vocab) = (self.config().hidden, self.config().vocab);
-        if let Some(id) = targets.iter().find(|id| **id as usize >= vocab) {
-            return Err(Error::Input(format!(
-                "token id {id} is outside the model's vocabulary of {vocab}"
-            )));
-        }
+        check_ids(self.config(), targets)?;
         let mut out = Vec::with_capacity(targets.len());
         let blocks = hidden.chunks(width * LOGIT_ROWS);
         for (x, targets) in blocks.zip(targets.chunks(LOGIT_ROWS)) {

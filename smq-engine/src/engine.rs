@@ -145,6 +145,31 @@ pub trait Engine: Send {
     ) -> Result<()>;
 }
 
+/// Refuses tokens that are not in the vocabulary.
+pub(crate) fn check_ids<'a>(
+    config: &ModelConfig,
+    tokens: impl IntoIterator<Item = &'a u32>,
+) -> Result<()> {
+    let vocab = config.vocab;
+    match tokens.into_iter().find(|id| **id as usize >= vocab) {
+        None => Ok(()),
+        Some(id) => Err(Error::Input(format!(
+            "token id {id} is outside the model's vocabulary of {vocab}"
+        ))),
+    }
+}
+
+/// Refuses a sequence that is longer than the model's context.
+pub(crate) fn check_len(config: &ModelConfig, len: usize) -> Result<()> {
+    let limit = config.max_positions;
+    match len > limit {
+        false => Ok(()),
+        true => Err(Error::Input(format!(
+            "{len} tokens exceed the model's longest context of {limit}"
+        ))),
+    }
+}
+
 pub(crate) fn check_keep(tokens: usize, keep: usize) -> Result<()> {
     if keep == 0 || keep > tokens {
         return Err(Error::Input(format!(

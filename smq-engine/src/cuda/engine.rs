@@ -13,7 +13,7 @@ use super::prefill::{CHUNK, Prefill};
 use super::state::{RING, State};
 use super::upload::Staging;
 use super::weights::DeviceModel;
-use crate::engine::{self, Continuations, Engine, TokenScore, check_keep};
+use crate::engine::{self, Continuations, Engine, TokenScore, check_ids, check_keep, check_len};
 use crate::error::{Error, Result};
 use crate::report::{GpuInfo, LoadReport};
 use smq_model::ModelConfig;
@@ -178,8 +178,8 @@ impl CudaEngine {
         if tokens.is_empty() {
             return Err(Error::Input("no tokens given".into()));
         }
-        self.check_len(len)?;
-        self.check_ids(tokens)?;
+        check_len(&self.config, len)?;
+        check_ids(&self.config, tokens)?;
         // Hugging Face picks the factors by the whole sequence's length; keys rotated with the
         // others are useless then, so everything is computed anew.
         let long = self.config.rope.is_long(len);
@@ -244,29 +244,9 @@ impl CudaEngine {
                 tokens.len()
             )));
         }
-        self.check_ids(tokens)?;
+        check_ids(&self.config, tokens)?;
         self.start(tokens.len())?;
         self.use_factors(self.config.rope.is_long(tokens.len()))
-    }
-
-    fn check_len(&self, len: usize) -> Result<()> {
-        let limit = self.config.max_positions;
-        if len > limit {
-            return Err(Error::Input(format!(
-                "{len} tokens exceed the model's longest context of {limit}"
-            )));
-        }
-        Ok(())
-    }
-
-    fn check_ids(&self, tokens: &[u32]) -> Result<()> {
-        let vocab = self.config.vocab;
-        match tokens.iter().find(|t| **t as usize >= vocab) {
-            None => Ok(()),
-            Some(id) => Err(Error::Input(format!(
-                "token id {id} is outside the model's vocabulary of {vocab}"
-            ))),
-        }
     }
 
     /// Greedy text with steps queued ahead; some may still run when it returns.
@@ -402,12 +382,15 @@ impl Engine for CudaEngine {
             if item.context.is_empty() {
                 return Err(Error::Input("the context is empty".into()));
             }
-            self.check_ids(item.context)?;
+            check_ids(&self.config, item.context)?;
             item.continuations
                 .iter()
-                .try_for_each(|c| self.check_ids(c))?;
+                .try_for_each(|c| check_ids(&self.config, c))?;
             let longest = item.continuations.iter().map(Vec::len).max().unwrap_or(0);
-            self.check_len((item.context.len() + longest).saturating_sub(1))?;
+            check_len(
+                &self.config,
+                (item.context.len() + longest).saturating_sub(1),
+            )?;
         }
         let mut out: Vec<Vec<Vec<TokenScore>>> = items
             .iter()

@@ -89,7 +89,7 @@ impl Bf16Cut {
 ///
 /// # Errors
 /// As [`Kernels::get`] and [`TensorMap::bf16`].
-pub fn bf16_call(
+pub(super) fn bf16_call(
     kernels: &Kernels,
     product: &MatMul,
     w: Span,

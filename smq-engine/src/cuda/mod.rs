@@ -33,6 +33,7 @@ mod needs;
 mod packing;
 mod pinned;
 mod prefill;
+mod row_count;
 mod rows;
 mod serve;
 mod solver;
@@ -58,7 +59,7 @@ pub use decode::{Cache, Decoder};
 pub use device::{Gpu, memory_in_use, pci_bus_id};
 pub use engine::CudaEngine;
 pub use fp8::{QuantizedRows, fp8_defines};
-pub use gemm_bf16::{Bf16Cut, bf16_call};
+pub use gemm_bf16::Bf16Cut;
 pub use graph::{Graph, time_us};
 pub use kernels::{Call, Kernels};
 pub use launch::Launch;
@@ -68,9 +69,10 @@ pub use needs::{Need, SMS, kernels_of};
 pub use pinned::PinnedBuffer;
 pub use prefill::attention::{Attention, ROPE_THREADS, Rows, rope_defines, table_launch};
 pub use prefill::{CHUNK, ROW_THREADS, row_defines, swiglu_launch};
+pub use row_count::RowCount;
 pub use rows::{
-    Cut, RowCount, RowProducts, Target, int4_call, int4_widened_from, reads_int4_order,
-    scratch_bytes, widen, widen_defines,
+    Cut, RowProducts, Target, int4_call, int4_widened_from, reads_int4_order, scratch_bytes, widen,
+    widen_defines,
 };
 pub use serve::{CudaBatch, choose_defines};
 pub use state::State;

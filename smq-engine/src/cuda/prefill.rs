@@ -18,9 +18,8 @@ use super::memory::Span;
 use super::module::Kernel;
 use super::packing::Seen;
 use super::pinned::PinnedBuffer;
-use super::rows::{
-    RowCount, RowProducts, Target, joins_gate_and_up, reads_int4_order, scratch_bytes,
-};
+use super::row_count::RowCount;
+use super::rows::{RowProducts, Target, joins_gate_and_up, reads_int4_order, scratch_bytes};
 use super::weights::DeviceMatrix;
 use crate::error::{Error, Result};
 use attention::{Attention, Orders, ROPE_THREADS, Rows, rope_defines, table_call};

@@ -12,6 +12,7 @@ use super::gemm_bf16::bf16_call;
 use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
+use super::row_count::RowCount;
 use super::stream::Stream;
 use super::swiglu::{fuses_bf16, swiglu_call};
 use super::tensor_map::TensorMap;
@@ -26,30 +27,6 @@ use crate::error::{Error, Result};
 #[must_use]
 pub fn int4_widened_from(rows: usize) -> usize {
     if rows < 8192 { 384 } else { 1024 }
-}
-
-/// How many rows a product has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RowCount {
-    /// Rows.
-    pub m: usize,
-    /// Whether the order of additions is the same for any number of rows, so that a row's result is
-    /// the same bits whatever it is computed beside; else it is what is fastest for `m`.
-    pub alike: bool,
-}
-
-impl From<usize> for RowCount {
-    /// What is fastest for `m` rows.
-    fn from(m: usize) -> Self {
-        Self { m, alike: false }
-    }
-}
-
-impl RowCount {
-    /// How many rows decide which kernel multiplies, and in which order it adds up.
-    pub(super) fn like(self) -> usize {
-        if self.alike { 1 } else { self.m }
-    }
 }
 
 /// Where a product goes.

@@ -6,7 +6,7 @@ use super::contract::BLOCK_SHARED_BYTES;
 use super::contract::Defines;
 use super::kernels::{Call, Kernels};
 use super::launch::Launch;
-use super::rows::RowCount;
+use super::row_count::RowCount;
 use super::tensor_map::TensorMap;
 use super::weights::DeviceMatrix;
 use crate::error::Result;

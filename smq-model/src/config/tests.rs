@@ -119,24 +119,25 @@ fn what_is_ignored_is_noted() {
     }
 }
 
+fn sizes(c: &ModelConfig) -> [usize; 8] {
+    [
+        c.vocab,
+        c.hidden,
+        c.intermediate,
+        c.layers,
+        c.heads,
+        c.kv_heads,
+        c.head_dim,
+        c.max_positions,
+    ]
+}
+
 /// `LlamaConfig()` and `Phi3Config()`.
 #[test]
 fn keys_that_are_left_out_have_the_defaults_of_the_family() {
     let of = |json: &str| ModelConfig::from_json(json.as_bytes()).unwrap();
     let llama = of(r#"{"model_type": "llama"}"#);
     let phi3 = of(r#"{"model_type": "phi3"}"#);
-    let sizes = |c: &ModelConfig| {
-        [
-            c.vocab,
-            c.hidden,
-            c.intermediate,
-            c.layers,
-            c.heads,
-            c.kv_heads,
-            c.head_dim,
-            c.max_positions,
-        ]
-    };
     assert_eq!(sizes(&llama), [32000, 4096, 11008, 32, 32, 32, 128, 2048]);
     assert_eq!(sizes(&phi3), [32064, 3072, 8192, 32, 32, 32, 96, 4096]);
     assert_eq!((llama.rms_norm_eps, phi3.rms_norm_eps), (1e-6, 1e-5));

@@ -8,7 +8,8 @@ use crate::cuda::decode::Parts;
 use crate::cuda::kernels::Call;
 use crate::cuda::launch::Launch;
 use crate::cuda::memory::Span;
-use crate::cuda::rows::{RowCount, Target, reads_int4_order};
+use crate::cuda::row_count::RowCount;
+use crate::cuda::rows::{Target, reads_int4_order};
 use crate::error::Result;
 
 /// Rows of a step, at most.

@@ -27,8 +27,9 @@ use super::prefill::{Prefill, STEP_ROWS, StepInputs, Tiles, WANTED_ROWS};
 use super::state::State;
 use super::upload::Staging;
 use super::weights::DeviceModel;
+use crate::engine::{check_ids, check_len};
 use crate::error::{Error, Result};
-use crate::report::{GpuInfo, LoadReport};
+use crate::report::GpuInfo;
 use crate::sample::{not_finite, nothing_left};
 use crate::serve::{BatchEngine, BatchOptions, Chosen, Chunk, Computed, LogProbs, choose};
 pub use choose::choose_defines;
@@ -44,7 +45,6 @@ const LEFT_FREE: usize = 1 << 30;
 pub struct CudaBatch {
     config: ModelConfig,
     info: GpuInfo,
-    upload: LoadReport,
     // Before the memory and the kernels that are recorded in them.
     graphs: HashMap<usize, Recorded>,
     chooser: Chooser,
@@ -109,7 +109,7 @@ impl CudaBatch {
             Ok((placed, state, Prefill::new(&kernels, &config)?))
         })?;
         let (placed, state, mut prefill) = made;
-        let (model, upload) = placed.upload(&gpu, staging)?;
+        let (model, _) = placed.upload(&gpu, staging)?;
         let none = Cache {
             span: super::memory::Span::at(0, 0),
             capacity: 0,
@@ -158,7 +158,6 @@ impl CudaBatch {
             staged: PinnedBuffer::new(&gpu, arrays)?,
             arrays: DeviceBuffer::new(&gpu, arrays, "a step's arrays")?,
             config,
-            upload,
             graphs: HashMap::new(),
             chooser,
             prefill,
@@ -172,12 +171,6 @@ impl CudaBatch {
             logits: Vec::new(),
             _pages: memory,
         })
-    }
-
-    /// What copying the weights took.
-    #[must_use]
-    pub fn load_report(&self) -> &LoadReport {
-        &self.upload
     }
 
     fn parts(&self) -> Parts<'_> {
@@ -395,25 +388,10 @@ impl CudaBatch {
 
     /// Refuses what is not a chunk of this model.
     fn check(&self, chunk: &Chunk<'_>) -> Result<()> {
-        let vocab = self.config.vocab;
         let targets = chunk.scores.as_ref().map_or(&[][..], |s| s.targets);
-        if let Some(id) = chunk
-            .tokens
-            .iter()
-            .chain(targets)
-            .find(|id| **id as usize >= vocab)
-        {
-            return Err(Error::Input(format!(
-                "token id {id} is outside the model's vocabulary of {vocab}"
-            )));
-        }
+        check_ids(&self.config, chunk.tokens.iter().chain(targets))?;
         let len = chunk.past + chunk.tokens.len();
-        let limit = self.config.max_positions;
-        if len > limit {
-            return Err(Error::Input(format!(
-                "{len} tokens exceed the model's longest context of {limit}"
-            )));
-        }
+        check_len(&self.config, len)?;
         let inside = chunk.pages.iter().all(|page| (*page as usize) < self.pages);
         let scored = targets.len() <= chunk.tokens.len();
         if chunk.tokens.is_empty() || chunk.pages.len() * KEYS < len || !inside || !scored {

@@ -95,17 +95,7 @@ fn defaults_of_the_other_families() {
     for (family, sizes, theta, eps, tied, window) in rows {
         let json = json!({"model_type": family}).to_string();
         let c = ModelConfig::from_json(json.as_bytes()).unwrap();
-        let found = [
-            c.vocab,
-            c.hidden,
-            c.intermediate,
-            c.layers,
-            c.heads,
-            c.kv_heads,
-            c.head_dim,
-            c.max_positions,
-        ];
-        assert_eq!(found, sizes, "{family}");
+        assert_eq!(super::sizes(&c), sizes, "{family}");
         assert_eq!((c.rope.theta, c.rms_norm_eps), (theta, eps), "{family}");
         assert_eq!(c.tables == Tables::Embedding, tied, "{family}");
         for layer in 0..c.layers {

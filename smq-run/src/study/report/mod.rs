@@ -4,6 +4,7 @@ mod chart;
 mod data;
 mod errors;
 mod findings;
+mod labels;
 mod log_axis;
 mod plots;
 mod quality;
