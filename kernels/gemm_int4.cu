@@ -7,9 +7,9 @@
 //
 // Epilogues (m tokens):
 //   EPILOGUE_BF16    out bf16 [m, OUT_STRIDE] = Y in the first ROWS columns, others beside it are left alone
-//   EPILOGUE_ADD     out f32 [m, ROWS] += Y, the residual stream
+//   EPILOGUE_ADD     out f32 [m, ROWS] += Y, the residual stream; OVERWRITE = 1: out = Y
 //   EPILOGUE_SWIGLU  ROWS = 2 I, gate rows first: out bf16 [m, XI] = silu(gate) up, XI = I rounded up to 128,
-//                    zeros beyond I, columns plain or (OUT_INT4 = 1) in int4 order
+//                    zeros beyond I, columns plain or (OUT_INT4 = 1) in int4 order; GATE_GELU_TANH: gelu for silu
 //
 // Tensor cores: wgmma m64nNk16 with weights as A, from registers, and tokens as N. Per warp, A is the
 // m16k16 fragment of mma.m16n8k16, and in int4 order the canonical nibbles are that fragment: 16 bytes of a
@@ -46,6 +46,9 @@
 #endif
 #ifndef LUT4
 #define LUT4 0
+#endif
+#ifndef OVERWRITE
+#define OVERWRITE 0
 #endif
 #ifndef MIN_BLOCKS
 #define MIN_BLOCKS 1
@@ -176,15 +179,22 @@ DEVICE void emit(const lane_output &lane, int block, float4 v) {
     float *p = lane.residual + (u64)(8 * block) * ROWS;
     bool first = 8 * block < lane.tokens, second = 8 * block + 1 < lane.tokens;
     bool low = lane.row < ROWS, high = lane.row + 8 < ROWS;
+#if OVERWRITE
+    if (first && low) p[0] = v.x;
+    if (second && low) p[ROWS] = v.y;
+    if (first && high) p[8] = v.z;
+    if (second && high) p[ROWS + 8] = v.w;
+#else
     if (first && low) p[0] += v.x;
     if (second && low) p[ROWS] += v.y;
     if (first && high) p[8] += v.z;
     if (second && high) p[ROWS + 8] += v.w;
+#endif
 #elif EPILOGUE == EPILOGUE_SWIGLU
     u16 *p = lane.staged + 8 * block * OUT_PITCH;
     bool valid = lane.row < INTERMEDIATE;
-    p[0] = valid ? bf16_of(v.x / (1.0f + __expf(-v.x)) * v.z) : 0;
-    p[OUT_PITCH] = valid ? bf16_of(v.y / (1.0f + __expf(-v.y)) * v.w) : 0;
+    p[0] = valid ? bf16_of(v.x / (1.0f + __expf(-gate_exponent(v.x))) * v.z) : 0;
+    p[OUT_PITCH] = valid ? bf16_of(v.y / (1.0f + __expf(-gate_exponent(v.y))) * v.w) : 0;
 #else
     u16 *p = lane.staged + 8 * block * OUT_PITCH;
     p[0] = bf16_of(v.x);
