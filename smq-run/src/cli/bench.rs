@@ -42,6 +42,9 @@ pub(super) struct BenchArgs {
     /// separated by commas
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one)]
     sequences: Vec<usize>,
+    /// With --sequences on a GPU: one alone takes the kernel of one sequence, as serve's option says
+    #[arg(long, requires = "sequences")]
+    fast_nondeterministic: bool,
     /// Also write the figures as JSON; - writes them to standard output instead of the table
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -96,6 +99,7 @@ fn run_sequences(args: &BenchArgs, opened: &Opened, json: Option<Output>) -> any
     let engine = opened.load_batch(&BatchOptions {
         kv_tokens: Some(kv_tokens),
         max_rows: most,
+        fast_nondeterministic: args.fast_nondeterministic,
         ..BatchOptions::default()
     })?;
     let (device, gpu) = (engine.device(), engine.gpu().cloned());
