@@ -1,6 +1,7 @@
 //! Which sequences get which tokens in the next step.
 
 use std::collections::{HashSet, VecDeque};
+use std::time::Instant;
 
 use blake3::Hash;
 
@@ -164,7 +165,11 @@ impl<E: BatchEngine> Scheduler<E> {
         }
         let count = chunks.len();
         self.counters.steps += 1;
-        match self.engine.step(&mut chunks) {
+        let start = Instant::now();
+        let results = self.engine.step(&mut chunks);
+        let took = start.elapsed().as_nanos();
+        self.counters.engine_nanos += u64::try_from(took).unwrap_or(u64::MAX);
+        match results {
             Ok(results) if results.len() == count => self.take(results, &mut events),
             Ok(results) => {
                 let wrong = results.len();

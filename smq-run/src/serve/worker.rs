@@ -10,8 +10,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use smq_convert::cli::tell;
 use smq_engine::generate::Stop;
 use smq_engine::serve::{BatchEngine, Event, LogProbs, Request, RequestId, Scheduler};
 use tokio::sync::mpsc::UnboundedSender;
@@ -71,6 +72,7 @@ impl Worker {
     pub(super) fn start<E: BatchEngine + 'static>(
         scheduler: Scheduler<E>,
         metrics: Arc<Metrics>,
+        check_pages: bool,
     ) -> std::io::Result<Self> {
         let (commands, receiver) = channel();
         let shared = Arc::new(Shared::default());
@@ -79,6 +81,7 @@ impl Worker {
             metrics,
             shared: shared.clone(),
             routes: HashMap::new(),
+            check_pages,
         };
         std::thread::Builder::new()
             .name("scheduler".to_owned())
@@ -154,6 +157,9 @@ struct Thread<E> {
     metrics: Arc<Metrics>,
     shared: Arc<Shared>,
     routes: HashMap<RequestId, Route>,
+    /// Every page is looked at after every step, for tests: the thread ends at the first one that is
+    /// not where it belongs.
+    check_pages: bool,
 }
 
 /// Says that the thread has ended, however it did.
@@ -168,13 +174,19 @@ impl Drop for Dying {
 impl<E: BatchEngine> Thread<E> {
     fn run(mut self, commands: &Receiver<Command>) {
         let _dying = Dying(self.shared.clone());
+        // When the last step was done with, or work came.
+        let mut between = Instant::now();
         loop {
             if self.routes.is_empty() {
                 self.publish();
+                if !self.pages_are_right() {
+                    return;
+                }
                 match commands.recv() {
                     Ok(command) => self.obey(command),
                     Err(_) => return,
                 }
+                between = Instant::now();
             }
             loop {
                 match commands.try_recv() {
@@ -188,6 +200,7 @@ impl<E: BatchEngine> Thread<E> {
                 continue;
             }
             let scheduler = &mut self.scheduler;
+            let engine = scheduler.counters().engine_nanos;
             match catch_unwind(AssertUnwindSafe(|| scheduler.step())) {
                 Ok(events) => {
                     let now = Instant::now();
@@ -198,6 +211,31 @@ impl<E: BatchEngine> Thread<E> {
                 Err(panic) => self.recover(&panic_message(&*panic)),
             }
             self.publish();
+            if !self.pages_are_right() {
+                return;
+            }
+            let engine = self.scheduler.counters().engine_nanos - engine;
+            let all = between.elapsed();
+            between += all;
+            self.metrics
+                .host(all.saturating_sub(Duration::from_nanos(engine)));
+        }
+    }
+
+    /// Whether no page is lost or in two sequences, where that is to be checked.
+    fn pages_are_right(&self) -> bool {
+        if !self.check_pages {
+            return true;
+        }
+        match self.scheduler.check() {
+            Ok(()) => {
+                self.metrics.page_check();
+                true
+            }
+            Err(fault) => {
+                tell(&format!("the pages are wrong after a step: {fault}"));
+                false
+            }
         }
     }
 
