@@ -224,7 +224,7 @@ impl Chooser {
     }
 
     /// Asks for tokens of the rows of `logits`, waits, and returns them and the most likely ones,
-    /// [`MOST_TOPS`] a row where `tops` are wanted.
+    /// [`MOST_TOPS`] a row where `tops` are wanted; `meanwhile` is done once all is queued.
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) if the driver fails.
@@ -237,6 +237,7 @@ impl Chooser {
         rows: &Rows,
         logits: u64,
         tops: bool,
+        meanwhile: &mut dyn FnMut(),
     ) -> Result<(Vec<Scored>, Vec<Scored>)> {
         let (gpu, stream) = (kernels.gpu(), kernels.gpu().main());
         let bytes = rows.bytes();
@@ -270,6 +271,8 @@ impl Chooser {
         unsafe {
             asked.copy_from(stream, &bytes)?;
             call.run(stream)?;
+            // Copies to pageable memory return once they are done.
+            meanwhile();
             self.chosen
                 .span()
                 .part(0, size_of_val(&chosen[..]))?

@@ -240,7 +240,11 @@ impl CudaBatch {
         }
     }
 
-    fn run(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
+    fn run(
+        &mut self,
+        chunks: &mut [Chunk<'_>],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<Result<Computed>>> {
         let mut out: Vec<Result<Computed>> = Vec::with_capacity(chunks.len());
         let (mut inputs, mut wanted) = (Inputs::default(), Vec::new());
         for (index, chunk) in chunks.iter().enumerate() {
@@ -269,7 +273,10 @@ impl CudaBatch {
             if block > 0 {
                 self.next_logits(&rows[block * WANTED_ROWS..][..wanted.len()])?;
             }
-            self.choose(chunks, wanted, &mut out)?;
+            self.choose(chunks, wanted, &mut out, meanwhile)?;
+        }
+        if wanted.is_empty() {
+            meanwhile();
         }
         self.kernels.gpu().main().synchronize()?;
         Ok(out)
@@ -292,6 +299,7 @@ impl CudaBatch {
         chunks: &mut [Chunk<'_>],
         wanted: &mut [Wanted],
         out: &mut [Result<Computed>],
+        meanwhile: &mut dyn FnMut(),
     ) -> Result<()> {
         let vocab = self.config.vocab;
         let mut rows = Rows::default();
@@ -332,7 +340,7 @@ impl CudaBatch {
         // SAFETY: the logits are this engine's, and hold WANTED_ROWS rows.
         let (chosen, tops) = unsafe {
             self.chooser
-                .run(&self.kernels, &rows, logits.ptr(), most > 0)?
+                .run(&self.kernels, &rows, logits.ptr(), most > 0, meanwhile)?
         };
         for (row, (want, chosen)) in wanted.iter().zip(chosen).enumerate() {
             let tops = tops.get(row * MOST_TOPS..).unwrap_or(&[]);
@@ -438,6 +446,14 @@ impl BatchEngine for CudaBatch {
     }
 
     fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
+        self.step_while(chunks, &mut || ())
+    }
+
+    fn step_while(
+        &mut self,
+        chunks: &mut [Chunk<'_>],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<Result<Computed>>> {
         let rows: usize = chunks.iter().map(|c| c.tokens.len()).sum();
         if chunks.len() > WANTED_ROWS || rows > STEP_ROWS {
             return Err(Error::Input(format!(
@@ -445,7 +461,7 @@ impl BatchEngine for CudaBatch {
                 chunks.len()
             )));
         }
-        self.run(chunks)
+        self.run(chunks, meanwhile)
     }
 }
 
