@@ -61,6 +61,8 @@ pub struct CudaBatch {
     arrays: DeviceBuffer,
     /// A row of logits that the host chooses from.
     logits: Vec<f32>,
+    /// What is asked of rows of logits.
+    asked: Rows,
     _pages: DeviceBuffer,
 }
 
@@ -169,6 +171,7 @@ impl CudaBatch {
             max_rows,
             inv_freq,
             logits: Vec::new(),
+            asked: Rows::default(),
             _pages: memory,
         })
     }
@@ -302,7 +305,8 @@ impl CudaBatch {
         meanwhile: &mut dyn FnMut(),
     ) -> Result<()> {
         let vocab = self.config.vocab;
-        let mut rows = Rows::default();
+        let mut rows = std::mem::take(&mut self.asked);
+        rows.clear();
         let mut most = 0;
         let mut scored = vec![0; chunks.len()];
         for want in wanted.iter_mut() {
@@ -342,6 +346,7 @@ impl CudaBatch {
             self.chooser
                 .run(&self.kernels, &rows, logits.ptr(), most > 0, meanwhile)?
         };
+        self.asked = rows;
         for (row, (want, chosen)) in wanted.iter().zip(chosen).enumerate() {
             let tops = tops.get(row * MOST_TOPS..).unwrap_or(&[]);
             match *want {
@@ -500,3 +505,6 @@ fn log_probs(scored: Scored, tops: &[Scored], top: usize) -> Result<LogProbs> {
             .collect(),
     })
 }
+
+#[cfg(test)]
+mod tests;
