@@ -2,9 +2,9 @@
 //!
 //! A step runs the kernels of prompts over the rows of all its chunks. Attention takes each
 //! sequence's rows in tiles of 64 over keys in pages of 64, from the first page on, and products add
-//! up in one order for any number of rows. So a row's result has the same bits whatever it is
-//! computed beside; but for FP8, whose products are cuBLASLt's, which chooses another algorithm for
-//! another number of rows.
+//! up in one order for any number of rows: those of FP8 by cuBLASLt's algorithm for one number of
+//! rows, which would choose another one for another number. So a row's result has the same bits
+//! whatever it is computed beside.
 //!
 //! Steps of single tokens are recorded as CUDA graphs, one for each number of rows up to 8, then in
 //! steps of 8 and of 32. Rows that fill a recorded step up write to a page of their own.
