@@ -40,6 +40,14 @@ pub(super) struct ServeArgs {
     /// Sequences that are computed together, at most 256 on a GPU
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     max_sequences: usize,
+    /// Shut down, as by SIGTERM, once standard input ends: for programs that start a server and
+    /// must not leave it behind
+    #[arg(long)]
+    until_stdin_ends: bool,
+    /// Check after every step that no page is lost or in two sequences, and stop where one is: for
+    /// tests
+    #[arg(long, hide = true)]
+    check_pages: bool,
     #[command(flatten)]
     limits: LimitArgs,
 }
@@ -89,6 +97,8 @@ pub(super) fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<()> {
         name: args.name.clone().unwrap_or_else(|| name(&args.model)),
         limits,
         keys: keys.unwrap_or_default(),
+        until_stdin_ends: args.until_stdin_ends,
+        check_pages: args.check_pages,
     };
     serve(&opened.source, engine, options, interrupts())
 }

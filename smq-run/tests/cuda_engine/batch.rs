@@ -350,6 +350,16 @@ pub(crate) fn invariant_lut4() -> Outcome {
     invariant(&Model::fixture().quantized_as(method, WITH_HEAD))
 }
 
+pub(crate) fn scores_fp8() -> Outcome {
+    scores(&Model::fixture().quantized_as(Method::Fp8, "all"), None)
+}
+
+/// By cuBLASLt, whose algorithm is one for all steps.
+pub(crate) fn invariant_fp8() -> Outcome {
+    invariant(&Model::fixture().quantized_as(Method::Fp8, "mlp"))?;
+    invariant(&Model::fixture().quantized_as(Method::Fp8, "all"))
+}
+
 /// The GPU draws what the host draws from the same logits, but for numbers that fall between two
 /// ways of rounding a sum.
 pub(crate) fn choices() -> Outcome {

@@ -2,9 +2,9 @@
 //!
 //! A step runs the kernels of prompts over the rows of all its chunks. Attention takes each
 //! sequence's rows in tiles of 64 over keys in pages of 64, from the first page on, and products add
-//! up in one order for any number of rows. So a row's result has the same bits whatever it is
-//! computed beside; but for FP8, whose products are cuBLASLt's, which chooses another algorithm for
-//! another number of rows.
+//! up in one order for any number of rows: those of FP8 by cuBLASLt's algorithm for one number of
+//! rows, which would choose another one for another number. So a row's result has the same bits
+//! whatever it is computed beside.
 //!
 //! Steps of single tokens are recorded as CUDA graphs, one for each number of rows up to 8, then in
 //! steps of 8 and of 32. Rows that fill a recorded step up write to a page of their own.
@@ -67,6 +67,8 @@ pub struct CudaBatch {
     arrays: DeviceBuffer,
     /// A row of logits that the host chooses from.
     logits: Vec<f32>,
+    /// What is asked of rows of logits.
+    asked: Rows,
     _pages: DeviceBuffer,
 }
 
@@ -194,6 +196,7 @@ impl CudaBatch {
             max_rows,
             inv_freq,
             logits: Vec::new(),
+            asked: Rows::default(),
             _pages: memory,
         })
     }
@@ -276,7 +279,11 @@ impl CudaBatch {
         }
     }
 
-    fn run(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
+    fn run(
+        &mut self,
+        chunks: &mut [Chunk<'_>],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<Result<Computed>>> {
         let mut out: Vec<Result<Computed>> = Vec::with_capacity(chunks.len());
         let (mut inputs, mut wanted) = (Inputs::default(), Vec::new());
         for (index, chunk) in chunks.iter().enumerate() {
@@ -305,7 +312,10 @@ impl CudaBatch {
             if block > 0 {
                 self.next_logits(&rows[block * WANTED_ROWS..][..wanted.len()])?;
             }
-            self.choose(chunks, wanted, &mut out)?;
+            self.choose(chunks, wanted, &mut out, meanwhile)?;
+        }
+        if wanted.is_empty() {
+            meanwhile();
         }
         self.kernels.gpu().main().synchronize()?;
         Ok(out)
@@ -328,9 +338,11 @@ impl CudaBatch {
         chunks: &mut [Chunk<'_>],
         wanted: &mut [Wanted],
         out: &mut [Result<Computed>],
+        meanwhile: &mut dyn FnMut(),
     ) -> Result<()> {
         let vocab = self.config.vocab;
-        let mut rows = Rows::default();
+        let mut rows = std::mem::take(&mut self.asked);
+        rows.clear();
         let mut most = 0;
         let mut scored = vec![0; chunks.len()];
         for want in wanted.iter_mut() {
@@ -369,8 +381,9 @@ impl CudaBatch {
         // wanted.
         let (chosen, tops) = unsafe {
             self.chooser
-                .run(&self.kernels, &rows, logits.ptr(), most > 0)?
+                .run(&self.kernels, &rows, logits.ptr(), most > 0, meanwhile)?
         };
+        self.asked = rows;
         for (row, (want, chosen)) in wanted.iter().zip(chosen).enumerate() {
             let tops = tops.get(row * MOST_TOPS..).unwrap_or(&[]);
             match *want {
@@ -475,6 +488,14 @@ impl BatchEngine for CudaBatch {
     }
 
     fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
+        self.step_while(chunks, &mut || ())
+    }
+
+    fn step_while(
+        &mut self,
+        chunks: &mut [Chunk<'_>],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<Result<Computed>>> {
         let rows: usize = chunks.iter().map(|c| c.tokens.len()).sum();
         if chunks.len() > WANTED_ROWS || rows > STEP_ROWS {
             return Err(Error::Input(format!(
@@ -482,7 +503,7 @@ impl BatchEngine for CudaBatch {
                 chunks.len()
             )));
         }
-        self.run(chunks)
+        self.run(chunks, meanwhile)
     }
 }
 
@@ -492,3 +513,6 @@ impl Drop for CudaBatch {
         let _ = self.kernels.gpu().main().synchronize();
     }
 }
+
+#[cfg(test)]
+mod tests;
