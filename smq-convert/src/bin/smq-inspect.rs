@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use smq_convert::inspect::{self, Diff, InspectError, Report, Sort, StatisticsState, TensorReport};
-use smq_format::{SmqFile, remove_statistics};
+use smq_format::{Output, SmqFile, remove_statistics};
 use smq_model::open_smq;
 
 /// Rows of the error table without `--top`.
@@ -58,9 +58,10 @@ struct Args {
     )]
     tensor: Option<String>,
 
-    /// Everything as JSON (with --tensor: that tensor)
-    #[arg(long, group = "action")]
-    json: bool,
+    /// Print everything as JSON (with --tensor: that tensor); with =FILE write it there
+    #[arg(long, value_name = "FILE", group = "action", num_args = 0..=1, require_equals = true,
+          default_missing_value = "-")]
+    json: Option<PathBuf>,
 
     /// One CSV row a tensor
     #[arg(long, group = "action")]
@@ -104,9 +105,10 @@ struct DiffArgs {
     #[arg(long, value_name = "N", default_value_t = DEFAULT_TOP, conflicts_with = "json")]
     top: usize,
 
-    /// Everything as JSON
-    #[arg(long)]
-    json: bool,
+    /// Print everything as JSON; with =FILE write it there
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true,
+          default_missing_value = "-")]
+    json: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -127,9 +129,9 @@ fn diff(args: &DiffArgs) -> anyhow::Result<ExitCode> {
     let diff = Diff::of(&a, &b, &|done| bar.inc(done));
     bar.finish_and_clear();
     let diff = diff?;
-    let printed = match args.json {
-        true => print_data(&to_json(&diff)?),
-        false => print(inspect::diff_text(&diff, args.top, a.header().file_bytes).as_bytes()),
+    let printed = match &args.json {
+        Some(target) => write_data(target, &to_json(&diff)?, &[args.a.clone(), args.b.clone()]),
+        None => print(inspect::diff_text(&diff, args.top, a.header().file_bytes).as_bytes()),
     };
     // The code is the answer, also where the reader of the text stops early.
     match printed {
@@ -160,8 +162,8 @@ fn run(args: &Args, path: &Path) -> anyhow::Result<ExitCode> {
         if !smq_format::is_stdout(target) {
             print(format!("wrote {}, {bytes} bytes\n", target.display()).as_bytes())?;
         }
-    } else if args.json {
-        print_data(&json(&report, tensor)?)?;
+    } else if let Some(target) = &args.json {
+        write_data(target, &json(&report, tensor)?, &[path.to_path_buf()])?;
     } else if args.csv {
         print_data(&inspect::csv(&csv_rows(&report, tensor, args.sort))?)?;
     } else if let Some(tensor) = tensor {
@@ -236,16 +238,20 @@ fn recheck(file: &SmqFile, checkpoint: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-/// The tensor called `name`, or the only one whose name contains it.
+/// The tensor called `name`, or the only one whose name contains it: as whole parts between dots,
+/// as the tables print them (`0.mlp.up_proj` is of layer 0 and not of layer 10), or else anywhere.
 fn find<'a>(report: &'a Report, path: &Path, name: &str) -> anyhow::Result<&'a TensorReport> {
     if let Some(exact) = report.tensors.iter().find(|t| t.name == name) {
         return Ok(exact);
     }
-    let containing: Vec<_> = report
-        .tensors
-        .iter()
-        .filter(|t| t.name.contains(name))
-        .collect();
+    let parts = format!(".{name}.");
+    let holds_parts = |t: &&TensorReport| format!(".{}.", t.name).contains(&parts);
+    let by_parts: Vec<_> = report.tensors.iter().filter(holds_parts).collect();
+    if let [one] = by_parts[..] {
+        return Ok(one);
+    }
+    let tensors = report.tensors.iter();
+    let containing: Vec<_> = tensors.filter(|t| t.name.contains(name)).collect();
     match containing[..] {
         [one] => Ok(one),
         _ => Err(InspectError::NoSuchTensor {
@@ -278,6 +284,15 @@ fn csv_rows<'a>(
         (Some(t), _) => vec![t],
         (None, Some(sort)) => inspect::sorted(&report.tensors, sort),
         (None, None) => report.tensors.iter().collect(),
+    }
+}
+
+/// Writes what other programs read to `target`, which is standard output for `-` and may be none of
+/// `inputs`.
+fn write_data(target: &Path, bytes: &[u8], inputs: &[PathBuf]) -> anyhow::Result<()> {
+    match smq_format::is_stdout(target) {
+        true => print_data(bytes),
+        false => Ok(Output::create(target, inputs)?.write(bytes)?),
     }
 }
 

@@ -14,7 +14,8 @@ use crate::directory::DEFAULT_SHARD_BYTES;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
 
 /// Options of the way there, which the way back has not.
-const OF_CONVERSION: [&str; 23] = [
+const OF_CONVERSION: [&str; 25] = [
+    "preset",
     "scheme",
     "mbits",
     "scales",
@@ -22,8 +23,9 @@ const OF_CONVERSION: [&str; 23] = [
     "scale_rule",
     "target",
     "requantize",
-    "jobs",
+    "threads",
     "dry_run",
+    "verbose",
     "budget",
     "max_kl",
     "levels",

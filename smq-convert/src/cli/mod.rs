@@ -3,10 +3,12 @@
 mod auto;
 mod convert;
 mod export;
+mod preset;
 mod progress;
 mod signals;
 mod summary;
 mod synth;
+mod task;
 mod words;
 
 use std::io::Write;
@@ -19,7 +21,7 @@ use crate::error::ConvertError;
 
 pub use convert::run;
 pub(crate) use progress::progress_bar;
-pub use signals::{interrupts, prepare};
+pub use signals::{Interruptible, interrupts, prepare};
 pub use words::scale_rule;
 
 /// Prints an error and ends with 1, or ends with what the program says.
