@@ -132,7 +132,7 @@ fn measure(
         &tokenizer,
         text,
         &PplOptions::default(),
-        |_, _| (),
+        |_, _, _| (),
     )?;
     let timed = bench(&mut *engine, &source, load, &BenchOptions::default())?;
     let line = Line {

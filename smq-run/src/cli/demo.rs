@@ -35,6 +35,6 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> anyhow::Result<()> {
         text: args.text.clone(),
         out: args.out.clone(),
         target: args.target.clone(),
-        device: global.device,
+        device: global.device(),
     })
 }

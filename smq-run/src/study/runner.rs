@@ -66,13 +66,16 @@ pub(crate) struct Outcome {
 /// log that fails. A process that fails does not end the run: the outcome names it.
 pub(crate) fn run(options: &MatrixOptions) -> anyhow::Result<Outcome> {
     let contract = Contract::load(&options.contract)?;
-    for id in &options.selection.only {
-        ensure!(
-            contract.config(id).is_some(),
-            "--only: there is no config {id:?} in {}; it has {}",
-            contract.path.display(),
-            contract.ids()
-        );
+    let mut selection = options.selection.clone();
+    for id in &mut selection.only {
+        let Some(config) = contract.meant(id) else {
+            bail!(
+                "--only: there is no config {id:?} in {}; it has {}",
+                contract.path.display(),
+                contract.ids()
+            );
+        };
+        id.clone_from(&config.id);
     }
     ensure!(
         options.model.is_dir(),
@@ -91,7 +94,7 @@ pub(crate) fn run(options: &MatrixOptions) -> anyhow::Result<Outcome> {
     };
     let plan = Plan::new(
         &contract,
-        &options.selection,
+        &selection,
         config.max_positions,
         no_meter.as_deref(),
         |id| log.has(id),
