@@ -177,3 +177,50 @@ fn an_output_that_says_it_is_something_else_is_refused() {
         "{said}"
     );
 }
+
+#[test]
+fn what_vllm_cannot_read_is_refused_before_it_is_made() {
+    let dir = TempDir::new().unwrap();
+    // Rows of 192 columns, which groups of 128 do not divide.
+    let config = dir.path().join("config.json");
+    let sizes = serde_json::json!({
+        "model_type": "llama", "hidden_size": 192, "intermediate_size": 256,
+        "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 96,
+        "tie_word_embeddings": false,
+    });
+    std::fs::write(&config, sizes.to_string()).unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (source, out) = (path("checkpoint"), path("out.smq"));
+    converts(&["synth", "--like", config.to_str().unwrap(), &source]);
+    let (source, out) = (source.as_str(), out.as_str());
+    let with =
+        |args: &[&'static str]| [&["--for", "vllm", "--force"], args, &[source, out]].concat();
+    for (args, words) in [
+        (
+            &["--mbits", "5"][..],
+            "192 columns, which groups of 128 do not divide; --group-size 64",
+        ),
+        (&["--scheme", "nf4"], "takes int4, the one scheme"),
+        (
+            &["--mbits", "-1", "--group-size", "64"],
+            "exact in neither bf16 nor f16",
+        ),
+        (
+            &["--mbits", "5", "--group-size", "16"],
+            "groups of 128, 64 and 32, not of 16",
+        ),
+        (
+            &["--mbits", "auto", "--budget", "5"],
+            "give --mbits a number",
+        ),
+    ] {
+        let said = refusal(&with(args));
+        assert!(said.contains(words), "{args:?}: {said}");
+        assert!(!Path::new(out).exists());
+    }
+    let said = converts(&with(&[]));
+    let expected = "note: for vLLM: int4 with E5M3 scales in groups of 64, all linear layers";
+    assert!(said.contains(expected), "{said}");
+    converts(&["--to", "compressed-tensors", out, &path("served")]);
+    converts(&with(&["--scales", "f16", "--group-size", "32"]));
+}

@@ -101,14 +101,16 @@ pub(crate) fn refuse_other_files(path: &Path) -> Result<()> {
     }
 }
 
-/// How safetensors are made of the GGUF file `name` in `dir`; what was lost when it was quantized
-/// stays lost.
+/// How safetensors are made of the GGUF file `name` in `dir`, as it was tried with transformers
+/// 5.24; what was lost when it was quantized stays lost.
 pub(crate) fn dequantize_gguf(dir: &str, name: &str) -> String {
     format!(
-        "dequantize it first, with transformers and the package gguf: python -c \"from \
-         transformers import AutoModelForCausalLM as M, AutoTokenizer as T; \
-         [c.from_pretrained('{dir}', gguf_file='{name}').save_pretrained('dequantized') \
-         for c in (M, T)]\", and give the directory dequantized"
+        "dequantize it first, with transformers, accelerate and gguf from the Python package \
+         index: python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T, \
+         GgufConfig as G; a, k = ['{dir}'], {{'gguf_file': '{name}'}}; M.from_pretrained(*a, **k, \
+         quantization_config=G(dequantize=True)).save_pretrained('dequantized'); \
+         T.from_pretrained(*a, **k).save_pretrained('dequantized')\", and give the directory \
+         dequantized"
     )
 }
 

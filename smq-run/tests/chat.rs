@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -175,17 +176,21 @@ fn at_a_terminal_ctrl_c_stops_the_answer_and_not_the_program() {
     // Typed at the prompt it ends nothing.
     keyboard.write_all(b"\x03").unwrap();
     until("/exit or Ctrl-D ends the chat");
+    let mut stdout = child.stdout.take().unwrap();
+    // SAFETY: sets a flag of a descriptor that is open.
+    let set = unsafe { libc::fcntl(stdout.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+    assert_eq!(set, 0);
+    let mut buffer = [0; 4096];
     for _ in 0..2 {
         keyboard.write_all(b"Tell me a story\r").unwrap();
-        let mut first = [0];
-        child
-            .stdout
-            .as_mut()
-            .unwrap()
-            .read_exact(&mut first)
-            .unwrap();
+        // The answer has begun.
+        while stdout.read(&mut buffer).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         interrupt(&child);
         until("(stopped)");
+        // All of it was written before that was said, and the next is another's.
+        while stdout.read(&mut buffer).is_ok_and(|bytes| bytes > 0) {}
     }
     keyboard.write_all(b"/exit\r").unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);

@@ -15,6 +15,7 @@ use super::signals::interrupts;
 use super::summary::About;
 use super::synth::{self, SynthArgs};
 use super::task::Task;
+use super::vllm::{self, Reader};
 use super::{after_work, print_note, print_notes, progress_bar, show, words};
 use crate::{
     CalibrationMethod, Checkpoint, Conversion, LevelChoice, MeasureOptions, Measuring, ScaleChoice,
@@ -25,6 +26,7 @@ use crate::{
 /// Quantize a safetensors checkpoint once into a .smq file
 #[derive(Parser)]
 #[command(
+    name = "smq-convert",
     version,
     args_conflicts_with_subcommands = true,
     after_help = "Examples:\n  \
@@ -98,6 +100,15 @@ pub(super) struct ConvertArgs {
     /// names [default: all, or of an int4 checkpoint what it has in int4]
     #[arg(long)]
     pub(super) target: Option<Target>,
+    /// Make a file that this program can read once it is exported, and refuse options that it cannot;
+    /// without options it is int4 in groups that fit
+    #[arg(
+        long = "for",
+        value_name = "PROGRAM",
+        value_enum,
+        conflicts_with = "preset"
+    )]
+    pub(super) reader: Option<Reader>,
     /// Quantize an int4 checkpoint's dequantized weights anew instead of keeping its integers
     #[arg(long)]
     pub(super) requantize: bool,
@@ -170,6 +181,12 @@ pub(super) struct ConvertArgs {
     pub(super) auto: AutoArgs,
     #[command(flatten)]
     pub(super) export: ExportArgs,
+}
+
+/// The command line, for man pages and completions.
+#[must_use]
+pub fn convert_interface() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the program.
@@ -249,6 +266,7 @@ fn run_convert(path: PathBuf, mut args: ConvertArgs) -> anyhow::Result<()> {
         print_note(&line);
     }
     let (dry, verbose, out) = (args.dry_run, args.verbose, args.out.clone());
+    let reader = args.reader;
     let measure = MeasureOptions {
         texts: args.measure_kl.clone(),
         tokens: args.measure_kl_tokens,
@@ -256,6 +274,9 @@ fn run_convert(path: PathBuf, mut args: ConvertArgs) -> anyhow::Result<()> {
     };
     let sensitivity: Vec<_> = args.auto.sensitivity.iter().cloned().collect();
     let task = args.task(&checkpoint)?;
+    if let Some(Reader::Vllm) = reader {
+        vllm::check(&checkpoint, &task)?;
+    }
     let about = About::new(&checkpoint, &task);
     let interrupted = interrupts();
     let tensor_bytes = checkpoint.tensors().iter().map(|t| t.range.len() as u64);

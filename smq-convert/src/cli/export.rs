@@ -14,8 +14,9 @@ use crate::directory::DEFAULT_SHARD_BYTES;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
 
 /// Options of the way there, which the way back has not.
-const OF_CONVERSION: [&str; 25] = [
+const OF_CONVERSION: [&str; 26] = [
     "preset",
+    "reader",
     "scheme",
     "mbits",
     "scales",

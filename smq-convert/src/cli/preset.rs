@@ -304,6 +304,7 @@ impl ConvertArgs {
             Some(Preset::Take(recipe)) => (recipe, false),
             Some(Preset::List) => return Ok(None),
             None if checkpoint.import().is_some() || !self.is_plain() => return Ok(None),
+            None if self.reader.is_some() => return Ok(Some(self.fit_reader(checkpoint))),
             None if has_text => (&SMALL, true),
             None => (&NF4, true),
         };

@@ -212,6 +212,8 @@ impl Chat<'_> {
             role: role.to_owned(),
             content: content.to_owned(),
         };
+        // From the line on, so that a signal never finds the program between two of its states.
+        let interrupts = Interruptible::begin();
         self.turns.push(turn("user", text));
         let system = self.system.iter().map(|text| turn("system", text));
         let messages: Vec<Message> = system.chain(self.turns.iter().cloned()).collect();
@@ -237,7 +239,6 @@ impl Chat<'_> {
                 .map_err(Error::io("standard output"))
         };
         let mut stream = self.tokenizer.stream();
-        let interrupts = Interruptible::begin();
         let generation = generate(&mut *self.engine, &prompt, &options, |id| {
             show(&stream.push(id)?)?;
             match interrupts.is_interrupted() {

@@ -9,6 +9,7 @@ mod generate;
 mod kernels;
 mod kl;
 mod load;
+mod manual;
 mod matrix;
 mod ppl;
 mod recall;
@@ -84,6 +85,8 @@ enum Command {
     Cells(cells::CellsArgs),
     /// Convert, inspect, evaluate and time the bundled checkpoint in every int4 config
     Demo(demo::DemoArgs),
+    /// Write man pages and shell completions of smq-convert, smq-inspect and smq-run
+    Manual(manual::ManualArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -144,6 +147,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Report(args) => report::run(args),
         Command::Cells(args) => cells::run(args, &cli.global),
         Command::Demo(args) => demo::run(args, &cli.global),
+        Command::Manual(args) => manual::run(args),
     }
 }
 

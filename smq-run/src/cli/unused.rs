@@ -59,8 +59,8 @@ impl Cli {
 /// The shared options that a command ignores.
 fn unused(command: &str) -> &'static [&'static str] {
     match command {
-        // Neither runs a model.
-        "load" | "report" => &[DEVICE, CONTEXT, THREADS, VERIFY],
+        // They run no model.
+        "load" | "report" | "manual" => &[DEVICE, CONTEXT, THREADS, VERIFY],
         // Its shapes are given, and it runs on a GPU or compiles for one.
         "kernels" => &[DEVICE, VERIFY],
         // They make the files that they run, as long as the workloads are.
@@ -79,6 +79,7 @@ pub(super) fn refuse(cli: &Cli) -> anyhow::Result<()> {
     let name = match &cli.command {
         Command::Load(_) => "load",
         Command::Report(_) => "report",
+        Command::Manual(_) => "manual",
         Command::Kernels(_) => "kernels",
         Command::Matrix(_) => "matrix",
         Command::Demo(_) => "demo",
