@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -153,14 +152,27 @@ fn interrupt(child: &Child) {
     assert_eq!(sent, 0);
 }
 
+/// What the line editor writes when it gives the terminal back.
+const LINE_TAKEN: &[u8] = b"\x1b[?2004l";
+
+/// Reads what a terminal shows until `found` holds of it.
+fn watch(screen: &mut std::fs::File, found: impl Fn(&[u8]) -> bool) {
+    let mut shown = Vec::new();
+    while !found(&shown) {
+        let mut byte = [0];
+        screen.read_exact(&mut byte).unwrap();
+        shown.push(byte[0]);
+    }
+}
+
 #[test]
 fn at_a_terminal_ctrl_c_stops_the_answer_and_not_the_program() {
-    let (mut keyboard, theirs) = terminal();
+    let (mut terminal, theirs) = terminal();
     // The answer is longer than anybody waits for.
     let mut child = program("chat")
         .args(["-n", "3500", "--min-new-tokens", "3500"])
         .stdin(Stdio::from(theirs.try_clone().unwrap()))
-        .stdout(Stdio::piped())
+        .stdout(Stdio::from(theirs))
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
@@ -174,25 +186,21 @@ fn at_a_terminal_ctrl_c_stops_the_answer_and_not_the_program() {
     };
     until("/help shows what there is beside talking");
     // Typed at the prompt it ends nothing.
-    keyboard.write_all(b"\x03").unwrap();
+    watch(&mut terminal, |shown| shown.ends_with(b"> "));
+    terminal.write_all(b"\x03").unwrap();
     until("/exit or Ctrl-D ends the chat");
-    let mut stdout = child.stdout.take().unwrap();
-    // SAFETY: sets a flag of a descriptor that is open.
-    let set = unsafe { libc::fcntl(stdout.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
-    assert_eq!(set, 0);
-    let mut buffer = [0; 4096];
+    watch(&mut terminal, |shown| shown.ends_with(LINE_TAKEN));
     for _ in 0..2 {
-        keyboard.write_all(b"Tell me a story\r").unwrap();
+        terminal.write_all(b"Tell me a story\r").unwrap();
+        watch(&mut terminal, |shown| shown.ends_with(LINE_TAKEN));
         // The answer has begun.
-        while stdout.read(&mut buffer).is_err() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        watch(&mut terminal, |shown| {
+            shown.last().is_some_and(u8::is_ascii_alphabetic)
+        });
         interrupt(&child);
         until("(stopped)");
-        // All of it was written before that was said, and the next is another's.
-        while stdout.read(&mut buffer).is_ok_and(|bytes| bytes > 0) {}
     }
-    keyboard.write_all(b"/exit\r").unwrap();
+    terminal.write_all(b"/exit\r").unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {

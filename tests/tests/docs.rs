@@ -66,16 +66,20 @@ fn words(command: &str) -> Vec<String> {
     words
 }
 
-/// The commands of a page that start one of the programs: indented or fenced, after `$ ` or not.
+/// The commands of a page that start one of the programs: indented or fenced, after `$ ` or not, but
+/// not in a fence of text.
 fn commands(page: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
-    let mut fenced = false;
+    let mut fence: Option<&str> = None;
     for line in page.lines() {
-        if line.trim_start().starts_with("```") {
-            fenced = !fenced;
+        if let Some(word) = line.trim_start().strip_prefix("```") {
+            fence = match fence {
+                Some(_) => None,
+                None => Some(word),
+            };
             continue;
         }
-        if !fenced && !line.starts_with("    ") {
+        if fence == Some("text") || (fence.is_none() && !line.starts_with("    ")) {
             continue;
         }
         let line = line.trim_start();

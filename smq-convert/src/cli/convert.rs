@@ -100,8 +100,8 @@ pub(super) struct ConvertArgs {
     /// names [default: all, or of an int4 checkpoint what it has in int4]
     #[arg(long)]
     pub(super) target: Option<Target>,
-    /// Make a file that this program can read once it is exported, and refuse options that it cannot;
-    /// without options it is int4 in groups that fit
+    /// Make a file whose export this program can read, and refuse options that it cannot; without
+    /// options it is int4 in groups that fit
     #[arg(
         long = "for",
         value_name = "PROGRAM",

@@ -18,7 +18,8 @@ use crate::{Auto, Checkpoint, Method, Plan, Summary};
 pub(super) struct About<'a> {
     checkpoint: &'a Checkpoint,
     coverage: Coverage,
-    /// Of the scales whose integers are kept, in the format of this name.
+    /// What becomes of the scales of an int4 checkpoint whose integers are kept, and the name of
+    /// their new format.
     change: Option<(ScaleChange, String)>,
 }
 

@@ -35,6 +35,8 @@ impl Task {
 }
 
 impl ConvertArgs {
+    /// Puts the options together into what is to be done with `checkpoint`.
+    ///
     /// # Errors
     /// Options that do not go together.
     pub(super) fn task(self, checkpoint: &Checkpoint) -> anyhow::Result<Task> {
@@ -101,10 +103,10 @@ impl ConvertArgs {
         Ok(texts)
     }
 
-    /// As given; `None` without --calibrate.
+    /// The calibration's options as the command line has them; `None` without --calibrate.
     ///
     /// # Errors
-    /// As [`Self::memory_bytes`].
+    /// A limit of memory that is no positive number.
     fn texts(&self) -> anyhow::Result<Option<CalibrateOptions>> {
         if self.calibrate.is_empty() {
             return Ok(None);
@@ -120,6 +122,8 @@ impl ConvertArgs {
         }))
     }
 
+    /// The memory that calibrating on the CPU may take; `None` leaves that to the machine.
+    ///
     /// # Errors
     /// A number that is not positive.
     fn memory_bytes(&self) -> anyhow::Result<Option<u64>> {
@@ -133,6 +137,8 @@ impl ConvertArgs {
         Ok(Some((gb * 1e9) as u64))
     }
 
+    /// How weights are quantized where the method is the same for all of them.
+    ///
     /// # Errors
     /// An option that the scheme does not have.
     fn method(&self, checkpoint: &Checkpoint, group: usize) -> anyhow::Result<Method> {

@@ -78,17 +78,19 @@ impl<'l> Line<'l> {
 enum Lines {
     /// A terminal, with a history that the arrow keys go through.
     Edited(Box<DefaultEditor>),
-    Piped,
+    /// Standard input as it comes.
+    Plain,
 }
 
 impl Lines {
     fn open() -> anyhow::Result<Self> {
-        match std::io::stdin().is_terminal() {
+        // What the editor draws belongs to a terminal, and not into a file of answers.
+        match std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
             true => {
                 let editor = DefaultEditor::new().context("cannot edit lines at this terminal")?;
                 Ok(Self::Edited(Box::new(editor)))
             }
-            false => Ok(Self::Piped),
+            false => Ok(Self::Plain),
         }
     }
 
@@ -106,7 +108,7 @@ impl Lines {
                     Err(error) => return Err(error).context("cannot read from the terminal"),
                 }
             },
-            Self::Piped => {
+            Self::Plain => {
                 let mut line = Vec::new();
                 let mut stdin = std::io::stdin().lock();
                 let mut limited = std::io::Read::take(&mut stdin, MAX_LINE_BYTES);
