@@ -58,7 +58,7 @@ impl<'a> CpuBatch<'a> {
             let limit = (0..c.max_positions).rfind(|len| !c.rope.grows(*len));
             return Err(Error::Input(format!(
                 "the model's dynamic rotary embedding changes with every token beyond {limit}, which \
-                 many sequences at once do not do; give --max-tokens {limit}",
+                 many sequences at once do not do; give --context {limit}",
                 limit = limit.unwrap_or(0)
             )));
         }
