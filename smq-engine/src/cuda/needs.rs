@@ -1,7 +1,7 @@
 //! Every kernel that a model may need, known without a GPU, so that all can be compiled ahead.
 
 use super::contract::Defines;
-use super::decode::step_plan;
+use super::decode::{paged_defines, step_plan};
 use super::family::{beyond_one_kernel, leave_defines, leaves, windows};
 use super::fp8::fp8_defines;
 use super::gemm_bf16::Bf16Cut;
@@ -39,16 +39,19 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
         ("rows.cu", row_defines(&c, sms)),
         ("choose.cu", choose_defines(c.vocab)),
     ];
-    match beyond_one_kernel(&c, sms).is_empty() {
-        true => list.push(("decode.cu", step_plan(&c, &model, sms)?.defines)),
-        false => list.push(("logits.cu", logits_defines(&c))),
+    if beyond_one_kernel(&c, sms).is_empty() {
+        let step = step_plan(&c, &model, sms)?.defines;
+        let paged = step.iter().copied().chain(paged_defines()).collect();
+        list.extend([("decode.cu", step), ("decode.cu", paged)]);
+    } else {
+        list.push(("logits.cu", logits_defines(&c)));
     }
     let leaves = leaves(&c);
     if leaves {
         list.push(("leave.cu", leave_defines(&c, ROW_THREADS)));
     }
     for window in windows(&c) {
-        for kind in Attention::ALL {
+        for kind in Attention::ALL.into_iter().filter(|kind| kind.fits(&c)) {
             let defines = |order| kind.defines(&c, window, order);
             list.extend([0, 1].map(|order| ("attention_prefill.cu", defines(order))));
         }
@@ -157,9 +160,9 @@ mod tests {
             ("choose.cu", 1),
             ("gemm_bf16.cu", 20),
             ("rope.cu", 3),
-            ("attention_prefill.cu", 10),
+            ("attention_prefill.cu", 14),
             ("swiglu_bf16.cu", 4),
-            ("decode.cu", 1),
+            ("decode.cu", 2),
         ];
         assert!(all.iter().all(|(file, n)| count(file) == *n), "{files:?}");
         assert_eq!(files.len(), all.iter().map(|(_, n)| n).sum::<usize>());

@@ -102,10 +102,15 @@ fn of_family((name, config): &(&'static str, Value)) -> Vec<Variant> {
         cases.push(("rope.cu", format!("{rows:?}"), rope_defines(&c, rows)));
     }
     let windows = windows(&c);
-    for kind in Attention::ALL {
-        let Attention { warpgroups, rows } = kind;
+    for kind in Attention::ALL.into_iter().filter(|kind| kind.fits(&c)) {
+        let Attention {
+            warpgroups,
+            rows,
+            ring,
+        } = kind;
         for (i, window) in windows.iter().enumerate() {
-            let case = format!("window {window:?}, {warpgroups} warpgroups, {rows:?}");
+            let case =
+                format!("window {window:?}, {warpgroups} warpgroups, {rows:?}, {ring} tiles");
             let defines = kind.defines(&c, *window, (i % 2) as i64);
             cases.push(("attention_prefill.cu", case, defines));
         }

@@ -13,6 +13,7 @@ use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::{DeviceBuffer, Span};
 use super::module::Kernel;
+use super::prefill::attention::KEYS;
 use super::state::State;
 use super::stream::Stream;
 use super::weights::{DeviceMatrix, DeviceModel};
@@ -62,12 +63,22 @@ pub(super) struct Parts<'a> {
     pub cache: &'a Cache,
 }
 
+/// Where a step finds what else it needs of a sequence whose keys and values lie in pages.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Paged {
+    /// The frequencies of its factors, f32 `[rotary_dim / 2]`.
+    pub inv_freq: u64,
+    /// The numbers of its pages in order, i32 each.
+    pub pages: u64,
+}
+
 /// The kernel for one model's products.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     plan: Plan,
     kernel: Arc<Kernel>,
     launch: Launch,
+    paged: Option<Paged>,
 }
 
 impl Decoder {
@@ -80,14 +91,28 @@ impl Decoder {
         c: &ModelConfig,
         products: &[(&[DeviceMatrix], Epilogue)],
     ) -> Result<Self> {
+        Self::of(kernels, c, products, None)
+    }
+
+    /// As [`Decoder::new`], where `paged` says so of a sequence in pages.
+    fn of(
+        kernels: &Kernels,
+        c: &ModelConfig,
+        products: &[(&[DeviceMatrix], Epilogue)],
+        paged: Option<Paged>,
+    ) -> Result<Self> {
         let sms = kernels.gpu().sm_count();
-        let plan = plan_of(c, products, sms as usize)?;
+        let mut plan = plan_of(c, products, sms as usize)?;
+        if paged.is_some() {
+            plan.defines.extend(paged_defines());
+        }
         let kernel = kernels.get("decode.cu", plan.defines.clone(), "decode")?;
         let launch = Launch::new(sms, plan.threads).shared(plan.shared).overlap();
         Ok(Self {
             plan,
             kernel,
             launch,
+            paged,
         })
     }
 
@@ -121,6 +146,7 @@ impl Decoder {
         [embedding, input_norm, first_norm]: [Span; 3],
     ) -> Call {
         let (program, phases) = program;
+        let inv_freq = self.paged.map_or(s.inv_freq[0].ptr(), |p| p.inv_freq);
         let args = Args::new()
             .ptr(program.ptr())
             .i32(phases as i32)
@@ -129,20 +155,29 @@ impl Decoder {
             .ptr(embedding.ptr())
             .ptr(input_norm.ptr())
             .ptr(first_norm.ptr())
-            .ptr(s.inv_freq[0].ptr())
+            .ptr(inv_freq)
             .f32(c.rope.attention_factor())
             .ptr(s.hidden[0].ptr())
             .ptr(s.square_sums[0].ptr())
             .ptr(s.mailbox.device_ptr());
         // Of the other rotary embedding, where there is one.
+        let half = c.rope.rotary_dim / 2;
+        let other = match (self.paged, &s.inv_freq) {
+            (None, [_, other]) => other.ptr(),
+            // Behind the short and the long factors of the first.
+            (Some(paged), _) => paged.inv_freq + (2 * 4 * half) as u64,
+        };
         let factors = rotations(c).into_iter().map(Rotation::attention_factor);
-        let others = s.inv_freq.into_iter().zip(factors).skip(1);
+        let args = factors
+            .skip(1)
+            .fold(args, |args, factor| args.ptr(other).f32(factor));
         Call {
             kernel: self.kernel.clone(),
             launch: self.launch,
-            args: others.into_iter().fold(args, |args, (inv_freq, factor)| {
-                args.ptr(inv_freq.ptr()).f32(factor)
-            }),
+            args: match self.paged {
+                None => args,
+                Some(paged) => args.ptr(paged.pages),
+            },
         }
     }
 }
@@ -161,6 +196,18 @@ impl Step {
     /// # Errors
     /// As [`Decoder::new`]; [`Error::Cuda`](crate::Error::Cuda) if the memory is not there.
     pub(super) fn new(parts: &Parts<'_>) -> Result<Self> {
+        Self::of(parts, None)
+    }
+
+    /// As [`Step::new`] of a sequence whose keys and values lie in pages of the cache.
+    ///
+    /// # Errors
+    /// As [`Step::new`].
+    pub(super) fn paged(parts: &Parts<'_>, paged: Paged) -> Result<Self> {
+        Self::of(parts, Some(paged))
+    }
+
+    fn of(parts: &Parts<'_>, paged: Option<Paged>) -> Result<Self> {
         let Parts {
             kernels,
             config: c,
@@ -168,7 +215,7 @@ impl Step {
             state,
             ..
         } = *parts;
-        let decoder = Decoder::new(kernels, c, &products(model))?;
+        let decoder = Decoder::of(kernels, c, &products(model), paged)?;
         let phases: Vec<[u32; word::WORDS]> =
             phases(&decoder, parts)?.into_iter().map(|p| p.0).collect();
         let memory = DeviceBuffer::new(
@@ -213,6 +260,12 @@ impl Step {
         // SAFETY: as in `run`.
         unsafe { self.head.run(stream) }
     }
+}
+
+/// The macros of `decode.cu` beside those of its plan, where keys and values lie in pages.
+#[must_use]
+pub fn paged_defines() -> [(&'static str, i64); 2] {
+    [("PAGED", 1), ("PAGE_TOKENS", KEYS as i64)]
 }
 
 /// How `decode.cu` is cut for a model's steps.

@@ -57,7 +57,7 @@ impl Prefill {
         } = parts;
         self.reserve(parts, 1, false)?;
         let b = self.buffers()?;
-        let kind = Attention::of(1, Rows::One);
+        let kind = Attention::of(c, 1, Rows::One);
         let pass = Pass {
             m: 1,
             past,
