@@ -55,6 +55,10 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/decode_attention.cuh"),
     ),
     (
+        "decode_choose.cuh",
+        include_str!("../../../kernels/decode_choose.cuh"),
+    ),
+    (
         "decode_fp8.cuh",
         include_str!("../../../kernels/decode_fp8.cuh"),
     ),

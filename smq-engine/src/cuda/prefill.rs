@@ -2,13 +2,13 @@
 
 pub(super) mod attention;
 mod between;
+mod buffers;
 mod head;
 mod step;
 mod token;
 
 use std::sync::Arc;
 
-use super::activations::Activations;
 use super::arena::Arena;
 use super::args::Args;
 use super::blas::Blas;
@@ -22,11 +22,12 @@ use super::module::Kernel;
 use super::packing::Seen;
 use super::pinned::PinnedBuffer;
 use super::row_count::RowCount;
-use super::rows::{RowProducts, Target, joins_gate_and_up, reads_int4_order, scratch_bytes};
+use super::rows::{RowProducts, Target, joins_gate_and_up, reads_int4_order};
 use super::weights::DeviceMatrix;
 use crate::error::{Error, Result};
 use attention::{Attention, ROPE_THREADS, Rows, Windowed, rope_defines, table_call};
 use between::{Left, Next, leave_kernel};
+use buffers::Buffers;
 use smq_model::ModelConfig;
 pub(super) use step::{STEP_ROWS, StepInputs, Tiles, WANTED_ROWS};
 pub use token::logits_defines;
@@ -106,38 +107,6 @@ pub(super) struct Pass {
     seen: [u64; 2],
     /// The tiles of paged rows.
     tiles: Option<step::Tiles>,
-}
-
-#[derive(Debug)]
-struct Buffers {
-    capacity: usize,
-    tokens: Span,
-    /// f32 `[capacity, hidden]`.
-    x: Span,
-    /// After a norm.
-    h: Activations,
-    /// [`Seen`] of each row, of several packed sequences: in layers without a window of their own,
-    /// and in those with one.
-    seen: [Span; 2],
-    /// f32 `[capacity, 2, rotary_dim / 2]` (`rope.cu`), of each rotary embedding that layers have.
-    rotations: [Span; 2],
-    /// f32 `[capacity, hidden]`: what leaves a block, where there is a kernel between.
-    left: Span,
-    /// bf16 `[capacity, (heads + 2 kv_heads) head_dim]`.
-    qkv: Span,
-    /// bf16 `[capacity, heads head_dim]`.
-    q: Span,
-    attended: Activations,
-    /// bf16 `[capacity, 2 intermediate]`.
-    gate_up: Span,
-    activated: Activations,
-    /// f32 `[LOGIT_ROWS, vocab]`; empty until several rows of logits are asked for.
-    logits: Span,
-    /// f64 `[LOGIT_ROWS]`.
-    log_probs: Span,
-    /// i32 `[LOGIT_ROWS]`.
-    is_top: Span,
-    _arena: Arena,
 }
 
 impl Prefill {
@@ -411,96 +380,6 @@ impl Prefill {
                 .ptr(b.h.span.ptr())
                 .i32(i32::from(int4_order)),
         }
-    }
-
-    fn buffers(&self) -> Result<&Buffers> {
-        let missing = || Error::Cuda("a prompt's activations were not allocated".into());
-        self.buffers.as_ref().ok_or_else(missing)
-    }
-
-    /// Makes the buffers hold `m` rows.
-    fn reserve(&mut self, parts: &Parts<'_>, m: usize, logits: bool) -> Result<()> {
-        let Parts {
-            kernels,
-            config: c,
-            model,
-            ..
-        } = parts;
-        let has = |b: &Buffers| b.capacity >= m && (!logits || b.logits.bytes() > 0);
-        if self.buffers.as_ref().is_some_and(has) {
-            return Ok(());
-        }
-        let gpu = kernels.gpu();
-        // Whoever still computes in the old ones.
-        gpu.main().synchronize()?;
-        let old = self.buffers.take();
-        let logits = logits || old.as_ref().is_some_and(|b| b.logits.bytes() > 0);
-        let m = m
-            .max(old.as_ref().map_or(0, |b| b.capacity))
-            .next_multiple_of(128);
-        drop(old);
-        let one = std::slice::from_ref::<DeviceMatrix>;
-        // Few rows may need what many do not, so ask for both.
-        let scratch = model
-            .layers
-            .iter()
-            .flat_map(|l| [&l.qkv[..], one(&l.o), &l.gate_up, one(&l.down)])
-            .chain([one(&model.head)])
-            .map(|w| scratch_bytes(w, m).max(scratch_bytes(w, 1)))
-            .max()
-            .unwrap_or(0);
-        let width = c.heads * c.head_dim;
-        let (by_layer, two_rotations) = (family::windows(c).len() > 1, rotations(c).len() > 1);
-        let leaves = self.leave.is_some();
-        let (arena, (mut buffers, scratch)) = Arena::build(gpu, "a prompt's activations", |a| {
-            let mut activations = |columns: usize| -> Result<Activations> {
-                let stride = padded(columns);
-                Ok(Activations {
-                    span: a.take(2 * m * stride)?,
-                    capacity: m,
-                    stride,
-                })
-            };
-            let (h, attended, activated) = (
-                activations(c.hidden)?,
-                activations(width)?,
-                activations(c.intermediate)?,
-            );
-            let logit_rows = if logits { LOGIT_ROWS } else { 0 };
-            let buffers = Buffers {
-                capacity: m,
-                tokens: a.take(4 * m.max(LOGIT_ROWS))?,
-                x: a.take(4 * m * c.hidden)?,
-                seen: [
-                    a.take(size_of::<Seen>() * m)?,
-                    a.take(size_of::<Seen>() * if by_layer { m } else { 0 })?,
-                ],
-                rotations: [
-                    a.take(4 * m * c.rope.rotary_dim)?,
-                    a.take(4 * c.rope.rotary_dim * if two_rotations { m } else { 0 })?,
-                ],
-                left: a.take(4 * c.hidden * if leaves { m } else { 0 })?,
-                h,
-                qkv: a.take(2 * m * (c.heads + 2 * c.kv_heads) * c.head_dim)?,
-                q: a.take(2 * m * width)?,
-                attended,
-                gate_up: a.take(2 * m * 2 * c.intermediate)?,
-                activated,
-                logits: a.take(4 * logit_rows * c.vocab)?,
-                log_probs: a.take(8 * logit_rows)?,
-                is_top: a.take(4 * logit_rows)?,
-                _arena: Arena::sizes(),
-            };
-            Ok((buffers, a.take(scratch)?))
-        })?;
-        if let Some(memory) = arena.buffer() {
-            // Padding columns are read as zero.
-            memory.fill(gpu.main(), 0)?;
-        }
-        buffers._arena = arena;
-        self.products.set_scratch(scratch);
-        self.buffers = Some(buffers);
-        Ok(())
     }
 }
 

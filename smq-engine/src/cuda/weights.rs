@@ -1,13 +1,12 @@
 //! A model's weights on the GPU, as the file has them.
 
 mod layer;
+mod values;
 
 use std::borrow::Cow;
 
-use half::bf16;
-use rayon::prelude::*;
 use smq_format::scale::ScaleFormat;
-use smq_format::{Dtype, Levels, Scales, TensorData};
+use smq_format::{Levels, TensorData};
 
 use super::arena::Arena;
 use super::book::{BOOK_BYTES, book_bytes};
@@ -22,6 +21,7 @@ use crate::model::load_norm;
 use crate::report::LoadReport;
 pub(super) use layer::{DeviceBiases, DeviceLayer, DeviceNorms};
 use smq_model::{LayerNames, LayerNorms, ModelConfig, NamedMatrix, Source};
+use values::{check_codes, to_bf16};
 
 /// Columns that share a scale in the int4 kernels; others do not run.
 pub(super) const GROUPS: [usize; 3] = [32, 64, 128];
@@ -476,39 +476,6 @@ impl<'s> Placer<'_, 's, '_> {
         self.pieces.push((bytes, place));
         Ok(place)
     }
-}
-
-/// f16 and f32 weights are rounded to bf16, what the kernels multiply.
-fn to_bf16(dtype: Dtype, bytes: &[u8]) -> Cow<'_, [u8]> {
-    if dtype == Dtype::Bf16 {
-        return Cow::Borrowed(bytes);
-    }
-    const CHUNK: usize = 1 << 16;
-    let mut out = vec![0u8; bytes.len() / dtype.bytes() * 2];
-    out.par_chunks_mut(2 * CHUNK)
-        .zip(bytes.par_chunks(dtype.bytes() * CHUNK))
-        .for_each(|(out, bytes)| {
-            let mut wide = vec![0.0; out.len() / 2];
-            smq_format::widen(dtype, bytes, &mut wide);
-            for (out, v) in out.chunks_exact_mut(2).zip(wide) {
-                out.copy_from_slice(&bf16::from_f32(v).to_le_bytes());
-            }
-        });
-    Cow::Owned(out)
-}
-
-/// The kernels decode any code; only valid ones mean something.
-fn check_codes(name: &str, scales: Scales<'_>) -> Result<()> {
-    const CHUNK: usize = 1 << 14;
-    (0..scales.count.div_ceil(CHUNK))
-        .into_par_iter()
-        .try_for_each(|i| {
-            let range = i * CHUNK..((i + 1) * CHUNK).min(scales.count);
-            let mut out = vec![0.0; range.len()];
-            scales
-                .decode(range, &mut out)
-                .map_err(|e| Error::tensor(name, e.to_string()))
-        })
 }
 
 #[cfg(test)]
