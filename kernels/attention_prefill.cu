@@ -17,7 +17,8 @@
 //
 // attention_prefill out[i, h, :] = sum_j softmax_j(q[i, h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :],
 //                   h' = h / (HEADS / KV_HEADS), j <= past + i (with WINDOW > 0 also j > past + i - WINDOW), or the
-//                   cache rows that row i sees (then WINDOW is in `seen`)
+//                   cache rows that row i sees (then WINDOW is in `seen`). SCORES_BITS replaces 1 / sqrt(HEAD_DIM) by
+//                   the f32 of these bits; with SOFT_CAP_BITS what is scaled becomes c tanh(x / c) before the softmax
 //   q        bf16 [rows, HEADS HEAD_DIM], rotated
 //   out      bf16 [rows, OUT_STRIDE], plain or (X_INT4 = 1) in int4 order, zeros beyond HEADS HEAD_DIM
 //   grid: (HEADS, ceil(rows / (64 PREFILL_WARPGROUPS))), block: 128 PREFILL_WARPGROUPS.
@@ -31,8 +32,8 @@
 //   a wgmma operand for K (contiguous along HEAD_DIM, the summed dimension) as well as for V (contiguous along N),
 //   for every HEAD_DIM.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), WINDOW (0: none), X_INT4, PACKED, PAGED, SINGLE, RING (2, 4),
-// DYNAMIC_SHARED (what the launch has).
+// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128, 256), WINDOW (0: none), X_INT4, PACKED, PAGED, SINGLE, RING (2, 4),
+// DYNAMIC_SHARED (what the launch has); where a family asks for it, SCORES_BITS and SOFT_CAP_BITS.
 #include "wgmma.cuh"
 
 #ifndef PACKED
@@ -55,14 +56,18 @@
 #endif
 #ifndef PREFILL_BLOCKS
 // an SM, as far as registers go
+#if HEAD_DIM > 128
+#define PREFILL_BLOCKS 1
+#else
 #define PREFILL_BLOCKS ((HEAD_DIM <= 96 && !PACKED ? 4 : 2) / PREFILL_WARPGROUPS)
+#endif
 #endif
 #ifndef OUT_STRIDE
 #define OUT_STRIDE (X_INT4 ? (HEADS * HEAD_DIM + 127) / 128 * 128 : HEADS * HEAD_DIM)
 #endif
 
 constexpr int GROUP = HEADS / KV_HEADS;
-static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 128 && HEADS % KV_HEADS == 0, "shape");
+static_assert(HEAD_DIM % 32 == 0 && (HEAD_DIM <= 128 || HEAD_DIM == 256) && HEADS % KV_HEADS == 0, "shape");
 static_assert(!SINGLE || PAGED, "a token's pages");
 static_assert(!PAGED || (!PACKED && PREFILL_WARPGROUPS == 1), "a block of pages has one warpgroup");
 
@@ -121,7 +126,8 @@ DEVICE void multiply_keys(float (&c)[PREFILL_KEYS / 2], u64 a, u64 b, int accumu
                  : "l"(a), "l"(b), "r"(accumulate));
 }
 
-#define MULTIPLY(n, list, inputs, ...)                                                                            \
+#define MULTIPLY(n, list, inputs, ...) MULTIPLY_BY(b, n, list, inputs, __VA_ARGS__)
+#define MULTIPLY_BY(b, n, list, inputs, ...)                                                                      \
     asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" list "}, " inputs ", 1, 1, 1, 1;\n" \
                  : __VA_ARGS__                                                                                    \
                  : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b))
@@ -133,6 +139,11 @@ DEVICE void multiply_values(float (&c)[HEAD_DIM / 2], const u32 *p, u64 b) {
     MULTIPLY(64, L32, "{%32, %33, %34, %35}, %36", C16(0), C16(16));
 #elif HEAD_DIM == 96
     MULTIPLY(96, L48, "{%48, %49, %50, %51}, %52", C16(0), C16(16), C16(32));
+#elif HEAD_DIM == 256
+    // Two halves of 128 columns, four panels each.
+    const u64 second = b + (4 * KV_PANEL >> 4);
+    MULTIPLY(128, L64, "{%64, %65, %66, %67}, %68", C16(0), C16(16), C16(32), C16(48));
+    MULTIPLY_BY(second, 128, L64, "{%64, %65, %66, %67}, %68", C16(64), C16(80), C16(96), C16(112));
 #else
     MULTIPLY(128, L64, "{%64, %65, %66, %67}, %68", C16(0), C16(16), C16(32), C16(48));
 #endif
@@ -144,6 +155,23 @@ DEVICE float exp2_fast(float x) { // 2 ulp
     return y;
 }
 
+#ifdef SOFT_CAP_BITS
+// c tanh(x / c) of scaled scores, as c (1 - 2 / (1 + exp(2 x / c))): absolute errors are of c 2^-22, where bf16 queries
+// and keys leave more of any score. Before the mask, which is no score.
+DEVICE void cap_scores(float (&s)[PREFILL_KEYS / 2]) {
+    const float cap = __uint_as_float(SOFT_CAP_BITS);
+#ifdef SCORES_BITS
+    const float scaled = __uint_as_float(SCORES_BITS);
+#else
+    const float scaled = 1.0f / sqrtf((float)HEAD_DIM);
+#endif
+    const float inner = 2.0f * 1.4426950408889634f * scaled / cap;
+#pragma unroll
+    for (int i = 0; i < PREFILL_KEYS / 2; ++i)
+        s[i] = cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(fminf(s[i] * inner, 100.0f)));
+}
+#endif
+
 // A thread's two rows (r and r + 8 of its warp's 16): running maximum of the scores, sum of its weights.
 struct Rows {
     float max[2], sum[2];
@@ -152,7 +180,13 @@ struct Rows {
 // Scores of a tile -> weights, relative to the new running maximum; rescale = what older weights are worth now.
 // Scores s[4 n .. 4 n + 3] are columns 8 n + 2 t, 8 n + 2 t + 1 of row r, then of row r + 8.
 DEVICE void softmax(float (&s)[PREFILL_KEYS / 2], Rows &rows, float rescale[2]) {
+#if defined SOFT_CAP_BITS
+    const float scale = 1.4426950408889634f; // cap_scores has done the rest
+#elif defined SCORES_BITS
+    const float scale = 1.4426950408889634f * __uint_as_float(SCORES_BITS);
+#else
     const float scale = 1.4426950408889634f / sqrtf((float)HEAD_DIM);
+#endif
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
         float max = rows.max[h];
@@ -271,6 +305,9 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     };
     auto weigh = [&](int tile) { // mask and softmax
         const int first_key = tile * PREFILL_KEYS;
+#ifdef SOFT_CAP_BITS
+        cap_scores(s);
+#endif
 #if PACKED
 #pragma unroll
         for (int i = 0; i < PREFILL_KEYS / 2; ++i) {

@@ -5,7 +5,7 @@
 // smq-engine knows too, or a static_assert holds it against one, so that neither can change alone.
 //
 // Macros of every file (smq-engine/src/cuda/contract.rs): SCALES_MINI, SCALES_F16, SCALES_F32,
-// TAG_MASK.
+// TAG_MASK; of those that join gate and up, GATE_GELU_TANH where that is the gate's function.
 #pragma once
 
 typedef unsigned char u8;
@@ -178,6 +178,27 @@ DEVICE u32 int4_order(u32 k) {
     u32 kk = k % 128, t = kk / 32, j = kk % 32 / 8, i = kk % 4, half = kk % 8 / 4;
     return k / 128 * 128 + 16 * (2 * j + i / 2) + 8 * (i & 1) + 2 * t + half;
 }
+
+// Eight values of a row, columns k .. k + 7, as bf16 where the order wants them.
+DEVICE void store_eight(u16 *row, int k, const float v[8], bool in_int4_order) {
+    if (in_int4_order) {
+        // Pairs (i, i + 4) are neighbours; i even and odd lie 8 apart, words of i / 2 lie 16 apart.
+#pragma unroll
+        for (int i = 0; i < 4; i++) *(u32 *)(row + int4_order(k + i)) = bf16_pair(v[i], v[i + 4]);
+    } else {
+        uint4 out = {bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]), bf16_pair(v[4], v[5]), bf16_pair(v[6], v[7])};
+        *(uint4 *)(row + k) = out;
+    }
+}
+
+// ---- a gate's function ----
+
+#ifdef GATE_GELU_TANH
+// x / 2 (1 + tanh(u)) is x / (1 + exp(-2 u)), with u = sqrt(2 / pi) (x + 0.044715 x^3).
+DEVICE float gate_exponent(float x) { return 1.5957691216057308f * (x + 0.044715f * x * x * x); }
+#else
+DEVICE float gate_exponent(float x) { return x; } // SiLU
+#endif
 
 // ---- sums over a block ----
 

@@ -8,7 +8,7 @@
 //
 // Epilogues (m tokens):
 //   EPILOGUE_BF16    out bf16 [m, OUT_STRIDE] = Y in the first ROWS columns; others are left alone
-//   EPILOGUE_ADD     out f32 [m, ROWS] += Y
+//   EPILOGUE_ADD     out f32 [m, ROWS] += Y, or (OVERWRITE = 1) out = Y
 //
 // Tensor cores: wgmma m64nNk16 with weights as A and tokens as B, both from shared memory. k-steps
 // come in order, so that TILE_M does not matter to a token.
@@ -24,6 +24,10 @@
 // block, DYNAMIC_SHARED.
 // Grid: x = token tiles SPLIT_K, so that neighbours share weights; y = ceil(ROWS / 128).
 #include "wgmma_bf16.cuh"
+
+#ifndef OVERWRITE
+#define OVERWRITE 0
+#endif
 
 #define STEPS (K / 64)
 #define W_BYTES 16384
@@ -126,7 +130,12 @@ gemm_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ tens
             if (EPILOGUE == EPILOGUE_BF16) {
                 staged[token * OUT_PITCH + at] = bf16_of(values[i]);
             } else if (token < present && first_row + at < ROWS) {
-                ((float *)out)[(u64)(TILE_M * tile + token) * ROWS + first_row + at] += values[i];
+                float *to = (float *)out + (u64)(TILE_M * tile + token) * ROWS + first_row + at;
+#if OVERWRITE
+                *to = values[i];
+#else
+                *to += values[i];
+#endif
             }
         }
     };

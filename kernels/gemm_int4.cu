@@ -7,9 +7,9 @@
 //
 // Epilogues (m tokens):
 //   EPILOGUE_BF16    out bf16 [m, OUT_STRIDE] = Y in the first ROWS columns, others beside it are left alone
-//   EPILOGUE_ADD     out f32 [m, ROWS] += Y, the residual stream
+//   EPILOGUE_ADD     out f32 [m, ROWS] += Y, the residual stream; OVERWRITE = 1: out = Y
 //   EPILOGUE_SWIGLU  ROWS = 2 I, gate rows first: out bf16 [m, XI] = silu(gate) up, XI = I rounded up to 128,
-//                    zeros beyond I, columns plain or (OUT_INT4 = 1) in int4 order
+//                    zeros beyond I, columns plain or (OUT_INT4 = 1) in int4 order; GATE_GELU_TANH: gelu for silu
 //
 // Tensor cores: wgmma m64nNk16 with weights as A, from registers, and tokens as N. Per warp, A is the
 // m16k16 fragment of mma.m16n8k16, and in int4 order the canonical nibbles are that fragment: 16 bytes of a
@@ -47,6 +47,9 @@
 #ifndef LUT4
 #define LUT4 0
 #endif
+#ifndef OVERWRITE
+#define OVERWRITE 0
+#endif
 #ifndef MIN_BLOCKS
 #define MIN_BLOCKS 1
 #endif
@@ -65,7 +68,8 @@
 #define BLOCKS_8 (TILE_M / 8) // blocks of 8 tokens, the columns of four accumulators
 #define ACCUMULATORS (TILE_M / 2)
 #define EMITTED ((BLOCKS_8 + SPLIT_K - 1) / SPLIT_K) // of them by a block of a split
-#define RESIDUAL_AHEAD (EPILOGUE == EPILOGUE_ADD && TILE_M <= 32)
+#define ADDS (EPILOGUE == EPILOGUE_ADD && !OVERWRITE)
+#define RESIDUAL_AHEAD (ADDS && TILE_M <= 32)
 
 #if EPILOGUE == EPILOGUE_SWIGLU
 #define INTERMEDIATE (ROWS / 2)
@@ -175,7 +179,7 @@ struct lane_output {
     int row;         // output column of fragment row r
 };
 
-#if EPILOGUE == EPILOGUE_ADD
+#if ADDS
 // What the block's outputs are added to.
 DEVICE float4 load_residual(const lane_output &lane, int block) {
     const float *p = lane.residual + (u64)(8 * block) * ROWS;
@@ -191,15 +195,16 @@ DEVICE void emit(const lane_output &lane, int block, float4 v, float4 residual) 
     float *p = lane.residual + (u64)(8 * block) * ROWS;
     bool first = 8 * block < lane.tokens, second = 8 * block + 1 < lane.tokens;
     bool low = lane.row < ROWS, high = lane.row + 8 < ROWS;
-    if (first && low) p[0] = residual.x + v.x;
-    if (second && low) p[ROWS] = residual.y + v.y;
-    if (first && high) p[8] = residual.z + v.z;
-    if (second && high) p[ROWS + 8] = residual.w + v.w;
+    if (ADDS) v.x = residual.x + v.x, v.y = residual.y + v.y, v.z = residual.z + v.z, v.w = residual.w + v.w;
+    if (first && low) p[0] = v.x;
+    if (second && low) p[ROWS] = v.y;
+    if (first && high) p[8] = v.z;
+    if (second && high) p[ROWS + 8] = v.w;
 #elif EPILOGUE == EPILOGUE_SWIGLU
     u16 *p = lane.staged + 8 * block * OUT_PITCH;
     bool valid = lane.row < INTERMEDIATE;
-    p[0] = valid ? bf16_of(v.x / (1.0f + __expf(-v.x)) * v.z) : 0;
-    p[OUT_PITCH] = valid ? bf16_of(v.y / (1.0f + __expf(-v.y)) * v.w) : 0;
+    p[0] = valid ? bf16_of(v.x / (1.0f + __expf(-gate_exponent(v.x))) * v.z) : 0;
+    p[OUT_PITCH] = valid ? bf16_of(v.y / (1.0f + __expf(-gate_exponent(v.y))) * v.w) : 0;
 #else
     u16 *p = lane.staged + 8 * block * OUT_PITCH;
     p[0] = bf16_of(v.x);
@@ -374,7 +379,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
         auto added_to = [&](int i, int j) {
 #if RESIDUAL_AHEAD
             return residual[i];
-#elif EPILOGUE == EPILOGUE_ADD
+#elif ADDS
             return load_residual(output, j);
 #else
             return make_float4(0.0f, 0.0f, 0.0f, 0.0f);

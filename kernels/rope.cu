@@ -16,8 +16,16 @@
 //   k_cache, v_cache  bf16 [KV_HEADS, capacity, HEAD_DIM]
 //   grid: rows, block: ROPE_THREADS. Bound by memory: a thread moves 8 elements at a time.
 //
+// Where a family has them, before the rotation:
+//   QKV_BIAS = 1   bias f32 [(HEADS + 2 KV_HEADS) HEAD_DIM] is added to queries, keys and values
+//   QK_NORM        queries and keys are divided by sqrt(mean of squares + eps) and multiplied with q_norm and k_norm, f32:
+//                  PER_HEAD: each head by itself, all with the same HEAD_DIM weights; WHOLE_WIDTH: all heads of a row
+//                  together, with weights for each element
+// Both in f32, on the products' bf16 results, with one rounding at the end. A warp adds up the squares of a head at a
+// time, whatever other rows there are, and the row is then read again, from L1.
+//
 // Macros: HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF (multiple of 8), PACKED, PAGED, PAGE_TOKENS (with
-// PAGED), BLOCK_THREADS (of rope_and_cache).
+// PAGED), BLOCK_THREADS (of rope_and_cache); QKV_BIAS; QK_NORM, EPS_BITS and the numbers PER_HEAD, WHOLE_WIDTH.
 #include "common.cuh"
 
 #ifndef PACKED
@@ -25,6 +33,12 @@
 #endif
 #ifndef PAGED
 #define PAGED 0
+#endif
+#ifndef QKV_BIAS
+#define QKV_BIAS 0
+#endif
+#ifndef QK_NORM
+#define QK_NORM 0
 #endif
 
 constexpr int ROPE_THREADS = 256;
@@ -49,21 +63,36 @@ struct Angles {
         sines[0] = from[ROTARY_HALF / 4], sines[1] = from[ROTARY_HALF / 4 + 1];
     }
     INSIDE void rotate(uint4 &low, uint4 &high) const {
-        const float c[8] = {cosines[0].x, cosines[0].y, cosines[0].z, cosines[0].w,
-                            cosines[1].x, cosines[1].y, cosines[1].z, cosines[1].w};
-        const float s[8] = {sines[0].x, sines[0].y, sines[0].z, sines[0].w, sines[1].x, sines[1].y, sines[1].z, sines[1].w};
         float a[8], b[8];
         unpack(low, a);
         unpack(high, b);
+        rotate(a, b);
+        low = pack(a), high = pack(b);
+    }
+    INSIDE void rotate(float a[8], float b[8]) const {
+        const float c[8] = {cosines[0].x, cosines[0].y, cosines[0].z, cosines[0].w,
+                            cosines[1].x, cosines[1].y, cosines[1].z, cosines[1].w};
+        const float s[8] = {sines[0].x, sines[0].y, sines[0].z, sines[0].w, sines[1].x, sines[1].y, sines[1].z, sines[1].w};
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
             const float rotated = a[e] * c[e] - b[e] * s[e];
             b[e] = b[e] * c[e] + a[e] * s[e];
             a[e] = rotated;
         }
-        low = pack(a), high = pack(b);
     }
 };
+
+#if QKV_BIAS
+#define BIAS_ARGUMENT , const float *bias
+#else
+#define BIAS_ARGUMENT
+#endif
+#if QK_NORM
+static_assert(QK_NORM == PER_HEAD || QK_NORM == WHOLE_WIDTH, "one of the two");
+#define NORM_ARGUMENTS , const float *q_norm, const float *k_norm
+#else
+#define NORM_ARGUMENTS
+#endif
 
 KERNEL rotation_table(const float *inv_freq, float attention_factor, int past, const int4 *seen, float *table) {
     let_next_kernel_start();
@@ -80,12 +109,14 @@ KERNEL rotation_table(const float *inv_freq, float attention_factor, int past, c
 
 KERNEL __launch_bounds__(ROPE_THREADS)
 #if PAGED
-    rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, const int4 *seen, const float *table) {
+    rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, const int4 *seen, const float *table
+                   BIAS_ARGUMENT NORM_ARGUMENTS) {
     let_next_kernel_start();
     const int row = blockIdx.x, place = seen[row].x, page = place / PAGE_TOKENS, token = place % PAGE_TOKENS;
     auto cached = [&](int kv_head) { return (((u64)page * KV_HEADS + kv_head) * PAGE_TOKENS + token) * HEAD_DIM; };
 #else
-    rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, int capacity, int past, const float *table) {
+    rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, int capacity, int past, const float *table
+                   BIAS_ARGUMENT NORM_ARGUMENTS) {
     let_next_kernel_start();
     const int row = blockIdx.x;
     auto cached = [&](int kv_head) { return ((u64)kv_head * capacity + past + row) * HEAD_DIM; };
@@ -115,6 +146,53 @@ KERNEL __launch_bounds__(ROPE_THREADS)
     uint4 low[PAIR_ROUNDS], high[PAIR_ROUNDS], copies[COPY_ROUNDS];
     Angles angles[PAIR_ROUNDS];
     wait_for_previous_kernel();
+#if QK_NORM
+    // What a head's elements are multiplied with, beside their weights; first the sums of squares.
+    __shared__ float factors[HEADS + KV_HEADS];
+    for (int head = threadIdx.x / 32; head < HEADS + KV_HEADS; head += ROPE_THREADS / 32) {
+        float squares = 0.0f;
+        for (int i = threadIdx.x % 32 * 2; i < HEAD_DIM; i += 64) {
+            const u32 pair = *(const u32 *)(from + head * HEAD_DIM + i);
+            float a = bf16_low(pair), b = bf16_high(pair);
+#if QKV_BIAS
+            a += bias[head * HEAD_DIM + i], b += bias[head * HEAD_DIM + i + 1];
+#endif
+            squares += a * a + b * b;
+        }
+        squares = warp_sum(squares);
+        if (threadIdx.x % 32 == 0)
+            factors[head] = QK_NORM == PER_HEAD ? 1.0f / sqrtf(squares / HEAD_DIM + __uint_as_float(EPS_BITS)) : squares;
+    }
+    __syncthreads();
+#if QK_NORM == WHOLE_WIDTH
+    const int first = threadIdx.x < HEADS ? 0 : HEADS, count = threadIdx.x < HEADS ? HEADS : KV_HEADS;
+    static_assert(HEADS + KV_HEADS <= ROPE_THREADS, "a thread a head");
+    float factor = 0.0f;
+    if (threadIdx.x < HEADS + KV_HEADS) {
+        for (int head = first; head < first + count; ++head) factor += factors[head];
+        factor = 1.0f / sqrtf(factor / (count * HEAD_DIM) + __uint_as_float(EPS_BITS));
+    }
+    __syncthreads();
+    if (threadIdx.x < HEADS + KV_HEADS) factors[threadIdx.x] = factor;
+    __syncthreads();
+#endif
+#endif
+#if QKV_BIAS || QK_NORM
+    // Elements i .. i + 7 of a head of the row, before the rotation.
+    auto adjust = [&](float v[8], int head, int i) {
+#if QKV_BIAS
+#pragma unroll
+        for (int e = 0; e < 8; ++e) v[e] += bias[head * HEAD_DIM + i + e];
+#endif
+#if QK_NORM
+        if (head >= HEADS + KV_HEADS) return;
+        const int of_kind = head < HEADS ? head : head - HEADS;
+        const float *weight = (head < HEADS ? q_norm : k_norm) + (QK_NORM == PER_HEAD ? 0 : of_kind * HEAD_DIM) + i;
+#pragma unroll
+        for (int e = 0; e < 8; ++e) v[e] = v[e] * factors[head] * weight[e];
+#endif
+    };
+#endif
 #pragma unroll
     for (int round = 0; round < PAIR_ROUNDS; ++round) {
         const int index = min(round * ROPE_THREADS + (int)threadIdx.x, PAIRS - 1);
@@ -133,7 +211,17 @@ KERNEL __launch_bounds__(ROPE_THREADS)
     for (int round = 0; round < PAIR_ROUNDS; ++round) {
         const int index = round * ROPE_THREADS + threadIdx.x;
         if (index >= PAIRS) break;
+#if QKV_BIAS || QK_NORM
+        float a[8], b[8];
+        unpack(low[round], a);
+        unpack(high[round], b);
+        adjust(a, index / HEAD_PAIRS, index % HEAD_PAIRS * 8);
+        adjust(b, index / HEAD_PAIRS, index % HEAD_PAIRS * 8 + ROTARY_HALF);
+        angles[round].rotate(a, b);
+        low[round] = pack(a), high[round] = pack(b);
+#else
         angles[round].rotate(low[round], high[round]);
+#endif
         u16 *to = destination(index / HEAD_PAIRS) + index % HEAD_PAIRS * 8;
         *(uint4 *)to = low[round];
         *(uint4 *)(to + ROTARY_HALF) = high[round];
@@ -144,6 +232,12 @@ KERNEL __launch_bounds__(ROPE_THREADS)
         if (index >= COPIES) break;
         int head, i;
         copied(index, head, i);
+#if QKV_BIAS || QK_NORM
+        float v[8];
+        unpack(copies[round], v);
+        adjust(v, head, i);
+        copies[round] = pack(v);
+#endif
         *(uint4 *)(destination(head) + i) = copies[round];
     }
 }

@@ -1,11 +1,12 @@
 // Row-wise kernels of a prompt's pass (many activation rows).
 //
-// embed_rows:  x[m, HIDDEN] (f32) = embedding[tokens[m]].                          grid: rows, block: 256
+// embed_rows:  x[m, HIDDEN] (f32) = embedding[tokens[m]], times the f32 of EMBEDDING_BITS.   grid: rows, block: 256
 // norm_rows:   out[m, XK] (bf16) = x[m] / sqrt(mean(x[m]^2) + eps) * weight, in plain or in int4 order
 //              (common.cuh), columns HIDDEN .. XK zero.                            grid: rows, block: 256
 // norm_some_rows: the same of x[rows[m]].                                          grid: rows, block: 256
 // swiglu_rows: out[m, XI] (bf16) = silu(gate[m]) * up[m] of gate_up[m, 2 INTERMEDIATE] (bf16), plain or int4
-//              order.                                              grid: (ceil(XI / 2048), rows), block: 256
+//              order; with GATE_GELU_TANH gelu in place of silu, with GATE_UP_BIAS after bias (f32 [2 INTERMEDIATE])
+//              is added.                                           grid: (ceil(XI / 2048), rows), block: 256
 // last_row:    next_x = x * norm of one row and its sum of squares for the head's product, as decode.cu
 //              reads them.                                                           grid: 1, block: 1024
 // score_rows:  log_probs[m] = logits[m, target[m]] - ln sum exp logits[m] of f32 logits [rows, VOCAB], sums in f64
@@ -15,7 +16,7 @@
 // Bound by memory; a thread moves 16 bytes at a time.
 // Macros: HIDDEN, INTERMEDIATE, VOCAB, EPS_BITS, GRID (partial sums of last_row), and threads of the
 // launches' blocks: ROW_THREADS, LAST_ROW_THREADS, SCORE_THREADS. The order is an argument,
-// int4_order.
+// int4_order. Where a family has them: EMBEDDING_BITS, GATE_GELU_TANH, GATE_UP_BIAS.
 
 #include "common.cuh"
 
@@ -35,6 +36,15 @@ DEVICE float block_sum_256(float v) {
     return v;
 }
 
+// A value of the embedding as the residual stream begins with it.
+DEVICE float embedded(float v) {
+#ifdef EMBEDDING_BITS
+    return v * __uint_as_float(EMBEDDING_BITS);
+#else
+    return v;
+#endif
+}
+
 KERNEL __launch_bounds__(256) embed_rows(const int *tokens, const u16 *embedding, float *x) {
     let_next_kernel_start();
     wait_for_previous_kernel();
@@ -43,20 +53,8 @@ KERNEL __launch_bounds__(256) embed_rows(const int *tokens, const u16 *embedding
     for (int k = threadIdx.x * 8; k < HIDDEN; k += 256 * 8) {
         uint4 v = *(const uint4 *)(row + k);
         float4 *to = (float4 *)(x + m * HIDDEN + k);
-        to[0] = make_float4(bf16_low(v.x), bf16_high(v.x), bf16_low(v.y), bf16_high(v.y));
-        to[1] = make_float4(bf16_low(v.z), bf16_high(v.z), bf16_low(v.w), bf16_high(v.w));
-    }
-}
-
-// Eight values of a row, columns k .. k + 7, as bf16 where the order wants them.
-DEVICE void store_eight(u16 *row, int k, const float v[8], bool in_int4_order) {
-    if (in_int4_order) {
-        // Pairs (i, i + 4) are neighbours; i even and odd lie 8 apart, words of i / 2 lie 16 apart.
-#pragma unroll
-        for (int i = 0; i < 4; i++) *(u32 *)(row + int4_order(k + i)) = bf16_pair(v[i], v[i + 4]);
-    } else {
-        uint4 out = {bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]), bf16_pair(v[4], v[5]), bf16_pair(v[6], v[7])};
-        *(uint4 *)(row + k) = out;
+        to[0] = make_float4(embedded(bf16_low(v.x)), embedded(bf16_high(v.x)), embedded(bf16_low(v.y)), embedded(bf16_high(v.y)));
+        to[1] = make_float4(embedded(bf16_low(v.z)), embedded(bf16_high(v.z)), embedded(bf16_low(v.w)), embedded(bf16_high(v.w)));
     }
 }
 
@@ -109,7 +107,13 @@ KERNEL __launch_bounds__(256)
     norm(x, rows, weight, out, int4_order);
 }
 
-KERNEL __launch_bounds__(256) swiglu_rows(const u16 *gate_up, u16 *out, int int4_order) {
+#ifdef GATE_UP_BIAS
+#define GATE_UP_BIAS_ARGUMENT , const float *bias
+#else
+#define GATE_UP_BIAS_ARGUMENT
+#endif
+
+KERNEL __launch_bounds__(256) swiglu_rows(const u16 *gate_up, u16 *out, int int4_order GATE_UP_BIAS_ARGUMENT) {
     let_next_kernel_start();
     wait_for_previous_kernel();
     const u64 m = blockIdx.y;
@@ -123,8 +127,15 @@ KERNEL __launch_bounds__(256) swiglu_rows(const u16 *gate_up, u16 *out, int int4
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float a = bf16_low(g[i]), b = bf16_high(g[i]);
-            y[2 * i] = a / (1.0f + expf(-a)) * bf16_low(u[i]);
-            y[2 * i + 1] = b / (1.0f + expf(-b)) * bf16_high(u[i]);
+#ifdef GATE_UP_BIAS
+            a += bias[k + 2 * i], b += bias[k + 2 * i + 1];
+            const float *of_up = bias + INTERMEDIATE + k + 2 * i;
+            y[2 * i] = a / (1.0f + expf(-gate_exponent(a))) * (bf16_low(u[i]) + of_up[0]);
+            y[2 * i + 1] = b / (1.0f + expf(-gate_exponent(b))) * (bf16_high(u[i]) + of_up[1]);
+#else
+            y[2 * i] = a / (1.0f + expf(-gate_exponent(a))) * bf16_low(u[i]);
+            y[2 * i + 1] = b / (1.0f + expf(-gate_exponent(b))) * bf16_high(u[i]);
+#endif
         }
     }
     store_eight(out + m * XI, k, y, int4_order);

@@ -1,4 +1,4 @@
-// out = silu(X Wg^T) (X Wu^T): gate and up projections of a short prompt or of a step of many sequences, in bf16, f32 sums.
+// out = silu(X Wg^T) (X Wu^T), or (GATE_GELU_TANH) gelu in its place: gate and up projections of a short prompt or of a step of many sequences, in bf16, f32 sums.
 //
 //   X    bf16 [m, XK] plain; tensor map 2-D: sizes {XK, rows of the buffer}, box {64, TILE_M}
 //   W    bf16 [2 I, K], gate rows first; tensor map 4-D: sizes {K, 8, 2, I / 8} of column, row of eight, gate or up, and
@@ -104,7 +104,7 @@ swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ te
             for (int e = 0; e < 2; e++) {
                 const float gate = c[4 * j + e], up = c[4 * j + 2 + e];
                 staged[(8 * j + 2 * t + e) * OUT_PITCH + 32 * warpgroup + 8 * quarter + r] =
-                    bf16_of(gate / (1.0f + __expf(-gate)) * up);
+                    bf16_of(gate / (1.0f + __expf(-gate_exponent(gate))) * up);
             }
         wait_for_previous_kernel();
         sync_threads(1, CONSUMERS);

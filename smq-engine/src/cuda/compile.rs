@@ -36,6 +36,8 @@ const SOURCES: &[(&str, &str)] = &[
         "gemm_int4.cu",
         include_str!("../../../kernels/gemm_int4.cu"),
     ),
+    ("leave.cu", include_str!("../../../kernels/leave.cu")),
+    ("logits.cu", include_str!("../../../kernels/logits.cu")),
     ("measure.cu", include_str!("../../../kernels/measure.cu")),
     ("rope.cu", include_str!("../../../kernels/rope.cu")),
     ("rows.cu", include_str!("../../../kernels/rows.cu")),

@@ -35,10 +35,10 @@ impl From<ScaleFormat> for ScaleCode {
     }
 }
 
-/// Macros of the kernels that rotate or attend: a step's, and those of a prompt.
+/// Macros of the kernels that rotate or attend, a step's and those of a prompt, in layers with this
+/// window.
 #[must_use]
-pub(super) fn attention_defines(c: &ModelConfig) -> Defines {
-    let window = c.windows.alike();
+pub(super) fn attention_defines(c: &ModelConfig, window: Option<usize>) -> Defines {
     vec![
         ("HEADS", c.heads as i64),
         ("KV_HEADS", c.kv_heads as i64),

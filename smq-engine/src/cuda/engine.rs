@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::decode::{Cache, Parts, Step, step_plan};
 use super::device::Gpu;
+use super::family::{beyond_one_kernel, rotations};
 use super::kernels::Kernels;
 use super::limits;
 use super::memory::DeviceBuffer;
@@ -36,6 +37,8 @@ pub struct CudaEngine {
     model: DeviceModel,
     state: State,
     prefill: Prefill,
+    /// Whether `decode.cu` makes this family's steps.
+    in_one_kernel: bool,
     /// Cache and the step recorded for it.
     sequence: Option<Sequence>,
     /// Whether LongRoPE's long factors are in use.
@@ -49,8 +52,8 @@ pub struct CudaEngine {
 
 #[derive(Debug)]
 struct Sequence {
-    /// Before the memory that it uses.
-    step: Step,
+    /// Before the memory that it uses; none of a family whose steps the kernels of prompts make.
+    step: Option<Step>,
     cache: Cache,
     _memory: DeviceBuffer,
 }
@@ -82,12 +85,15 @@ impl CudaEngine {
         }
         let sms = gpu.sm_count() as usize;
         limits::check(&config, sms)?;
+        let in_one_kernel = beyond_one_kernel(&config).is_empty();
         let kernels = Kernels::new(gpu.clone());
         let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);
         let (made, staging) = Staging::while_doing(&gpu, bytes, || {
             // What is wrong with the model is said before kernels are compiled.
             let placed = DeviceModel::place(&gpu, source, &config)?;
-            step_plan(&config, placed.model(), sms)?;
+            if in_one_kernel {
+                step_plan(&config, placed.model(), sms)?;
+            }
             let state = State::new(&gpu, &config)?;
             Ok((placed, state, Prefill::new(&kernels, &config)?))
         })?;
@@ -101,6 +107,7 @@ impl CudaEngine {
             model,
             state,
             prefill,
+            in_one_kernel,
             sequence: None,
             long: false,
             tokens: Vec::new(),
@@ -125,10 +132,13 @@ impl CudaEngine {
 
     /// Makes LongRoPE's factors those of a sequence in the short or the long range.
     fn set_factors(&mut self, long: bool) -> Result<()> {
-        let inv_freq = self.config.rope.inv_freq(long);
+        let half = self.config.rope.rotary_dim / 2;
         let stream = self.gpu().main();
-        // SAFETY: `inv_freq` lives until the stream is done.
-        unsafe { self.state.inv_freq.copy_from(stream, &inv_freq)? };
+        for (rotation, to) in rotations(&self.config).iter().zip(self.state.inv_freq) {
+            let inv_freq = rotation.inv_freq(long, half);
+            // SAFETY: pageable memory is read before the call returns.
+            unsafe { to.copy_from(stream, &inv_freq)? };
+        }
         stream.synchronize()?;
         self.long = long;
         Ok(())
@@ -156,15 +166,16 @@ impl CudaEngine {
             capacity,
             side_bytes: c.kv_heads * capacity * c.head_dim * 2,
         };
-        let step = Step::new(&Parts {
+        let parts = Parts {
             kernels: &self.kernels,
             config: c,
             model: &self.model,
             state: &self.state,
             cache: &cache,
-        })?;
+        };
+        let step = self.in_one_kernel.then(|| Step::new(&parts));
         self.sequence = Some(Sequence {
-            step,
+            step: step.transpose()?,
             cache,
             _memory: memory,
         });
@@ -200,24 +211,40 @@ impl CudaEngine {
         if let ([token], true) = (&self.tokens[from..], from > 0) {
             // SAFETY: the host array outlives the copy, which is done when the call returns.
             unsafe { self.state.next_token()?.copy_from(&stream, &[*token])? };
-            self.step()?.run(&stream)?;
+            self.queue_step(from)?;
         } else {
             let pending = self.tokens[from..].to_vec();
+            let one_kernel = self.in_one_kernel;
             let (parts, prefill) = self.pass()?;
-            prefill.run(&parts, &pending, from)?;
+            match one_kernel {
+                true => prefill.run(&parts, &pending, from)?,
+                false => prefill.run_and_choose(&parts, &pending, from)?,
+            }
             // The choice moves the position on by one.
             let position = [len as u32 - 1];
             // SAFETY: as above.
             unsafe { self.state.position()?.copy_from(&stream, &position)? };
-            self.step()?.run_head(&stream)?;
+            if let Some(step) = self.step()? {
+                step.run_head(&stream)?;
+            }
         }
         self.steps = self.steps.wrapping_add(1);
         Ok(switch && past > 0)
     }
 
-    fn step(&self) -> Result<&Step> {
+    fn step(&self) -> Result<Option<&Step>> {
         let missing = || Error::Cuda("the sequence has no cache".into());
-        self.sequence.as_ref().map(|s| &s.step).ok_or_else(missing)
+        let sequence = self.sequence.as_ref().ok_or_else(missing)?;
+        Ok(sequence.step.as_ref())
+    }
+
+    /// Queues a step of the token that is on the GPU, behind `past` cached positions.
+    fn queue_step(&mut self, past: usize) -> Result<()> {
+        if let Some(step) = self.step()? {
+            return step.run(self.gpu().main());
+        }
+        let (parts, prefill) = self.pass()?;
+        prefill.token(&parts, past)
     }
 
     /// What a pass through the model works with, and what runs it.
@@ -262,22 +289,9 @@ impl CudaEngine {
         // Tokens are queued, then seen; `queued` steps follow the prompt's.
         let (mut queued, mut seen) = (0, 0);
         while seen < limit {
-            // Ahead while a step only needs the token that the GPU itself chose. A longer sequence
-            // than the factors or the cache are for needs its tokens on the host.
-            let room = |queued: usize| {
-                let len = start + queued + 1;
-                len <= self.config.max_positions
-                    && self.config.rope.is_long(len) == self.long
-                    && self
-                        .sequence
-                        .as_ref()
-                        .is_some_and(|s| len <= s.cache.capacity)
-            };
-            while queued + 1 < limit && queued < seen + AHEAD && room(queued) {
-                let Some(sequence) = &self.sequence else {
-                    break;
-                };
-                sequence.step.run(self.kernels.gpu().main())?;
+            // Ahead while a step only needs the token that the GPU itself chose.
+            while queued + 1 < limit && queued < seen + AHEAD && self.has_room(start + queued + 1) {
+                self.queue_step(start + queued)?;
                 self.steps = self.steps.wrapping_add(1);
                 queued += 1;
             }
@@ -296,6 +310,15 @@ impl CudaEngine {
             }
         }
         Ok(())
+    }
+
+    /// Whether a step of a sequence that then has `len` tokens can be queued: a longer one than the
+    /// factors or the cache are for needs its tokens on the host.
+    fn has_room(&self, len: usize) -> bool {
+        let sequence = self.sequence.as_ref();
+        len <= self.config.max_positions
+            && self.config.rope.is_long(len) == self.long
+            && sequence.is_some_and(|s| len <= s.cache.capacity)
     }
 
     /// Waits for the token that step `step` chose.

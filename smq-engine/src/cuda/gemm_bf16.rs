@@ -84,6 +84,15 @@ impl Bf16Cut {
     }
 }
 
+impl Bf16Cut {
+    /// The same, but f32 output replaces what is there.
+    #[must_use]
+    pub fn overwriting(mut self) -> Self {
+        self.defines.push(("OVERWRITE", 1));
+        self
+    }
+}
+
 /// The call for `product` of `x`, plain order, with the weights at `w`; the result is at `y`. The
 /// kernel reads weights as soon as it starts, so what makes them must have ended.
 ///
@@ -101,7 +110,10 @@ pub(super) fn bf16_call(
         Output::Bf16 => Some(product.y_stride),
         Output::F32 => None,
     };
-    let cut = Bf16Cut::new(m, [n, k], stride, kernels.gpu().sm_count() as usize);
+    let mut cut = Bf16Cut::new(m, [n, k], stride, kernels.gpu().sm_count() as usize);
+    if stride.is_none() && !product.accumulate {
+        cut = cut.overwriting();
+    }
     let x_map = TensorMap::bf16(x.span, x.stride, x.capacity, (64, cut.tile as u32))?;
     let w_map = TensorMap::bf16(w, k, n, (64, BLOCK_ROWS as u32))?;
     let grid = [m.div_ceil(cut.tile) * cut.split, n.div_ceil(BLOCK_ROWS)].map(|n| n as u32);

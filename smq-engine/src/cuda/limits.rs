@@ -1,23 +1,25 @@
 //! What the kernels do not do, all of it, and what to do instead: said before anything is compiled
 //! or uploaded.
 
+use super::prefill::attention::ROPE_THREADS;
 use super::weights::{DeviceMatrix, Format, GROUPS, LARGEST_GROUP};
 use crate::error::{Error, Result};
 use smq_model::architecture::{
     Activation, Architecture, Biases, Multipliers, NormWeight, Norms, QkNorm, Rotations, SoftCaps,
     Windows,
 };
-use smq_model::{LayerNorms, ModelConfig, NamedMatrix, RopeConfig, RopeScaling, Tables};
+use smq_model::{ModelConfig, NamedMatrix, RopeConfig, RopeScaling, Tables};
 
 /// Elements of a head, of which there are kernels.
-const HEAD_DIMS: [usize; 4] = [32, 64, 96, 128];
+const HEAD_DIMS: [usize; 5] = [32, 64, 96, 128, 256];
 /// Rows of every matrix are a multiple of this.
 const ROWS: usize = 8;
 
 /// Refuses a model that the kernels do not compute, on a GPU of `sms` multiprocessors.
 ///
 /// Every field is named here, so that a new one, or a new kind of one, does not compile before
-/// somebody has thought of it for the kernels.
+/// somebody has thought of it for the kernels. What the kernel of one sequence's step leaves to
+/// those of prompts is told in `family.rs`.
 ///
 /// # Errors
 /// [`Error::Config`](smq_model::Error::Config) with what would do.
@@ -27,25 +29,33 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
         hidden: _,
         intermediate: _,
         layers: _,
-        heads: _,
+        heads,
         kv_heads,
         head_dim,
         vocab: _,
-        biases: Biases { qkv, o, mlp },
-        activation,
+        biases: Biases {
+            qkv: _,
+            o: _,
+            mlp: _,
+        },
+        activation: Activation::Silu | Activation::GeluTanh,
         rms_norm_eps: _,
         max_positions: _,
-        windows,
+        windows: Windows::Alike(_) | Windows::ByLayer(_),
         tables: Tables::Both | Tables::Embedding | Tables::Head,
-        rope:
-            RopeConfig {
-                theta: _,
-                rotary_dim: _,
-                scaling,
-            },
+        rope,
         rotations,
-        multipliers,
-        soft_caps: SoftCaps { scores, logits },
+        multipliers:
+            Multipliers {
+                embedding: _,
+                scores: _,
+                residual: _,
+                logits_divisor: _,
+            },
+        soft_caps: SoftCaps {
+            scores: _,
+            logits: _,
+        },
         notes: _,
     } = c;
     let Architecture {
@@ -58,12 +68,12 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
         projections: _,
         norms:
             Norms {
-                before_attention,
-                after_attention,
-                before_mlp,
-                after_mlp,
+                before_attention: _,
+                after_attention: _,
+                before_mlp: _,
+                after_mlp: _,
             },
-        norm_weight,
+        norm_weight: NormWeight::AsStored | NormWeight::OnePlus,
         qk_norm,
         // What these say is in `c`.
         biases: _,
@@ -75,64 +85,27 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
         refused_flags: _,
         defaults: _,
     } = architecture;
-    let no_inner_norm = before_attention.is_none() || before_mlp.is_none();
+    let ropes = match rotations {
+        Rotations::Alike | Rotations::Listed(_) => [rope, rope],
+        Rotations::Windowed(other) => [rope, other],
+    };
+    let whole_width = match qk_norm {
+        QkNorm::Absent | QkNorm::PerHead(_) => false,
+        QkNorm::WholeWidth(_) => true,
+    };
     let absent = [
-        (*qkv || *o || *mlp, "biases"),
         (
-            match qk_norm {
-                QkNorm::Absent => false,
-                QkNorm::PerHead(_) | QkNorm::WholeWidth(_) => true,
-            },
-            "norms of queries and keys",
-        ),
-        (
-            no_inner_norm || after_attention.is_some() || after_mlp.is_some(),
-            "norms behind attention and MLP",
-        ),
-        (
-            match norm_weight {
-                NormWeight::AsStored => false,
-                NormWeight::OnePlus => true,
-            },
-            "norm weights that one is added to",
-        ),
-        (
-            match activation {
-                Activation::Silu => false,
-                Activation::GeluTanh => true,
-            },
-            "an MLP with gelu_pytorch_tanh",
-        ),
-        (
-            match windows {
-                Windows::Alike(_) => false,
-                Windows::ByLayer(_) => true,
-            },
-            "a sliding window in some layers",
-        ),
-        (
-            match rotations {
-                Rotations::Alike => false,
-                Rotations::Listed(_) | Rotations::Windowed(_) => true,
-            },
-            "rotary embedding that differs between layers",
-        ),
-        (
-            match scaling {
-                RopeScaling::None
-                | RopeScaling::Linear { .. }
-                | RopeScaling::Llama3 { .. }
-                | RopeScaling::Yarn { .. }
-                | RopeScaling::LongRope { .. } => false,
-                RopeScaling::Dynamic { .. } => true,
-            },
+            ropes.iter().any(|rope| grows(rope)),
             "dynamic scaling of its rotary embedding",
         ),
         (
-            *multipliers != Multipliers::of_head_dim(*head_dim),
-            "factors on embedding, scores, residual stream or logits",
+            ropes[0].rotary_dim != ropes[1].rotary_dim,
+            "rotary embeddings of several widths",
         ),
-        (scores.is_some() || logits.is_some(), "soft caps"),
+        (
+            whole_width && heads + kv_heads > MOST_NORMED_HEADS,
+            "norms over more than 256 heads of queries and keys",
+        ),
     ];
     let absent = absent.iter().filter(|(asked, _)| *asked);
     let absent: Vec<_> = absent.map(|(_, what)| *what).collect();
@@ -144,11 +117,39 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
     }
     if !HEAD_DIMS.contains(head_dim) {
         return Err(Error::config(format!(
-            "heads of {head_dim} elements do not run with --device cuda, only those of 32, 64, 96 and 128; run with \
-             --device cpu"
+            "heads of {head_dim} elements do not run with --device cuda, only those of 32, 64, 96, 128 and 256; run \
+             with --device cpu"
         )));
     }
-    heads(*kv_heads, sms)
+    self::heads(*kv_heads, sms)
+}
+
+/// Heads that `rope.cu` norms together: a thread each.
+const MOST_NORMED_HEADS: usize = ROPE_THREADS as usize;
+
+/// Whether frequencies depend on how long a sequence is: keys in the cache would be of many.
+fn grows(rope: &RopeConfig) -> bool {
+    match rope.scaling {
+        RopeScaling::None
+        | RopeScaling::Linear { .. }
+        | RopeScaling::Llama3 { .. }
+        | RopeScaling::Yarn { .. }
+        | RopeScaling::LongRope { .. } => false,
+        RopeScaling::Dynamic { .. } => true,
+    }
+}
+
+/// Refuses the kernel of one sequence over pages where that does not compute the model.
+pub(super) fn alone(c: &ModelConfig) -> Result<()> {
+    let beyond = super::family::beyond_one_kernel(c);
+    match beyond.is_empty() {
+        true => Ok(()),
+        false => Err(Error::config(format!(
+            "this {} has {}, which the kernel of one sequence does not compute; leave out --fast-nondeterministic",
+            c.architecture.name,
+            beyond.join(", ")
+        ))),
+    }
 }
 
 /// Refuses more key/value heads than multiprocessors.
@@ -161,25 +162,17 @@ pub(super) fn heads(kv_heads: usize, sms: usize) -> Result<()> {
     }
 }
 
-/// The weights of the norms before attention and before the MLP, which are all that a layer may
-/// have.
-pub(super) fn norms(norms: &LayerNorms) -> Result<[&str; 2]> {
-    match norms {
-        LayerNorms {
-            before_attention: Some(attention),
-            after_attention: None,
-            before_mlp: Some(mlp),
-            after_mlp: None,
-        } => Ok([attention, mlp]),
-        LayerNorms {
-            before_attention: _,
-            after_attention: _,
-            before_mlp: _,
-            after_mlp: _,
-        } => Err(Error::config(
-            "its layers have norms behind attention and MLP, which --device cuda does not compute; run with --device \
-             cpu",
-        )),
+/// Refuses to calibrate on the GPU what its kernels for that do not compute: they take a layer apart
+/// as Llama's and Phi-3's are.
+pub(super) fn calibration(c: &ModelConfig) -> Result<()> {
+    let beyond = super::family::beyond_one_kernel(c);
+    match beyond.is_empty() {
+        true => Ok(()),
+        false => Err(Error::config(format!(
+            "this {} has {}, with which --device cuda does not calibrate; calibrate with --device cpu",
+            c.architecture.name,
+            beyond.join(", ")
+        ))),
     }
 }
 
@@ -294,54 +287,48 @@ mod tests {
 
     use super::*;
 
-    fn refusal(keys: Value) -> Option<String> {
-        let mut config = json!({
+    fn base() -> Value {
+        json!({
             "vocab_size": 64, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 6,
             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-        });
+        })
+    }
+
+    fn refusal(keys: Value) -> Option<String> {
+        let mut config = base();
         let map = config.as_object_mut().unwrap();
         map.extend(keys.as_object().unwrap().clone());
         let c = ModelConfig::from_json(config.to_string().as_bytes()).unwrap();
         check(&c, 132).err().map(|error| error.to_string())
     }
 
+    /// The families' own sizes, but for heads that there are kernels for.
+    fn family(model_type: &str) -> Value {
+        json!({"model_type": model_type, "head_dim": 32})
+    }
+
     #[test]
-    fn what_a_family_has_beyond_the_kernels_is_refused_with_the_remedy() {
-        let head = |model_type: &str| json!({"model_type": model_type, "head_dim": 32});
+    fn what_the_kernels_do_not_compute_is_refused_with_the_remedy() {
         let with = |model_type: &str, key: &str, value: Value| {
-            let mut keys = head(model_type);
+            let mut keys = family(model_type);
             keys[key] = value;
             keys
         };
+        let dynamic = json!({"type": "dynamic", "factor": 2.0});
         for (keys, words) in [
-            (head("qwen3"), &["norms of queries and keys"][..]),
-            (head("qwen2"), &["biases"]),
-            (with("llama", "attention_bias", true.into()), &["biases"]),
-            (with("llama", "mlp_bias", true.into()), &["biases"]),
-            (head("smollm3"), &["differs between layers"]),
             (
-                head("gemma3_text"),
-                &[
-                    "one is added",
-                    "gelu_pytorch_tanh",
-                    "behind attention",
-                    "queries and keys",
-                    "some layers",
-                ],
+                with("llama", "rope_scaling", dynamic.clone()),
+                &["dynamic scaling"][..],
             ),
-            (head("gemma2"), &["soft caps", "factors", "some layers"]),
-            (with("granite", "logits_scaling", json!(8.0)), &["factors"]),
-            (head("olmo2"), &["behind attention", "queries and keys"]),
-            (head("olmo3"), &["some layers"]),
             (
-                with(
-                    "llama",
-                    "rope_scaling",
-                    json!({"type": "dynamic", "factor": 2.0}),
-                ),
-                &["dynamic scaling"],
+                with("qwen3", "rope_scaling", dynamic),
+                &["Qwen3ForCausalLM", "dynamic scaling"],
             ),
-            (with("llama", "head_dim", 256.into()), &["heads of 256"]),
+            (with("llama", "head_dim", 80.into()), &["heads of 80"]),
+            (
+                with("olmo2", "num_attention_heads", 256.into()),
+                &["more than 256 heads"],
+            ),
         ] {
             let shown = keys.to_string();
             let message = refusal(keys).unwrap_or_else(|| panic!("{shown} is taken"));
@@ -352,16 +339,46 @@ mod tests {
     }
 
     #[test]
-    fn families_that_need_nothing_new_run() {
+    fn every_family_runs() {
+        for architecture in &smq_model::architecture::ARCHITECTURES {
+            let keys = family(architecture.model_type);
+            assert_eq!(refusal(keys), None, "{}", architecture.name);
+        }
         for keys in [
-            json!({"model_type": "llama"}),
-            json!({"model_type": "phi3"}),
-            json!({"model_type": "mistral", "sliding_window": null}),
+            json!({"model_type": "llama", "attention_bias": true, "mlp_bias": true}),
             json!({"model_type": "mistral", "sliding_window": 16, "head_dim": 64}),
             json!({"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 4.0}}),
-            json!({"model_type": "granite", "head_dim": 64, "attention_multiplier": 0.125}),
+            json!({"model_type": "granite", "head_dim": 64, "logits_scaling": 8.0}),
+            json!({"model_type": "gemma3_text", "head_dim": 256}),
         ] {
             assert_eq!(refusal(keys.clone()), None, "{keys}");
+        }
+    }
+
+    #[test]
+    fn calibration_on_the_gpu_is_of_layers_as_llamas() {
+        let config = |keys: Value| {
+            let mut config = base();
+            let map = config.as_object_mut().unwrap();
+            map.extend(keys.as_object().unwrap().clone());
+            ModelConfig::from_json(config.to_string().as_bytes()).unwrap()
+        };
+        for model_type in ["llama", "phi3", "mistral"] {
+            let keys = json!({"model_type": model_type, "sliding_window": null});
+            assert!(calibration(&config(keys)).is_ok(), "{model_type}");
+        }
+        for (model_type, words) in [
+            ("qwen3", "norms of queries and keys"),
+            ("qwen2", "biases"),
+            ("smollm3", "rotations by layer"),
+            ("gemma2", "soft caps"),
+            ("granite", "factors"),
+            ("olmo2", "what lies between its blocks"),
+        ] {
+            let error = calibration(&config(family(model_type))).unwrap_err();
+            let message = error.to_string();
+            assert!(message.contains(words), "{message}");
+            assert!(message.contains("calibrate with --device cpu"), "{message}");
         }
     }
 }

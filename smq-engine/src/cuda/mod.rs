@@ -20,6 +20,7 @@ mod device;
 mod during;
 mod elf;
 mod engine;
+mod family;
 mod fp8;
 mod gemm_bf16;
 mod graph;
@@ -58,6 +59,7 @@ pub use decode::program::{Buffers, Phase, Uses};
 pub use decode::{Cache, Decoder, paged_defines};
 pub use device::{Gpu, memory_in_use, pci_bus_id};
 pub use engine::CudaEngine;
+pub use family::{leave_defines, leaves, windows};
 pub use fp8::{QuantizedRows, fp8_defines};
 pub use gemm_bf16::Bf16Cut;
 pub use graph::{Graph, time_us};
@@ -68,7 +70,7 @@ pub use module::{Kernel, Module};
 pub use needs::{Need, SMS, kernels_of};
 pub use pinned::PinnedBuffer;
 pub use prefill::attention::{Attention, ROPE_THREADS, Rows, rope_defines, table_launch};
-pub use prefill::{CHUNK, ROW_THREADS, row_defines, swiglu_launch};
+pub use prefill::{CHUNK, ROW_THREADS, logits_defines, row_defines, swiglu_launch};
 pub use row_count::RowCount;
 pub use rows::{
     Cut, RowProducts, Target, int4_call, int4_widened_from, reads_int4_order, scratch_bytes, widen,

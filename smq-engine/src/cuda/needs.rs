@@ -2,11 +2,12 @@
 
 use super::contract::Defines;
 use super::decode::{paged_defines, step_plan};
+use super::family::{beyond_one_kernel, leave_defines, leaves, windows};
 use super::fp8::fp8_defines;
 use super::gemm_bf16::Bf16Cut;
 use super::limits;
 use super::prefill::attention::{Attention, Rows, rope_defines};
-use super::prefill::{CHUNK, row_defines};
+use super::prefill::{CHUNK, ROW_THREADS, logits_defines, row_defines};
 use super::row_count::RowCount;
 use super::rows::{Cut, Target, is_int4_product, reads_int4_order, widen_defines};
 use super::serve::choose_defines;
@@ -38,11 +39,23 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
         ("rows.cu", row_defines(&c, sms)),
         ("choose.cu", choose_defines(c.vocab)),
     ];
-    let step = step_plan(&c, &model, sms)?.defines;
-    let paged = step.iter().copied().chain(paged_defines()).collect();
-    list.extend([("decode.cu", step), ("decode.cu", paged)]);
-    for kind in Attention::ALL {
-        list.extend([0, 1].map(|order| ("attention_prefill.cu", kind.defines(&c, order))));
+    match beyond_one_kernel(&c).is_empty() {
+        true => {
+            let step = step_plan(&c, &model, sms)?.defines;
+            let paged = step.iter().copied().chain(paged_defines()).collect();
+            list.extend([("decode.cu", step), ("decode.cu", paged)]);
+        }
+        false => list.push(("logits.cu", logits_defines(&c))),
+    }
+    let leaves = leaves(&c);
+    if leaves {
+        list.push(("leave.cu", leave_defines(&c, ROW_THREADS)));
+    }
+    for window in windows(&c) {
+        for kind in Attention::ALL {
+            let defines = |order| kind.defines(&c, window, order);
+            list.extend([0, 1].map(|order| ("attention_prefill.cu", defines(order))));
+        }
     }
     let mut add = |need: Need| {
         if !list.contains(&need) {
@@ -53,22 +66,34 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
         add(("rope.cu", rope_defines(&c, rows)));
     }
     let one = std::slice::from_ref::<DeviceMatrix>;
+    let out = match leaves {
+        true => Target::F32(0),
+        false => Target::Add(0),
+    };
     for layer in &model.layers {
         let width = (c.heads + 2 * c.kv_heads) * c.head_dim;
         products(&layer.qkv, &[Target::Bf16(0, width)], sms, &mut add);
-        products(one(&layer.o), &[Target::Add(0)], sms, &mut add);
-        products(one(&layer.down), &[Target::Add(0)], sms, &mut add);
-        let gate_up = match layer.gate_up.len() == 1 && reads_int4_order(&layer.gate_up, 1) {
-            true => &[Target::Swiglu(0, false), Target::Swiglu(0, true)][..],
+        products(one(&layer.o), &[out], sms, &mut add);
+        products(one(&layer.down), &[out], sms, &mut add);
+        let joins = layer.biases.gate_up.is_none();
+        let swiglu = [false, true].map(|order| Target::Swiglu(0, order, c.activation));
+        let by_int4 = layer.gate_up.len() == 1 && reads_int4_order(&layer.gate_up, 1);
+        let gate_up = match joins && by_int4 {
+            true => &swiglu[..],
             false => &[Target::Bf16(0, 2 * c.intermediate)],
         };
         products(&layer.gate_up, gate_up, sms, &mut add);
-        for m in (1..=CHUNK).filter(|m| fuses_bf16(&layer.gate_up, *m)) {
-            let cut = SwigluCut::new(&layer.gate_up[0], m);
+        for m in (1..=CHUNK).filter(|m| joins && fuses_bf16(&layer.gate_up, *m)) {
+            let cut = SwigluCut::new(&layer.gate_up[0], m, c.activation);
             add(("swiglu_bf16.cu", cut.defines));
         }
     }
-    products(one(&model.head), &[Target::Add(0)], sms, &mut add);
+    let of_head = [Target::Add(0), Target::F32(0)];
+    let of_head = match beyond_one_kernel(&c).is_empty() {
+        true => &of_head[..1],
+        false => &of_head,
+    };
+    products(one(&model.head), of_head, sms, &mut add);
     Ok(list)
 }
 
@@ -92,10 +117,13 @@ fn products(matrices: &[DeviceMatrix], targets: &[Target], sms: usize, add: &mut
             for target in targets {
                 let stride = match target {
                     Target::Bf16(_, stride) => Some(*stride),
-                    Target::Add(_) => None,
+                    Target::Add(_) | Target::F32(_) => None,
                     Target::Swiglu(..) => continue,
                 };
-                let cut = Bf16Cut::new(m, [w.rows, w.cols], stride, sms);
+                let mut cut = Bf16Cut::new(m, [w.rows, w.cols], stride, sms);
+                if let Target::F32(_) = target {
+                    cut = cut.overwriting();
+                }
                 add(("gemm_bf16.cu", cut.defines));
             }
         }

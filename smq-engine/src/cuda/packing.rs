@@ -10,6 +10,7 @@ use bytemuck::NoUninit;
 
 use crate::engine::Continuations;
 use smq_model::ModelConfig;
+use smq_model::architecture::Windows;
 
 /// What a row sees of the cache (`attention_prefill.cu`): rows `context_begin .. context_end`, and
 /// from `own_begin` to itself. Nothing before `context_begin`.
@@ -46,6 +47,8 @@ pub(super) struct Pack {
     pub tokens: Vec<u32>,
     /// One a row.
     pub seen: Vec<Seen>,
+    /// The same in layers with a window, where only some have one; empty where all are alike.
+    pub windowed: Vec<Seen>,
     /// By row.
     pub scored: Vec<Scored>,
 }
@@ -58,7 +61,6 @@ pub(super) struct Pack {
 /// Contexts are not empty.
 #[must_use]
 pub(super) fn pack(items: &[Continuations<'_>], c: &ModelConfig, rows: usize) -> Vec<Pack> {
-    let window = c.windows.alike();
     let mut done = Vec::new();
     let mut open = [false, true].map(|long| Pack {
         long,
@@ -84,7 +86,7 @@ pub(super) fn pack(items: &[Continuations<'_>], c: &ModelConfig, rows: usize) ->
                 };
                 done.push(std::mem::replace(pack, fresh));
             }
-            pack.add(item, index, &chosen, window);
+            pack.add(item, index, &chosen, c);
         }
     }
     done.extend(open.into_iter().filter(|p| !p.tokens.is_empty()));
@@ -92,22 +94,25 @@ pub(super) fn pack(items: &[Continuations<'_>], c: &ModelConfig, rows: usize) ->
 }
 
 impl Pack {
-    fn add(
-        &mut self,
-        item: &Continuations<'_>,
-        index: usize,
-        chosen: &[usize],
-        window: Option<usize>,
-    ) {
+    fn add(&mut self, item: &Continuations<'_>, index: usize, chosen: &[usize], c: &ModelConfig) {
         let Some((&last, shared)) = item.context.split_last() else {
             return;
         };
-        // Positions of the sequence before this one are out of the window.
-        let hidden = |position: usize| window.map_or(0, |w| (position + 1).saturating_sub(w));
         let start = self.tokens.len();
+        // Of layers without a window of their own, and of those with one.
+        let (window, other) = match &c.windows {
+            Windows::Alike(window) => (*window, None),
+            Windows::ByLayer(windows) => (None, windows.iter().copied().flatten().next()),
+        };
+        // Positions of the sequence before this one are out of the window.
+        let hidden = |window: Option<usize>, position: usize| {
+            window.map_or(0, |w| (position + 1).saturating_sub(w))
+        };
         for (position, &token) in shared.iter().enumerate() {
-            let own = start + hidden(position);
-            self.push(token, [own, own, own, position]);
+            self.push(token, window, other, |window| {
+                let own = start + hidden(window, position);
+                [own, own, own, position]
+            });
         }
         for &continuation in chosen {
             let own = self.tokens.len();
@@ -115,39 +120,50 @@ impl Pack {
             let fed = std::iter::once(&last).chain(&targets[..targets.len() - 1]);
             for (i, (&token, &target)) in fed.zip(targets).enumerate() {
                 let position = shared.len() + i;
-                let hidden = hidden(position);
-                let own_begin = own + hidden.saturating_sub(shared.len());
-                let context = match hidden < shared.len() {
-                    true => [start + hidden, start + shared.len()],
-                    false => [own_begin; 2],
-                };
                 self.scored.push(Scored {
                     row: self.tokens.len(),
                     target,
                     of: (index, continuation),
                 });
-                self.push(token, [context[0], context[1], own_begin, position]);
+                self.push(token, window, other, |window| {
+                    let hidden = hidden(window, position);
+                    let own_begin = own + hidden.saturating_sub(shared.len());
+                    let context = match hidden < shared.len() {
+                        true => [start + hidden, start + shared.len()],
+                        false => [own_begin; 2],
+                    };
+                    [context[0], context[1], own_begin, position]
+                });
             }
         }
     }
 
-    fn push(&mut self, token: u32, seen: [usize; 4]) {
-        let [context_begin, context_end, own_begin, position] = seen.map(|n| n as i32);
+    /// Appends a row that sees by `window` what `seen` says, and by the `other` where there is one.
+    fn push(
+        &mut self,
+        token: u32,
+        window: Option<usize>,
+        other: Option<usize>,
+        seen: impl Fn(Option<usize>) -> [usize; 4],
+    ) {
+        let of = |window: Option<usize>| {
+            let [context_begin, context_end, own_begin, position] = seen(window).map(|n| n as i32);
+            Seen {
+                context_begin,
+                context_end,
+                own_begin,
+                position,
+            }
+        };
         self.tokens.push(token);
-        self.seen.push(Seen {
-            context_begin,
-            context_end,
-            own_begin,
-            position,
-        });
+        self.seen.push(of(window));
+        self.windowed.extend(other.is_some().then(|| of(other)));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-
-    use smq_model::architecture::Windows;
 
     use super::*;
 
@@ -157,6 +173,24 @@ mod tests {
         let mut c = ModelConfig::from_json(&std::fs::read(path).unwrap()).unwrap();
         c.windows = Windows::Alike(window);
         c
+    }
+
+    #[test]
+    fn layers_with_a_window_beside_others_have_rows_of_their_own() {
+        let (context, continuations) = ((0..40).collect::<Vec<u32>>(), vec![vec![1, 2, 3]]);
+        let items = [Continuations {
+            context: &context,
+            continuations: &continuations,
+        }];
+        let packed = |windows| {
+            let mut c = config(None);
+            c.windows = windows;
+            pack(&items, &c, 100).remove(0)
+        };
+        let both = packed(Windows::ByLayer(vec![Some(16), None]));
+        assert_eq!(both.seen, packed(Windows::Alike(None)).seen);
+        assert_eq!(both.windowed, packed(Windows::Alike(Some(16))).seen);
+        assert!(packed(Windows::Alike(Some(16))).windowed.is_empty());
     }
 
     /// Each row sees the cache rows whose tokens come before it in its own sequence, and itself.

@@ -1,8 +1,10 @@
 //! A prompt's pass: many positions at once through every layer.
 
 pub(super) mod attention;
+mod between;
 mod head;
 mod step;
+mod token;
 
 use std::sync::Arc;
 
@@ -12,6 +14,7 @@ use super::args::Args;
 use super::blas::Blas;
 use super::contract::Defines;
 use super::decode::Parts;
+use super::family::{self, rotation_of, rotations};
 use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
@@ -22,9 +25,11 @@ use super::row_count::RowCount;
 use super::rows::{RowProducts, Target, joins_gate_and_up, reads_int4_order, scratch_bytes};
 use super::weights::DeviceMatrix;
 use crate::error::{Error, Result};
-use attention::{Attention, Orders, ROPE_THREADS, Rows, rope_defines, table_call};
+use attention::{Attention, ROPE_THREADS, Rows, Windowed, rope_defines, table_call};
+use between::{Left, Next, leave_kernel};
 use smq_model::ModelConfig;
 pub(super) use step::{STEP_ROWS, StepInputs, Tiles, WANTED_ROWS};
+pub use token::logits_defines;
 
 /// Positions that go through the layers together; bounds the activations' memory.
 pub const CHUNK: usize = 2048;
@@ -39,7 +44,7 @@ const SCORE_THREADS: u32 = 512;
 
 /// The macros of `rows.cu`.
 pub fn row_defines(c: &ModelConfig, sms: usize) -> Defines {
-    vec![
+    let mut defines = vec![
         ("HIDDEN", c.hidden as i64),
         ("INTERMEDIATE", c.intermediate as i64),
         ("VOCAB", c.vocab as i64),
@@ -48,7 +53,9 @@ pub fn row_defines(c: &ModelConfig, sms: usize) -> Defines {
         ("ROW_THREADS", ROW_THREADS.into()),
         ("LAST_ROW_THREADS", LAST_ROW_THREADS.into()),
         ("SCORE_THREADS", SCORE_THREADS.into()),
-    ]
+    ];
+    defines.extend(family::row_defines(c));
+    defines
 }
 
 /// The launch of `swiglu_rows` for `m` rows.
@@ -67,6 +74,10 @@ pub(super) struct Prefill {
     last_row: Arc<Kernel>,
     score: Arc<Kernel>,
     norm_some: Arc<Kernel>,
+    /// Between products, where a family does more there.
+    leave: Option<Arc<Kernel>>,
+    /// Behind the head, where something is.
+    finish: Option<Arc<Kernel>>,
     products: RowProducts,
     buffers: Option<Buffers>,
     /// f32 `[LOGIT_ROWS, vocab]`, once logits are asked for.
@@ -83,14 +94,16 @@ pub(super) struct Pass {
     /// Whether a row's result may not depend on how many rows there are.
     alike: bool,
     kind: Attention,
-    attention: Orders,
+    attention: Windowed,
     rope: Arc<Kernel>,
-    /// The frequencies of the factors in use; of paged rows, of the short and the long ones.
-    inv_freq: u64,
+    /// The frequencies of the factors in use, of each rotary embedding; of paged rows, of the short
+    /// and the long ones.
+    inv_freq: [u64; 2],
     /// Where the tokens are, i32 each.
     tokens: u64,
-    /// What each row sees, or where it goes (`rope.cu`).
-    seen: u64,
+    /// What each row sees, in layers without a window of their own and in those with one, or where
+    /// it goes (`rope.cu`).
+    seen: [u64; 2],
     /// The tiles of paged rows.
     tiles: Option<step::Tiles>,
 }
@@ -103,10 +116,13 @@ struct Buffers {
     x: Span,
     /// After a norm.
     h: Activations,
-    /// [`Seen`] of each row, of several packed sequences.
-    seen: Span,
-    /// f32 `[capacity, 2, rotary_dim / 2]` (`rope.cu`).
-    rotations: Span,
+    /// [`Seen`] of each row, of several packed sequences: in layers without a window of their own,
+    /// and in those with one.
+    seen: [Span; 2],
+    /// f32 `[capacity, 2, rotary_dim / 2]` (`rope.cu`), of each rotary embedding that layers have.
+    rotations: [Span; 2],
+    /// f32 `[capacity, hidden]`: what leaves a block, where there is a kernel between.
+    left: Span,
     /// bf16 `[capacity, (heads + 2 kv_heads) head_dim]`.
     qkv: Span,
     /// bf16 `[capacity, heads head_dim]`.
@@ -137,7 +153,7 @@ impl Prefill {
         };
         // Packed sequences are what evaluations need.
         for kind in Attention::ALL.into_iter().filter(|k| k.rows == Rows::One) {
-            kind.kernels(kernels, c)?;
+            kind.of_windows(kernels, c)?;
         }
         rope(kernels, c, Rows::One)?;
         Ok(Self {
@@ -147,6 +163,8 @@ impl Prefill {
             last_row: rows("last_row")?,
             score: rows("score_rows")?,
             norm_some: rows("norm_some_rows")?,
+            leave: leave_kernel(kernels, c)?,
+            finish: head::finish_kernel(kernels, c)?,
             products: RowProducts::new(Blas::new(gpu, WORKSPACE)?, Arena::sizes().take(0)?),
             buffers: None,
             host_logits: None,
@@ -198,7 +216,7 @@ impl Prefill {
         parts: &Parts<'_>,
         tokens: &[u32],
         past: usize,
-        seen: Option<&[Seen]>,
+        seen: Option<[&[Seen]; 2]>,
     ) -> Result<()> {
         let Parts {
             kernels,
@@ -219,19 +237,19 @@ impl Prefill {
             past,
             alike: false,
             kind,
-            attention: kind.kernels(kernels, c)?,
+            attention: kind.of_windows(kernels, c)?,
             rope: rope(kernels, c, rows)?,
-            inv_freq: state.inv_freq.ptr(),
+            inv_freq: state.inv_freq.map(Span::ptr),
             tokens: b.tokens.ptr(),
-            seen: b.seen.ptr(),
+            seen: b.seen.map(Span::ptr),
             tiles: None,
         };
         // SAFETY: what is copied outlives the copy (pageable memory is read before the call
         // returns), and every buffer holds at least `m` rows.
         unsafe {
             b.tokens.part(0, 4 * m)?.copy_from(stream, tokens)?;
-            if let Some(seen) = seen {
-                b.seen.part(0, size_of_val(seen))?.copy_from(stream, seen)?;
+            for (to, seen) in b.seen.iter().zip(seen.into_iter().flatten()) {
+                to.part(0, size_of_val(seen))?.copy_from(stream, seen)?;
             }
         }
         self.queue(parts, b, &pass)
@@ -239,7 +257,12 @@ impl Prefill {
 
     /// Queues a pass whose tokens are on the GPU: embedding, angles and every layer.
     fn queue(&self, parts: &Parts<'_>, b: &Buffers, pass: &Pass) -> Result<()> {
-        let Parts { kernels, model, .. } = parts;
+        let Parts {
+            kernels,
+            config: c,
+            model,
+            ..
+        } = parts;
         let stream = kernels.gpu().main();
         let embed = Call {
             kernel: self.embed.clone(),
@@ -252,7 +275,9 @@ impl Prefill {
         // SAFETY: every buffer holds at least `m` rows.
         unsafe {
             embed.run(stream)?;
-            table_call(parts, pass, b.rotations.ptr())?.run(stream)?;
+            for (rotation, table) in rotations(c).into_iter().enumerate().zip(b.rotations) {
+                table_call(parts, pass, rotation, table.ptr())?.run(stream)?;
+            }
         }
         (0..model.layers.len()).try_for_each(|i| self.layer(parts, b, i, pass))
     }
@@ -283,6 +308,8 @@ impl Prefill {
             .ptr(keys)
             .ptr(values);
         let attention_args = Args::new().ptr(b.q.ptr()).ptr(keys).ptr(values);
+        let window = c.windows.layer(index);
+        let (attention_kernels, seen) = pass.of_window(window)?;
         let (rope_args, attention_args, attention_launch) = match &pass.tiles {
             None => (
                 rope_args.i32(cache.capacity as i32).i32(past as i32),
@@ -290,11 +317,11 @@ impl Prefill {
                     .i32(cache.capacity as i32)
                     .i32(m as i32)
                     .i32(past as i32)
-                    .ptr(pass.seen),
+                    .ptr(seen),
                 kind.launch(c, m),
             ),
             Some(tiles) => (
-                rope_args.ptr(pass.seen),
+                rope_args.ptr(seen),
                 attention_args
                     .i32(cache.capacity as i32)
                     .ptr(tiles.tiles)
@@ -305,10 +332,13 @@ impl Prefill {
         let rope = Call {
             kernel: pass.rope.clone(),
             launch: Launch::new(m, ROPE_THREADS).overlap(),
-            args: rope_args.ptr(b.rotations.ptr()),
+            args: between::qkv_args(
+                rope_args.ptr(b.rotations[rotation_of(c, index)].ptr()),
+                layer,
+            ),
         };
         let attention = Call {
-            kernel: pass.attention[usize::from(o_order)].clone(),
+            kernel: attention_kernels[usize::from(o_order)].clone(),
             launch: attention_launch,
             args: attention_args.ptr(b.attended.span.ptr()),
         };
@@ -317,20 +347,30 @@ impl Prefill {
         // or the pages of every row (the engine), and both live until the engine has waited for the
         // stream.
         unsafe {
-            let order = reads_int4_order(&layer.qkv, n);
-            self.norm_call(b.x.ptr(), layer.input_norm, b, m, order)
-                .run(stream)?;
+            let next = Next {
+                before: layer.norms.before_attention,
+                int4_order: reads_int4_order(&layer.qkv, n),
+            };
+            self.enter(stream, b, m, index, next)?;
             let qkv = Target::Bf16(b.qkv.ptr(), width);
             products.run(kernels, stream, &layer.qkv, n, &b.h, qkv)?;
             rope.run(stream)?;
             attention.run(stream)?;
-            let x = Target::Add(b.x.ptr());
-            products.run(kernels, stream, one(&layer.o), n, &b.attended, x)?;
-            let order = reads_int4_order(&layer.gate_up, n);
-            self.norm_call(b.x.ptr(), layer.post_attention_norm, b, m, order)
-                .run(stream)?;
-            if joins_gate_and_up(&layer.gate_up, n, down_order) {
-                let activated = Target::Swiglu(b.activated.span.ptr(), down_order);
+            let left = self.left(b);
+            products.run(kernels, stream, one(&layer.o), n, &b.attended, left)?;
+            let next = Next {
+                before: layer.norms.before_mlp,
+                int4_order: reads_int4_order(&layer.gate_up, n),
+            };
+            let of_attention = Left {
+                bias: layer.biases.o,
+                after: layer.norms.after_attention,
+            };
+            self.leave_attention(stream, b, m, of_attention, next)?;
+            let joined = joins_gate_and_up(&layer.gate_up, n, down_order);
+            if joined && layer.biases.gate_up.is_none() {
+                let activated = b.activated.span.ptr();
+                let activated = Target::Swiglu(activated, down_order, c.activation);
                 products.run(kernels, stream, &layer.gate_up, n, &b.h, activated)?;
             } else {
                 let gate_up = Target::Bf16(b.gate_up.ptr(), 2 * c.intermediate);
@@ -338,14 +378,26 @@ impl Prefill {
                 let swiglu = Call {
                     kernel: self.swiglu.clone(),
                     launch: swiglu_launch(c.intermediate, m),
-                    args: Args::new()
-                        .ptr(b.gate_up.ptr())
-                        .ptr(b.activated.span.ptr())
-                        .i32(i32::from(down_order)),
+                    args: between::with(
+                        Args::new()
+                            .ptr(b.gate_up.ptr())
+                            .ptr(b.activated.span.ptr())
+                            .i32(i32::from(down_order)),
+                        layer.biases.gate_up,
+                    ),
                 };
                 swiglu.run(stream)?;
             }
-            products.run(kernels, stream, one(&layer.down), n, &b.activated, x)
+            products.run(kernels, stream, one(&layer.down), n, &b.activated, left)?;
+            let of_mlp = Left {
+                bias: layer.biases.down,
+                after: layer.norms.after_mlp,
+            };
+            let next = model.layers.get(index + 1).map(|next| Next {
+                before: next.norms.before_attention,
+                int4_order: reads_int4_order(&next.qkv, n),
+            });
+            self.leave_mlp(stream, b, m, of_mlp, next)
         }
     }
 
@@ -398,6 +450,8 @@ impl Prefill {
             .max()
             .unwrap_or(0);
         let width = c.heads * c.head_dim;
+        let (by_layer, two_rotations) = (family::windows(c).len() > 1, rotations(c).len() > 1);
+        let leaves = self.leave.is_some();
         let (arena, (mut buffers, scratch)) = Arena::build(gpu, "a prompt's activations", |a| {
             let mut activations = |columns: usize| -> Result<Activations> {
                 let stride = padded(columns);
@@ -417,8 +471,15 @@ impl Prefill {
                 capacity: m,
                 tokens: a.take(4 * m.max(LOGIT_ROWS))?,
                 x: a.take(4 * m * c.hidden)?,
-                seen: a.take(size_of::<Seen>() * m)?,
-                rotations: a.take(4 * m * c.rope.rotary_dim)?,
+                seen: [
+                    a.take(size_of::<Seen>() * m)?,
+                    a.take(size_of::<Seen>() * if by_layer { m } else { 0 })?,
+                ],
+                rotations: [
+                    a.take(4 * m * c.rope.rotary_dim)?,
+                    a.take(4 * c.rope.rotary_dim * if two_rotations { m } else { 0 })?,
+                ],
+                left: a.take(4 * c.hidden * if leaves { m } else { 0 })?,
                 h,
                 qkv: a.take(2 * m * (c.heads + 2 * c.kv_heads) * c.head_dim)?,
                 q: a.take(2 * m * width)?,
@@ -446,6 +507,17 @@ impl Prefill {
 /// Columns of activations in memory: rounded up to what the int4 kernels take at a time.
 pub(super) fn padded(columns: usize) -> usize {
     columns.next_multiple_of(128)
+}
+
+impl Pass {
+    /// The attention of layers with this window, and what their rows see.
+    fn of_window(&self, window: Option<usize>) -> Result<(&attention::Orders, u64)> {
+        let missing = || Error::Cuda(format!("no attention with a window of {window:?} was made"));
+        let found = self.attention.iter().find(|(w, _)| *w == window);
+        let (_, kernels) = found.ok_or_else(missing)?;
+        let own = self.attention.len() > 1 && window.is_some() && self.tiles.is_none();
+        Ok((kernels, self.seen[usize::from(own)]))
+    }
 }
 
 /// The kernel that rotates rows of a kind and writes their keys and values.

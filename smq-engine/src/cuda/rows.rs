@@ -7,6 +7,7 @@ use super::args::Args;
 use super::blas::{Blas, Form, Input, MatMul, Output, Scaled};
 use super::book;
 use super::contract::Defines;
+use super::family::gate_define;
 use super::fp8::QuantizedRows;
 use super::gemm_bf16::bf16_call;
 use super::kernels::{Call, Kernels};
@@ -18,6 +19,7 @@ use super::swiglu::{fuses_bf16, swiglu_call};
 use super::tensor_map::TensorMap;
 use super::weights::{DeviceMatrix, Format, LARGEST_GROUP};
 use crate::error::{Error, Result};
+use smq_model::architecture::Activation;
 
 /// Activation rows from which on int4 matrices of `rows` rows in all are widened to bf16 before they
 /// are multiplied.
@@ -40,9 +42,11 @@ pub enum Target {
     Bf16(u64, usize),
     /// Added to f32 `[m, rows]`.
     Add(u64),
-    /// `silu(gate) up`, bf16 `[m, rows / 2 rounded up to 128]`; the flag asks for int4 order. Only
-    /// where `joins_gate_and_up`.
-    Swiglu(u64, bool),
+    /// f32 `[m, rows]`, whatever was there.
+    F32(u64),
+    /// `f(gate) up` with this function, bf16 `[m, rows / 2 rounded up to 128]`; the flag asks for
+    /// int4 order. Only where `joins_gate_and_up`.
+    Swiglu(u64, bool, Activation),
 }
 
 /// What multiplies rows.
@@ -134,7 +138,7 @@ impl RowProducts {
                 let target = match target {
                     Target::Bf16(y, stride) => Target::Bf16(y + 2 * column as u64, stride),
                     // Of one matrix.
-                    Target::Add(_) | Target::Swiglu(..) => target,
+                    Target::Add(_) | Target::F32(_) | Target::Swiglu(..) => target,
                 };
                 let call = int4_call(kernels, w, n, x, target)?;
                 // SAFETY: the caller's promise; the weights are the model's.
@@ -143,8 +147,8 @@ impl RowProducts {
             }
             return Ok(());
         }
-        if let Target::Swiglu(out, _) = target {
-            let call = swiglu_call(kernels, &matrices[0], m, x, out)?;
+        if let Target::Swiglu(out, _, activation) = target {
+            let call = swiglu_call(kernels, &matrices[0], m, x, (out, activation))?;
             // SAFETY: as above.
             return unsafe { call.run(stream) };
         }
@@ -167,8 +171,8 @@ impl RowProducts {
             let (y, y_stride, output, accumulate) = match target {
                 Target::Bf16(y, stride) => (y + 2 * column as u64, stride, Output::Bf16, false),
                 Target::Add(y) => (y, w.rows, Output::F32, true),
-                // Done above.
-                Target::Swiglu(y, _) => (y, w.rows, Output::F32, false),
+                // The latter was done above.
+                Target::F32(y) | Target::Swiglu(y, ..) => (y, w.rows, Output::F32, false),
             };
             let product = MatMul {
                 m,
@@ -373,8 +377,14 @@ impl Cut {
         let (epilogue, order, stride) = match target {
             // Beside other matrices the rows of the output are longer.
             Target::Bf16(_, stride) => (Epilogue::Bf16, false, Some(stride)),
-            Target::Add(_) => (Epilogue::Add, false, None),
-            Target::Swiglu(_, order) => (Epilogue::Swiglu, order, None),
+            Target::Add(_) | Target::F32(_) => (Epilogue::Add, false, None),
+            Target::Swiglu(_, order, _) => (Epilogue::Swiglu, order, None),
+        };
+        // Only there where it is asked for.
+        let more = match target {
+            Target::Bf16(..) | Target::Add(_) => None,
+            Target::F32(_) => Some(("OVERWRITE", 1)),
+            Target::Swiglu(_, _, activation) => gate_define(activation),
         };
         let swiglu = epilogue == Epilogue::Swiglu;
         let loops = swiglu && tiles > 1;
@@ -433,6 +443,7 @@ impl Cut {
             ("DYNAMIC_SHARED", shared as i64),
         ];
         defines.extend(stride.map(|stride| ("OUT_STRIDE", stride as i64)));
+        defines.extend(more);
         defines.extend(w.scale_defines());
         defines.extend(book_define(w));
         Self {
@@ -461,7 +472,8 @@ pub fn int4_call(
 ) -> Result<Call> {
     let n = n.into();
     let cut = Cut::new(w, n, target, kernels.gpu().sm_count() as usize);
-    let (Target::Bf16(out, _) | Target::Add(out) | Target::Swiglu(out, _)) = target;
+    let (Target::Bf16(out, _) | Target::Add(out) | Target::F32(out) | Target::Swiglu(out, ..)) =
+        target;
     let map = TensorMap::bf16(x.span, x.stride, x.capacity, (64, cut.tile as u32))?;
     let (scales, bias) = w.scales();
     let args = Args::new()

@@ -47,13 +47,24 @@ pub(super) fn defines(c: &ModelConfig) -> Defines {
     ]
 }
 
+/// What whoever chooses a token knows of them.
+pub(super) fn choice_defines() -> Defines {
+    vec![
+        ("STATE_POSITION", POSITION as i64),
+        ("STATE_CHOSEN", CHOSEN as i64),
+        ("STATE_TOKEN", TOKEN as i64),
+        ("RING", RING as i64),
+        ("NOT_FINITE", NOT_FINITE.into()),
+    ]
+}
+
 /// Buffers of one sequence's step, f32 where not said otherwise.
 #[derive(Debug)]
 pub struct State {
     /// i32: position, tokens chosen, token, whole steps done (`decode.cu`).
     pub state: Span,
-    /// `[rotary_dim / 2]`, of the factors in use.
-    pub inv_freq: Span,
+    /// `[rotary_dim / 2]`, of the factors in use, of each rotary embedding that layers may have.
+    pub inv_freq: [Span; 2],
     /// Inputs of the products after the two norms, `[hidden]` each.
     pub hidden: [Span; 2],
     /// Their partial sums of squares, `[SMs]` each.
@@ -95,7 +106,7 @@ impl State {
         let (arena, spans) = Arena::build(gpu, "a decode step's buffers", |arena| {
             let mut words = |n: usize| arena.take(4 * n);
             Ok((
-                [words(STATE_WORDS)?, words(half)?],
+                [words(STATE_WORDS)?, words(half)?, words(half)?],
                 [words(c.hidden)?, words(c.hidden)?, words(c.hidden)?],
                 [words(sms)?, words(sms)?, words(sms)?],
                 [words(width + 2 * kv_width)?, words(parts)?, words(width)?],
@@ -107,7 +118,7 @@ impl State {
             buffer.fill(gpu.main(), 0)?;
         }
         let (
-            [state, inv_freq],
+            [state, inv_freq, other_inv_freq],
             [hidden0, hidden1, last_hidden],
             [sums0, sums1, last_square_sums],
             [qkv, attention_parts, attended],
@@ -116,7 +127,7 @@ impl State {
         ) = spans;
         Ok(Self {
             state,
-            inv_freq,
+            inv_freq: [inv_freq, other_inv_freq],
             hidden: [hidden0, hidden1],
             square_sums: [sums0, sums1],
             last_hidden,

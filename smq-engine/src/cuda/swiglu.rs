@@ -4,12 +4,14 @@ use super::activations::Activations;
 use super::args::Args;
 use super::contract::BLOCK_SHARED_BYTES;
 use super::contract::Defines;
+use super::family::gate_define;
 use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::row_count::RowCount;
 use super::tensor_map::TensorMap;
 use super::weights::DeviceMatrix;
 use crate::error::Result;
+use smq_model::architecture::Activation;
 
 /// More rows than these are several tiles, which cuBLASLt multiplies faster.
 pub(super) const MOST_ROWS: usize = 128;
@@ -46,21 +48,23 @@ pub struct SwigluCut {
 impl SwigluCut {
     /// For `m` rows, or tiles of `MOST_ROWS`.
     #[must_use]
-    pub fn new(w: &DeviceMatrix, m: usize) -> Self {
+    pub fn new(w: &DeviceMatrix, m: usize, activation: Activation) -> Self {
         let tiles = [16, 32, 64, MOST_ROWS];
         let tile = tiles.into_iter().find(|t| *t >= m).unwrap_or(MOST_ROWS);
         let (stage, staged) = (128 * 128 + 128 * tile, 144 * tile);
         let stages = ((SHARED - staged) / (stage + 16)).min(8);
         let shared = stages * (stage + 16) + staged + 1024;
+        let mut defines = vec![
+            ("K", w.cols as i64),
+            ("INTERMEDIATE", (w.rows / 2) as i64),
+            ("TILE_M", tile as i64),
+            ("STAGES", stages as i64),
+            ("THREADS", THREADS as i64),
+            ("DYNAMIC_SHARED", shared as i64),
+        ];
+        defines.extend(gate_define(activation));
         Self {
-            defines: vec![
-                ("K", w.cols as i64),
-                ("INTERMEDIATE", (w.rows / 2) as i64),
-                ("TILE_M", tile as i64),
-                ("STAGES", stages as i64),
-                ("THREADS", THREADS as i64),
-                ("DYNAMIC_SHARED", shared as i64),
-            ],
+            defines,
             tile,
             shared,
         }
@@ -68,7 +72,7 @@ impl SwigluCut {
 }
 
 /// The call for `m` rows of `x`, plain order, with `w`, gate rows first: bf16 `[m, w.rows / 2]` at
-/// `out`. Only where [`fuses_bf16`].
+/// `out`, by the gate's function. Only where [`fuses_bf16`].
 ///
 /// # Errors
 /// As [`Kernels::get`] and [`TensorMap::bf16`].
@@ -77,9 +81,9 @@ pub fn swiglu_call(
     w: &DeviceMatrix,
     m: usize,
     x: &Activations,
-    out: u64,
+    (out, activation): (u64, Activation),
 ) -> Result<Call> {
-    let cut = SwigluCut::new(w, m);
+    let cut = SwigluCut::new(w, m, activation);
     let x_box = (64, cut.tile as u32);
     let x_map = TensorMap::bf16(x.span, x.stride, x.capacity, x_box)?;
     let w_map = TensorMap::bf16_halves(w.data, w.cols, w.rows, (64, 8))?;
@@ -124,7 +128,7 @@ mod tests {
             1
         ));
         for m in 1..=MOST_ROWS {
-            let cut = SwigluCut::new(&w, m);
+            let cut = SwigluCut::new(&w, m, Activation::Silu);
             assert!(cut.tile >= m && (cut.tile == 16 || cut.tile < 2 * m));
             assert!(cut.shared <= BLOCK_SHARED_BYTES, "{cut:?}");
         }

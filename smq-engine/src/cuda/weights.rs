@@ -1,5 +1,7 @@
 //! A model's weights on the GPU, as the file has them.
 
+mod layer;
+
 use std::borrow::Cow;
 
 use half::bf16;
@@ -15,10 +17,11 @@ use super::limits;
 use super::memory::Span;
 use super::upload::{Piece, Staging, upload};
 use crate::error::{Error, Result};
-use crate::linear::check_fp8;
+use crate::linear::{check_fp8, load_vector};
 use crate::model::load_norm;
 use crate::report::LoadReport;
-use smq_model::{LayerNames, ModelConfig, NamedMatrix, Source};
+pub(super) use layer::{DeviceBiases, DeviceLayer, DeviceNorms};
+use smq_model::{LayerNames, LayerNorms, ModelConfig, NamedMatrix, Source};
 
 /// Columns that share a scale in the int4 kernels; others do not run.
 pub(super) const GROUPS: [usize; 3] = [32, 64, 128];
@@ -173,23 +176,6 @@ impl DeviceMatrix {
     }
 }
 
-/// One decoder layer.
-#[derive(Debug)]
-pub(super) struct DeviceLayer {
-    /// f32 `[hidden]`.
-    pub input_norm: Span,
-    /// One or three matrices, stored alike.
-    pub qkv: Vec<DeviceMatrix>,
-    /// The output projection.
-    pub o: DeviceMatrix,
-    /// f32 `[hidden]`.
-    pub post_attention_norm: Span,
-    /// One fused matrix, or gate and up, stored alike.
-    pub gate_up: Vec<DeviceMatrix>,
-    /// The MLP's output projection.
-    pub down: DeviceMatrix,
-}
-
 /// Every weight.
 #[derive(Debug)]
 pub(super) struct DeviceModel {
@@ -316,22 +302,65 @@ impl<'s> Placer<'_, 's, '_> {
         Ok(DeviceModel {
             embedding: embedding.data,
             layers,
-            norm: self.norm(c.architecture.last_norm, c)?,
+            norm: self.norm(c.architecture.last_norm, c.hidden, c)?,
             head,
             _arena: Arena::sizes(),
         })
     }
 
     fn layer(&mut self, names: &LayerNames, c: &ModelConfig) -> Result<DeviceLayer> {
-        let [attention, mlp] = limits::norms(&names.norms)?;
+        let one = std::slice::from_ref::<NamedMatrix>;
+        let LayerNorms {
+            before_attention,
+            after_attention,
+            before_mlp,
+            after_mlp,
+        } = &names.norms;
+        let mut norm = |name: &Option<String>| {
+            let name = name.as_deref();
+            name.map(|name| self.norm(name, c.hidden, c)).transpose()
+        };
+        let norms = DeviceNorms {
+            before_attention: norm(before_attention)?,
+            after_attention: norm(after_attention)?,
+            before_mlp: norm(before_mlp)?,
+            after_mlp: norm(after_mlp)?,
+        };
+        let qk_norm = match &names.qk_norm {
+            None => None,
+            Some([queries, keys]) => Some([
+                self.norm(&queries.name, queries.len, c)?,
+                self.norm(&keys.name, keys.len, c)?,
+            ]),
+        };
         Ok(DeviceLayer {
-            input_norm: self.norm(attention, c)?,
+            norms,
             qkv: self.matrices(&names.qkv)?,
+            qk_norm,
             o: self.matrix(&names.o)?,
-            post_attention_norm: self.norm(mlp, c)?,
             gate_up: self.matrices(&names.gate_up)?,
             down: self.matrix(&names.down)?,
+            biases: DeviceBiases {
+                qkv: self.bias(&names.qkv)?,
+                o: self.bias(one(&names.o))?,
+                gate_up: self.bias(&names.gate_up)?,
+                down: self.bias(one(&names.down))?,
+            },
         })
+    }
+
+    /// The biases of matrices that are multiplied together, one behind the other.
+    fn bias(&mut self, list: &[NamedMatrix]) -> Result<Option<Span>> {
+        let mut values = Vec::new();
+        for m in list {
+            if let Some(name) = &m.bias {
+                values.extend(load_vector(self.source, name, m.rows)?);
+            }
+        }
+        match values.is_empty() {
+            true => Ok(None),
+            false => self.floats(&values).map(Some),
+        }
     }
 
     fn matrices(&mut self, list: &[NamedMatrix]) -> Result<Vec<DeviceMatrix>> {
@@ -432,10 +461,14 @@ impl<'s> Placer<'_, 's, '_> {
         Ok(group)
     }
 
-    /// What a norm multiplies with, f32 `[hidden]`.
-    fn norm(&mut self, name: &str, c: &ModelConfig) -> Result<Span> {
-        let values = load_norm(self.source, name, c.hidden, c)?;
-        self.place(Cow::Owned(bytemuck::cast_slice(&values).to_vec()))
+    /// What a norm multiplies with, f32 `[len]`.
+    fn norm(&mut self, name: &str, len: usize, c: &ModelConfig) -> Result<Span> {
+        let values = load_norm(self.source, name, len, c)?;
+        self.floats(&values)
+    }
+
+    fn floats(&mut self, values: &[f32]) -> Result<Span> {
+        self.place(Cow::Owned(bytemuck::cast_slice(values).to_vec()))
     }
 
     fn place(&mut self, bytes: Cow<'s, [u8]>) -> Result<Span> {

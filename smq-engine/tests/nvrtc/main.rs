@@ -12,6 +12,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use smq_engine::cuda::BLOCK_SHARED_BYTES;
 use smq_engine::cuda::compile::{compile, compile_text, compile_uncached, files, nvrtc_version};
 
+mod families;
 mod variants;
 
 use variants::{Variant, kernel_variants};

@@ -9,6 +9,9 @@ use smq_engine::cuda::{
 use smq_format::scale::ScaleFormat;
 use smq_format::{Levels, ScaleChoice};
 use smq_model::ModelConfig;
+use smq_model::architecture::Activation;
+
+use crate::families;
 
 /// A kernel file and the macros it is compiled with.
 #[derive(Debug, Clone)]
@@ -83,6 +86,7 @@ pub(crate) fn kernel_variants() -> Vec<Variant> {
         defines: calibrate_defines(),
     });
     list.extend(SHAPES.iter().flat_map(of_shape));
+    list.extend(families::variants());
     list
 }
 
@@ -156,7 +160,8 @@ fn of_any_weights(c: &ModelConfig) -> Vec<Case> {
         } = kind;
         for order in [0, 1] {
             let case = format!("order {order}, {warpgroups} warpgroups, {rows:?}, {ring} tiles");
-            cases.push(("attention_prefill.cu", case, kind.defines(c, order)));
+            let defines = kind.defines(c, c.windows.alike(), order);
+            cases.push(("attention_prefill.cu", case, defines));
         }
     }
     cases
@@ -166,7 +171,7 @@ fn of_any_weights(c: &ModelConfig) -> Vec<Case> {
 fn of_many_sequences(part: &str, w: &DeviceMatrix, target: Target) -> Vec<Case> {
     let stride = match target {
         Target::Bf16(_, stride) => Some(stride),
-        Target::Add(_) => None,
+        Target::Add(_) | Target::F32(_) => None,
         Target::Swiglu(..) => return Vec::new(),
     };
     let case = |m| {
@@ -181,7 +186,7 @@ fn fused_swiglu(layer: &Layer) -> Vec<Case> {
     let tiles = [16, 32, 64, 128].into_iter();
     let fused = tiles.filter(|m| fuses_bf16(&layer.gate_up, *m));
     let case = |m| {
-        let cut = SwigluCut::new(&layer.gate_up[0], m);
+        let cut = SwigluCut::new(&layer.gate_up[0], m, Activation::Silu);
         ("swiglu_bf16.cu", format!("{m} rows"), cut.defines)
     };
     fused.map(case).collect()
@@ -253,7 +258,7 @@ fn formats() -> [(&'static str, Format); 11] {
     ]
 }
 
-fn int4(scales: ScaleChoice, group: usize) -> Format {
+pub(crate) fn int4(scales: ScaleChoice, group: usize) -> Format {
     Format::Int4 {
         scales: Span::at(0, 0),
         format: scales.format(1.0).unwrap(),
@@ -279,7 +284,7 @@ fn shifted() -> Levels {
 }
 
 /// A matrix that is nowhere: its shape alone.
-fn matrix(rows: usize, cols: usize, format: Format) -> DeviceMatrix {
+pub(crate) fn matrix(rows: usize, cols: usize, format: Format) -> DeviceMatrix {
     DeviceMatrix {
         rows,
         cols,
@@ -330,7 +335,7 @@ impl Layer {
     fn parts(&self) -> [(&'static str, DeviceMatrix, Target); 4] {
         let (qkv, gate_up) = (self.qkv[0], self.gate_up[0]);
         let joined = match reads_int4_order(&[gate_up], 1) {
-            true => Target::Swiglu(0, true),
+            true => Target::Swiglu(0, true, Activation::Silu),
             false => Target::Bf16(0, gate_up.rows),
         };
         [

@@ -93,7 +93,7 @@ fn decode(lab: &mut Lab<'_>, cached: usize) -> Result<()> {
             to.copy_within(lab.stream(), layer)?;
         }
         state.qkv.copy_from(lab.stream(), &qkv)?;
-        state.inv_freq.copy_from(lab.stream(), &inv_freq)?;
+        state.inv_freq[0].copy_from(lab.stream(), &inv_freq)?;
         state.state.copy_from(lab.stream(), &[cached as u32])?;
         state.attended.fill(lab.stream(), 0xff)?;
     }

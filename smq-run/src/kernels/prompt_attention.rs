@@ -132,7 +132,7 @@ fn prefill(lab: &mut Lab<'_>, m: usize, with_rope: bool, with_attention: bool) -
     let outputs: Vec<Vec<_>> = rows.par_iter().map(of_row).collect();
     let out = lab.poisoned(2 * m * width)?;
     let call = Call {
-        kernel: kind.kernels(&lab.kernels, &c)?[1].clone(),
+        kernel: kind.kernels(&lab.kernels, &c, c.windows.alike())?[1].clone(),
         launch: kind.launch(&c, m),
         args: Args::new()
             .ptr(q.ptr())

@@ -15,6 +15,7 @@ use smq_engine::cuda::{
     Activations, Call, DeviceBuffer, Epilogue, Form, Input, MatMul, Output, Target, fuses_bf16,
     int4_call, reads_int4_order, swiglu_call,
 };
+use smq_model::architecture::Activation;
 
 const ROWS: [usize; 9] = [2, 4, 8, 16, 32, 64, 128, 512, 2048];
 pub(super) const MOST: usize = 2048;
@@ -62,7 +63,7 @@ pub(super) fn row_layers(lab: &Lab<'_>, kernel: &str) -> Vec<Layer> {
 fn target(layer: &Layer, swiglu: bool, out: u64) -> Target {
     match layer.epilogue {
         Epilogue::Residual => Target::Add(out),
-        Epilogue::Swiglu if swiglu => Target::Swiglu(out, true),
+        Epilogue::Swiglu if swiglu => Target::Swiglu(out, true, Activation::Silu),
         Epilogue::Store | Epilogue::Swiglu | Epilogue::Logits => Target::Bf16(out, layer.rows),
     }
 }
@@ -279,7 +280,15 @@ fn bf16_swiglu(lab: &mut Lab<'_>, layer: &Layer) -> Result<()> {
         let calls: Vec<Call> = copies
             .matrices
             .iter()
-            .map(|w| swiglu_call(&lab.kernels, w, m, &activations, io.out.ptr()))
+            .map(|w| {
+                swiglu_call(
+                    &lab.kernels,
+                    w,
+                    m,
+                    &activations,
+                    (io.out.ptr(), Activation::Silu),
+                )
+            })
             .collect::<Result<_>>()?;
         io.reset(lab, layer, m)?;
         lab.run(&calls[0])?;

@@ -76,7 +76,7 @@ fn computed(engine: &mut CudaBatch, mut chunks: Vec<Chunk<'_>>) -> Vec<Computed>
 
 /// Each token's log-probability in one step over prompts on both sides of a page's end and of
 /// LongRoPE's switch, against the CPU.
-fn scores(model: &Model, vocab: Option<u32>) -> Outcome {
+pub(crate) fn scores(model: &Model, vocab: Option<u32>) -> Outcome {
     let source = model.open();
     let mut engine = engine(&source);
     let mut random = StdRng::seed_from_u64(1);
@@ -193,7 +193,7 @@ fn alone(engine: &mut CudaBatch, prompt: &[u32], free: &mut Free) -> Text {
 
 /// The same tokens and the same bits of their log-probabilities whatever is in a step beside them,
 /// however prompts are cut, wherever the pages are.
-fn invariant(model: &Model) -> Outcome {
+pub(crate) fn invariant(model: &Model) -> Outcome {
     let source = model.open();
     let mut engine = engine(&source);
     let mut random = StdRng::seed_from_u64(2);

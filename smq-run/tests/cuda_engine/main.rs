@@ -13,6 +13,7 @@ use smq_engine::cuda::Gpu;
 
 mod batch;
 mod errors;
+mod families;
 mod given;
 mod greedy;
 mod log_probs;
@@ -73,7 +74,7 @@ fn tests() -> Vec<(String, Test)> {
         let test = move || logits::quantized(scales);
         add(&format!("logits_{scales}"), Box::new(test));
     }
-    let fixed: [(&str, Plain); 48] = [
+    let fixed: [(&str, Plain); 54] = [
         ("batch_scores_c0", batch::scores_c0),
         ("batch_scores_int4", batch::scores_int4),
         ("batch_scores_lut4", batch::scores_lut4),
@@ -124,6 +125,12 @@ fn tests() -> Vec<(String, Test)> {
         ("perplexity", log_probs::perplexity_of_the_sample),
         ("stale_buffers_c0", stale::unquantized),
         ("stale_buffers_int4", stale::int4),
+        ("families_c0", families::unquantized),
+        ("families_int4", families::int4),
+        ("families_nf4", families::nf4),
+        ("families_batch_scores", families::batch_scores),
+        ("families_batch_invariant", families::batch_invariant),
+        ("families_continuations", families::continuations),
         ("bad_requests", errors::bad_requests),
         ("unsupported_models", errors::unsupported_models),
         ("damaged_weights", errors::damaged_weights),

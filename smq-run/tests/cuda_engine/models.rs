@@ -97,7 +97,7 @@ impl Model {
         }
     }
 
-    fn of(dir: TempDir) -> Self {
+    pub(crate) fn of(dir: TempDir) -> Self {
         Self {
             path: dir.path().to_owned(),
             _dir: Some(dir),

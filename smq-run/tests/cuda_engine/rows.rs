@@ -168,7 +168,7 @@ pub(crate) fn continuations() -> Outcome {
 /// as near to the exact scores as log_probs.rs asks of a pass, half a nat at most, so they are no
 /// further apart than a nat; an rms of a quarter of one is still far less than what a wrong
 /// position, factor or token costs.
-fn continuations_of(name: &str, source: &Source) -> Vec<String> {
+pub(crate) fn continuations_of(name: &str, source: &Source) -> Vec<String> {
     let mut engine = CudaEngine::load(source, None).unwrap();
     let mut failures = Vec::new();
     let all = sample_tokens(CHUNK + 100);

@@ -90,6 +90,7 @@ impl Calibrator {
         let gpu = Gpu::open(0)?;
         let config = ModelConfig::of(source)?;
         limits::check(&config, gpu.sm_count() as usize)?;
+        limits::calibration(&config)?;
         streams::check(&config, windows)?;
         let kernels = Kernels::new(gpu.clone());
         let placed = DeviceModel::place(&gpu, source, &config)?;
@@ -143,7 +144,7 @@ impl Calibrator {
     /// # Errors
     /// [`Error::Cuda`] if the driver fails.
     pub fn enter_layer(&mut self, layer: usize) -> Result<()> {
-        let norm = self.model.layers[layer].input_norm;
+        let norm = self.model.layers[layer].norms.before_attention;
         self.streams.norm(&self.common, norm)
     }
 

@@ -190,7 +190,9 @@ impl Streams {
     }
 
     /// Both streams' residuals through a norm.
-    pub(super) fn norm(&self, common: &Common, weight: Span) -> Result<()> {
+    pub(super) fn norm(&self, common: &Common, weight: Option<Span>) -> Result<()> {
+        let missing = || Error::Cuda("a layer without norms was given to calibration".into());
+        let weight = weight.ok_or_else(missing)?;
         let kernel = common
             .kernels
             .get("rows.cu", rows_defines(common), "norm_rows")?;
@@ -267,7 +269,7 @@ impl Streams {
             }
         }
         match stage {
-            Stage::O => self.norm(common, layer.post_attention_norm),
+            Stage::O => self.norm(common, layer.norms.before_mlp),
             Stage::Qkv | Stage::GateUp | Stage::Down => Ok(()),
         }
     }
@@ -351,7 +353,7 @@ impl Streams {
                 .ptr(self.rotations.ptr()),
         };
         let kind = Attention::of(c, m, Rows::One);
-        let [attention, _] = kind.kernels(&common.kernels, c)?;
+        let [attention, _] = kind.kernels(&common.kernels, c, c.windows.alike())?;
         let attention = Call {
             kernel: attention,
             launch: kind.launch(c, m),

@@ -16,7 +16,7 @@ use super::prefill::attention::KEYS;
 use super::state::State;
 use super::stream::Stream;
 use super::weights::{DeviceMatrix, DeviceModel};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use plan::{Epilogue, Kind, Plan};
 use program::{Buffers, Phase, Uses};
 use smq_model::ModelConfig;
@@ -145,7 +145,7 @@ impl Decoder {
         [embedding, input_norm, first_norm]: [Span; 3],
     ) -> Call {
         let (program, phases) = program;
-        let inv_freq = self.paged.map_or(s.inv_freq.ptr(), |p| p.inv_freq);
+        let inv_freq = self.paged.map_or(s.inv_freq[0].ptr(), |p| p.inv_freq);
         let args = Args::new()
             .ptr(program.ptr())
             .i32(phases as i32)
@@ -212,8 +212,13 @@ impl Step {
             "a decode step's program",
         )?;
         memory.upload(kernels.gpu().main(), 0, &phases)?;
-        let first = &model.layers[0];
-        let tables = [model.embedding, first.input_norm, first.post_attention_norm];
+        let first = &model.layers[0].norms;
+        let missing = || Error::Cuda("the decode kernel was given a layer without norms".into());
+        let tables = [
+            model.embedding,
+            first.before_attention.ok_or_else(missing)?,
+            first.before_mlp.ok_or_else(missing)?,
+        ];
         let bytes = size_of_val(&phases[0]);
         // The last phase is the head behind a prompt.
         let count = phases.len() - 1;
@@ -296,7 +301,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Result<Vec<Phase>> {
     for (i, layer) in model.layers.iter().enumerate() {
         // The norm behind `down`, and that behind the next `o`.
         let following = model.layers.get(i + 1);
-        let next_norm = following.map_or(model.norm, |l| l.input_norm);
+        let next_norm = following.map_or(Some(model.norm), |l| l.norms.before_attention);
         let uses = |output| Uses {
             input: Some(i),
             output,
@@ -329,7 +334,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Result<Vec<Phase>> {
             Epilogue::Residual,
             &Buffers {
                 x: s.attended.ptr(),
-                next_norm: next_norm.ptr(),
+                next_norm: next_norm.map_or(0, Span::ptr),
                 out: s.hidden[1].ptr(),
                 out_sums: s.square_sums[1].ptr(),
                 ..Buffers::default()
@@ -347,18 +352,22 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Result<Vec<Phase>> {
             },
             uses(i),
         )?);
-        list.push(decoder.product(
-            one(&layer.down),
-            Epilogue::Residual,
-            &Buffers {
-                x: s.activated.ptr(),
-                next_norm: following.map_or(0, |l| l.post_attention_norm.ptr()),
-                out: s.hidden[0].ptr(),
-                out_sums: s.square_sums[0].ptr(),
-                ..Buffers::default()
-            },
-            uses(i + 1),
-        )?);
+        list.push(
+            decoder.product(
+                one(&layer.down),
+                Epilogue::Residual,
+                &Buffers {
+                    x: s.activated.ptr(),
+                    next_norm: following
+                        .and_then(|l| l.norms.before_mlp)
+                        .map_or(0, Span::ptr),
+                    out: s.hidden[0].ptr(),
+                    out_sums: s.square_sums[0].ptr(),
+                    ..Buffers::default()
+                },
+                uses(i + 1),
+            )?,
+        );
     }
     let head = |x: Span, sums: Span, input| {
         let buffers = Buffers {

@@ -286,7 +286,7 @@ impl Plan {
         let wide = kinds.iter().any(Kind::is_wide);
         let in_flight = |bytes: usize| (bytes / WEIGHT_BYTES / PRODUCERS).max(1);
         let number = |n: usize| n as i64;
-        let mut defines = attention_defines(c);
+        let mut defines = attention_defines(c, c.windows.alike());
         defines.extend([
             ("HIDDEN", number(c.hidden)),
             ("LAYERS", number(c.layers)),

@@ -6,6 +6,7 @@ use super::{Pass, padded};
 use crate::cuda::args::Args;
 use crate::cuda::contract::{BLOCK_SHARED_BYTES, Defines, attention_defines};
 use crate::cuda::decode::Parts;
+use crate::cuda::family::{self, Rotation};
 use crate::cuda::kernels::{Call, Kernels};
 use crate::cuda::launch::Launch;
 use crate::cuda::module::Kernel;
@@ -24,6 +25,9 @@ pub const ROPE_THREADS: u32 = 256;
 
 /// A kernel by the order of what it writes: plain, int4.
 pub(crate) type Orders = [Arc<Kernel>; 2];
+
+/// Kernels by the window of their layers.
+pub(super) type Windowed = Vec<(Option<usize>, Orders)>;
 
 /// What the rows of a pass are, and where their keys and values lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,9 +112,10 @@ impl Attention {
         }
     }
 
-    /// Its macros; `order` is that of the output, 1 for int4.
-    pub fn defines(self, c: &ModelConfig, order: i64) -> Defines {
-        let mut defines = attention_defines(c);
+    /// Its macros in layers with this window; `order` is that of the output, 1 for int4.
+    pub fn defines(self, c: &ModelConfig, window: Option<usize>, order: i64) -> Defines {
+        let mut defines = attention_defines(c, window);
+        defines.extend(family::score_defines(c));
         defines.extend([
             ("X_INT4", order),
             ("PREFILL_WARPGROUPS", self.warpgroups as i64),
@@ -124,12 +129,29 @@ impl Attention {
         defines
     }
 
-    /// The kernels, compiled or found.
+    /// The kernels of every window that layers have, each with its window.
     ///
     /// # Errors
     /// As [`Kernels::get`].
-    pub fn kernels(self, kernels: &Kernels, c: &ModelConfig) -> Result<Orders> {
-        let kernel = |order| kernels.get(FILE, self.defines(c, order), "attention_prefill");
+    pub(super) fn of_windows(self, kernels: &Kernels, c: &ModelConfig) -> Result<Windowed> {
+        let of = |window| Ok((window, self.kernels(kernels, c, window)?));
+        family::windows(c).into_iter().map(of).collect()
+    }
+
+    /// The kernels of layers with this window, compiled or found.
+    ///
+    /// # Errors
+    /// As [`Kernels::get`].
+    pub fn kernels(
+        self,
+        kernels: &Kernels,
+        c: &ModelConfig,
+        window: Option<usize>,
+    ) -> Result<Orders> {
+        let kernel = |order| {
+            let defines = self.defines(c, window, order);
+            kernels.get(FILE, defines, "attention_prefill")
+        };
         Ok([kernel(0)?, kernel(1)?])
     }
 
@@ -158,15 +180,21 @@ impl Attention {
 
 /// The macros of `rope.cu`.
 pub fn rope_defines(c: &ModelConfig, rows: Rows) -> Defines {
-    let mut defines = attention_defines(c);
+    let mut defines = attention_defines(c, c.windows.alike());
     defines.extend(rows.defines());
     defines.push(("PAGE_TOKENS", KEYS as i64));
     defines.push(("BLOCK_THREADS", ROPE_THREADS.into()));
+    defines.extend(family::qkv_defines(c));
     defines
 }
 
-/// The call that fills the table of a pass's angles.
-pub(super) fn table_call(parts: &Parts<'_>, pass: &Pass, rotations: u64) -> Result<Call> {
+/// The call that fills the table of a pass's angles, of rotary embedding `index`.
+pub(super) fn table_call(
+    parts: &Parts<'_>,
+    pass: &Pass,
+    (index, rotation): (usize, Rotation<'_>),
+    table: u64,
+) -> Result<Call> {
     let Parts {
         kernels, config: c, ..
     } = parts;
@@ -175,11 +203,11 @@ pub(super) fn table_call(parts: &Parts<'_>, pass: &Pass, rotations: u64) -> Resu
         kernel: kernels.get("rope.cu", defines, "rotation_table")?,
         launch: table_launch(c, pass.m),
         args: Args::new()
-            .ptr(pass.inv_freq)
-            .f32(c.rope.attention_factor())
+            .ptr(pass.inv_freq[index])
+            .f32(rotation.attention_factor())
             .i32(pass.past as i32)
-            .ptr(pass.seen)
-            .ptr(rotations),
+            .ptr(pass.seen[0])
+            .ptr(table),
     })
 }
 

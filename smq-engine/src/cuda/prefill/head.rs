@@ -1,16 +1,33 @@
 //! The head behind a prompt's pass: logits of many positions, scored on the GPU or brought to the
 //! host.
 
+use std::sync::Arc;
+
+use super::token::{finish_launch, logits_defines};
 use super::{CHUNK, LOGIT_ROWS, Prefill, ROW_THREADS, SCORE_THREADS};
 use crate::cuda::args::Args;
 use crate::cuda::decode::Parts;
-use crate::cuda::kernels::Call;
+use crate::cuda::family::finishes_logits;
+use crate::cuda::kernels::{Call, Kernels};
 use crate::cuda::launch::Launch;
+use crate::cuda::module::Kernel;
 use crate::cuda::packing::Pack;
 use crate::cuda::pinned::PinnedBuffer;
 use crate::cuda::rows::{Target, reads_int4_order};
+use crate::cuda::stream::Stream;
 use crate::engine::TokenScore;
 use crate::error::Result;
+use smq_model::ModelConfig;
+
+/// The kernel of a family that makes something of its logits.
+pub(super) fn finish_kernel(kernels: &Kernels, c: &ModelConfig) -> Result<Option<Arc<Kernel>>> {
+    match finishes_logits(c) {
+        false => Ok(None),
+        true => kernels
+            .get("logits.cu", logits_defines(c), "finish_logits")
+            .map(Some),
+    }
+}
 
 /// Rows of a pass whose logits are asked for.
 #[derive(Debug, Clone, Copy)]
@@ -55,9 +72,12 @@ impl Prefill {
         self.reserve(parts, pack.tokens.len().clamp(1, CHUNK), true)?;
         let mut out = Vec::with_capacity(pack.scored.len());
         let mut scored = &pack.scored[..];
-        let chunks = pack.tokens.chunks(CHUNK).zip(pack.seen.chunks(CHUNK));
-        for (i, (tokens, seen)) in chunks.enumerate() {
+        for (i, tokens) in pack.tokens.chunks(CHUNK).enumerate() {
             let past = i * CHUNK;
+            let seen = [&pack.seen, &pack.windowed].map(|seen| match seen.is_empty() {
+                true => &[][..],
+                false => &seen[past..past + tokens.len()],
+            });
             self.layers(parts, tokens, past, Some(seen))?;
             let inside = scored.partition_point(|s| s.row < past + tokens.len());
             let (these, rest) = scored.split_at(inside);
@@ -163,8 +183,32 @@ impl Prefill {
             norm.run(stream)?;
             b.logits.part(0, 4 * m * c.vocab)?.fill(stream, 0)?;
             let target = Target::Add(b.logits.ptr());
-            self.products.run(kernels, stream, head, m, &b.h, target)
+            self.products.run(kernels, stream, head, m, &b.h, target)?;
+            self.finish(stream, c, b.logits.ptr(), m)
         }
+    }
+
+    /// Queues what a family makes of `m` rows of logits, if anything.
+    ///
+    /// # Safety
+    /// The logits are there until the stream is done.
+    pub(super) unsafe fn finish(
+        &self,
+        stream: &Stream,
+        c: &ModelConfig,
+        logits: u64,
+        m: usize,
+    ) -> Result<()> {
+        let Some(kernel) = &self.finish else {
+            return Ok(());
+        };
+        let call = Call {
+            kernel: kernel.clone(),
+            launch: finish_launch(c, m),
+            args: Args::new().ptr(logits),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { call.run(stream) }
     }
 
     /// Scores `targets` by the rows of logits that are there, appends the scores to `out`, and

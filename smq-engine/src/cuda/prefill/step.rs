@@ -40,8 +40,9 @@ pub(in crate::cuda) struct StepInputs {
     pub places: u64,
     /// Tiles of rows.
     pub tiles: Tiles,
-    /// Frequencies of the short and the long factors, f32 `[2, rotary_dim / 2]`.
-    pub inv_freq: u64,
+    /// Frequencies of the short and the long factors, f32 `[2, rotary_dim / 2]`, of each rotary
+    /// embedding.
+    pub inv_freq: [u64; 2],
 }
 
 impl Prefill {
@@ -69,11 +70,11 @@ impl Prefill {
             past: 0,
             alike: true,
             kind,
-            attention: kind.kernels(parts.kernels, parts.config)?,
+            attention: kind.of_windows(parts.kernels, parts.config)?,
             rope: rope(parts.kernels, parts.config, rows)?,
             inv_freq: inputs.inv_freq,
             tokens: inputs.tokens,
-            seen: inputs.places,
+            seen: [inputs.places; 2],
             tiles: Some(inputs.tiles),
         };
         self.queue(parts, self.buffers()?, &pass)
@@ -115,7 +116,8 @@ impl Prefill {
             norm.run(stream)?;
             let target = Target::Add(b.logits.ptr());
             self.products
-                .run(parts.kernels, stream, head, n, &b.h, target)
+                .run(parts.kernels, stream, head, n, &b.h, target)?;
+            self.finish(stream, parts.config, b.logits.ptr(), count)
         }
     }
 

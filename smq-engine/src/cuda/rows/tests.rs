@@ -111,8 +111,8 @@ fn every_product_of_the_tested_models_fits() {
                 check(&format!("{name}, o"), &o, m, Target::Add(0));
                 check(&format!("{name}, down"), &down, m, Target::Add(0));
                 for target in [
-                    Target::Swiglu(0, false),
-                    Target::Swiglu(0, true),
+                    Target::Swiglu(0, false, Activation::Silu),
+                    Target::Swiglu(0, true, Activation::GeluTanh),
                     Target::Bf16(0, 2 * inner),
                 ] {
                     check(&format!("{name}, gate_up"), &gate_up, m, target);

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use super::decode::{Cache, Parts};
 use super::device::Gpu;
+use super::family::{Rotation, rotations};
 use super::graph::Graph;
 use super::kernels::Kernels;
 use super::limits;
@@ -109,6 +110,9 @@ impl CudaBatch {
             config.max_positions = config.max_positions.min(max);
         }
         limits::check(&config, gpu.sm_count() as usize)?;
+        if options.fast_nondeterministic {
+            limits::alone(&config)?;
+        }
         let kernels = Kernels::new(gpu.clone());
         let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);
         let (made, staging) = Staging::while_doing(&gpu, bytes, || {
@@ -132,9 +136,10 @@ impl CudaBatch {
         })?;
         let chooser = Chooser::new(&kernels, config.vocab, WANTED_ROWS)?;
         let stream = gpu.main();
-        let half = [false, true]
-            .map(|long| config.rope.inv_freq(long))
-            .concat();
+        let width = config.rope.rotary_dim / 2;
+        let of = |rotation: Rotation<'_>| [false, true].map(|long| rotation.inv_freq(long, width));
+        let half = rotations(&config).into_iter().flat_map(of);
+        let half: Vec<f32> = half.flatten().collect();
         let inv_freq = DeviceBuffer::new(&gpu, size_of_val(&half[..]), "rotary frequencies")?;
         inv_freq.upload(stream, 0, &half)?;
 
@@ -249,7 +254,10 @@ impl CudaBatch {
                 count: tiles,
                 tables: at(layout.tables),
             },
-            inv_freq: self.inv_freq.ptr(),
+            inv_freq: [0, 1].map(|i| {
+                let of_one = 4 * 2 * (self.config.rope.rotary_dim / 2);
+                self.inv_freq.ptr() + (i * of_one) as u64
+            }),
         };
         let count = if single { rows } else { wants.min(WANTED_ROWS) };
         let queue = |this: &Self| {
