@@ -31,6 +31,12 @@
 // and of each kind of product i < KINDS (at most MOST_KINDS): KINDi_K, KINDi_STORAGE,
 // KINDi_EPILOGUE, KINDi_SEG0, KINDi_SEG1, KINDi_SEG2.
 //
+// Of a family, each only where it asks for it: EMBEDDING_BITS, RESIDUAL_BITS, SCORES_BITS, SOFT_CAP_BITS, DIVISOR_BITS and
+// CAP_BITS (f32: factors of the embedding, of what joins the residual stream and of scores, the cap of scores, what logits
+// are divided by and their cap); GATE_GELU_TANH; QKV_BIAS; QK_NORM with PER_HEAD and WHOLE_WIDTH; AFTER_NORM (a norm of what
+// joins the residual stream); PLAIN_INPUTS (no norm before attention and MLP); LAYER_WINDOWS and ROTATIONS (phases of
+// attention say which window and which of two rotary embeddings they have). Without them the machine code is what it was.
+//
 // Of the cut (smq-engine/src/cuda/decode/plan.rs): WARPS, PRODUCERS, SLOTS, SLOT_BYTES, WEIGHT_BYTES
 // (of a slot), NESTED_BYTES, BOOK_BYTES, INT4_IN_FLIGHT and BF16_IN_FLIGHT (slots of a producer on their way at
 // a time: more do not arrive sooner, they queue in the memory system, and activations queue behind
@@ -49,6 +55,25 @@
 #ifndef PAGED
 #define PAGED 0
 #endif
+#ifndef QKV_BIAS
+#define QKV_BIAS 0
+#endif
+#ifndef QK_NORM
+#define QK_NORM 0
+#endif
+#ifndef AFTER_NORM
+#define AFTER_NORM 0
+#endif
+#ifndef PLAIN_INPUTS
+#define PLAIN_INPUTS 0
+#endif
+#ifndef LAYER_WINDOWS
+#define LAYER_WINDOWS 0
+#endif
+#ifndef ROTATIONS
+#define ROTATIONS 1
+#endif
+
 #define CONSUMERS (32 * WARPS)
 static_assert(SLOTS % PRODUCERS == 0, "a slot is always the same producer's");
 static_assert(WEIGHT_BYTES == 8 * 128 * WARPS && WEIGHT_BYTES <= SLOT_BYTES,
@@ -71,14 +96,15 @@ enum Word {
     S1 = S0 + 2,
     S2 = S0 + 4,
     FIRST1 = WORD_FIRST1, // index in S1 of segment 1's first scale; attention: positions that the cache holds
-    BIAS0 = WORD_BIAS,    // NF4: the offset's bits
+    BIAS0 = WORD_BIAS,    // NF4: the offset's bits; attention: the layer's window (0: none), which rotary embedding
     BIAS1 = BIAS0 + 1,
     BIAS2 = BIAS0 + 2,
     SCALES = WORD_SCALES, // format | width << SCALES_WIDTH_AT | mantissa << SCALES_MANTISSA_AT
     RUN_BYTES = WORD_RUN_BYTES,
     X = WORD_X,
-    SUMS = WORD_SUMS,           // of squares of the input; attention: where blocks exchange their parts
-    NEXT_NORM = WORD_NEXT_NORM, // of the next RESIDUAL phase, or 0
+    SUMS = WORD_SUMS,           // of squares of the input; attention: where blocks exchange their parts; RESIDUAL with
+                                // AFTER_NORM: of squares of the product
+    NEXT_NORM = WORD_NEXT_NORM, // of the next RESIDUAL phase, or 0; STORE with QKV_BIAS: the bias
     OUT = WORD_OUT,
     OUT_SUMS = WORD_OUT_SUMS, // sums of squares of the output; the head's: best logits
 };
@@ -339,6 +365,9 @@ static_assert(BF16_CORES <= 3 && INT4_CORES <= 3 && NF4_CORES <= 3 && FP8_CORES 
 KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     decode(const u32 *program, int phases, int whole, int *state, const u16 *embedding, const float *norm,
            const float *first_norm, const float *inv_freq, float attention_factor, float *hidden, float *hidden_sums, volatile u64 *mailbox
+#if ROTATIONS > 1
+           , const float *other_inv_freq, float other_attention_factor
+#endif
 #if PAGED
            , const int *pages) {
 #else
@@ -347,7 +376,7 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
 #endif
     let_next_kernel_start();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    __shared__ float rope[2 * ROTARY_HALF];
+    __shared__ float rope[ROTATIONS * 2 * ROTARY_HALF];
     const Ring ring = Cursor::ring();
     if (threadIdx.x == 0) {
         for (int s = 0; s < SLOTS; s++) {
@@ -399,6 +428,11 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
         float angle = (float)past * inv_freq[i];
         rope[i] = cosf(angle) * attention_factor;
         rope[ROTARY_HALF + i] = sinf(angle) * attention_factor;
+#if ROTATIONS > 1
+        angle = (float)past * other_inv_freq[i];
+        rope[2 * ROTARY_HALF + i] = cosf(angle) * other_attention_factor;
+        rope[3 * ROTARY_HALF + i] = sinf(angle) * other_attention_factor;
+#endif
     }
     const int first = 8 * first_of(ROW_TILES, blockIdx.x), rows = 8 * first_of(ROW_TILES, blockIdx.x + 1) - first;
     const int row = first + threadIdx.x;
@@ -406,11 +440,22 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
         const u32 tag = tag_of(c.steps, 0);
         if (threadIdx.x < rows) {
             c.residual = bf16_to_f32(embedding[(u64)(u32)state[STATE_TOKEN] * HIDDEN + row]);
+#ifdef EMBEDDING_BITS
+            c.residual *= __uint_as_float(EMBEDDING_BITS);
+#endif
+#if PLAIN_INPUTS
+            store_tagged(hidden + row, c.residual, tag);
+#else
             store_tagged(hidden + row, c.residual * norm[row], tag);
+#endif
         }
         publish_squares(c.residual * c.residual, hidden_sums, tag, rows);
     }
+#if PLAIN_INPUTS
+    c.norm = 1.0f;
+#else
     if (first_norm && threadIdx.x < rows) c.norm = first_norm[row];
+#endif
     sync_threads(1, CONSUMERS);
 
     for (int p = 0; p < phases; p++) {

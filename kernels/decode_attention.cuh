@@ -1,7 +1,12 @@
 // Attention of a decode step: the new token over one sequence's key/value cache.
 //
 //   out[h, :] = sum_j softmax_j(q[h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :],  h' = h / (HEADS / KV_HEADS)
-//   over the positions j <= past (with WINDOW > 0 also j > past - WINDOW); row `past` is the new one.
+//   over the positions j <= past (with WINDOW > 0 also j > past - WINDOW); row `past` is the new one. SCORES_BITS replaces
+//   1 / sqrt(HEAD_DIM) by an f32; with SOFT_CAP_BITS what is scaled becomes c tanh(x / c) before the softmax.
+//   LAYER_WINDOWS = 1: the phase says what WINDOW is, in word BIAS0; ROTATIONS > 1: which angles, in word BIAS1.
+//
+// With QK_NORM queries and keys are normed before they are rotated: a warp takes a head at a time (PER_HEAD), or every block
+// adds up the squares of all queries and of all keys (WHOLE_WIDTH). W2 and S0 are then the weights, f32.
 //
 // Also rotates q and k (RoPE) and writes the new rows of k and v, rounded to bf16, into the cache.
 //
@@ -19,14 +24,16 @@
 #pragma once
 
 constexpr int QUERIES = HEADS / KV_HEADS; // that share a key/value head
-// A lane keeps BATCH HEAD_DIM / 4 outputs in registers (at most 128); more queries take several passes over the cache.
-constexpr int PASSES = (QUERIES + 512 / HEAD_DIM - 1) / (512 / HEAD_DIM);
+// A lane keeps BATCH HEAD_DIM / 4 outputs in registers (at most 64: of 128, with the values beside them, most would be
+// spilled, and each token would read and write them all); more queries take several passes over the cache.
+constexpr int MOST_QUERIES = 256 / HEAD_DIM;
+constexpr int PASSES = (QUERIES + MOST_QUERIES - 1) / MOST_QUERIES;
 constexpr int BATCH = (QUERIES + PASSES - 1) / PASSES;
 constexpr int CHUNKS = HEAD_DIM / 32;    // 16-byte pieces of a token that a lane reads: from element 32 c + 8 t on
 constexpr int SLICE = HEAD_DIM / SPLITS; // output elements that a block finishes
 constexpr int PART_FLOATS = HEAD_DIM + 4;
 constexpr int STAGE_TOKENS = WEIGHT_BYTES / (4 * HEAD_DIM) / 8 * 8;
-static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 128 && 2 * ROTARY_HALF <= HEAD_DIM && HEADS % KV_HEADS == 0, "shape");
+static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 256 && 2 * ROTARY_HALF <= HEAD_DIM && HEADS % KV_HEADS == 0, "shape");
 static_assert(PART_FLOATS == EXCHANGED_FLOATS, "what smq-engine leaves room for");
 static_assert(HEAD_DIM % SPLITS == 0 && SPLITS * KV_HEADS <= GRID && STAGE_TOKENS >= 8, "shape");
 // Scratch: rotated queries, times log2(e) / sqrt(HEAD_DIM); the new key and value; maxima and sums; outputs.
@@ -35,12 +42,18 @@ static_assert(4 * (QUERIES + 1 + BATCH * WARPS) * HEAD_DIM + 8 * BATCH * WARPS <
 constexpr float MASKED = -3e38f; // a score that weighs nothing, below LOWEST
 constexpr float LOWEST = -1e30f; // start of a running maximum: finite, so that no difference is inf - inf
 
+#if LAYER_WINDOWS
+#define WINDOW_OF(phase) (int)phase.at(BIAS0)
+#else
+#define WINDOW_OF(phase) WINDOW
+#endif
+
 // A block's tokens.
 struct Share {
     int begin, limit, stages;
-    INSIDE Share(int past) {
+    INSIDE Share(int past, int window) {
         const int split = blockIdx.x % SPLITS;
-        const int first = WINDOW > 0 ? max(past - WINDOW + 1, 0) : 0;
+        const int first = window > 0 ? max(past - window + 1, 0) : 0;
         const int groups = (past - first + 7) / 8;
         begin = first + 8 * (int)((u64)groups * split / SPLITS);
         limit = min(first + 8 * (int)((u64)groups * (split + 1) / SPLITS), past);
@@ -62,7 +75,7 @@ DEVICE void produce_cache(const Words &phase, Pump &pump, int past, const int *p
     const u64 head = (u64)(blockIdx.x / SPLITS) * phase.at(FIRST1);
 #endif
     const u16 *keys = phase.pointer<const u16>(W0), *values = phase.pointer<const u16>(W1);
-    const Share share(past);
+    const Share share(past, WINDOW_OF(phase));
 #pragma unroll 1
     for (int pass = 0; pass < PASSES; pass++) {
 #pragma unroll 1
@@ -127,6 +140,11 @@ DEVICE void attend(Running &running, const u16 *key, const u16 *value, bool visi
     for (int b = 0; b < BATCH; b++) {
         scores[b] += shuffle_xor(scores[b], 1);
         scores[b] += shuffle_xor(scores[b], 2);
+#ifdef SOFT_CAP_BITS
+        // c tanh(x / c) as c (1 - 2 / (1 + exp(2 x / c))), in units of ln 2.
+        const float cap = __uint_as_float(SOFT_CAP_BITS) * 1.4426950408889634f;
+        scores[b] = cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(fminf(scores[b], 100.0f)));
+#endif
         if (!visible) scores[b] = MASKED;
         const float max = fmaxf(running.max[b], scores[b]);
         const float rescale = exp2_fast(running.max[b] - max), weight = exp2_fast(scores[b] - max);
@@ -181,6 +199,90 @@ template <int N> DEVICE float2 merge_weights(float weights[N], const float2 *par
     return whole;
 }
 
+// What queries are multiplied with, so that their products with keys are in units of ln 2; with a soft cap, twice their
+// products' part of the cap.
+DEVICE float query_scale() {
+#ifdef SCORES_BITS
+    float scale = 1.4426950408889634f * __uint_as_float(SCORES_BITS);
+#else
+    float scale = 1.4426950408889634f / sqrtf((float)HEAD_DIM);
+#endif
+#ifdef SOFT_CAP_BITS
+    scale *= 2.0f / __uint_as_float(SOFT_CAP_BITS);
+#endif
+    return scale;
+}
+
+#if QK_NORM
+static_assert(QUERIES + 2 <= BATCH * WARPS, "staged where the outputs will be");
+static_assert(HEADS * HEAD_DIM % 4 == 0 && KV_HEADS * HEAD_DIM % 4 == 0, "16 bytes a load");
+
+#if QK_NORM == WHOLE_WIDTH
+// The sum of squares of `count` values, of this thread's share.
+DEVICE float own_squares(const float *x, int count, Tag tag) {
+    float squares = 0.0f;
+    for (int i = 4 * threadIdx.x; i < count; i += 4 * CONSUMERS) {
+        uint4 v;
+        do v = load_relaxed_16(x + i);
+        while (!tag.on(v));
+        const float a = untagged(v.x), b = untagged(v.y), c = untagged(v.z), d = untagged(v.w);
+        squares += (a * a + b * b) + (c * c + d * d);
+    }
+    return squares;
+}
+#endif
+
+// The block's queries, and in block 0 of a head the new key and value behind them, normed but for the value.
+DEVICE void norm_heads(const Phase &phase, Tag tag, int kv_head, int split, float *staged) {
+    const float *qkv = phase.pointer<const float>(X);
+    const float *q_norm = phase.pointer<const float>(W2), *k_norm = phase.pointer<const float>(S0);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#if QK_NORM == WHOLE_WIDTH
+    __shared__ float sums[2][WARPS];
+    const float of_queries = warp_sum(own_squares(qkv, HEADS * HEAD_DIM, tag));
+    const float of_keys = split == 0 ? warp_sum(own_squares(qkv + HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, tag)) : 0.0f;
+    if (lane == 0) sums[0][warp] = of_queries, sums[1][warp] = of_keys;
+    sync_threads(1, CONSUMERS);
+#endif
+    const int vectors = split == 0 ? QUERIES + 2 : QUERIES;
+    for (int vector = warp; vector < vectors; vector += WARPS) {
+        const bool is_query = vector < QUERIES, is_key = vector == QUERIES;
+        const int head = is_query ? kv_head * QUERIES + vector : kv_head;
+        const float *x = qkv + (is_query ? head : HEADS + (is_key ? 0 : KV_HEADS) + head) * HEAD_DIM;
+        float v[CHUNKS], squares = 0.0f;
+        u32 raw[CHUNKS];
+        bool here;
+        do { // all at once, and again
+            here = true;
+#pragma unroll
+            for (int i = 0; i < CHUNKS; i++) raw[i] = load_relaxed(x + 32 * i + lane);
+#pragma unroll
+            for (int i = 0; i < CHUNKS; i++) here &= tag.on(raw[i]);
+        } while (!here);
+#pragma unroll
+        for (int i = 0; i < CHUNKS; i++) v[i] = untagged(raw[i]), squares += v[i] * v[i];
+        if (is_query || is_key) {
+#if QK_NORM == WHOLE_WIDTH
+            squares = 0.0f;
+            for (int w = 0; w < WARPS; w++) squares += sums[is_key][w];
+            const int count = (is_key ? KV_HEADS : HEADS) * HEAD_DIM;
+            const float *weights = (is_key ? k_norm : q_norm) + head * HEAD_DIM;
+#else
+            squares = warp_sum(squares);
+            const int count = HEAD_DIM;
+            const float *weights = is_key ? k_norm : q_norm;
+#endif
+            const float factor = 1.0f / sqrtf(squares / count + __uint_as_float(EPS_BITS));
+#pragma unroll
+            for (int i = 0; i < CHUNKS; i++) v[i] *= factor * weights[32 * i + lane];
+        }
+#pragma unroll
+        for (int i = 0; i < CHUNKS; i++) staged[vector * HEAD_DIM + 32 * i + lane] = v[i];
+    }
+    sync_threads(1, CONSUMERS);
+}
+#endif
+
 DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float *rope, const int *pages) {
     if (blockIdx.x >= KV_HEADS * SPLITS) return;
     take_scratch(c);
@@ -200,7 +302,14 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
     u16 *key_row = phase.pointer<u16>(W0) + row, *value_row = phase.pointer<u16>(W1) + row;
     const Tag in = {tag_of(c.steps, phase.at(USE_IN)), phase.at(CHECK)};
     const Tag made = {tag_of(c.steps, phase.at(USE_OUT)), TAG_MASK};
-    const Share share(past);
+    const Share share(past, WINDOW_OF(phase));
+#if ROTATIONS > 1
+    rope += phase.at(BIAS1) * 2 * ROTARY_HALF;
+#endif
+#if QK_NORM
+    float *staged = outputs; // [QUERIES + 2][HEAD_DIM], before the outputs are written
+    norm_heads(phase, in, kv_head, split, staged);
+#endif
 
     // Block 0 of a head has the fewest old tokens, so it takes the new one.
     const int pairs = (split == 0 ? QUERIES + 2 : QUERIES) * (HEAD_DIM / 2);
@@ -210,11 +319,15 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
         const int head = is_query ? kv_head * QUERIES + vector : HEADS + (is_key ? 0 : KV_HEADS) + kv_head;
         const bool rotates = i < ROTARY_HALF;
         const int low = rotates ? i : 2 * i, high = rotates ? i + ROTARY_HALF : 2 * i + 1;
+#if QK_NORM
+        float a = staged[vector * HEAD_DIM + low], b = staged[vector * HEAD_DIM + high];
+#else
         const float *x = qkv + head * HEAD_DIM;
         u32 raw_a, raw_b;
         do raw_a = load_relaxed(x + low), raw_b = load_relaxed(x + high);
         while (!in.on(raw_a) || !in.on(raw_b));
         float a = untagged(raw_a), b = untagged(raw_b);
+#endif
         if (rotates && (is_query || is_key)) {
             const float cosine = rope[i], sine = rope[ROTARY_HALF + i];
             const float rotated = a * cosine - b * sine;
@@ -222,7 +335,7 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
             a = rotated;
         }
         if (is_query) {
-            const float scale = 1.4426950408889634f / sqrtf((float)HEAD_DIM);
+            const float scale = query_scale();
             queries[vector * HEAD_DIM + low] = a * scale;
             queries[vector * HEAD_DIM + high] = b * scale;
         } else {

@@ -14,11 +14,13 @@
 //
 // Every warp's partial sums of a row meet in shared memory and are added in the order of warps: deterministic.
 //
-//   STORE      out[rows] = y, tagged                                                                        (qkv)
+//   STORE      out[rows] = y, or (QKV_BIAS) y + bias, tagged                                                (qkv)
 //   RESIDUAL   residual += y; out = residual * norm, tagged; out_sums[block] = the block's sum of residual^2 (o, down)
+//              With AFTER_NORM y is normed first: the blocks exchange their sums of y^2, one more trip through L2. With
+//              RESIDUAL_BITS what is added has that factor
 //   SWIGLU     segment 0 is the gate, 1 the up projection, a tile 4 rows of each; out = silu(gate) up, tagged
-//   LOGITS     out = y; each block's largest to the last block, which chooses
-// All but RESIDUAL follow a norm: x is x w (RMSNorm's weight), and 1 / sqrt(mean(x^2) + eps) multiplies y; sums[GRID] are
+//   LOGITS     out = y, or what DIVISOR_BITS and CAP_BITS make of it; each block's largest to the last block, which chooses
+// All but RESIDUAL follow a norm (with PLAIN_INPUTS LOGITS alone): x is x w (RMSNorm's weight), and 1 / sqrt(mean(x^2) + eps) multiplies y; sums[GRID] are
 // partial sums of x^2.
 //
 // Up to 3 segments (q, k, v apart) of SEG0, SEG1, SEG2 rows, multiples of 8 (SWIGLU: 4). Scales may be read up to 35 bytes
@@ -384,6 +386,17 @@ DEVICE void choose(const Shape &s, const u64 *entries, int *state, int whole, vo
     }
 }
 
+// A logit as the family has it.
+DEVICE float finished(float logit) {
+#ifdef DIVISOR_BITS
+    logit /= __uint_as_float(DIVISOR_BITS);
+#endif
+#ifdef CAP_BITS
+    logit = tanhf(logit / __uint_as_float(CAP_BITS)) * __uint_as_float(CAP_BITS);
+#endif
+    return logit;
+}
+
 DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state, int whole, volatile u64 *mailbox) {
     const Tiles tiles(s);
     if (tiles.count == 0) return;
@@ -391,7 +404,11 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int rows = tiles.count * s.step, first_row = tiles.first * s.step;
     const Tag tag = {tag_of(c.steps, phase.at(USE_IN)), phase.at(CHECK)};
+#if PLAIN_INPUTS
+    const bool normed = s.epilogue == LOGITS;
+#else
     const bool normed = s.epilogue != RESIDUAL;
+#endif
 
     [[maybe_unused]] LaneScales scales = {};
     [[maybe_unused]] const u32 packed = phase.at(SCALES);
@@ -415,6 +432,14 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
         scales.next_bias[0] = bias[1], scales.next_bias[1] = bias[2];
 #endif
     }
+#if QKV_BIAS || AFTER_NORM
+    // Asked for long before it is used: the bias, or the weight of the norm, of the thread's row.
+    float of_row = 0.0f;
+    const float *of_rows = s.epilogue == STORE      ? (QKV_BIAS ? phase.pointer<const float>(NEXT_NORM) : nullptr)
+                           : s.epilogue == RESIDUAL ? (AFTER_NORM ? phase.pointer<const float>(W1) : nullptr)
+                                                    : nullptr;
+    if (of_rows && threadIdx.x < rows) of_row = of_rows[first_row + threadIdx.x];
+#endif
     float *partial = (float *)c.partial;
     if (s.epilogue == LOGITS) {
         // It takes both phases' scratch, and the one before may still be read.
@@ -462,16 +487,40 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     float *out = phase.pointer<float>(OUT) + first_row, *out_sums = phase.pointer<float>(OUT_SUMS);
     const u32 out_tag = tag_of(c.steps, phase.at(USE_OUT));
     if (s.epilogue == STORE) {
+#if QKV_BIAS
+        for (int i = threadIdx.x; i < rows; i += CONSUMERS)
+            store_tagged(out + i, row_sum(i) + (i < CONSUMERS ? of_row : of_rows[first_row + i]), out_tag);
+#else
         for (int i = threadIdx.x; i < rows; i += CONSUMERS) store_tagged(out + i, row_sum(i), out_tag);
+#endif
     } else if (s.epilogue == SWIGLU) {
         for (int i = threadIdx.x; i < rows; i += CONSUMERS) {
             const float gate = row_sum(i / 4 * 8 + i % 4), up = row_sum(i / 4 * 8 + 4 + i % 4);
-            store_tagged(out + i, gate / (1.0f + expf(-gate)) * up, out_tag);
+            store_tagged(out + i, gate / (1.0f + expf(-gate_exponent(gate))) * up, out_tag);
         }
     } else if (s.epilogue == RESIDUAL) {
         float y = 0.0f;
+#if AFTER_NORM
+        float z = threadIdx.x < rows ? row_sum(threadIdx.x) : 0.0f;
+        float *product_sums = phase.pointer<float>(SUMS);
+        publish_squares(z * z, product_sums, out_tag, rows);
+        if (threadIdx.x - lane < rows) { // a warp with rows
+            SquareSums squares;
+            squares.load(product_sums, lane);
+            const float sum = squares.sum(product_sums, {out_tag, TAG_MASK}, lane);
+            z *= 1.0f / sqrtf(sum / HIDDEN + __uint_as_float(EPS_BITS)) * of_row;
+        }
+#endif
         if (threadIdx.x < rows) {
-            y = c.residual + row_sum(threadIdx.x);
+#if AFTER_NORM
+            y = z;
+#else
+            y = row_sum(threadIdx.x);
+#endif
+#ifdef RESIDUAL_BITS
+            y *= __uint_as_float(RESIDUAL_BITS);
+#endif
+            y = c.residual + y;
             store_tagged(out + threadIdx.x, y * c.norm, out_tag);
             c.residual = y;
         }
@@ -482,7 +531,7 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     } else {
         Best best = {LEAST, 0x3fffffffu};
         for (int i = threadIdx.x; i < rows; i += CONSUMERS) {
-            const float y = row_sum(i);
+            const float y = finished(row_sum(i));
             out[i] = y;
             best.take(y, first_row + i);
         }

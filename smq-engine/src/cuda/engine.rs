@@ -85,7 +85,7 @@ impl CudaEngine {
         }
         let sms = gpu.sm_count() as usize;
         limits::check(&config, sms)?;
-        let in_one_kernel = beyond_one_kernel(&config).is_empty();
+        let in_one_kernel = beyond_one_kernel(&config, sms).is_empty();
         let kernels = Kernels::new(gpu.clone());
         let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);
         let (made, staging) = Staging::while_doing(&gpu, bytes, || {

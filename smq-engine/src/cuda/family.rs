@@ -174,14 +174,74 @@ impl Rotation<'_> {
     }
 }
 
-/// What keeps `decode.cu`, which makes a step of one sequence in one kernel, from a model's layers;
-/// empty where it computes them. The kernels of prompts make such a model's steps.
+/// Macros of `decode.cu`, beside those of rows and products.
 #[must_use]
-pub(super) fn beyond_one_kernel(c: &ModelConfig) -> Vec<&'static str> {
-    let by_layer = match &c.windows {
-        Windows::Alike(_) => false,
-        Windows::ByLayer(_) => true,
-    };
+pub(super) fn step_defines(c: &ModelConfig) -> Defines {
+    let Norms {
+        before_attention,
+        after_attention,
+        before_mlp: _,
+        after_mlp: _,
+    } = c.architecture.norms;
+    let factor = |name, value: f32| (value != 1.0).then(|| (name, bits(value)));
+    let is = |name, there: bool| there.then_some((name, 1));
+    let gate = gate_define(c.activation);
+    let mut defines = score_defines(c);
+    defines.extend(qkv_defines(c).into_iter().filter(|d| d.0 != "EPS_BITS"));
+    defines.extend(
+        [
+            factor("EMBEDDING_BITS", c.multipliers.embedding),
+            factor("RESIDUAL_BITS", c.multipliers.residual),
+            factor("DIVISOR_BITS", c.multipliers.logits_divisor),
+            c.soft_caps.logits.map(|cap| ("CAP_BITS", bits(cap))),
+            gate,
+            is("AFTER_NORM", after_attention.is_some()),
+            is("PLAIN_INPUTS", before_attention.is_none()),
+            is("LAYER_WINDOWS", windows(c).len() > 1),
+        ]
+        .into_iter()
+        .flatten(),
+    );
+    match rotations(c).len() {
+        1 => {}
+        several => defines.push(("ROTATIONS", several as i64)),
+    }
+    defines
+}
+
+/// What keeps `decode.cu`, which makes a step of one sequence in one kernel, from a model's layers
+/// on a GPU of `sms` multiprocessors; empty where it computes them. The kernels of prompts make such
+/// a model's steps.
+///
+/// A tag tells four uses of a buffer apart, so that each of its blocks has to take part in every
+/// layer: one that waits for the head from the beginning would take the first layers' values for
+/// the last one's.
+#[must_use]
+pub(super) fn beyond_one_kernel(c: &ModelConfig, sms: usize) -> Vec<&'static str> {
+    // Tiles of the largest two products of a layer.
+    let qkv = (c.heads + 2 * c.kv_heads) * c.head_dim / 8;
+    let idle = qkv.max(c.intermediate / 4) < sms;
+    let Norms {
+        before_attention,
+        after_attention,
+        before_mlp,
+        after_mlp,
+    } = c.architecture.norms;
+    let uneven = before_attention.is_some() != before_mlp.is_some()
+        || after_attention.is_some() != after_mlp.is_some();
+    let all = [
+        (c.biases.o, "a bias of the attention's output"),
+        (c.biases.mlp, "biases of the MLP"),
+        (uneven, "other norms around attention than around the MLP"),
+        (idle, "fewer rows than multiprocessors have work for"),
+    ];
+    let there = all.into_iter().filter(|(there, _)| *there);
+    there.map(|(_, what)| what).collect()
+}
+
+/// What a model's layers have beyond Llama's and Phi-3's.
+#[must_use]
+pub(super) fn beyond_llama(c: &ModelConfig) -> Vec<&'static str> {
     let qk_norm = match c.architecture.qk_norm {
         QkNorm::Absent => false,
         QkNorm::PerHead(_) | QkNorm::WholeWidth(_) => true,
@@ -201,11 +261,10 @@ pub(super) fn beyond_one_kernel(c: &ModelConfig) -> Vec<&'static str> {
         (qk_norm, "norms of queries and keys"),
         (leaves(c), "what lies between its blocks"),
         (gelu, "the gate's function"),
-        (by_layer, "windows by layer"),
+        (windows(c).len() > 1, "windows by layer"),
         (rotations(c).len() > 1, "rotations by layer"),
         (factors, "factors"),
         (caps, "soft caps"),
-        (c.head_dim > 128, "heads of more than 128 elements"),
     ];
     let there = all.into_iter().filter(|(there, _)| *there);
     there.map(|(_, what)| what).collect()

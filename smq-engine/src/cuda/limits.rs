@@ -140,8 +140,8 @@ fn grows(rope: &RopeConfig) -> bool {
 }
 
 /// Refuses the kernel of one sequence over pages where that does not compute the model.
-pub(super) fn alone(c: &ModelConfig) -> Result<()> {
-    let beyond = super::family::beyond_one_kernel(c);
+pub(super) fn alone(c: &ModelConfig, sms: usize) -> Result<()> {
+    let beyond = super::family::beyond_one_kernel(c, sms);
     match beyond.is_empty() {
         true => Ok(()),
         false => Err(Error::config(format!(
@@ -165,7 +165,7 @@ pub(super) fn heads(kv_heads: usize, sms: usize) -> Result<()> {
 /// Refuses to calibrate on the GPU what its kernels for that do not compute: they take a layer apart
 /// as Llama's and Phi-3's are.
 pub(super) fn calibration(c: &ModelConfig) -> Result<()> {
-    let beyond = super::family::beyond_one_kernel(c);
+    let beyond = super::family::beyond_llama(c);
     match beyond.is_empty() {
         true => Ok(()),
         false => Err(Error::config(format!(

@@ -39,7 +39,7 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
         ("rows.cu", row_defines(&c, sms)),
         ("choose.cu", choose_defines(c.vocab)),
     ];
-    match beyond_one_kernel(&c).is_empty() {
+    match beyond_one_kernel(&c, sms).is_empty() {
         true => {
             let step = step_plan(&c, &model, sms)?.defines;
             let paged = step.iter().copied().chain(paged_defines()).collect();
@@ -89,7 +89,7 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
         }
     }
     let of_head = [Target::Add(0), Target::F32(0)];
-    let of_head = match beyond_one_kernel(&c).is_empty() {
+    let of_head = match beyond_one_kernel(&c, sms).is_empty() {
         true => &of_head[..1],
         false => &of_head,
     };

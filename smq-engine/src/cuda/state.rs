@@ -69,6 +69,8 @@ pub struct State {
     pub hidden: [Span; 2],
     /// Their partial sums of squares, `[SMs]` each.
     pub square_sums: [Span; 2],
+    /// Partial sums of squares of what attention and MLP give, where a norm follows, `[SMs]` each.
+    pub product_sums: [Span; 2],
     /// The head's input that a prompt leaves, and its sums of squares.
     pub last_hidden: Span,
     /// `[SMs]`.
@@ -108,7 +110,13 @@ impl State {
             Ok((
                 [words(STATE_WORDS)?, words(half)?, words(half)?],
                 [words(c.hidden)?, words(c.hidden)?, words(c.hidden)?],
-                [words(sms)?, words(sms)?, words(sms)?],
+                [
+                    words(sms)?,
+                    words(sms)?,
+                    words(sms)?,
+                    words(sms)?,
+                    words(sms)?,
+                ],
                 [words(width + 2 * kv_width)?, words(parts)?, words(width)?],
                 [words(c.intermediate)?, words(c.vocab)?],
                 words(2 * sms)?,
@@ -120,7 +128,7 @@ impl State {
         let (
             [state, inv_freq, other_inv_freq],
             [hidden0, hidden1, last_hidden],
-            [sums0, sums1, last_square_sums],
+            [sums0, sums1, last_square_sums, product0, product1],
             [qkv, attention_parts, attended],
             [activated, logits],
             best,
@@ -130,6 +138,7 @@ impl State {
             inv_freq: [inv_freq, other_inv_freq],
             hidden: [hidden0, hidden1],
             square_sums: [sums0, sums1],
+            product_sums: [product0, product1],
             last_hidden,
             last_square_sums,
             qkv,

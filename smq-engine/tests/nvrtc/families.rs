@@ -9,7 +9,7 @@ use smq_format::ScaleChoice;
 use smq_model::ModelConfig;
 use smq_model::architecture::Activation;
 
-use crate::variants::{Variant, int4, matrix};
+use crate::variants::{Layer, Shape, Variant, formats, int4, matrix, step};
 
 /// A config of each family with what it has beyond the others, of the sizes of a well-known model's
 /// heads.
@@ -113,6 +113,23 @@ fn of_family((name, config): &(&'static str, Value)) -> Vec<Variant> {
                 format!("window {window:?}, {warpgroups} warpgroups, {rows:?}, {ring} tiles");
             let defines = kind.defines(&c, *window, (i % 2) as i64);
             cases.push(("attention_prefill.cu", case, defines));
+        }
+    }
+    if !c.biases.o && !c.biases.mlp {
+        let shape = Shape {
+            name,
+            hidden: c.hidden,
+            heads: c.heads,
+            kv_heads: c.kv_heads,
+            head_dim: c.head_dim,
+            intermediate: c.intermediate,
+            vocab: c.vocab,
+            fused: false,
+        };
+        let stored = formats().into_iter();
+        for (how, format) in stored.filter(|(how, _)| ["bf16", "int4", "NF4"].contains(how)) {
+            let layer = Layer::new(&shape, |rows, cols| matrix(rows, cols, format));
+            cases.push(("decode.cu", how.to_owned(), step(&c, &layer.products())));
         }
     }
     let named = |(file, case, defines)| Variant {

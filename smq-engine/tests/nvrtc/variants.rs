@@ -25,16 +25,16 @@ pub(crate) struct Variant {
 }
 
 /// A model's shape, as kernels need it.
-struct Shape {
-    name: &'static str,
-    hidden: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    intermediate: usize,
-    vocab: usize,
+pub(crate) struct Shape {
+    pub(crate) name: &'static str,
+    pub(crate) hidden: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) intermediate: usize,
+    pub(crate) vocab: usize,
     /// q, k, v and gate, up are one matrix each.
-    fused: bool,
+    pub(crate) fused: bool,
 }
 
 const SHAPES: [Shape; 3] = [
@@ -205,7 +205,7 @@ fn of_many_rows(case: &str, w: &DeviceMatrix, target: Target, fused: bool) -> Ve
 }
 
 /// The macros of a decode step of these products.
-fn step(c: &ModelConfig, products: &[(Vec<DeviceMatrix>, Epilogue)]) -> Defines {
+pub(crate) fn step(c: &ModelConfig, products: &[(Vec<DeviceMatrix>, Epilogue)]) -> Defines {
     let kind = |(m, epilogue): &(Vec<DeviceMatrix>, Epilogue)| {
         (Kind::new(m, *epilogue), m[0].scale_defines().to_vec())
     };
@@ -235,7 +235,7 @@ fn of_many_widths(s: &Shape, like: Format, group: usize) -> Vec<(Vec<DeviceMatri
 }
 
 /// Ways of storing weights, by name.
-fn formats() -> [(&'static str, Format); 11] {
+pub(crate) fn formats() -> [(&'static str, Format); 11] {
     let nowhere = Span::at(0, 0);
     let e5m5 = ScaleChoice::e5(5);
     let nf4 = Format::Nf4 {
@@ -294,7 +294,7 @@ pub(crate) fn matrix(rows: usize, cols: usize, format: Format) -> DeviceMatrix {
 }
 
 /// The matrices of a layer, and the head.
-struct Layer {
+pub(crate) struct Layer {
     qkv: Vec<DeviceMatrix>,
     o: DeviceMatrix,
     gate_up: Vec<DeviceMatrix>,
@@ -303,7 +303,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(s: &Shape, of: impl Fn(usize, usize) -> DeviceMatrix) -> Self {
+    pub(crate) fn new(s: &Shape, of: impl Fn(usize, usize) -> DeviceMatrix) -> Self {
         let (q, kv) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
         let inner = s.intermediate;
         let (qkv, gate_up) = match s.fused {
@@ -321,7 +321,7 @@ impl Layer {
     }
 
     /// Of a decode step, the head last.
-    fn products(&self) -> [(Vec<DeviceMatrix>, Epilogue); 5] {
+    pub(crate) fn products(&self) -> [(Vec<DeviceMatrix>, Epilogue); 5] {
         [
             (self.qkv.clone(), Epilogue::Store),
             (vec![self.o], Epilogue::Residual),

@@ -10,7 +10,7 @@ use smq_convert::Method;
 use smq_engine::Engine;
 use smq_engine::cuda::compile::compile;
 use smq_engine::cuda::{CudaEngine, Need, SMS, kernels_of};
-use smq_model::ConfigFile;
+use smq_model::{ConfigFile, ModelConfig};
 
 use crate::logits::of_all;
 use crate::models::{E5M5, Model, sample_tokens};
@@ -30,7 +30,7 @@ fn configs() -> Vec<(&'static str, Value)> {
         let [heads, kv_heads, head_dim] = heads;
         let mut config = json!({
             "architectures": [class], "model_type": model_type, "torch_dtype": "bfloat16",
-            "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": layers,
+            "hidden_size": 256, "intermediate_size": 576, "num_hidden_layers": layers,
             "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
             "vocab_size": 4096, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
             "max_position_embeddings": 4096, "tie_word_embeddings": false,
@@ -86,6 +86,16 @@ fn configs() -> Vec<(&'static str, Value)> {
             ),
         ),
         (
+            "Llama that is small",
+            of(
+                "LlamaForCausalLM",
+                "llama",
+                5,
+                [4, 2, 64],
+                json!({"intermediate_size": 256}),
+            ),
+        ),
+        (
             "Mistral",
             of(
                 "MistralForCausalLM",
@@ -116,7 +126,10 @@ fn configs() -> Vec<(&'static str, Value)> {
                 "gemma3_text",
                 7,
                 [4, 1, 256],
-                json!({"sliding_window": WINDOW, "query_pre_attn_scalar": 256, "tie_word_embeddings": true}),
+                json!({
+                    "sliding_window": WINDOW, "query_pre_attn_scalar": 256, "rope_theta": 1e6,
+                    "tie_word_embeddings": true,
+                }),
             ),
         ),
         (
@@ -128,7 +141,7 @@ fn configs() -> Vec<(&'static str, Value)> {
                 [4, 2, 64],
                 json!({
                     "embedding_multiplier": 12.0, "attention_multiplier": 0.0625,
-                    "residual_multiplier": 0.22, "logits_scaling": 8.0,
+                    "residual_multiplier": 0.22, "logits_scaling": 0.25,
                 }),
             ),
         ),
@@ -219,13 +232,20 @@ fn values(name: &str, shape: &[usize], norms_add_one: bool) -> Vec<u8> {
     all.flatten().collect()
 }
 
-/// Steps are made by the kernels of prompts.
+/// Prompts and steps, of which decode.cu makes those of every family but where the MLP or the
+/// attention's output has biases, and of models with work for fewer blocks than the GPU has: then
+/// the kernels of prompts do, a row at a time.
 fn of_sequence(name: &str, model: &Model, widened: bool) -> Vec<String> {
     let tokens = sample_tokens(300 + STEPS);
     let source = model.open();
-    let decode = match widened {
-        true => Path::WidenedPrompt,
-        false => Path::Prompt,
+    let c = ModelConfig::of(&source).unwrap();
+    let qkv = (c.heads + 2 * c.kv_heads) * c.head_dim;
+    let small = (qkv / 8).max(c.intermediate / 4) < SMS;
+    let by_rows = c.biases.o || c.biases.mlp || small;
+    let decode = match (by_rows, widened) {
+        (false, _) => Path::Decode,
+        (true, false) => Path::Prompt,
+        (true, true) => Path::WidenedPrompt,
     };
     let prompts = (&PROMPTS[..], STEPS);
     let mut failures = of_all(name, &source, None, &tokens, prompts, widened, decode);

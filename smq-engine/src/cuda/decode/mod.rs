@@ -8,6 +8,7 @@ mod word;
 use std::sync::Arc;
 
 use super::args::Args;
+use super::family::{Rotation, rotation_of, rotations};
 use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::{DeviceBuffer, Span};
@@ -16,7 +17,7 @@ use super::prefill::attention::KEYS;
 use super::state::State;
 use super::stream::Stream;
 use super::weights::{DeviceMatrix, DeviceModel};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use plan::{Epilogue, Kind, Plan};
 use program::{Buffers, Phase, Uses};
 use smq_model::ModelConfig;
@@ -65,8 +66,8 @@ pub(super) struct Parts<'a> {
 /// Where a step finds what else it needs of a sequence whose keys and values lie in pages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Paged {
-    /// The frequencies of its factors, f32 `[rotary_dim / 2]`.
-    pub inv_freq: u64,
+    /// The frequencies of its factors, f32 `[rotary_dim / 2]`, and of the other rotary embedding.
+    pub inv_freq: [u64; 2],
     /// The numbers of its pages in order, i32 each.
     pub pages: u64,
 }
@@ -145,7 +146,10 @@ impl Decoder {
         [embedding, input_norm, first_norm]: [Span; 3],
     ) -> Call {
         let (program, phases) = program;
-        let inv_freq = self.paged.map_or(s.inv_freq[0].ptr(), |p| p.inv_freq);
+        let inv_freq = |i: usize| match self.paged {
+            None => s.inv_freq[i].ptr(),
+            Some(paged) => paged.inv_freq[i],
+        };
         let args = Args::new()
             .ptr(program.ptr())
             .i32(phases as i32)
@@ -154,11 +158,15 @@ impl Decoder {
             .ptr(embedding.ptr())
             .ptr(input_norm.ptr())
             .ptr(first_norm.ptr())
-            .ptr(inv_freq)
+            .ptr(inv_freq(0))
             .f32(c.rope.attention_factor())
             .ptr(s.hidden[0].ptr())
             .ptr(s.square_sums[0].ptr())
             .ptr(s.mailbox.device_ptr());
+        // Of the other rotary embedding, where there is one.
+        let factors = rotations(c).into_iter().map(Rotation::attention_factor);
+        let others = factors.enumerate().skip(1);
+        let args = others.fold(args, |args, (i, factor)| args.ptr(inv_freq(i)).f32(factor));
         Call {
             kernel: self.kernel.clone(),
             launch: self.launch,
@@ -213,11 +221,12 @@ impl Step {
         )?;
         memory.upload(kernels.gpu().main(), 0, &phases)?;
         let first = &model.layers[0].norms;
-        let missing = || Error::Cuda("the decode kernel was given a layer without norms".into());
+        // Where there are no norms they are not read.
+        let norm = |norm: Option<Span>| norm.unwrap_or(model.norm);
         let tables = [
             model.embedding,
-            first.before_attention.ok_or_else(missing)?,
-            first.before_mlp.ok_or_else(missing)?,
+            norm(first.before_attention),
+            norm(first.before_mlp),
         ];
         let bytes = size_of_val(&phases[0]);
         // The last phase is the head behind a prompt.
@@ -297,6 +306,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Result<Vec<Phase>> {
         ..
     } = *parts;
     let one = std::slice::from_ref::<DeviceMatrix>;
+    let address = |span: Option<Span>| span.map_or(0, Span::ptr);
     let mut list = Vec::with_capacity(5 * c.layers + 2);
     for (i, layer) in model.layers.iter().enumerate() {
         // The norm behind `down`, and that behind the next `o`.
@@ -312,6 +322,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Result<Vec<Phase>> {
             &Buffers {
                 x: s.hidden[0].ptr(),
                 sums: s.square_sums[0].ptr(),
+                next_norm: address(layer.biases.qkv),
                 out: s.qkv.ptr(),
                 ..Buffers::default()
             },
@@ -323,24 +334,24 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Result<Vec<Phase>> {
             out: s.attended.ptr(),
             ..Buffers::default()
         };
-        list.push(Phase::attention(
-            cache.layer(i),
-            cache.capacity,
-            &attention,
-            uses(i),
-        ));
-        list.push(decoder.product(
+        let attention = Phase::attention(cache.layer(i), cache.capacity, &attention, uses(i));
+        // A window that no sequence outgrows is none.
+        let window = c.windows.layer(i).filter(|w| *w < c.max_positions);
+        let qk_norm = layer.qk_norm.map_or([0; 2], |norms| norms.map(Span::ptr));
+        list.push(attention.of_layer(window.unwrap_or(0), rotation_of(c, i), qk_norm));
+        let of_attention = decoder.product(
             one(&layer.o),
             Epilogue::Residual,
             &Buffers {
                 x: s.attended.ptr(),
-                next_norm: next_norm.map_or(0, Span::ptr),
+                sums: s.product_sums[0].ptr(),
+                next_norm: address(next_norm),
                 out: s.hidden[1].ptr(),
                 out_sums: s.square_sums[1].ptr(),
-                ..Buffers::default()
             },
             uses(i),
-        )?);
+        )?;
+        list.push(of_attention.normed(address(layer.norms.after_attention)));
         list.push(decoder.product(
             &layer.gate_up,
             Epilogue::Swiglu,
@@ -352,22 +363,19 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Result<Vec<Phase>> {
             },
             uses(i),
         )?);
-        list.push(
-            decoder.product(
-                one(&layer.down),
-                Epilogue::Residual,
-                &Buffers {
-                    x: s.activated.ptr(),
-                    next_norm: following
-                        .and_then(|l| l.norms.before_mlp)
-                        .map_or(0, Span::ptr),
-                    out: s.hidden[0].ptr(),
-                    out_sums: s.square_sums[0].ptr(),
-                    ..Buffers::default()
-                },
-                uses(i + 1),
-            )?,
-        );
+        let of_mlp = decoder.product(
+            one(&layer.down),
+            Epilogue::Residual,
+            &Buffers {
+                x: s.activated.ptr(),
+                sums: s.product_sums[1].ptr(),
+                next_norm: address(following.and_then(|l| l.norms.before_mlp)),
+                out: s.hidden[0].ptr(),
+                out_sums: s.square_sums[0].ptr(),
+            },
+            uses(i + 1),
+        )?;
+        list.push(of_mlp.normed(address(layer.norms.after_mlp)));
     }
     let head = |x: Span, sums: Span, input| {
         let buffers = Buffers {

@@ -4,7 +4,7 @@ use super::word;
 use crate::cuda::book::{BOOK_BYTES, Halves};
 use crate::cuda::contract::{BLOCK_SHARED_BYTES, Defines, attention_defines};
 use crate::cuda::weights::{DeviceMatrix, Format, LARGEST_GROUP};
-use crate::cuda::{limits, state};
+use crate::cuda::{family, limits, state};
 use crate::error::{Error, Result};
 use smq_model::ModelConfig;
 
@@ -266,7 +266,7 @@ impl Plan {
         let tables = tables.max().unwrap_or(0);
         let slot = (WEIGHT_BYTES + codes).next_multiple_of(128);
         let queries = c.heads / c.kv_heads;
-        let batch = queries.div_ceil(queries.div_ceil(512 / c.head_dim));
+        let batch = queries.div_ceil(queries.div_ceil(256 / c.head_dim));
         let attention = 4 * (queries + 1 + batch * WARPS) * c.head_dim + 8 * batch * WARPS;
         let partial = kinds
             .iter()
@@ -275,7 +275,8 @@ impl Plan {
             .max()
             .unwrap_or(0)
             .next_multiple_of(128);
-        let fixed = 1024 + 8 * c.rope.rotary_dim + 16 * 64 + WARPS * exchange + tables + 1024;
+        let angles = 8 * c.rope.rotary_dim * family::rotations(c).len();
+        let fixed = 1024 + angles + 16 * 64 + WARPS * exchange + tables + 1024;
         let slots = BLOCK_SHARED_BYTES.saturating_sub(fixed + 128 + 2 * partial) / slot;
         if slots < 2 {
             let needed = fixed + 128 + 2 * partial + 2 * slot;
@@ -332,6 +333,7 @@ impl Plan {
         ]);
         defines.extend(word::defines());
         defines.extend(state::defines(c));
+        defines.extend(family::step_defines(c));
         // The int4 products' groups are alike (`DeviceModel`), those of the others the largest.
         let group = kinds.iter().map(|k| k.group).min();
         defines.push(("INT4_GROUP", number(group.unwrap_or(LARGEST_GROUP))));

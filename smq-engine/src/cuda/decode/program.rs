@@ -10,9 +10,11 @@ use crate::cuda::weights::DeviceMatrix;
 pub struct Buffers {
     /// Input, f32.
     pub x: u64,
-    /// The input's sums of squares, f32 `[SMs]`; attention: where its blocks exchange their parts.
+    /// The input's sums of squares, f32 `[SMs]`; attention: where its blocks exchange their parts; of
+    /// what is normed on its way into the residual stream: where its squares go.
     pub sums: u64,
-    /// Weights of the norm behind the next product into the residual stream, f32 `[rows]`.
+    /// Weights of the norm behind the next product into the residual stream, f32 `[rows]`; of
+    /// queries, keys and values: their bias.
     pub next_norm: u64,
     /// Output, f32.
     pub out: u64,
@@ -102,5 +104,24 @@ impl Phase {
         this.address(word::WEIGHTS + 2, values);
         this.0[word::FIRST1] = capacity as u32;
         this
+    }
+
+    /// The same with what layers may differ in: the window, 0 for none, which of the rotary
+    /// embeddings, and the weights of the norms of queries and keys.
+    #[must_use]
+    pub(super) fn of_layer(mut self, window: usize, rotation: usize, norms: [u64; 2]) -> Self {
+        self.0[word::BIAS] = window as u32;
+        self.0[word::BIAS + 1] = rotation as u32;
+        let [queries, keys] = norms;
+        self.address(word::WEIGHTS + 4, queries);
+        self.address(word::SCALES_AT, keys);
+        self
+    }
+
+    /// The product into the residual stream with a norm of it first, of these weights.
+    #[must_use]
+    pub(super) fn normed(mut self, weights: u64) -> Self {
+        self.address(word::WEIGHTS + 2, weights);
+        self
     }
 }

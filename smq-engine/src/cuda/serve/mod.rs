@@ -111,7 +111,7 @@ impl CudaBatch {
         }
         limits::check(&config, gpu.sm_count() as usize)?;
         if options.fast_nondeterministic {
-            limits::alone(&config)?;
+            limits::alone(&config, gpu.sm_count() as usize)?;
         }
         let kernels = Kernels::new(gpu.clone());
         let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);
