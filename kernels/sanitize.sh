@@ -23,7 +23,7 @@ convert() { # NAME OPTION...
     "$bin/smq-convert" --force "$@" "$model" "$out/$name.smq" >"$out/$name.log"
 }
 convert int4 --target all
-convert int4-mlp-f32 --mbits -1
+convert int4-mlp-f32 --mbits -1 --target mlp
 convert int4-signed-64 --target all --group-size 64 --scale-rule signed --mbits 2
 convert int4-32 --target all --group-size 32
 convert lut4 --scheme lut4 --target all

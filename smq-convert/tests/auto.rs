@@ -100,7 +100,7 @@ fn golden_choices() {
     for (name, own) in cases {
         let source = fixture();
         let args = [
-            &["--mbits", "auto", "--target", "all", "--dry-run"],
+            &["--mbits", "auto", "--target", "all", "--dry-run", "-v"],
             own,
             &[&source],
         ];
@@ -324,7 +324,7 @@ fn an_int4_checkpoint_is_refused() {
     let dir = TempDir::new().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (int4, packed, out) = (path("int4.smq"), path("packed"), path("out.smq"));
-    assert!(run(&[&fixture(), &int4]).status.success());
+    assert!(run(&["--mbits", "5", &fixture(), &int4]).status.success());
     assert!(
         run(&[&int4, &packed, "--to", "compressed-tensors"])
             .status

@@ -383,7 +383,7 @@ fn what_does_not_go_together_is_refused() {
 fn a_dry_run_says_what_would_be_chosen() {
     let work = Workplace::new();
     let model = fixture();
-    let args = "--dry-run --mbits auto --budget 4.5 --target all --device cpu --calibrate text.txt \
+    let args = "--dry-run -v --mbits auto --budget 4.5 --target all --device cpu --calibrate text.txt \
                 --calibrate-window 128 --calibrate-tokens 1024 --";
     let mut all: Vec<&str> = args.split_whitespace().collect();
     all.push(model.to_str().unwrap());

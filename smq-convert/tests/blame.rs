@@ -39,7 +39,7 @@ const ARGS: [&str; 6] = [
     "org/name",
     "out.smq",
     "--force",
-    "--jobs=1",
+    "--threads=1",
 ];
 
 #[test]

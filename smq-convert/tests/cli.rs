@@ -35,12 +35,19 @@ fn convert_then_inspect_in_every_form() {
     let dir = TempDir::new().unwrap();
     let (source, file) = (fixture(), dir.path().join("out.smq"));
     let (source, file) = (source.to_str().unwrap(), file.to_str().unwrap());
-    let planned = convert(&["--dry-run", source]);
+    let c4 = ["--preset", "study-c4", source];
+    let planned = convert(&[&["--dry-run"], &c4[..]].concat());
     assert!(planned.status.success(), "{}", stderr(&planned));
-    let done = convert(&[source, file]);
+    let done = convert(&[&c4[..], &[file]].concat());
     assert!(done.status.success(), "{}", stderr(&done));
     let bytes = std::fs::metadata(file).unwrap().len();
-    assert!(stdout(&planned).contains(&format!("{bytes} bytes would be written")));
+    let length = indicatif::HumanCount(bytes);
+    let first = stdout(&planned);
+    let first = first.lines().next().unwrap();
+    assert!(
+        first.contains(&format!("({length} bytes) would be written")),
+        "{first}"
+    );
     assert!(stdout(&done).contains("worst tensors"));
 
     let text = stdout(&inspect(&[file]));
@@ -125,7 +132,12 @@ fn a_leftover_of_a_killed_run_is_removed_and_a_live_runs_file_is_not() {
     let leftover = dir.path().join(".out.smq.x7Gh2a.smq-partial");
     std::fs::write(&leftover, b"").unwrap();
     let out = dir.path().join("out.smq");
-    let output = convert(&[fixture().to_str().unwrap(), out.to_str().unwrap()]);
+    let output = convert(&[
+        "--target",
+        "mlp",
+        fixture().to_str().unwrap(),
+        out.to_str().unwrap(),
+    ]);
     assert!(output.status.success());
     assert_eq!(stderr(&output), "");
     assert!(!leftover.exists());

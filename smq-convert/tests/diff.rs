@@ -321,7 +321,7 @@ fn schemes_shapes_and_order() {
     assert_eq!((&y["name"], &y["weights"]), (&json!("y"), &Value::Null));
     assert_eq!(
         y["changes"],
-        json!([{"what": "shape", "a": "1x16", "b": "1x24"}])
+        json!([{"what": "shape", "a": [1, 16], "b": [1, 24]}])
     );
     // Stored otherwise, and the same weights.
     assert_eq!(

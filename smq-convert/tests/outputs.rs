@@ -279,7 +279,7 @@ fn while_converting(change: impl Fn(&Path)) -> (Output, Vec<String>) {
     let source = checkpoint(&dir, "source");
     let out = dir.path().join("out.smq");
     let mut command = program();
-    command.args(["--jobs", "1", "--scheme", "lut4", "--target", "all"]);
+    command.args(["--threads", "1", "--scheme", "lut4", "--target", "all"]);
     command.arg(&source).arg(&out);
     command.stdout(Stdio::null()).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
@@ -332,7 +332,7 @@ fn an_interrupt_ends_with_130_and_leaves_nothing() {
         let dir = TempDir::new().unwrap();
         let out = dir.path().join("out.smq");
         let mut command = program();
-        command.args(["--jobs", "100000", "--scheme", "lut4", "--target", "all"]);
+        command.args(["--threads", "100000", "--scheme", "lut4", "--target", "all"]);
         command.arg(fixture()).arg(&out);
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
@@ -360,7 +360,10 @@ fn a_hundred_thousand_jobs_are_not_started() {
     let dir = TempDir::new().unwrap();
     let out = dir.path().join("out.smq");
     let mut command = program();
-    command.args(["--jobs", "100000"]).arg(fixture()).arg(&out);
+    command
+        .args(["--threads", "100000"])
+        .arg(fixture())
+        .arg(&out);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
     let cores = std::thread::available_parallelism().unwrap().get();

@@ -85,12 +85,15 @@ fn sizes_are_planned_and_threads_change_nothing() {
         let planned = ok(convert(&[&["--dry-run"], &args[..]].concat()));
         let bytes = std::fs::read(made.file()).unwrap();
         assert!(
-            planned.contains(&format!("{} bytes would be written", bytes.len())),
+            planned.contains(&format!(
+                "({} bytes) would be written",
+                indicatif::HumanCount(bytes.len() as u64)
+            )),
             "{planned}"
         );
         for jobs in ["1", "3"] {
             let other = made.path("again.smq");
-            let jobs = ["--force", "--jobs", jobs];
+            let jobs = ["--force", "--threads", jobs];
             ok(convert(&[&args[..], &[&other], &jobs].concat()));
             assert!(std::fs::read(&other).unwrap() == bytes, "{}", made.scheme);
         }
@@ -251,7 +254,11 @@ fn a_code_book_has_int4s_options() {
     ] {
         let out = path(name);
         ok(convert(
-            &[&[&source, &out, "--scheme", "lut4"], args].concat(),
+            &[
+                &[&source, &out, "--scheme", "lut4", "--target", "mlp"],
+                args,
+            ]
+            .concat(),
         ));
         assert!(ok(inspect(&[&out, "--verify"])).starts_with("ok: "));
         assert!(ok(inspect(&[&out, "--recheck", &source])).starts_with("ok: "));
@@ -303,7 +310,7 @@ fn an_int4_checkpoint_needs_requantize() {
     let dir = TempDir::new().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (int4, packed, out) = (path("int4.smq"), path("packed"), path("out.smq"));
-    ok(convert(&[&fixture(), &int4]));
+    ok(convert(&["--mbits", "5", &fixture(), &int4]));
     ok(convert(&[&int4, &packed, "--to", "compressed-tensors"]));
     for (scheme, ..) in SCHEMES {
         let args = [&packed, &out, "--force", "--scheme", scheme];

@@ -101,6 +101,19 @@ pub(crate) fn refuse_other_files(path: &Path) -> Result<()> {
     }
 }
 
+/// How safetensors are made of the GGUF file `name` in `dir`, as it was tried with transformers
+/// 5.24; what was lost when it was quantized stays lost.
+pub(crate) fn dequantize_gguf(dir: &str, name: &str) -> String {
+    format!(
+        "dequantize it first, with transformers, accelerate and gguf from the Python package \
+         index: python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T, \
+         GgufConfig as G; a, k = ['{dir}'], {{'gguf_file': '{name}'}}; M.from_pretrained(*a, **k, \
+         quantization_config=G(dequantize=True)).save_pretrained('dequantized'); \
+         T.from_pretrained(*a, **k).save_pretrained('dequantized')\", and give the directory \
+         dequantized"
+    )
+}
+
 /// A kind of file that is told apart by its first bytes, or by its name where these say nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -179,7 +192,15 @@ impl Kind {
                      {other}"
                 )
             }
-            Kind::Gguf | Kind::Pytorch | Kind::Keras => {
+            Kind::Gguf => {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                format!(
+                    "give the directory of the Hugging Face checkpoint that it was made from, \
+                     {other}; without that one, {}",
+                    dequantize_gguf(&dir, &name)
+                )
+            }
+            Kind::Pytorch | Kind::Keras => {
                 format!(
                     "give the directory of the Hugging Face checkpoint with config.json and \
                      safetensors, {other}"

@@ -42,7 +42,6 @@ fn a_file_of_another_kind_is_named_with_what_to_give() {
         ),
         (INDEX, "is the shard index of a checkpoint", &holds),
         ("tokenizer.json", "is a JSON file", &holds),
-        ("q4.gguf", "is a GGUF file, which is not read", checkpoint),
         (
             "pytorch_model.bin",
             "is a PyTorch file, which is not read",

@@ -1,5 +1,7 @@
 //! The whole main path in one go: convert, inspect, evaluate and time every config beside C0.
 
+mod bundled;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -11,6 +13,7 @@ use smq_convert::{Checkpoint, Method, ScaleChoice, ScaleRule, Target};
 use crate::bench::{BenchOptions, bench};
 use crate::convert::{GROUP, convert_to, int4, report};
 use crate::eval::ppl::{MAX_TEXT_BYTES, PplOptions, PplReport, perplexity};
+pub(crate) use bundled::Bundled;
 use smq_engine::Device;
 use smq_model::{Source, Tokenizer};
 
@@ -63,7 +66,7 @@ struct Line {
 pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
     let text = smq_format::read_text(&options.text, MAX_TEXT_BYTES).with_context(|| {
         format!(
-            "{}: cannot read it; run the demo in the repository, or name a text with --text",
+            "{}: cannot read it; name another text with --text, or leave that out",
             options.text.display()
         )
     })?;
@@ -106,7 +109,7 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
         "{}\n\nperplexity on {}: {protocol}\nspeed: batch 1, 128-token prompt, 64 new tokens, mean \
          of 3 runs after 1 warm-up\n",
         table(&lines),
-        options.text.display()
+        options.text.file_name().unwrap_or_default().display()
     ))
 }
 
@@ -132,7 +135,7 @@ fn measure(
         &tokenizer,
         text,
         &PplOptions::default(),
-        |_, _| (),
+        |_, _, _| (),
     )?;
     let timed = bench(&mut *engine, &source, load, &BenchOptions::default())?;
     let line = Line {

@@ -16,7 +16,7 @@
 //! let mut engine = smq_engine::load(&source, Device::Auto, None)?;
 //! let text = std::fs::read_to_string("text.txt")?;
 //! let options = PplOptions { window: 512, max_tokens: None };
-//! let report = perplexity(&mut *engine, &tokenizer, &text, &options, |done, all| {
+//! let report = perplexity(&mut *engine, &tokenizer, &text, &options, |done, all, _| {
 //!     eprintln!("{done} of {all} windows");
 //! })?;
 //! println!("{:.4} over {} tokens", report.perplexity, report.tokens_scored);

@@ -4,13 +4,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, Parser};
 use smq_run::{Cli, is_broken_pipe, run};
 
 fn main() -> ExitCode {
     smq_convert::cli::prepare();
-    let cli = Cli::try_parse().unwrap_or_else(|error| match model_for_command(&error) {
-        Some(hint) => Cli::command().error(error.kind(), hint).exit(),
+    let cli = Cli::read().unwrap_or_else(|error| match model_for_command(&error) {
+        Some(hint) => Cli::interface().error(error.kind(), hint).exit(),
         None => error.exit(),
     });
     match run(&cli) {
@@ -31,8 +30,8 @@ fn model_for_command(error: &clap::Error) -> Option<String> {
     };
     Path::new(given).exists().then(|| {
         format!(
-            "{given} is a file or directory, and a command comes first: smq-run generate {given} continues a prompt, \
-             smq-run bench {given} times it, smq-run serve {given} answers HTTP clients"
+            "{given} is a file or directory, and a command comes first: smq-run chat {given} talks with it, \
+             smq-run generate {given} continues a prompt, smq-run serve {given} answers HTTP clients"
         )
     })
 }

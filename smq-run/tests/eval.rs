@@ -153,7 +153,7 @@ fn several_texts_are_a_table() {
     );
     let kl = |texts: &[&Path], more: &[&str]| {
         let given = texts.iter().flat_map(|t| ["--text", t.to_str().unwrap()]);
-        let sizes = ["--window", "64", "--max-tokens", "256"];
+        let sizes = ["--window", "64", "--text-tokens", "256"];
         let base = ["kl", "--base", model.to_str().unwrap()];
         let args: Vec<&str> = (base.into_iter().chain(sizes))
             .chain(more.iter().copied())

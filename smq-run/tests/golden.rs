@@ -238,7 +238,7 @@ fn perplexity_windows_equal_hugging_face() {
         window: 512,
         max_tokens: Some(512 * eval.first_windows_mean_nll.len()),
     };
-    let report = perplexity(&mut engine, &tokenizer, &text, &options, |_, _| ()).unwrap();
+    let report = perplexity(&mut engine, &tokenizer, &text, &options, |_, _, _| ()).unwrap();
     assert_eq!(report.window_nll.len(), eval.first_windows_mean_nll.len());
     for (i, (got, want)) in report
         .window_nll

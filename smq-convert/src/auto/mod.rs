@@ -314,8 +314,8 @@ fn check(checkpoint: &Checkpoint, options: &AutoOptions) -> Result<(), ConvertEr
                 option,
                 value,
                 "is predicted from a measured sensitivity, and there is none: write one with \
-                 `smq-run eval sensitivity CHECKPOINT --text FILE --unit projection --json \
-                 sensitivity.json` and pass --sensitivity sensitivity.json",
+                 `smq-run eval sensitivity CHECKPOINT --text FILE --unit projection \
+                 --json=sensitivity.json` and pass --sensitivity sensitivity.json",
             );
         }
         Goal::Budget(_) | Goal::MaxKl(_) => {}

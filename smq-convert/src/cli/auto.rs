@@ -112,7 +112,7 @@ impl AutoArgs {
         ensure!(
             self.max_kl.is_none() || self.sensitivity.is_some(),
             "--max-kl is predicted from a measured sensitivity: run `smq-run eval sensitivity {} \
-             --text FILE --unit projection --target '{}' --json sensitivity.json` and pass \
+             --text FILE --unit projection --target '{}' --json=sensitivity.json` and pass \
              --sensitivity sensitivity.json",
             checkpoint.path().display(),
             target.name()
@@ -133,7 +133,7 @@ impl AutoArgs {
 }
 
 /// What was chosen, tensor by tensor.
-pub(super) fn print_choice(out: &mut impl Write, auto: &Auto) -> anyhow::Result<()> {
+pub(super) fn choice_table(auto: &Auto) -> String {
     let error = match auto.chosen_by {
         ChooseBy::Weights => "rel. error",
         ChooseBy::Outputs => "rel. output error",
@@ -150,8 +150,7 @@ pub(super) fn print_choice(out: &mut impl Write, auto: &Auto) -> anyhow::Result<
             format!("{:.6}", relative(t.squared_error, t.squared_whole)),
         ]);
     }
-    writeln!(out, "{rows}\n")?;
-    print_total(out, auto)
+    format!("{rows}\n")
 }
 
 /// What the choice comes to.

@@ -14,7 +14,9 @@ use crate::directory::DEFAULT_SHARD_BYTES;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
 
 /// Options of the way there, which the way back has not.
-const OF_CONVERSION: [&str; 23] = [
+const OF_CONVERSION: [&str; 26] = [
+    "preset",
+    "reader",
     "scheme",
     "mbits",
     "scales",
@@ -22,8 +24,9 @@ const OF_CONVERSION: [&str; 23] = [
     "scale_rule",
     "target",
     "requantize",
-    "jobs",
+    "threads",
     "dry_run",
+    "verbose",
     "budget",
     "max_kl",
     "levels",

@@ -3,10 +3,14 @@
 mod auto;
 mod convert;
 mod export;
+mod inspect;
+mod preset;
 mod progress;
 mod signals;
 mod summary;
 mod synth;
+mod task;
+mod vllm;
 mod words;
 
 use std::io::Write;
@@ -17,9 +21,10 @@ use smq_format::printable;
 
 use crate::error::ConvertError;
 
-pub use convert::run;
+pub use convert::{convert_interface, run};
+pub use inspect::{inspect_interface, run_inspect};
 pub(crate) use progress::progress_bar;
-pub use signals::{interrupts, prepare};
+pub use signals::{Interruptible, interrupts, prepare};
 pub use words::scale_rule;
 
 /// Prints an error and ends with 1, or ends with what the program says.

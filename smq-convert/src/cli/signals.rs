@@ -28,3 +28,31 @@ pub fn interrupts() -> &'static AtomicBool {
     COOPERATIVE.store(true, Ordering::Relaxed);
     &INTERRUPTED
 }
+
+/// A piece of work that a signal stops without ending the program, for as long as this lives. A
+/// second signal ends the program even so.
+#[derive(Debug)]
+pub struct Interruptible(());
+
+impl Interruptible {
+    /// From now on.
+    #[must_use]
+    pub fn begin() -> Self {
+        INTERRUPTED.store(false, Ordering::Relaxed);
+        COOPERATIVE.store(true, Ordering::Relaxed);
+        Self(())
+    }
+
+    /// Whether the work is to stop.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        INTERRUPTED.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Interruptible {
+    fn drop(&mut self) {
+        COOPERATIVE.store(false, Ordering::Relaxed);
+        INTERRUPTED.store(false, Ordering::Relaxed);
+    }
+}

@@ -4,10 +4,10 @@ use std::io::Write;
 use std::path::Path;
 
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::DecimalBytes;
+use indicatif::{DecimalBytes, HumanCount};
 
-use super::auto::{print_choice, print_total};
-use super::convert::Task;
+use super::auto::{choice_table, print_total};
+use super::task::Task;
 use super::{print_notes, stdout};
 use crate::apply::{ScaleChange, scale_change};
 use crate::import::Import;
@@ -18,7 +18,8 @@ use crate::{Auto, Checkpoint, Method, Plan, Summary};
 pub(super) struct About<'a> {
     checkpoint: &'a Checkpoint,
     coverage: Coverage,
-    /// Of the scales whose integers are kept, in the format of this name.
+    /// What becomes of the scales of an int4 checkpoint whose integers are kept, and the name of
+    /// their new format.
     change: Option<(ScaleChange, String)>,
 }
 
@@ -44,9 +45,51 @@ impl<'a> About<'a> {
         }
     }
 
-    /// The table of what would be written.
-    pub(super) fn print_plan(&self, plan: &Plan, auto: Option<&Auto>) -> anyhow::Result<()> {
+    /// What would be written: how large it would be and what is taken, and of a `verbose` plan what
+    /// becomes of each tensor.
+    pub(super) fn print_plan(
+        &self,
+        plan: &Plan,
+        auto: Option<&Auto>,
+        verbose: bool,
+    ) -> anyhow::Result<()> {
         let checkpoint = self.checkpoint;
+        let (mut elems, mut quantized_bytes) = (0, 0);
+        for (tensor, planned) in checkpoint.tensors().iter().zip(&plan.tensors) {
+            if planned.method.is_some() {
+                elems += tensor.elems() as u64;
+                quantized_bytes += planned.stored_bytes;
+            }
+        }
+        let mut out = stdout();
+        writeln!(
+            out,
+            "{} ({} bytes) would be written for {} of input ({:.1} %); quantized weights take \
+             {:.4} bits each",
+            DecimalBytes(plan.file_bytes),
+            HumanCount(plan.file_bytes),
+            DecimalBytes(checkpoint.total_bytes()),
+            100.0 * plan.file_bytes as f64 / checkpoint.total_bytes() as f64,
+            bits_per_weight(quantized_bytes, elems),
+        )?;
+        self.print_taken(&mut out)?;
+        if let Some(auto) = auto {
+            print_total(&mut out, auto)?;
+        }
+        match (verbose, auto) {
+            (false, _) => writeln!(
+                out,
+                "-v shows what becomes of each of the {} tensors",
+                plan.tensors.len()
+            )?,
+            (true, Some(auto)) => write!(out, "\n{}", choice_table(auto))?,
+            (true, None) => write!(out, "\n{}", self.plan_table(plan))?,
+        }
+        Ok(())
+    }
+
+    /// What becomes of each tensor.
+    fn plan_table(&self, plan: &Plan) -> String {
         let mut rows = table(&[
             "tensor",
             "shape",
@@ -55,43 +98,24 @@ impl<'a> About<'a> {
             "bytes",
             "bits/weight",
         ]);
-        let (mut elems, mut quantized_bytes) = (0, 0);
-        for (tensor, planned) in checkpoint.tensors().iter().zip(&plan.tensors) {
+        for (tensor, planned) in self.checkpoint.tensors().iter().zip(&plan.tensors) {
             let becomes = planned.method.map_or("as it is", |m| m.family().name());
-            if planned.method.is_some() {
-                elems += tensor.elems() as u64;
-                quantized_bytes += planned.stored_bytes;
-            }
             rows.add_row([
                 tensor.name.clone(),
                 format!("{:?}", tensor.shape),
-                match checkpoint.packed(tensor) {
+                match self.checkpoint.packed(tensor) {
                     Some(_) => format!("int4, {} scales", tensor.dtype),
                     None => tensor.dtype.to_string(),
                 },
                 becomes.to_owned(),
-                planned.stored_bytes.to_string(),
+                HumanCount(planned.stored_bytes).to_string(),
                 format!(
                     "{:.3}",
                     bits_per_weight(planned.stored_bytes, tensor.elems().max(1) as u64)
                 ),
             ]);
         }
-        let mut out = stdout();
-        match auto {
-            Some(auto) => print_choice(&mut out, auto)?,
-            None => writeln!(out, "{rows}")?,
-        }
-        writeln!(
-            out,
-            "\n{} bytes would be written for {} of input ({:.1} %); quantized weights take {:.4} \
-             bits each",
-            plan.file_bytes,
-            checkpoint.total_bytes(),
-            100.0 * plan.file_bytes as f64 / checkpoint.total_bytes() as f64,
-            bits_per_weight(quantized_bytes, elems),
-        )?;
-        self.print_taken(&mut out)
+        format!("{rows}\n")
     }
 
     /// What of the checkpoint is taken, and what an int4 one was taken for.

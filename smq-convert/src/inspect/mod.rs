@@ -23,7 +23,9 @@ mod tests;
 mod verify;
 
 pub use detail::tensor_detail;
-pub use diff::{BlobCounts, Change, Counted, Diff, TensorDiff, WeightDiff, diff_bytes, diff_text};
+pub use diff::{
+    BlobCounts, Change, Counted, Diff, Fact, TensorDiff, WeightDiff, diff_bytes, diff_text,
+};
 pub use error::InspectError;
 pub use html::{figure, write_page};
 pub use outputs::output_table;

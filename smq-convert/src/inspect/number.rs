@@ -1,13 +1,13 @@
 //! Numbers as people read them.
 
-use indicatif::{BinaryBytes, HumanCount};
+use indicatif::{DecimalBytes, HumanCount};
 
-/// `1,234,567 bytes (1.18 MiB)`; the second form only where it helps.
+/// `1,234,567 bytes (1.23 MB)`; the second form only where it helps.
 pub(crate) fn bytes(n: u64) -> String {
-    if n < 1024 {
+    if n < 1000 {
         return format!("{n} bytes");
     }
-    format!("{} bytes ({})", HumanCount(n), BinaryBytes(n))
+    format!("{} bytes ({})", HumanCount(n), DecimalBytes(n))
 }
 
 /// `1,234,567`.
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn prints_as_people_read() {
         assert_eq!(bytes(12), "12 bytes");
-        assert_eq!(bytes(1 << 20), "1,048,576 bytes (1.00 MiB)");
+        assert_eq!(bytes(1 << 20), "1,048,576 bytes (1.05 MB)");
         assert_eq!(scientific(0.008_712_4), "8.712e-3");
         assert_eq!(signed_percent(Some(-0.001)), "0.00");
         assert_eq!(signed_percent(Some(1.234)), "+1.23");

@@ -23,7 +23,7 @@ impl<T> During<T> for std::result::Result<T, DriverError> {
             let reason = reason.unwrap_or_else(|_| "unknown reason".into());
             let remedy = match error.0 {
                 sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                    "; ask for fewer tokens with --max-tokens, or use another device"
+                    "; ask for fewer tokens with --context, or use another device"
                 }
                 _ => "",
             };

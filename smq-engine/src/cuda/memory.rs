@@ -222,7 +222,7 @@ fn out_of_memory(what: &str, wanted: usize, free: usize, total: usize) -> Error 
     let gb = |bytes: usize| bytes as f64 / 1e9;
     Error::Cuda(format!(
         "out of GPU memory: {what} needs {:.2} GB, {:.2} GB of {:.2} GB are free; ask for fewer tokens with \
-         --max-tokens, or use another device",
+         --context, or use another device",
         gb(wanted),
         gb(free),
         gb(total)

@@ -386,7 +386,6 @@ impl Cut {
             _ if loops && w.group() > 32 => 5,
             _ => 4,
         };
-        let warpgroups = 2;
         let units = if swiglu {
             (w.rows / 2).div_ceil(128) * 4
         } else {
@@ -394,15 +393,20 @@ impl Cut {
         };
         // The kernel takes 128 columns at a time, which have so many scales.
         let (steps, parts) = (w.cols.div_ceil(128), 128 / w.group());
-        let blocks = units.div_ceil(warpgroups);
-        let split = if swiglu || n.like().div_ceil(128) > 2 {
-            1
-        } else {
-            [4, 2]
-                .into_iter()
-                .find(|s| blocks * s <= sms && *s <= steps)
-                .unwrap_or(1)
+        let fits = |split: usize, warpgroups: usize| {
+            units.div_ceil(warpgroups) * split <= sms && split <= steps
         };
+        let (split, warpgroups) = if swiglu || n.like().div_ceil(128) > 2 {
+            (1, 2)
+        } else if let Some(split) = [4, 2].into_iter().find(|split| fits(*split, 2)) {
+            (split, 2)
+        } else if n.alike && fits(2, 3) {
+            // In two parts for any number of rows; three warpgroups have the registers for few.
+            (2, if tile <= 32 { 3 } else { 2 })
+        } else {
+            (1, 2)
+        };
+        let blocks = units.div_ceil(warpgroups);
         let columns = if swiglu { 32 } else { 64 } + 8;
         let staged = match epilogue {
             Epilogue::Add => 0,

@@ -30,8 +30,15 @@ impl<'a> CpuBatch<'a> {
             page_tokens,
             kv_tokens,
             max_rows,
-            ..
+            step_tokens: _,
+            max_tokens: _,
+            fast_nondeterministic,
         } = *options;
+        if fast_nondeterministic {
+            return Err(Error::Input(
+                "--fast-nondeterministic is of steps on a GPU; on the CPU nothing would be faster by it".into(),
+            ));
+        }
         let kv_tokens = kv_tokens.unwrap_or(CPU_KV_TOKENS);
         let pages = kv_tokens.checked_div(page_tokens).unwrap_or(0);
         if pages == 0 || max_rows == 0 {
@@ -51,7 +58,7 @@ impl<'a> CpuBatch<'a> {
             let limit = (0..c.max_positions).rfind(|len| !c.rope.grows(*len));
             return Err(Error::Input(format!(
                 "the model's dynamic rotary embedding changes with every token beyond {limit}, which \
-                 many sequences at once do not do; give --max-tokens {limit}",
+                 many sequences at once do not do; give --context {limit}",
                 limit = limit.unwrap_or(0)
             )));
         }

@@ -16,6 +16,7 @@ use smq_format::map_file;
 
 use crate::error::{Error, Result};
 use crate::json::parse_object;
+use crate::locate::dequantize_gguf;
 
 /// Name of the shard index of a sharded checkpoint.
 pub const SHARD_INDEX: &str = "model.safetensors.index.json";
@@ -140,7 +141,7 @@ fn other(dir: &Path, listed: &[String]) -> Result<Weights> {
         [] if listed.iter().any(|name| name == ADAPTER) => refuse(adapter(dir)),
         [] => Err(Error::NoWeights {
             dir: dir.to_path_buf(),
-            problem: nothing(listed),
+            problem: nothing(dir, listed),
         }),
         names if names.iter().all(|name| name.contains("-of-")) => refuse(format!(
             "holds {}, but not {SHARD_INDEX}, which lists their tensors; download it too",
@@ -191,7 +192,7 @@ pub(super) fn adapter(dir: &Path) -> String {
 }
 
 /// What a directory without safetensors holds instead.
-fn nothing(listed: &[String]) -> String {
+fn nothing(dir: &Path, listed: &[String]) -> String {
     let ends = |end: &str| listed.iter().find(|name| name.ends_with(end));
     let instead = [
         ".smq", ".gguf", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".onnx",
@@ -200,6 +201,10 @@ fn nothing(listed: &[String]) -> String {
     .find_map(ends);
     let instead = match instead {
         Some(name) if name.ends_with(".smq") => format!("; it holds {name}: give that file"),
+        Some(name) if name.ends_with(".gguf") => format!(
+            "; it holds {name}, which is not read: {}",
+            dequantize_gguf(&dir.display().to_string(), name)
+        ),
         Some(name) => format!(
             "; it holds {name}, which is not read: give the checkpoint's directory with \
              safetensors, as save_pretrained writes it"

@@ -42,8 +42,11 @@ pub(super) struct BenchArgs {
     /// separated by commas
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one)]
     sequences: Vec<usize>,
-    /// Also write the figures as JSON; - writes them to standard output instead of the table
-    #[arg(long, value_name = "FILE")]
+    /// With --sequences on a GPU: one alone takes the kernel of one sequence, as serve's option says
+    #[arg(long, requires = "sequences")]
+    fast_nondeterministic: bool,
+    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
 }
 
@@ -96,6 +99,7 @@ fn run_sequences(args: &BenchArgs, opened: &Opened, json: Option<Output>) -> any
     let engine = opened.load_batch(&BatchOptions {
         kv_tokens: Some(kv_tokens),
         max_rows: most,
+        fast_nondeterministic: args.fast_nondeterministic,
         ..BatchOptions::default()
     })?;
     let (device, gpu) = (engine.device(), engine.gpu().cloned());
@@ -211,12 +215,12 @@ fn print(r: &BenchReport) -> std::io::Result<()> {
         );
         value("of which copying, ms", format!("{ms:.1} ({rate:.1} GB/s)"));
     }
-    let mib = |bytes: u64| format!("{:.1}", bytes as f64 / f64::from(1 << 20));
+    let mb = |bytes: u64| format!("{:.1}", bytes as f64 / 1e6);
     if let Some(bytes) = r.memory.peak_rss_bytes {
-        value("peak RSS, MiB", mib(bytes));
+        value("peak RSS, MB", mb(bytes));
     }
     if let Some(bytes) = r.memory.rss_anon_bytes {
-        value("RssAnon, MiB", mib(bytes));
+        value("RssAnon, MB", mb(bytes));
     }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);

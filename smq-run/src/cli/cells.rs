@@ -68,7 +68,7 @@ pub(super) fn run(args: &CellsArgs, global: &Global) -> anyhow::Result<()> {
         }),
     };
     let options = JobOptions {
-        device: global.device,
+        device: global.device(),
         warmup: Warmup {
             prompt_tokens: args.warmup.prompt_tokens,
             output_tokens: args.warmup.output_tokens,

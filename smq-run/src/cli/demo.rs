@@ -6,21 +6,16 @@ use clap::Args;
 use smq_convert::Target;
 
 use super::Global;
-use crate::demo::{self, DemoOptions};
+use crate::demo::{self, Bundled, DemoOptions};
 
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
-    /// Checkpoint directory [default: the bundled one, seen from the repository's root]
-    #[arg(
-        long,
-        value_name = "DIR",
-        default_value = "tests/fixtures/phi3-tiny",
-        hide_default_value = true
-    )]
-    checkpoint: PathBuf,
-    /// Text for perplexity
-    #[arg(long, value_name = "FILE", default_value = "tests/fixtures/sample.txt")]
-    text: PathBuf,
+    /// Checkpoint directory [default: a small, really trained Phi-3, which the program holds]
+    #[arg(long, value_name = "DIR")]
+    checkpoint: Option<PathBuf>,
+    /// Text for perplexity [default: one that the program holds]
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
     /// Where the .smq files and HTML reports go
     #[arg(long, value_name = "DIR", default_value = "target/demo")]
     out: PathBuf,
@@ -30,11 +25,15 @@ pub(super) struct DemoArgs {
 }
 
 pub(super) fn run(args: &DemoArgs, global: &Global) -> anyhow::Result<()> {
+    let bundled = Bundled::unpack()?;
     demo::run(&DemoOptions {
-        checkpoint: args.checkpoint.clone(),
-        text: args.text.clone(),
+        checkpoint: args
+            .checkpoint
+            .clone()
+            .unwrap_or_else(|| bundled.checkpoint()),
+        text: args.text.clone().unwrap_or_else(|| bundled.text()),
         out: args.out.clone(),
         target: args.target.clone(),
-        device: global.device,
+        device: global.device(),
     })
 }

@@ -10,7 +10,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{Global, Opened};
-use settings::SettingArgs;
+use crate::output::{create, is_stdout, put_json};
+pub(super) use settings::SettingArgs;
 use smq_convert::cli::{print_note, tell};
 use smq_engine::Error;
 use smq_engine::generate::{GenerateOptions, Generation, Stop, Timing, generate};
@@ -32,9 +33,11 @@ pub(super) struct GenerateArgs {
     /// Continue the prompt as plain text, without the chat template
     #[arg(long)]
     raw: bool,
-    /// Print one JSON object with text, ids and timing instead of streaming
-    #[arg(long)]
-    json: bool,
+    /// Print one JSON object with text, ids and timing in place of the text; with =FILE write it
+    /// there beside the text
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true,
+        default_missing_value = "-")]
+    json: Option<PathBuf>,
     #[command(flatten)]
     settings: SettingArgs,
 }
@@ -66,8 +69,11 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::load(&opened.source)?;
     let vocab = ModelConfig::of(&opened.source)?.vocab;
     let settings = args.settings.settings(&opened.source, vocab)?;
+    let json = create(args.json.as_ref(), &opened.inputs(&[]))?;
+    let to_stdout = is_stdout(json.as_ref());
     let (mut engine, load) = opened.load()?;
     let prompt = prompt_ids(args, &tokenizer)?;
+    opened.check_context(prompt.len())?;
     let options = GenerateOptions {
         max_new_tokens: SettingArgs::new_tokens(&settings, prompt.len())?,
         settings,
@@ -77,7 +83,7 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
 
     let mut out = std::io::stdout().lock();
     let mut show = |text: &str| -> Result<(), Error> {
-        if args.json || text.is_empty() {
+        if to_stdout || text.is_empty() {
             return Ok(());
         }
         out.write_all(text.as_bytes())
@@ -94,7 +100,7 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
 
     let Generation { ids, stop, timing } = &generation;
     let tpot = timing.tpot();
-    if args.json {
+    if json.is_some() {
         let report = Report {
             prompt_tokens: prompt.len(),
             output_tokens: ids.len(),
@@ -106,7 +112,10 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
             rope_switch_ms: timing.rope_switch.map(|t| t.as_secs_f64() * 1e3),
             load_ms: load.as_secs_f64() * 1e3,
         };
-        return crate::output::write_json("-".as_ref(), &report);
+        put_json(json, &report)?;
+    }
+    if to_stdout {
+        return Ok(());
     }
     tell(&summary(prompt.len(), ids.len(), *stop, timing));
     Ok(())

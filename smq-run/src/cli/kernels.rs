@@ -32,14 +32,14 @@ pub(super) struct KernelsArgs {
     /// NVRTC. A later run must use the same NVRTC version
     #[arg(long, value_name = "MODEL", num_args = 1.., conflicts_with_all = ["filter", "json"])]
     compile: Vec<PathBuf>,
-    /// Also write the figures as JSON; - writes them to standard output instead of the table
-    #[arg(long, value_name = "FILE")]
+    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &KernelsArgs, global: &Global) -> anyhow::Result<()> {
     if !args.compile.is_empty() {
-        return compile_all(&args.compile, global.max_tokens);
+        return compile_all(&args.compile, global.context);
     }
     let options = Options {
         filter: args.filter.clone(),

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::explain::ExplainArgs;
 use super::generate::at_least_one;
 use super::{Global, Opened};
 use crate::eval::kl::{Base, KlReport};
@@ -29,14 +30,16 @@ pub(super) struct KlArgs {
     /// a line; given more than once, each is a row of a table
     #[arg(long, value_name = "FILE", required = true)]
     text: Vec<PathBuf>,
+    #[command(flatten)]
+    explain: ExplainArgs,
     /// Tokens a window
     #[arg(long, default_value_t = 512, value_name = "N")]
     window: usize,
     /// Use only this many leading tokens of each text
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    max_tokens: Option<usize>,
-    /// Also write the result as JSON; - writes it to standard output instead of the summary
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "N", value_parser = at_least_one, alias = "max-tokens")]
+    text_tokens: Option<usize>,
+    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
 }
 
@@ -82,7 +85,7 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
     let to_stdout = is_stdout(json.as_ref());
     let options = PplOptions {
         window: args.window,
-        max_tokens: args.max_tokens,
+        max_tokens: args.text_tokens,
     };
     let (mut engine, _) = opened.load()?;
     let (mut base_engine, _) = base.load()?;
@@ -130,14 +133,14 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
     put_json(json, &report)?;
     if !to_stdout {
         match &report.result {
-            Results::One(one) => print(&one.result)?,
-            Results::Several { texts } => print_all(texts)?,
+            Results::One(one) => print(&one.result, &options, &args.explain)?,
+            Results::Several { texts } => print_all(texts, &options, &args.explain)?,
         }
     }
     Ok(())
 }
 
-fn print_all(texts: &[OnText]) -> std::io::Result<()> {
+fn print_all(texts: &[OnText], options: &PplOptions, explain: &ExplainArgs) -> std::io::Result<()> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header([
         "text",
@@ -157,7 +160,7 @@ fn print_all(texts: &[OnText]) -> std::io::Result<()> {
         };
         table.add_row([
             file_name(text.as_ref()),
-            r.tokens_scored.to_string(),
+            HumanCount(r.tokens_scored as u64).to_string(),
             format!("{:.5}", r.mean_kl.value),
             error(r.mean_kl.stderr, 5),
             format!("{:.4}", r.p99_kl),
@@ -176,10 +179,11 @@ fn print_all(texts: &[OnText]) -> std::io::Result<()> {
     let Some(OnText { result, .. }) = texts.first() else {
         return Ok(());
     };
-    writeln!(
-        out,
-        "protocol: {}; of JSON Lines each line tokenized by itself",
-        result.protocol
+    let lines = "of JSON Lines each line tokenized by itself";
+    explain.print(
+        &mut out,
+        &options.protocol_in_short(),
+        &format!("{}; {lines}", result.protocol),
     )
 }
 
@@ -197,7 +201,7 @@ fn refuse_quantized(base: &Opened) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print(r: &KlReport) -> std::io::Result<()> {
+fn print(r: &KlReport, options: &PplOptions, explain: &ExplainArgs) -> std::io::Result<()> {
     let mut out = smq_convert::cli::stdout();
     let error = |stderr: Option<f64>| stderr.map_or(String::new(), |e| format!(" +- {e:.6}"));
     writeln!(
@@ -227,7 +231,9 @@ fn print(r: &KlReport) -> std::io::Result<()> {
     writeln!(
         out,
         "{} positions in {} windows of {}",
-        r.tokens_scored, r.windows, r.window
+        HumanCount(r.tokens_scored as u64),
+        HumanCount(r.windows as u64),
+        HumanCount(r.window as u64)
     )?;
-    writeln!(out, "protocol: {}", r.protocol)
+    explain.print(&mut out, &options.protocol_in_short(), &r.protocol)
 }

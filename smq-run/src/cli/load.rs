@@ -69,9 +69,8 @@ pub(super) struct LoadArgs {
     /// A file whose first line is the API key
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Also write the figures as JSON, with the names that vLLM gives them; - writes them to
-    /// standard output instead of the table
-    #[arg(long, value_name = "FILE")]
+    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
 }
 

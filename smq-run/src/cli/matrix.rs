@@ -29,7 +29,7 @@ pub(super) struct MatrixArgs {
     /// work in OUT]
     #[arg(long, value_name = "DIR")]
     work: Option<PathBuf>,
-    /// Only these configs
+    /// Only these configs, comma-separated: ids such as C4, or what they are, such as mlp-e5m5
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     only: Vec<String>,
     /// Only these parts [default: all; with --only, all but scale-errors]
@@ -60,7 +60,7 @@ pub(super) fn run(args: &MatrixArgs, global: &Global) -> anyhow::Result<()> {
             sections: args.sections.clone(),
             repeats: args.repeats,
         },
-        device: global.device,
+        device: global.device(),
         threads: global.threads,
         allow_mixed: args.allow_mixed,
         program: std::env::current_exe()?,

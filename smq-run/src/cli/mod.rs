@@ -2,11 +2,14 @@
 
 mod bench;
 mod cells;
+mod chat;
 mod demo;
+mod explain;
 mod generate;
 mod kernels;
 mod kl;
 mod load;
+mod manual;
 mod matrix;
 mod ppl;
 mod recall;
@@ -15,6 +18,7 @@ mod sensitivity;
 mod serve;
 mod suite;
 mod task;
+mod unused;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -40,13 +44,13 @@ pub struct Cli {
 
 #[derive(Debug, Args)]
 struct Global {
-    /// What to run on: auto, cpu or cuda
-    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
-    device: Device,
-    /// Longest sequence, prompt and output; sizes the KV cache at most [default: the model's
-    /// longest context]
+    /// What to run on: auto, which takes a GPU where there is one, cpu or cuda [default: auto]
+    #[arg(long, global = true, value_name = "DEVICE")]
+    device: Option<Device>,
+    /// Longest sequence in tokens, prompt and output together, which sizes the KV cache [default:
+    /// the model's longest context]
     #[arg(long, global = true, value_name = "N", value_parser = generate::at_least_one)]
-    max_tokens: Option<usize>,
+    context: Option<usize>,
     /// Worker threads, at most 8 for each CPU [default: one for each CPU]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -59,6 +63,8 @@ struct Global {
 enum Command {
     /// Continue a prompt, streaming the text
     Generate(generate::GenerateArgs),
+    /// Talk with a model, turn by turn
+    Chat(chat::ChatArgs),
     /// Time prefill and decode
     Bench(bench::BenchArgs),
     /// Check and time every CUDA kernel at the shapes of Phi-3.5-mini
@@ -79,6 +85,8 @@ enum Command {
     Cells(cells::CellsArgs),
     /// Convert, inspect, evaluate and time the bundled checkpoint in every int4 config
     Demo(demo::DemoArgs),
+    /// Write man pages and shell completions of smq-convert, smq-inspect and smq-run
+    Manual(manual::ManualArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -112,7 +120,7 @@ enum EvalCommand {
 struct Opened {
     source: Source,
     device: Device,
-    max_tokens: Option<usize>,
+    context: Option<usize>,
     opening: Duration,
 }
 
@@ -121,6 +129,7 @@ struct Opened {
 /// # Errors
 /// Whatever goes wrong, to be shown as one line.
 pub fn run(cli: &Cli) -> anyhow::Result<()> {
+    unused::refuse(cli)?;
     if let Some(threads) = cli.global.threads {
         rayon::ThreadPoolBuilder::new()
             .num_threads(smq_convert::threads(threads.into()))
@@ -128,6 +137,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
     }
     match &cli.command {
         Command::Generate(args) => generate::run(args, &cli.global),
+        Command::Chat(args) => chat::run(args, &cli.global),
         Command::Bench(args) => bench::run(args, &cli.global),
         Command::Kernels(args) => kernels::run(args, &cli.global),
         Command::Eval(command) => run_eval(command, &cli.global),
@@ -137,6 +147,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Report(args) => report::run(args),
         Command::Cells(args) => cells::run(args, &cli.global),
         Command::Demo(args) => demo::run(args, &cli.global),
+        Command::Manual(args) => manual::run(args),
     }
 }
 
@@ -155,6 +166,12 @@ fn run_eval(command: &EvalCommand, global: &Global) -> anyhow::Result<()> {
     }
 }
 
+impl Global {
+    fn device(&self) -> Device {
+        self.device.unwrap_or(Device::Auto)
+    }
+}
+
 impl Opened {
     fn new(model: &Path, global: &Global) -> anyhow::Result<Self> {
         let start = Instant::now();
@@ -167,10 +184,25 @@ impl Opened {
         }
         Ok(Self {
             source,
-            device: global.device,
-            max_tokens: global.max_tokens,
+            device: global.device(),
+            context: global.context,
             opening,
         })
+    }
+
+    /// Refuses a prompt that fills the context that --context leaves; what the model itself has no
+    /// room for, the engine refuses.
+    ///
+    /// # Errors
+    /// Such a prompt.
+    fn check_context(&self, prompt_tokens: usize) -> anyhow::Result<()> {
+        match self.context {
+            Some(context) if prompt_tokens >= context => anyhow::bail!(
+                "the prompt has {prompt_tokens} tokens, which --context {context} has no room for \
+                 beside an answer; give a larger one, or leave it out"
+            ),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Every file that must not be replaced: the model's, and `others`.
@@ -184,7 +216,7 @@ impl Opened {
     fn load(&self) -> anyhow::Result<(Box<dyn Engine + '_>, Duration)> {
         let start = Instant::now();
         let path = self.source.path().display();
-        let engine = smq_engine::load(&self.source, self.device, self.max_tokens)
+        let engine = smq_engine::load(&self.source, self.device, self.context)
             .with_context(|| format!("cannot load {path}"))?;
         let loading = start.elapsed();
         for note in &engine.config().notes {
@@ -197,7 +229,7 @@ impl Opened {
     fn load_batch(&self, options: &BatchOptions) -> anyhow::Result<Box<dyn BatchEngine + '_>> {
         let path = self.source.path().display();
         let options = BatchOptions {
-            max_tokens: self.max_tokens,
+            max_tokens: self.context,
             ..options.clone()
         };
         let engine = load_batch(&self.source, self.device, &options)

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::explain::ExplainArgs;
 use super::generate::at_least_one;
 use super::{Global, Opened};
 use crate::eval::ppl::{MAX_TEXT_BYTES, PplOptions, PplReport, perplexity};
@@ -20,6 +21,8 @@ pub(super) struct PplArgs {
     model: PathBuf,
     #[command(flatten)]
     text: TextArgs,
+    #[command(flatten)]
+    explain: ExplainArgs,
 }
 
 /// A text that is scored in windows, and where the result goes.
@@ -32,10 +35,10 @@ pub(super) struct TextArgs {
     #[arg(long, default_value_t = 512, value_name = "N")]
     window: usize,
     /// Use only this many leading tokens of the text
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    max_tokens: Option<usize>,
-    /// Also write the result as JSON; - writes it to standard output instead of the summary
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "N", value_parser = at_least_one, alias = "max-tokens")]
+    text_tokens: Option<usize>,
+    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     pub json: Option<PathBuf>,
 }
 
@@ -47,7 +50,7 @@ impl TextArgs {
     pub(super) fn options(&self) -> PplOptions {
         PplOptions {
             window: self.window,
-            max_tokens: self.max_tokens,
+            max_tokens: self.text_tokens,
         }
     }
 }
@@ -71,12 +74,16 @@ pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
     let options = args.text.options();
     // indicatif draws on standard error, and not at all where that is no terminal.
     let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(
-        "{wide_bar} {pos}/{len} windows, {elapsed} elapsed, {eta} left",
+        "{msg} {wide_bar} {pos}/{len} windows, {elapsed} elapsed, {eta} left",
     )?);
-    let result = perplexity(&mut *engine, &tokenizer, &text, &options, |done, all| {
+    let progress = |done, all, perplexity: Option<f64>| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
-    })?;
+        if let Some(perplexity) = perplexity {
+            bar.set_message(format!("perplexity {perplexity:.4}"));
+        }
+    };
+    let result = perplexity(&mut *engine, &tokenizer, &text, &options, progress)?;
     bar.finish_and_clear();
     let report = Report {
         model: args.model.display().to_string(),
@@ -95,9 +102,12 @@ pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
         writeln!(
             out,
             "{} tokens scored in {} windows of {}",
-            result.tokens_scored, result.windows, result.window
+            HumanCount(result.tokens_scored as u64),
+            HumanCount(result.windows as u64),
+            HumanCount(result.window as u64)
         )?;
-        writeln!(out, "protocol: {}", result.protocol)?;
+        args.explain
+            .print(&mut out, &options.protocol_in_short(), &result.protocol)?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
+use super::explain::ExplainArgs;
 use super::generate::at_least_one;
 use super::task::{Evaluated, evaluate_on, outputs};
 use super::{Global, Opened};
@@ -29,6 +30,8 @@ pub(super) struct RecallArgs {
     /// Where the generator of passages starts
     #[arg(long, value_name = "N", default_value_t = SEED)]
     seed: u32,
+    #[command(flatten)]
+    explain: ExplainArgs,
     /// Items, of all distances together
     #[arg(long, value_name = "N", default_value_t = ITEMS, value_parser = at_least_one)]
     limit: usize,
@@ -40,8 +43,8 @@ pub(super) struct RecallArgs {
     /// Also write every item's log-likelihood and its figures, one JSON object a line
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Also write the result as JSON; - writes it to standard output instead of the table
-    #[arg(long, value_name = "FILE")]
+    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
 }
 
@@ -124,12 +127,12 @@ pub(super) fn run(args: &RecallArgs, global: &Global) -> anyhow::Result<()> {
     };
     put_json(json, &report)?;
     if !to_stdout {
-        print(&report)?;
+        print(&report, &args.explain)?;
     }
     Ok(())
 }
 
-fn print(report: &Report<'_>) -> std::io::Result<()> {
+fn print(report: &Report<'_>, explain: &ExplainArgs) -> std::io::Result<()> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header([
         "distance",
@@ -163,5 +166,5 @@ fn print(report: &Report<'_>) -> std::io::Result<()> {
     }
     let mut out = smq_convert::cli::stdout();
     writeln!(out, "{table}")?;
-    writeln!(out, "protocol: {}", report.protocol)
+    explain.print(&mut out, report.task.protocol_in_short(), report.protocol)
 }

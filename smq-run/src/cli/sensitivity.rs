@@ -61,8 +61,8 @@ pub(super) struct SensitivityArgs {
     /// Use only this many leading tokens of the text
     #[arg(long, default_value_t = 4096, value_name = "N", value_parser = at_least_one)]
     text_tokens: usize,
-    /// Also write every point as JSON; - writes it to standard output instead of the summary
-    #[arg(long, value_name = "FILE")]
+    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
 }
 
@@ -113,8 +113,8 @@ pub(super) fn run(args: &SensitivityArgs, global: &Global) -> anyhow::Result<()>
         scales: args.scales,
         rule: args.scale_rule,
         words: args.words()?,
-        device: global.device,
-        max_tokens: global.max_tokens,
+        device: global.device(),
+        max_tokens: global.context,
     };
     // indicatif draws on standard error, and not at all where that is no terminal.
     let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template(

@@ -29,6 +29,10 @@ pub(super) struct ServeArgs {
     /// Answer only requests that have one of the keys in this file, one a line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+    /// On a GPU, a sequence alone takes the kernel of one sequence, which is up to twice as fast; its
+    /// tokens may then depend on whether others were beside it
+    #[arg(long)]
+    fast_nondeterministic: bool,
     /// Tokens that the KV cache has room for, of all sequences together [default: 16384 on a CPU,
     /// what there is memory for on a GPU]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
@@ -77,6 +81,7 @@ pub(super) fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<()> {
     let batch = BatchOptions {
         kv_tokens: args.kv_tokens,
         max_rows: args.max_sequences,
+        fast_nondeterministic: args.fast_nondeterministic,
         ..BatchOptions::default()
     };
     let engine = opened.load_batch(&batch)?;

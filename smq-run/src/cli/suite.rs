@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use super::Global;
 use super::generate::at_least_one;
@@ -30,8 +30,8 @@ pub(super) struct SuiteArgs {
     /// [default: all whose data is there]
     #[arg(long, value_name = "TASKS", value_delimiter = ',')]
     tasks: Vec<Task>,
-    /// Only these variants beside C0, comma-separated, such as mlp-e5m5,all-e5m0-nearest, or
-    /// all-auto-4.5 for what smq-convert --mbits auto --budget 4.5 chooses [default: all that are
+    /// Only these variants beside C0, comma-separated, such as mlp-e5m5,all-e5m0-nearest, configs of
+    /// the study such as C4, or all-auto-4.5 for what smq-convert --mbits auto --budget 4.5 chooses [default: all that are
     /// uniform]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
@@ -128,8 +128,8 @@ pub(super) fn run(args: &SuiteArgs, global: &Global) -> anyhow::Result<()> {
             window: args.window,
             max_tokens: args.text_tokens,
         },
-        device: global.device,
-        max_tokens: global.max_tokens,
+        device: global.device(),
+        max_tokens: global.context,
     };
     if let Some(plan) = plan {
         options.follow(plan);
@@ -142,8 +142,9 @@ pub(super) fn run(args: &SuiteArgs, global: &Global) -> anyhow::Result<()> {
     let out = args.out.display();
     writeln!(
         smq_convert::cli::stdout(),
-        "{} variants: {out}/suite.json, {out}/suite.md",
-        summary.variants.len()
+        "{}\n{} variants, in full in {out}/suite.md and {out}/suite.json",
+        suite::brief(&summary),
+        HumanCount(summary.variants.len() as u64)
     )?;
     Ok(())
 }

@@ -5,9 +5,10 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::explain::ExplainArgs;
 use super::generate::at_least_one;
 use super::{Global, Opened};
 use crate::eval::metrics::Score;
@@ -25,14 +26,16 @@ pub(super) struct TaskArgs {
     /// The items, JSON Lines as published
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
+    #[command(flatten)]
+    explain: ExplainArgs,
     /// Only the first N items
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     limit: Option<usize>,
     /// Also write every item's log-likelihoods or answer and its figures, one JSON object a line
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Also write the result as JSON; - writes it to standard output instead of the summary
-    #[arg(long, value_name = "FILE")]
+    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
 }
 
@@ -106,7 +109,7 @@ pub(super) fn run(
     };
     put_json(json, &report)?;
     if !to_stdout {
-        print(&report)?;
+        print(&report, &args.explain)?;
     }
     Ok(())
 }
@@ -170,13 +173,13 @@ pub(super) fn evaluate_on(
     })
 }
 
-fn print(report: &Report<'_>) -> std::io::Result<()> {
+fn print(report: &Report<'_>, explain: &ExplainArgs) -> std::io::Result<()> {
     let mut out = smq_convert::cli::stdout();
     for (metric, Score { value, stderr }) in &report.scores {
         let error = stderr.map_or(String::new(), |e| format!(" +- {e:.4}"));
         writeln!(out, "{} {value:.4}{error}", metric.name())?;
     }
-    writeln!(out, "{} items", report.items)?;
+    writeln!(out, "{} items", HumanCount(report.items as u64))?;
     if let Some(answers) = &report.answers {
         let with = if answers.chat_template {
             "with"
@@ -186,5 +189,5 @@ fn print(report: &Report<'_>) -> std::io::Result<()> {
         let most = answers.max_new_tokens;
         writeln!(out, "{with} the chat template, at most {most} new tokens")?;
     }
-    writeln!(out, "protocol: {}", report.protocol)
+    explain.print(&mut out, report.task.protocol_in_short(), report.protocol)
 }

@@ -37,6 +37,15 @@ impl PplOptions {
         window_tokens(tokenizer, text, self.window, self.max_tokens, positions)
     }
 
+    /// The same in a line.
+    #[must_use]
+    pub fn protocol_in_short(&self) -> String {
+        format!(
+            "windows of {} tokens, each scored alone but for its first token",
+            self.window
+        )
+    }
+
     /// How windows are cut and scored, in words.
     #[must_use]
     pub fn protocol(&self) -> String {
@@ -70,7 +79,7 @@ pub struct PplReport {
     pub window_nll: Vec<f64>,
 }
 
-/// Scores `text`; `progress` gets windows done and windows in all.
+/// Scores `text`; `progress` gets windows done, windows in all, and the perplexity of those done.
 ///
 /// # Errors
 /// [`Error::Input`] if the text is shorter than one window, or a window does not fit the model.
@@ -79,13 +88,13 @@ pub fn perplexity(
     tokenizer: &Tokenizer,
     text: &str,
     options: &PplOptions,
-    mut progress: impl FnMut(usize, usize),
+    mut progress: impl FnMut(usize, usize, Option<f64>),
 ) -> Result<PplReport> {
     let window = options.window;
     let ids = options.tokens(tokenizer, text, engine.config().max_positions)?;
     let windows = ids.len() / window;
     let mut window_nll = Vec::with_capacity(windows);
-    progress(0, windows);
+    progress(0, windows, None);
     for tokens in ids.chunks_exact(window) {
         let log_probs = engine.log_probs(tokens)?;
         let nll = -log_probs.iter().sum::<f64>() / log_probs.len() as f64;
@@ -95,7 +104,8 @@ pub fn perplexity(
             ));
         }
         window_nll.push(nll);
-        progress(window_nll.len(), windows);
+        let mean = window_nll.iter().sum::<f64>() / window_nll.len() as f64;
+        progress(window_nll.len(), windows, Some(mean.exp()));
     }
     // Windows have equally many scored tokens, so this is the mean over tokens.
     let loss = window_nll.iter().sum::<f64>() / windows as f64;

@@ -218,6 +218,17 @@ pub(crate) struct Config {
 }
 
 impl Config {
+    /// What `eval suite` calls its weights: the target, and the scales or what there is in their
+    /// place; `None` for the checkpoint itself.
+    fn variant(&self) -> Option<String> {
+        let stored = match (self.scheme, self.scales) {
+            (Stored::Bf16, _) => return None,
+            (Stored::Quantized(_), Some(scales)) => scales.to_string(),
+            (Stored::Quantized(family), None) => family.to_string(),
+        };
+        Some(format!("{}-{stored}", self.target.as_ref()?))
+    }
+
     /// Mantissa bits of E5Mx scales.
     #[must_use]
     pub(crate) fn mantissa_bits(&self) -> Option<u32> {
@@ -279,6 +290,17 @@ impl Contract {
     #[must_use]
     pub(crate) fn config(&self, id: &str) -> Option<&Config> {
         self.configs.iter().find(|c| c.id == id)
+    }
+
+    /// The config that `--only` means: by its id, in capitals or not, or by what it is, such as
+    /// mlp-e5m5, of which the first counts.
+    #[must_use]
+    pub(crate) fn meant(&self, given: &str) -> Option<&Config> {
+        let is_meant = |c: &&Config| {
+            c.id.eq_ignore_ascii_case(given) || c.variant().is_some_and(|name| name == given)
+        };
+        self.config(given)
+            .or_else(|| self.configs.iter().find(is_meant))
     }
 
     /// All ids, for messages.

@@ -69,6 +69,8 @@ pub(super) struct Start {
     pub(super) checkpoint: Checkpoint,
     pub(super) model: ModelIdentity,
     pub(super) config: ModelConfig,
+    /// What is asked for, each config by its id.
+    pub(super) selection: Selection,
 }
 
 impl Start {
@@ -78,13 +80,16 @@ impl Start {
     /// If one of them cannot be read, or the contract lacks a config that is asked for.
     pub(super) fn of(options: &MatrixOptions) -> anyhow::Result<Self> {
         let contract = Contract::load(&options.contract)?;
-        for id in &options.selection.only {
-            ensure!(
-                contract.config(id).is_some(),
-                "--only: there is no config {id:?} in {}; it has {}",
-                contract.path.display(),
-                contract.ids()
-            );
+        let mut selection = options.selection.clone();
+        for id in &mut selection.only {
+            let Some(config) = contract.meant(id) else {
+                bail!(
+                    "--only: there is no config {id:?} in {}; it has {}",
+                    contract.path.display(),
+                    contract.ids()
+                );
+            };
+            id.clone_from(&config.id);
         }
         ensure!(
             options.model.is_dir(),
@@ -100,6 +105,7 @@ impl Start {
             checkpoint,
             model,
             config,
+            selection,
         })
     }
 }
@@ -115,6 +121,7 @@ pub(crate) fn run(options: &MatrixOptions) -> anyhow::Result<Outcome> {
         checkpoint,
         model,
         config,
+        selection,
     } = Start::of(options)?;
     let surroundings = Surroundings::new(&contract, model);
     let log = Log::open(&options.out, RAW, &surroundings, options.allow_mixed)?;
@@ -124,7 +131,7 @@ pub(crate) fn run(options: &MatrixOptions) -> anyhow::Result<Outcome> {
     };
     let plan = Plan::new(
         &contract,
-        &options.selection,
+        &selection,
         config.max_positions,
         no_meter.as_deref(),
         |id| log.has(id),

@@ -208,7 +208,7 @@ pub(crate) fn a_cache_larger_than_the_card() -> Outcome {
     let before = engine.extend(&tokens)?.logits.to_vec();
     let mut failures = Vec::new();
     // 4 layers, keys and values, 8 heads of 32, 2 bytes each.
-    let words = ["KV cache", "4398.05 GB", "free", "--max-tokens"];
+    let words = ["KV cache", "4398.05 GB", "free", "--context"];
     let kind = |e: &Error| matches!(e, Error::Cuda(_));
     failures.extend(unlike(
         "a huge cache",

@@ -101,8 +101,8 @@ pub(crate) fn perplexity_of_the_sample() -> Outcome {
         };
         let mut gpu = CudaEngine::load(&source, None)?;
         let mut cpu = CpuEngine::load(&source)?;
-        let got = perplexity(&mut gpu, &tokenizer, &text, &options, |_, _| ())?;
-        let want = perplexity(&mut cpu, &tokenizer, &text, &options, |_, _| ())?;
+        let got = perplexity(&mut gpu, &tokenizer, &text, &options, |_, _, _| ())?;
+        let want = perplexity(&mut cpu, &tokenizer, &text, &options, |_, _, _| ())?;
         let off = got.perplexity / want.perplexity - 1.0;
         let line = format!(
             "windows of {window}: perplexity {} instead of {}, {:+.3} %",

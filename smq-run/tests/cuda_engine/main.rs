@@ -73,7 +73,7 @@ fn tests() -> Vec<(String, Test)> {
         let test = move || logits::quantized(scales);
         add(&format!("logits_{scales}"), Box::new(test));
     }
-    let fixed: [(&str, Plain); 45] = [
+    let fixed: [(&str, Plain); 48] = [
         ("batch_scores_c0", batch::scores_c0),
         ("batch_scores_int4", batch::scores_int4),
         ("batch_scores_lut4", batch::scores_lut4),
@@ -85,6 +85,9 @@ fn tests() -> Vec<(String, Test)> {
         ("batch_invariant_int4", batch::invariant_int4),
         ("batch_invariant_fp8", batch::invariant_fp8),
         ("batch_invariant_lut4", batch::invariant_lut4),
+        ("batch_fast_c0", batch::fast_c0),
+        ("batch_fast_int4", batch::fast_int4),
+        ("batch_fast_llama_int4", batch::fast_llama_int4),
         ("batch_choices", batch::choices),
         ("logits_nf4", logits::nf4),
         ("logits_lut4", logits::lut4),

@@ -54,13 +54,13 @@ fn a_full_queue_is_refused() {
 #[test]
 fn a_prompt_may_fill_the_cache_and_the_context_and_no_more() {
     let ids = |count: usize| -> Vec<usize> { (0..count).map(|i| 20 + i % 900).collect() };
-    let server = Server::start(&["--kv-tokens", "320", "--max-tokens", "8000"]);
+    let server = Server::start(&["--kv-tokens", "320", "--context", "8000"]);
     for (prompt, tokens, status) in [(320, 1, 200), (321, 1, 400), (300, 21, 200)] {
         let body = json!({"prompt": ids(prompt), "max_tokens": tokens, "ignore_eos": true});
         let reply = server.post(PATH, &body);
         assert_eq!(reply.status, status, "{prompt}: {}", reply.text());
     }
-    let server = Server::start(&["--max-tokens", "200"]);
+    let server = Server::start(&["--context", "200"]);
     let body = json!({"prompt": ids(199), "max_tokens": 50, "ignore_eos": true});
     let answer = server.ok(PATH, &body);
     // One has a place in the context, and one follows the last place.

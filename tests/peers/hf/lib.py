@@ -102,7 +102,7 @@ class Ours:
             self.text,
             "--window",
             window,
-            "--max-tokens",
+            "--text-tokens",
             tokens,
             "--json",
             "-",

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use smq_format::{Scheme, SmqFile, TensorEntry};
 
-use super::super::number::{count, scientific, times};
 use super::super::overview::short;
 use super::super::report::{OutputReport, Report, StatisticsState, TensorReport};
-use super::{BlobCounts, Change};
+use super::{BlobCounts, Change, Fact};
 
 /// Adds a change where the two are not equal.
-fn note(changes: &mut Vec<Change>, what: impl Into<String>, a: Option<String>, b: Option<String>) {
+fn note(changes: &mut Vec<Change>, what: impl Into<String>, a: Option<Fact>, b: Option<Fact>) {
     if a != b {
         let what = what.into();
         changes.push(Change { what, a, b });
@@ -26,28 +25,27 @@ pub(super) fn file_changes(
     blobs: &mut BlobCounts,
 ) -> Vec<Change> {
     let mut changes = Vec::new();
-    let mut both = |what: &str, of: &dyn Fn(&Report) -> String| {
+    let mut both = |what: &str, of: &dyn Fn(&Report) -> Fact| {
         note(&mut changes, what, Some(of(report_a)), Some(of(report_b)));
     };
-    both("version", &|r| r.header.version.clone());
-    both("file length", &|r| {
-        format!("{} bytes", count(r.header.file_bytes))
-    });
+    both("version", &|r| r.header.version.clone().into());
+    both("file length", &|r| Fact::Bytes(r.header.file_bytes));
     both("incompatible feature bits", &|r| {
-        r.header.incompatible_feature_bits.clone()
+        r.header.incompatible_feature_bits.clone().into()
     });
     both("compatible feature bits", &|r| {
-        r.header.compatible_feature_bits.clone()
+        r.header.compatible_feature_bits.clone().into()
     });
-    both("statistics", &statistics_text);
-    both("producer", &|r| r.provenance.producer.clone());
+    both("statistics", &statistics);
+    both("producer", &|r| r.provenance.producer.clone().into());
     let receipts = |r: &Report| {
         let receipts = r.receipts.iter();
         let of = receipts.map(|r| {
-            let figures = format!(
-                "{:.6} +- {:.6} nats, perplexity {:.4}",
-                r.mean_kl_nats, r.kl_stderr_nats, r.perplexity
-            );
+            let figures = Fact::Receipt {
+                mean_kl_nats: r.mean_kl_nats,
+                kl_stderr_nats: r.kl_stderr_nats,
+                perplexity: r.perplexity,
+            };
             (format!("{} {}", r.text, short(&r.blake3)), figures)
         });
         of.collect::<BTreeMap<_, _>>()
@@ -58,11 +56,16 @@ pub(super) fn file_changes(
         receipts(report_a),
         receipts(report_b),
     );
+    let parameters = |r: &Report| {
+        let parameters = r.provenance.parameters.iter();
+        let of = parameters.map(|(name, value)| (name.clone(), Fact::Text(value.clone())));
+        of.collect::<BTreeMap<_, _>>()
+    };
     note_maps(
         &mut changes,
         "parameter",
-        report_a.provenance.parameters.clone(),
-        report_b.provenance.parameters.clone(),
+        parameters(report_a),
+        parameters(report_b),
     );
     let sources = |r: &Report| {
         let sources = r.provenance.sources.iter();
@@ -102,33 +105,35 @@ pub(super) fn file_changes(
         note(
             &mut changes,
             "order from tensor",
-            Some(first_a),
-            Some(first_b),
+            Some(first_a.into()),
+            Some(first_b.into()),
         );
     }
     changes
 }
 
-/// `5,760 bytes, ` and the hash.
-fn contents(length_bytes: u64, blake3: &str) -> String {
-    format!("{} bytes, {blake3}", count(length_bytes))
+fn contents(length_bytes: u64, blake3: &str) -> Fact {
+    Fact::Contents {
+        length_bytes,
+        blake3: blake3.to_owned(),
+    }
 }
 
-fn statistics_text(report: &Report) -> String {
+fn statistics(report: &Report) -> Fact {
     match (&report.statistics, &report.header.statistics) {
-        (StatisticsState::Damaged { .. }, _) => "damaged".to_owned(),
+        (StatisticsState::Damaged { .. }, _) => "damaged".into(),
         (StatisticsState::Present | StatisticsState::Absent, Some(section)) => {
             contents(section.length_bytes, &section.blake3)
         }
-        (StatisticsState::Present | StatisticsState::Absent, None) => "none".to_owned(),
+        (StatisticsState::Present | StatisticsState::Absent, None) => "none".into(),
     }
 }
 
 fn note_maps(
     changes: &mut Vec<Change>,
     kind: &str,
-    a: BTreeMap<String, String>,
-    mut b: BTreeMap<String, String>,
+    a: BTreeMap<String, Fact>,
+    mut b: BTreeMap<String, Fact>,
 ) {
     for (name, value) in a {
         let other = b.remove(&name);
@@ -175,39 +180,44 @@ pub(super) fn tensor_changes(
 ) -> Vec<Change> {
     let mut changes = Vec::new();
     let both = [(a, report_a), (b, report_b)];
-    let mut pair = |what: &str, of: &dyn Fn(&TensorEntry, &TensorReport) -> Option<String>| {
+    let mut pair = |what: &str, of: &dyn Fn(&TensorEntry, &TensorReport) -> Option<Fact>| {
         let [a, b] = both.map(|(entry, report)| of(entry, report));
         note(&mut changes, what, a, b);
     };
-    pair("shape", &|t, _| Some(times(&t.shape)));
-    pair("source_dtype", &|t, _| {
-        Some(t.source_dtype.name().to_owned())
-    });
-    pair("scheme", &|t, _| Some(t.scheme.name().to_owned()));
+    pair("shape", &|t, _| Some(Fact::Shape(t.shape.clone())));
+    pair("source_dtype", &|t, _| Some(t.source_dtype.name().into()));
+    pair("scheme", &|t, _| Some(t.scheme.name().into()));
     pair("dtype", &|t, _| match t.scheme {
-        Scheme::Raw(dtype) => Some(dtype.name().to_owned()),
+        Scheme::Raw(dtype) => Some(dtype.name().into()),
         Scheme::Int4 { .. } | Scheme::Lut4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => None,
     });
-    pair("group", &|_, r| r.group_elems.map(|n| n.to_string()));
-    pair("scale_format", &|_, r| r.scale_format.clone());
+    pair("group", &|_, r| {
+        r.group_elems.map(|n| Fact::Number(n as i64))
+    });
+    pair("scale_format", &|_, r| {
+        r.scale_format.clone().map(Fact::Text)
+    });
     pair("offset_bits", &|t, _| match t.scheme {
-        Scheme::Nf4 { offset_bits } => Some(offset_bits.to_string()),
+        Scheme::Nf4 { offset_bits } => Some(Fact::Number(offset_bits.into())),
         Scheme::Raw(_) | Scheme::Int4 { .. } | Scheme::Lut4 { .. } | Scheme::Fp8 => None,
     });
-    pair("levels", &|_, r| {
-        r.levels.map(|l| l.map(|level| level.to_string()).join(" "))
+    pair("levels", &|_, r| r.levels.map(Fact::Levels));
+    pair("bias", &|_, r| {
+        r.scale_bias.map(|bias| Fact::Number(bias.into()))
     });
-    pair("bias", &|_, r| r.scale_bias.map(|bias| bias.to_string()));
     pair("output error", &|_, r| {
-        let of = |o: OutputReport| format!("{} -> {}", scientific(o.rounded), scientific(o.stored));
+        let of = |o: OutputReport| Fact::OutputError {
+            rounded: o.rounded,
+            stored: o.stored,
+        };
         r.output_error.map(of)
     });
     let recorded = report_a.errors.as_ref().zip(report_b.errors.as_ref());
     if recorded.is_some_and(|(a, b)| a != b) {
         changes.push(Change {
             what: "statistics".to_owned(),
-            a: Some("these".to_owned()),
-            b: Some("others".to_owned()),
+            a: Some("these".into()),
+            b: Some("others".into()),
         });
     }
     changes

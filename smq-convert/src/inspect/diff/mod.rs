@@ -3,6 +3,7 @@
 //! Blobs are compared by the hashes that the files record, which [`super::verify()`] checks; only
 //! the weights of tensors that differ are read, a few rows at a time.
 
+mod fact;
 mod facts;
 mod text;
 mod weights;
@@ -16,17 +17,18 @@ use super::error::InspectError;
 use super::report::{Report, TensorReport};
 use super::tensor_name::natural;
 
+pub use fact::Fact;
 use facts::{count_blobs, file_changes, stored, tensor_changes};
 pub use text::diff_text;
 pub use weights::{Counted, WeightDiff};
 
 /// Version of the JSON form; its rules are the report's.
-const DIFF_VERSION: u32 = 1;
+const DIFF_VERSION: u32 = 2;
 
 /// What differs between file A and file B.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Diff {
-    /// Version of the JSON form, 1.
+    /// Version of the JSON form, 2.
     pub diff_version: u32,
     /// File A, as it was named.
     pub a: String,
@@ -53,14 +55,14 @@ pub struct Diff {
 }
 
 /// A fact that differs; `null` where a file does not have it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Change {
     /// What.
     pub what: String,
     /// In A.
-    pub a: Option<String>,
+    pub a: Option<Fact>,
     /// In B.
-    pub b: Option<String>,
+    pub b: Option<Fact>,
 }
 
 /// Blobs, compared by length and recorded hash.

@@ -1,9 +1,9 @@
 //! A [`Diff`] as text: facts, a table, one line that sums it up.
 
 use super::super::number::{bytes, count, printable, scientific};
-use super::super::overview::{plain_table, right_align, short};
+use super::super::overview::{plain_table, right_align};
 use super::super::tensor_name::{Shared, elide};
-use super::{Change, Counted, Diff, TensorDiff};
+use super::{Change, Counted, Diff, Fact, TensorDiff};
 
 /// Widest line of the table; names are shortened to fit.
 const LINE_WIDTH: usize = 120;
@@ -81,15 +81,9 @@ fn plural(n: usize, what: &str) -> String {
 }
 
 fn facts(changes: &[Change]) -> String {
-    let value = |v: &Option<String>| {
-        let text = v
-            .as_ref()
-            .map_or_else(|| "absent".to_owned(), |v| printable(v));
-        // A hash comes last, and its start says enough.
-        let text = match text.rsplit_once(", ") {
-            Some((length, hash)) if hash.len() == 64 => format!("{length}, {}", short(hash)),
-            _ => text,
-        };
+    let value = |fact: &Option<Fact>| {
+        let text = fact.as_ref().map(Fact::to_string);
+        let text = text.map_or_else(|| "absent".to_owned(), |text| printable(&text));
         elide(&text, MAX_VALUE_WIDTH)
     };
     let mut table = plain_table();
@@ -150,7 +144,7 @@ fn cells(t: &TensorDiff) -> [String; COLUMNS.len()] {
     let error = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), scientific);
     let counted = |c: Option<Counted>| c.map_or_else(dash, |c| count(c.differ));
     let with_shape =
-        |stored: &str, shape: Option<&Option<String>>| match shape.and_then(Option::as_ref) {
+        |stored: &str, shape: Option<&Option<Fact>>| match shape.and_then(Option::as_ref) {
             Some(shape) => format!("{shape} {stored}"),
             None => stored.to_owned(),
         };

@@ -93,7 +93,7 @@ pub(super) fn facts(report: &Report) -> String {
 }
 
 fn human(n: u64) -> String {
-    indicatif::BinaryBytes(n).to_string()
+    indicatif::DecimalBytes(n).to_string()
 }
 
 /// Colours and what they stand for.

@@ -11,7 +11,8 @@ use crate::cuda::launch::Launch;
 use crate::cuda::memory::DeviceBuffer;
 use crate::cuda::module::Kernel;
 use crate::error::Result;
-use crate::sample::{Came, Penalties, Plan, Selection};
+use crate::sample::{Came, Penalties, Plan, Selection, not_finite, nothing_left};
+use crate::serve::LogProbs;
 
 /// The most likely tokens that the GPU lists beside a chosen one.
 pub(super) const MOST_TOPS: usize = 32;
@@ -309,6 +310,28 @@ impl Chooser {
         stream.synchronize()?;
         Ok((chosen, most_likely))
     }
+}
+
+/// The token of a row, or why there is none.
+pub(super) fn token(scored: Scored) -> Result<u32> {
+    match scored.token {
+        NOT_FINITE => Err(not_finite()),
+        NONE_LEFT => Err(nothing_left()),
+        token => Ok(token as u32),
+    }
+}
+
+/// A row's log-probability, and `top` of the largest.
+pub(super) fn log_probs(scored: Scored, tops: &[Scored], top: usize) -> Result<LogProbs> {
+    token(scored)?;
+    Ok(LogProbs {
+        log_prob: scored.log_prob,
+        top: tops
+            .iter()
+            .take(top)
+            .map(|s| (s.token as u32, s.log_prob))
+            .collect(),
+    })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ const DEFAULT_SEED: u64 = 42;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Generation settings, each in place of the model's own")]
-pub(super) struct SettingArgs {
+pub(in crate::cli) struct SettingArgs {
     /// Stop after this many tokens [default: the model's limit, or 256]
     #[arg(long, short = 'n', value_name = "N", value_parser = at_least_one)]
     max_new_tokens: Option<usize>,
@@ -43,6 +43,11 @@ pub(super) struct SettingArgs {
     /// Do not end the text before it has this many tokens
     #[arg(long, value_name = "N")]
     min_new_tokens: Option<usize>,
+    /// Stop behind this text, which stays part of the answer, beside those of the model; may be given
+    /// more than once
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true,
+        value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    stop: Vec<String>,
     /// Seed of the sampling [default: 42]
     #[arg(long)]
     seed: Option<u64>,
@@ -54,7 +59,7 @@ impl SettingArgs {
     ///
     /// # Errors
     /// If the model's are malformed or not implemented, or if a flag has no effect.
-    pub(super) fn settings(
+    pub(in crate::cli) fn settings(
         &self,
         source: &Source,
         vocab: usize,
@@ -62,6 +67,7 @@ impl SettingArgs {
         if self.greedy {
             let mut settings = GenerationSettings::plain(source)?;
             settings.max_new_tokens = self.max_new_tokens;
+            settings.stop_strings.clone_from(&self.stop);
             return Ok(settings);
         }
         let mut settings = GenerationSettings::of(source)?;
@@ -100,6 +106,7 @@ impl SettingArgs {
             settings.min_new_tokens = self.min_new_tokens;
             replace(&["min_new_tokens", "min_length"]);
         }
+        settings.stop_strings.extend_from_slice(&self.stop);
         self.check_sampling(&settings)?;
         settings.check(vocab)?;
         if let Some(note) = note(&settings, &replaced) {
@@ -109,14 +116,14 @@ impl SettingArgs {
     }
 
     /// Most new tokens after a prompt of `prompt` tokens.
-    pub(super) fn new_tokens(
+    pub(in crate::cli) fn new_tokens(
         settings: &GenerationSettings,
         prompt: usize,
     ) -> smq_model::Result<usize> {
         Ok(settings.new_tokens(prompt)?.unwrap_or(DEFAULT_NEW_TOKENS))
     }
 
-    pub(super) fn seed(&self) -> u64 {
+    pub(in crate::cli) fn seed(&self) -> u64 {
         self.seed.unwrap_or(DEFAULT_SEED)
     }
 

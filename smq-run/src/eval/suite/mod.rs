@@ -38,7 +38,7 @@ use smq_model::{GenerationSettings, Source, Tokenizer};
 pub(crate) use store::file_name;
 use store::{DataFile, FileFacts, Parameters, Store};
 pub(crate) use summary::{Summary, VariantSummary};
-pub(crate) use table::page;
+pub(crate) use table::{brief, page};
 pub(crate) use variants::Calibration;
 use variants::Variant;
 
@@ -371,7 +371,8 @@ fn variants(options: &SuiteOptions) -> anyhow::Result<Vec<Variant>> {
         Some(plan) => plan.variants(&options.grids)?,
         None => Variant::all(),
     };
-    for name in &options.only {
+    let only = named_by_config(&options.only, &variants);
+    for name in &only {
         if variants.iter().any(|v| v.name == *name) {
             continue;
         }
@@ -394,10 +395,26 @@ fn variants(options: &SuiteOptions) -> anyhow::Result<Vec<Variant>> {
         };
         variants.push(auto);
     }
-    if !options.only.is_empty() {
-        variants.retain(|v| v.quantized.is_none() || options.only.contains(&v.name));
+    if !only.is_empty() {
+        variants.retain(|v| v.quantized.is_none() || only.contains(&v.name));
     }
     Ok(variants)
+}
+
+/// The names given, with the variants that a config of the study is in its place: of C4 that is
+/// mlp-e5m5, and of C5 there is more than one.
+fn named_by_config(given: &[String], variants: &[Variant]) -> Vec<String> {
+    let mut names = Vec::new();
+    for name in given {
+        let is_it = |config: Option<String>| config.is_some_and(|c| c.eq_ignore_ascii_case(name));
+        let of_config = variants.iter().filter(|v| is_it(v.named().config));
+        let before = names.len();
+        names.extend(of_config.map(|v| v.name.clone()));
+        if names.len() == before {
+            names.push(name.clone());
+        }
+    }
+    names
 }
 
 /// The items of the recall task, and what stands for its file.

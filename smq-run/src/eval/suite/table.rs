@@ -55,6 +55,36 @@ pub(crate) fn page(summary: &Summary) -> String {
     out
 }
 
+/// What fits a terminal: a line a variant.
+#[must_use]
+pub(crate) fn brief(summary: &Summary) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header([
+        "variant",
+        "config",
+        "bits/weight",
+        "mean KL",
+        "drop, %",
+        "accepted",
+    ]);
+    for variant in &summary.variants {
+        let mut row = head(variant);
+        row.push(number(variant.kl.as_ref().map(|kl| kl.mean_kl.value), 5));
+        row.push(number(variant.mean_relative_drop.map(|d| 100.0 * d), 2));
+        row.push(accepted(variant));
+        table.add_row(row);
+    }
+    aligned(table).to_string()
+}
+
+fn accepted(variant: &VariantSummary) -> String {
+    match variant.accepted {
+        Some(true) => "yes".to_owned(),
+        Some(false) => "no".to_owned(),
+        None => absent(),
+    }
+}
+
 fn neighbours(summary: &Summary) -> Table {
     let tasks: Vec<Task> = summary.parameters.tasks.keys().copied().collect();
     let mut header = vec!["first".to_owned(), "second".to_owned()];
@@ -125,11 +155,7 @@ fn tasks(summary: &Summary) -> Table {
             }
         }
         row.push(number(variant.mean_relative_drop.map(|d| 100.0 * d), 2));
-        row.push(match variant.accepted {
-            Some(true) => "yes".to_owned(),
-            Some(false) => "no".to_owned(),
-            None => absent(),
-        });
+        row.push(accepted(variant));
         table.add_row(row);
     }
     aligned(table)

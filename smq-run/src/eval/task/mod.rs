@@ -87,6 +87,18 @@ impl Task {
         }
     }
 
+    /// The rules, in a line.
+    #[must_use]
+    pub(crate) fn protocol_in_short(self) -> &'static str {
+        match self {
+            Self::Lambada => "lambada_openai of lm-evaluation-harness 0.4, zero-shot",
+            Self::Hellaswag => "hellaswag of lm-evaluation-harness 0.4, zero-shot",
+            Self::Arc => "arc_challenge (arc_easy) of lm-evaluation-harness 0.4, zero-shot",
+            Self::Gsm8k => "gsm8k of lm-evaluation-harness 0.4, zero-shot and greedy",
+            Self::Recall => "passages made here, and the word that only the passage tells scored",
+        }
+    }
+
     /// The rules, in words.
     #[must_use]
     pub(crate) fn protocol(self) -> &'static str {

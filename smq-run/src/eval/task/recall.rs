@@ -81,7 +81,7 @@ impl RecallOptions {
             if needed > positions {
                 return Err(Error::Input(format!(
                     "recall at distance {distance} needs {needed} positions, and the longest \
-                     sequence is {positions}; give a larger --max-tokens or smaller distances"
+                     sequence is {positions}; give a larger --context or smaller distances"
                 )));
             }
             requests.push(Request::Continuation {

@@ -36,9 +36,10 @@ pub(crate) fn run(options: &MatrixOptions, online: &Path) -> anyhow::Result<Outc
         checkpoint,
         model,
         config,
+        selection,
     } = runner::Start::of(options)?;
     let online = Online::load(online, &contract)?;
-    for id in &options.selection.only {
+    for id in &selection.only {
         if !online.configs.contains(id) {
             let (path, all) = (online.path.display(), online.configs.join(", "));
             bail!("--only: {id:?} is not served by {path}; it has {all}");
@@ -58,8 +59,8 @@ pub(crate) fn run(options: &MatrixOptions, online: &Path) -> anyhow::Result<Outc
     }
     let surroundings = Surroundings::new(&contract, model).online(&online);
     let log = Log::open(&options.out, RAW_ONLINE, &surroundings, options.allow_mixed)?;
-    let left = |id: &str| servers(&online, &options.selection, id, |id| log.has(id));
-    let plan: Vec<(&String, Vec<Start>)> = configs(&online, &options.selection)
+    let left = |id: &str| servers(&online, &selection, id, |id| log.has(id));
+    let plan: Vec<(&String, Vec<Start>)> = configs(&online, &selection)
         .map(|id| (id, left(id)))
         .collect();
     let levels = plan.iter().flat_map(|(_, starts)| starts);

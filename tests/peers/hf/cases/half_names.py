@@ -178,8 +178,8 @@ class Plan:
         directory = bench.fresh()
         directory.mkdir()
         save_file(self.tensors, directory / "model.safetensors")
-        arguments = [part for value in self.target for part in ("--target", value)]
-        done = bench.ours.ask("smq-convert", "--dry-run", directory, *arguments)
+        arguments = [part for value in self.target or ("mlp",) for part in ("--target", value)]
+        done = bench.ours.ask("smq-convert", "--dry-run", "-v", directory, *arguments)
         if isinstance(done, Refusal):
             cell = refusal_cell(done, self.refuses, ())
             return Row(self.name, "refused" if self.refuses else "planned", cell, Cell("-"))
