@@ -12,6 +12,8 @@
 //   k_cache, v_cache  bf16 [pages, KV_HEADS, PREFILL_KEYS, HEAD_DIM]
 //   grid: (HEADS, tiles). Keys are taken from position 0 on in tiles of PREFILL_KEYS, whatever else is in the step, so a
 //   row's result is the same bits however its sequence is cut and whatever it is computed beside.
+// SINGLE = 1, with PAGED: every tile is one new token of its sequence, so that all pages before its own are of earlier steps:
+//   they are on their way before the kernel ahead has ended.
 //
 // attention_prefill out[i, h, :] = sum_j softmax_j(q[i, h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :],
 //                   h' = h / (HEADS / KV_HEADS), j <= past + i (with WINDOW > 0 also j > past + i - WINDOW), or the
@@ -23,12 +25,13 @@
 //
 //   Flash attention with wgmma: a warpgroup owns 64 queries, S = Q K^T and O += P V accumulate in registers,
 //   and S, as it lies there, is P's fragment. Tile j + 1's S is computed before tile j's P V, so that the
-//   tensor cores work on P V during the softmax of the next tile. Keys and values come by cp.async, double-buffered.
+//   tensor cores work on P V during the softmax of the next tile. Keys and values come by cp.async, RING tiles of each at
+//   a time: where few blocks are at work, as in a step of few sequences, two do not keep the memory busy.
 //   Shared memory holds a tile as panels of 32 elements: [HEAD_DIM / 32][tokens][32], with the 64-byte swizzle. That is
 //   a wgmma operand for K (contiguous along HEAD_DIM, the summed dimension) as well as for V (contiguous along N),
 //   for every HEAD_DIM.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), WINDOW (0: none), X_INT4, PACKED, PAGED,
+// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128), WINDOW (0: none), X_INT4, PACKED, PAGED, SINGLE, RING (2, 4),
 // DYNAMIC_SHARED (what the launch has).
 #include "wgmma.cuh"
 
@@ -37,6 +40,12 @@
 #endif
 #ifndef PAGED
 #define PAGED 0
+#endif
+#ifndef SINGLE
+#define SINGLE 0
+#endif
+#ifndef RING
+#define RING 2
 #endif
 #ifndef PREFILL_WARPGROUPS
 #define PREFILL_WARPGROUPS 2 // or 1: a little faster for up to 512 rows, but keys and values are read twice as often
@@ -54,6 +63,7 @@
 
 constexpr int GROUP = HEADS / KV_HEADS;
 static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 128 && HEADS % KV_HEADS == 0, "shape");
+static_assert(!SINGLE || PAGED, "a token's pages");
 static_assert(!PAGED || (!PACKED && PREFILL_WARPGROUPS == 1), "a block of pages has one warpgroup");
 
 constexpr int TILE_ROWS = 64 * PREFILL_WARPGROUPS;
@@ -62,9 +72,9 @@ constexpr int Q_PANEL = 64 * TILE_ROWS, KV_PANEL = 64 * PREFILL_KEYS; // bytes
 constexpr int Q_BYTES = HEAD_DIM / 32 * Q_PANEL, KV_BYTES = HEAD_DIM / 32 * KV_PANEL;
 constexpr int OUT_WORDS = HEAD_DIM / 2;                // of a row of the block's output
 constexpr int STAGED_STRIDE = OUT_WORDS + 4;           // that in shared memory, spread over the banks
-static_assert(TILE_ROWS * STAGED_STRIDE * 4 <= Q_BYTES + 4 * KV_BYTES, "the output is staged where the tiles were");
+static_assert(TILE_ROWS * STAGED_STRIDE * 4 <= Q_BYTES + 2 * RING * KV_BYTES, "the output is staged where the tiles were");
 
-static_assert(Q_BYTES + 4 * KV_BYTES == DYNAMIC_SHARED, "queries, and two tiles of keys and of values");
+static_assert(Q_BYTES + 2 * RING * KV_BYTES == DYNAMIC_SHARED, "queries, and RING tiles of keys and of values");
 
 constexpr float MASKED = -3e38f; // a score that weighs nothing, below LOWEST
 constexpr float LOWEST = -1e30f; // start of a running maximum: finite, so that no difference is inf - inf
@@ -192,7 +202,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     const int first_row = (gridDim.y - 1 - blockIdx.y) * TILE_ROWS;
 #endif
     extern __shared__ __align__(1024) u8 shared[];
-    const u32 q_tile = shared_address(shared), k_tiles = q_tile + Q_BYTES, v_tiles = k_tiles + 2 * KV_BYTES;
+    const u32 q_tile = shared_address(shared), k_tiles = q_tile + Q_BYTES, v_tiles = k_tiles + RING * KV_BYTES;
 
     const int head = blockIdx.x;
     const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32, t = lane % 4;
@@ -200,7 +210,9 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     const int row = group_row + threadIdx.x % 128 / 32 * 16 + lane / 4; // this thread's, and row + 8
     const int last_row = min(first_row + TILE_ROWS, rows) - 1, last_group_row = min(group_row + 63, rows - 1);
 
+#if !SINGLE
     wait_for_previous_kernel();
+#endif
 #if PACKED
     // What this thread's two rows see, and the first that some row of the block does.
     const int4 sees[2] = {seen[min(row, rows - 1)], seen[min(row + 8, rows - 1)]};
@@ -229,7 +241,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     };
     auto copy_keys_or_values = [&](u32 to, const u16 *cache, int tile) {
         if (tile < end)
-            copy_tile<PREFILL_KEYS>(to + tile % 2 * KV_BYTES, cache + tile_offset(tile), HEAD_DIM,
+            copy_tile<PREFILL_KEYS>(to + tile % RING * KV_BYTES, cache + tile_offset(tile), HEAD_DIM,
                                     past + rows - tile * PREFILL_KEYS);
     };
     auto copy_keys = [&](int tile) { copy_keys_or_values(k_tiles, k_cache, tile); };
@@ -243,7 +255,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
 
     auto start_scores = [&](int tile) {
         const u64 a = panels_descriptor(q_tile + 64 * 64 * warpgroup, 16);
-        const u64 b = panels_descriptor(k_tiles + tile % 2 * KV_BYTES, 16);
+        const u64 b = panels_descriptor(k_tiles + tile % RING * KV_BYTES, 16);
 #pragma unroll
         for (int step = 0; step < HEAD_DIM / 16; ++step)
             multiply_keys(s, a + (step / 2 * Q_PANEL + step % 2 * 32 >> 4),
@@ -251,7 +263,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         wgmma_commit();
     };
     auto start_output = [&](int tile) {
-        const u64 b = panels_descriptor(v_tiles + tile % 2 * KV_BYTES, KV_PANEL);
+        const u64 b = panels_descriptor(v_tiles + tile % RING * KV_BYTES, KV_PANEL);
 #pragma unroll
         for (int step = 0; step < PREFILL_KEYS / 16; ++step)
             multiply_values(o, p + 4 * step, b + (16 * 64 * step >> 4));
@@ -282,22 +294,43 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         for (int i = 0; i < PREFILL_KEYS / 4; ++i) p[i] = bf16_pair(s[2 * i], s[2 * i + 1]);
     };
     // After it this tile's values and the next tile's keys are there and the tiles before are no longer in use; the
-    // next values and the keys after the next are on their way.
+    // last values and keys that the ring has room for are on their way.
     auto next_tiles = [&](int tile) {
-        wait_for_copies<0>();
+        wait_for_copies<RING - 2>();
         sync_threads(1, THREADS);
-        copy_values(tile + 1);
-        copy_keys(tile + 2);
+        copy_values(tile + RING - 1);
+        copy_keys(tile + RING);
         commit_copies();
     };
+    auto copy_queries = [&]() {
+        copy_tile<TILE_ROWS>(q_tile, q + ((u64)first_row * HEADS + head) * HEAD_DIM, HEADS * HEAD_DIM, rows - first_row);
+    };
 
-    copy_tile<TILE_ROWS>(q_tile, q + ((u64)first_row * HEADS + head) * HEAD_DIM, HEADS * HEAD_DIM, rows - first_row);
+#if SINGLE
+    // The last tile has the new token, which the kernel ahead writes; nothing is written to the others any more.
+    const int last = end - 1;
+    for (int tile = begin; tile < min(begin + RING, last); ++tile) {
+        copy_keys(tile);
+        if (tile < begin + RING - 1) copy_values(tile);
+    }
+    wait_for_previous_kernel();
+    copy_queries();
+    if (last < begin + RING) copy_keys(last);
+    if (last < begin + RING - 1) copy_values(last);
+    commit_copies();
+    wait_for_copies<0>();
+#else
+    copy_queries();
     copy_keys(begin);
     commit_copies();
-    copy_values(begin);
-    copy_keys(begin + 1);
-    commit_copies();
-    wait_for_copies<1>();
+#pragma unroll
+    for (int i = 0; i < RING - 1; ++i) {
+        copy_values(begin + i);
+        copy_keys(begin + i + 1);
+        commit_copies();
+    }
+    wait_for_copies<RING - 1>();
+#endif
     sync_threads(1, THREADS);
     int tile = begin;
     if (begin < group_end) {

@@ -140,12 +140,19 @@ DEVICE u32 int4_pair(u32 word, int i) {
 //
 // SCALES_MINI is a stream of sign | exponent | mantissa codes, LSB first.
 
-// Code `i` of an LSB-first stream of `width`-bit codes, counted from bit `first_bit` of `words`. Both words that a code
-// may touch are read: a stream ends in 8 zero bytes.
+// The words in which code `i` of an LSB-first stream of `width`-bit codes lies, counted from bit `first_bit` of `words`.
+// Both that a code may touch are read: a stream ends in 8 zero bytes.
+DEVICE uint2 load_code_words(const u32 *words, u64 first_bit, u32 i, int width) {
+    words += first_bit + (u64)i * (u32)width >> 5;
+    return make_uint2(words[0], words[1]);
+}
+// The code in them.
+DEVICE u32 code_in(uint2 words, u64 first_bit, u32 i, int width) {
+    u32 bit = (u32)first_bit + i * (u32)width;
+    return __funnelshift_r(words.x, words.y, bit & 31) & (0xffffffffu >> (32 - width));
+}
 DEVICE u32 load_code(const u32 *words, u64 first_bit, u32 i, int width) {
-    u64 bit = first_bit + (u64)i * (u32)width;
-    words += bit >> 5;
-    return __funnelshift_r(words[0], words[1], (u32)bit & 31) & (0xffffffffu >> (32 - width));
+    return code_in(load_code_words(words, first_bit, i, width), first_bit, i, width);
 }
 
 // The value of a valid code (codes are checked on load). MINI: `mantissa` bits of mantissa, tensor-wide `bias`.

@@ -37,12 +37,18 @@
 // them), PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the largest that a storage of these products
 // needs, 0 with bf16 alone), NF4_TABLE_BYTES, DYNAMIC_SHARED.
 //
+// PAGED (0), PAGE_TOKENS: keys and values lie in pages (decode_attention.cuh), and the kernel's last argument has the
+// sequence's, i32 each.
+//
 // What both sides call by a number: PHASE_WORDS, WORD_KIND and so on (enum Word), ATTENTION_KIND,
 // SCALES_WIDTH_AT, SCALES_MANTISSA_AT; BF16, INT4, NF4, FP8, LUT4; STORE, RESIDUAL, SWIGLU, LOGITS;
 // EXCHANGED_FLOATS (of a block's part of attention); RING, NOT_FINITE and the places in `state`.
 
 #include "common.cuh"
 
+#ifndef PAGED
+#define PAGED 0
+#endif
 #define CONSUMERS (32 * WARPS)
 static_assert(SLOTS % PRODUCERS == 0, "a slot is always the same producer's");
 static_assert(WEIGHT_BYTES == 8 * 128 * WARPS && WEIGHT_BYTES <= SLOT_BYTES,
@@ -332,7 +338,13 @@ static_assert(BF16_CORES <= 3 && INT4_CORES <= 3 && NF4_CORES <= 3 && FP8_CORES 
 
 KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     decode(const u32 *program, int phases, int whole, int *state, const u16 *embedding, const float *norm,
-           const float *first_norm, const float *inv_freq, float attention_factor, float *hidden, float *hidden_sums, volatile u64 *mailbox) {
+           const float *first_norm, const float *inv_freq, float attention_factor, float *hidden, float *hidden_sums, volatile u64 *mailbox
+#if PAGED
+           , const int *pages) {
+#else
+    ) {
+    const int *const pages = nullptr;
+#endif
     let_next_kernel_start();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     __shared__ float rope[2 * ROTARY_HALF];
@@ -362,7 +374,7 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
                 past = state[STATE_POSITION];
             }
             if (kind == ATTENTION_KIND)
-                produce_cache(phase, pump, past);
+                produce_cache(phase, pump, past, pages);
             else
                 produce(SHAPES[kind], phase, pump);
             phase = next;
@@ -405,7 +417,7 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
         Phase next = {program[PHASE_WORDS * min(p + 1, phases - 1) + lane]};
         const u32 kind = phase.at(KIND);
         if (kind == ATTENTION_KIND)
-            consume_cache(phase, c, past, rope);
+            consume_cache(phase, c, past, rope, pages);
         else
             consume(SHAPES[kind], phase, c, state, whole, mailbox);
         phase = next;

@@ -6,7 +6,8 @@
 // Also rotates q and k (RoPE) and writes the new rows of k and v, rounded to bf16, into the cache.
 //
 //   X          f32 [(HEADS + 2 KV_HEADS) HEAD_DIM], tagged, not rotated
-//   W0, W1     keys, values, bf16 [KV_HEADS, capacity, HEAD_DIM]; `past` rows are filled
+//   W0, W1     keys, values, bf16 [KV_HEADS, capacity, HEAD_DIM]; `past` rows are filled. PAGED = 1: bf16 [pages, KV_HEADS,
+//              PAGE_TOKENS, HEAD_DIM], and `pages` has the sequence's, in order
 //   SUMS       parts, f32 [HEADS, SPLITS, PART_FLOATS], tagged: output, maximum and sum of each block
 //   OUT        f32 [HEADS HEAD_DIM], tagged
 //
@@ -47,9 +48,19 @@ struct Share {
     }
 };
 
-DEVICE void produce_cache(const Words &phase, Pump &pump, int past) {
+#if PAGED
+// Where a token's row of a head begins among pages.
+DEVICE u64 paged_row(const int *pages, int head, int token) {
+    const u64 page = load_relaxed(pages + token / PAGE_TOKENS);
+    return ((page * KV_HEADS + head) * PAGE_TOKENS + token % PAGE_TOKENS) * HEAD_DIM;
+}
+#endif
+
+DEVICE void produce_cache(const Words &phase, Pump &pump, int past, const int *pages) {
     if (blockIdx.x >= KV_HEADS * SPLITS) return;
+#if !PAGED
     const u64 head = (u64)(blockIdx.x / SPLITS) * phase.at(FIRST1);
+#endif
     const u16 *keys = phase.pointer<const u16>(W0), *values = phase.pointer<const u16>(W1);
     const Share share(past);
 #pragma unroll 1
@@ -58,8 +69,18 @@ DEVICE void produce_cache(const Words &phase, Pump &pump, int past) {
         for (int stage = pump.skip; stage < share.stages; stage += PRODUCERS) {
             const int token = share.begin + stage * STAGE_TOKENS, count = min(share.limit - token, STAGE_TOKENS);
             u8 *slot = pump.next(4 * count * HEAD_DIM, BF16_IN_FLIGHT);
+#if PAGED
+            for (int done = 0; done < count;) {
+                const int rows = min(count - done, PAGE_TOKENS - (token + done) % PAGE_TOKENS);
+                const u64 at = paged_row(pages, blockIdx.x / SPLITS, token + done);
+                pump.copy(slot + 2 * done * HEAD_DIM, keys + at, 2 * rows * HEAD_DIM);
+                pump.copy(slot + 2 * (STAGE_TOKENS + done) * HEAD_DIM, values + at, 2 * rows * HEAD_DIM);
+                done += rows;
+            }
+#else
             pump.copy(slot, keys + (head + token) * HEAD_DIM, 2 * count * HEAD_DIM);
             pump.copy(slot + 2 * STAGE_TOKENS * HEAD_DIM, values + (head + token) * HEAD_DIM, 2 * count * HEAD_DIM);
+#endif
             pump.done();
         }
         pump.end(share.stages);
@@ -160,7 +181,7 @@ template <int N> DEVICE float2 merge_weights(float weights[N], const float2 *par
     return whole;
 }
 
-DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float *rope) {
+DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float *rope, const int *pages) {
     if (blockIdx.x >= KV_HEADS * SPLITS) return;
     take_scratch(c);
     const int split = blockIdx.x % SPLITS, kv_head = blockIdx.x / SPLITS;
@@ -171,7 +192,11 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
     float *outputs = (float *)(states + BATCH * WARPS); // [BATCH][WARPS][HEAD_DIM]
     const float *qkv = phase.pointer<const float>(X);
     float *parts = phase.pointer<float>(SUMS), *out = phase.pointer<float>(OUT);
+#if PAGED
+    const u64 row = paged_row(pages, kv_head, past);
+#else
     const u64 row = ((u64)kv_head * phase.at(FIRST1) + past) * HEAD_DIM;
+#endif
     u16 *key_row = phase.pointer<u16>(W0) + row, *value_row = phase.pointer<u16>(W1) + row;
     const Tag in = {tag_of(c.steps, phase.at(USE_IN)), phase.at(CHECK)};
     const Tag made = {tag_of(c.steps, phase.at(USE_OUT)), TAG_MASK};

@@ -55,13 +55,17 @@
 #define COLUMNS_OF_LAST (K - 128 * (STEPS - 1)) // of the last step
 #define PARTS (128 / GROUP)                     // groups of a step
 #define GROUPS ((K + GROUP - 1) / GROUP)
-#define K_STEPS (GROUP / 16) // products of a group
+#define CHUNKS (PARTS == 1 ? 2 : PARTS)         // of a step: whose weights are dequantized at once
+#define CHUNK_STEPS (8 / CHUNKS)                // products of a chunk
+#define AHEAD (PARTS == 1 ? 4 : 1)              // steps whose scales are loaded together at first
 #define ROW_BYTES (K / 2)
 #define CONSUMERS (128 * WARPGROUPS)
 #define THREADS (CONSUMERS + 128)
 #define BLOCK_ROWS (64 * WARPGROUPS)
 #define BLOCKS_8 (TILE_M / 8) // blocks of 8 tokens, the columns of four accumulators
 #define ACCUMULATORS (TILE_M / 2)
+#define EMITTED ((BLOCKS_8 + SPLIT_K - 1) / SPLIT_K) // of them by a block of a split
+#define RESIDUAL_AHEAD (EPILOGUE == EPILOGUE_ADD && TILE_M <= 32)
 
 #if EPILOGUE == EPILOGUE_SWIGLU
 #define INTERMEDIATE (ROWS / 2)
@@ -171,15 +175,26 @@ struct lane_output {
     int row;         // output column of fragment row r
 };
 
-DEVICE void emit(const lane_output &lane, int block, float4 v) {
+#if EPILOGUE == EPILOGUE_ADD
+// What the block's outputs are added to.
+DEVICE float4 load_residual(const lane_output &lane, int block) {
+    const float *p = lane.residual + (u64)(8 * block) * ROWS;
+    bool first = 8 * block < lane.tokens, second = 8 * block + 1 < lane.tokens;
+    bool low = lane.row < ROWS, high = lane.row + 8 < ROWS;
+    return make_float4(first && low ? p[0] : 0.0f, second && low ? p[ROWS] : 0.0f, first && high ? p[8] : 0.0f,
+                       second && high ? p[ROWS + 8] : 0.0f);
+}
+#endif
+
+DEVICE void emit(const lane_output &lane, int block, float4 v, float4 residual) {
 #if EPILOGUE == EPILOGUE_ADD
     float *p = lane.residual + (u64)(8 * block) * ROWS;
     bool first = 8 * block < lane.tokens, second = 8 * block + 1 < lane.tokens;
     bool low = lane.row < ROWS, high = lane.row + 8 < ROWS;
-    if (first && low) p[0] += v.x;
-    if (second && low) p[ROWS] += v.y;
-    if (first && high) p[8] += v.z;
-    if (second && high) p[ROWS + 8] += v.w;
+    if (first && low) p[0] = residual.x + v.x;
+    if (second && low) p[ROWS] = residual.y + v.y;
+    if (first && high) p[8] = residual.z + v.z;
+    if (second && high) p[ROWS + 8] = residual.w + v.w;
 #elif EPILOGUE == EPILOGUE_SWIGLU
     u16 *p = lane.staged + 8 * block * OUT_PITCH;
     bool valid = lane.row < INTERMEDIATE;
@@ -263,21 +278,26 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
             }
             barrier_arrive_after_copies(full + slot);
         };
-        auto load_scales = [&](float (&scale)[PARTS * decodes], int g) {
-#pragma unroll
-            for (int i = 0; i < PARTS * decodes; i++) {
-                u32 index = scale_index[i / PARTS] + PARTS * g + i % PARTS;
-                // Of a group that is not there, whose sum is 0, the last one's: what follows may be no number.
-                if (GROUPS % PARTS) index -= max(PARTS * (begin + g) + i % PARTS - (GROUPS - 1), 0);
-                // Times 4: see quarter_pair; 64: gemm_lut4_weights.cuh.
-                scale[i] = (LUT4 ? 64.0f : 4.0f) * load_scale(scales, index, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, bias);
-            }
+        // Loaded a step before they are decoded, so that nothing waits for memory in between.
+        auto scale_at = [&](int i, int g) {
+            u32 index = scale_index[i / PARTS] + PARTS * g + i % PARTS;
+            // Of a group that is not there, whose sum is 0, the last one's: what follows may be no number.
+            if (GROUPS % PARTS) index -= max(PARTS * (begin + g) + i % PARTS - (GROUPS - 1), 0);
+            return index;
         };
-        auto store_scales = [&](int slot, const float (&scale)[PARTS * decodes]) {
+        auto load_scales = [&](uint2 (&words)[PARTS * decodes], int g) {
+#pragma unroll
+            for (int i = 0; i < PARTS * decodes; i++)
+                words[i] = load_code_words((const u32 *)scales, 0, scale_at(i, g), SCALE_WIDTH);
+        };
+        auto store_scales = [&](int slot, const uint2 (&words)[PARTS * decodes], int g) {
 #pragma unroll
             for (int i = 0; i < PARTS * decodes; i++) {
+                const u32 code = code_in(words[i], 0, scale_at(i, g), SCALE_WIDTH);
+                const float scale = decode_scale(code, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, bias);
+                // Times 4: see quarter_pair; 64: gemm_lut4_weights.cuh.
                 if (thread + 128 * (i / PARTS) < BLOCK_ROWS)
-                    scale_slot[(slot * PARTS + i % PARTS) * BLOCK_ROWS + 128 * (i / PARTS)] = scale[i];
+                    scale_slot[(slot * PARTS + i % PARTS) * BLOCK_ROWS + 128 * (i / PARTS)] = (LUT4 ? 64.0f : 4.0f) * scale;
             }
             barrier_arrive_warp(full + slot);
         };
@@ -291,16 +311,21 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
         // The first stages: weights before the previous kernel is done, tokens after it.
         int first = min(STAGES, count);
         for (int g = 0; g < first; g++) copy_nibbles(g, g);
-        float scale[PARTS * decodes];
-        load_scales(scale, 0);
+        uint2 words[AHEAD][PARTS * decodes];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) load_scales(words[i], min(i, count - 1));
         wait_for_previous_kernel();
         if (thread == 0) {
             for (int g = 0; g < first; g++) copy_tokens(g, g, blockIdx.y);
         }
-        for (int g = 0; g < first; g++) {
-            store_scales(g, scale);
-            load_scales(scale, g + 1 < count ? g + 1 : 0);
+        for (int g = 0; g < first; g += AHEAD) {
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++)
+                if (g + i < first) store_scales(g + i, words[i], g + i);
+#pragma unroll
+            for (int i = 0; i < AHEAD; i++) load_scales(words[i], min(g + AHEAD + i, count - 1));
         }
+        load_scales(words[0], first < count ? first : 0);
         slot = first % STAGES, phase = first / STAGES;
         int g = first;
         for (int tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
@@ -309,8 +334,8 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
                 barrier_wait(empty + slot, phase ^ 1);
                 copy_nibbles(slot, g);
                 if (thread == 0) copy_tokens(slot, g, tile);
-                store_scales(slot, scale);
-                load_scales(scale, g + 1 < count ? g + 1 : 0);
+                store_scales(slot, words[0], g);
+                load_scales(words[0], g + 1 < count ? g + 1 : 0);
                 if (++slot == STAGES) slot = 0, phase ^= 1;
             }
             g = 0;
@@ -332,38 +357,81 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
         int column = output_column(unit, quarter, r), staged_column = column - unit * UNIT_COLUMNS;
         if (EPILOGUE == EPILOGUE_SWIGLU && OUT_INT4) staged_column = 8 * (r % 4) + 2 * quarter + r / 4;
 
+        lane_output output;
+        output.row = column;
+        auto at_tile = [&](int tile) {
+            output.residual = (float *)out + (u64)(tile * TILE_M + 2 * t) * ROWS + column;
+            output.tokens = m - tile * TILE_M - 2 * t;
+        };
+#if RESIDUAL_AHEAD
+        // With few tokens what they are added to is loaded now, not where everything waits for it.
+        wait_for_previous_kernel();
+        at_tile(blockIdx.y);
+        float4 residual[EMITTED];
+#pragma unroll
+        for (int i = 0; i < EMITTED; i++) residual[i] = load_residual(output, split + i * SPLIT_K);
+#endif
+        auto added_to = [&](int i, int j) {
+#if RESIDUAL_AHEAD
+            return residual[i];
+#elif EPILOGUE == EPILOGUE_ADD
+            return load_residual(output, j);
+#else
+            return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#endif
+        };
+
         float total[ACCUMULATORS], partial[ACCUMULATORS];
 #pragma unroll
         for (int i = 0; i < ACCUMULATORS; i++) partial[i] = 0.0f;
         for (int tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
 #pragma unroll
             for (int i = 0; i < ACCUMULATORS; i++) total[i] = 0.0f;
+            u32 a[8][4];
+            step_weights weights;
+            auto dequantize = [&](int chunk) {
+#if LUT4
+                weights.dequantize(a, chunk, t, book);
+#else
+                weights.dequantize(a, chunk, t);
+#endif
+            };
+            barrier_wait(full + slot, phase);
+            weights.load(w + slot * (NIBBLE_BYTES / 16));
+            dequantize(0);
 #pragma unroll 1
             for (int g = 0; g < count; g++) {
-                barrier_wait(full + slot, phase);
                 u64 tokens = matrix_descriptor(shared_address(shared) + slot * TOKEN_BYTES);
-                u32 a[8][4];
-#if LUT4
-                dequantize(a, w + slot * (NIBBLE_BYTES / 16), t, book);
-#else
-                dequantize(a, w + slot * (NIBBLE_BYTES / 16), t);
-#endif
+                const int used = slot;
 #pragma unroll
-                for (int part = 0; part < PARTS; part++) {
-                    const float *of_part = scale + (slot * PARTS + part) * BLOCK_ROWS;
-                    float scale_r = of_part[0], scale_r8 = of_part[8];
+                for (int chunk = 0; chunk < CHUNKS; chunk++) {
+                    const bool last = chunk == CHUNKS - 1;
+                    const int part = chunk * PARTS / CHUNKS;
                     wgmma_fence();
 #pragma unroll
-                    for (int s = 0; s < K_STEPS; s++) {
-                        const int step = part * K_STEPS + s;
-                        wgmma(partial, a[step], tokens + step / 4 * (HALF_BYTES / 16) + step % 4 * 2, s > 0);
+                    for (int s = 0; s < CHUNK_STEPS; s++) {
+                        const int step = chunk * CHUNK_STEPS + s;
+                        wgmma(partial, a[step], tokens + step / 4 * (HALF_BYTES / 16) + step % 4 * 2,
+                              s > 0 || (PARTS == 1 && chunk > 0));
                     }
                     wgmma_commit();
-                    wgmma_wait<0>(partial);
-                    if (part == PARTS - 1) {
-                        barrier_arrive_warp(empty + slot);
+                    const float *of_part = scale + (used * PARTS + part) * BLOCK_ROWS;
+                    float scale_r = of_part[0], scale_r8 = of_part[8];
+                    // The next chunk's weights while the tensor cores work on this one's.
+                    if (!last) {
+                        dequantize(chunk + 1);
+                    } else {
                         if (++slot == STAGES) slot = 0, phase ^= 1;
+                        if (g + 1 < count) {
+                            barrier_wait(full + slot, phase);
+                            weights.load(w + slot * (NIBBLE_BYTES / 16));
+                            if (PARTS == 1) wgmma_wait<1>(); // the first chunk's registers are free
+                            dequantize(0);
+                        }
                     }
+                    if (PARTS == 1 && !last) continue;
+                    wgmma_wait<0>(partial);
+                    if (last) barrier_arrive_warp(empty + used);
 #pragma unroll
                     for (int n = 0; n < ACCUMULATORS; n++) total[n] += partial[n] * (n & 2 ? scale_r8 : scale_r);
                 }
@@ -371,11 +439,8 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
 
             if (tile == (int)blockIdx.y) wait_for_previous_kernel(); // it may still read or write `out`
             u16 *staged = (u16 *)(shared + OUT_OFFSET + warpgroup * OUT_BYTES);
-            lane_output output;
             output.staged = staged + 2 * t * OUT_PITCH + staged_column;
-            output.residual = (float *)out + (u64)(tile * TILE_M + 2 * t) * ROWS + column;
-            output.tokens = m - tile * TILE_M - 2 * t;
-            output.row = column;
+            at_tile(tile);
             u32 mine = shared_address(shared) + threadIdx.x * 16;
             if (SPLIT_K > 1) {
                 sync_threads(1 + WARPGROUPS, CONSUMERS); // the stages are free
@@ -388,13 +453,16 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
                 if (SPLIT_K > 1) {
                     ((float4 *)shared)[j * CONSUMERS + threadIdx.x] = v;
                 } else if (tile * TILE_M + 8 * j < m) {
-                    emit(output, j, v);
+                    emit(output, j, v, added_to(j, j));
                 }
             }
             if (SPLIT_K > 1) {
                 cluster_arrive();
                 cluster_wait();
-                for (int j = split; j < BLOCKS_8 && tile * TILE_M + 8 * j < m; j += SPLIT_K) {
+#pragma unroll(RESIDUAL_AHEAD ? EMITTED : 1)
+                for (int i = 0; i < EMITTED; i++) {
+                    const int j = split + i * SPLIT_K;
+                    if (j >= BLOCKS_8 || tile * TILE_M + 8 * j >= m) break;
                     float4 part[SPLIT_K];
 #pragma unroll
                     for (int k = 0; k < SPLIT_K; k++) {
@@ -405,7 +473,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
                     for (int k = 1; k < SPLIT_K; k++) {
                         v.x += part[k].x, v.y += part[k].y, v.z += part[k].z, v.w += part[k].w;
                     }
-                    emit(output, j, v);
+                    emit(output, j, v, added_to(i, j));
                 }
             }
 #if EPILOGUE != EPILOGUE_ADD

@@ -1,5 +1,5 @@
 // The weights of gemm_int4.cu from shared memory to the tensor cores' fragments: a step of 128 columns of a warp's 16 rows, 64
-// bytes each, to 8 k-steps of bf16. In groups of 128 a k-step has columns in int4 order, else in plain order.
+// bytes each, to 8 k-steps of bf16, a chunk of CHUNK_STEPS of them at a time. In groups of 128 a k-step has columns in int4 order, else in plain order.
 #pragma once
 
 #if LUT4
@@ -21,16 +21,21 @@ DEVICE u32 quarter_pair(u32 word, int i) {
     return pair;
 }
 
-// The A fragments of a step's 8 k-steps, from the lane's 16 bytes of fragment rows r and r + 8.
-DEVICE void dequantize(u32 (&a)[8][4], const uint4 *from, int) {
-    const uint4 w = from[0], w8 = from[32];
+// A lane's weights of a step: 16 bytes of fragment rows r and r + 8.
+struct step_weights {
+    uint4 w, w8;
+    INSIDE void load(const uint4 *from) { w = from[0], w8 = from[32]; }
+    // The A fragments of a chunk's k-steps.
+    INSIDE void dequantize(u32 (&a)[8][4], int chunk, int) const {
 #pragma unroll
-    for (int s = 0; s < 8; s++) {
-        u32 word = (&w.x)[s / 2], word8 = (&w8.x)[s / 2], i = s % 2 * 2;
-        a[s][0] = quarter_pair(word, i), a[s][1] = quarter_pair(word8, i);
-        a[s][2] = quarter_pair(word, i + 1), a[s][3] = quarter_pair(word8, i + 1);
+        for (int i = 0; i < CHUNK_STEPS; i++) {
+            const int s = chunk * CHUNK_STEPS + i, first = s % 2 * 2;
+            const u32 word = (&w.x)[s / 2], word8 = (&w8.x)[s / 2];
+            a[s][0] = quarter_pair(word, first), a[s][1] = quarter_pair(word8, first);
+            a[s][2] = quarter_pair(word, first + 1), a[s][3] = quarter_pair(word8, first + 1);
+        }
     }
-}
+};
 #else
 #define LANE_PIECE(t) 0
 // q / 4 of the two nibbles of byte t of a word as bf16, exact; the scale makes up for the 4. The byte goes into both halves
@@ -44,15 +49,21 @@ DEVICE u32 quarter_neighbours(u32 word, int t) {
     return pair;
 }
 
-// The A fragments of a step's 8 k-steps, from byte t of each word of fragment rows r and r + 8: two words are a k-step.
-DEVICE void dequantize(u32 (&a)[8][4], const uint4 *from, int t) {
+// A lane's weights of a step: byte t of each word of fragment rows r and r + 8. Two words are a k-step.
+struct step_weights {
+    const uint4 *rows;
+    INSIDE void load(const uint4 *from) { rows = from; }
+    // The A fragments of a chunk's k-steps.
+    INSIDE void dequantize(u32 (&a)[8][4], int chunk, int t) const {
 #pragma unroll
-    for (int s = 0; s < 8; s += 2) {
-        const uint4 w = from[s / 2], w8 = from[32 + s / 2];
-        a[s][0] = quarter_neighbours(w.x, t), a[s][1] = quarter_neighbours(w8.x, t);
-        a[s][2] = quarter_neighbours(w.y, t), a[s][3] = quarter_neighbours(w8.y, t);
-        a[s + 1][0] = quarter_neighbours(w.z, t), a[s + 1][1] = quarter_neighbours(w8.z, t);
-        a[s + 1][2] = quarter_neighbours(w.w, t), a[s + 1][3] = quarter_neighbours(w8.w, t);
+        for (int i = 0; i < CHUNK_STEPS; i += 2) {
+            const int s = chunk * CHUNK_STEPS + i;
+            const uint4 w = rows[s / 2], w8 = rows[32 + s / 2];
+            a[s][0] = quarter_neighbours(w.x, t), a[s][1] = quarter_neighbours(w8.x, t);
+            a[s][2] = quarter_neighbours(w.y, t), a[s][3] = quarter_neighbours(w8.y, t);
+            a[s + 1][0] = quarter_neighbours(w.z, t), a[s + 1][1] = quarter_neighbours(w8.z, t);
+            a[s + 1][2] = quarter_neighbours(w.w, t), a[s + 1][3] = quarter_neighbours(w8.w, t);
+        }
     }
-}
+};
 #endif

@@ -40,20 +40,25 @@ DEVICE void level_pairs(u32 (&pairs)[4], const uint4 &book, u32 word) {
     pairs[2] = level_pair(last & 0x00ff00ffu), pairs[3] = level_pair(__byte_perm(last, 0, 0x4341));
 }
 
-// The A fragments of a step's 8 k-steps, from the lane's 16 bytes of fragment rows r and r + 8.
-DEVICE void dequantize(u32 (&a)[8][4], const uint4 *from, int, const uint4 &book) {
-    const uint4 w = from[0], w8 = from[32];
+// A lane's weights of a step: 16 bytes of fragment rows r and r + 8.
+struct step_weights {
+    uint4 w, w8;
+    INSIDE void load(const uint4 *from) { w = from[0], w8 = from[32]; }
+    // The A fragments of a chunk's k-steps.
+    INSIDE void dequantize(u32 (&a)[8][4], int chunk, int, const uint4 &book) const {
 #pragma unroll
-    for (int u = 0; u < 4; u++) {
-        u32 pairs[4], pairs8[4];
-        level_pairs(pairs, book, (&w.x)[u]), level_pairs(pairs8, book, (&w8.x)[u]);
+        for (int i = 0; i < CHUNK_STEPS; i += 2) {
+            const int first = chunk * CHUNK_STEPS + i;
+            u32 pairs[4], pairs8[4];
+            level_pairs(pairs, book, (&w.x)[first / 2]), level_pairs(pairs8, book, (&w8.x)[first / 2]);
 #pragma unroll
-        for (int s = 0; s < 2; s++) {
-            a[2 * u + s][0] = pairs[2 * s], a[2 * u + s][1] = pairs8[2 * s];
-            a[2 * u + s][2] = pairs[2 * s + 1], a[2 * u + s][3] = pairs8[2 * s + 1];
+            for (int s = 0; s < 2; s++) {
+                a[first + s][0] = pairs[2 * s], a[first + s][1] = pairs8[2 * s];
+                a[first + s][2] = pairs[2 * s + 1], a[first + s][3] = pairs8[2 * s + 1];
+            }
         }
     }
-}
+};
 #else
 #define LANE_PIECE(t) 0
 
@@ -63,14 +68,20 @@ DEVICE void level_neighbours(u32 &x, u32 &y, const uint4 &book, u32 word_x, u32 
     x = level_pair(__byte_perm(bytes, 0, 0x4140)), y = level_pair(__byte_perm(bytes, 0, 0x4342));
 }
 
-// The A fragments of a step's 8 k-steps, from byte t of each word of fragment rows r and r + 8: two words are a k-step.
-DEVICE void dequantize(u32 (&a)[8][4], const uint4 *from, int t, const uint4 &book) {
+// A lane's weights of a step: byte t of each word of fragment rows r and r + 8. Two words are a k-step.
+struct step_weights {
+    const uint4 *rows;
+    INSIDE void load(const uint4 *from) { rows = from; }
+    // The A fragments of a chunk's k-steps.
+    INSIDE void dequantize(u32 (&a)[8][4], int chunk, int t, const uint4 &book) const {
 #pragma unroll
-    for (int s = 0; s < 8; s += 2) {
-        const uint4 w = from[s / 2], w8 = from[32 + s / 2];
-        level_neighbours(a[s][0], a[s][2], book, w.x, w.y, t), level_neighbours(a[s][1], a[s][3], book, w8.x, w8.y, t);
-        level_neighbours(a[s + 1][0], a[s + 1][2], book, w.z, w.w, t);
-        level_neighbours(a[s + 1][1], a[s + 1][3], book, w8.z, w8.w, t);
+        for (int i = 0; i < CHUNK_STEPS; i += 2) {
+            const int s = chunk * CHUNK_STEPS + i;
+            const uint4 w = rows[s / 2], w8 = rows[32 + s / 2];
+            level_neighbours(a[s][0], a[s][2], book, w.x, w.y, t), level_neighbours(a[s][1], a[s][3], book, w8.x, w8.y, t);
+            level_neighbours(a[s + 1][0], a[s + 1][2], book, w.z, w.w, t);
+            level_neighbours(a[s + 1][1], a[s + 1][3], book, w8.z, w8.w, t);
+        }
     }
-}
+};
 #endif

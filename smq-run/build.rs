@@ -4,8 +4,10 @@
 use std::process::Command;
 
 /// What decides how the program behaves; results are not part of it.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 8] = [
     "smq-format/src",
+    "smq-model/src",
+    "smq-engine/src",
     "smq-convert/src",
     "smq-run/src",
     "smq-run/build.rs",

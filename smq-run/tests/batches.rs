@@ -223,6 +223,7 @@ fn options(page_tokens: usize, kv_tokens: usize, rows: usize, step_tokens: usize
         max_rows: rows,
         step_tokens,
         max_tokens: None,
+        fast_nondeterministic: false,
     }
 }
 

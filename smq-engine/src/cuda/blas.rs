@@ -96,6 +96,8 @@ pub(super) struct Scaled {
 pub struct Plan {
     product: MatMul,
     operation: Operation,
+    /// Of x, and of y.
+    types: [lt::cudaDataType_t; 2],
     w: Layout,
     x: Layout,
     y: Layout,
@@ -107,7 +109,8 @@ pub struct Plan {
 pub struct Blas {
     handle: lt::cublasLtHandle_t,
     workspace: DeviceBuffer,
-    plans: Mutex<HashMap<MatMul, Arc<Plan>>>,
+    /// By product, and by the rows whose algorithm it has.
+    plans: Mutex<HashMap<(MatMul, usize), Arc<Plan>>>,
 }
 
 // SAFETY: a handle may be used by any thread, by several at once too (cuBLASLt's manual).
@@ -150,13 +153,59 @@ impl Blas {
     /// # Errors
     /// [`Error::Cuda`] if cuBLASLt has none.
     pub fn plan(&self, product: &MatMul) -> Result<Arc<Plan>> {
+        self.plan_as(product, product.m)
+    }
+
+    /// As [`plan`](Self::plan), with the algorithm for `m` rows, whatever the product has: so that a
+    /// row is added up in one order whatever it is multiplied beside.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if cuBLASLt has none, or it does not take the product's rows.
+    pub(super) fn plan_as(&self, product: &MatMul, m: usize) -> Result<Arc<Plan>> {
         let broken = |_| Error::Cuda("a thread failed while it planned a product".into());
-        if let Some(plan) = self.plans.lock().map_err(broken)?.get(product) {
+        let key = (*product, m);
+        if let Some(plan) = self.plans.lock().map_err(broken)?.get(&key) {
             return Ok(Arc::clone(plan));
         }
-        let plan = Arc::new(self.make_plan(product)?);
+        let mut plan = self.make_plan(&MatMul { m, ..*product })?;
+        if m != product.m {
+            plan.set_rows(product.m)?;
+            self.check_plan(&plan)?;
+        }
         let mut plans = self.plans.lock().map_err(broken)?;
-        Ok(Arc::clone(plans.entry(*product).or_insert(plan)))
+        Ok(Arc::clone(plans.entry(key).or_insert(Arc::new(plan))))
+    }
+
+    /// Whether the plan's algorithm does its product.
+    fn check_plan(&self, plan: &Plan) -> Result<()> {
+        let mut found = MaybeUninit::<lt::cublasLtMatmulHeuristicResult_t>::uninit();
+        // SAFETY: all handles are alive; `found` takes the result.
+        let result = unsafe {
+            lt::cublasLtMatmulAlgoCheck(
+                self.handle,
+                plan.operation.0,
+                plan.w.0,
+                plan.x.0,
+                plan.y.0,
+                plan.y.0,
+                &raw const plan.algorithm,
+                found.as_mut_ptr(),
+            )
+        };
+        check(
+            result,
+            &format!("taking an algorithm to {:?}", plan.product),
+        )?;
+        // SAFETY: it is written where the call succeeds.
+        let needs = unsafe { found.assume_init() }.workspaceSize;
+        match needs <= self.workspace.bytes() {
+            true => Ok(()),
+            false => Err(Error::Cuda(format!(
+                "cuBLASLt needs {needs} bytes of workspace for {:?}, there are {}",
+                plan.product,
+                self.workspace.bytes()
+            ))),
+        }
     }
 
     fn make_plan(&self, product: &MatMul) -> Result<Plan> {
@@ -195,6 +244,7 @@ impl Blas {
         let w = Layout::new(x_type, w_columns, w_rows, p.w_stride)?;
         let x = Layout::new(x_type, x_columns, x_rows, p.x_stride)?;
         let y = Layout::new(y_type, p.n, p.m, p.y_stride)?;
+        let types = [x_type, y_type];
         let preference = Preferences::new(self.workspace.bytes(), ALIGN)?;
         let mut found = [MaybeUninit::<lt::cublasLtMatmulHeuristicResult_t>::uninit(); MAX_RANKS];
         let mut count = 0;
@@ -224,6 +274,7 @@ impl Blas {
         Ok(Plan {
             product: *p,
             operation,
+            types,
             w,
             x,
             y,
@@ -330,6 +381,24 @@ impl Blas {
 }
 
 impl Plan {
+    /// Changes how many rows x and y have, x row after row.
+    fn set_rows(&mut self, m: usize) -> Result<()> {
+        let p = &mut self.product;
+        p.m = m;
+        let [x_type, y_type] = self.types;
+        match p.form {
+            Form::XWt | Form::XW => {
+                self.x = Layout::new(x_type, p.k, m, p.x_stride)?;
+                self.y = Layout::new(y_type, p.n, m, p.y_stride)?;
+                Ok(())
+            }
+            // Its rows are columns of x.
+            Form::XtW => Err(Error::Cuda(format!(
+                "an algorithm is taken over for {p:?}, whose x is transposed"
+            ))),
+        }
+    }
+
     fn mistaken(&self, run: &str) -> Error {
         let product = &self.product;
         Error::Cuda(format!(

@@ -55,7 +55,7 @@ pub use calibrate::{
 pub use contract::{BLOCK_SHARED_BYTES, Defines};
 pub use decode::plan::{Epilogue, Kind, Plan};
 pub use decode::program::{Buffers, Phase, Uses};
-pub use decode::{Cache, Decoder};
+pub use decode::{Cache, Decoder, paged_defines};
 pub use device::{Gpu, memory_in_use, pci_bus_id};
 pub use engine::CudaEngine;
 pub use fp8::{QuantizedRows, fp8_defines};

@@ -1,7 +1,7 @@
 //! Every kernel that a model may need, known without a GPU, so that all can be compiled ahead.
 
 use super::contract::Defines;
-use super::decode::step_plan;
+use super::decode::{paged_defines, step_plan};
 use super::fp8::fp8_defines;
 use super::gemm_bf16::Bf16Cut;
 use super::limits;
@@ -38,7 +38,9 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
         ("rows.cu", row_defines(&c, sms)),
         ("choose.cu", choose_defines(c.vocab)),
     ];
-    list.push(("decode.cu", step_plan(&c, &model, sms)?.defines));
+    let step = step_plan(&c, &model, sms)?.defines;
+    let paged = step.iter().copied().chain(paged_defines()).collect();
+    list.extend([("decode.cu", step), ("decode.cu", paged)]);
     for kind in Attention::ALL {
         list.extend([0, 1].map(|order| ("attention_prefill.cu", kind.defines(&c, order))));
     }
@@ -131,9 +133,9 @@ mod tests {
             ("choose.cu", 1),
             ("gemm_bf16.cu", 20),
             ("rope.cu", 3),
-            ("attention_prefill.cu", 10),
+            ("attention_prefill.cu", 14),
             ("swiglu_bf16.cu", 4),
-            ("decode.cu", 1),
+            ("decode.cu", 2),
         ];
         assert!(all.iter().all(|(file, n)| count(file) == *n), "{files:?}");
         assert_eq!(files.len(), all.iter().map(|(_, n)| n).sum::<usize>());

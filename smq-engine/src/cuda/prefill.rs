@@ -213,7 +213,7 @@ impl Prefill {
             None => Rows::One,
             Some(_) => Rows::Packed,
         };
-        let kind = Attention::of(m, rows);
+        let kind = Attention::of(c, m, rows);
         let pass = Pass {
             m,
             past,

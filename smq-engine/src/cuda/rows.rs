@@ -29,6 +29,10 @@ pub fn int4_widened_from(rows: usize) -> usize {
     if rows < 8192 { 384 } else { 1024 }
 }
 
+/// Rows whose algorithm FP8 products of any number of rows have where they are to add up alike:
+/// about as many as a step of many sequences has.
+const FP8_ROWS: usize = 64;
+
 /// Where a product goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
@@ -182,7 +186,7 @@ impl RowProducts {
             unsafe {
                 match (w.format, &quantized) {
                     (Format::Fp8 { scales }, Some(rows)) => {
-                        self.fp8(stream, &product, w.data, scales, rows, y)
+                        self.fp8(stream, (&product, n.alike), (w.data, scales), rows, y)
                     }
                     (
                         Format::Bf16
@@ -235,24 +239,26 @@ impl RowProducts {
         unsafe { self.blas.run(stream, &plan, data.ptr(), x.span.ptr(), y) }
     }
 
-    /// Multiplies codes with codes.
+    /// Multiplies codes with codes; `alike`: by one algorithm for any number of rows, whose order of
+    /// additions is the algorithm's.
     ///
     /// # Safety
     /// As [`run`](RowProducts::run), with what was quantized of its activations.
     unsafe fn fp8(
         &self,
         stream: &Stream,
-        product: &MatMul,
-        codes: Span,
-        scales: Span,
+        (product, alike): (&MatMul, bool),
+        (codes, scales): (Span, Span),
         x: &QuantizedRows,
         y: u64,
     ) -> Result<()> {
-        let plan = self.blas.plan(&MatMul {
+        let product = MatMul {
             x_stride: product.k,
             input: Input::Fp8,
             ..*product
-        })?;
+        };
+        let m = if alike { FP8_ROWS } else { product.m };
+        let plan = self.blas.plan_as(&product, m)?;
         let [w, x] = [(codes, scales), (x.codes, x.scales)].map(|(codes, scales)| Scaled {
             codes: codes.ptr(),
             scales: scales.ptr(),
@@ -380,7 +386,6 @@ impl Cut {
             _ if loops && w.group() > 32 => 5,
             _ => 4,
         };
-        let warpgroups = 2;
         let units = if swiglu {
             (w.rows / 2).div_ceil(128) * 4
         } else {
@@ -388,15 +393,20 @@ impl Cut {
         };
         // The kernel takes 128 columns at a time, which have so many scales.
         let (steps, parts) = (w.cols.div_ceil(128), 128 / w.group());
-        let blocks = units.div_ceil(warpgroups);
-        let split = if swiglu || n.like().div_ceil(128) > 2 {
-            1
-        } else {
-            [4, 2]
-                .into_iter()
-                .find(|s| blocks * s <= sms && *s <= steps)
-                .unwrap_or(1)
+        let fits = |split: usize, warpgroups: usize| {
+            units.div_ceil(warpgroups) * split <= sms && split <= steps
         };
+        let (split, warpgroups) = if swiglu || n.like().div_ceil(128) > 2 {
+            (1, 2)
+        } else if let Some(split) = [4, 2].into_iter().find(|split| fits(*split, 2)) {
+            (split, 2)
+        } else if n.alike && fits(2, 3) {
+            // In two parts for any number of rows; three warpgroups have the registers for few.
+            (2, if tile <= 32 { 3 } else { 2 })
+        } else {
+            (1, 2)
+        };
+        let blocks = units.div_ceil(warpgroups);
         let columns = if swiglu { 32 } else { 64 } + 8;
         let staged = match epilogue {
             Epilogue::Add => 0,

@@ -148,6 +148,15 @@ impl State {
         self.state.part(4 * TOKEN, 4)
     }
 
+    /// Where a step finds its place: the position, the number of tokens chosen, the token, i32 each.
+    ///
+    /// # Errors
+    /// As [`Span::part`].
+    pub(super) fn place(&self) -> Result<Span> {
+        const { assert!(POSITION == 0 && CHOSEN == 1 && TOKEN == 2) };
+        self.state.part(0, 12)
+    }
+
     /// Waits for the token of step `step` (counted from 0 since the buffers were made).
     ///
     /// # Errors

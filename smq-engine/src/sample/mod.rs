@@ -17,7 +17,8 @@ use rand::{RngExt, SeedableRng};
 use smq_model::GenerationSettings;
 
 use crate::error::{Error, Result};
-pub use plan::{Penalties, Plan, Selection};
+use plan::Text;
+pub use plan::{Came, Penalties, Plan, Selection};
 use processors::{Processor, processors};
 
 /// Chooses tokens of one sequence.
@@ -27,6 +28,8 @@ pub struct Sampler {
     ids: Vec<u32>,
     /// Tokens of the prompt among `ids`.
     prompt_tokens: usize,
+    /// `ids` as plans have them, once one was asked for that penalizes them.
+    text: Option<Text>,
     /// `None` takes the most likely token.
     random: Option<Xoshiro256PlusPlus>,
     /// The number that decides the next token, once somebody has asked for it.
@@ -82,6 +85,7 @@ impl Sampler {
             processors: Vec::new(),
             ids: Vec::new(),
             prompt_tokens: 0,
+            text: None,
             random: None,
             drawn: None,
             allows_invalid: false,
@@ -106,6 +110,7 @@ impl Sampler {
             processors: processors(settings, prompt.len(), max_new_tokens),
             ids: prompt.to_vec(),
             prompt_tokens: prompt.len(),
+            text: None,
             random: random.then(|| Xoshiro256PlusPlus::seed_from_u64(seed)),
             drawn: None,
             allows_invalid: settings.remove_invalid_values,
@@ -201,6 +206,9 @@ impl Sampler {
         self.drawn = None;
         if !self.is_greedy() {
             self.ids.push(id);
+            if let Some(text) = &mut self.text {
+                text.push(id);
+            }
         }
     }
 

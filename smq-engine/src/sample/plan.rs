@@ -21,17 +21,56 @@ pub struct Plan<'a> {
 /// What disfavours tokens that came already.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Penalties<'a> {
-    /// Divides positive logits of the tokens of `prompt` and `generated`, and multiplies others; 1
-    /// changes nothing.
+    /// Divides positive logits of the tokens that came, and multiplies others; 1 changes nothing.
     pub repetition: f32,
-    /// Subtracted from the logit of every token of `generated`.
+    /// Subtracted from the logit of every token that was chosen.
     pub presence: f32,
-    /// Subtracted once for each time that a token is in `generated`.
+    /// Subtracted once for each time that a token was chosen.
     pub frequency: f32,
-    /// The prompt.
-    pub prompt: &'a [u32],
-    /// What was chosen after it.
-    pub generated: &'a [u32],
+    /// The tokens that came, each once, in order of ids.
+    pub came: &'a [Came],
+}
+
+/// A token of the text so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Came {
+    /// The token.
+    pub id: u32,
+    /// How often it was chosen; 0 of one that only the prompt has.
+    pub chosen: u32,
+}
+
+/// The tokens that came, kept up to date: a text of thousands of tokens is not to be counted at
+/// every step.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Text(Vec<Came>);
+
+impl Text {
+    /// Of a text whose prompt has so many tokens.
+    pub(super) fn of(ids: &[u32], prompt_tokens: usize) -> Self {
+        let mut sorted: Vec<(u32, u32)> = ids
+            .iter()
+            .enumerate()
+            .map(|(place, id)| (*id, u32::from(place >= prompt_tokens)))
+            .collect();
+        sorted.sort_unstable();
+        let mut all: Vec<Came> = Vec::with_capacity(sorted.len());
+        for (id, chosen) in sorted {
+            match all.last_mut().filter(|last| last.id == id) {
+                Some(last) => last.chosen += chosen,
+                None => all.push(Came { id, chosen }),
+            }
+        }
+        Self(all)
+    }
+
+    /// A token was chosen.
+    pub(super) fn push(&mut self, id: u32) {
+        match self.0.binary_search_by_key(&id, |came| came.id) {
+            Ok(at) => self.0[at].chosen += 1,
+            Err(at) => self.0.insert(at, Came { id, chosen: 1 }),
+        }
+    }
 }
 
 /// How a token is taken.
@@ -65,6 +104,9 @@ impl Sampler {
             return None;
         }
         let at = self.number();
+        if self.text.is_none() && self.processors.iter().any(Processor::counts_tokens) {
+            self.text = Some(Text::of(&self.ids, self.prompt_tokens));
+        }
         let mut plan = Plan {
             bias: BTreeMap::new(),
             penalties: None,
@@ -80,7 +122,8 @@ impl Sampler {
             };
         }
         let mut state = (Place::Bias, plan);
-        let ids = (&self.ids[..], self.prompt_tokens);
+        let text = self.text.as_ref().map_or(&[][..], |text| &text.0);
+        let ids = (self.ids.len(), text);
         for processor in &self.processors {
             state = add(processor, ids, state)?;
         }
@@ -103,19 +146,14 @@ enum Place {
 /// The plan with one more processor; `None` if there is no place for it.
 fn add<'a>(
     processor: &Processor,
-    (ids, prompt_tokens): (&'a [u32], usize),
+    (len, came): (usize, &'a [Came]),
     (place, mut plan): (Place, Plan<'a>),
 ) -> Option<(Place, Plan<'a>)> {
-    let (mut prompt, mut generated) = (ids, &ids[..0]);
-    if ids.len() >= prompt_tokens {
-        (prompt, generated) = ids.split_at(prompt_tokens);
-    }
     let neutral = Penalties {
         repetition: 1.0,
         presence: 0.0,
         frequency: 0.0,
-        prompt,
-        generated,
+        came,
     };
     let next = match processor {
         Processor::SequenceBias(biases) => {
@@ -133,13 +171,13 @@ fn add<'a>(
             until,
             ids: excluded,
         } => {
-            if ids.len() < *until {
+            if len < *until {
                 exclude(&mut plan.bias, excluded);
             }
             place
         }
         Processor::Suppress { at, ids: excluded } => {
-            if at.is_none_or(|at| at == ids.len()) {
+            if at.is_none_or(|at| at == len) {
                 exclude(&mut plan.bias, excluded);
             }
             place

@@ -151,6 +151,11 @@ pub(super) fn processors(
 }
 
 impl Processor {
+    /// Whether it looks at which tokens came, and how often.
+    pub(super) fn counts_tokens(&self) -> bool {
+        matches!(self, Self::RepetitionPenalty(_) | Self::CountPenalty { .. })
+    }
+
     /// Changes the `[vocab]` logits of what follows `ids`.
     pub(super) fn apply(&self, ids: &[u32], scores: &mut [f32]) {
         match self {

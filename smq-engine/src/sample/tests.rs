@@ -1,7 +1,5 @@
 //! Processors against those of transformers 5.24.0, which tests/peers/gen_record.py recorded.
 
-use std::collections::BTreeSet;
-
 use serde::Deserialize;
 use serde_json::{Value, json};
 use smq_model::GenerationSettings;
@@ -153,16 +151,15 @@ fn execute(plan: &Plan<'_>, logits: &[f32]) -> u32 {
         }
     }
     if let Some(p) = plan.penalties {
-        let seen: BTreeSet<u32> = p.prompt.iter().chain(p.generated).copied().collect();
-        for id in seen {
-            let score = &mut scores[id as usize];
+        assert!(p.came.is_sorted_by(|a, b| a.id < b.id), "{:?}", p.came);
+        for came in p.came {
+            let score = &mut scores[came.id as usize];
             *score = match *score < 0.0 {
                 true => *score * p.repetition,
                 false => *score / p.repetition,
             };
-            let count = p.generated.iter().filter(|other| **other == id).count();
-            if count > 0 {
-                *score -= p.presence + p.frequency * count as f32;
+            if came.chosen > 0 {
+                *score -= p.presence + p.frequency * came.chosen as f32;
             }
         }
     }

@@ -44,6 +44,20 @@ pub trait BatchEngine: Send {
     /// # Errors
     /// If the device failed. Nothing can be said of any chunk then, nor of the arena's contents.
     fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>>;
+
+    /// As [`step`](Self::step), with something else for the host to do while the device computes:
+    /// once or several times, or never where the step fails.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    fn step_while(
+        &mut self,
+        chunks: &mut [Chunk<'_>],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<Result<Computed>>> {
+        meanwhile();
+        self.step(chunks)
+    }
 }
 
 impl<T: BatchEngine + ?Sized> BatchEngine for Box<T> {
@@ -77,6 +91,14 @@ impl<T: BatchEngine + ?Sized> BatchEngine for Box<T> {
 
     fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
         (**self).step(chunks)
+    }
+
+    fn step_while(
+        &mut self,
+        chunks: &mut [Chunk<'_>],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<Result<Computed>>> {
+        (**self).step_while(chunks, meanwhile)
     }
 }
 

@@ -30,8 +30,15 @@ impl<'a> CpuBatch<'a> {
             page_tokens,
             kv_tokens,
             max_rows,
-            ..
+            step_tokens: _,
+            max_tokens: _,
+            fast_nondeterministic,
         } = *options;
+        if fast_nondeterministic {
+            return Err(Error::Input(
+                "--fast-nondeterministic is of steps on a GPU; on the CPU nothing would be faster by it".into(),
+            ));
+        }
         let kv_tokens = kv_tokens.unwrap_or(CPU_KV_TOKENS);
         let pages = kv_tokens.checked_div(page_tokens).unwrap_or(0);
         if pages == 0 || max_rows == 0 {

@@ -25,6 +25,9 @@ pub struct BatchOptions {
     pub step_tokens: usize,
     /// The longest context, where it is to be less than the model's.
     pub max_tokens: Option<usize>,
+    /// Whether a step may take a faster arithmetic where that makes a sequence's tokens depend on
+    /// what else is in it: on a GPU a sequence alone takes the kernel of one sequence.
+    pub fast_nondeterministic: bool,
 }
 
 impl Default for BatchOptions {
@@ -35,6 +38,7 @@ impl Default for BatchOptions {
             max_rows: 64,
             step_tokens: 512,
             max_tokens: None,
+            fast_nondeterministic: false,
         }
     }
 }

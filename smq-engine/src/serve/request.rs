@@ -170,4 +170,6 @@ pub struct Counters {
     pub steps: u64,
     /// Tokens that those steps computed.
     pub computed_tokens: u64,
+    /// What of those steps' time the engine took, in nanoseconds.
+    pub engine_nanos: u64,
 }

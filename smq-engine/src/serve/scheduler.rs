@@ -1,6 +1,7 @@
 //! Which sequences get which tokens in the next step.
 
 use std::collections::{HashSet, VecDeque};
+use std::time::Instant;
 
 use blake3::Hash;
 
@@ -147,6 +148,25 @@ impl<E: BatchEngine> Scheduler<E> {
 
     /// Computes one step and tells what came of it. Without requests it does nothing.
     pub fn step(&mut self) -> Vec<Event> {
+        self.step_while(|| ())
+    }
+
+    /// As [`step`](Self::step), with something else for this thread to do while the device computes,
+    /// such as telling what came of the step before. It is done once, also where there is nothing
+    /// to compute.
+    pub fn step_while(&mut self, meanwhile: impl FnOnce()) -> Vec<Event> {
+        let mut once = Some(meanwhile);
+        let mut meanwhile = move || {
+            if let Some(meanwhile) = once.take() {
+                meanwhile();
+            }
+        };
+        let events = self.compute(&mut meanwhile);
+        meanwhile();
+        events
+    }
+
+    fn compute(&mut self, meanwhile: &mut dyn FnMut()) -> Vec<Event> {
         let mut events = Vec::new();
         self.plan(&mut events);
         for s in &mut self.running {
@@ -164,7 +184,11 @@ impl<E: BatchEngine> Scheduler<E> {
         }
         let count = chunks.len();
         self.counters.steps += 1;
-        match self.engine.step(&mut chunks) {
+        let start = Instant::now();
+        let results = self.engine.step_while(&mut chunks, meanwhile);
+        let took = start.elapsed().as_nanos();
+        self.counters.engine_nanos += u64::try_from(took).unwrap_or(u64::MAX);
+        match results {
             Ok(results) if results.len() == count => self.take(results, &mut events),
             Ok(results) => {
                 let wrong = results.len();

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         }
     }
     let gpu = gpu.ok();
-    let tests: [(&str, Test); 13] = [
+    let tests: [(&str, Test); 14] = [
         ("arguments_arrive", arguments_arrive),
         ("other_arguments_are_refused", other_arguments_are_refused),
         (
@@ -50,6 +50,10 @@ fn main() -> ExitCode {
         ("out_of_memory_says_so", memory::out_of_memory_says_so),
         ("products_match_f64", products::match_f64),
         ("products_repeat_to_the_bit", products::repeat_to_the_bit),
+        (
+            "fp8_rows_do_not_depend_on_others",
+            products::fp8_rows_do_not_depend_on_others,
+        ),
         ("uploads_arrive_whole", memory::uploads_arrive_whole),
         ("an_absent_gpu_is_named", an_absent_gpu_is_named),
     ];

@@ -1,6 +1,9 @@
 //! cuBLASLt's products against sums in f64.
 
-use smq_engine::cuda::{Blas, DeviceBuffer, Form, Gpu, Graph, Input, MatMul, Output};
+use smq_engine::cuda::{
+    Activations, Blas, DeviceBuffer, DeviceMatrix, Form, Format, Gpu, Graph, Input, Kernels,
+    MatMul, Output, RowCount, RowProducts, Target, scratch_bytes,
+};
 
 use super::{Outcome, equal};
 
@@ -196,6 +199,72 @@ pub(crate) fn repeat_to_the_bit(gpu: &Gpu) -> Outcome {
             dy.download(stream, 0, &mut got)?;
             equal(first.as_ref().is_none_or(|f| *f == got), true)?;
             first = Some(got);
+        }
+    }
+    Ok(())
+}
+
+/// Rows of FP8 products at the shapes of Phi-3.5-mini: the same bits alone, among a few and among
+/// many, wherever among them.
+pub(crate) fn fp8_rows_do_not_depend_on_others(_: &Gpu) -> Outcome {
+    const ROWS: usize = 300;
+    let gpu = Gpu::open(0)?;
+    let kernels = Kernels::new(gpu.clone());
+    let stream = gpu.main();
+    for (n, k) in [(9216, 3072), (3072, 3072), (16384, 3072), (3072, 8192)] {
+        let (x, _) = random(ROWS * k, 1);
+        let codes = random(n * k, 2).0.into_iter();
+        // Any code but NaN.
+        let codes: Vec<u8> = codes.map(|v| (v ^ (v >> 8)) as u8 & 0xf7).collect();
+        let scales: Vec<f32> = (0..n).map(|i| 1e-3 * (1 + i % 7) as f32).collect();
+        let dx = DeviceBuffer::new(&gpu, 2 * x.len(), "x")?;
+        let dw = DeviceBuffer::new(&gpu, codes.len(), "w")?;
+        let ds = DeviceBuffer::new(&gpu, 4 * n, "scales")?;
+        let dy = DeviceBuffer::new(&gpu, 4 * ROWS * n, "y")?;
+        dx.upload(stream, 0, &x)?;
+        dw.upload(stream, 0, &codes)?;
+        ds.upload(stream, 0, &scales)?;
+        let w = DeviceMatrix {
+            rows: n,
+            cols: k,
+            data: dw.span(),
+            format: Format::Fp8 { scales: ds.span() },
+        };
+        let scratch = DeviceBuffer::new(&gpu, scratch_bytes(&[w], ROWS), "scratch")?;
+        let products = RowProducts::new(Blas::new(&gpu, 32 << 20)?, scratch.span());
+        for is_sum in [false, true] {
+            let run = |from: usize, m: usize| -> Result<Vec<u32>, libtest_mimic::Failed> {
+                let x = Activations {
+                    span: dx.span().part(2 * from * k, 2 * m * k)?,
+                    capacity: m,
+                    stride: k,
+                };
+                let target = match is_sum {
+                    true => Target::Add(dy.ptr()),
+                    false => Target::Bf16(dy.ptr(), n),
+                };
+                dy.fill(stream, 0)?;
+                let count = RowCount { m, alike: true };
+                // SAFETY: the buffers are as large as the product says.
+                unsafe { products.run(&kernels, stream, &[w], count, &x, target)? };
+                // f32, or pairs of bf16.
+                let words = if is_sum { m * n } else { m * n / 2 };
+                let mut y = vec![0_u32; words];
+                dy.download(stream, 0, &mut y)?;
+                Ok(y)
+            };
+            let all = run(0, ROWS)?;
+            let row = all.len() / ROWS;
+            equal(all.iter().any(|word| *word != 0), true)?;
+            for m in [1, 2, 7, 8, 9, 33, 63, 64, 65, 128, 129, 256] {
+                let from = (37 * m) % (ROWS - m);
+                if run(from, m)? != all[from * row..][..m * row] {
+                    return Err(format!(
+                        "[{n}, {k}]: {m} rows from row {from} are other bits than among {ROWS}"
+                    )
+                    .into());
+                }
+            }
         }
     }
     Ok(())

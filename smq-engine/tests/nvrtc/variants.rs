@@ -4,7 +4,7 @@
 use smq_engine::cuda::{
     Attention, Bf16Cut, Cut, Defines, DeviceMatrix, Epilogue, Format, Kind, Plan, Rows, SMS, Span,
     SwigluCut, Target, calibrate_defines, choose_defines, fp8_defines, fuses_bf16, measure,
-    reads_int4_order, rope_defines, row_defines, widen_defines,
+    paged_defines, reads_int4_order, rope_defines, row_defines, widen_defines,
 };
 use smq_format::scale::ScaleFormat;
 use smq_format::{Levels, ScaleChoice};
@@ -95,6 +95,9 @@ fn of_shape(s: &Shape) -> Vec<Variant> {
         cases.push(("decode.cu", stored.to_owned(), step(&c, &layer.products())));
         cases.extend(fused_swiglu(&layer));
         if matches!(format, Format::Bf16) {
+            let mut paged = step(&c, &layer.products());
+            paged.extend(paged_defines());
+            cases.push(("decode.cu", format!("{stored}, paged"), paged));
             for (part, w, target) in layer.parts() {
                 cases.extend(of_many_sequences(part, &w, target));
             }
@@ -146,9 +149,13 @@ fn of_any_weights(c: &ModelConfig) -> Vec<Case> {
         cases.push(("rope.cu", format!("{rows:?}"), rope_defines(c, rows)));
     }
     for kind in Attention::ALL {
-        let Attention { warpgroups, rows } = kind;
+        let Attention {
+            warpgroups,
+            rows,
+            ring,
+        } = kind;
         for order in [0, 1] {
-            let case = format!("order {order}, {warpgroups} warpgroups, {rows:?}");
+            let case = format!("order {order}, {warpgroups} warpgroups, {rows:?}, {ring} tiles");
             cases.push(("attention_prefill.cu", case, kind.defines(c, order)));
         }
     }

@@ -132,6 +132,25 @@ fn samples_of_one_prompt_share_its_pages() {
     );
 }
 
+/// What the host is to do meanwhile is done once a step, also where there is nothing to compute.
+#[test]
+fn the_host_is_given_its_time_once() {
+    let mut scheduler = scheduler(100, 4);
+    for tokens in [0, 1, 2] {
+        if tokens > 0 {
+            scheduler.submit(sound(10, tokens).request()).unwrap();
+        }
+        let mut steps = 0;
+        while steps == 0 || !scheduler.is_idle() {
+            let mut times = 0;
+            scheduler.step_while(|| times += 1);
+            assert_eq!(times, 1);
+            steps += 1;
+        }
+    }
+    assert!(scheduler.counters().engine_nanos > 0);
+}
+
 /// Scores need every position's logits, so that nothing is taken from the cache for them.
 #[test]
 fn a_prompt_is_scored_whole_though_the_cache_has_it() {

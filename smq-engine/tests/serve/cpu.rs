@@ -22,6 +22,7 @@ fn small() -> BatchOptions {
         max_rows: 6,
         step_tokens: 40,
         max_tokens: None,
+        fast_nondeterministic: false,
     }
 }
 
@@ -116,6 +117,12 @@ fn chunks_that_do_not_fit_are_refused_by_name() {
         let error = CpuBatch::load(&source, &options).unwrap_err();
         assert!(error.to_string().contains("no room"), "{error}");
     }
+    let fast = BatchOptions {
+        fast_nondeterministic: true,
+        ..small()
+    };
+    let error = CpuBatch::load(&source, &fast).unwrap_err().to_string();
+    assert!(error.contains("nothing would be faster"), "{error}");
 }
 
 /// A row's tokens come from its own sampler, mask and log-probabilities included.

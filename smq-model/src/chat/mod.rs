@@ -99,6 +99,13 @@ impl ChatTemplate {
         })
     }
 
+    /// Whether the template has this in its text.
+    #[must_use]
+    pub fn contains(&self, text: &str) -> bool {
+        let source = self.choice.source();
+        source.is_ok_and(|source| source.contains(text))
+    }
+
     fn render_here(&self, conversation: &Conversation<'_>) -> Result<String> {
         let source = self.choice.source()?;
         let parsed = self

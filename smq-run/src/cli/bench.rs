@@ -42,6 +42,9 @@ pub(super) struct BenchArgs {
     /// separated by commas
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one)]
     sequences: Vec<usize>,
+    /// With --sequences on a GPU: one alone takes the kernel of one sequence, as serve's option says
+    #[arg(long, requires = "sequences")]
+    fast_nondeterministic: bool,
     /// Print the result as JSON in place of the text; with =FILE write it there beside the text
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
@@ -96,6 +99,7 @@ fn run_sequences(args: &BenchArgs, opened: &Opened, json: Option<Output>) -> any
     let engine = opened.load_batch(&BatchOptions {
         kv_tokens: Some(kv_tokens),
         max_rows: most,
+        fast_nondeterministic: args.fast_nondeterministic,
         ..BatchOptions::default()
     })?;
     let (device, gpu) = (engine.device(), engine.gpu().cloned());

@@ -9,6 +9,8 @@ use clap::Args;
 use super::Global;
 use super::generate::at_least_one;
 use crate::study::contract::DEFAULT_PATH;
+use crate::study::log::{RAW, RAW_ONLINE};
+use crate::study::online::{self, contract::DEFAULT_PATH as ONLINE_PATH};
 use crate::study::plan::{Section, Selection};
 use crate::study::runner::{self, MatrixOptions};
 
@@ -20,7 +22,7 @@ pub(super) struct MatrixArgs {
     /// The checkpoint directory, not quantized
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Where results go: raw/matrix.jsonl in it is added to
+    /// Where results go: raw/matrix.jsonl in it is added to, or raw/online.jsonl
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Where converted files are while their cells run, one at a time; no other run's [default:
@@ -33,6 +35,12 @@ pub(super) struct MatrixArgs {
     /// Only these parts [default: all; with --only, all but scale-errors]
     #[arg(long, value_enum, value_name = "PARTS", value_delimiter = ',')]
     sections: Vec<Section>,
+    /// Measure the online half in its place: servers of some configs, and what more and more
+    /// clients see; what is asked of them is in FILE, the results in raw/online.jsonl [default of
+    /// FILE: spec/online.toml]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true,
+        default_missing_value = ONLINE_PATH, conflicts_with = "sections")]
+    online: Option<PathBuf>,
     /// Repeats, in place of the config's
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     repeats: Option<usize>,
@@ -42,7 +50,7 @@ pub(super) struct MatrixArgs {
 }
 
 pub(super) fn run(args: &MatrixArgs, global: &Global) -> anyhow::Result<()> {
-    let outcome = runner::run(&MatrixOptions {
+    let options = MatrixOptions {
         contract: args.config.clone(),
         model: args.model.clone(),
         out: args.out.clone(),
@@ -56,9 +64,13 @@ pub(super) fn run(args: &MatrixArgs, global: &Global) -> anyhow::Result<()> {
         threads: global.threads,
         allow_mixed: args.allow_mixed,
         program: std::env::current_exe()?,
-    })?;
+    };
+    let (outcome, raw) = match &args.online {
+        None => (runner::run(&options)?, RAW),
+        Some(online) => (online::runner::run(&options, online)?, RAW_ONLINE),
+    };
     let mut out = smq_convert::cli::stdout();
-    let raw = args.out.join(crate::study::log::RAW);
+    let raw = args.out.join(raw);
     writeln!(out, "{}: {} lines added", raw.display(), outcome.measured)?;
     for (id, reason) in &outcome.absent {
         writeln!(out, "absent: {id}: {reason}")?;

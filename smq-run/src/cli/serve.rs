@@ -29,6 +29,10 @@ pub(super) struct ServeArgs {
     /// Answer only requests that have one of the keys in this file, one a line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+    /// On a GPU, a sequence alone takes the kernel of one sequence, which is up to twice as fast; its
+    /// tokens may then depend on whether others were beside it
+    #[arg(long)]
+    fast_nondeterministic: bool,
     /// Tokens that the KV cache has room for, of all sequences together [default: 16384 on a CPU,
     /// what there is memory for on a GPU]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
@@ -36,6 +40,14 @@ pub(super) struct ServeArgs {
     /// Sequences that are computed together, at most 256 on a GPU
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     max_sequences: usize,
+    /// Shut down, as by SIGTERM, once standard input ends: for programs that start a server and
+    /// must not leave it behind
+    #[arg(long)]
+    until_stdin_ends: bool,
+    /// Check after every step that no page is lost or in two sequences, and stop where one is: for
+    /// tests
+    #[arg(long, hide = true)]
+    check_pages: bool,
     #[command(flatten)]
     limits: LimitArgs,
 }
@@ -69,6 +81,7 @@ pub(super) fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<()> {
     let batch = BatchOptions {
         kv_tokens: args.kv_tokens,
         max_rows: args.max_sequences,
+        fast_nondeterministic: args.fast_nondeterministic,
         ..BatchOptions::default()
     };
     let engine = opened.load_batch(&batch)?;
@@ -84,6 +97,8 @@ pub(super) fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<()> {
         name: args.name.clone().unwrap_or_else(|| name(&args.model)),
         limits,
         keys: keys.unwrap_or_default(),
+        until_stdin_ends: args.until_stdin_ends,
+        check_pages: args.check_pages,
     };
     serve(&opened.source, engine, options, interrupts())
 }

@@ -35,7 +35,7 @@ fn prefill(lab: &mut Lab<'_>, m: usize, with_rope: bool, with_attention: bool) -
     let c = lab.config.clone();
     let (d, heads) = (c.head_dim, c.kv_heads);
     let width = heads * d;
-    let kind = Attention::of(m, Rows::One);
+    let kind = Attention::of(&c, m, Rows::One);
     let rope_kernel = |name| {
         lab.kernels
             .get("rope.cu", rope_defines(&c, Rows::One), name)

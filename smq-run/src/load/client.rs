@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 use super::prompts::Ask;
 use super::sse::Events;
 
-/// How long a server may take to name its models.
-const MODELS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a server may take to answer what takes no computing.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a refusal is shown.
 const SHOWN_CHARS: usize = 300;
 
@@ -134,23 +134,32 @@ impl Client {
         if let Some(model) = &self.model {
             return Ok(model.clone());
         }
-        let url = format!("{}/v1/models", self.address.0);
+        let read = async {
+            let models: Value = serde_json::from_slice(&self.get("/v1/models").await?)?;
+            let name = models["data"][0]["id"].as_str().map(str::to_owned);
+            name.context("names no model; give --model")
+        };
+        let answered = read.await;
+        answered.with_context(|| format!("cannot read {}/v1/models", self.address.0))
+    }
+
+    /// The body of a path that is read.
+    ///
+    /// # Errors
+    /// If it is not answered with success within 30 seconds.
+    pub(super) async fn get(&self, path: &str) -> anyhow::Result<Bytes> {
         let ask = async {
-            let request = self.request("/v1/models").body(Full::default())?;
+            let request = self.request(path).body(Full::default())?;
             let response = self.http.request(request).await?;
             let status = response.status();
             let body = response.into_body().collect().await?.to_bytes();
             if !status.is_success() {
                 bail!("answered {status}: {}", shown(&body));
             }
-            let models: Value = serde_json::from_slice(&body)?;
-            let name = models["data"][0]["id"].as_str().map(str::to_owned);
-            name.context("names no model; give --model")
+            Ok(body)
         };
-        let answered = tokio::time::timeout(MODELS_TIMEOUT, ask).await;
-        answered
-            .unwrap_or_else(|_| bail!("does not answer within 30 seconds"))
-            .with_context(|| format!("cannot read {url}"))
+        let answered = tokio::time::timeout(READ_TIMEOUT, ask).await;
+        answered.unwrap_or_else(|_| bail!("does not answer within 30 seconds"))
     }
 
     /// Sends one request and reads its answer to the end.

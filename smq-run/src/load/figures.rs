@@ -120,6 +120,14 @@ impl Level {
 /// Flat, with vLLM's keys.
 impl Serialize for Level {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.figures().serialize(serializer)
+    }
+}
+
+impl Level {
+    /// Every figure, by vLLM's keys.
+    #[must_use]
+    pub(crate) fn figures(&self) -> serde_json::Map<String, serde_json::Value> {
         let mut map = serde_json::Map::new();
         let mut put = |key: &str, value: serde_json::Value| map.insert(key.to_owned(), value);
         put("max_concurrency", self.max_concurrency.into());
@@ -146,7 +154,7 @@ impl Serialize for Level {
                 put(&format!("{share}_{name}_ms"), value.into());
             }
         }
-        map.serialize(serializer)
+        map
     }
 }
 

@@ -16,10 +16,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::serve::Version;
 pub(crate) use client::{Address, Client};
 pub(crate) use figures::{Goodput, Level, Objective};
 pub(crate) use prompts::Prompts;
 pub(crate) use table::table;
+
+/// How often a server that starts is asked whether it is up.
+const UP_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is asked of the server.
 #[derive(Debug, Clone, Serialize)]
@@ -53,6 +57,37 @@ pub(crate) struct LoadOptions {
     /// The longest that a request may take, in seconds.
     #[serde(rename = "timeout_seconds", serialize_with = "seconds")]
     pub timeout: Duration,
+}
+
+impl LoadOptions {
+    /// The command that puts the same load on the server at `url`.
+    #[must_use]
+    pub(crate) fn command(&self, url: &str) -> Vec<String> {
+        let mut command = vec!["smq-run".to_owned(), "load".to_owned()];
+        let mut add = |name: &str, value: String| command.extend([format!("--{name}"), value]);
+        add("url", url.to_owned());
+        let levels: Vec<_> = self.concurrency.iter().map(usize::to_string).collect();
+        add("concurrency", levels.join(","));
+        if let Some(rate) = self.rate {
+            add("rate", rate.to_string());
+        }
+        match &self.data {
+            Some(path) => add("data", path.display().to_string()),
+            None => {
+                add("prompt-len", self.prompt_len.to_string());
+                add("vocab", self.vocab.to_string());
+            }
+        }
+        add("output-len", self.output_len.to_string());
+        add("num-prompts", self.num_prompts.to_string());
+        add("warmup", self.warmup.to_string());
+        add("seed", self.seed.to_string());
+        add("timeout", self.timeout.as_secs().to_string());
+        if !self.ignore_eos {
+            command.push("--obey-eos".to_owned());
+        }
+        command
+    }
 }
 
 /// A sweep's results.
@@ -99,6 +134,30 @@ pub(crate) fn load(
         model,
         options,
         levels,
+    })
+}
+
+/// Waits until a server of this program is up, and returns what it says of itself.
+///
+/// # Errors
+/// If it is not up within `limit`.
+pub(crate) fn wait_until_up(client: &Client, limit: Duration) -> anyhow::Result<Version> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let up = async {
+            while client.get("/health").await.is_err() {
+                tokio::time::sleep(UP_INTERVAL).await;
+            }
+        };
+        let is_up = tokio::time::timeout(limit, up).await;
+        if is_up.is_err() {
+            // Why, in its own words.
+            client.get("/health").await?;
+        }
+        let version = client.get("/version").await?;
+        Ok(serde_json::from_slice(&version)?)
     })
 }
 

@@ -19,6 +19,8 @@ pub(super) struct Asked {
     pub(super) request: Request,
     /// Strings that end its text.
     pub(super) stop: Vec<String>,
+    /// Special tokens that its text shows.
+    pub(super) shown: &'static [(u32, &'static str)],
 }
 
 /// A step of one sequence.
@@ -74,7 +76,7 @@ impl Answer {
         let mut requests = Vec::with_capacity(asked.len());
         for one in asked {
             sequences.push(Sequence {
-                text: SequenceText::new(&app.tokenizer, &one.stop),
+                text: SequenceText::new(&app.tokenizer, &one.stop, one.shown),
                 prompt: Vec::new(),
                 is_open: true,
             });

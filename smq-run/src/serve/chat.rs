@@ -19,6 +19,7 @@ use super::prompt::{Limit, requests};
 use super::sampling::{MOST_LOG_PROBS, Sampling};
 use super::state::{App, blocking, now};
 use super::stream::{Format, Streaming, stream_response};
+use super::tool_calls::{self, Call, Parser};
 use super::vocabulary::Vocabulary;
 
 /// A request whose fields have been taken.
@@ -46,12 +47,18 @@ pub(super) async fn answer(
             default: None,
         };
         let schema = chat.schema.take();
+        // An answer that keeps to a schema is no call, whatever it looks like.
+        let calls = app.tool_calls.as_ref();
+        let calls = calls.filter(|_| chat.tools.is_some() && schema.is_none());
         let log_probs = chat.log_probs;
         let set = |request: &mut smq_engine::serve::Request| request.log_probs = log_probs;
-        let asked = requests(app, &[&ids], &chat.sampling, &limit, schema, set)?;
-        Ok((chat, asked, ids.len()))
+        let mut asked = requests(app, &[&ids], &chat.sampling, &limit, schema, set)?;
+        for one in &mut asked {
+            one.shown = calls.map_or(&[], |format| &format.shown);
+        }
+        Ok((chat, asked, ids.len(), calls))
     };
-    let (chat, asked, prompt_tokens) = blocking(prepare).await?;
+    let (chat, asked, prompt_tokens, calls) = blocking(prepare).await?;
     check_queue(app, asked.len())?;
     let samples = asked.len();
     let answer = Answer::begin(app, asked, arrived, place).await?;
@@ -61,7 +68,7 @@ pub(super) async fn answer(
         created: now(),
         wants_log_probs: chat.log_probs.is_some(),
         prompt_tokens,
-        begun: vec![false; samples],
+        samples: (0..samples).map(|_| Sample::new(calls)).collect(),
     };
     match chat.streaming.is_on {
         true => Ok(stream_response(answer, writer, chat.streaming)),
@@ -131,8 +138,56 @@ struct Writer {
     created: u64,
     wants_log_probs: bool,
     prompt_tokens: usize,
-    /// Of each sample, whether its role has been said.
-    begun: Vec<bool>,
+    samples: Vec<Sample>,
+}
+
+/// What has been written of a sample.
+struct Sample {
+    /// Its role has been said.
+    begun: bool,
+    /// Where it may have calls.
+    parser: Option<Parser>,
+    calls: usize,
+}
+
+/// What a part adds to a sample.
+struct Added {
+    text: String,
+    calls: Vec<Call>,
+    finish: Option<&'static str>,
+}
+
+impl Sample {
+    fn new(format: Option<&tool_calls::Format>) -> Self {
+        Self {
+            begun: false,
+            parser: format.map(tool_calls::Format::parser),
+            calls: 0,
+        }
+    }
+
+    /// Takes the calls out of a part's text.
+    fn add(&mut self, part: &Part) -> Added {
+        let mut added = Added {
+            text: part.text.clone(),
+            calls: Vec::new(),
+            finish: part.finish,
+        };
+        let Some(parser) = &mut self.parser else {
+            return added;
+        };
+        (added.text, added.calls) = parser.push(&part.text);
+        if part.finish.is_some() {
+            let (text, calls) = parser.finish();
+            added.text += &text;
+            added.calls.extend(calls);
+        }
+        self.calls += added.calls.len();
+        if self.calls > 0 && added.finish == Some("stop") {
+            added.finish = Some("tool_calls");
+        }
+        added
+    }
 }
 
 /// A token's entry of `logprobs`.
@@ -173,6 +228,10 @@ impl Writer {
 
 impl Format for Writer {
     fn part(&mut self, part: Part) -> Vec<Value> {
+        let sample = &mut self.samples[part.index];
+        let is_first = !std::mem::replace(&mut sample.begun, true);
+        let (may_call, before) = (sample.parser.is_some(), sample.calls);
+        let added = sample.add(&part);
         let choice = |delta: Value, log_probs: Option<Value>, finish: Option<&str>| {
             json!({
                 "index": part.index,
@@ -182,16 +241,23 @@ impl Format for Writer {
             })
         };
         let mut chunks = Vec::new();
-        if !std::mem::replace(&mut self.begun[part.index], true) {
+        if is_first {
             let role = json!({"role": "assistant", "content": ""});
             chunks.push(self.chunk(vec![choice(role, None, None)]));
         }
-        if part.token.is_some() || !part.text.is_empty() {
-            let delta = json!({"content": part.text});
-            chunks.push(self.chunk(vec![choice(delta, self.entry(&part), None)]));
+        let entry = self.entry(&part);
+        // A token whose text is held back, as what may be a call, has no chunk.
+        let shows = part.token.is_some() && !may_call;
+        if shows || entry.is_some() || !added.text.is_empty() {
+            let delta = json!({"content": added.text});
+            chunks.push(self.chunk(vec![choice(delta, entry, None)]));
         }
-        if part.finish.is_some() {
-            chunks.push(self.chunk(vec![choice(json!({}), None, part.finish)]));
+        for (index, call) in added.calls.iter().enumerate() {
+            let delta = json!({"tool_calls": [call.delta(before + index)]});
+            chunks.push(self.chunk(vec![choice(delta, None, None)]));
+        }
+        if added.finish.is_some() {
+            chunks.push(self.chunk(vec![choice(json!({}), None, added.finish)]));
         }
         chunks
     }
@@ -205,27 +271,37 @@ impl Format for Writer {
     }
 }
 
-async fn whole(mut answer: Answer, writer: Writer) -> ApiResult<Response<Body>> {
+async fn whole(mut answer: Answer, mut writer: Writer) -> ApiResult<Response<Body>> {
     #[derive(Default)]
     struct Choice {
         text: String,
         entries: Vec<Value>,
+        calls: Vec<Call>,
         finish: Option<&'static str>,
     }
-    let count = writer.begun.len();
+    let count = writer.samples.len();
     let mut choices: Vec<Choice> = std::iter::repeat_with(Choice::default)
         .take(count)
         .collect();
     while let Some(part) = answer.next().await? {
         let choice = &mut choices[part.index];
         choice.entries.extend(writer.entry(&part));
-        choice.text.push_str(&part.text);
-        choice.finish = part.finish;
+        let added = writer.samples[part.index].add(&part);
+        choice.text.push_str(&added.text);
+        choice.calls.extend(added.calls);
+        choice.finish = added.finish;
     }
     let choice = |(index, choice): (usize, Choice)| {
+        let mut message = json!({"role": "assistant", "content": choice.text, "refusal": null});
+        if !choice.calls.is_empty() {
+            if choice.text.is_empty() {
+                message["content"] = Value::Null;
+            }
+            message["tool_calls"] = choice.calls.iter().map(Call::value).collect();
+        }
         json!({
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": null},
+            "message": message,
             "logprobs": writer.wants_log_probs.then(|| json!({"content": choice.entries})),
             "finish_reason": choice.finish,
         })

@@ -116,12 +116,16 @@ fn call(mut call: Value) -> Option<Value> {
 pub(super) fn tools(app: &App, fields: &mut Fields) -> ApiResult<Option<Vec<Value>>> {
     let tools = fields.list("tools")?.filter(|tools| !tools.is_empty());
     let why = "the model decides whether it calls";
-    let choices = [json!("auto"), json!("none")];
     let is_none = match fields.take("tool_choice") {
         None => false,
-        Some(choice) if choices.contains(&choice) => choice == "none",
-        Some(_) => {
-            let message = format!("tool_choice is served as auto or none only: {why}");
+        Some(choice) if choice == "none" => true,
+        Some(choice) if choice == "auto" => false,
+        Some(choice) => {
+            let shown: String = choice.to_string().chars().take(100).collect();
+            let message = format!(
+                "tool_choice is {shown}; auto and none are served, since {why}: name the tool in the \
+                 messages, or ask for its arguments by response_format"
+            );
             return Err(ApiError::unsupported("tool_choice", message));
         }
     };

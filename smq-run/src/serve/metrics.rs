@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Counter, Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
 };
 use smq_engine::serve::Counters;
 
@@ -64,6 +64,10 @@ pub(super) struct Metrics {
     preemptions: IntCounter,
     prompt_tokens: IntCounter,
     generation_tokens: IntCounter,
+    steps: IntCounter,
+    engine_seconds: Counter,
+    host_seconds: Counter,
+    page_checks: IntCounter,
     finished: IntCounterVec,
     first_token: Histogram,
     next_token: Histogram,
@@ -109,6 +113,17 @@ impl Metrics {
             )?,
             prompt_tokens: keep.counter("vllm:prompt_tokens_total", "Tokens of prompts.")?,
             generation_tokens: keep.counter("vllm:generation_tokens_total", "Tokens generated.")?,
+            steps: keep.counter("smq:steps_total", "Steps of all sequences together.")?,
+            engine_seconds: keep
+                .seconds("smq:engine_seconds_total", "Time that the engine computed.")?,
+            host_seconds: keep.seconds(
+                "smq:host_seconds_total",
+                "Time that the engine waited for its thread between steps while there was work.",
+            )?,
+            page_checks: keep.counter(
+                "smq:page_checks_total",
+                "Checks of every page that found no fault (--check-pages).",
+            )?,
             finished: keep.labelled(
                 "vllm:request_success_total",
                 "Sequences that ended; abort is a client that left.",
@@ -206,10 +221,23 @@ impl Metrics {
                 now.generated_tokens,
                 last.generated_tokens,
             ),
+            (&self.steps, now.steps, last.steps),
         ] {
             counter.inc_by(now.saturating_sub(last));
         }
+        let engine = now.engine_nanos.saturating_sub(last.engine_nanos);
+        self.engine_seconds.inc_by(engine as f64 * 1e-9);
         *last = *now;
+    }
+
+    /// The engine waited for so long while there was work.
+    pub(super) fn host(&self, time: Duration) {
+        self.host_seconds.inc_by(time.as_secs_f64());
+    }
+
+    /// Every page was where it belongs.
+    pub(super) fn page_check(&self) {
+        self.page_checks.inc();
     }
 
     /// The page.
@@ -232,6 +260,12 @@ impl Keeper<'_> {
 
     fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
         let counter = IntCounter::new(name, help)?;
+        self.0.register(Box::new(counter.clone()))?;
+        Ok(counter)
+    }
+
+    fn seconds(&self, name: &str, help: &str) -> prometheus::Result<Counter> {
+        let counter = Counter::new(name, help)?;
         self.0.register(Box::new(counter.clone()))?;
         Ok(counter)
     }

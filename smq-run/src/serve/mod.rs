@@ -24,6 +24,7 @@ mod sampling;
 mod state;
 mod stream;
 mod text;
+mod tool_calls;
 mod vocabulary;
 mod worker;
 
@@ -33,7 +34,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use serde::{Deserialize, Serialize};
 use smq_convert::cli::{print_note, show, tell};
+use smq_engine::GpuInfo;
 use smq_engine::serve::{BatchEngine, Scheduler};
 use smq_model::{GenerationSettings, Source, Tokenizer};
 use tokio::net::TcpListener;
@@ -56,6 +59,35 @@ pub(crate) struct ServeOptions {
     pub(crate) name: String,
     pub(crate) limits: Limits,
     pub(crate) keys: Keys,
+    /// Whether the end of standard input ends the server as a signal does.
+    pub(crate) until_stdin_ends: bool,
+    /// Whether every page is checked after every step, for tests.
+    pub(crate) check_pages: bool,
+}
+
+/// What `/version` answers: which program serves, on what.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Version {
+    /// This program's.
+    pub(crate) version: String,
+    /// The commit that it was built from.
+    pub(crate) commit: String,
+    /// `cpu` or `cuda`.
+    pub(crate) device: String,
+    /// The GPU, where one computes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gpu: Option<GpuInfo>,
+}
+
+impl Version {
+    fn of<E: BatchEngine>(engine: &E) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: env!("SMQ_COMMIT").to_owned(),
+            device: engine.device().to_owned(),
+            gpu: engine.gpu().cloned(),
+        }
+    }
 }
 
 /// Serves until `interrupted` is set, and then answers what has been taken. The address is said on
@@ -70,6 +102,7 @@ pub(crate) fn serve<E: BatchEngine + 'static>(
     interrupted: &'static AtomicBool,
 ) -> anyhow::Result<()> {
     let config = engine.config().clone();
+    let version = Version::of(&engine);
     let tokenizer = Tokenizer::load(source)?;
     let vocabulary = Vocabulary::of(&tokenizer, config.vocab)?;
     let settings = GenerationSettings::of(source)?;
@@ -85,16 +118,19 @@ pub(crate) fn serve<E: BatchEngine + 'static>(
         ));
     }
     let metrics = Arc::new(Metrics::new(&options.name)?);
-    let worker = Worker::start(Scheduler::new(engine)?, metrics.clone())?;
+    let scheduler = Scheduler::new(engine)?;
+    let worker = Worker::start(scheduler, metrics.clone(), options.check_pages)?;
     let ServeOptions {
         address,
         name,
         limits,
         keys,
+        until_stdin_ends,
+        check_pages: _,
     } = options;
     let write_timeout = limits.write_timeout;
     let app = App::new(
-        (name, &config, settings),
+        (name, &config, settings, version),
         (tokenizer, vocabulary),
         (worker, metrics),
         (limits, keys),
@@ -112,8 +148,17 @@ pub(crate) fn serve<E: BatchEngine + 'static>(
             .with_context(|| format!("cannot listen on {address}"))?;
         let bound = listener.local_addr()?;
         show(&format!("{} is served at http://{bound}\n", app.name))?;
+        let stdin_ended = match until_stdin_ends {
+            true => Some(watch_stdin()?),
+            false => None,
+        };
+        let has_ended = || {
+            stdin_ended
+                .as_deref()
+                .is_some_and(|ended| ended.load(Ordering::Relaxed))
+        };
         let stop = async {
-            while !interrupted.load(Ordering::Relaxed) {
+            while !interrupted.load(Ordering::Relaxed) && !has_ended() {
                 tokio::time::sleep(SIGNAL_INTERVAL).await;
             }
             app.draining.store(true, Ordering::Relaxed);
@@ -122,6 +167,22 @@ pub(crate) fn serve<E: BatchEngine + 'static>(
         net::serve(listener, routes::router(app), write_timeout, stop).await;
         anyhow::Ok(())
     })
+}
+
+/// A flag that is set once standard input has ended, whatever came of it before: whoever started the
+/// server holds the other end, and lets go of it however it ends itself.
+fn watch_stdin() -> std::io::Result<Arc<AtomicBool>> {
+    let ended = Arc::new(AtomicBool::new(false));
+    let flag = ended.clone();
+    let watch = move || {
+        // An input that cannot be read has ended, too.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        flag.store(true, Ordering::Relaxed);
+    };
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(watch)?;
+    Ok(ended)
 }
 
 #[cfg(test)]

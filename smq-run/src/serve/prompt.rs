@@ -118,6 +118,7 @@ pub(super) fn requests(
             asked.push(Asked {
                 request,
                 stop: sampling.stop.clone(),
+                shown: &[],
             });
         }
     }

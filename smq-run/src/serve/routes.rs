@@ -30,6 +30,7 @@ pub(super) fn router(app: &'static App) -> Router {
         .route("/v1/chat/completions", post(chats))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
+        .route("/version", get(version))
         .route("/health", get(health))
         .route("/metrics", get(metrics))
         .fallback(nothing)
@@ -102,6 +103,19 @@ async fn model(State(app): Shared, Path(name): Path<String>, request: Request) -
             false => Err(ApiError::no_model(&name, &app.name)),
         });
     respond(app, answer)
+}
+
+/// vLLM's path, whose `version` is the program's; the rest says what else figures depend on.
+async fn version(State(app): Shared, request: Request) -> Response<Body> {
+    let answer = app.keys.check(request.headers());
+    let answer = answer.and_then(|()| {
+        let version = serde_json::to_value(&app.version);
+        version.map_err(|e| ApiError::internal(e.to_string()))
+    });
+    respond(
+        app,
+        answer.map(|version| json_response(StatusCode::OK, &version)),
+    )
 }
 
 /// vLLM's: `prompt` or `messages` to ids.
@@ -183,7 +197,8 @@ async fn nothing(State(app): Shared, request: Request) -> Response<Body> {
 
 async fn method(State(app): Shared, request: Request) -> Response<Body> {
     let path = request.uri().path();
-    let is_read = path.starts_with("/v1/models") || path == "/health" || path == "/metrics";
+    let is_read =
+        path.starts_with("/v1/models") || ["/version", "/health", "/metrics"].contains(&path);
     let allowed = if is_read { "GET" } else { "POST" };
     respond(app, Err(ApiError::method(allowed)))
 }

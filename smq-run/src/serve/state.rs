@@ -8,11 +8,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use smq_model::{GenerationSettings, ModelConfig, Tokenizer};
 use tokio::sync::Semaphore;
 
+use super::Version;
 use super::error::{ApiError, ApiResult};
 use super::fields::Fields;
 use super::grammar::Grammars;
 use super::limits::{Keys, Limits};
 use super::metrics::Metrics;
+use super::tool_calls;
 use super::vocabulary::Vocabulary;
 use super::worker::Worker;
 
@@ -20,10 +22,13 @@ use super::worker::Worker;
 pub(super) struct App {
     /// What clients call the model.
     pub(super) name: String,
+    pub(super) version: Version,
     /// Seconds since 1970 at which the server began.
     pub(super) created: u64,
     pub(super) tokenizer: Tokenizer,
     pub(super) vocabulary: Vocabulary,
+    /// How the model writes calls of tools, where that is known.
+    pub(super) tool_calls: Option<tool_calls::Format>,
     /// The model's own.
     pub(super) settings: GenerationSettings,
     /// Tokens that the model knows.
@@ -45,17 +50,19 @@ pub(super) struct App {
 
 impl App {
     pub(super) fn new(
-        model: (String, &ModelConfig, GenerationSettings),
+        model: (String, &ModelConfig, GenerationSettings, Version),
         (tokenizer, vocabulary): (Tokenizer, Vocabulary),
         (worker, metrics): (Worker, Arc<Metrics>),
         (limits, keys): (Limits, Keys),
     ) -> Self {
-        let (name, config, settings) = model;
+        let (name, config, settings, version) = model;
         Self {
             name,
+            version,
             created: now(),
             vocab: config.vocab,
             max_positions: config.max_positions,
+            tool_calls: tool_calls::Format::of(&tokenizer, &vocabulary),
             tokenizer,
             vocabulary,
             settings,

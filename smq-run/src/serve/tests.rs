@@ -11,6 +11,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::metrics::Metrics;
 use super::worker::{Update, Worker};
 
+mod tools;
+
 const PANIC: u32 = 7;
 const FAIL: u32 = 8;
 
@@ -82,7 +84,7 @@ fn worker_behind(gate: Arc<Mutex<()>>) -> Worker {
     let config = ModelConfig::of(&source).unwrap();
     let engine = Fake { config, gate };
     let metrics = Arc::new(Metrics::new("fake").unwrap());
-    Worker::start(Scheduler::new(engine).unwrap(), metrics).unwrap()
+    Worker::start(Scheduler::new(engine).unwrap(), metrics, true).unwrap()
 }
 
 type Receiver = UnboundedReceiver<(usize, Update)>;

@@ -42,14 +42,23 @@ impl StopFilter {
 
 /// The text of one sequence.
 pub(super) struct SequenceText {
+    tokenizer: &'static Tokenizer,
     stream: Option<TextStream<'static>>,
+    /// Special tokens that are shown, which others are not, and how.
+    shown: &'static [(u32, &'static str)],
     stop: StopFilter,
 }
 
 impl SequenceText {
-    pub(super) fn new(tokenizer: &'static Tokenizer, stop: &[String]) -> Self {
+    pub(super) fn new(
+        tokenizer: &'static Tokenizer,
+        stop: &[String],
+        shown: &'static [(u32, &'static str)],
+    ) -> Self {
         Self {
+            tokenizer,
             stream: Some(tokenizer.stream()),
+            shown,
             stop: StopFilter {
                 strings: stop.iter().filter(|s| !s.is_empty()).cloned().collect(),
                 held: String::new(),
@@ -59,17 +68,23 @@ impl SequenceText {
 
     /// The text that a token completes, and whether a stop string has ended it.
     pub(super) fn push(&mut self, token: u32) -> ApiResult<(String, bool)> {
-        match &mut self.stream {
-            None => Ok((String::new(), true)),
-            Some(stream) => {
-                let piece = stream.push(token).map_err(undecodable)?;
-                let (text, ended) = self.stop.push(&piece);
-                if ended {
-                    self.stream = None;
-                }
-                Ok((text, ended))
+        let Some(stream) = &mut self.stream else {
+            return Ok((String::new(), true));
+        };
+        let piece = match self.shown.iter().find(|(id, _)| *id == token) {
+            None => stream.push(token).map_err(undecodable)?,
+            Some((_, shown)) => {
+                // Nothing that comes later changes what was before.
+                let before = std::mem::replace(stream, self.tokenizer.stream());
+                let (rest, _) = before.finish().map_err(undecodable)?;
+                rest + shown
             }
+        };
+        let (text, ended) = self.stop.push(&piece);
+        if ended {
+            self.stream = None;
         }
+        Ok((text, ended))
     }
 
     /// What was held back, and whether there is a stop string in it.

@@ -2,7 +2,8 @@
 //! through a channel; what becomes of each request goes back through the channel that came with it.
 //!
 //! Between two steps the thread takes whatever has come, so that a client that leaves has its pages
-//! freed before the next step.
+//! freed before the next step. What came of a step is told while the device computes the next one,
+//! which does not wait for clients to be woken.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -10,8 +11,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use smq_convert::cli::tell;
 use smq_engine::generate::Stop;
 use smq_engine::serve::{BatchEngine, Event, LogProbs, Request, RequestId, Scheduler};
 use tokio::sync::mpsc::UnboundedSender;
@@ -71,14 +73,18 @@ impl Worker {
     pub(super) fn start<E: BatchEngine + 'static>(
         scheduler: Scheduler<E>,
         metrics: Arc<Metrics>,
+        check_pages: bool,
     ) -> std::io::Result<Self> {
         let (commands, receiver) = channel();
         let shared = Arc::new(Shared::default());
         let thread = Thread {
             scheduler,
-            metrics,
-            shared: shared.clone(),
-            routes: HashMap::new(),
+            routes: Routes {
+                metrics,
+                shared: shared.clone(),
+                by_id: HashMap::new(),
+            },
+            check_pages,
         };
         std::thread::Builder::new()
             .name("scheduler".to_owned())
@@ -149,11 +155,19 @@ struct Route {
     generated_tokens: usize,
 }
 
-struct Thread<E> {
-    scheduler: Scheduler<E>,
+/// Where all events go.
+struct Routes {
     metrics: Arc<Metrics>,
     shared: Arc<Shared>,
-    routes: HashMap<RequestId, Route>,
+    by_id: HashMap<RequestId, Route>,
+}
+
+struct Thread<E> {
+    scheduler: Scheduler<E>,
+    routes: Routes,
+    /// Every page is looked at after every step, for tests: the thread ends at the first one that is
+    /// not where it belongs.
+    check_pages: bool,
 }
 
 /// Says that the thread has ended, however it did.
@@ -165,103 +179,7 @@ impl Drop for Dying {
     }
 }
 
-impl<E: BatchEngine> Thread<E> {
-    fn run(mut self, commands: &Receiver<Command>) {
-        let _dying = Dying(self.shared.clone());
-        loop {
-            if self.routes.is_empty() {
-                self.publish();
-                match commands.recv() {
-                    Ok(command) => self.obey(command),
-                    Err(_) => return,
-                }
-            }
-            loop {
-                match commands.try_recv() {
-                    Ok(command) => self.obey(command),
-                    Err(TryRecvError::Empty) => break,
-                    // What is in work is still answered.
-                    Err(TryRecvError::Disconnected) => break,
-                }
-            }
-            if self.routes.is_empty() {
-                continue;
-            }
-            let scheduler = &mut self.scheduler;
-            match catch_unwind(AssertUnwindSafe(|| scheduler.step())) {
-                Ok(events) => {
-                    let now = Instant::now();
-                    for event in events {
-                        self.deliver(event, now);
-                    }
-                }
-                Err(panic) => self.recover(&panic_message(&*panic)),
-            }
-            self.publish();
-        }
-    }
-
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::Submit {
-                ticket,
-                requests,
-                arrived,
-                updates,
-            } => {
-                for (index, request) in requests.into_iter().enumerate() {
-                    let prompt_tokens = request.prompt.len();
-                    match self.scheduler.submit(request) {
-                        Ok(id) => {
-                            let route = Route {
-                                ticket,
-                                index,
-                                updates: updates.clone(),
-                                arrived,
-                                last: None,
-                                waits: true,
-                                prompt_tokens,
-                                generated_tokens: 0,
-                            };
-                            self.routes.insert(id, route);
-                        }
-                        Err(error) => {
-                            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-                            self.metrics.finished(Finish::Error);
-                            let _ = updates.send((index, Update::Refused(error.to_string())));
-                        }
-                    }
-                }
-            }
-            Command::Cancel(ticket, index) => {
-                let is_meant = |route: &Route| {
-                    route.ticket == ticket && index.is_none_or(|index| route.index == index)
-                };
-                let ids = self.routes.iter().filter(|(_, route)| is_meant(route));
-                let ids: Vec<RequestId> = ids.map(|(id, _)| *id).collect();
-                // One whose text is complete has not been left by its client.
-                let finish = index.map_or(Finish::Abort, |_| Finish::Stop);
-                for id in ids {
-                    self.end(id, finish);
-                }
-            }
-        }
-    }
-
-    /// Ends a sequence of which nobody wants more.
-    fn end(&mut self, id: RequestId, finish: Finish) {
-        if let Some(route) = self.routes.remove(&id) {
-            self.begun(&route);
-            self.metrics.finished(finish);
-            if matches!(finish, Finish::Stop) {
-                let (prompt, generated) = (route.prompt_tokens, route.generated_tokens);
-                self.metrics
-                    .answered(route.arrived.elapsed(), prompt, generated);
-            }
-            self.scheduler.cancel(id);
-        }
-    }
-
+impl Routes {
     /// A sequence that was waiting does no longer.
     fn begun(&self, route: &Route) {
         if route.waits {
@@ -269,12 +187,19 @@ impl<E: BatchEngine> Thread<E> {
         }
     }
 
-    fn deliver(&mut self, event: Event, now: Instant) {
+    /// Tells events that came at `now`, and leaves none; `left` are sequences that nobody wants any
+    /// more.
+    fn tell(&mut self, events: &mut Vec<Event>, now: Instant, left: &mut Vec<RequestId>) {
+        for event in events.drain(..) {
+            left.extend(self.deliver(event, now));
+        }
+    }
+
+    /// Tells an event; the sequence where nobody wants more of it.
+    fn deliver(&mut self, event: Event, now: Instant) -> Option<RequestId> {
         let id = event.id();
         // A sequence that was cancelled has no route.
-        let Some(route) = self.routes.get_mut(&id) else {
-            return;
-        };
+        let route = self.by_id.get_mut(&id)?;
         if std::mem::take(&mut route.waits) {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
         }
@@ -319,18 +244,168 @@ impl<E: BatchEngine> Thread<E> {
         };
         let is_gone = route.updates.send((route.index, update)).is_err();
         if is_last {
-            self.routes.remove(&id);
-        } else if is_gone {
-            self.end(id, Finish::Abort);
+            self.by_id.remove(&id);
+        }
+        (is_gone && !is_last).then_some(id)
+    }
+}
+
+impl<E: BatchEngine> Thread<E> {
+    fn run(mut self, commands: &Receiver<Command>) {
+        let _dying = Dying(self.routes.shared.clone());
+        // What came of the last step, and when. It is told while the next one is computed.
+        let mut untold = Vec::new();
+        let mut now = Instant::now();
+        // When the last step was done with, or work came.
+        let mut between = Instant::now();
+        loop {
+            if self.routes.by_id.is_empty() {
+                self.publish();
+                if !self.pages_are_right() {
+                    return;
+                }
+                match commands.recv() {
+                    Ok(command) => self.obey(command),
+                    Err(_) => return,
+                }
+                between = Instant::now();
+            }
+            loop {
+                match commands.try_recv() {
+                    Ok(command) => self.obey(command),
+                    Err(TryRecvError::Empty) => break,
+                    // What is in work is still answered.
+                    Err(TryRecvError::Disconnected) => break,
+                }
+            }
+            if self.routes.by_id.is_empty() {
+                continue;
+            }
+            let engine = self.scheduler.counters().engine_nanos;
+            let Self {
+                scheduler, routes, ..
+            } = &mut self;
+            let mut left = Vec::new();
+            let meanwhile = || routes.tell(&mut untold, now, &mut left);
+            let stepped = catch_unwind(AssertUnwindSafe(|| scheduler.step_while(meanwhile)));
+            now = Instant::now();
+            match stepped {
+                Ok(events) => untold = events,
+                Err(panic) => {
+                    // What came before is told first.
+                    self.routes.tell(&mut untold, now, &mut left);
+                    self.recover(&panic_message(&*panic));
+                }
+            }
+            // Where nothing is computed next, nothing is to be waited for.
+            let last = untold.iter().filter(|event| event.is_last()).count();
+            if last == self.routes.by_id.len() {
+                self.routes.tell(&mut untold, now, &mut left);
+            }
+            for id in left {
+                self.end(id, Finish::Abort);
+            }
+            self.publish();
+            if !self.pages_are_right() {
+                return;
+            }
+            let engine = self.scheduler.counters().engine_nanos - engine;
+            let all = between.elapsed();
+            between += all;
+            let host = all.saturating_sub(Duration::from_nanos(engine));
+            self.routes.metrics.host(host);
+        }
+    }
+
+    /// Whether no page is lost or in two sequences, where that is to be checked.
+    fn pages_are_right(&self) -> bool {
+        if !self.check_pages {
+            return true;
+        }
+        match self.scheduler.check() {
+            Ok(()) => {
+                self.routes.metrics.page_check();
+                true
+            }
+            Err(fault) => {
+                tell(&format!("the pages are wrong after a step: {fault}"));
+                false
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit {
+                ticket,
+                requests,
+                arrived,
+                updates,
+            } => {
+                for (index, request) in requests.into_iter().enumerate() {
+                    let prompt_tokens = request.prompt.len();
+                    match self.scheduler.submit(request) {
+                        Ok(id) => {
+                            let route = Route {
+                                ticket,
+                                index,
+                                updates: updates.clone(),
+                                arrived,
+                                last: None,
+                                waits: true,
+                                prompt_tokens,
+                                generated_tokens: 0,
+                            };
+                            self.routes.by_id.insert(id, route);
+                        }
+                        Err(error) => {
+                            self.routes.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+                            self.routes.metrics.finished(Finish::Error);
+                            let _ = updates.send((index, Update::Refused(error.to_string())));
+                        }
+                    }
+                }
+            }
+            Command::Cancel(ticket, index) => {
+                let is_meant = |route: &Route| {
+                    route.ticket == ticket && index.is_none_or(|index| route.index == index)
+                };
+                let ids = self
+                    .routes
+                    .by_id
+                    .iter()
+                    .filter(|(_, route)| is_meant(route));
+                let ids: Vec<RequestId> = ids.map(|(id, _)| *id).collect();
+                // One whose text is complete has not been left by its client.
+                let finish = index.map_or(Finish::Abort, |_| Finish::Stop);
+                for id in ids {
+                    self.end(id, finish);
+                }
+            }
+        }
+    }
+
+    /// Ends a sequence of which nobody wants more.
+    fn end(&mut self, id: RequestId, finish: Finish) {
+        if let Some(route) = self.routes.by_id.remove(&id) {
+            self.routes.begun(&route);
+            self.routes.metrics.finished(finish);
+            if matches!(finish, Finish::Stop) {
+                let (prompt, generated) = (route.prompt_tokens, route.generated_tokens);
+                self.routes
+                    .metrics
+                    .answered(route.arrived.elapsed(), prompt, generated);
+            }
+            self.scheduler.cancel(id);
         }
     }
 
     /// After a panic within a step nothing can be said of the sequences in it: all fail, and the
     /// next ones begin anew.
     fn recover(&mut self, message: &str) {
-        for (id, route) in std::mem::take(&mut self.routes) {
-            self.begun(&route);
-            self.metrics.finished(Finish::Error);
+        for (id, route) in std::mem::take(&mut self.routes.by_id) {
+            self.routes.begun(&route);
+            self.routes.metrics.finished(Finish::Error);
             let failed = Update::Failed(format!("the engine panicked: {message}"));
             let _ = route.updates.send((route.index, failed));
             self.scheduler.cancel(id);
@@ -338,7 +413,7 @@ impl<E: BatchEngine> Thread<E> {
     }
 
     fn publish(&self) {
-        self.metrics.scheduler(&self.scheduler.counters());
+        self.routes.metrics.scheduler(&self.scheduler.counters());
     }
 }
 

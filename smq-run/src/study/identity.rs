@@ -6,6 +6,7 @@ use std::path::Path;
 use smq_convert::Checkpoint;
 
 use super::contract::Contract;
+use super::online::Online;
 use super::record::{Environment, ModelIdentity};
 use crate::measure::Machine;
 use smq_engine::GpuInfo;
@@ -49,6 +50,8 @@ pub(crate) fn checkpoint(checkpoint: &Checkpoint) -> anyhow::Result<ModelIdentit
 #[derive(Debug, Clone)]
 pub(crate) struct Surroundings {
     contract_blake3: String,
+    /// Of the online half's file, in its lines.
+    online_blake3: Option<String>,
     model: ModelIdentity,
     machine: Machine,
     kernels_blake3: BTreeMap<String, String>,
@@ -60,9 +63,19 @@ impl Surroundings {
     pub(crate) fn new(contract: &Contract, model: ModelIdentity) -> Self {
         Self {
             contract_blake3: contract.blake3.clone(),
+            online_blake3: None,
             model,
             machine: Machine::this(),
             kernels_blake3: compile::hashes(),
+        }
+    }
+
+    /// The same for lines of the online half.
+    #[must_use]
+    pub(crate) fn online(self, online: &Online) -> Self {
+        Self {
+            online_blake3: Some(online.blake3.clone()),
+            ..self
         }
     }
 
@@ -73,6 +86,7 @@ impl Surroundings {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: COMMIT.to_owned(),
             contract_blake3: self.contract_blake3.clone(),
+            online_blake3: self.online_blake3.clone(),
             model: self.model.clone(),
             command: command.to_vec(),
             time: jiff::Timestamp::now()
@@ -93,10 +107,13 @@ impl Surroundings {
     /// What tells a line measured elsewhere apart: the key, here, there.
     #[must_use]
     pub(crate) fn difference(&self, line: &Environment) -> Option<(&'static str, String, String)> {
+        let of_online = |hash: &Option<String>| hash.clone().unwrap_or("none".to_owned());
+        let (here, there) = (&self.online_blake3, &line.online_blake3);
         let pairs = [
             ("model", &self.model.id, &line.model.id),
             ("commit", &COMMIT.to_owned(), &line.commit),
             ("contract", &self.contract_blake3, &line.contract_blake3),
+            ("online workload", &of_online(here), &of_online(there)),
         ];
         let (key, here, there) = pairs.into_iter().find(|(_, a, b)| a != b)?;
         Some((key, here.clone(), there.clone()))

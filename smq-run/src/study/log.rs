@@ -1,4 +1,5 @@
-//! `raw/matrix.jsonl`: appended to, a line at a time, by one run at a time.
+//! `raw/matrix.jsonl`, and `raw/online.jsonl` of the online half: appended to, a line at a time, by
+//! one run at a time.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -12,8 +13,8 @@ use super::record::{Body, Line};
 
 /// The file, under the results directory.
 pub(crate) const RAW: &str = "raw/matrix.jsonl";
-/// The same, packed by gzip: for keeping, and read by the report where the other is not there.
-const PACKED: &str = "raw/matrix.jsonl.gz";
+/// That of the online half.
+pub(crate) const RAW_ONLINE: &str = "raw/online.jsonl";
 
 /// Longest log, unpacked; the study's has some megabytes.
 const MAX_BYTES: u64 = 1 << 30;
@@ -28,15 +29,20 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Opens the log of `out`, or begins it; a last line that a killed run left unfinished is cut
-    /// off.
+    /// Opens the log of `out` that is called `name`, or begins it; a last line that a killed run left
+    /// unfinished is cut off.
     ///
     /// # Errors
     /// Another run that writes to it, a line that is damaged, or one from another model, commit or
     /// contract unless `allow_mixed`.
-    pub(crate) fn open(out: &Path, here: &Surroundings, allow_mixed: bool) -> anyhow::Result<Self> {
-        let path = out.join(RAW);
-        let packed = out.join(PACKED);
+    pub(crate) fn open(
+        out: &Path,
+        name: &str,
+        here: &Surroundings,
+        allow_mixed: bool,
+    ) -> anyhow::Result<Self> {
+        let path = out.join(name);
+        let packed = packed(out, name);
         if packed.exists() && !path.exists() {
             bail!(
                 "{}: is packed; unpack it to go on (gunzip)",
@@ -110,12 +116,23 @@ impl Log {
     }
 }
 
-/// The lines of `out`'s log, for a report.
+/// A log packed by gzip: for keeping, and read by the report where the other is not there.
+fn packed(out: &Path, name: &str) -> PathBuf {
+    out.join(format!("{name}.gz"))
+}
+
+/// Whether `out` has that log, packed or not.
+#[must_use]
+pub(crate) fn exists(out: &Path, name: &str) -> bool {
+    out.join(name).exists() || packed(out, name).exists()
+}
+
+/// The lines of a log of `out`, for a report.
 ///
 /// # Errors
 /// If there is none, or a line is damaged.
-pub(crate) fn read(out: &Path) -> anyhow::Result<Vec<Line>> {
-    let (path, packed) = (out.join(RAW), out.join(PACKED));
+pub(crate) fn read(out: &Path, name: &str) -> anyhow::Result<Vec<Line>> {
+    let (path, packed) = (out.join(name), packed(out, name));
     if packed.exists() && !path.exists() {
         let context = || format!("{}: cannot read it", packed.display());
         let file = File::open(&packed).with_context(context)?;

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   contract -> plan -> convert -> a process a repeat (worker) -> raw/matrix.jsonl
-//!   raw/matrix.jsonl -> report.md, summary/*.csv, plots/*.svg
+//!   contract -> online -> convert -> a server a repeat -> raw/online.jsonl
+//!   raw/matrix.jsonl, raw/online.jsonl -> report.md, summary/*.csv, plots/*.svg
 //! ```
 
 pub(crate) mod contract;
@@ -11,10 +12,12 @@ mod energy;
 mod gpu_state;
 mod identity;
 pub(crate) mod log;
+pub(crate) mod online;
 pub(crate) mod plan;
 mod record;
 pub(crate) mod report;
 pub(crate) mod runner;
 mod scale_errors;
 mod statistics;
+mod weights;
 pub(crate) mod worker;

@@ -13,11 +13,11 @@ use smq_engine::GpuInfo;
 use smq_engine::LoadReport;
 use smq_engine::Summary;
 
-/// One line of `raw/matrix.jsonl`.
+/// One line of `raw/matrix.jsonl` or `raw/online.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Line {
     /// What figures are traced by: `C4/p128/o64/r1`, `C4/energy`, `C4/file`, `errors/search/e5m3`,
-    /// `errors/exact`.
+    /// `errors/exact`, `C4/online/c8/r1`.
     pub id: String,
     /// What was measured.
     #[serde(flatten)]
@@ -38,6 +38,8 @@ pub(crate) enum Body {
     Energy(Box<EnergyRecord>),
     /// Weights' errors of one rule and width.
     ScaleErrors(Box<ScaleErrorsRecord>),
+    /// A number of clients of a server, once.
+    Online(Box<OnlineRecord>),
     /// Something that was not measured, and why.
     Absent {
         /// One sentence.
@@ -54,6 +56,9 @@ pub(crate) struct Environment {
     pub commit: String,
     /// BLAKE3 of the contract.
     pub contract_blake3: String,
+    /// BLAKE3 of the online half's file, in its lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub online_blake3: Option<String>,
     /// The checkpoint.
     pub model: ModelIdentity,
     /// The command that measured this, and whoever repeats it runs.
@@ -271,6 +276,48 @@ pub(crate) struct ScaleErrorsRecord {
     pub rows_per_tensor: usize,
     /// Their errors.
     pub tensors: Vec<TensorErrors>,
+}
+
+/// So many clients of a server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OnlineRecord {
+    /// The config.
+    pub config: String,
+    /// Number of the server, from 1.
+    pub repeat: usize,
+    /// As [`FileRecord::index_blake3`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index_blake3: Option<String>,
+    /// The server's command; the line's is the one that put the load on it.
+    pub server: Vec<String>,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// Tokens of each prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated after it.
+    pub output_tokens: usize,
+    /// Requests.
+    pub num_prompts: usize,
+    /// What the clients saw, with the names that `vllm bench serve` gives it: `max_concurrency`,
+    /// `output_throughput`, `median_ttft_ms` and so on.
+    pub figures: serde_json::Map<String, serde_json::Value>,
+    /// The GPU right before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_before: Option<GpuState>,
+    /// The GPU right after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_after: Option<GpuState>,
+    /// `throttled`, `hot`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
+}
+
+impl OnlineRecord {
+    /// A figure by its name.
+    #[must_use]
+    pub(crate) fn figure(&self, name: &str) -> Option<f64> {
+        self.figures.get(name)?.as_f64()
+    }
 }
 
 /// What quantization did to a tensor, or to a sample of its rows.

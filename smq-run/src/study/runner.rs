@@ -1,25 +1,29 @@
 //! Runs the experiment: makes what is missing, starts a process for each repeat, writes down what
 //! it says.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use smq_convert::cli::print_notes;
-use smq_convert::{Checkpoint, ConvertOptions, convert};
+use smq_convert::{Checkpoint, ConvertOptions};
 use smq_format::SmqFile;
 
 use super::contract::Contract;
 use super::conversion::Conversion;
 use super::gpu_state::Meter;
-use super::identity::{self, COMMIT, Surroundings};
-use super::log::Log;
+use super::identity::{self, Surroundings};
+use super::log::{Log, RAW};
 use super::plan::{Group, Kind, Plan, Process, Selection, cell_id, energy_id, file_id};
-use super::record::{Body, CellRecord, EnergyRecord, FileRecord, Line, TensorErrors};
+use super::record::{
+    Body, CellRecord, EnergyRecord, FileRecord, Line, ModelIdentity, TensorErrors,
+};
 use super::scale_errors::Sample;
+use super::weights::{self, Weights, hex};
 use super::worker::{ON_CPU, Reply};
 use smq_engine::Device;
 use smq_engine::GpuInfo;
@@ -59,35 +63,68 @@ pub(crate) struct Outcome {
     pub failed: Vec<(String, String)>,
 }
 
+/// What every run begins with.
+pub(super) struct Start {
+    pub(super) contract: Contract,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) model: ModelIdentity,
+    pub(super) config: ModelConfig,
+    /// What is asked for, configs by their ids.
+    pub(super) selection: Selection,
+}
+
+impl Start {
+    /// Reads the contract and opens the checkpoint.
+    ///
+    /// # Errors
+    /// If one of them cannot be read, or the contract lacks a config that is asked for.
+    pub(super) fn of(options: &MatrixOptions) -> anyhow::Result<Self> {
+        let contract = Contract::load(&options.contract)?;
+        let mut selection = options.selection.clone();
+        for id in &mut selection.only {
+            let Some(config) = contract.meant(id) else {
+                bail!(
+                    "--only: there is no config {id:?} in {}; it has {}",
+                    contract.path.display(),
+                    contract.ids()
+                );
+            };
+            id.clone_from(&config.id);
+        }
+        ensure!(
+            options.model.is_dir(),
+            "{}: is no checkpoint directory, which the matrix starts from",
+            options.model.display()
+        );
+        let checkpoint = Checkpoint::open(&options.model)?;
+        print_notes(checkpoint.notes());
+        let model = identity::checkpoint(&checkpoint)?;
+        let config = ModelConfig::from_json(&std::fs::read(checkpoint.config_path())?)?;
+        Ok(Self {
+            contract,
+            checkpoint,
+            model,
+            config,
+            selection,
+        })
+    }
+}
+
 /// Measures everything that is asked for and not measured yet.
 ///
 /// # Errors
 /// A contract or selection that is wrong, results that are something else's, a conversion or the
 /// log that fails. A process that fails does not end the run: the outcome names it.
 pub(crate) fn run(options: &MatrixOptions) -> anyhow::Result<Outcome> {
-    let contract = Contract::load(&options.contract)?;
-    let mut selection = options.selection.clone();
-    for id in &mut selection.only {
-        let Some(config) = contract.meant(id) else {
-            bail!(
-                "--only: there is no config {id:?} in {}; it has {}",
-                contract.path.display(),
-                contract.ids()
-            );
-        };
-        id.clone_from(&config.id);
-    }
-    ensure!(
-        options.model.is_dir(),
-        "{}: is no checkpoint directory, which the matrix starts from",
-        options.model.display()
-    );
-    let checkpoint = Checkpoint::open(&options.model)?;
-    print_notes(checkpoint.notes());
-    let model = identity::checkpoint(&checkpoint)?;
-    let config = ModelConfig::from_json(&std::fs::read(checkpoint.config_path())?)?;
+    let Start {
+        contract,
+        checkpoint,
+        model,
+        config,
+        selection,
+    } = Start::of(options)?;
     let surroundings = Surroundings::new(&contract, model);
-    let log = Log::open(&options.out, &surroundings, options.allow_mixed)?;
+    let log = Log::open(&options.out, RAW, &surroundings, options.allow_mixed)?;
     let no_meter = match options.device {
         Device::Cpu => Some(ON_CPU.to_owned()),
         Device::Auto | Device::Cuda => Meter::open().err(),
@@ -99,9 +136,7 @@ pub(crate) fn run(options: &MatrixOptions) -> anyhow::Result<Outcome> {
         no_meter.as_deref(),
         |id| log.has(id),
     );
-    let progress = ProgressBar::new(plan.steps() as u64).with_style(ProgressStyle::with_template(
-        "{bar:24} {pos}/{len} {msg}, {elapsed} elapsed, {eta} left",
-    )?);
+    let progress = bar(plan.steps())?;
     let mut run = Run {
         options,
         contract: &contract,
@@ -167,14 +202,8 @@ impl Run<'_> {
         }
         self.step(&format!("{}: weights ready", first.id));
         let weights = match &made {
-            None => Weights {
-                path: self.options.model.clone(),
-                index_blake3: None,
-            },
-            Some((path, _)) => Weights {
-                path: path.clone(),
-                index_blake3: Some(hex(&SmqFile::open(path)?.header().index.hash)),
-            },
+            None => Weights::of_checkpoint(&self.options.model),
+            Some((path, _)) => Weights::of_file(path)?,
         };
         let mut broken: Vec<&str> = Vec::new();
         for process in &group.processes {
@@ -185,35 +214,20 @@ impl Run<'_> {
             self.step(&describe_process(process));
         }
         if let Some((path, _)) = &made {
-            std::fs::remove_file(path)
-                .with_context(|| format!("{}: cannot delete it", path.display()))?;
+            weights::delete(path)?;
         }
         Ok(())
     }
 
-    /// The file of a config, made unless an earlier run left it; and how long that took.
+    /// The file of a config, and how long it took to make.
     fn convert(
         &self,
         id: &str,
         how: &ConvertOptions,
     ) -> anyhow::Result<(PathBuf, Option<Duration>)> {
-        let work = &self.options.work;
-        std::fs::create_dir_all(work)
-            .with_context(|| format!("{}: cannot create it", work.display()))?;
-        // Its name says all that decides its bytes, so one that is there is the right one, and
-        // whole.
-        let of = format!("{} {COMMIT} {how:?}", self.surroundings.model().id);
-        let hash = blake3::hash(of.as_bytes()).to_hex();
-        let path = work.join(format!("{id}-{}.smq", &hash[..16]));
-        if path.exists() {
-            return Ok((path, None));
-        }
         self.progress.set_message(format!("{id}: converting"));
-        let summary = convert(self.checkpoint, &path, how, &|_| {
-            self.progress.tick();
-            true
-        })?;
-        Ok((path, Some(summary.elapsed)))
+        let from = (self.checkpoint, self.surroundings.model());
+        weights::make(&self.options.work, from, id, how, || self.progress.tick())
     }
 
     /// Runs a process and writes down what it says; false if it fails.
@@ -244,14 +258,7 @@ impl Run<'_> {
         if status.success() {
             return Ok(true);
         }
-        let mut text = String::new();
-        stderr.rewind()?;
-        stderr.read_to_string(&mut text)?;
-        let said = text.lines().rfind(|l| !l.trim().is_empty());
-        let reason = match said {
-            Some(said) => said.trim_start_matches("error: ").to_owned(),
-            None => format!("the process ended with {status}"),
-        };
+        let reason = why(&mut stderr, status)?;
         self.absent(&process.config, &reason)?;
         self.outcome.failed.push((what, reason));
         Ok(false)
@@ -349,28 +356,41 @@ impl Run<'_> {
         })
     }
 
-    /// A step is done. Where there is no terminal to draw on, a line says so.
     fn step(&self, what: &str) {
-        self.progress.inc(1);
-        if self.progress.is_hidden() {
-            let (done, all) = (
-                self.progress.position(),
-                self.progress.length().unwrap_or(0),
-            );
-            let left = self.progress.eta().as_secs();
-            smq_convert::cli::tell(&format!("{done}/{all} {what}, {left} s left"));
-        }
+        step(&self.progress, what);
     }
 }
 
-/// What a process runs from.
-struct Weights {
-    path: PathBuf,
-    index_blake3: Option<String>,
+/// A bar over so many steps.
+pub(super) fn bar(steps: usize) -> anyhow::Result<ProgressBar> {
+    let style =
+        ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}, {elapsed} elapsed, {eta} left")?;
+    Ok(ProgressBar::new(steps as u64).with_style(style))
 }
 
-fn hex(hash: &[u8; 32]) -> String {
-    blake3::Hash::from_bytes(*hash).to_hex().to_string()
+/// A step is done. Where there is no terminal to draw on, a line says so.
+pub(super) fn step(progress: &ProgressBar, what: &str) {
+    progress.inc(1);
+    if progress.is_hidden() {
+        let (done, all) = (progress.position(), progress.length().unwrap_or(0));
+        let left = progress.eta().as_secs();
+        smq_convert::cli::tell(&format!("{done}/{all} {what}, {left} s left"));
+    }
+}
+
+/// Why a process failed: the last line of its standard error, or its status.
+///
+/// # Errors
+/// If its standard error cannot be read.
+pub(super) fn why(stderr: &mut File, status: ExitStatus) -> std::io::Result<String> {
+    let mut text = String::new();
+    stderr.rewind()?;
+    stderr.read_to_string(&mut text)?;
+    let said = text.lines().rfind(|l| !l.trim().is_empty());
+    Ok(match said {
+        Some(said) => said.trim_start_matches("error: ").to_owned(),
+        None => format!("the process ended with {status}"),
+    })
 }
 
 fn describe_process(process: &Process) -> String {

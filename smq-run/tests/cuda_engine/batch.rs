@@ -19,7 +19,12 @@ use crate::reference::{Path, Reference};
 const KV_TOKENS: usize = 65_536;
 
 fn engine(source: &Source) -> CudaBatch {
+    engine_with(source, false)
+}
+
+fn engine_with(source: &Source, fast_nondeterministic: bool) -> CudaBatch {
     let options = BatchOptions {
+        fast_nondeterministic,
         kv_tokens: Some(KV_TOKENS),
         max_rows: 64,
         ..BatchOptions::default()
@@ -296,9 +301,63 @@ pub(crate) fn invariant_c4() -> Outcome {
     invariant(&Model::fixture().quantized(E5M5, "mlp"))
 }
 
+/// A sequence alone by the kernel of one sequence, its pages in any order, on both sides of a page's
+/// end and of LongRoPE's switch: the log-probabilities of its tokens against the CPU's.
+fn fast_alone(model: &Model, vocab: Option<u32>) -> Outcome {
+    let source = model.open();
+    let mut engine = engine_with(&source, true);
+    let mut cpu = CpuEngine::load(&source).unwrap();
+    let mut random = StdRng::seed_from_u64(4);
+    for len in [1, 55, 63, 64, 130, 700] {
+        let mut free = Free::of(&engine, &mut random);
+        let mut tokens = match vocab {
+            None => sample_tokens(len),
+            Some(vocab) => any_tokens(len, vocab),
+        };
+        let text = alone(&mut engine, &tokens, &mut free);
+        tokens.extend(text.iter().map(|(token, _)| *token));
+        let expected = cpu.scores(&tokens).unwrap();
+        let reference = Reference::of_pass(&source, &tokens, [tokens.len()]);
+        let bound = 3.0 * reference.bound(tokens.len(), Path::WidenedPrompt);
+        for (at, ((_, found), expected)) in text.iter().zip(&expected[len - 1..]).enumerate() {
+            let off = (f64::from(f32::from_bits(*found)) - expected.log_prob).abs();
+            if off.is_nan() || off > bound {
+                return Err(
+                    format!("token {at} behind {len}: off by {off}, {bound} allowed").into(),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn fast_c0() -> Outcome {
+    fast_alone(&Model::fixture(), None)
+}
+
+pub(crate) fn fast_int4() -> Outcome {
+    fast_alone(&Model::fixture().quantized(E5M5, WITH_HEAD), None)
+}
+
+/// Projections apart, queries in groups.
+pub(crate) fn fast_llama_int4() -> Outcome {
+    let model = Model::synthetic(&llama()).quantized_in_groups(E5M5, "all", 64);
+    fast_alone(&model, Some(1000))
+}
+
 pub(crate) fn invariant_lut4() -> Outcome {
     let method = lut4_method(ScaleChoice::e5(3), 128, LevelChoice::Learned);
     invariant(&Model::fixture().quantized_as(method, WITH_HEAD))
+}
+
+pub(crate) fn scores_fp8() -> Outcome {
+    scores(&Model::fixture().quantized_as(Method::Fp8, "all"), None)
+}
+
+/// By cuBLASLt, whose algorithm is one for all steps.
+pub(crate) fn invariant_fp8() -> Outcome {
+    invariant(&Model::fixture().quantized_as(Method::Fp8, "mlp"))?;
+    invariant(&Model::fixture().quantized_as(Method::Fp8, "all"))
 }
 
 /// The GPU draws what the host draws from the same logits, but for numbers that fall between two

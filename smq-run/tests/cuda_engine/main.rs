@@ -73,16 +73,21 @@ fn tests() -> Vec<(String, Test)> {
         let test = move || logits::quantized(scales);
         add(&format!("logits_{scales}"), Box::new(test));
     }
-    let fixed: [(&str, Plain); 43] = [
+    let fixed: [(&str, Plain); 48] = [
         ("batch_scores_c0", batch::scores_c0),
         ("batch_scores_int4", batch::scores_int4),
         ("batch_scores_lut4", batch::scores_lut4),
         ("batch_scores_nf4", batch::scores_nf4),
+        ("batch_scores_fp8", batch::scores_fp8),
         ("batch_scores_llama_int4", batch::scores_llama_int4),
         ("batch_invariant_c0", batch::invariant_c0),
         ("batch_invariant_c4", batch::invariant_c4),
         ("batch_invariant_int4", batch::invariant_int4),
+        ("batch_invariant_fp8", batch::invariant_fp8),
         ("batch_invariant_lut4", batch::invariant_lut4),
+        ("batch_fast_c0", batch::fast_c0),
+        ("batch_fast_int4", batch::fast_int4),
+        ("batch_fast_llama_int4", batch::fast_llama_int4),
         ("batch_choices", batch::choices),
         ("logits_nf4", logits::nf4),
         ("logits_lut4", logits::lut4),

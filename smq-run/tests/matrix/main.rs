@@ -2,6 +2,7 @@
 //! `smq-run report`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
+mod online;
 mod quality;
 mod refusals;
 mod report;

@@ -141,6 +141,10 @@ fn the_small_paths_answer() {
     assert_eq!(model["max_model_len"], 8192);
     assert_eq!(server.get("/v1/models/phi3-tiny").json(), *model);
     assert_eq!(server.get("/v1/models/other").status, 404);
+    let version = server.get("/version").json();
+    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(version["device"], "cpu");
+    assert!(version["commit"].is_string() && version.get("gpu").is_none());
     let health = server.get("/health");
     assert_eq!((health.status, health.body.len()), (200, 0));
 

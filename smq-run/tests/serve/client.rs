@@ -41,9 +41,11 @@ impl Server {
             model,
             "--port",
             port,
+            "--check-pages",
         ]);
         let mut child = command
             .args(options)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -143,6 +145,10 @@ impl Server {
         let id = self.child.id().to_string();
         let sent = Command::new("kill").args([name, &id]).status().unwrap();
         assert!(sent.success());
+    }
+
+    pub(crate) fn close_stdin(&mut self) {
+        drop(self.child.stdin.take());
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {

@@ -126,6 +126,11 @@ fn many_clients_get_their_own_answers() {
         + server.metric("vllm:request_success_total", "stop");
     assert_eq!(done, 200.0);
     assert_eq!(server.metric("vllm:request_success_total", "error"), 0.0);
+    // After every step each page was where it belongs; the server ends where one is not.
+    let steps = server.metric("smq:steps_total", "");
+    assert!(steps > 0.0 && server.metric("smq:page_checks_total", "") >= steps);
+    assert!(server.metric("smq:engine_seconds_total", "") > 0.0);
+    assert!(server.metric("smq:host_seconds_total", "") > 0.0);
 
     fn ask(which: usize) -> serde_json::Value {
         let prompt = ["The cat", "A dog and", "Once", "In the morning the"][which % 4];
@@ -154,6 +159,15 @@ fn a_signal_drains_and_a_second_one_ends() {
     server.signal("-TERM");
     assert_eq!(server.wait().code(), Some(130));
     drop(running);
+
+    // Whoever started it through a pipe has ended.
+    let mut server = Server::start(&["--until-stdin-ends"]);
+    let mut running = server.begun(&long(300));
+    server.close_stdin();
+    let mut rest = String::new();
+    running.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("data: [DONE]"), "{rest}");
+    assert_eq!(server.wait().code(), Some(0));
 
     // What was begun before it was killed does not keep the next one from the address.
     let server = Server::start(&[]);

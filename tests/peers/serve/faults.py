@@ -2,7 +2,7 @@
 """Faults that take longer than the tests of smq-run: many requests, random departures, and a server
 that is killed.
 
-    faults.py SMQ_RUN MODEL [--requests 10000] [--concurrency 64] [--seconds 120]
+    faults.py SMQ_RUN MODEL [--requests 10000] [--concurrency 64] [--seconds 120] [--only random]
 
 Starts servers of its own on the CPU and ends with an error if something does not hold:
 
@@ -10,7 +10,8 @@ Starts servers of its own on the CPU and ends with an error if something does no
    of them with the tokens that the same prompt has alone, and the server's memory does not grow
    over the second half.
 2. SECONDS of random traffic: whole answers, streams, several samples, refusals, and clients that
-   leave at every stage. Whoever stays gets the answer that the request has alone; in the end
+   leave at every stage. Whoever stays gets the answer that the request has alone; after every
+   step the server checks that no page is lost or in two sequences (--check-pages), and in the end
    nothing runs, waits or holds a page.
 3. The server is killed under load and started again on its port: every client sees an error or a
    whole answer, and the next one is served.
@@ -177,6 +178,7 @@ def random_traffic(args):
         "40",
         "--max-queue",
         "32",
+        "--check-pages",
     ]
     server = Server(args.smq_run, args.model, options=options)
     alone = server.connect()
@@ -246,8 +248,12 @@ def random_traffic(args):
         f" preemptions {server.metric('vllm:num_preemptions_total'):.0f};"
         f" pages held in the end: {server.metric('vllm:kv_cache_usage_perc'):.0f}"
     )
+    steps, checks = server.metric("smq:steps_total"), server.metric("smq:page_checks_total")
+    print(f"  steps {steps:.0f}; all pages checked {checks:.0f} times")
     assert again == expected
     assert server.metric("vllm:request_success_total", "error") == 0
+    # The server stops at a page that is lost or in two sequences.
+    assert checks >= steps > 0
     server.end()
 
 
@@ -313,10 +319,11 @@ def main():
     parser.add_argument("--requests", type=int, default=10000)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--only", choices=["many", "random", "killed"])
     args = parser.parse_args()
-    many(args)
-    random_traffic(args)
-    killed(args)
+    for name, part in [("many", many), ("random", random_traffic), ("killed", killed)]:
+        if args.only in (None, name):
+            part(args)
     print("all of it holds")
 
 

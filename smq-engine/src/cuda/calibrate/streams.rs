@@ -350,7 +350,7 @@ impl Streams {
                 .i32(0)
                 .ptr(self.rotations.ptr()),
         };
-        let kind = Attention::of(m, Rows::One);
+        let kind = Attention::of(c, m, Rows::One);
         let [attention, _] = kind.kernels(&common.kernels, c)?;
         let attention = Call {
             kernel: attention,

@@ -12,6 +12,7 @@ use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::{DeviceBuffer, Span};
 use super::module::Kernel;
+use super::prefill::attention::KEYS;
 use super::state::State;
 use super::stream::Stream;
 use super::weights::{DeviceMatrix, DeviceModel};
@@ -61,12 +62,22 @@ pub(super) struct Parts<'a> {
     pub cache: &'a Cache,
 }
 
+/// Where a step finds what else it needs of a sequence whose keys and values lie in pages.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Paged {
+    /// The frequencies of its factors, f32 `[rotary_dim / 2]`.
+    pub inv_freq: u64,
+    /// The numbers of its pages in order, i32 each.
+    pub pages: u64,
+}
+
 /// The kernel for one model's products.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     plan: Plan,
     kernel: Arc<Kernel>,
     launch: Launch,
+    paged: Option<Paged>,
 }
 
 impl Decoder {
@@ -79,14 +90,28 @@ impl Decoder {
         c: &ModelConfig,
         products: &[(&[DeviceMatrix], Epilogue)],
     ) -> Result<Self> {
+        Self::of(kernels, c, products, None)
+    }
+
+    /// As [`Decoder::new`], where `paged` says so of a sequence in pages.
+    fn of(
+        kernels: &Kernels,
+        c: &ModelConfig,
+        products: &[(&[DeviceMatrix], Epilogue)],
+        paged: Option<Paged>,
+    ) -> Result<Self> {
         let sms = kernels.gpu().sm_count();
-        let plan = plan_of(c, products, sms as usize)?;
+        let mut plan = plan_of(c, products, sms as usize)?;
+        if paged.is_some() {
+            plan.defines.extend(paged_defines());
+        }
         let kernel = kernels.get("decode.cu", plan.defines.clone(), "decode")?;
         let launch = Launch::new(sms, plan.threads).shared(plan.shared).overlap();
         Ok(Self {
             plan,
             kernel,
             launch,
+            paged,
         })
     }
 
@@ -120,22 +145,27 @@ impl Decoder {
         [embedding, input_norm, first_norm]: [Span; 3],
     ) -> Call {
         let (program, phases) = program;
+        let inv_freq = self.paged.map_or(s.inv_freq.ptr(), |p| p.inv_freq);
+        let args = Args::new()
+            .ptr(program.ptr())
+            .i32(phases as i32)
+            .i32(i32::from(whole))
+            .ptr(s.state.ptr())
+            .ptr(embedding.ptr())
+            .ptr(input_norm.ptr())
+            .ptr(first_norm.ptr())
+            .ptr(inv_freq)
+            .f32(c.rope.attention_factor())
+            .ptr(s.hidden[0].ptr())
+            .ptr(s.square_sums[0].ptr())
+            .ptr(s.mailbox.device_ptr());
         Call {
             kernel: self.kernel.clone(),
             launch: self.launch,
-            args: Args::new()
-                .ptr(program.ptr())
-                .i32(phases as i32)
-                .i32(i32::from(whole))
-                .ptr(s.state.ptr())
-                .ptr(embedding.ptr())
-                .ptr(input_norm.ptr())
-                .ptr(first_norm.ptr())
-                .ptr(s.inv_freq.ptr())
-                .f32(c.rope.attention_factor())
-                .ptr(s.hidden[0].ptr())
-                .ptr(s.square_sums[0].ptr())
-                .ptr(s.mailbox.device_ptr()),
+            args: match self.paged {
+                None => args,
+                Some(paged) => args.ptr(paged.pages),
+            },
         }
     }
 }
@@ -154,6 +184,18 @@ impl Step {
     /// # Errors
     /// As [`Decoder::new`]; [`Error::Cuda`](crate::Error::Cuda) if the memory is not there.
     pub(super) fn new(parts: &Parts<'_>) -> Result<Self> {
+        Self::of(parts, None)
+    }
+
+    /// As [`Step::new`] of a sequence whose keys and values lie in pages of the cache.
+    ///
+    /// # Errors
+    /// As [`Step::new`].
+    pub(super) fn paged(parts: &Parts<'_>, paged: Paged) -> Result<Self> {
+        Self::of(parts, Some(paged))
+    }
+
+    fn of(parts: &Parts<'_>, paged: Option<Paged>) -> Result<Self> {
         let Parts {
             kernels,
             config: c,
@@ -161,7 +203,7 @@ impl Step {
             state,
             ..
         } = *parts;
-        let decoder = Decoder::new(kernels, c, &products(model))?;
+        let decoder = Decoder::of(kernels, c, &products(model), paged)?;
         let phases: Vec<[u32; word::WORDS]> =
             phases(&decoder, parts)?.into_iter().map(|p| p.0).collect();
         let memory = DeviceBuffer::new(
@@ -200,6 +242,12 @@ impl Step {
         // SAFETY: as in `run`.
         unsafe { self.head.run(stream) }
     }
+}
+
+/// The macros of `decode.cu` beside those of its plan, where keys and values lie in pages.
+#[must_use]
+pub fn paged_defines() -> [(&'static str, i64); 2] {
+    [("PAGED", 1), ("PAGE_TOKENS", KEYS as i64)]
 }
 
 /// How `decode.cu` is cut for a model's steps.

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::{Pass, padded};
 use crate::cuda::args::Args;
-use crate::cuda::contract::{Defines, attention_defines};
+use crate::cuda::contract::{BLOCK_SHARED_BYTES, Defines, attention_defines};
 use crate::cuda::decode::Parts;
 use crate::cuda::kernels::{Call, Kernels};
 use crate::cuda::launch::Launch;
 use crate::cuda::module::Kernel;
+use crate::cuda::needs::SMS;
 use crate::error::Result;
 use smq_model::ModelConfig;
 
@@ -33,16 +34,22 @@ pub enum Rows {
     Packed,
     /// Many sequences', in pages.
     Paged,
+    /// Many sequences', one new token of each, in pages.
+    Single,
 }
 
 impl Rows {
     /// Every kind.
-    pub const ALL: [Self; 3] = [Self::One, Self::Packed, Self::Paged];
+    pub const ALL: [Self; 4] = [Self::One, Self::Packed, Self::Paged, Self::Single];
 
-    /// The macros that say which.
+    /// The macros that say which; whether tokens are single matters to attention alone.
     fn defines(self) -> [(&'static str, i64); 2] {
-        let is = |kind| i64::from(self == kind);
-        [("PACKED", is(Self::Packed)), ("PAGED", is(Self::Paged))]
+        let (packed, paged) = match self {
+            Self::One => (0, 0),
+            Self::Packed => (1, 0),
+            Self::Paged | Self::Single => (0, 1),
+        };
+        [("PACKED", packed), ("PAGED", paged)]
     }
 }
 
@@ -53,30 +60,52 @@ pub struct Attention {
     pub warpgroups: usize,
     /// What the rows are.
     pub rows: Rows,
+    /// Tiles of keys, and of values, that a block has room for.
+    pub ring: usize,
 }
 
 impl Attention {
     /// Every way that a pass may need.
-    pub const ALL: [Self; 5] = {
-        const fn kind(warpgroups: usize, rows: Rows) -> Attention {
-            Attention { warpgroups, rows }
+    pub const ALL: [Self; 7] = {
+        const fn kind(warpgroups: usize, rows: Rows, ring: usize) -> Attention {
+            Attention {
+                warpgroups,
+                rows,
+                ring,
+            }
         }
         [
-            kind(1, Rows::One),
-            kind(2, Rows::One),
-            kind(1, Rows::Packed),
-            kind(2, Rows::Packed),
-            kind(1, Rows::Paged),
+            kind(1, Rows::One, 2),
+            kind(2, Rows::One, 2),
+            kind(1, Rows::Packed, 2),
+            kind(2, Rows::Packed, 2),
+            kind(1, Rows::Paged, 2),
+            kind(1, Rows::Single, 2),
+            kind(1, Rows::Single, 4),
         ]
     };
 
-    /// That of `m` rows.
-    pub fn of(m: usize, rows: Rows) -> Self {
+    /// That of `m` rows of a model.
+    pub fn of(c: &ModelConfig, m: usize, rows: Rows) -> Self {
         let warpgroups = match rows {
             Rows::One | Rows::Packed if m > ONE_WARPGROUP_UP_TO => 2,
-            Rows::One | Rows::Packed | Rows::Paged => 1,
+            Rows::One | Rows::Packed | Rows::Paged | Rows::Single => 1,
         };
-        Self { warpgroups, rows }
+        let with_ring = |ring| Self {
+            warpgroups,
+            rows,
+            ring,
+        };
+        match rows {
+            Rows::One | Rows::Packed | Rows::Paged => with_ring(2),
+            // Where all blocks are at work at once and each has room for more tiles, these hide the
+            // memory's latency; where they are not, more blocks a multiprocessor do.
+            Rows::Single => {
+                let blocks = (m * c.heads).div_ceil(SMS);
+                let fits = |a: &Self| a.shared(c) * blocks <= BLOCK_SHARED_BYTES;
+                Some(with_ring(4)).filter(fits).unwrap_or(with_ring(2))
+            }
+        }
     }
 
     /// Its macros; `order` is that of the output, 1 for int4.
@@ -87,6 +116,8 @@ impl Attention {
             ("PREFILL_WARPGROUPS", self.warpgroups as i64),
             ("PREFILL_KEYS", KEYS as i64),
             ("OUT_STRIDE", padded(c.heads * c.head_dim) as i64),
+            ("SINGLE", (self.rows == Rows::Single).into()),
+            ("RING", self.ring as i64),
             ("DYNAMIC_SHARED", self.shared(c) as i64),
         ]);
         defines.extend(self.rows.defines());
@@ -107,9 +138,9 @@ impl Attention {
         64 * self.warpgroups
     }
 
-    /// Dynamic shared memory of a block, bytes: its queries, and two tiles of keys and of values.
+    /// Dynamic shared memory of a block, bytes: its queries, and its tiles of keys and of values.
     fn shared(self, c: &ModelConfig) -> usize {
-        2 * c.head_dim * (self.tile() + 4 * KEYS)
+        2 * c.head_dim * (self.tile() + 2 * self.ring * KEYS)
     }
 
     /// The launch for `m` rows.

@@ -32,6 +32,8 @@ pub(in crate::cuda) struct Tiles {
 pub(in crate::cuda) struct StepInputs {
     /// Rows.
     pub rows: usize,
+    /// Whether each is the one new token of its sequence, and a tile of its own.
+    pub single: bool,
     /// A token a row.
     pub tokens: u64,
     /// Where each row's key and value go, and its position.
@@ -57,14 +59,18 @@ impl Prefill {
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) from compiling or launching.
     pub(in crate::cuda) fn step(&self, parts: &Parts<'_>, inputs: &StepInputs) -> Result<()> {
-        let kind = Attention::of(inputs.rows, Rows::Paged);
+        let rows = match inputs.single {
+            true => Rows::Single,
+            false => Rows::Paged,
+        };
+        let kind = Attention::of(parts.config, inputs.rows, rows);
         let pass = Pass {
             m: inputs.rows,
             past: 0,
             alike: true,
             kind,
             attention: kind.kernels(parts.kernels, parts.config)?,
-            rope: rope(parts.kernels, parts.config, Rows::Paged)?,
+            rope: rope(parts.kernels, parts.config, rows)?,
             inv_freq: inputs.inv_freq,
             tokens: inputs.tokens,
             seen: inputs.places,

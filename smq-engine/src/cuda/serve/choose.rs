@@ -1,6 +1,5 @@
 //! Choosing tokens on the GPU (`choose.cu`): what is asked for each row, and what comes back.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytemuck::{NoUninit, Pod, Zeroable};
@@ -12,7 +11,8 @@ use crate::cuda::launch::Launch;
 use crate::cuda::memory::DeviceBuffer;
 use crate::cuda::module::Kernel;
 use crate::error::Result;
-use crate::sample::{Plan, Selection};
+use crate::sample::{Came, Penalties, Plan, Selection, not_finite, nothing_left};
+use crate::serve::LogProbs;
 
 /// The most likely tokens that the GPU lists beside a chosen one.
 pub(super) const MOST_TOPS: usize = 32;
@@ -94,7 +94,7 @@ impl Rows {
         vocab: usize,
     ) {
         let first_edit = self.edits.len();
-        self.edits.extend(edits(plan, vocab));
+        add_edits(plan, vocab, &mut self.edits);
         let row = match plan.selection {
             Selection::Greedy => self.row(Kind::Greedy, top),
             Selection::Draw {
@@ -143,43 +143,57 @@ impl Rows {
         }
     }
 
-    /// The first rows' part of everything, the rest staying.
-    pub(super) fn bytes(&self) -> Vec<u8> {
-        let mut bytes = bytemuck::cast_slice(&self.rows).to_vec();
-        bytes.extend_from_slice(bytemuck::cast_slice(&self.edits));
-        bytes.extend_from_slice(bytemuck::cast_slice(&self.masks));
-        bytes
+    /// Asks for nothing; the memory stays, since penalties of long texts take much of it.
+    pub(super) fn clear(&mut self) {
+        self.rows.clear();
+        self.edits.clear();
+        self.masks.clear();
     }
 }
 
-/// The changes of a plan, a token each.
-fn edits(plan: &Plan<'_>, vocab: usize) -> impl Iterator<Item = Edit> {
-    let mut edits: BTreeMap<u32, Edit> = BTreeMap::new();
-    let mut edit = |id: u32, change: &dyn Fn(&mut Edit)| {
-        change(edits.entry(id).or_insert(Edit {
-            id,
-            add: 0.0,
-            repetition: 1.0,
-            subtract: 0.0,
-        }));
+/// Adds the changes of a plan, a token each.
+fn add_edits(plan: &Plan<'_>, vocab: usize, to: &mut Vec<Edit>) {
+    let neutral = Penalties {
+        repetition: 1.0,
+        presence: 0.0,
+        frequency: 0.0,
+        came: &[],
     };
+    let Penalties {
+        repetition,
+        presence,
+        frequency,
+        came,
+    } = plan.penalties.unwrap_or(neutral);
+    // Those of the prompt alone are only penalized as repetitions.
+    let counts = |came: &Came| came.chosen > 0 || repetition != 1.0;
+    let inside = |id: u32| (id as usize) < vocab;
+    to.reserve(came.len() + plan.bias.len());
+    for came in came.iter().filter(|came| counts(came) && inside(came.id)) {
+        to.push(Edit {
+            id: came.id,
+            add: match plan.bias.is_empty() {
+                true => 0.0,
+                false => plan.bias.get(&came.id).copied().unwrap_or(0.0),
+            },
+            repetition,
+            subtract: match came.chosen {
+                0 => 0.0,
+                count => presence + frequency * count as f32,
+            },
+        });
+    }
     for (id, bias) in &plan.bias {
-        edit(*id, &|e| e.add = *bias);
-    }
-    if let Some(penalties) = plan.penalties {
-        for id in penalties.prompt.iter().chain(penalties.generated) {
-            edit(*id, &|e| e.repetition = penalties.repetition);
-        }
-        let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
-        for id in penalties.generated {
-            *counts.entry(*id).or_default() += 1;
-        }
-        for (id, count) in counts {
-            let subtract = penalties.presence + penalties.frequency * count as f32;
-            edit(id, &|e| e.subtract = subtract);
+        let at = came.binary_search_by_key(id, |came| came.id);
+        if inside(*id) && !at.is_ok_and(|at| counts(&came[at])) {
+            to.push(Edit {
+                id: *id,
+                add: *bias,
+                repetition: 1.0,
+                subtract: 0.0,
+            });
         }
     }
-    edits.into_values().filter(move |e| (e.id as usize) < vocab)
 }
 
 /// The kernel, and memory for what it is asked and what it says.
@@ -224,7 +238,7 @@ impl Chooser {
     }
 
     /// Asks for tokens of the rows of `logits`, waits, and returns them and the most likely ones,
-    /// [`MOST_TOPS`] a row where `tops` are wanted.
+    /// [`MOST_TOPS`] a row where `tops` are wanted; `meanwhile` is done once all is queued.
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) if the driver fails.
@@ -237,16 +251,22 @@ impl Chooser {
         rows: &Rows,
         logits: u64,
         tops: bool,
+        meanwhile: &mut dyn FnMut(),
     ) -> Result<(Vec<Scored>, Vec<Scored>)> {
         let (gpu, stream) = (kernels.gpu(), kernels.gpu().main());
-        let bytes = rows.bytes();
-        if bytes.len() > self.asked.bytes() {
+        let parts: [&[u8]; 3] = [
+            bytemuck::cast_slice(&rows.rows),
+            bytemuck::cast_slice(&rows.edits),
+            bytemuck::cast_slice(&rows.masks),
+        ];
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        if bytes > self.asked.bytes() {
             stream.synchronize()?;
-            self.asked = DeviceBuffer::new(gpu, 2 * bytes.len(), "a step's choices")?;
+            self.asked = DeviceBuffer::new(gpu, 2 * bytes, "a step's choices")?;
         }
-        let asked = self.asked.span().part(0, bytes.len())?;
-        let edits = asked.ptr() + size_of_val(&rows.rows[..]) as u64;
-        let masks = edits + size_of_val(&rows.edits[..]) as u64;
+        let asked = self.asked.span().part(0, bytes)?;
+        let edits = asked.ptr() + parts[0].len() as u64;
+        let masks = edits + parts[1].len() as u64;
         let call = Call {
             kernel: self.kernel.clone(),
             launch: Launch::new(rows.len(), THREADS).overlap(),
@@ -268,8 +288,14 @@ impl Chooser {
         // What is copied to the GPU is pageable, and so read before the call returns; the stream is
         // waited for before what comes back is read.
         unsafe {
-            asked.copy_from(stream, &bytes)?;
+            let mut at = 0;
+            for part in parts.into_iter().filter(|part| !part.is_empty()) {
+                asked.part(at, part.len())?.copy_from(stream, part)?;
+                at += part.len();
+            }
             call.run(stream)?;
+            // Copies to pageable memory return once they are done.
+            meanwhile();
             self.chosen
                 .span()
                 .part(0, size_of_val(&chosen[..]))?
@@ -283,5 +309,76 @@ impl Chooser {
         }
         stream.synchronize()?;
         Ok((chosen, most_likely))
+    }
+}
+
+/// The token of a row, or why there is none.
+pub(super) fn token(scored: Scored) -> Result<u32> {
+    match scored.token {
+        NOT_FINITE => Err(not_finite()),
+        NONE_LEFT => Err(nothing_left()),
+        token => Ok(token as u32),
+    }
+}
+
+/// A row's log-probability, and `top` of the largest.
+pub(super) fn log_probs(scored: Scored, tops: &[Scored], top: usize) -> Result<LogProbs> {
+    token(scored)?;
+    Ok(LogProbs {
+        log_prob: scored.log_prob,
+        top: tops
+            .iter()
+            .take(top)
+            .map(|s| (s.token as u32, s.log_prob))
+            .collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use smq_model::GenerationSettings;
+
+    use super::*;
+    use crate::sample::{Adjustments, Sampler};
+
+    /// Each token once, with all that is to be done to its logit.
+    #[test]
+    fn edits_are_a_tokens_bias_and_penalties() {
+        let vocab = 10;
+        let mut settings = GenerationSettings::default();
+        for repetition in [1.0, 1.5] {
+            settings.repetition_penalty = repetition;
+            let sampler = Sampler::new(&settings, &[1, 7, 7, 2], 9, vocab, 0).unwrap();
+            let adjustments = Adjustments {
+                presence_penalty: 0.5,
+                frequency_penalty: 0.25,
+                logit_bias: vec![(1, 3.0), (3, -1.0), (9, 2.0)],
+            };
+            let mut sampler = sampler.adjusted(&adjustments, vocab).unwrap();
+            for id in [3, 7, 3] {
+                sampler.plan().unwrap();
+                sampler.accept(id);
+            }
+            let plan = sampler.plan().unwrap();
+            let mut found = Vec::new();
+            add_edits(&plan, vocab, &mut found);
+            let r = repetition as f32;
+            let mut expected = BTreeMap::from([
+                (1, (3.0, r, 0.0)),
+                (3, (-1.0, r, 1.0)),
+                (7, (0.0, r, 0.75)),
+                (9, (2.0, 1.0, 0.0)),
+            ]);
+            if repetition != 1.0 {
+                expected.insert(2, (0.0, r, 0.0));
+            }
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            let found = found
+                .iter()
+                .map(|e| (e.id, (e.add, e.repetition, e.subtract)));
+            assert_eq!(found.collect::<BTreeMap<_, _>>(), expected);
+        }
     }
 }

@@ -144,6 +144,15 @@ impl Layout {
     }
 }
 
+/// Rows of the recorded step that does `rows`.
+pub(super) fn bucket(rows: usize) -> usize {
+    match rows {
+        0..=8 => rows,
+        9..=64 => rows.next_multiple_of(8),
+        _ => rows.next_multiple_of(32),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

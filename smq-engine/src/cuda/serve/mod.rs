@@ -2,13 +2,14 @@
 //!
 //! A step runs the kernels of prompts over the rows of all its chunks. Attention takes each
 //! sequence's rows in tiles of 64 over keys in pages of 64, from the first page on, and products add
-//! up in one order for any number of rows. So a row's result has the same bits whatever it is
-//! computed beside; but for FP8, whose products are cuBLASLt's, which chooses another algorithm for
-//! another number of rows.
+//! up in one order for any number of rows: those of FP8 by cuBLASLt's algorithm for one number of
+//! rows, which would choose another one for another number. So a row's result has the same bits
+//! whatever it is computed beside.
 //!
 //! Steps of single tokens are recorded as CUDA graphs, one for each number of rows up to 8, then in
 //! steps of 8 and of 32. Rows that fill a recorded step up write to a page of their own.
 
+mod alone;
 mod choose;
 mod inputs;
 
@@ -20,7 +21,7 @@ use super::device::Gpu;
 use super::graph::Graph;
 use super::kernels::Kernels;
 use super::limits;
-use super::memory::DeviceBuffer;
+use super::memory::{DeviceBuffer, Span};
 use super::pinned::PinnedBuffer;
 use super::prefill::attention::KEYS;
 use super::prefill::{Prefill, STEP_ROWS, StepInputs, Tiles, WANTED_ROWS};
@@ -30,11 +31,12 @@ use super::weights::DeviceModel;
 use crate::engine::{check_ids, check_len};
 use crate::error::{Error, Result};
 use crate::report::GpuInfo;
-use crate::sample::{not_finite, nothing_left};
-use crate::serve::{BatchEngine, BatchOptions, Chosen, Chunk, Computed, LogProbs, choose};
+use crate::sample::not_finite;
+use crate::serve::{BatchEngine, BatchOptions, Chosen, Chunk, Computed, choose};
+use alone::Alone;
 pub use choose::choose_defines;
-use choose::{Chooser, MOST_TOPS, NONE_LEFT, NOT_FINITE, Rows, Scored};
-use inputs::{Inputs, Layout};
+use choose::{Chooser, MOST_TOPS, Rows, log_probs, token};
+use inputs::{Inputs, Layout, bucket};
 use smq_model::{ModelConfig, Source};
 
 /// Memory that is left to the driver and to libraries, bytes.
@@ -47,6 +49,10 @@ pub struct CudaBatch {
     info: GpuInfo,
     // Before the memory and the kernels that are recorded in them.
     graphs: HashMap<usize, Recorded>,
+    /// Runs a sequence alone, where it may take an arithmetic of its own.
+    alone: Option<Alone>,
+    /// Of the last step, f32 `[wanted, vocab]`.
+    logits_at: Span,
     chooser: Chooser,
     prefill: Prefill,
     kernels: Kernels,
@@ -61,6 +67,8 @@ pub struct CudaBatch {
     arrays: DeviceBuffer,
     /// A row of logits that the host chooses from.
     logits: Vec<f32>,
+    /// What is asked of rows of logits.
+    asked: Rows,
     _pages: DeviceBuffer,
 }
 
@@ -153,10 +161,29 @@ impl CudaBatch {
         let max_rows = options.max_rows.min(WANTED_ROWS);
         let of_tables = 4 * WANTED_ROWS * config.max_positions.div_ceil(KEYS).min(pages);
         let arrays = Layout::new(STEP_ROWS, STEP_ROWS, STEP_ROWS)?.bytes + of_tables;
+        let staged = PinnedBuffer::new(&gpu, arrays)?;
+        let arrays = DeviceBuffer::new(&gpu, arrays, "a step's arrays")?;
+        let alone = match options.fast_nondeterministic {
+            false => None,
+            true => {
+                let (kernels, config, model) = (&kernels, &config, &model);
+                let (state, cache) = (&state, &cache);
+                let parts = Parts {
+                    kernels,
+                    config,
+                    model,
+                    state,
+                    cache,
+                };
+                Some(Alone::new(&parts, inv_freq.ptr(), arrays.ptr())?)
+            }
+        };
         Ok(Self {
             info: gpu.info()?,
-            staged: PinnedBuffer::new(&gpu, arrays)?,
-            arrays: DeviceBuffer::new(&gpu, arrays, "a step's arrays")?,
+            staged,
+            arrays,
+            alone,
+            logits_at: prefill.logits_span()?,
             config,
             graphs: HashMap::new(),
             chooser,
@@ -169,6 +196,7 @@ impl CudaBatch {
             max_rows,
             inv_freq,
             logits: Vec::new(),
+            asked: Rows::default(),
             _pages: memory,
         })
     }
@@ -200,9 +228,20 @@ impl CudaBatch {
         // SAFETY: nothing writes to the pinned memory before the stream was waited for, at the end
         // of every step.
         unsafe { arrays.copy_from(&stream, &self.staged.as_slice::<u8>()[..bytes])? };
+        if let (true, [token], [place]) = (single, &inputs.tokens[..], &inputs.places[..])
+            && let Some(mut alone) = self.alone.take()
+        {
+            let place = (*token, place.position, place.long != 0);
+            let logits = alone.run(&self.parts(), place);
+            self.alone = Some(alone);
+            self.logits_at = logits?;
+            return Ok(());
+        }
+        self.logits_at = self.prefill.logits_span()?;
         let at = |offset: usize| arrays.ptr() + offset as u64;
         let step = StepInputs {
             rows,
+            single,
             tokens: at(layout.tokens),
             places: at(layout.places),
             tiles: Tiles {
@@ -240,7 +279,11 @@ impl CudaBatch {
         }
     }
 
-    fn run(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
+    fn run(
+        &mut self,
+        chunks: &mut [Chunk<'_>],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<Result<Computed>>> {
         let mut out: Vec<Result<Computed>> = Vec::with_capacity(chunks.len());
         let (mut inputs, mut wanted) = (Inputs::default(), Vec::new());
         for (index, chunk) in chunks.iter().enumerate() {
@@ -269,7 +312,10 @@ impl CudaBatch {
             if block > 0 {
                 self.next_logits(&rows[block * WANTED_ROWS..][..wanted.len()])?;
             }
-            self.choose(chunks, wanted, &mut out)?;
+            self.choose(chunks, wanted, &mut out, meanwhile)?;
+        }
+        if wanted.is_empty() {
+            meanwhile();
         }
         self.kernels.gpu().main().synchronize()?;
         Ok(out)
@@ -292,9 +338,11 @@ impl CudaBatch {
         chunks: &mut [Chunk<'_>],
         wanted: &mut [Wanted],
         out: &mut [Result<Computed>],
+        meanwhile: &mut dyn FnMut(),
     ) -> Result<()> {
         let vocab = self.config.vocab;
-        let mut rows = Rows::default();
+        let mut rows = std::mem::take(&mut self.asked);
+        rows.clear();
         let mut most = 0;
         let mut scored = vec![0; chunks.len()];
         for want in wanted.iter_mut() {
@@ -328,12 +376,14 @@ impl CudaBatch {
                 }
             }
         }
-        let logits = self.prefill.logits_span()?;
-        // SAFETY: the logits are this engine's, and hold WANTED_ROWS rows.
+        let logits = self.logits_at;
+        // SAFETY: the logits are this engine's, and hold WANTED_ROWS rows, or the one that is
+        // wanted.
         let (chosen, tops) = unsafe {
             self.chooser
-                .run(&self.kernels, &rows, logits.ptr(), most > 0)?
+                .run(&self.kernels, &rows, logits.ptr(), most > 0, meanwhile)?
         };
+        self.asked = rows;
         for (row, (want, chosen)) in wanted.iter().zip(chosen).enumerate() {
             let tops = tops.get(row * MOST_TOPS..).unwrap_or(&[]);
             match *want {
@@ -438,6 +488,14 @@ impl BatchEngine for CudaBatch {
     }
 
     fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
+        self.step_while(chunks, &mut || ())
+    }
+
+    fn step_while(
+        &mut self,
+        chunks: &mut [Chunk<'_>],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Vec<Result<Computed>>> {
         let rows: usize = chunks.iter().map(|c| c.tokens.len()).sum();
         if chunks.len() > WANTED_ROWS || rows > STEP_ROWS {
             return Err(Error::Input(format!(
@@ -445,7 +503,7 @@ impl BatchEngine for CudaBatch {
                 chunks.len()
             )));
         }
-        self.run(chunks)
+        self.run(chunks, meanwhile)
     }
 }
 
@@ -456,31 +514,5 @@ impl Drop for CudaBatch {
     }
 }
 
-/// Rows of the recorded step that does `rows`.
-fn bucket(rows: usize) -> usize {
-    match rows {
-        0..=8 => rows,
-        9..=64 => rows.next_multiple_of(8),
-        _ => rows.next_multiple_of(32),
-    }
-}
-
-fn token(scored: Scored) -> Result<u32> {
-    match scored.token {
-        NOT_FINITE => Err(not_finite()),
-        NONE_LEFT => Err(nothing_left()),
-        token => Ok(token as u32),
-    }
-}
-
-fn log_probs(scored: Scored, tops: &[Scored], top: usize) -> Result<LogProbs> {
-    token(scored)?;
-    Ok(LogProbs {
-        log_prob: scored.log_prob,
-        top: tops
-            .iter()
-            .take(top)
-            .map(|s| (s.token as u32, s.log_prob))
-            .collect(),
-    })
-}
+#[cfg(test)]
+mod tests;

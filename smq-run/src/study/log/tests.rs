@@ -45,20 +45,20 @@ fn text(out: &Path) -> String {
 fn lines_come_back_as_they_were_written() {
     let dir = tempfile::tempdir().unwrap();
     let lines = [measured("a"), absent("b", "no")];
-    let mut log = Log::open(dir.path(), &here(), false).unwrap();
+    let mut log = Log::open(dir.path(), RAW, &here(), false).unwrap();
     for line in lines.clone() {
         log.append(line).unwrap();
     }
     drop(log);
-    assert_eq!(read(dir.path()).unwrap(), lines);
-    let log = Log::open(dir.path(), &here(), false).unwrap();
+    assert_eq!(read(dir.path(), RAW).unwrap(), lines);
+    let log = Log::open(dir.path(), RAW, &here(), false).unwrap();
     assert!(log.has("a") && !log.has("b") && !log.has("c"));
 }
 
 #[test]
 fn an_absence_is_said_once_and_never_after_a_figure() {
     let dir = tempfile::tempdir().unwrap();
-    let mut log = Log::open(dir.path(), &here(), false).unwrap();
+    let mut log = Log::open(dir.path(), RAW, &here(), false).unwrap();
     for line in [
         absent("a", "x"),
         absent("a", "x"),
@@ -75,7 +75,7 @@ fn an_absence_is_said_once_and_never_after_a_figure() {
 #[test]
 fn a_line_cut_off_anywhere_is_dropped_and_the_rest_kept() {
     let dir = tempfile::tempdir().unwrap();
-    let mut log = Log::open(dir.path(), &here(), false).unwrap();
+    let mut log = Log::open(dir.path(), RAW, &here(), false).unwrap();
     log.append(measured("a")).unwrap();
     let first = text(dir.path());
     log.append(measured("b")).unwrap();
@@ -88,9 +88,9 @@ fn a_line_cut_off_anywhere_is_dropped_and_the_rest_kept() {
         both.len() - 1,
     ] {
         std::fs::write(dir.path().join(RAW), &both[..end]).unwrap();
-        let read_first = read(dir.path()).unwrap();
+        let read_first = read(dir.path(), RAW).unwrap();
         assert_eq!(read_first, [measured("a")]);
-        let mut log = Log::open(dir.path(), &here(), false).unwrap();
+        let mut log = Log::open(dir.path(), RAW, &here(), false).unwrap();
         assert!(log.has("a") && !log.has("b"));
         assert_eq!(text(dir.path()), first);
         log.append(measured("b")).unwrap();
@@ -101,13 +101,13 @@ fn a_line_cut_off_anywhere_is_dropped_and_the_rest_kept() {
 #[test]
 fn a_damaged_line_is_named_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
-    Log::open(dir.path(), &here(), false)
+    Log::open(dir.path(), RAW, &here(), false)
         .unwrap()
         .append(measured("a"))
         .unwrap();
     let bad = format!("{}{{\"id\":1}}\n{{\"half", text(dir.path()));
     std::fs::write(dir.path().join(RAW), &bad).unwrap();
-    let error = Log::open(dir.path(), &here(), false)
+    let error = Log::open(dir.path(), RAW, &here(), false)
         .unwrap_err()
         .to_string();
     assert!(
@@ -131,7 +131,7 @@ fn lines_of_another_model_commit_or_contract_are_refused_and_kept() {
         std::fs::create_dir(dir.path().join("raw")).unwrap();
         let json = serde_json::to_string(&line).unwrap() + "\n{\"unfinished";
         std::fs::write(dir.path().join(RAW), &json).unwrap();
-        let error = Log::open(dir.path(), &here(), false)
+        let error = Log::open(dir.path(), RAW, &here(), false)
             .unwrap_err()
             .to_string();
         let said = format!("a was measured with {key} other, this is ");
@@ -140,36 +140,36 @@ fn lines_of_another_model_commit_or_contract_are_refused_and_kept() {
             "{error}"
         );
         assert_eq!(text(dir.path()), json, "a refused file was changed");
-        assert!(Log::open(dir.path(), &here(), true).unwrap().has("a"));
+        assert!(Log::open(dir.path(), RAW, &here(), true).unwrap().has("a"));
     }
 }
 
 #[test]
 fn one_run_at_a_time() {
     let dir = tempfile::tempdir().unwrap();
-    let first = Log::open(dir.path(), &here(), false).unwrap();
-    let error = Log::open(dir.path(), &here(), false)
+    let first = Log::open(dir.path(), RAW, &here(), false).unwrap();
+    let error = Log::open(dir.path(), RAW, &here(), false)
         .unwrap_err()
         .to_string();
     assert!(error.contains("another run writes to it"), "{error}");
     drop(first);
-    assert!(Log::open(dir.path(), &here(), false).is_ok());
+    assert!(Log::open(dir.path(), RAW, &here(), false).is_ok());
 }
 
 #[test]
 fn a_packed_log_is_read_and_not_begun_anew() {
     let dir = tempfile::tempdir().unwrap();
-    let mut log = Log::open(dir.path(), &here(), false).unwrap();
+    let mut log = Log::open(dir.path(), RAW, &here(), false).unwrap();
     log.append(measured("a")).unwrap();
     drop(log);
-    let path = dir.path().join(PACKED);
+    let path = packed(dir.path(), RAW);
     let mut packer =
         flate2::write::GzEncoder::new(File::create(&path).unwrap(), flate2::Compression::default());
     packer.write_all(text(dir.path()).as_bytes()).unwrap();
     packer.finish().unwrap();
     std::fs::remove_file(dir.path().join(RAW)).unwrap();
-    assert_eq!(read(dir.path()).unwrap(), [measured("a")]);
-    let error = Log::open(dir.path(), &here(), false)
+    assert_eq!(read(dir.path(), RAW).unwrap(), [measured("a")]);
+    let error = Log::open(dir.path(), RAW, &here(), false)
         .unwrap_err()
         .to_string();
     assert!(

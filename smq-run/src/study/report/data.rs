@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{bail, ensure};
 
+use super::online::Online;
 use super::summary::METRICS;
 use crate::eval::suite::file_name;
 use crate::study::contract::{Config, Contract};
@@ -43,7 +44,7 @@ fn check(out: &Path, id: &str, body: &Body) -> anyhow::Result<()> {
             Some(seconds) => refuse("convert_seconds", seconds),
             None => Ok(()),
         },
-        Body::Energy(_) | Body::ScaleErrors(_) | Body::Absent { .. } => Ok(()),
+        Body::Energy(_) | Body::ScaleErrors(_) | Body::Online(_) | Body::Absent { .. } => Ok(()),
     }
 }
 
@@ -65,6 +66,8 @@ pub(crate) struct Data {
     /// Environments that differ in more than the time and the command, and how many lines have
     /// each.
     pub environments: Vec<(Environment, usize)>,
+    /// What was measured online, in a file and perhaps on a machine of its own.
+    pub online: Online,
 }
 
 /// The repeats of a workload.
@@ -91,6 +94,35 @@ impl Repeats {
     }
 }
 
+/// The last body of each id, but nothing measured gives way to an absence; `seen` is told each
+/// line's environment.
+pub(super) fn latest(
+    lines: Vec<Line>,
+    mut seen: impl FnMut(Environment),
+) -> BTreeMap<String, Body> {
+    let mut last: BTreeMap<String, Body> = BTreeMap::new();
+    for line in lines {
+        seen(line.environment);
+        if !matches!(line.body, Body::Absent { .. }) || !last.contains_key(&line.id) {
+            last.insert(line.id, line.body);
+        }
+    }
+    last
+}
+
+/// Counts a line's environment among those that differ in more than the time and the command.
+pub(super) fn add_environment(all: &mut Vec<(Environment, usize)>, environment: Environment) {
+    let plain = Environment {
+        command: Vec::new(),
+        time: String::new(),
+        ..environment
+    };
+    match all.iter_mut().find(|(e, _)| *e == plain) {
+        Some((_, n)) => *n += 1,
+        None => all.push((plain, 1)),
+    }
+}
+
 impl Data {
     /// Reads the raw lines of `out`.
     ///
@@ -98,15 +130,20 @@ impl Data {
     /// Lines that are missing, damaged, or of another contract than `contract`.
     pub(crate) fn read(out: &Path, contract: &Path) -> anyhow::Result<Self> {
         let contract = Contract::load(contract)?;
-        let lines = log::read(out)?;
+        let online = Online::read(out, &contract)?;
+        // The online half may be all that there is.
+        let lines = match !online.is_empty() && !log::exists(out, log::RAW) {
+            true => Vec::new(),
+            false => log::read(out, log::RAW)?,
+        };
         ensure!(
-            !lines.is_empty(),
+            !lines.is_empty() || !online.is_empty(),
             "{}: nothing is measured yet; `smq-run matrix` does it",
             out.join(log::RAW).display()
         );
         let ours = |l: &Line| l.environment.contract_blake3 == contract.blake3;
         ensure!(
-            lines.iter().any(ours),
+            lines.is_empty() || lines.iter().any(ours),
             "{}: was measured by another contract than {}; pass the right one as --config",
             out.join(log::RAW).display(),
             contract.path.display()
@@ -119,15 +156,11 @@ impl Data {
             errors: Vec::new(),
             absent: Vec::new(),
             environments: Vec::new(),
+            online,
         };
-        // The last of an id, but nothing measured gives way to an absence.
-        let mut last: BTreeMap<String, Body> = BTreeMap::new();
-        for line in lines {
-            data.add_environment(line.environment);
-            if !matches!(line.body, Body::Absent { .. }) || !last.contains_key(&line.id) {
-                last.insert(line.id, line.body);
-            }
-        }
+        let last = latest(lines, |environment| {
+            add_environment(&mut data.environments, environment);
+        });
         let left = data.left(&last.keys().map(String::as_str).collect::<Vec<_>>());
         for (id, body) in last {
             check(out, &id, &body)?;
@@ -135,6 +168,7 @@ impl Data {
         }
         data.sort();
         data.absent.extend(left);
+        data.absent.append(&mut data.online.absent.clone());
         Ok(data)
     }
 
@@ -170,24 +204,14 @@ impl Data {
             .collect()
     }
 
-    fn add_environment(&mut self, environment: Environment) {
-        let plain = Environment {
-            command: Vec::new(),
-            time: String::new(),
-            ..environment
-        };
-        match self.environments.iter_mut().find(|(e, _)| *e == plain) {
-            Some((_, n)) => *n += 1,
-            None => self.environments.push((plain, 1)),
-        }
-    }
-
     fn add(&mut self, id: String, body: Body) {
         match body {
             Body::File(record) => self.files.push((id, *record)),
             Body::Energy(record) => self.energy.push((id, *record)),
             Body::ScaleErrors(record) => self.errors.push((id, *record)),
             Body::Absent { reason } => self.absent.push((id, reason)),
+            // They are in a file of their own.
+            Body::Online(_) => {}
             Body::Cell(record) => {
                 let CellRecord {
                     config,
@@ -238,6 +262,7 @@ impl Data {
     #[must_use]
     pub(crate) fn model(&self) -> Option<String> {
         let first = self.environments.first();
+        let first = first.or(self.online.environments.first());
         first.map(|(e, _)| file_name(Path::new(&e.model.path)))
     }
 

@@ -6,6 +6,7 @@ mod errors;
 mod findings;
 mod labels;
 mod log_axis;
+mod online;
 mod plots;
 mod quality;
 mod summary;
@@ -126,11 +127,12 @@ fn render(
     note: Option<&str>,
 ) -> anyhow::Result<String> {
     let (shapes, c) = (data.shapes(false), &data.contract);
-    let setups: Vec<_> = data
-        .environments
-        .iter()
-        .map(|(e, lines)| context! { lines, e => Value::from(Serde(e)) })
-        .collect();
+    let setups = |all: &[(crate::study::record::Environment, usize)]| -> Vec<Value> {
+        let setups = all.iter();
+        setups
+            .map(|(e, lines)| context! { lines, e => Value::from(Serde(e)) })
+            .collect()
+    };
     let differ = |f: fn(&crate::study::record::Environment) -> &str| {
         let first = data.environments.first().map(|(e, _)| f(e));
         data.environments.iter().any(|(e, _)| Some(f(e)) != first)
@@ -148,7 +150,7 @@ fn render(
         context! {
             mark => MARK,
             plots,
-            setups,
+            setups => setups(&data.environments),
             mixed => differ(|e| &e.commit) || differ(|e| &e.model.id) || differ(|e| &e.contract_blake3),
             contract => context! {
                 path => c.path.display().to_string(),
@@ -196,6 +198,12 @@ fn render(
                     .into_iter()
                     .find(|s| s.rule == data.contract.quantization.rule.name())
                     .map(|s| Value::from(Serde(s))),
+            }),
+            online => (!data.online.is_empty()).then(|| context! {
+                workloads => data.online.workloads(),
+                setups => setups(&data.online.environments),
+                by_clients => data.online.by_clients(c),
+                table => data.online.table(),
             }),
             absent => (!data.absent.is_empty()).then(|| tables::absent(data)),
             quality,

@@ -178,6 +178,13 @@ pub(super) fn of_matrix(
         "File size against the relative squared error of the quantized weights; a line joins the files of a target that no smaller one of it beats. Configs under one marker differ by less than 1 % in error.".to_owned(),
         pareto(data)?,
     )?;
+    add(
+        "online",
+        format!(
+            "Output tokens a second of a server by clients that wait for their answers. {repeats}"
+        ),
+        data.online.plot()?,
+    )?;
     Ok(shown)
 }
 

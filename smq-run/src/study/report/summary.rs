@@ -128,10 +128,14 @@ pub(crate) fn write(data: &Data, dir: &Path) -> anyhow::Result<()> {
     save(dir, "cells.csv", &cells(data))?;
     save(dir, "energy.csv", &energy(data))?;
     save(dir, "files.csv", &files(data))?;
-    save(dir, "scale_errors.csv", &errors::rows(data))
+    save(dir, "scale_errors.csv", &errors::rows(data))?;
+    match data.online.is_empty() {
+        true => Ok(()),
+        false => save(dir, "online.csv", &data.online.rows()),
+    }
 }
 
-type Rows = Vec<Vec<String>>;
+pub(super) type Rows = Vec<Vec<String>>;
 
 fn save(dir: &Path, name: &str, rows: &Rows) -> anyhow::Result<()> {
     let path = dir.join(name);
@@ -146,11 +150,11 @@ fn save(dir: &Path, name: &str, rows: &Rows) -> anyhow::Result<()> {
     write_bytes(&path, &writer.into_inner().map_err(|e| e.into_error())?)
 }
 
-fn text(values: &[&str]) -> Vec<String> {
+pub(super) fn text(values: &[&str]) -> Vec<String> {
     values.iter().map(|&v| v.to_owned()).collect()
 }
 
-fn optional(value: Option<impl ToString>) -> String {
+pub(super) fn optional(value: Option<impl ToString>) -> String {
     value.map_or(String::new(), |v| v.to_string())
 }
 
@@ -203,7 +207,7 @@ fn cells(data: &Data) -> Rows {
     for (id, reason) in data
         .absent
         .iter()
-        .filter(|(id, _)| !id.ends_with("/energy"))
+        .filter(|(id, _)| !id.ends_with("/energy") && !id.contains("/online"))
     {
         rows.push(absent(rows[0].len(), id, reason));
     }
@@ -211,7 +215,7 @@ fn cells(data: &Data) -> Rows {
 }
 
 /// A row that has only its config, and at its end its id and why nothing is there.
-fn absent(width: usize, id: &str, reason: &str) -> Vec<String> {
+pub(super) fn absent(width: usize, id: &str, reason: &str) -> Vec<String> {
     let mut row = vec![String::new(); width];
     row[0] = id.split('/').next().unwrap_or_default().to_owned();
     row[width - 2] = id.to_owned();

@@ -46,7 +46,7 @@ fn number(value: Option<f64>, digits: usize) -> String {
 }
 
 /// `1.234 ± 0.005`, the 95 % confidence half-width where there is one.
-fn estimate(e: Option<Estimate>, scale: f64, digits: usize) -> String {
+pub(super) fn estimate(e: Option<Estimate>, scale: f64, digits: usize) -> String {
     match e {
         None => "absent".to_owned(),
         Some(Estimate {
