@@ -69,7 +69,7 @@ pub(super) struct Start {
     pub(super) checkpoint: Checkpoint,
     pub(super) model: ModelIdentity,
     pub(super) config: ModelConfig,
-    /// What is asked for, configs by their ids.
+    /// What is asked for, each config by its id.
     pub(super) selection: Selection,
 }
 
