@@ -68,7 +68,8 @@
 #define BLOCKS_8 (TILE_M / 8) // blocks of 8 tokens, the columns of four accumulators
 #define ACCUMULATORS (TILE_M / 2)
 #define EMITTED ((BLOCKS_8 + SPLIT_K - 1) / SPLIT_K) // of them by a block of a split
-#define RESIDUAL_AHEAD (EPILOGUE == EPILOGUE_ADD && TILE_M <= 32)
+#define ADDS (EPILOGUE == EPILOGUE_ADD && !OVERWRITE)
+#define RESIDUAL_AHEAD (ADDS && TILE_M <= 32)
 
 #if EPILOGUE == EPILOGUE_SWIGLU
 #define INTERMEDIATE (ROWS / 2)
@@ -178,7 +179,7 @@ struct lane_output {
     int row;         // output column of fragment row r
 };
 
-#if EPILOGUE == EPILOGUE_ADD
+#if ADDS
 // What the block's outputs are added to.
 DEVICE float4 load_residual(const lane_output &lane, int block) {
     const float *p = lane.residual + (u64)(8 * block) * ROWS;
@@ -194,17 +195,11 @@ DEVICE void emit(const lane_output &lane, int block, float4 v, float4 residual) 
     float *p = lane.residual + (u64)(8 * block) * ROWS;
     bool first = 8 * block < lane.tokens, second = 8 * block + 1 < lane.tokens;
     bool low = lane.row < ROWS, high = lane.row + 8 < ROWS;
-#if OVERWRITE
+    if (ADDS) v.x = residual.x + v.x, v.y = residual.y + v.y, v.z = residual.z + v.z, v.w = residual.w + v.w;
     if (first && low) p[0] = v.x;
     if (second && low) p[ROWS] = v.y;
     if (first && high) p[8] = v.z;
     if (second && high) p[ROWS + 8] = v.w;
-#else
-    if (first && low) p[0] = residual.x + v.x;
-    if (second && low) p[ROWS] = residual.y + v.y;
-    if (first && high) p[8] = residual.z + v.z;
-    if (second && high) p[ROWS + 8] = residual.w + v.w;
-#endif
 #elif EPILOGUE == EPILOGUE_SWIGLU
     u16 *p = lane.staged + 8 * block * OUT_PITCH;
     bool valid = lane.row < INTERMEDIATE;
@@ -384,7 +379,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
         auto added_to = [&](int i, int j) {
 #if RESIDUAL_AHEAD
             return residual[i];
-#elif EPILOGUE == EPILOGUE_ADD
+#elif ADDS
             return load_residual(output, j);
 #else
             return make_float4(0.0f, 0.0f, 0.0f, 0.0f);

@@ -37,6 +37,15 @@ fn program(name: &str) -> PathBuf {
     path
 }
 
+/// Names the recipe that a conversion takes by itself, which is then not said in a note before the
+/// error.
+fn named_recipe(line: &str) -> &'static [&'static str] {
+    match line.starts_with("smq-convert ") && !line.contains("--to ") {
+        true => &["--preset", "nf4"],
+        false => &[],
+    }
+}
+
 /// A scratch directory whose path messages show as `DIR`.
 struct Scratch(TempDir);
 
@@ -75,6 +84,7 @@ impl Scratch {
         let mut words = line.split(' ');
         let mut command = Command::new(program(words.next().unwrap()));
         let dir = self.0.path().to_str().unwrap();
+        command.args(named_recipe(line));
         command.args(words.map(|word| word.replace("DIR", dir)));
         let (code, stderr) = wait(command).unwrap();
         (code, stderr.replace(dir, "DIR"))
@@ -188,7 +198,7 @@ fn inputs() {
 fn a_model_in_place_of_a_command() {
     let scratch = Scratch::new();
     let (code, stderr) = scratch.run("smq-run DIR/ok.smq");
-    let expected = "error: DIR/ok.smq is a file or directory, and a command comes first: smq-run generate DIR/ok.smq ";
+    let expected = "error: DIR/ok.smq is a file or directory, and a command comes first: smq-run chat DIR/ok.smq ";
     assert!(
         code == Some(2) && stderr.starts_with(expected),
         "{code:?} {stderr}"
@@ -469,6 +479,7 @@ fn without_permission() {
     ] {
         let mut words = line.split(' ');
         let mut command = Command::new(scratch.path(words.next().unwrap()));
+        command.args(named_recipe(line));
         command.args(words.map(|word| word.replace("DIR", dir)));
         if root {
             command.uid(NOBODY).gid(NOBODY);

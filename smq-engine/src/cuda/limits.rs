@@ -139,6 +139,19 @@ fn grows(rope: &RopeConfig) -> bool {
     }
 }
 
+/// Refuses the kernel of one sequence over pages where that does not compute the model.
+pub(super) fn alone(c: &ModelConfig, sms: usize) -> Result<()> {
+    let beyond = super::family::beyond_one_kernel(c, sms);
+    match beyond.is_empty() {
+        true => Ok(()),
+        false => Err(Error::config(format!(
+            "this {} has {}, which the kernel of one sequence does not compute; leave out --fast-nondeterministic",
+            c.architecture.name,
+            beyond.join(", ")
+        ))),
+    }
+}
+
 /// Refuses more key/value heads than multiprocessors.
 pub(super) fn heads(kv_heads: usize, sms: usize) -> Result<()> {
     match kv_heads > sms {

@@ -183,7 +183,7 @@ impl Parser {
     /// One stage further; whether there may be another.
     fn go_on(&mut self, text: &mut String, calls: &mut Vec<Call>) -> bool {
         match (self.stage, self.kind) {
-            (Stage::Rest, _) => {
+            (Stage::Rest, Kind::Tagged | Kind::Bare | Kind::Listed) => {
                 text.push_str(&std::mem::take(&mut self.held));
                 false
             }
@@ -276,9 +276,9 @@ fn all(kind: Kind, text: &str) -> Option<Vec<Call>> {
         if kind == Kind::Bare {
             rest = rest.trim_start_matches(|c: char| c == ';' || c.is_whitespace());
         }
-        match (kind, value) {
-            (Kind::Listed, Value::Array(list)) => values.extend(list),
-            (_, value) => values.push(value),
+        match value {
+            Value::Array(list) if kind == Kind::Listed => values.extend(list),
+            value => values.push(value),
         }
     }
     let calls = values.iter().map(|value| Call::of(kind, value));

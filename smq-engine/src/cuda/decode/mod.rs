@@ -66,8 +66,8 @@ pub(super) struct Parts<'a> {
 /// Where a step finds what else it needs of a sequence whose keys and values lie in pages.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Paged {
-    /// The frequencies of its factors, f32 `[rotary_dim / 2]`.
-    pub inv_freq: u64,
+    /// The frequencies of its factors, f32 `[rotary_dim / 2]`, and of the other rotary embedding.
+    pub inv_freq: [u64; 2],
     /// The numbers of its pages in order, i32 each.
     pub pages: u64,
 }
@@ -146,7 +146,10 @@ impl Decoder {
         [embedding, input_norm, first_norm]: [Span; 3],
     ) -> Call {
         let (program, phases) = program;
-        let inv_freq = self.paged.map_or(s.inv_freq[0].ptr(), |p| p.inv_freq);
+        let inv_freq = |i: usize| match self.paged {
+            None => s.inv_freq[i].ptr(),
+            Some(paged) => paged.inv_freq[i],
+        };
         let args = Args::new()
             .ptr(program.ptr())
             .i32(phases as i32)
@@ -155,22 +158,15 @@ impl Decoder {
             .ptr(embedding.ptr())
             .ptr(input_norm.ptr())
             .ptr(first_norm.ptr())
-            .ptr(inv_freq)
+            .ptr(inv_freq(0))
             .f32(c.rope.attention_factor())
             .ptr(s.hidden[0].ptr())
             .ptr(s.square_sums[0].ptr())
             .ptr(s.mailbox.device_ptr());
         // Of the other rotary embedding, where there is one.
-        let half = c.rope.rotary_dim / 2;
-        let other = match (self.paged, &s.inv_freq) {
-            (None, [_, other]) => other.ptr(),
-            // Behind the short and the long factors of the first.
-            (Some(paged), _) => paged.inv_freq + (2 * 4 * half) as u64,
-        };
         let factors = rotations(c).into_iter().map(Rotation::attention_factor);
-        let args = factors
-            .skip(1)
-            .fold(args, |args, factor| args.ptr(other).f32(factor));
+        let others = factors.enumerate().skip(1);
+        let args = others.fold(args, |args, (i, factor)| args.ptr(inv_freq(i)).f32(factor));
         Call {
             kernel: self.kernel.clone(),
             launch: self.launch,

@@ -26,10 +26,14 @@ impl Alone {
     /// As [`Step::paged`].
     pub(super) fn new(parts: &Parts<'_>, inv_freq: u64, arrays: u64) -> Result<Self> {
         let pages = arrays + Layout::new(1, 1, 1)?.tables as u64;
-        let step = |inv_freq| Step::paged(parts, Paged { inv_freq, pages });
         let of_one = 4 * (parts.config.rope.rotary_dim / 2) as u64;
+        // Of each rotary embedding the short factors' and the long ones'.
+        let step = |long: u64| {
+            let inv_freq = [0, 2].map(|first| inv_freq + (first + long) * of_one);
+            Step::paged(parts, Paged { inv_freq, pages })
+        };
         Ok(Self {
-            steps: [step(inv_freq)?, step(inv_freq + of_one)?],
+            steps: [step(0)?, step(1)?],
             chosen: 0,
             place: PinnedBuffer::new(parts.kernels.gpu(), 12)?,
         })

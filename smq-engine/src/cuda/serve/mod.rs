@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use super::decode::{Cache, Parts};
 use super::device::Gpu;
-use super::family::{Rotation, beyond_one_kernel, rotations};
+use super::family::{Rotation, rotations};
 use super::graph::Graph;
 use super::kernels::Kernels;
 use super::limits;
@@ -110,6 +110,9 @@ impl CudaBatch {
             config.max_positions = config.max_positions.min(max);
         }
         limits::check(&config, gpu.sm_count() as usize)?;
+        if options.fast_nondeterministic {
+            limits::alone(&config, gpu.sm_count() as usize)?;
+        }
         let kernels = Kernels::new(gpu.clone());
         let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);
         let (made, staging) = Staging::while_doing(&gpu, bytes, || {
@@ -165,10 +168,7 @@ impl CudaBatch {
         let arrays = Layout::new(STEP_ROWS, STEP_ROWS, STEP_ROWS)?.bytes + of_tables;
         let staged = PinnedBuffer::new(&gpu, arrays)?;
         let arrays = DeviceBuffer::new(&gpu, arrays, "a step's arrays")?;
-        // Of a family that the kernel of one sequence computes.
-        let sms = gpu.sm_count() as usize;
-        let by_one_kernel = beyond_one_kernel(&config, sms).is_empty();
-        let alone = match options.fast_nondeterministic && by_one_kernel {
+        let alone = match options.fast_nondeterministic {
             false => None,
             true => {
                 let (kernels, config, model) = (&kernels, &config, &model);
