@@ -1,5 +1,6 @@
 // The weights of gemm_int4.cu from shared memory to the tensor cores' fragments: a step of 128 columns of a warp's 16 rows, 64
-// bytes each, to 8 k-steps of bf16, a chunk of CHUNK_STEPS of them at a time. In groups of 128 a k-step has columns in int4 order, else in plain order.
+// bytes each, to 8 k-steps of bf16, a chunk of CHUNK_STEPS of them at a time. In groups of 128 a k-step has columns in int4
+// order, else in plain order.
 #pragma once
 
 #if LUT4

@@ -20,3 +20,23 @@ pub fn phi3_tiny() -> PathBuf {
 pub fn json(path: &Path) -> std::io::Result<serde_json::Value> {
     Ok(serde_json::from_slice(&std::fs::read(path)?)?)
 }
+
+/// A program of the workspace, beside the directory of the test that runs.
+///
+/// # Errors
+/// With how to build it, if it is not there.
+pub fn program(name: &str) -> std::io::Result<PathBuf> {
+    let mut path = std::env::current_exe()?;
+    path.pop();
+    path.set_file_name(name);
+    match path.exists() {
+        true => Ok(path),
+        false => Err(std::io::Error::new(
+            std::io::ErrorKind::NotFound,
+            format!(
+                "{} is not there: cargo test --workspace builds it, as does cargo build --workspace",
+                path.display()
+            ),
+        )),
+    }
+}

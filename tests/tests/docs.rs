@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use smq_tests::program;
 use tempfile::TempDir;
 
 const PROGRAMS: [&str; 3] = ["smq-convert", "smq-inspect", "smq-run"];
@@ -17,18 +18,6 @@ const NOT_UNDERSTOOD: &str = "For more information, try '--help'";
 fn root() -> PathBuf {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     tests.parent().unwrap().to_path_buf()
-}
-
-fn program(name: &str) -> PathBuf {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    path.set_file_name(name);
-    assert!(
-        path.exists(),
-        "{} is not there: cargo test --workspace builds it, as does cargo build --workspace",
-        path.display()
-    );
-    path
 }
 
 /// The pages, README first.
@@ -103,7 +92,7 @@ fn every_command_is_understood() {
     let mut tried = 0;
     for page in pages() {
         for command in commands(&std::fs::read_to_string(&page).unwrap()) {
-            let mut run = Command::new(program(&command[0]));
+            let mut run = Command::new(program(&command[0]).unwrap());
             run.args(&command[1..]);
             // These two would work, and for long, where there is a GPU or a server.
             if ["kernels", "load"].contains(&command.get(1).map_or("", String::as_str)) {
@@ -131,7 +120,7 @@ fn a_command_that_is_not_understood_is_found_out() {
         panic!("{:?}", commands(page));
     };
     assert_eq!(command.join(" "), "smq-convert --no-such-option a/ b.smq");
-    let output = Command::new(program("smq-convert"))
+    let output = Command::new(program("smq-convert").unwrap())
         .args(&command[1..])
         .output()
         .unwrap();

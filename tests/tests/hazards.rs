@@ -19,23 +19,11 @@ use smq_convert::{
 };
 use smq_format::SmqFile;
 use smq_tests::corrupt::Sample;
-use smq_tests::phi3_tiny;
+use smq_tests::{phi3_tiny, program};
 use tempfile::TempDir;
 
 /// Longest that any of these commands may take; a program that opens a FIFO would wait for ever.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn program(name: &str) -> PathBuf {
-    let mut path = std::env::current_exe().unwrap();
-    path.pop();
-    path.set_file_name(name);
-    assert!(
-        path.exists(),
-        "{} is not there: cargo test --workspace builds it, as does cargo build --workspace",
-        path.display()
-    );
-    path
-}
 
 /// Names the recipe that a conversion takes by itself, which is then not said in a note before the
 /// error.
@@ -82,7 +70,7 @@ impl Scratch {
     /// Runs `line`, whose `DIR` is this directory; returns exit code and standard error.
     fn run(&self, line: &str) -> (Option<i32>, String) {
         let mut words = line.split(' ');
-        let mut command = Command::new(program(words.next().unwrap()));
+        let mut command = Command::new(program(words.next().unwrap()).unwrap());
         let dir = self.0.path().to_str().unwrap();
         command.args(named_recipe(line));
         command.args(words.map(|word| word.replace("DIR", dir)));
@@ -446,7 +434,7 @@ fn without_permission() {
     mode("closed", 0);
     // Copies, since nobody may not be able to reach the build directory.
     for name in ["smq-convert", "smq-inspect"] {
-        std::fs::copy(program(name), scratch.path(name)).unwrap();
+        std::fs::copy(program(name).unwrap(), scratch.path(name)).unwrap();
         mode(name, 0o755);
     }
     let dir = scratch.0.path().to_str().unwrap();

@@ -4,7 +4,8 @@
 //! sequence's rows in tiles of 64 over keys in pages of 64, from the first page on, and products add
 //! up in one order for any number of rows: those of FP8 by cuBLASLt's algorithm for one number of
 //! rows, which would choose another one for another number. So a row's result has the same bits
-//! whatever it is computed beside.
+//! whatever it is computed beside. Only with `BatchOptions::fast_nondeterministic` does a sequence
+//! that is alone take another kernel, in an arithmetic of its own (`alone.rs`).
 //!
 //! Steps of single tokens are recorded as CUDA graphs, one for each number of rows up to 8, then in
 //! steps of 8 and of 32. Rows that fill a recorded step up write to a page of their own.
