@@ -38,9 +38,7 @@
 // attention say which window and which of two rotary embeddings they have). Without them the machine code is what it was.
 //
 // Of the cut (smq-engine/src/cuda/decode/plan.rs): WARPS, PRODUCERS, SLOTS, SLOT_BYTES, WEIGHT_BYTES
-// (of a slot), NESTED_BYTES, BOOK_BYTES, INT4_IN_FLIGHT and BF16_IN_FLIGHT (slots of a producer on their way at
-// a time: more do not arrive sooner, they queue in the memory system, and activations queue behind
-// them), PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the largest that a storage of these products
+// (of a slot), NESTED_BYTES, BOOK_BYTES, PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the largest that a storage of these products
 // needs, 0 with bf16 alone), NF4_TABLE_BYTES, DYNAMIC_SHARED.
 //
 // PAGED (0), PAGE_TOKENS: keys and values lie in pages (decode_attention.cuh), and the kernel's last argument has the
@@ -162,28 +160,27 @@ struct Words {
     }
 };
 
-// A producer's side, one thread's. The two producers take slots in turns: alone, one thread's latency from slot to slot
-// would bound the step.
+// A producer's side, one thread's. Producers take slots in turns, and each has one on its way: alone, one thread's latency from
+// slot to slot would bound the step, and more than PRODUCERS slots do not arrive sooner, they queue in the memory system, and
+// activations queue behind them.
 struct Pump {
     Ring ring;
-    Cursor head, tail; // the next slot to fill, the oldest on its way
-    int in_flight;
-    int skip; // slots of the next phase that are the other producer's
-    // Makes the next slot ready for `bytes`, the last of `most` that are on their way.
-    INSIDE u8 *next(int bytes, int most) {
+    Cursor head, last; // the next slot to fill, the one on its way
+    int skip; // slots of the next phase that are other producers', before its first
+    // Makes the next slot ready for `bytes`.
+    INSIDE u8 *next(int bytes) {
         barrier_wait(&ring.empty[head.slot], head.parity ^ 1);
-        for (; in_flight >= most; in_flight--) {
-            barrier_wait(&ring.full[tail.slot], tail.parity);
-            tail.advance(PRODUCERS);
-        }
-        in_flight++;
+        if (last.slot >= 0) barrier_wait(&ring.full[last.slot], last.parity);
         barrier_expect(&ring.full[head.slot], bytes);
         return ring.at(head);
     }
     INSIDE void copy(u8 *to, const void *from, int bytes) { bulk_copy(to, from, bytes, &ring.full[head.slot]); }
-    INSIDE void done() { head.advance(PRODUCERS); }
+    INSIDE void done() {
+        last = head;
+        head.advance(PRODUCERS);
+    }
     // After a phase of `slots`.
-    INSIDE void end(int slots) { skip = (skip + slots) % PRODUCERS; }
+    INSIDE void end(int slots) { skip = ((skip - slots) % PRODUCERS + PRODUCERS) % PRODUCERS; }
 };
 
 // What a consumer carries from phase to phase.
@@ -390,7 +387,7 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     if (warp >= WARPS) {
         if (lane > 0) return; // a copy is one thread's, and a warp's would be issued one after the other
         const int producer = warp - WARPS;
-        Pump pump = {ring, {producer, 0}, {producer, 0}, 0, producer};
+        Pump pump = {ring, {producer, 0}, {-1, 0}, producer};
         int past = -1;
         Words phase(program, 0);
         for (int p = 0; p < phases; p++) {

@@ -81,7 +81,7 @@ DEVICE void produce_cache(const Words &phase, Pump &pump, int past, const int *p
 #pragma unroll 1
         for (int stage = pump.skip; stage < share.stages; stage += PRODUCERS) {
             const int token = share.begin + stage * STAGE_TOKENS, count = min(share.limit - token, STAGE_TOKENS);
-            u8 *slot = pump.next(4 * count * HEAD_DIM, BF16_IN_FLIGHT);
+            u8 *slot = pump.next(4 * count * HEAD_DIM);
 #if PAGED
             for (int done = 0; done < count;) {
                 const int rows = min(count - done, PAGE_TOKENS - (token + done) % PAGE_TOKENS);

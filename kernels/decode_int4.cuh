@@ -10,7 +10,7 @@
 // consecutive bytes of a half; else each of its parts gives every lane 4 / PARTS words. Such loads of two rows meet in the same
 // banks: of groups of 64, a line takes 16 instead of 8 cycles of the shared-memory pipe, of the 82 that it takes to read.
 //
-// A slot is four warps', three (WARPS / 4) lines each, and the others have other slots: what a slot costs beside its
+// A slot is four warps', up to three (WARPS / 4) lines each, and the others have other slots or tiles (Team): what a slot costs beside its
 // lines, waiting for it and adding up over lanes, is paid by four warps instead of twelve, and instructions are what
 // bounds this loop.
 #pragma once
@@ -133,33 +133,52 @@ DEVICE void mma_s8(int c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// int4, code books and NF4: what a warp has of the slots of a product. Tiles in one slot go around the teams; else each team has the same
-// MINE slots of every tile.
+// int4, code books and NF4: what a warp has of the slots of a product. Tiles of fewer slots than there are teams go around the
+// teams, each with all slots of its tiles; else each team has the same MINE slots of every tile. The four share a slot's lines
+// evenly: the last slot may have fewer than the others.
 template <int K, int STORAGE> struct Team {
     static constexpr Shape S = {K, STORAGE, STORE, 0, 0, 0};
-    static constexpr int LINES = S.lines, KSPLIT = S.ksplit, MINE = (KSPLIT + TEAMS - 1) / TEAMS;
-    static constexpr bool WHOLE = KSPLIT == 1;
+    static constexpr int LINES = S.lines, KSPLIT = S.ksplit;
+    static constexpr bool ROTATES = KSPLIT < TEAMS;
+    static constexpr int MINE = ROTATES ? KSPLIT : (KSPLIT + TEAMS - 1) / TEAMS;
+    static constexpr int LAST_LINES = (LINES - (KSPLIT - 1) * WARPS + FOUR - 1) / FOUR; // a warp's of the last slot
     int warp, lane, team, member;
     INSIDE Team() : warp(threadIdx.x / 32), lane(threadIdx.x % 32), team(warp / FOUR), member(warp % FOUR) {}
-    INSIDE int slot(int mine) const { return team + mine * TEAMS; }
-    INSIDE int line(int mine, int i) const { return (WHOLE ? 0 : slot(mine) * WARPS) + member * TEAM_LINES + i; }
+    INSIDE int first_tile() const { return ROTATES ? team : 0; }
+    static constexpr int TILE_STEP = ROTATES ? TEAMS : 1;
+    INSIDE int slot(int mine) const { return ROTATES ? mine : team + mine * TEAMS; }
+    // Its lines of a slot, and the first of them there.
+    INSIDE int lines(int mine) const { return LAST_LINES < TEAM_LINES && slot(mine) == KSPLIT - 1 ? LAST_LINES : TEAM_LINES; }
+    INSIDE int first_line(int mine) const { return member * lines(mine); }
+    INSIDE int line(int mine, int i) const { return slot(mine) * WARPS + first_line(mine) + i; }
+    INSIDE bool has(int mine, int i) const {
+        return (LAST_LINES == TEAM_LINES || i < lines(mine)) && (LINES % FOUR == 0 || line(mine, i) < LINES);
+    }
     // Bytes from row to row.
-    INSIDE int stride(int mine) const { return WHOLE ? S.row_bytes : min(S.row_bytes - slot(mine) * 128 * WARPS, 128 * WARPS); }
+    INSIDE int stride(int mine) const { return KSPLIT == 1 ? S.row_bytes : min(S.row_bytes - slot(mine) * 128 * WARPS, 128 * WARPS); }
+    // Where its sum of a row goes among those of the others.
+    INSIDE int part() const { return ROTATES ? member : warp; }
     // The x of its lines.
     template <class Part> INSIDE void load(Part (&x)[MINE][TEAM_LINES], const Multiply &m, u8 *scratch) const {
         typename Part::Line *exchange = (typename Part::Line *)scratch;
-        if constexpr (WHOLE) {
-            Elements<K, 1> raw;
-            raw.wait(m.x, m.tag, [&](int) { return warp < LINES ? 256 * warp + 8 * lane : K; });
-            if (warp < LINES) exchange[warp].store(raw.v[0][0], raw.v[0][1], lane);
-            sync_threads(1, CONSUMERS);
+        if constexpr (ROTATES) {
+            // Every line by one warp, a slot's at a time.
+            Elements<K, KSPLIT> raw;
+            raw.wait(m.x, m.tag, [&](int i) { return i * WARPS + warp < LINES ? 256 * (i * WARPS + warp) + 8 * lane : K; });
 #pragma unroll
-            for (int i = 0; i < TEAM_LINES; i++) x[0][i].load(exchange[min(line(0, i), LINES - 1)], lane);
+            for (int mine = 0; mine < MINE; mine++) {
+                if (mine > 0) sync_threads(1, CONSUMERS);
+                if (mine * WARPS + warp < LINES) exchange[warp].store(raw.v[mine][0], raw.v[mine][1], lane);
+                sync_threads(1, CONSUMERS);
+#pragma unroll
+                for (int i = 0; i < TEAM_LINES; i++)
+                    x[mine][i].load(exchange[min(first_line(mine) + i, LINES - 1 - mine * WARPS)], lane);
+            }
         } else {
 #pragma unroll
             for (int mine = 0; mine < MINE; mine++) {
                 Elements<K, TEAM_LINES> raw;
-                raw.wait(m.x, m.tag, [&](int i) { return min(256 * line(mine, i) + 8 * lane, K); });
+                raw.wait(m.x, m.tag, [&](int i) { return has(mine, i) ? min(256 * line(mine, i) + 8 * lane, K) : K; });
 #pragma unroll
                 for (int i = 0; i < TEAM_LINES; i++) {
                     __syncwarp();
@@ -175,8 +194,7 @@ template <int K, int STORAGE> struct Team {
 template <int K>
 __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, u32 packed, u8 *scratch) {
     using Mine = Team<K, INT4>;
-    constexpr int LINES = Mine::LINES, KSPLIT = Mine::KSPLIT, MINE = Mine::MINE;
-    constexpr bool WHOLE = Mine::WHOLE;
+    constexpr int KSPLIT = Mine::KSPLIT, MINE = Mine::MINE;
     const Mine of;
     const int lane = of.lane, r = lane / 4, t = lane % 4;
     const Ring ring = m.at.ring();
@@ -190,18 +208,18 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
     const bool counts = t / 2 == r % 2;
     const float limb0 = counts ? (t % 2 ? 65536.0f : 1.0f) : 0.0f, limb1 = counts && t % 2 == 0 ? 256.0f : 0.0f;
     const float base0 = -12582912.0f * limb0, base1 = -12582912.0f * limb1;
-    if (WHOLE) scales.advance(0, of.team);
+    scales.advance(0, of.first_tile());
 #pragma unroll 1
-    for (int tile = WHOLE ? of.team : 0; tile < m.count; tile += WHOLE ? TEAMS : 1) {
+    for (int tile = of.first_tile(); tile < m.count; tile += Mine::TILE_STEP) {
         float sum[2] = {}; // rows lane / 8 and 4 + lane / 8
 #pragma unroll
         for (int mine = 0; mine < MINE; mine++) {
-            if (!WHOLE && of.slot(mine) >= KSPLIT) break;
-            const Cursor at = m.at.after(WHOLE ? tile : tile * KSPLIT + of.slot(mine));
+            if (!Mine::ROTATES && of.slot(mine) >= KSPLIT) break;
+            const Cursor at = m.at.after(tile * KSPLIT + of.slot(mine));
             ring.wait(at);
             const u8 *slot = ring.at(at);
             const int stride = of.stride(mine);
-            const u8 *base = slot + lane / 8 * stride + of.member * TEAM_LINES * 128 + first_byte(lane);
+            const u8 *base = slot + lane / 8 * stride + of.first_line(mine) * 128 + first_byte(lane);
             float scale[SCALE_LOADS<TEAM_LINES>];
 #pragma unroll
             for (int n = 0; n < SCALE_LOADS<TEAM_LINES>; n++) {
@@ -210,8 +228,8 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
             }
 #pragma unroll
             for (int i = 0; i < TEAM_LINES; i++) {
-                // A line that is not there has scales of 0.
-                const u8 *from = of.line(mine, i) < LINES ? base + 128 * i : slot;
+                if (!of.has(mine, i)) break;
+                const u8 *from = base + 128 * i;
                 const Limbs &a = x[mine][i];
                 u32 lows[4], highs[4];
                 load_words(lows, from), load_words(highs, from + 4 * stride);
@@ -234,10 +252,9 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
             }
             ring.release(at, TEAMS);
         }
-        scales.advance(tile, WHOLE ? TEAMS : 1);
+        scales.advance(tile, Mine::TILE_STEP);
         const float total = add_lanes(sum[0], sum[1], lane);
-        if ((lane & 6) == 0 && (WHOLE || of.team < KSPLIT))
-            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + (WHOLE ? of.member : of.warp)] = total;
+        if ((lane & 6) == 0) m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + of.part()] = total;
     }
     return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
 }

@@ -53,8 +53,7 @@ struct Looked {
 template <int K>
 __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, u32 packed, u32 books, u8 *scratch) {
     using Mine = Team<K, LUT4>;
-    constexpr int LINES = Mine::LINES, KSPLIT = Mine::KSPLIT, MINE = Mine::MINE;
-    constexpr bool WHOLE = Mine::WHOLE;
+    constexpr int KSPLIT = Mine::KSPLIT, MINE = Mine::MINE;
     const Mine of;
     const int lane = of.lane, r = lane / 4, t = lane % 4;
     const Ring ring = m.at.ring();
@@ -67,20 +66,20 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
     const bool counts = t / 2 == r % 2; // as in multiply_int4, as all that follows
     const float limb0 = counts ? (t % 2 ? 65536.0f : 1.0f) : 0.0f, limb1 = counts && t % 2 == 0 ? 256.0f : 0.0f;
     const float base0 = -12582912.0f * limb0, base1 = -12582912.0f * limb1;
-    if (WHOLE) scales.advance(0, of.team);
+    scales.advance(0, of.first_tile());
 #pragma unroll 1
-    for (int tile = WHOLE ? of.team : 0; tile < m.count; tile += WHOLE ? TEAMS : 1) {
+    for (int tile = of.first_tile(); tile < m.count; tile += Mine::TILE_STEP) {
         float sum[2] = {}; // rows lane / 8 and 4 + lane / 8
 #pragma unroll
         for (int mine = 0; mine < MINE; mine++) {
-            if (!WHOLE && of.slot(mine) >= KSPLIT) break;
-            const Cursor at = m.at.after(WHOLE ? tile : tile * KSPLIT + of.slot(mine));
+            if (!Mine::ROTATES && of.slot(mine) >= KSPLIT) break;
+            const Cursor at = m.at.after(tile * KSPLIT + of.slot(mine));
             ring.wait(at);
             const u8 *slot = ring.at(at);
             Book first, last; // of lows and highs
             first.load(slot + (books & 0xffff)), last.load(slot + (books >> 16));
             const int stride = of.stride(mine);
-            const u8 *base = slot + lane / 8 * stride + of.member * TEAM_LINES * 128 + first_byte(lane);
+            const u8 *base = slot + lane / 8 * stride + of.first_line(mine) * 128 + first_byte(lane);
             float scale[SCALE_LOADS<TEAM_LINES>];
 #pragma unroll
             for (int n = 0; n < SCALE_LOADS<TEAM_LINES>; n++) {
@@ -89,8 +88,8 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
             }
 #pragma unroll
             for (int i = 0; i < TEAM_LINES; i++) {
-                // A line that is not there has scales of 0.
-                const u8 *from = of.line(mine, i) < LINES ? base + 128 * i : slot;
+                if (!of.has(mine, i)) break;
+                const u8 *from = base + 128 * i;
                 const LimbsOfLane<true> &a = x[mine][i];
                 u32 lows[4], highs[4];
                 load_words(lows, from), load_words(highs, from + 4 * stride);
@@ -118,10 +117,9 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
             }
             ring.release(at, TEAMS);
         }
-        scales.advance(tile, WHOLE ? TEAMS : 1);
+        scales.advance(tile, Mine::TILE_STEP);
         const float total = add_lanes(sum[0], sum[1], lane);
-        if ((lane & 6) == 0 && (WHOLE || of.team < KSPLIT))
-            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + (WHOLE ? of.member : of.warp)] = total;
+        if ((lane & 6) == 0) m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + of.part()] = total;
     }
     return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
 }

@@ -101,8 +101,7 @@ DEVICE float nf4_absmax_of(const LaneScales &scales, const u8 *slot, u32 nested,
 template <int K> __device__ __noinline__ Multiplied multiply_nf4(Multiply m, LaneScales scales, u32 nested, u8 *scratch) {
     static_assert(K % 64 == 0, "blocks lie in one row");
     using Mine = Team<K, NF4>;
-    constexpr int LINES = Mine::LINES, KSPLIT = Mine::KSPLIT, MINE = Mine::MINE;
-    constexpr bool WHOLE = Mine::WHOLE;
+    constexpr int KSPLIT = Mine::KSPLIT, MINE = Mine::MINE;
     const Mine of;
     const int lane = of.lane, r = lane / 4, t = lane % 4;
     const Ring ring = m.at.ring();
@@ -114,22 +113,21 @@ template <int K> __device__ __noinline__ Multiplied multiply_nf4(Multiply m, Lan
 
     const u32 table = shared_address(&nf4_pairs[0][lane]);
     const bool second = (t ^ r % 4) / 2, odd = (t ^ r % 4) % 2;
-    if (WHOLE) scales.advance(0, of.team);
+    scales.advance(0, of.first_tile());
 #pragma unroll 1
-    for (int tile = WHOLE ? of.team : 0; tile < m.count; tile += WHOLE ? TEAMS : 1) {
+    for (int tile = of.first_tile(); tile < m.count; tile += Mine::TILE_STEP) {
         float sum = 0.0f;
 #pragma unroll
         for (int mine = 0; mine < MINE; mine++) {
-            if (!WHOLE && of.slot(mine) >= KSPLIT) break;
-            const Cursor at = m.at.after(WHOLE ? tile : tile * KSPLIT + of.slot(mine));
+            if (!Mine::ROTATES && of.slot(mine) >= KSPLIT) break;
+            const Cursor at = m.at.after(tile * KSPLIT + of.slot(mine));
             ring.wait(at);
             const u8 *slot = ring.at(at);
             const int stride = of.stride(mine);
 #pragma unroll
             for (int i = 0; i < TEAM_LINES; i++) {
-                // Where K takes several slots, lines that are not there beside one that is have x of 0.
-                if (of.line(mine, WHOLE ? i : 0) >= LINES) break;
-                const u8 *base = slot + r / 4 * stride + (of.member * TEAM_LINES + i) * 128 + 8 * t;
+                if (!of.has(mine, i)) break;
+                const u8 *base = slot + r / 4 * stride + (of.first_line(mine) + i) * 128 + 8 * t;
                 const float absmax = nf4_absmax_of(scales, slot, nested, min(4 * of.line(mine, i) + t, Mine::S.groups - 1));
                 const Halves &a = x[mine][i];
                 u32 words[4][2];
@@ -161,10 +159,10 @@ template <int K> __device__ __noinline__ Multiplied multiply_nf4(Multiply m, Lan
             }
             ring.release(at, TEAMS);
         }
-        scales.advance(tile, WHOLE ? TEAMS : 1);
+        scales.advance(tile, Mine::TILE_STEP);
         sum += __shfl_xor_sync(0xffffffffu, sum, 5); // the row's other blocks
         sum += __shfl_xor_sync(0xffffffffu, sum, 10);
-        if (r % 4 == 0 && (WHOLE || of.team < KSPLIT)) m.partial[(8 * tile + nf4_row(lane)) * WARPS + (WHOLE ? of.member : of.warp)] = sum;
+        if (r % 4 == 0) m.partial[(8 * tile + nf4_row(lane)) * WARPS + of.part()] = sum;
     }
     return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
 }

@@ -101,9 +101,6 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
 #endif
     const int code_bytes = runs * (run_bytes + beside);
     const int row_bytes = s.row_bytes;
-    // Slots of pieces of rows need more on their way than whole rows do.
-    const int four_bit = s.ksplit > 1 ? max(INT4_IN_FLIGHT, 2) : INT4_IN_FLIGHT;
-    const int in_flight = IS_INT4(s.storage) || s.storage == NF4 ? four_bit : BF16_IN_FLIGHT;
     const Tiles tiles(s);
     int chunk = pump.skip;
 #pragma unroll 1
@@ -115,7 +112,7 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
 #pragma unroll 1
         for (; chunk < s.ksplit; chunk += PRODUCERS) {
             const int bytes = min(row_bytes - chunk * 128 * WARPS, 128 * WARPS); // of a row in this slot
-            u8 *slot = pump.next(8 * bytes + code_bytes, in_flight);
+            u8 *slot = pump.next(8 * bytes + code_bytes);
             // Rows that are contiguous in the file are one copy.
             if (s.ksplit > 1) {
                 const u8 *second = s.paired ? from1 : from + 4 * row_bytes;
@@ -293,7 +290,7 @@ constexpr int FOUR = 4, TEAMS = WARPS / FOUR, TEAM_LINES = WARPS / FOUR; // team
 // Parts that a row's sum has.
 DEVICE int parts_of(const Shape &s) {
     if (s.storage == BF16 || s.storage == FP8) return min(s.lines, WARPS);
-    return s.ksplit == 1 ? FOUR : FOUR * min(s.ksplit, TEAMS);
+    return s.ksplit < TEAMS ? FOUR : WARPS;
 }
 
 template <int K> __device__ __noinline__ Multiplied multiply_bf16(Multiply m) {

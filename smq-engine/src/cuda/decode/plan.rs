@@ -99,13 +99,9 @@ const NESTED_BYTES: usize = 48;
 const WARPS: usize = 12;
 /// Bytes of weights in a slot; scale codes follow.
 const WEIGHT_BYTES: usize = 8 * 128 * WARPS;
-/// Warps of a block that copy.
-const PRODUCERS: usize = 2;
-/// Bytes that an SM has on their way from memory at a time, as measured best (kernels/NOTES.md):
-/// where all layers are 4-bit, and else. Activations queue behind more, but less does not feed
-/// layers that wait for memory alone.
-const IN_FLIGHT_4_BIT: usize = 25_000;
-const IN_FLIGHT: usize = 50_000;
+/// Warps of a block that copy, a slot each at a time: of 2, 3 and 4 the best, most of all where a
+/// row takes several slots (kernels/NOTES.md). A warp has as many registers among 16 as among 14.
+const PRODUCERS: usize = 4;
 
 /// The macros' names for each kind.
 macro_rules! kind_names {
@@ -204,15 +200,6 @@ impl Kind {
         }
     }
 
-    /// Whether its weights, of more than 4 bits, are a layer's.
-    fn is_wide(&self) -> bool {
-        let wide = match self.storage {
-            Storage::Bf16 | Storage::Fp8 => true,
-            Storage::Int4 | Storage::Nf4 | Storage::Lut4 => false,
-        };
-        wide && self.epilogue != Epilogue::Logits
-    }
-
     /// Bytes copied for one run of scale codes of `width` bits, which begins at any bit: whole 16
     /// bytes around it, and the word after the last.
     #[must_use]
@@ -278,14 +265,12 @@ impl Plan {
         let angles = 8 * c.rope.rotary_dim * family::rotations(c).len();
         let fixed = 1024 + angles + 16 * 64 + WARPS * exchange + tables + 1024;
         let slots = BLOCK_SHARED_BYTES.saturating_sub(fixed + 128 + 2 * partial) / slot;
-        if slots < 2 {
-            let needed = fixed + 128 + 2 * partial + 2 * slot;
+        if slots < PRODUCERS {
+            let needed = fixed + 128 + 2 * partial + PRODUCERS * slot;
             return Err(limits::shared_memory(needed, BLOCK_SHARED_BYTES));
         }
         let slots = slots.min(64) / PRODUCERS * PRODUCERS;
         let shared = slots * slot + 128 + 2 * partial;
-        let wide = kinds.iter().any(Kind::is_wide);
-        let in_flight = |bytes: usize| (bytes / WEIGHT_BYTES / PRODUCERS).max(1);
         let number = |n: usize| n as i64;
         let mut defines = attention_defines(c, c.windows.alike());
         defines.extend([
@@ -303,11 +288,6 @@ impl Plan {
             ("BOOK_BYTES", number(BOOK_BYTES)),
             ("NF4_TABLE_BYTES", number(NF4_TABLE_BYTES)),
             ("DYNAMIC_SHARED", number(shared)),
-            (
-                "INT4_IN_FLIGHT",
-                number(in_flight(if wide { IN_FLIGHT } else { IN_FLIGHT_4_BIT })),
-            ),
-            ("BF16_IN_FLIGHT", number(in_flight(IN_FLIGHT))),
             ("PARTIAL_BYTES", number(partial)),
             ("EXCHANGE_BYTES", number(exchange)),
             ("KINDS", number(kinds.len())),

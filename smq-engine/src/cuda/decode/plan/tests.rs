@@ -95,14 +95,10 @@ fn check(what: &str, plan: &Plan, products: &[(Vec<DeviceMatrix>, Epilogue)], sm
     };
     let (slots, slot, partial) = (get("SLOTS"), get("SLOT_BYTES"), get("PARTIAL_BYTES"));
     assert!(
-        slots >= 2 && slots.is_multiple_of(PRODUCERS),
+        slots >= PRODUCERS && slots.is_multiple_of(PRODUCERS),
         "{what}: {slots} slots"
     );
     assert!(slot.is_multiple_of(128), "{what}");
-    assert!(
-        get("INT4_IN_FLIGHT") >= 1 && get("BF16_IN_FLIGHT") >= 1,
-        "{what}"
-    );
     assert_eq!(
         plan.shared as usize,
         slots * slot + 128 + 2 * partial,
