@@ -55,6 +55,7 @@ mod pages;
 mod request;
 mod scheduler;
 mod sequence;
+mod speculate;
 
 pub(crate) use batch::choose;
 pub use batch::{BatchEngine, Choice, Chosen, Chunk, Computed, LogProbs, Scores};
@@ -63,3 +64,4 @@ pub use load::{BatchOptions, CPU_KV_TOKENS, load_batch};
 pub use pages::{Pages, page_hash};
 pub use request::{Constraint, Counters, Event, Request, RequestId};
 pub use scheduler::Scheduler;
+pub use speculate::{Asked, Drafter, ModelDrafter, NgramDrafter, Repeats};

@@ -62,9 +62,16 @@ impl Inputs {
             unused: 0,
             position: position as i32,
         }));
-        let tiles = (0..chunk.tokens.len()).step_by(KEYS).map(|row| Tile {
+        // A draft within a page is as many steps of single tokens, which are recorded: the kernel
+        // reads the pages before a token's own ahead of what this step writes.
+        let within_page = chunk.past / KEYS == (len - 1) / KEYS;
+        let rows = match chunk.drafts + 1 == chunk.tokens.len() && within_page {
+            true => 1,
+            false => KEYS,
+        };
+        let tiles = (0..chunk.tokens.len()).step_by(rows).map(|row| Tile {
             first: (first + row) as i32,
-            rows: KEYS.min(chunk.tokens.len() - row) as i32,
+            rows: rows.min(chunk.tokens.len() - row) as i32,
             position: (chunk.past + row) as i32,
             table,
         });
@@ -162,6 +169,7 @@ mod tests {
             pages,
             past,
             tokens,
+            drafts: 0,
             long: false,
             scores: None,
             choice: None,

@@ -42,6 +42,7 @@ fn a_step_takes_so_much_of_the_host() {
                 pages: &pages,
                 past: TOKENS - 1,
                 tokens: &[7],
+                drafts: 0,
                 long: false,
                 scores: None,
                 choice: None,
