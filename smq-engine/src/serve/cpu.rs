@@ -12,7 +12,7 @@ use crate::model::{Arena, Decoder, Part};
 const LOGIT_ROWS: usize = 64;
 /// A step of 1 + n tokens takes `1 + n DRAFT_COST` times as long as one of a single token, as
 /// measured (docs/src/speculate.md).
-const DRAFT_COST: f64 = 0.5;
+const DRAFT_COST: f64 = 0.4;
 
 /// The CPU reference with an arena of pages.
 #[derive(Debug)]
