@@ -37,6 +37,14 @@
 //! computed anew with the long factors, as [`generate`](crate::generate) does, which looks like a
 //! preemption without losing its turn. Hashes tell the two ranges apart.
 //!
+//! # Drafts
+//!
+//! With [`Scheduler::speculate`] the next tokens of sequences that generate are guessed, and a step
+//! computes them too. What is chosen is what would be chosen without, so a draft never shows in a
+//! text (`speculate/mod.rs`). A draft takes pages only where some are left, and never from another
+//! sequence; those that its wrong tokens took are given back, and a page is published for tokens
+//! that were chosen, and for no others.
+//!
 //! # Determinism
 //!
 //! A sequence has the same tokens and log-probabilities, to the last bit, whatever it runs beside,

@@ -259,15 +259,21 @@ impl<E: BatchEngine> Scheduler<E> {
         let planned = self.running.iter().map(|s| s.planned);
         let mut room = self.engine.step_tokens().saturating_sub(planned.sum());
         let rows = self.running.iter().filter(|s| s.planned > 0).count();
-        self.draft_cost = cost_beside(self.engine.draft_cost(), rows) + drafter.cost();
+        let cost = cost_beside(self.engine.draft_cost(), rows) + drafter.cost();
+        self.draft_cost = cost;
         let (mut asked, mut places) = (Vec::new(), Vec::new());
         for (place, s) in self.running.iter().enumerate() {
             let most = s.most_drafts(&config.rope).min(*most).min(room);
-            let most = most.min(s.pace.tokens(self.draft_cost));
+            let most = most.min(s.pace.tokens(cost));
             if most > 0 {
                 room -= most;
                 let (id, tokens) = (s.id, &s.tokens);
-                asked.push(Asked { id, tokens, most });
+                asked.push(Asked {
+                    id,
+                    tokens,
+                    most,
+                    cost,
+                });
                 places.push((place, most));
             }
         }

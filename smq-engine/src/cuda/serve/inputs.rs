@@ -204,6 +204,31 @@ mod tests {
         assert_eq!(inputs.tables, [7, 2, 9, 4, 5]);
     }
 
+    /// So that a step of them is one of single tokens; but not where a token's page before its own
+    /// is written in this step.
+    #[test]
+    fn a_draft_within_a_page_has_a_tile_a_row() {
+        let tokens: Vec<u32> = (0..5).collect();
+        let tiles = |past, drafts| {
+            let mut inputs = Inputs::default();
+            let chunk = Chunk {
+                drafts,
+                ..chunk(&[2, 9], past, &tokens)
+            };
+            inputs.push(&chunk);
+            let tiles = inputs.tiles.iter();
+            tiles
+                .map(|t| (t.first, t.rows, t.position, t.table))
+                .collect::<Vec<_>>()
+        };
+        let single = |past| (0..5).map(|i| (i, 1, past + i, 0)).collect::<Vec<_>>();
+        assert_eq!(tiles(59, 4), single(59));
+        assert_eq!(tiles(64, 4), single(64));
+        assert_eq!(tiles(60, 4), [(0, 5, 60, 0)]);
+        // A prompt's end is none.
+        assert_eq!(tiles(20, 0), [(0, 5, 20, 0)]);
+    }
+
     #[test]
     fn what_fills_up_a_step_has_no_rows() {
         let mut inputs = Inputs::default();

@@ -70,6 +70,9 @@ pub struct Asked<'a> {
     pub tokens: &'a [u32],
     /// How many are wanted, at least one.
     pub most: usize,
+    /// What computing each takes, as a part of the sequence's share of a step: a guess is worth it
+    /// where it is right more often than that.
+    pub cost: f64,
 }
 
 /// How a scheduler guesses.
