@@ -68,22 +68,25 @@ struct Some3 {
     is_fork: bool,
 }
 
+impl Some3 {
+    fn allows(&self, id: u64) -> bool {
+        !self.state.wrapping_add(id).is_multiple_of(4)
+    }
+}
+
 impl Constraint for Some3 {
     fn allowed(&mut self, mask: &mut [u32]) -> Result<()> {
         assert!(mask.iter().all(|word| *word == 0));
-        for id in (0..VOCAB).filter(|id| (self.state + *id as u64) % 4 > 0) {
+        for id in (0..VOCAB).filter(|id| self.allows(*id as u64)) {
             mask[id / 32] |= 1 << (id % 32);
         }
         Ok(())
     }
 
     fn accept(&mut self, token: u32) -> Result<()> {
-        assert!(
-            (self.state + u64::from(token)) % 4 > 0,
-            "it was not allowed"
-        );
+        assert!(self.allows(u64::from(token)), "it was not allowed");
         self.seen.lock().unwrap()[usize::from(self.is_fork)] += 1;
-        self.state = self.state.wrapping_mul(31) + u64::from(token);
+        self.state = self.state.wrapping_mul(31).wrapping_add(token.into());
         Ok(())
     }
 

@@ -21,8 +21,11 @@ use smq_model::{ModelConfig, Source, Spelling, Tokenizer};
 
 /// Most tokens that the text's repeats guess at a time.
 const NGRAM_TOKENS: usize = 8;
-/// Tokens of a page of a draft model on a CPU. A text is computed from its last whole page on.
-const DRAFT_PAGE_TOKENS: usize = 8;
+/// Tokens of a page of a draft model on a CPU. Each guess computes the text from its last whole page
+/// on.
+const DRAFT_PAGE_TOKENS: usize = 2;
+/// Steps of a draft model for a guessed token: what was chosen since the last guess is read too.
+const DRAFT_STEPS: f64 = 1.5;
 /// A page of the largest kind, which a sequence may begin.
 const PAGE_SLACK: usize = 64;
 
@@ -101,9 +104,9 @@ impl DraftArgs {
             ..BatchOptions::default()
         })?;
         // A step of one token reads the weights, and little else.
-        let cost = small.file_bytes() as f64 / large.file_bytes().max(1) as f64;
+        let step = small.file_bytes() as f64 / large.file_bytes().max(1) as f64;
         let vocab = ModelConfig::of(large)?.vocab;
-        let drafter = ModelDrafter::new(engine, vocab, cost).with_context(message)?;
+        let drafter = ModelDrafter::new(engine, vocab, DRAFT_STEPS * step).with_context(message)?;
         Ok(Some((Box::new(drafter), self.draft_tokens)))
     }
 }

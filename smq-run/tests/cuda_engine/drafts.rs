@@ -46,7 +46,7 @@ struct Half(u32);
 
 impl Constraint for Half {
     fn allowed(&mut self, mask: &mut [u32]) -> smq_engine::Result<()> {
-        mask.fill(if self.0 % 2 == 0 {
+        mask.fill(if self.0.is_multiple_of(2) {
             0x5555_5555
         } else {
             0x3333_3333

@@ -18,8 +18,8 @@ pub struct ModelDrafter<E> {
 }
 
 impl<E: BatchEngine> ModelDrafter<E> {
-    /// By `engine`, whose step of one token takes `cost` steps of the engine that it guesses for,
-    /// which knows `vocab` tokens.
+    /// By `engine`, which takes for a token `cost` steps of the engine that it guesses for; that one
+    /// knows `vocab` tokens.
     ///
     /// # Errors
     /// [`Error::Input`] for an engine of another vocabulary, or one without room for a token.
