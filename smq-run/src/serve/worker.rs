@@ -297,6 +297,8 @@ impl<E: BatchEngine> Thread<E> {
                     self.recover(&panic_message(&*panic));
                 }
             }
+            // Whoever is told of a token finds it counted.
+            self.publish();
             // Where nothing is computed next, nothing is to be waited for.
             let last = untold.iter().filter(|event| event.is_last()).count();
             if last == self.routes.by_id.len() {
@@ -305,7 +307,6 @@ impl<E: BatchEngine> Thread<E> {
             for id in left {
                 self.end(id, Finish::Abort);
             }
-            self.publish();
             if !self.pages_are_right() {
                 return;
             }
