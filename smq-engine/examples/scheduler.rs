@@ -49,6 +49,10 @@ impl BatchEngine for Nothing {
         2048
     }
 
+    fn draft_cost(&self) -> f64 {
+        1.0
+    }
+
     fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
         let start = Instant::now();
         let compute = |chunk: &mut Chunk<'_>| {
@@ -61,7 +65,7 @@ impl BatchEngine for Nothing {
             });
             Ok(Computed {
                 scores: Vec::new(),
-                chosen,
+                chosen: chosen.into_iter().collect(),
             })
         };
         let results = chunks.iter_mut().map(compute).collect();

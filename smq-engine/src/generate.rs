@@ -10,6 +10,7 @@ use smq_model::{GenerationSettings, StopStrings, Tokenizer};
 use crate::engine::{Engine, sampled};
 use crate::error::{Error, Result};
 use crate::sample::Sampler;
+use crate::serve::{BatchEngine, Event, Request, Scheduler};
 
 /// What to generate.
 #[derive(Clone, Default)]
@@ -84,7 +85,7 @@ pub fn generate(
     engine: &mut dyn Engine,
     prompt: &[u32],
     options: &GenerateOptions<'_>,
-    mut on_token: impl FnMut(u32) -> Result<()>,
+    on_token: impl FnMut(u32) -> Result<()>,
 ) -> Result<Generation> {
     let limit = engine.config().max_positions;
     if prompt.is_empty() {
@@ -100,51 +101,128 @@ pub fn generate(
     let vocab = engine.config().vocab;
     let new_tokens = options.max_new_tokens;
     let mut sampler = Sampler::new(settings, prompt, new_tokens, vocab, options.seed)?;
-    let mut stop_strings = match options.tokenizer {
-        _ if settings.stop_strings.is_empty() => None,
-        Some(tokenizer) => Some(StopStrings::new(tokenizer, &settings.stop_strings, prompt)?),
-        None => {
-            let message = "the generation settings have stop_strings, which need the tokenizer";
-            return Err(Error::Input(message.into()));
-        }
-    };
     let room = limit - prompt.len();
     engine.start(prompt.len() + options.max_new_tokens.min(room))?;
-    let mut ids = Vec::new();
-    let mut timing = Timing::default();
+    let mut text = Text::new(prompt, options, on_token)?;
     // The last token needs no place of its own: nothing is computed from it.
     let most = options.max_new_tokens.min(room + 1);
-    let mut stop = if most < options.max_new_tokens {
-        Stop::ContextFull
-    } else {
-        Stop::MaxNewTokens
-    };
-    let mut last = Instant::now();
-    let mut take = |token: u32, rope_switched: bool| {
-        let now = Instant::now();
-        match now - std::mem::replace(&mut last, now) {
-            took if ids.is_empty() => timing.ttft = took,
-            took if rope_switched => timing.rope_switch = Some(took),
-            took => timing.decode.push(took),
-        }
-        if settings.eos_ids.contains(&token) {
-            stop = Stop::EndOfSequence;
-            return Ok(ControlFlow::Break(()));
-        }
-        ids.push(token);
-        on_token(token)?;
-        if let Some(strings) = &mut stop_strings
-            && strings.push(token)?
-        {
-            stop = Stop::StopString;
-            return Ok(ControlFlow::Break(()));
-        }
-        Ok(ControlFlow::Continue(()))
-    };
+    if most < options.max_new_tokens {
+        text.stop = Stop::ContextFull;
+    }
+    let mut take = |token: u32, rope_switched: bool| text.take(token, rope_switched);
     if sampler.is_greedy() {
         engine.greedy(prompt, most, &mut take)?;
     } else {
         sampled(engine, &mut sampler, prompt, most, &mut take)?;
     }
-    Ok(Generation { ids, stop, timing })
+    Ok(text.done())
+}
+
+/// As [`generate`], as the one request of a scheduler, which may guess tokens
+/// ([`Scheduler::speculate`]). A later text that begins alike finds its pages.
+///
+/// # Errors
+/// As [`generate`], and for a prompt that the scheduler's cache has no room for.
+pub fn generate_scheduled<E: BatchEngine>(
+    scheduler: &mut Scheduler<E>,
+    prompt: &[u32],
+    options: &GenerateOptions<'_>,
+    on_token: impl FnMut(u32) -> Result<()>,
+) -> Result<Generation> {
+    let mut text = Text::new(prompt, options, on_token)?;
+    let rope = scheduler.engine().config().rope.clone();
+    let mut request = Request::new(prompt.to_vec(), options.max_new_tokens);
+    request.settings = options.settings.clone();
+    request.seed = options.seed;
+    let id = scheduler.submit(request)?;
+    while !scheduler.is_idle() {
+        for event in scheduler.step() {
+            let (token, stop) = match event {
+                Event::Prompt { .. } => continue,
+                Event::Token { token, .. } => (Some(token), None),
+                Event::Finished { stop, ended_by, .. } => (ended_by, Some(stop)),
+                Event::Failed { error, .. } => return Err(error),
+            };
+            if let Some(stop) = stop {
+                text.stop = stop;
+            }
+            let Some(token) = token else {
+                continue;
+            };
+            let before = prompt.len() + text.ids.len();
+            let rope_switched = rope.is_long(before) && !rope.is_long(before - 1);
+            let taken = text.take(token, rope_switched);
+            if !matches!(taken, Ok(ControlFlow::Continue(()))) {
+                // Tokens behind it may have come already.
+                scheduler.cancel(id);
+                return taken.map(|_| text.done());
+            }
+        }
+    }
+    Ok(text.done())
+}
+
+/// A text that is being generated.
+struct Text<'o, F> {
+    eos_ids: &'o [u32],
+    stop_strings: Option<StopStrings<'o>>,
+    on_token: F,
+    ids: Vec<u32>,
+    stop: Stop,
+    timing: Timing,
+    last: Instant,
+}
+
+impl<'o, F: FnMut(u32) -> Result<()>> Text<'o, F> {
+    /// Time runs from here.
+    fn new(prompt: &[u32], options: &'o GenerateOptions<'_>, on_token: F) -> Result<Self> {
+        let settings = &options.settings;
+        let stop_strings = match options.tokenizer {
+            _ if settings.stop_strings.is_empty() => None,
+            Some(tokenizer) => Some(StopStrings::new(tokenizer, &settings.stop_strings, prompt)?),
+            None => {
+                let message = "the generation settings have stop_strings, which need the tokenizer";
+                return Err(Error::Input(message.into()));
+            }
+        };
+        Ok(Self {
+            eos_ids: &settings.eos_ids,
+            stop_strings,
+            on_token,
+            ids: Vec::new(),
+            stop: Stop::MaxNewTokens,
+            timing: Timing::default(),
+            last: Instant::now(),
+        })
+    }
+
+    fn take(&mut self, token: u32, rope_switched: bool) -> Result<ControlFlow<()>> {
+        let now = Instant::now();
+        match now - std::mem::replace(&mut self.last, now) {
+            took if self.ids.is_empty() => self.timing.ttft = took,
+            took if rope_switched => self.timing.rope_switch = Some(took),
+            took => self.timing.decode.push(took),
+        }
+        if self.eos_ids.contains(&token) {
+            self.stop = Stop::EndOfSequence;
+            return Ok(ControlFlow::Break(()));
+        }
+        self.ids.push(token);
+        (self.on_token)(token)?;
+        if let Some(strings) = &mut self.stop_strings
+            && strings.push(token)?
+        {
+            self.stop = Stop::StopString;
+            return Ok(ControlFlow::Break(()));
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn done(self) -> Generation {
+        Generation {
+            ids: self.ids,
+            stop: self.stop,
+            timing: self.timing,
+        }
+    }
 }

@@ -13,7 +13,9 @@ use smq_convert::{
 };
 use smq_engine::generate::{GenerateOptions, Stop, generate};
 use smq_engine::sample::Sampler;
-use smq_engine::serve::{BatchOptions, CpuBatch, Event, LogProbs, Request, RequestId, Scheduler};
+use smq_engine::serve::{
+    Asked, BatchOptions, CpuBatch, Drafter, Event, LogProbs, Request, RequestId, Scheduler,
+};
 use smq_engine::{CpuEngine, Engine};
 use smq_model::{GenerationSettings, Source};
 
@@ -147,12 +149,59 @@ impl Known {
     }
 }
 
+/// Guesses what a known text goes on with, and now and then something else.
+struct Liar {
+    /// Prompts and what comes after them.
+    texts: Vec<Vec<u32>>,
+    random: Random,
+}
+
+impl Drafter for Liar {
+    fn draft(&mut self, asked: &[Asked<'_>]) -> Vec<smq_engine::Result<Vec<u32>>> {
+        let mut one = |asked: &Asked<'_>| {
+            let known = self.texts.iter().find(|t| t.starts_with(asked.tokens));
+            let rest = known.map_or(&[][..], |text| &text[asked.tokens.len()..]);
+            let rest = rest.iter().copied().chain(std::iter::repeat(9));
+            let count = self.random.within(0..asked.most + 2);
+            let mut guess: Vec<u32> = rest.take(count).collect();
+            if self.random.within(0..3) == 0 && count > 0 {
+                let at = self.random.within(0..count);
+                guess[at] = self.random.within(7..4096) as u32;
+            }
+            Ok(guess)
+        };
+        asked.iter().map(&mut one).collect()
+    }
+
+    fn forget(&mut self, _: RequestId) {}
+
+    fn cost(&self) -> f64 {
+        0.0
+    }
+}
+
 /// Runs batches of requests that are drawn from `known`, each batch at a time into what the one
 /// before it left in the cache; some requests are cancelled. Returns how many tokens the cache had
-/// and how often a request lost its pages.
-fn check(source: &Source, options: &BatchOptions, known: &[Known], batches: usize) -> (u64, u64) {
+/// and how often a request lost its pages. With `guessed`, tokens are guessed and many of them right.
+fn check(
+    source: &Source,
+    options: &BatchOptions,
+    known: &[Known],
+    batches: usize,
+    guessed: bool,
+) -> (u64, u64) {
     let mut random = Random(options.kv_tokens.unwrap_or(0) as u64);
     let mut scheduler = Scheduler::new(CpuBatch::load(source, options).unwrap()).unwrap();
+    if guessed {
+        let texts = known
+            .iter()
+            .map(|k| [&k.prompt[..], &k.alone.tokens].concat());
+        let liar = Liar {
+            texts: texts.collect(),
+            random: Random(batches as u64),
+        };
+        scheduler.speculate(liar, 7);
+    }
     for batch in 0..batches {
         let mut ids: HashMap<RequestId, (&Known, Output)> = HashMap::new();
         let mut last = None;
@@ -183,6 +232,10 @@ fn check(source: &Source, options: &BatchOptions, known: &[Known], batches: usiz
         }
     }
     let counters = scheduler.counters();
+    if guessed {
+        let (all, right) = (counters.draft_tokens, counters.accepted_tokens);
+        assert!(right > all / 3 && right < all, "{counters:?}");
+    }
     (counters.prefix_hits, counters.preemptions)
 }
 
@@ -229,7 +282,7 @@ fn options(page_tokens: usize, kv_tokens: usize, rows: usize, step_tokens: usize
 
 /// Batches with small pages and large ones, room for all and for hardly any, and steps of few
 /// tokens and many.
-fn check_all(source: &Source, each: usize) {
+fn check_all(source: &Source, each: usize, guessed: bool) {
     let mut random = Random(1);
     let mut engine = CpuEngine::load(source).unwrap();
     let known: Vec<_> = (0..24)
@@ -246,7 +299,7 @@ fn check_all(source: &Source, each: usize) {
         options(5, 100, 8, 20),
         options(64, 1024, 8, 64),
     ] {
-        let (found, lost) = check(source, &options, &known, each);
+        let (found, lost) = check(source, &options, &known, each, guessed);
         hits += found;
         preemptions += lost;
     }
@@ -255,7 +308,13 @@ fn check_all(source: &Source, each: usize) {
 
 #[test]
 fn a_thousand_random_batches_are_their_sequences_alone() {
-    check_all(&Source::open(&fixture()).unwrap(), 250);
+    check_all(&Source::open(&fixture()).unwrap(), 250, false);
+}
+
+/// So they are with some of their tokens guessed.
+#[test]
+fn random_batches_of_guessed_texts_are_their_sequences_alone() {
+    check_all(&Source::open(&fixture()).unwrap(), 120, true);
 }
 
 #[test]
@@ -273,7 +332,9 @@ fn batches_of_quantized_models_are_their_sequences_alone() {
         Method::Fp8,
     ] {
         let dir = tempfile::tempdir().unwrap();
-        check_all(&Source::open(&quantized(method, dir.path())).unwrap(), 50);
+        let source = Source::open(&quantized(method, dir.path())).unwrap();
+        check_all(&source, 50, false);
+        check_all(&source, 20, true);
     }
 }
 
@@ -288,7 +349,9 @@ fn sequences_of_both_ranges_run_together() {
         .into_iter()
         .map(|len| Known::new(&mut random, &mut engine, len, 10))
         .collect();
-    let (hits, _) = check(&source, &options(16, 4096, 8, 256), &known, 12);
-    let (_, preemptions) = check(&source, &options(4, 1036, 8, 256), &known, 12);
-    assert!(hits > 0 && preemptions > 0, "{hits} and {preemptions}");
+    for guessed in [false, true] {
+        let (hits, _) = check(&source, &options(16, 4096, 8, 256), &known, 12, guessed);
+        let (_, preemptions) = check(&source, &options(4, 1036, 8, 256), &known, 12, guessed);
+        assert!(hits > 0 && preemptions > 0, "{hits} and {preemptions}");
+    }
 }

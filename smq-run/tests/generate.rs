@@ -356,3 +356,79 @@ fn a_converted_model_has_the_settings_of_its_checkpoint() {
     assert_eq!(of(&smq), of(model.0.path()));
     assert_eq!(of(&smq).repetition_penalty, 1.2);
 }
+
+/// What is guessed does not show: greedy, sampled, with penalties, ends and stop strings.
+#[test]
+fn guessed_texts_are_those_without_guesses() {
+    let model = Model::new(&json!({}));
+    let itself = model.0.path().to_string_lossy().into_owned();
+    for settings in [
+        &["-n", "70"][..],
+        &["-n", "70", "--temperature", "0.6", "--top-k", "5"],
+        &["-n", "70", "--repetition-penalty", "1.1"],
+        &["-n", "70", "--no-repeat-ngram-size", "2"],
+        &["-n", "1"],
+        &["-n", "70", "--stop", "the", "--stop", "and"],
+    ] {
+        let (plain, _) = model.generates(settings);
+        assert_eq!(plain["guesses"], Value::Null);
+        let mut accepted = Vec::new();
+        for guessing in [
+            &["--speculate", "ngram"][..],
+            &["--speculate", "ngram:2"],
+            &["--draft", &itself],
+            &["--draft", &itself, "--draft-tokens", "9"],
+        ] {
+            let (report, said) = model.generates(&[settings, guessing].concat());
+            assert_eq!(said, "");
+            for key in ["ids", "text", "stop", "prompt_tokens"] {
+                assert_eq!(report[key], plain[key], "{settings:?} {guessing:?}");
+            }
+            let guesses = &report["guesses"];
+            assert_eq!(guesses["failures"], 0);
+            let count = |key: &str| guesses[key].as_u64().unwrap();
+            assert!(count("accepted_tokens") <= count("draft_tokens"));
+            assert!(count("drafts") <= count("draft_tokens"));
+            let a_step = guesses["tokens_per_step"].as_f64().unwrap();
+            assert_eq!(a_step > 1.0, count("accepted_tokens") > 0);
+            accepted.push(count("accepted_tokens"));
+        }
+        if settings == ["-n", "70"] {
+            // A model knows what it will say, and is no faster at it.
+            assert!(accepted[1] > 5 && accepted[3] > 0, "{accepted:?}");
+        }
+    }
+}
+
+#[test]
+fn guesses_that_cannot_be_had_are_refused() {
+    let model = Model::new(&json!({}));
+    let said = model.refuses(&["--speculate", "model"]);
+    assert!(said.contains("expected ngram or ngram:K"), "{said}");
+    let said = model.refuses(&["--speculate", "ngram:0"]);
+    assert!(said.contains("expected at least 1"), "{said}");
+    let said = model.refuses(&["--draft-tokens", "3"]);
+    assert!(said.contains("--draft <MODEL>"), "{said}");
+    let other = Model::new(&json!({}));
+    let path = other.0.path().to_string_lossy().into_owned();
+    let said = model.refuses(&["--draft", &path, "--speculate", "ngram"]);
+    assert!(said.contains("cannot be used with"), "{said}");
+
+    // Two tokens change places.
+    let file = other.0.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let words = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let of = |id: u64| words.iter().find(|(_, i)| **i == id).unwrap().0.clone();
+    let (one, two) = (of(1000), of(1001));
+    words.insert(one, 1001.into());
+    words.insert(two, 1000.into());
+    std::fs::write(&file, tokenizer.to_string()).unwrap();
+    let said = model.refuses(&["--draft", &path]);
+    let expected = "its token 1000 is";
+    assert!(
+        said.contains(expected) && said.contains("same vocabulary"),
+        "{said}"
+    );
+    let said = model.refuses(&["--draft", "/nowhere"]);
+    assert!(said.contains("/nowhere"), "{said}");
+}

@@ -22,6 +22,7 @@ pub use plan::{Came, Penalties, Plan, Selection};
 use processors::{Processor, processors};
 
 /// Chooses tokens of one sequence.
+#[derive(Clone)]
 pub struct Sampler {
     processors: Vec<Processor>,
     /// The prompt, and what was chosen after it; kept only for processors.
@@ -201,8 +202,10 @@ impl Sampler {
     }
 
     /// Takes note of a token that was chosen by the [`plan`](Sampler::plan), which
-    /// [`Sampler::sample`] does by itself.
+    /// [`Sampler::sample`] does by itself. The number that decided it is used up, also where a copy
+    /// of this sampler was asked for the plan.
     pub fn accept(&mut self, id: u32) {
+        self.number();
         self.drawn = None;
         if !self.is_greedy() {
             self.ids.push(id);

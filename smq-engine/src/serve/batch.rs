@@ -37,6 +37,11 @@ pub trait BatchEngine: Send {
     /// single page or `max_rows` single tokens are more.
     fn step_tokens(&self) -> usize;
 
+    /// How much longer a step of one token takes by each token of a draft behind it, as a part of
+    /// that step: about 0 where reading the weights takes all of the time, 1 where arithmetic does.
+    /// It decides how many tokens are worth guessing, and no token.
+    fn draft_cost(&self) -> f64;
+
     /// Computes chunks of different sequences and says for each, in order, what came of it. What
     /// is wrong with one sequence is in its own result: logits that are wanted and not finite, or
     /// settings that leave no token.
@@ -89,6 +94,10 @@ impl<T: BatchEngine + ?Sized> BatchEngine for Box<T> {
         (**self).step_tokens()
     }
 
+    fn draft_cost(&self) -> f64 {
+        (**self).draft_cost()
+    }
+
     fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
         (**self).step(chunks)
     }
@@ -112,12 +121,26 @@ pub struct Chunk<'a> {
     pub past: usize,
     /// The tokens to be computed, at least one.
     pub tokens: &'a [u32],
+    /// The last so many of them, not all, are a draft: guesses of what will be chosen. A token is
+    /// chosen in the place of each as long as the guesses before it were right.
+    pub drafts: usize,
     /// Whether LongRoPE's long factors are used, as for all of the sequence before.
     pub long: bool,
     /// What follows the tokens is to be scored.
     pub scores: Option<Scores<'a>>,
-    /// The token that follows the last one is to be chosen.
+    /// The token that follows the last one is to be chosen, and with a draft those that follow.
     pub choice: Option<Choice<'a>>,
+}
+
+impl Chunk<'_> {
+    /// Whether another token is to be chosen behind these: every one of them is the draft's.
+    pub(crate) fn goes_on(&self, chosen: &[Chosen]) -> bool {
+        let draft = &self.tokens[self.tokens.len().saturating_sub(self.drafts)..];
+        match chosen.last() {
+            None => true,
+            Some(last) => draft.get(chosen.len() - 1) == Some(&last.token),
+        }
+    }
 }
 
 /// Tokens to be scored.
@@ -133,10 +156,20 @@ pub struct Choice<'a> {
     /// Chooses it; a device that follows its [`Sampler::plan`] itself calls [`Sampler::accept`].
     pub sampler: &'a mut Sampler,
     /// A bit for each token that may be chosen: bit `id % 32` of word `id / 32`. `None` allows all.
+    /// With a draft, as many words again for each of its tokens: what may follow it.
     pub allowed: Option<&'a [u32]>,
     /// Whether log-probabilities are wanted, and for how many of the most likely tokens beside the
     /// chosen one.
     pub top: Option<usize>,
+}
+
+impl<'a> Choice<'a> {
+    /// What may be chosen behind `row` tokens of a draft, of a vocabulary of `vocab`.
+    pub(crate) fn allowed_at(&self, row: usize, vocab: usize) -> Option<&'a [u32]> {
+        let words = vocab.div_ceil(32);
+        let of_row = self.allowed?.get(row * words..(row + 1) * words);
+        Some(of_row.unwrap_or(&[]))
+    }
 }
 
 /// What came of a chunk.
@@ -144,8 +177,9 @@ pub struct Choice<'a> {
 pub struct Computed {
     /// For each of the targets, where scores were wanted.
     pub scores: Vec<LogProbs>,
-    /// The next token, where one was to be chosen.
-    pub chosen: Option<Chosen>,
+    /// The next token, where one was to be chosen. Behind a draft's tokens, as far as they were
+    /// chosen too, come those that follow: at most one more than the draft has.
+    pub chosen: Vec<Chosen>,
 }
 
 /// A chosen token.
@@ -201,9 +235,10 @@ impl LogProbs {
     }
 }
 
-/// Chooses by logits on the host.
-pub(crate) fn choose(choice: &mut Choice<'_>, logits: &[f32]) -> Result<Chosen> {
-    let token = choice.sampler.sample_allowed(logits, choice.allowed)?;
+/// Chooses by the logits behind `row` tokens of a draft, on the host.
+pub(crate) fn choose(choice: &mut Choice<'_>, row: usize, logits: &[f32]) -> Result<Chosen> {
+    let allowed = choice.allowed_at(row, logits.len());
+    let token = choice.sampler.sample_allowed(logits, allowed)?;
     let log_probs = choice.top.map(|top| LogProbs::of(logits, token, top));
     Ok(Chosen {
         token,

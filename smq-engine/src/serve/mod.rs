@@ -37,6 +37,14 @@
 //! computed anew with the long factors, as [`generate`](crate::generate) does, which looks like a
 //! preemption without losing its turn. Hashes tell the two ranges apart.
 //!
+//! # Drafts
+//!
+//! With [`Scheduler::speculate`] the next tokens of sequences that generate are guessed, and a step
+//! computes them too. What is chosen is what would be chosen without, so a draft never shows in a
+//! text (`speculate/mod.rs`). A draft takes pages only where some are left, and never from another
+//! sequence; those that its wrong tokens took are given back, and a page is published for tokens
+//! that were chosen, and for no others.
+//!
 //! # Determinism
 //!
 //! A sequence has the same tokens and log-probabilities, to the last bit, whatever it runs beside,
@@ -55,6 +63,7 @@ mod pages;
 mod request;
 mod scheduler;
 mod sequence;
+mod speculate;
 
 pub(crate) use batch::choose;
 pub use batch::{BatchEngine, Choice, Chosen, Chunk, Computed, LogProbs, Scores};
@@ -63,3 +72,4 @@ pub use load::{BatchOptions, CPU_KV_TOKENS, load_batch};
 pub use pages::{Pages, page_hash};
 pub use request::{Constraint, Counters, Event, Request, RequestId};
 pub use scheduler::Scheduler;
+pub use speculate::{Asked, Drafter, ModelDrafter, NgramDrafter, Repeats};

@@ -71,6 +71,12 @@ pub trait Constraint: Send {
     /// # Errors
     /// If it may not come; it ends the request.
     fn accept(&mut self, token: u32) -> Result<()>;
+
+    /// Another one of the same text so far, which says what may come behind tokens that may turn
+    /// out not to come. Without one, nothing is guessed for the text.
+    fn fork(&self) -> Option<Box<dyn Constraint>> {
+        None
+    }
 }
 
 /// A request's name. Later requests have greater ones.
@@ -168,8 +174,18 @@ pub struct Counters {
     pub generated_tokens: u64,
     /// Steps that had something to compute.
     pub steps: u64,
-    /// Tokens that those steps computed.
+    /// Tokens that those steps computed, guessed ones among them.
     pub computed_tokens: u64,
+    /// How often tokens of a request were guessed.
+    pub drafts: u64,
+    /// Tokens that were guessed and computed.
+    pub draft_tokens: u64,
+    /// Of those, tokens that were chosen.
+    pub accepted_tokens: u64,
+    /// How often a guess failed, not by being wrong but by an error.
+    pub draft_failures: u64,
+    /// What guessing took, in nanoseconds.
+    pub draft_nanos: u64,
     /// What of those steps' time the engine took, in nanoseconds.
     pub engine_nanos: u64,
 }

@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use blake3::Hash;
 
-use super::batch::{BatchEngine, Computed};
+use super::batch::{BatchEngine, Chosen, Computed};
 use super::pages::Pages;
 use super::request::{Counters, Event, Request, RequestId};
 use super::sequence::Sequence;
+use super::speculate::{Asked, Drafter, Speculation, cost_beside};
 use crate::error::{Error, Result};
 use crate::generate::Stop;
 
@@ -44,6 +45,9 @@ pub struct Scheduler<E> {
     running: Vec<Sequence>,
     next_id: u64,
     counters: Counters,
+    speculation: Option<Speculation>,
+    /// Of a guessed token in this step, as [`Pace`](super::speculate::Pace) counts it.
+    draft_cost: f64,
 }
 
 impl<E: BatchEngine> Scheduler<E> {
@@ -67,7 +71,16 @@ impl<E: BatchEngine> Scheduler<E> {
             running: Vec::new(),
             next_id: 0,
             counters: Counters::default(),
+            speculation: None,
+            draft_cost: 1.0,
         })
+    }
+
+    /// Guesses up to `most` tokens of each sequence at a time from here on, which a step computes
+    /// together. Texts stay what they are.
+    pub fn speculate(&mut self, drafter: impl Drafter + 'static, most: usize) {
+        let drafter = Box::new(drafter);
+        self.speculation = Some(Speculation { drafter, most });
     }
 
     /// The engine.
@@ -102,6 +115,9 @@ impl<E: BatchEngine> Scheduler<E> {
             }
         };
         sequence.let_go(&mut self.pages);
+        if let Some(speculation) = &mut self.speculation {
+            speculation.drafter.forget(id);
+        }
         true
     }
 
@@ -177,6 +193,7 @@ impl<E: BatchEngine> Scheduler<E> {
             }
         }
         self.remove_done();
+        self.draft();
         let planned = self.running.iter_mut().filter(|s| s.planned > 0);
         let mut chunks: Vec<_> = planned.map(Sequence::chunk).collect();
         if chunks.is_empty() {
@@ -186,8 +203,7 @@ impl<E: BatchEngine> Scheduler<E> {
         self.counters.steps += 1;
         let start = Instant::now();
         let results = self.engine.step_while(&mut chunks, meanwhile);
-        let took = start.elapsed().as_nanos();
-        self.counters.engine_nanos += u64::try_from(took).unwrap_or(u64::MAX);
+        self.counters.engine_nanos += nanos(start);
         match results {
             Ok(results) if results.len() == count => self.take(results, &mut events),
             Ok(results) => {
@@ -233,6 +249,51 @@ impl<E: BatchEngine> Scheduler<E> {
         }
     }
 
+    /// Has the next tokens of sequences that generate guessed, as far as the step has room beside
+    /// prompts.
+    fn draft(&mut self) {
+        let Some(Speculation { drafter, most }) = &mut self.speculation else {
+            return;
+        };
+        let config = self.engine.config();
+        let planned = self.running.iter().map(|s| s.planned);
+        let mut room = self.engine.step_tokens().saturating_sub(planned.sum());
+        let rows = self.running.iter().filter(|s| s.planned > 0).count();
+        let cost = cost_beside(self.engine.draft_cost(), rows) + drafter.cost();
+        self.draft_cost = cost;
+        let (mut asked, mut places) = (Vec::new(), Vec::new());
+        for (place, s) in self.running.iter().enumerate() {
+            let most = s.most_drafts(&config.rope).min(*most).min(room);
+            let most = most.min(s.pace.tokens(cost));
+            if most > 0 {
+                room -= most;
+                let (id, tokens) = (s.id, &s.tokens);
+                asked.push(Asked {
+                    id,
+                    tokens,
+                    most,
+                    cost,
+                });
+                places.push((place, most));
+            }
+        }
+        if asked.is_empty() {
+            return;
+        }
+        let start = Instant::now();
+        let drafts = drafter.draft(&asked);
+        self.counters.draft_nanos += nanos(start);
+        for ((place, most), draft) in places.into_iter().zip(drafts) {
+            match draft {
+                Ok(draft) => {
+                    let draft = &draft[..most.min(draft.len())];
+                    self.running[place].take_draft(draft, config.vocab, &mut self.pages);
+                }
+                Err(_) => self.counters.draft_failures += 1,
+            }
+        }
+    }
+
     /// Plans up to `left` tokens of sequence `i`; `writing` are the pages that are completed in
     /// this step.
     fn plan_prompt(&mut self, i: usize, left: usize, writing: &mut HashSet<Hash>) -> usize {
@@ -255,7 +316,7 @@ impl<E: BatchEngine> Scheduler<E> {
             }
             let count = s.plan(left.min(s.pending()), &mut self.pages);
             if count > 0 {
-                writing.extend(s.completed(page_tokens).map(|(_, hash)| hash));
+                writing.extend(s.completed(count, page_tokens).map(|(_, hash)| hash));
                 return count;
             }
             let youngest = self.running.len() - 1;
@@ -315,16 +376,23 @@ impl<E: BatchEngine> Scheduler<E> {
         let planned = self.running.iter_mut().filter(|s| s.planned > 0);
         for (s, result) in planned.zip(results) {
             let id = s.id;
-            let chose = matches!(&result, Ok(computed) if computed.chosen.is_some());
-            self.counters.generated_tokens += u64::from(chose);
+            let drafts = s.drafts();
             match result.and_then(|computed| advance(s, computed, &mut self.pages, events)) {
-                Ok(()) => {}
+                Ok(chosen) => {
+                    let c = &mut self.counters;
+                    c.generated_tokens += chosen as u64;
+                    c.drafts += u64::from(drafts > 0);
+                    c.draft_tokens += drafts as u64;
+                    c.accepted_tokens += chosen.saturating_sub(1) as u64;
+                    s.pace.stepped(chosen, drafts, self.draft_cost);
+                }
                 Err(error) => {
                     s.done = true;
                     events.push(Event::Failed { id, error });
                 }
             }
-            self.counters.computed_tokens += s.planned as u64;
+            s.end_draft(&mut self.pages);
+            self.counters.computed_tokens += (s.planned + drafts) as u64;
             if s.reached < s.prompt_tokens && s.computed >= s.prompt_tokens.min(s.wanted()) {
                 self.counters.prompt_tokens += s.prompt_tokens as u64;
             }
@@ -344,28 +412,28 @@ impl<E: BatchEngine> Scheduler<E> {
     }
 
     fn remove_done(&mut self) {
-        let pages = &mut self.pages;
+        let (pages, speculation) = (&mut self.pages, &mut self.speculation);
         self.running.retain_mut(|s| {
             if s.done {
                 s.let_go(pages);
+                if let Some(speculation) = speculation {
+                    speculation.drafter.forget(s.id);
+                }
             }
             !s.done
         });
     }
 }
 
-/// Takes what came of a sequence's planned tokens.
+/// Takes what came of a sequence's planned tokens and of its draft; returns how many tokens were
+/// chosen.
 fn advance(
     s: &mut Sequence,
     computed: Computed,
     pages: &mut Pages,
     events: &mut Vec<Event>,
-) -> Result<()> {
+) -> Result<usize> {
     let id = s.id;
-    let completed: Vec<_> = s.completed(pages.page_tokens()).collect();
-    for (page, hash) in completed {
-        pages.publish(s.pages[page], hash);
-    }
     // After a preemption, scores that were told come again.
     let told = s.scored.saturating_sub(s.computed);
     let log_probs: Vec<_> = computed.scores.into_iter().skip(told).collect();
@@ -373,35 +441,46 @@ fn advance(
         s.scored += log_probs.len();
         events.push(Event::Prompt { id, log_probs });
     }
-    s.computed += s.planned;
-    let Some(chosen) = computed.chosen else {
-        if s.most == 0 && s.pending() == 0 {
+    let mut chosen = 0;
+    for Chosen { token, log_probs } in computed.chosen {
+        chosen += 1;
+        if s.end_ids.contains(&token) {
+            s.done = true;
+            events.push(finished(s, Stop::EndOfSequence, Some(token)));
+            break;
+        }
+        if let Some(constraint) = &mut s.constraint {
+            constraint.accept(token)?;
+        }
+        s.tokens.push(token);
+        events.push(Event::Token {
+            id,
+            token,
+            log_probs,
+        });
+        if s.generated() == s.most {
             s.done = true;
             events.push(finished(s, s.stop_at_most, None));
+            break;
         }
-        return Ok(());
-    };
-    let token = chosen.token;
-    if s.end_ids.contains(&token) {
-        s.done = true;
-        events.push(finished(s, Stop::EndOfSequence, Some(token)));
-        return Ok(());
     }
-    if let Some(constraint) = &mut s.constraint {
-        constraint.accept(token)?;
+    // Of a draft, the tokens that were chosen are in the pages, but for the last one.
+    let count = s.planned + usize::saturating_sub(chosen, 1);
+    let completed: Vec<_> = s.completed(count, pages.page_tokens()).collect();
+    for (page, hash) in completed {
+        pages.publish(s.pages[page], hash);
     }
-    s.tokens.push(token);
-    let log_probs = chosen.log_probs;
-    events.push(Event::Token {
-        id,
-        token,
-        log_probs,
-    });
-    if s.generated() == s.most {
+    s.computed += count;
+    if chosen == 0 && s.most == 0 && s.pending() == 0 {
         s.done = true;
         events.push(finished(s, s.stop_at_most, None));
     }
-    Ok(())
+    Ok(chosen)
+}
+
+/// Nanoseconds since then.
+fn nanos(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn finished(s: &Sequence, stop: Stop, ended_by: Option<u32>) -> Event {

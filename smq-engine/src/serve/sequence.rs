@@ -8,6 +8,7 @@ use smq_model::{ModelConfig, RopeConfig};
 use super::batch::{Choice, Chunk, Scores};
 use super::pages::{Pages, page_hash};
 use super::request::{Constraint, Request, RequestId};
+use super::speculate::Pace;
 use crate::error::{Error, Result};
 use crate::generate::Stop;
 use crate::sample::Sampler;
@@ -26,8 +27,14 @@ pub(super) struct Sequence {
     prompt_log_probs: Option<usize>,
     sampler: Sampler,
     pub(super) constraint: Option<Box<dyn Constraint>>,
-    /// What the constraint allows in this step.
+    /// What the constraint allows in this step, and behind each token of a draft.
     mask: Vec<u32>,
+    /// Words of what it allows in one place.
+    mask_words: usize,
+    /// The last token and what is guessed behind it, in a step that has a draft.
+    drafted: Vec<u32>,
+    /// How far it is guessed ahead.
+    pub(super) pace: Pace,
     /// Whether LongRoPE's long factors are used.
     long: bool,
     /// Pages for `computed` tokens, and in a step for the planned ones too.
@@ -101,10 +108,6 @@ impl Sequence {
         if !ignore_eos {
             end_ids.extend_from_slice(&settings.eos_ids);
         }
-        let mask = match constraint {
-            Some(_) => vec![0; vocab.div_ceil(32)],
-            None => Vec::new(),
-        };
         Ok(Self {
             id,
             tokens: prompt,
@@ -120,7 +123,10 @@ impl Sequence {
             prompt_log_probs,
             sampler,
             constraint,
-            mask,
+            mask: Vec::new(),
+            mask_words: vocab.div_ceil(32),
+            drafted: Vec::new(),
+            pace: Pace::new(),
             long: config.rope.is_long(count),
             pages: Vec::new(),
             computed: 0,
@@ -175,6 +181,7 @@ impl Sequence {
         pages.release(&mut self.pages);
         self.computed = 0;
         self.planned = 0;
+        self.drafted.clear();
     }
 
     /// The hash of a page, all of whose tokens are known.
@@ -234,13 +241,88 @@ impl Sequence {
         self.planned
     }
 
-    /// Hashes of the pages that the planned tokens complete, with the pages' places in the table.
+    /// Hashes of the pages that the next `count` tokens complete, with the pages' places in the
+    /// table.
     pub(super) fn completed(
         &mut self,
+        count: usize,
         page_tokens: usize,
     ) -> impl Iterator<Item = (usize, Hash)> + '_ {
-        let end = (self.computed + self.planned) / page_tokens;
+        let end = (self.computed + count) / page_tokens;
         (self.computed / page_tokens..end).map(move |page| (page, self.hash(page, page_tokens)))
+    }
+
+    /// How many tokens may be guessed in this step: none but where the last token is computed, and
+    /// not beyond the end of the text or LongRoPE's switch.
+    pub(super) fn most_drafts(&self, rope: &RopeConfig) -> usize {
+        if self.planned != 1 || !self.chooses() || self.is_scoring() {
+            return 0;
+        }
+        let len = self.tokens.len();
+        let left = self.most - self.generated() - 1;
+        // Where the factors differ, so would what is chosen.
+        match rope.is_long(len + left) == self.long {
+            true => left,
+            false => (1..left).take_while(|n| !rope.is_long(len + n)).count(),
+        }
+    }
+
+    /// Takes a draft, as far as it can come true and pages can be had for it.
+    pub(super) fn take_draft(&mut self, draft: &[u32], vocab: usize, pages: &mut Pages) {
+        let ends = |id: &u32| self.end_ids.contains(id) || *id as usize >= vocab;
+        let count = draft.iter().position(ends).unwrap_or(draft.len());
+        let mut count = self.mask_draft(&draft[..count]);
+        let page_tokens = pages.page_tokens();
+        let known = self.computed + self.planned;
+        while self.pages.len() * page_tokens < known + count {
+            match pages.take() {
+                Some(page) => self.pages.push(page),
+                None => count = self.pages.len() * page_tokens - known,
+            }
+        }
+        if count > 0 {
+            self.drafted.extend(self.tokens.last());
+            self.drafted.extend_from_slice(&draft[..count]);
+        }
+    }
+
+    /// Asks the constraint, where there is one, what may come behind each token of a draft; returns
+    /// how many of them may come.
+    fn mask_draft(&mut self, draft: &[u32]) -> usize {
+        let Some(constraint) = &self.constraint else {
+            return draft.len();
+        };
+        let words = self.mask_words;
+        let Some(mut ahead) = constraint.fork().filter(|_| !draft.is_empty()) else {
+            return 0;
+        };
+        for (count, id) in draft.iter().enumerate() {
+            let mask = &self.mask[count * words..];
+            let allowed = mask[*id as usize / 32] >> (id % 32) & 1 == 1;
+            let from = self.mask.len();
+            self.mask.resize(from + words, 0);
+            // An error is the text's own once it gets there.
+            let goes_on = allowed
+                && ahead.accept(*id).is_ok()
+                && ahead.allowed(&mut self.mask[from..]).is_ok();
+            if !goes_on {
+                self.mask.truncate(from);
+                return count;
+            }
+        }
+        draft.len()
+    }
+
+    /// Tokens that are guessed in this step.
+    pub(super) fn drafts(&self) -> usize {
+        self.drafted.len().saturating_sub(1)
+    }
+
+    /// Forgets the draft, and gives pages back that the tokens so far do not need.
+    pub(super) fn end_draft(&mut self, pages: &mut Pages) {
+        self.drafted.clear();
+        let mut left = self.pages.split_off(pages.needed(self.computed));
+        pages.release(&mut left);
     }
 
     /// Whether the planned tokens are the last ones and another one is to be chosen.
@@ -255,7 +337,8 @@ impl Sequence {
         }
         match &mut self.constraint {
             Some(constraint) => {
-                self.mask.fill(0);
+                self.mask.clear();
+                self.mask.resize(self.mask_words, 0);
                 constraint.allowed(&mut self.mask)
             }
             None => Ok(()),
@@ -264,7 +347,7 @@ impl Sequence {
 
     /// The planned tokens, for the device.
     pub(super) fn chunk(&mut self) -> Chunk<'_> {
-        let chooses = self.chooses();
+        let (chooses, drafts) = (self.chooses(), self.drafts());
         let end = self.computed + self.planned;
         let scores = self.prompt_log_probs.filter(|_| self.is_scoring());
         let scores = scores.map(|top| Scores {
@@ -274,7 +357,11 @@ impl Sequence {
         Chunk {
             pages: &self.pages,
             past: self.computed,
-            tokens: &self.tokens[self.computed..end],
+            tokens: match drafts {
+                0 => &self.tokens[self.computed..end],
+                1.. => &self.drafted,
+            },
+            drafts,
             long: self.long,
             scores,
             choice: chooses.then_some(Choice {

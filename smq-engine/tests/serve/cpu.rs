@@ -82,6 +82,7 @@ fn chunks_that_do_not_fit_are_refused_by_name() {
             pages,
             past,
             tokens,
+            drafts: 0,
             long: false,
             scores,
             choice: None,
@@ -137,6 +138,7 @@ fn a_chosen_token_is_told_with_its_log_probability() {
             pages: &[1, 0],
             past: 0,
             tokens: &tokens,
+            drafts: 0,
             long: false,
             scores: None,
             choice: Some(Choice {
@@ -145,8 +147,8 @@ fn a_chosen_token_is_told_with_its_log_probability() {
                 top: Some(3),
             }),
         };
-        let computed = batch.step(&mut [chunk]).unwrap().remove(0).unwrap();
-        computed.chosen.unwrap()
+        let mut computed = batch.step(&mut [chunk]).unwrap().remove(0).unwrap();
+        computed.chosen.remove(0)
     };
     let free = first(None);
     let probs = free.log_probs.unwrap();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use smq_engine::generate::Stop;
 use smq_engine::sample::{Adjustments, Sampler};
-use smq_engine::serve::{BatchEngine, Chosen, Chunk, Computed, LogProbs, Request};
+use smq_engine::serve::{BatchEngine, Choice, Chosen, Chunk, Computed, LogProbs, Request};
 use smq_engine::{Error, Result};
 use smq_model::{ModelConfig, RopeScaling};
 
@@ -31,6 +31,7 @@ pub(crate) struct Fake {
     pub(crate) page_tokens: usize,
     pub(crate) rows: usize,
     pub(crate) step_tokens: usize,
+    pub(crate) draft_cost: f64,
     slots: Vec<Option<Slot>>,
     /// Whether steps fail.
     pub(crate) broken: Arc<AtomicBool>,
@@ -57,6 +58,7 @@ impl Fake {
             page_tokens,
             rows: 8,
             step_tokens: 24,
+            draft_cost: 0.2,
             slots: vec![None; pages * page_tokens],
             broken: Arc::default(),
         }
@@ -81,6 +83,9 @@ impl Fake {
         }
         let mut computed = Computed::default();
         let mut failed = None;
+        let known = chunk.tokens.len() - chunk.drafts;
+        // Whether what was chosen so far is the draft's.
+        let mut goes_on = true;
         for (i, token) in chunk.tokens.iter().enumerate() {
             state = after(state, *token);
             let position = chunk.past + i;
@@ -98,21 +103,34 @@ impl Fake {
                     Err(error) => failed = Some(error),
                 }
             }
+            let row = (i + 1).checked_sub(known);
+            if let (Some(choice), Some(row), true) = (&mut chunk.choice, row, goes_on) {
+                match chosen(choice, row, &logits(state)) {
+                    Ok(chosen) => {
+                        goes_on = chunk.tokens.get(i + 1) == Some(&chosen.token);
+                        computed.chosen.push(chosen);
+                    }
+                    Err(error) if row == 0 => failed = failed.or(Some(error)),
+                    Err(_) => goes_on = false,
+                }
+            }
         }
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        if let Some(choice) = &mut chunk.choice {
-            let logits = logits(state);
-            let token = choice.sampler.sample_allowed(&logits, choice.allowed)?;
-            let log_probs = choice.top.map(|top| LogProbs::of(&logits, token, top));
-            computed.chosen = Some(Chosen {
-                token,
-                log_probs: log_probs.transpose()?,
-            });
-        }
-        Ok(computed)
+        failed.map_or(Ok(computed), Err)
     }
+}
+
+/// Chooses behind `row` tokens of a draft.
+fn chosen(choice: &mut Choice<'_>, row: usize, logits: &[f32]) -> Result<Chosen> {
+    let words = VOCAB.div_ceil(32);
+    let allowed = choice
+        .allowed
+        .map(|all| &all[row * words..(row + 1) * words]);
+    let token = choice.sampler.sample_allowed(logits, allowed)?;
+    let log_probs = choice.top.map(|top| LogProbs::of(logits, token, top));
+    Ok(Chosen {
+        token,
+        log_probs: log_probs.transpose()?,
+    })
 }
 
 /// The state behind one more token.
@@ -120,7 +138,7 @@ fn after(state: u64, token: u32) -> u64 {
     mix(state ^ mix(u64::from(token) + 7))
 }
 
-fn state_of(tokens: &[u32], long: bool) -> u64 {
+pub(crate) fn state_of(tokens: &[u32], long: bool) -> u64 {
     let start = u64::from(long) + 1;
     tokens
         .iter()
@@ -128,7 +146,7 @@ fn state_of(tokens: &[u32], long: bool) -> u64 {
 }
 
 /// What a state says of the next token; one in 500 is damaged.
-fn logits(state: u64) -> Vec<f32> {
+pub(crate) fn logits(state: u64) -> Vec<f32> {
     let logit = |id: usize| (mix(state ^ (id as u64 + 1) << 17) % 1000) as f32 / 100.0;
     let mut logits: Vec<f32> = (0..VOCAB).map(logit).collect();
     if state.is_multiple_of(500) {
@@ -162,6 +180,10 @@ impl BatchEngine for Fake {
         self.step_tokens
     }
 
+    fn draft_cost(&self) -> f64 {
+        self.draft_cost
+    }
+
     fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
         assert!(!chunks.is_empty() && chunks.len() <= self.rows);
         let tokens: usize = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
@@ -169,7 +191,8 @@ impl BatchEngine for Fake {
         assert!(tokens <= self.step_tokens.max(more), "{tokens} tokens");
         let mut written = HashSet::new();
         for chunk in chunks.iter() {
-            assert!(!chunk.tokens.is_empty());
+            assert!(chunk.tokens.len() > chunk.drafts);
+            assert!(chunk.drafts == 0 || chunk.scores.is_none() && chunk.choice.is_some());
             let end = chunk.past + chunk.tokens.len();
             assert_eq!(chunk.pages.len(), end.div_ceil(self.page_tokens));
             for page in &chunk.pages[chunk.past / self.page_tokens..] {

@@ -5,5 +5,6 @@
 mod cases;
 mod common;
 mod cpu;
+mod drafts;
 mod fake;
 mod random;

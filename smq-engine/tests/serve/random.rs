@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use smq_engine::serve::{RequestId, Scheduler};
 
 use super::common::{Output, Outputs, Random, run, step};
+use super::drafts::Liar;
 use super::fake::{Asked, Fake, VOCAB, alone, config};
 
 /// A request whose prompt may begin as others do.
@@ -57,6 +58,16 @@ fn begins(whole: &Output, part: &Output) -> bool {
 
 #[test]
 fn random_requests_have_what_each_has_alone_and_no_page_is_lost() {
+    random_requests(false);
+}
+
+/// Some of the guesses come true, and others are wrong, no tokens, ends of the text, or too many.
+#[test]
+fn random_requests_have_what_each_has_alone_whatever_is_guessed() {
+    random_requests(true);
+}
+
+fn random_requests(guessed: bool) {
     let mut total = HashMap::<&str, u64>::new();
     for seed in 0..120 {
         let mut random = Random(seed);
@@ -68,7 +79,12 @@ fn random_requests_have_what_each_has_alone_and_no_page_is_lost() {
         let mut fake = Fake::new(config.clone(), pages, page_tokens);
         fake.rows = random.within(1..9);
         fake.step_tokens = random.within(1..50);
+        fake.draft_cost = [0.01, 0.1, 0.5][random.within(0..3)];
         let mut scheduler = Scheduler::new(fake).unwrap();
+        if guessed {
+            let most = random.within(1..12);
+            scheduler.speculate(Liar::new(&config, seed), most);
+        }
         let mut asked: Vec<(RequestId, Asked)> = Vec::new();
         let mut cancelled = Vec::new();
         let mut outputs = Outputs::new();
@@ -133,7 +149,15 @@ fn random_requests_have_what_each_has_alone_and_no_page_is_lost() {
         *total.entry("preempted").or_default() += counters.preemptions;
         *total.entry("found").or_default() += counters.prefix_hits;
         *total.entry("steps").or_default() += counters.steps;
+        let wrong = counters.draft_tokens - counters.accepted_tokens;
+        *total.entry("accepted").or_default() += counters.accepted_tokens;
+        *total.entry("wrong").or_default() += wrong;
+        *total.entry("guess failed").or_default() += counters.draft_failures;
     }
+    let drafts = match guessed {
+        true => 1000,
+        false => 0,
+    };
     // What happened hardly ever was hardly tested.
     for (what, least) in [
         ("finished", 2000),
@@ -142,7 +166,10 @@ fn random_requests_have_what_each_has_alone_and_no_page_is_lost() {
         ("cancelled", 500),
         ("preempted", 200),
         ("found", 5000),
-        ("steps", 5000),
+        ("steps", 5000 - 2 * drafts),
+        ("accepted", drafts),
+        ("wrong", drafts),
+        ("guess failed", drafts / 20),
     ] {
         let count = total.get(what).copied().unwrap_or(0);
         assert!(

@@ -8,11 +8,12 @@ use clap::Args;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
+use super::draft::{DraftArgs, Generator};
 use super::generate::SettingArgs;
 use super::{Global, Opened};
 use smq_convert::cli::{Interruptible, stdout, tell};
-use smq_engine::generate::{GenerateOptions, Stop, generate};
-use smq_engine::{Engine, Error};
+use smq_engine::Error;
+use smq_engine::generate::{GenerateOptions, Stop};
 use smq_model::{GenerationSettings, Message, ModelConfig, Tokenizer};
 
 /// Longest line of standard input: longer than any context.
@@ -33,6 +34,8 @@ pub(super) struct ChatArgs {
     /// A system message, which begins the conversation
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
+    #[command(flatten)]
+    draft: DraftArgs,
     #[command(flatten)]
     settings: SettingArgs,
 }
@@ -126,7 +129,9 @@ impl Lines {
 
 /// A conversation with a loaded model.
 struct Chat<'m> {
-    engine: Box<dyn Engine + 'm>,
+    generator: Generator<'m>,
+    /// The longest context.
+    limit: usize,
     tokenizer: &'m Tokenizer,
     settings: GenerationSettings,
     seed: u64,
@@ -146,9 +151,15 @@ pub(super) fn run(args: &ChatArgs, global: &Global) -> anyhow::Result<()> {
     );
     let vocab = ModelConfig::of(&opened.source)?.vocab;
     let settings = args.settings.settings(&opened.source, vocab)?;
-    let (engine, _) = opened.load()?;
+    let limit = ModelConfig::of(&opened.source)?.max_positions;
+    let limit = limit.min(opened.context.unwrap_or(limit));
+    let generator = match args.draft.is_asked_for() {
+        true => Generator::guessing(&opened, &args.draft, global, limit)?.0,
+        false => Generator::Alone(opened.load()?.0),
+    };
     let mut chat = Chat {
-        engine,
+        generator,
+        limit,
         tokenizer: &tokenizer,
         settings,
         seed: args.settings.seed(),
@@ -193,7 +204,7 @@ impl Chat<'_> {
     fn prompt(&self, messages: &[Message], opened: &Opened) -> anyhow::Result<(Vec<u32>, usize)> {
         let prompt = self.tokenizer.encode_chat(messages)?;
         opened.check_context(prompt.len())?;
-        let limit = self.engine.config().max_positions;
+        let limit = self.limit;
         ensure!(
             prompt.len() < limit,
             "the conversation has {} tokens, and the model has room for {limit} with an answer; \
@@ -241,7 +252,7 @@ impl Chat<'_> {
                 .map_err(Error::io("standard output"))
         };
         let mut stream = self.tokenizer.stream();
-        let generation = generate(&mut *self.engine, &prompt, &options, |id| {
+        let generation = self.generator.generate(&prompt, &options, |id| {
             show(&stream.push(id)?)?;
             match interrupts.is_interrupted() {
                 true => Err(Error::Input("interrupted".to_owned())),

@@ -9,12 +9,13 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
+use super::draft::{DraftArgs, Generator, Guesses};
 use super::{Global, Opened};
 use crate::output::{create, is_stdout, put_json};
 pub(super) use settings::SettingArgs;
 use smq_convert::cli::{print_note, tell};
 use smq_engine::Error;
-use smq_engine::generate::{GenerateOptions, Generation, Stop, Timing, generate};
+use smq_engine::generate::{GenerateOptions, Generation, Stop, Timing};
 use smq_model::{Message, ModelConfig, Tokenizer};
 
 /// Longest prompt: longer than any context.
@@ -39,6 +40,8 @@ pub(super) struct GenerateArgs {
         default_missing_value = "-")]
     json: Option<PathBuf>,
     #[command(flatten)]
+    draft: DraftArgs,
+    #[command(flatten)]
     settings: SettingArgs,
 }
 
@@ -62,6 +65,8 @@ struct Report<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     rope_switch_ms: Option<f64>,
     load_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guesses: Option<Guesses>,
 }
 
 pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
@@ -71,11 +76,19 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
     let settings = args.settings.settings(&opened.source, vocab)?;
     let json = create(args.json.as_ref(), &opened.inputs(&[]))?;
     let to_stdout = is_stdout(json.as_ref());
-    let (mut engine, load) = opened.load()?;
+    let alone = match args.draft.is_asked_for() {
+        true => None,
+        false => Some(opened.load()?),
+    };
     let prompt = prompt_ids(args, &tokenizer)?;
     opened.check_context(prompt.len())?;
+    let max_new_tokens = SettingArgs::new_tokens(&settings, prompt.len())?;
+    let (mut generator, load) = match alone {
+        Some((engine, load)) => (Generator::Alone(engine), load),
+        None => Generator::guessing(&opened, &args.draft, global, prompt.len() + max_new_tokens)?,
+    };
     let options = GenerateOptions {
-        max_new_tokens: SettingArgs::new_tokens(&settings, prompt.len())?,
+        max_new_tokens,
         settings,
         tokenizer: Some(&tokenizer),
         seed: args.settings.seed(),
@@ -91,9 +104,7 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
             .map_err(Error::io("standard output"))
     };
     let mut stream = tokenizer.stream();
-    let generation = generate(&mut *engine, &prompt, &options, |id| {
-        show(&stream.push(id)?)
-    })?;
+    let generation = generator.generate(&prompt, &options, |id| show(&stream.push(id)?))?;
     let (rest, text) = stream.finish()?;
     show(&rest)?;
     show("\n")?;
@@ -111,13 +122,15 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
             tpot_ms: tpot.map(|t| t.as_secs_f64() * 1e3),
             rope_switch_ms: timing.rope_switch.map(|t| t.as_secs_f64() * 1e3),
             load_ms: load.as_secs_f64() * 1e3,
+            guesses: generator.guesses(),
         };
         put_json(json, &report)?;
     }
     if to_stdout {
         return Ok(());
     }
-    tell(&summary(prompt.len(), ids.len(), *stop, timing));
+    let guesses = generator.guesses();
+    tell(&summary((prompt.len(), ids.len()), *stop, timing, guesses));
     Ok(())
 }
 
@@ -163,7 +176,12 @@ fn stdin_prompt() -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn summary(prompt: usize, output: usize, stop: Stop, timing: &Timing) -> String {
+fn summary(
+    (prompt, output): (usize, usize),
+    stop: Stop,
+    timing: &Timing,
+    guesses: Option<Guesses>,
+) -> String {
     let ttft = timing.ttft.as_secs_f64();
     let mut line = format!(
         "prompt {prompt} tokens, TTFT {:.1} ms ({:.0} tokens/s); output {output} tokens",
@@ -179,6 +197,9 @@ fn summary(prompt: usize, output: usize, stop: Stop, timing: &Timing) -> String 
             ", LongRoPE switch {:.1} ms (not in TPOT)",
             switch.as_secs_f64() * 1e3
         );
+    }
+    if let Some(guesses) = guesses {
+        line += &guesses.to_string();
     }
     line += match stop {
         Stop::EndOfSequence => "; stopped at end of sequence",

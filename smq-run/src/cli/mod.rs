@@ -4,6 +4,7 @@ mod bench;
 mod cells;
 mod chat;
 mod demo;
+mod draft;
 mod explain;
 mod generate;
 mod kernels;

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::draft::DraftArgs;
 use super::generate::at_least_one;
 use super::{Global, Opened};
 use crate::serve::{Keys, Limits, ServeOptions, serve};
 use smq_convert::cli::interrupts;
-use smq_engine::serve::BatchOptions;
+use smq_engine::serve::{BatchOptions, Scheduler};
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -49,6 +50,8 @@ pub(super) struct ServeArgs {
     #[arg(long, hide = true)]
     check_pages: bool,
     #[command(flatten)]
+    draft: DraftArgs,
+    #[command(flatten)]
     limits: LimitArgs,
 }
 
@@ -84,7 +87,12 @@ pub(super) fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<()> {
         fast_nondeterministic: args.fast_nondeterministic,
         ..BatchOptions::default()
     };
-    let engine = opened.load_batch(&batch)?;
+    // Before the model, which takes what memory is left on a GPU.
+    let guessing = args.draft.load(opened, global, &batch)?;
+    let mut scheduler = Scheduler::new(opened.load_batch(&batch)?)?;
+    if let Some((drafter, most)) = guessing {
+        scheduler.speculate(drafter, most);
+    }
     let limits = Limits {
         body_bytes: args.limits.max_body_bytes,
         requests: args.limits.max_requests,
@@ -100,7 +108,7 @@ pub(super) fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<()> {
         until_stdin_ends: args.until_stdin_ends,
         check_pages: args.check_pages,
     };
-    serve(&opened.source, engine, options, interrupts())
+    serve(&opened.source, scheduler, options, interrupts())
 }
 
 /// The model's name by its path: a file's without `.smq`, a directory's.

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use super::client::Outcome;
-use super::level::Outcomes;
+use super::guessed::Guessed;
+use super::level::Ran;
 
 /// Percentiles that are given; vLLM gives the last one unless told otherwise.
 const PERCENTILES: [(&str, f64); 2] = [("p95", 0.95), ("p99", 0.99)];
@@ -57,6 +58,8 @@ pub(crate) struct Level {
     pub(crate) tpot: Figures,
     pub(crate) itl: Figures,
     pub(crate) e2el: Figures,
+    /// What the server guessed, where it did.
+    pub(crate) guessed: Option<Guessed>,
 }
 
 fn ms(duration: Duration) -> f64 {
@@ -72,8 +75,11 @@ fn tpot(outcome: &Outcome) -> Option<f64> {
 impl Level {
     pub(super) fn of(
         max_concurrency: usize,
-        outcomes: &Outcomes,
-        duration: Duration,
+        Ran {
+            outcomes,
+            duration,
+            guessed,
+        }: &Ran,
         goodput: &Goodput,
     ) -> Self {
         let done: Vec<&Outcome> = outcomes.iter().filter_map(|o| o.as_ref().ok()).collect();
@@ -90,7 +96,7 @@ impl Level {
             completed: done.len(),
             failed: outcomes.len() - done.len(),
             first_error: outcomes.iter().find_map(|o| o.as_ref().err().cloned()),
-            duration,
+            duration: *duration,
             total_input_tokens: done.iter().map(|o| o.input_tokens).sum(),
             total_output_tokens: done.iter().map(|o| o.output_tokens).sum(),
             good: (!goodput.is_empty()).then_some(good),
@@ -98,6 +104,7 @@ impl Level {
             tpot: Figures::of(done.iter().filter_map(|o| tpot(o)).collect()),
             itl: Figures::of(gaps.collect()),
             e2el: each(&|o| ms(o.latency)),
+            guessed: *guessed,
         }
     }
 
@@ -146,6 +153,16 @@ impl Level {
         let total = self.total_input_tokens + output;
         put("output_throughput", self.per_second(output).into());
         put("total_token_throughput", self.per_second(total).into());
+        if let Some(guessed) = &self.guessed {
+            put(
+                "spec_decode_acceptance_rate",
+                (100.0 * guessed.rate()).into(),
+            );
+            put("spec_decode_acceptance_length", guessed.length().into());
+            put("spec_decode_num_drafts", guessed.drafts.into());
+            put("spec_decode_draft_tokens", guessed.tokens.into());
+            put("spec_decode_accepted_tokens", guessed.accepted.into());
+        }
         for (name, figures) in self.times() {
             put(&format!("mean_{name}_ms"), figures.mean.into());
             put(&format!("median_{name}_ms"), figures.median.into());
@@ -259,7 +276,17 @@ mod tests {
             "ttft:250".parse().unwrap(),
             "tpot:20".parse().unwrap(),
         ]);
-        let level = Level::of(4, &outcomes, Duration::from_secs(2), &goodput);
+        let guessed = Guessed {
+            drafts: 20,
+            tokens: 80,
+            accepted: 30,
+        };
+        let ran = Ran {
+            outcomes,
+            duration: Duration::from_secs(2),
+            guessed: Some(guessed),
+        };
+        let level = Level::of(4, &ran, &goodput);
         let json = serde_json::to_value(&level).unwrap();
         for (key, expected) in [
             ("completed", 3.0),
@@ -279,6 +306,11 @@ mod tests {
             ("mean_itl_ms", 100.0 / 3.0),
             ("median_itl_ms", 30.0),
             ("mean_e2el_ms", 700.0 / 3.0),
+            ("spec_decode_acceptance_rate", 37.5),
+            ("spec_decode_acceptance_length", 2.5),
+            ("spec_decode_num_drafts", 20.0),
+            ("spec_decode_draft_tokens", 80.0),
+            ("spec_decode_accepted_tokens", 30.0),
         ] {
             let value = json[key].as_f64().unwrap();
             assert!((value - expected).abs() < 1e-9, "{key}: {value}");

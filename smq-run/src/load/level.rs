@@ -11,13 +11,22 @@ use tokio::sync::Semaphore;
 
 use super::LoadOptions;
 use super::client::{Client, Outcome};
+use super::guessed::Guessed;
 use super::prompts::Ask;
+
+/// What came of the requests of a level.
+pub(super) struct Ran {
+    pub(super) outcomes: Outcomes,
+    /// From the first request to the last answer.
+    pub(super) duration: Duration,
+    /// What the server guessed meanwhile, where it says so.
+    pub(super) guessed: Option<Guessed>,
+}
 
 /// What came of each request, or why it failed.
 pub(super) type Outcomes = Vec<Result<Outcome, String>>;
 
-/// Sends the requests of a level and waits for all; the duration is from the first request to the
-/// last answer. The first `warmup` requests come before and are not counted.
+/// Sends the requests of a level and waits for all. The first `warmup` requests come before and are not counted.
 pub(super) async fn run(
     client: &Client,
     model: &str,
@@ -26,7 +35,7 @@ pub(super) async fn run(
     mut asks: Vec<Ask>,
     options: &LoadOptions,
     on_request: &impl Fn(),
-) -> (Outcomes, Duration) {
+) -> Ran {
     let one = async |ask: &Ask| {
         let outcome = client.complete(model, ask, options.ignore_eos, options.timeout);
         outcome.await.map_err(|error| format!("{error:#}"))
@@ -36,6 +45,7 @@ pub(super) async fn run(
         // A server that fails here fails below too, where it is counted.
         let _ = one(ask).await;
     }
+    let before = client.guessed().await;
     let start = Instant::now();
     let outcomes = match options.rate {
         None => {
@@ -70,7 +80,13 @@ pub(super) async fn run(
             all.collect().await
         }
     };
-    (outcomes, start.elapsed())
+    let duration = start.elapsed();
+    let after = client.guessed().await;
+    Ran {
+        outcomes,
+        duration,
+        guessed: after.and_then(|after| after.since(before?)),
+    }
 }
 
 /// When requests are sent: intervals of a Poisson process of `rate` a second.

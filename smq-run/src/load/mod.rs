@@ -6,6 +6,7 @@
 
 mod client;
 mod figures;
+mod guessed;
 mod level;
 mod prompts;
 mod sse;
@@ -126,8 +127,8 @@ pub(crate) fn load(
         on_level(*clients);
         let asks = prompts.of_level(index, &options);
         let run = level::run(client, &model, *clients, index, asks, &options, &on_request);
-        let (outcomes, duration) = runtime.block_on(run);
-        levels.push(Level::of(*clients, &outcomes, duration, &options.goodput));
+        let ran = runtime.block_on(run);
+        levels.push(Level::of(*clients, &ran, &options.goodput));
     }
     Ok(LoadReport {
         url: client.url(),

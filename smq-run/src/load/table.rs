@@ -5,6 +5,7 @@ use comfy_table::{CellAlignment, Table};
 
 use super::LoadReport;
 use super::figures::Level;
+use super::guessed::Guessed;
 
 /// The table, and what it is of, in the line before.
 pub(crate) fn table(report: &LoadReport) -> String {
@@ -52,6 +53,15 @@ pub(crate) fn table(report: &LoadReport) -> String {
     row("all tokens/s", &|l| {
         rate(l.total_input_tokens + l.total_output_tokens, l)
     });
+    if report.levels.iter().any(|l| l.guessed.is_some()) {
+        let of = |l: &Level, value: &dyn Fn(&Guessed) -> String| {
+            l.guessed.as_ref().map_or("-".to_owned(), value)
+        };
+        row("guessed tokens", &|l| of(l, &|g| g.tokens.to_string()));
+        row("of which right, %", &|l| {
+            of(l, &|g| format!("{:.1}", 100.0 * g.rate()))
+        });
+    }
     for (index, name) in ["TTFT", "TPOT", "ITL", "E2EL"].into_iter().enumerate() {
         let figures = |l: &Level| *l.times()[index].1;
         let ms = |value: f64| format!("{value:.2}");

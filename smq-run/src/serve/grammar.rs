@@ -146,6 +146,10 @@ impl Constraint for Kept {
             false => self.0.consume_token(token).map_err(failed),
         }
     }
+
+    fn fork(&self) -> Option<Box<dyn Constraint>> {
+        Some(Box::new(Self(self.0.deep_clone())))
+    }
 }
 
 fn failed(error: impl std::fmt::Display) -> Error {

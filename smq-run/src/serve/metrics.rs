@@ -65,6 +65,11 @@ pub(super) struct Metrics {
     prompt_tokens: IntCounter,
     generation_tokens: IntCounter,
     steps: IntCounter,
+    drafts: IntCounter,
+    draft_tokens: IntCounter,
+    accepted_tokens: IntCounter,
+    draft_failures: IntCounter,
+    draft_seconds: Counter,
     engine_seconds: Counter,
     host_seconds: Counter,
     page_checks: IntCounter,
@@ -114,6 +119,23 @@ impl Metrics {
             prompt_tokens: keep.counter("vllm:prompt_tokens_total", "Tokens of prompts.")?,
             generation_tokens: keep.counter("vllm:generation_tokens_total", "Tokens generated.")?,
             steps: keep.counter("smq:steps_total", "Steps of all sequences together.")?,
+            drafts: keep.counter(
+                "vllm:spec_decode_num_drafts_total",
+                "Guesses of what comes next (--speculate, --draft).",
+            )?,
+            draft_tokens: keep.counter(
+                "vllm:spec_decode_num_draft_tokens_total",
+                "Tokens that were guessed.",
+            )?,
+            accepted_tokens: keep.counter(
+                "vllm:spec_decode_num_accepted_tokens_total",
+                "Guessed tokens that were right.",
+            )?,
+            draft_failures: keep.counter(
+                "smq:draft_failures_total",
+                "Guesses that ended in an error; the texts went on without them.",
+            )?,
+            draft_seconds: keep.seconds("smq:draft_seconds_total", "Time that guessing took.")?,
             engine_seconds: keep
                 .seconds("smq:engine_seconds_total", "Time that the engine computed.")?,
             host_seconds: keep.seconds(
@@ -222,11 +244,27 @@ impl Metrics {
                 last.generated_tokens,
             ),
             (&self.steps, now.steps, last.steps),
+            (&self.drafts, now.drafts, last.drafts),
+            (&self.draft_tokens, now.draft_tokens, last.draft_tokens),
+            (
+                &self.accepted_tokens,
+                now.accepted_tokens,
+                last.accepted_tokens,
+            ),
+            (
+                &self.draft_failures,
+                now.draft_failures,
+                last.draft_failures,
+            ),
         ] {
             counter.inc_by(now.saturating_sub(last));
         }
-        let engine = now.engine_nanos.saturating_sub(last.engine_nanos);
-        self.engine_seconds.inc_by(engine as f64 * 1e-9);
+        for (seconds, now, last) in [
+            (&self.engine_seconds, now.engine_nanos, last.engine_nanos),
+            (&self.draft_seconds, now.draft_nanos, last.draft_nanos),
+        ] {
+            seconds.inc_by(now.saturating_sub(last) as f64 * 1e-9);
+        }
         *last = *now;
     }
 

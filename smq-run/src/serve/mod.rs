@@ -97,12 +97,12 @@ impl Version {
 /// If the address cannot be bound, or a side file of the model cannot be used.
 pub(crate) fn serve<E: BatchEngine + 'static>(
     source: &Source,
-    engine: E,
+    scheduler: Scheduler<E>,
     options: ServeOptions,
     interrupted: &'static AtomicBool,
 ) -> anyhow::Result<()> {
-    let config = engine.config().clone();
-    let version = Version::of(&engine);
+    let config = scheduler.engine().config().clone();
+    let version = Version::of(scheduler.engine());
     let tokenizer = Tokenizer::load(source)?;
     let vocabulary = Vocabulary::of(&tokenizer, config.vocab)?;
     let settings = GenerationSettings::of(source)?;
@@ -118,7 +118,6 @@ pub(crate) fn serve<E: BatchEngine + 'static>(
         ));
     }
     let metrics = Arc::new(Metrics::new(&options.name)?);
-    let scheduler = Scheduler::new(engine)?;
     let worker = Worker::start(scheduler, metrics.clone(), options.check_pages)?;
     let ServeOptions {
         address,

@@ -48,6 +48,10 @@ impl BatchEngine for Fake {
         64
     }
 
+    fn draft_cost(&self) -> f64 {
+        1.0
+    }
+
     fn step(
         &mut self,
         chunks: &mut [Chunk<'_>],
@@ -60,13 +64,13 @@ impl BatchEngine for Fake {
                 return Err(smq_engine::Error::Input("the token failed".into()));
             }
             let next = chunk.tokens.last().map_or(0, |last| last + 1);
-            let chosen = chunk.choice.as_ref().map(|_| Chosen {
+            let chosen = chunk.choice.iter().map(|_| Chosen {
                 token: next,
                 log_probs: None,
             });
             Ok(Computed {
                 scores: Vec::new(),
-                chosen,
+                chosen: chosen.collect(),
             })
         };
         Ok(chunks.iter_mut().map(one).collect())

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use smq_convert::cli::tell;
 use smq_engine::generate::Stop;
-use smq_engine::serve::{BatchEngine, Event, LogProbs, Request, RequestId, Scheduler};
+use smq_engine::serve::{BatchEngine, Counters, Event, LogProbs, Request, RequestId, Scheduler};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::metrics::{Finish, Metrics};
@@ -281,7 +281,7 @@ impl<E: BatchEngine> Thread<E> {
             if self.routes.by_id.is_empty() {
                 continue;
             }
-            let engine = self.scheduler.counters().engine_nanos;
+            let computing = computing(&self.scheduler.counters());
             let Self {
                 scheduler, routes, ..
             } = &mut self;
@@ -297,6 +297,8 @@ impl<E: BatchEngine> Thread<E> {
                     self.recover(&panic_message(&*panic));
                 }
             }
+            // Whoever is told of a token finds it counted.
+            self.publish();
             // Where nothing is computed next, nothing is to be waited for.
             let last = untold.iter().filter(|event| event.is_last()).count();
             if last == self.routes.by_id.len() {
@@ -305,14 +307,13 @@ impl<E: BatchEngine> Thread<E> {
             for id in left {
                 self.end(id, Finish::Abort);
             }
-            self.publish();
             if !self.pages_are_right() {
                 return;
             }
-            let engine = self.scheduler.counters().engine_nanos - engine;
             let all = between.elapsed();
             between += all;
-            let host = all.saturating_sub(Duration::from_nanos(engine));
+            let computed = self::computing(&self.scheduler.counters()).saturating_sub(computing);
+            let host = all.saturating_sub(computed);
             self.routes.metrics.host(host);
         }
     }
@@ -415,6 +416,11 @@ impl<E: BatchEngine> Thread<E> {
     fn publish(&self) {
         self.routes.metrics.scheduler(&self.scheduler.counters());
     }
+}
+
+/// Time that the device computed, guesses included.
+fn computing(counters: &Counters) -> Duration {
+    Duration::from_nanos(counters.engine_nanos + counters.draft_nanos)
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

@@ -94,6 +94,7 @@ pub(crate) fn scores(model: &Model, vocab: Option<u32>) -> Outcome {
         pages: &s.pages,
         past: 0,
         tokens: &s.tokens,
+        drafts: 0,
         long: s.long,
         scores: Some(Scores {
             targets: &s.tokens[1..],
@@ -179,11 +180,12 @@ fn alone(engine: &mut CudaBatch, prompt: &[u32], free: &mut Free) -> Text {
             pages: &sequence.pages,
             past: sequence.past,
             tokens: &input,
+            drafts: 0,
             long: sequence.long,
             scores: None,
             choice: greedy(&mut sampler),
         };
-        let chosen = computed(engine, vec![chunk]).remove(0).chosen.unwrap();
+        let chosen = computed(engine, vec![chunk]).remove(0).chosen.remove(0);
         sequence.past += input.len();
         input = vec![chosen.token];
         text.push(bits(chosen));
@@ -255,6 +257,7 @@ pub(crate) fn invariant(model: &Model) -> Outcome {
                         pages: &s.pages,
                         past: s.past,
                         tokens: &s.tokens[s.past..s.past + part],
+                        drafts: 0,
                         long: s.long,
                         scores: None,
                         choice: if ends { greedy(sampler) } else { None },
@@ -267,7 +270,7 @@ pub(crate) fn invariant(model: &Model) -> Outcome {
             for (&(index, part), found) in taken.iter().zip(found) {
                 let sequence = &mut sequences[index];
                 sequence.past += part;
-                if let Some(chosen) = found.chosen {
+                for chosen in found.chosen {
                     sequence.tokens.push(chosen.token);
                     texts[index].push(bits(chosen));
                 }
@@ -409,6 +412,7 @@ pub(crate) fn choices() -> Outcome {
                 pages: &pages,
                 past: 0,
                 tokens: &prompt,
+                drafts: 0,
                 long: false,
                 scores: None,
                 choice: Some(Choice {
@@ -417,7 +421,10 @@ pub(crate) fn choices() -> Outcome {
                     top: Some(2),
                 }),
             };
-            computed(&mut engine, vec![chunk]).remove(0).chosen.unwrap()
+            computed(&mut engine, vec![chunk])
+                .remove(0)
+                .chosen
+                .remove(0)
         };
         let (gpu, host) = (run(false), run(true));
         distinct.insert(gpu.token);

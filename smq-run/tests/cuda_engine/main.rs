@@ -12,6 +12,7 @@ use smq_convert::ScaleChoice;
 use smq_engine::cuda::Gpu;
 
 mod batch;
+mod drafts;
 mod errors;
 mod families;
 mod given;
@@ -74,7 +75,7 @@ fn tests() -> Vec<(String, Test)> {
         let test = move || logits::quantized(scales);
         add(&format!("logits_{scales}"), Box::new(test));
     }
-    let fixed: [(&str, Plain); 54] = [
+    let fixed: [(&str, Plain); 57] = [
         ("batch_scores_c0", batch::scores_c0),
         ("batch_scores_int4", batch::scores_int4),
         ("batch_scores_lut4", batch::scores_lut4),
@@ -90,6 +91,9 @@ fn tests() -> Vec<(String, Test)> {
         ("batch_fast_int4", batch::fast_int4),
         ("batch_fast_llama_int4", batch::fast_llama_int4),
         ("batch_choices", batch::choices),
+        ("batch_drafts_c0", drafts::c0),
+        ("batch_drafts_int4", drafts::int4),
+        ("batch_drafts_fp8", drafts::fp8),
         ("logits_nf4", logits::nf4),
         ("logits_lut4", logits::lut4),
         ("logits_lut4_of_other_shapes", logits::lut4_of_other_shapes),

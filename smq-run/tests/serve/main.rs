@@ -5,6 +5,7 @@
 mod chat;
 mod client;
 mod completions;
+mod drafts;
 mod faults;
 mod limits;
 mod refusals;

@@ -62,9 +62,16 @@ impl Inputs {
             unused: 0,
             position: position as i32,
         }));
-        let tiles = (0..chunk.tokens.len()).step_by(KEYS).map(|row| Tile {
+        // A draft within a page is as many steps of single tokens, which are recorded: the kernel
+        // reads the pages before a token's own ahead of what this step writes.
+        let within_page = chunk.past / KEYS == (len - 1) / KEYS;
+        let rows = match chunk.drafts + 1 == chunk.tokens.len() && within_page {
+            true => 1,
+            false => KEYS,
+        };
+        let tiles = (0..chunk.tokens.len()).step_by(rows).map(|row| Tile {
             first: (first + row) as i32,
-            rows: KEYS.min(chunk.tokens.len() - row) as i32,
+            rows: rows.min(chunk.tokens.len() - row) as i32,
             position: (chunk.past + row) as i32,
             table,
         });
@@ -162,6 +169,7 @@ mod tests {
             pages,
             past,
             tokens,
+            drafts: 0,
             long: false,
             scores: None,
             choice: None,
@@ -194,6 +202,31 @@ mod tests {
             ]
         );
         assert_eq!(inputs.tables, [7, 2, 9, 4, 5]);
+    }
+
+    /// So that a step of them is one of single tokens; but not where a token's page before its own
+    /// is written in this step.
+    #[test]
+    fn a_draft_within_a_page_has_a_tile_a_row() {
+        let tokens: Vec<u32> = (0..5).collect();
+        let tiles = |past, drafts| {
+            let mut inputs = Inputs::default();
+            let chunk = Chunk {
+                drafts,
+                ..chunk(&[2, 9], past, &tokens)
+            };
+            inputs.push(&chunk);
+            let tiles = inputs.tiles.iter();
+            tiles
+                .map(|t| (t.first, t.rows, t.position, t.table))
+                .collect::<Vec<_>>()
+        };
+        let single = |past| (0..5).map(|i| (i, 1, past + i, 0)).collect::<Vec<_>>();
+        assert_eq!(tiles(59, 4), single(59));
+        assert_eq!(tiles(64, 4), single(64));
+        assert_eq!(tiles(60, 4), [(0, 5, 60, 0)]);
+        // A prompt's end is none.
+        assert_eq!(tiles(20, 0), [(0, 5, 20, 0)]);
     }
 
     #[test]

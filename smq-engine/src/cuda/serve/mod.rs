@@ -29,13 +29,18 @@ use super::weights::DeviceModel;
 use crate::engine::{check_ids, check_len};
 use crate::error::{Error, Result};
 use crate::report::GpuInfo;
-use crate::sample::not_finite;
+use crate::sample::{Sampler, not_finite};
 use crate::serve::{BatchEngine, Chosen, Chunk, Computed, choose};
 use alone::Alone;
 pub use choose::choose_defines;
 use choose::{Chooser, MOST_TOPS, Rows, log_probs, token};
 use inputs::{Inputs, Layout, bucket};
 use smq_model::ModelConfig;
+
+/// What a draft's token adds to a step of one token, as a part of it. A step of 64 sequences takes
+/// 3.6 times as long as one of a single sequence (int4 on an H200, results/h200-serve.md), 0.04 for
+/// each further row.
+const DRAFT_COST: f64 = 0.05;
 
 /// A model on an NVIDIA GPU, with the pages of many sequences.
 #[derive(Debug)]
@@ -79,8 +84,13 @@ enum Recorded {
 enum Wanted {
     /// Scores of a chunk, one row each.
     Score(usize),
-    /// The choice of a chunk's token: on the GPU, or (true) from logits on the host.
-    Choice(usize, bool),
+    /// The choice of a chunk's token behind `row` tokens of its draft: on the GPU, or from logits on
+    /// the host.
+    Choice {
+        chunk: usize,
+        row: usize,
+        on_host: bool,
+    },
 }
 
 impl CudaBatch {
@@ -185,8 +195,15 @@ impl CudaBatch {
                 }
             }
             if chunk.choice.is_some() {
-                inputs.wanted.push((first + chunk.tokens.len() - 1) as i32);
-                wanted.push(Wanted::Choice(index, false));
+                let first = first + chunk.tokens.len() - 1 - chunk.drafts;
+                for row in 0..=chunk.drafts {
+                    inputs.wanted.push((first + row) as i32);
+                    wanted.push(Wanted::Choice {
+                        chunk: index,
+                        row,
+                        on_host: false,
+                    });
+                }
             }
         }
         if inputs.tokens.is_empty() {
@@ -231,6 +248,7 @@ impl CudaBatch {
         rows.clear();
         let mut most = 0;
         let mut scored = vec![0; chunks.len()];
+        let mut ahead = None;
         for want in wanted.iter_mut() {
             match want {
                 Wanted::Score(chunk) => {
@@ -243,15 +261,25 @@ impl CudaBatch {
                     rows.score(target, scores.top);
                     most = most.max(scores.top);
                 }
-                Wanted::Choice(chunk, on_host) => {
-                    let Some(choice) = &mut chunks[*chunk].choice else {
+                Wanted::Choice {
+                    chunk: index,
+                    row,
+                    on_host,
+                } => {
+                    let chunk = &mut chunks[*index];
+                    let done = out[*index].as_ref().map_or(&[][..], |done| &done.chosen);
+                    let goes_on = out[*index].is_ok() && done.len() <= *row && chunk.goes_on(done);
+                    let draft = &chunk.tokens[chunk.tokens.len() - chunk.drafts..];
+                    let Some(choice) = chunk.choice.as_mut().filter(|_| goes_on) else {
                         rows.score(0, 0);
                         continue;
                     };
                     let top = choice.top.unwrap_or(0);
-                    match choice.sampler.plan() {
+                    let allowed = choice.allowed_at(*row, vocab);
+                    let sampler = sampler_at(choice.sampler, draft, (done.len(), *row), &mut ahead);
+                    match sampler.plan() {
                         Some(plan) if top <= MOST_TOPS => {
-                            rows.choose(&plan, choice.allowed, top, vocab);
+                            rows.choose(&plan, allowed, top, vocab);
                             most = most.max(top);
                         }
                         Some(_) | None => {
@@ -284,8 +312,14 @@ impl CudaBatch {
                         Ok(computed)
                     });
                 }
-                Wanted::Choice(chunk, on_host) => {
-                    let Some(choice) = &mut chunks[chunk].choice else {
+                Wanted::Choice {
+                    chunk,
+                    row: behind,
+                    on_host,
+                } => {
+                    let counts = matches!(&out[chunk], Ok(done)
+                        if done.chosen.len() == behind && chunks[chunk].goes_on(&done.chosen));
+                    let Some(choice) = chunks[chunk].choice.as_mut().filter(|_| counts) else {
                         continue;
                     };
                     let result = if on_host {
@@ -295,7 +329,7 @@ impl CudaBatch {
                         // SAFETY: the stream is waited for before the row is read.
                         unsafe { from.copy_to(stream, &mut self.logits)? };
                         stream.synchronize()?;
-                        choose(choice, &self.logits)
+                        choose(choice, behind, &self.logits)
                     } else {
                         let top = choice.top;
                         token(chosen)
@@ -311,11 +345,14 @@ impl CudaBatch {
                                 })
                             })
                     };
-                    let computed = std::mem::replace(&mut out[chunk], Err(not_finite()));
-                    out[chunk] = computed.and_then(|mut computed| {
-                        computed.chosen = Some(result?);
-                        Ok(computed)
-                    });
+                    match (&mut out[chunk], result) {
+                        (Ok(computed), Ok(chosen)) => computed.chosen.push(chosen),
+                        // What came before it counts; this row is the next step's first, and fails
+                        // there.
+                        (Ok(_), Err(_)) if behind > 0 => {}
+                        (out, Err(error)) => *out = Err(error),
+                        (Err(_), Ok(_)) => {}
+                    }
                 }
             }
         }
@@ -330,12 +367,17 @@ impl CudaBatch {
         check_len(&self.config, len)?;
         let inside = chunk.pages.iter().all(|page| (*page as usize) < self.pages);
         let scored = targets.len() <= chunk.tokens.len();
-        if chunk.tokens.is_empty() || chunk.pages.len() * KEYS < len || !inside || !scored {
+        if chunk.tokens.len() <= chunk.drafts
+            || chunk.pages.len() * KEYS < len
+            || !inside
+            || !scored
+        {
             return Err(Error::Input(format!(
-                "a chunk of {} tokens behind {}, of which {} are scored, has {} pages of {KEYS} tokens among {}",
+                "a chunk of {} tokens behind {}, of which {} are scored and {} a draft, has {} pages of {KEYS} tokens among {}",
                 chunk.tokens.len(),
                 chunk.past,
                 targets.len(),
+                chunk.drafts,
                 chunk.pages.len(),
                 self.pages
             )));
@@ -373,6 +415,10 @@ impl BatchEngine for CudaBatch {
         STEP_ROWS
     }
 
+    fn draft_cost(&self) -> f64 {
+        DRAFT_COST
+    }
+
     fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {
         self.step_while(chunks, &mut || ())
     }
@@ -391,6 +437,28 @@ impl BatchEngine for CudaBatch {
         }
         self.run(chunks, meanwhile)
     }
+}
+
+/// The sampler of a chunk, as it will be behind `row` tokens of its draft if all of them are chosen;
+/// it is behind `done` of them now. Rows of one chunk come one after the other, and `ahead` goes
+/// from one to the next.
+fn sampler_at<'s>(
+    sampler: &'s mut Sampler,
+    draft: &[u32],
+    (done, row): (usize, usize),
+    ahead: &'s mut Option<Sampler>,
+) -> &'s mut Sampler {
+    if row == done {
+        *ahead = None;
+        return sampler;
+    }
+    let known = ahead.is_some();
+    let ahead = ahead.get_or_insert_with(|| sampler.clone());
+    let from = if known { row - 1 } else { done };
+    for token in &draft[from..row] {
+        ahead.accept(*token);
+    }
+    ahead
 }
 
 impl Drop for CudaBatch {

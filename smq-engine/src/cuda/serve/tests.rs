@@ -1,5 +1,5 @@
 //! What a step of many sequences costs the host beside the GPU: the arrays that are copied there, and
-//! what is asked for each row. It needs no GPU.
+//! what is asked for each row; and choices behind a draft. It needs no GPU.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -8,7 +8,7 @@ use smq_model::GenerationSettings;
 
 use super::choose::Rows;
 use super::inputs::{Inputs, Layout};
-use super::{KEYS, bucket};
+use super::{KEYS, bucket, sampler_at};
 use crate::Summary;
 use crate::sample::Sampler;
 use crate::serve::Chunk;
@@ -42,6 +42,7 @@ fn a_step_takes_so_much_of_the_host() {
                 pages: &pages,
                 past: TOKENS - 1,
                 tokens: &[7],
+                drafts: 0,
                 long: false,
                 scores: None,
                 choice: None,
@@ -82,5 +83,38 @@ fn a_step_takes_so_much_of_the_host() {
             }
             black_box(&rows);
         });
+    }
+}
+
+/// What is planned behind a draft, from any token on, is what the sampler plans once it is there.
+#[test]
+fn choices_behind_a_draft_are_planned_as_if_it_came_true() {
+    let draft = [5, 900, 5, 31_000, 7, 5];
+    let mut settings = GenerationSettings::default();
+    for (sample, penalty) in [(false, 1.2), (true, 1.0), (true, 1.2)] {
+        settings.do_sample = sample;
+        settings.repetition_penalty = penalty;
+        let mut real = Sampler::new(&settings, &[5, 6, 7], NEW_TOKENS, VOCAB, 3).unwrap();
+        let mut expected = Vec::new();
+        let mut one_by_one = real.clone();
+        for token in draft.iter().map(Some).chain([None]) {
+            let mut rows = Rows::default();
+            rows.choose(&one_by_one.plan().unwrap(), None, 0, VOCAB);
+            expected.push(format!("{rows:?}"));
+            token.into_iter().for_each(|t| one_by_one.accept(*t));
+        }
+        // Blocks of rows, as where logits do not fit at once; in between, tokens are chosen.
+        for (done, end) in [(0, 3), (3, 4), (4, 7)] {
+            let mut ahead = None;
+            for (row, expected) in expected.iter().enumerate().take(end).skip(done) {
+                let sampler = sampler_at(&mut real, &draft, (done, row), &mut ahead);
+                let mut rows = Rows::default();
+                rows.choose(&sampler.plan().unwrap(), None, 0, VOCAB);
+                assert_eq!(&format!("{rows:?}"), expected, "row {row} behind {done}");
+            }
+            for token in &draft[done..end.min(draft.len())] {
+                real.accept(*token);
+            }
+        }
     }
 }

@@ -53,6 +53,10 @@ impl BatchEngine for Scripted {
         512
     }
 
+    fn draft_cost(&self) -> f64 {
+        1.0
+    }
+
     fn step(
         &mut self,
         chunks: &mut [Chunk<'_>],
@@ -64,7 +68,7 @@ impl BatchEngine for Scripted {
             });
             Ok(Computed {
                 scores: Vec::new(),
-                chosen,
+                chosen: chosen.into_iter().collect(),
             })
         };
         Ok(chunks.iter_mut().map(one).collect())
