@@ -64,6 +64,7 @@ mod request;
 mod scheduler;
 mod sequence;
 mod speculate;
+mod warm;
 
 pub(crate) use batch::choose;
 pub use batch::{BatchEngine, Choice, Chosen, Chunk, Computed, LogProbs, Scores};
@@ -73,3 +74,4 @@ pub use pages::{Pages, page_hash};
 pub use request::{Constraint, Counters, Event, Request, RequestId};
 pub use scheduler::Scheduler;
 pub use speculate::{Asked, Drafter, ModelDrafter, NgramDrafter, Repeats};
+pub use warm::warm_up;

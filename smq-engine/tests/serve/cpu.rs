@@ -8,6 +8,7 @@ use smq_engine::serve::{
 use smq_engine::{CpuEngine, Device, Result, serve};
 
 use super::common::{Outputs, fixture, run};
+use super::fake::{Fake, config};
 
 fn prompt(seed: u32, len: usize) -> Vec<u32> {
     (0..len as u32)
@@ -51,6 +52,53 @@ fn sequences_that_run_together_have_the_tokens_that_each_has_alone() {
     }
     let counters = scheduler.counters();
     assert!(counters.preemptions > 0, "{counters:?}");
+}
+
+/// What was computed before the first request leaves no trace in its tokens.
+#[test]
+fn a_device_that_was_warmed_up_computes_the_same() {
+    let source = fixture();
+    let mut tokens = Vec::new();
+    for warmed in [false, true] {
+        let mut engine = CpuBatch::load(&source, &small()).unwrap();
+        if warmed {
+            serve::warm_up(&mut engine).unwrap();
+        }
+        let mut scheduler = Scheduler::new(engine).unwrap();
+        for seed in 0..4 {
+            let request = Request::new(prompt(seed, 5 + 20 * seed as usize), 20);
+            scheduler.submit(request).unwrap();
+        }
+        let mut outputs = Outputs::new();
+        run(&mut scheduler, &mut outputs, 1000);
+        let mut all: Vec<_> = outputs.into_iter().collect();
+        all.sort_by_key(|(id, _)| *id);
+        tokens.push(all.into_iter().map(|(_, o)| o.tokens).collect::<Vec<_>>());
+    }
+    assert_eq!(tokens[0], tokens[1]);
+}
+
+/// Every number of rows that a device tells apart comes twice, within its rows and pages, and so do
+/// prompts up to the longest that a step takes.
+#[test]
+fn a_device_is_warmed_up_with_every_shape() {
+    let warmed = |rows, pages, step_tokens| {
+        let mut fake = Fake::new(config(512, 4096), pages, 16);
+        (fake.rows, fake.step_tokens) = (rows, step_tokens);
+        serve::warm_up(&mut fake).unwrap();
+        assert!(fake.steps.chunks(2).all(|two| two[0] == two[1]));
+        let shapes: Vec<_> = fake.steps.iter().step_by(2).copied().collect();
+        shapes
+    };
+    let mut expected: Vec<_> = (1..=8)
+        .chain([16, 24, 32, 40, 48, 56, 64, 96, 100])
+        .map(|r| (r, r))
+        .collect();
+    expected.extend([16, 32, 64, 128, 200].map(|tokens| (1, tokens)));
+    assert_eq!(warmed(100, 128, 200), expected);
+    // Three pages have room for three sequences, or one of 48 tokens.
+    let few = [(1, 1), (2, 2), (3, 3), (1, 16), (1, 32), (1, 48)];
+    assert_eq!(warmed(8, 3, 64), few);
 }
 
 /// A context of 48 tokens ends a text as it ends generate's.

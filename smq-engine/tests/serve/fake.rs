@@ -33,6 +33,8 @@ pub(crate) struct Fake {
     pub(crate) step_tokens: usize,
     pub(crate) draft_cost: f64,
     slots: Vec<Option<Slot>>,
+    /// Of every step the chunks and the tokens of all of them.
+    pub(crate) steps: Vec<(usize, usize)>,
     /// Whether steps fail.
     pub(crate) broken: Arc<AtomicBool>,
 }
@@ -60,6 +62,7 @@ impl Fake {
             step_tokens: 24,
             draft_cost: 0.2,
             slots: vec![None; pages * page_tokens],
+            steps: Vec::new(),
             broken: Arc::default(),
         }
     }
@@ -189,6 +192,7 @@ impl BatchEngine for Fake {
         let tokens: usize = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
         let more = chunks.len() + self.page_tokens;
         assert!(tokens <= self.step_tokens.max(more), "{tokens} tokens");
+        self.steps.push((chunks.len(), tokens));
         let mut written = HashSet::new();
         for chunk in chunks.iter() {
             assert!(chunk.tokens.len() > chunk.drafts);

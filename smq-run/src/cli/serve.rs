@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
 
 use super::draft::DraftArgs;
@@ -11,7 +12,7 @@ use super::generate::at_least_one;
 use super::{Global, Opened};
 use crate::serve::{Keys, Limits, ServeOptions, serve};
 use smq_convert::cli::interrupts;
-use smq_engine::serve::{BatchOptions, Scheduler};
+use smq_engine::serve::{BatchEngine, BatchOptions, Scheduler, warm_up};
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {
@@ -89,7 +90,11 @@ pub(super) fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<()> {
     };
     // Before the model, which takes what memory is left on a GPU.
     let guessing = args.draft.load(opened, global, &batch)?;
-    let mut scheduler = Scheduler::new(opened.load_batch(&batch)?)?;
+    let mut engine = opened.load_batch(&batch)?;
+    if engine.gpu().is_some() {
+        warm_up(&mut engine).context("cannot compute the first steps")?;
+    }
+    let mut scheduler = Scheduler::new(engine)?;
     if let Some((drafter, most)) = guessing {
         scheduler.speculate(drafter, most);
     }
