@@ -183,16 +183,10 @@ impl Kernel {
 
 #[inline(always)]
 fn max_abs(w: &[f32]) -> Option<f32> {
-    // Magnitudes order as their bits do, and every NaN lies above infinity.
-    let mut lanes = [0u32; LANES];
-    let (chunks, tail) = w.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, v) in lanes.iter_mut().zip(chunk) {
-            *lane = (*lane).max(v.to_bits() & 0x7fff_ffff);
-        }
-    }
-    let tail = tail.iter().map(|v| v.to_bits() & 0x7fff_ffff);
-    let max = lanes.into_iter().chain(tail).fold(0, u32::max);
+    // Magnitudes order as their bits do, and every NaN lies above infinity. A maximum of integers
+    // is the same in any order, so the compiler makes lanes of this by itself; of lanes written
+    // out it makes gathers.
+    let max = w.iter().fold(0, |max: u32, v| max.max(v.to_bits() & 0x7fff_ffff));
     (max < 0x7f80_0000).then(|| f32::from_bits(max))
 }
 
