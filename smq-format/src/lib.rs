@@ -81,4 +81,4 @@ pub use signals::{catch_signals, end_at_once};
 pub use statistics::Statistics;
 pub use stored_scales::{Nf4Scales, RowScales, Scales};
 pub use view::{TensorData, TensorView, widen};
-pub use writer::{Filled, SmqWriter, Written, remove_statistics};
+pub use writer::{Sealed, SmqWriter, Written, remove_statistics};

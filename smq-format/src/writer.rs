@@ -1,7 +1,7 @@
 //! Writes a file: a temporary one beside the target, fsync, rename. The header goes in last.
 //!
-//! Where a tensor lies follows from shapes and schemes alone, so places are given out first, and
-//! any number of threads fill them in any order.
+//! Where a tensor lies follows from shapes and schemes alone, so places can be given out first, and
+//! filled by any number of threads in any order.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -26,12 +26,13 @@ pub struct SmqWriter {
     end: u64,
     index: Index,
     /// Of each tensor of the index, whether its blobs are in the file.
-    filled: Vec<bool>,
+    settled: Vec<bool>,
 }
 
-/// A tensor whose blobs are in the file: what [`SmqWriter::settle`] enters into the index.
+/// A tensor whose blobs fit its place and are hashed: what [`SmqWriter::settle`] enters into the
+/// index once they are written.
 #[derive(Debug)]
-pub struct Filled {
+pub struct Sealed {
     tensor: usize,
     scheme: Scheme,
     hashes: Vec<[u8; 32]>,
@@ -85,7 +86,7 @@ impl SmqWriter {
             temp,
             end: HEADER_BYTES as u64,
             index: Index::default(),
-            filled: Vec::new(),
+            settled: Vec::new(),
         })
     }
 
@@ -121,15 +122,16 @@ impl SmqWriter {
     ) -> Result<(), Error> {
         let end = self.end;
         let tensor = self.reserve(name, shape, source_dtype, scheme)?;
-        match self.fill(tensor, scheme, blobs) {
-            Ok(filled) => {
-                self.settle(filled);
+        let sealed = self.seal(tensor, scheme, blobs);
+        match sealed.and_then(|sealed| self.write(&sealed, blobs).map(|()| sealed)) {
+            Ok(sealed) => {
+                self.settle(sealed);
                 Ok(())
             }
             Err(error) => {
                 // What was refused has no place in the file.
                 self.index.tensors.pop();
-                self.filled.pop();
+                self.settled.pop();
                 self.end = end;
                 Err(error)
             }
@@ -137,7 +139,7 @@ impl SmqWriter {
     }
 
     /// Gives the next tensor its place and returns its number, which counts from 0; its blobs
-    /// follow in [`SmqWriter::fill`]. Of `scheme` only what decides their lengths matters yet.
+    /// follow in [`SmqWriter::seal`]. Of `scheme` only what decides their lengths matters yet.
     ///
     /// # Errors
     /// [`Error::Write`] where shape and scheme disagree.
@@ -169,8 +171,8 @@ impl SmqWriter {
             scheme,
             blobs,
         });
-        self.filled.push(false);
-        Ok(self.filled.len() - 1)
+        self.settled.push(false);
+        Ok(self.settled.len() - 1)
     }
 
     /// Asks the file system for the room of all that was reserved, where it can be asked: a file
@@ -183,15 +185,16 @@ impl SmqWriter {
         preallocate(self.temp.as_file(), self.end).map_err(Error::io(&self.target, "write it"))
     }
 
-    /// Writes the blobs of a tensor into its place; they are in the order of
-    /// [`Scheme::blob_lengths`]. May be called from several threads at once, once a tensor.
+    /// Checks and hashes the blobs of a tensor, which are in the order of
+    /// [`Scheme::blob_lengths`]; [`SmqWriter::write`] comes next. Any number of threads may do this
+    /// at once.
     ///
     /// # Errors
-    /// [`Error::Write`] where shape, scheme and blobs disagree, or with the place; [`Error::Io`].
+    /// [`Error::Write`] where shape, scheme and blobs disagree, or with the place.
     ///
     /// # Panics
     /// Where `tensor` was not reserved.
-    pub fn fill(&self, tensor: usize, scheme: Scheme, blobs: &[&[u8]]) -> Result<Filled, Error> {
+    pub fn seal(&self, tensor: usize, scheme: Scheme, blobs: &[&[u8]]) -> Result<Sealed, Error> {
         let entry = &self.index.tensors[tensor];
         let lengths = scheme
             .blob_lengths(&entry.name, &entry.shape)
@@ -207,7 +210,8 @@ impl SmqWriter {
         let given = given.map(|((role, length), bytes)| (*role, bytes.len() as u64, *length));
         let places = lengths.iter().zip(&entry.blobs);
         let places = places.map(|((role, length), place)| (*role, *length, place.length));
-        if let Some(defect) = given.chain(places).find_map(|(r, a, e)| wrong_length(r, a, e)) {
+        let mut pairs = given.chain(places);
+        if let Some(defect) = pairs.find_map(|(role, a, e)| wrong_length(role, a, e)) {
             return Err(self.refuse(defect));
         }
         if lengths.len() != blobs.len() || lengths.len() != entry.blobs.len() {
@@ -218,28 +222,32 @@ impl SmqWriter {
                 expected: format!("{} blobs", entry.blobs.len()),
             }));
         }
-        let mut hashes = Vec::with_capacity(blobs.len());
-        for (place, bytes) in entry.blobs.iter().zip(blobs) {
-            let (hash, written) =
-                rayon::join(|| hash(bytes), || self.put_at(place.offset, bytes));
-            written?;
-            hashes.push(hash);
-        }
-        Ok(Filled {
+        Ok(Sealed {
             tensor,
             scheme,
-            hashes,
+            hashes: blobs.iter().map(|bytes| hash(bytes)).collect(),
         })
     }
 
-    /// Enters a tensor that was filled into the index.
-    pub fn settle(&mut self, filled: Filled) {
-        let entry = &mut self.index.tensors[filled.tensor];
-        entry.scheme = filled.scheme;
-        for (blob, hash) in entry.blobs.iter_mut().zip(filled.hashes) {
+    /// Writes the blobs that were sealed into their place. Any number of threads may do this at
+    /// once, but most file systems let one at a time into a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, sealed: &Sealed, blobs: &[&[u8]]) -> Result<(), Error> {
+        let places = &self.index.tensors[sealed.tensor].blobs;
+        let mut blobs = places.iter().zip(blobs);
+        blobs.try_for_each(|(place, bytes)| self.put_at(place.offset, bytes))
+    }
+
+    /// Enters a tensor that was written into the index.
+    pub fn settle(&mut self, sealed: Sealed) {
+        let entry = &mut self.index.tensors[sealed.tensor];
+        entry.scheme = sealed.scheme;
+        for (blob, hash) in entry.blobs.iter_mut().zip(sealed.hashes) {
             blob.blake3 = hash;
         }
-        self.filled[filled.tensor] = true;
+        self.settled[sealed.tensor] = true;
     }
 
     /// Writes index, statistics and header, syncs, and renames the file to its target.
@@ -275,7 +283,7 @@ impl SmqWriter {
     }
 
     fn put_index(&mut self, provenance: Provenance) -> Result<Section, Error> {
-        if let Some(tensor) = self.filled.iter().position(|filled| !filled) {
+        if let Some(tensor) = self.settled.iter().position(|settled| !settled) {
             let entry = &self.index.tensors[tensor];
             return Err(self.refuse(Defect::BlobRoles {
                 tensor: entry.name.clone(),

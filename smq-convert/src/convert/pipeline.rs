@@ -4,12 +4,16 @@
 //! while one is at the work that a single thread does (its scales' bias, its record), the other
 //! threads are at the rows of the next. What is held at once is limited by bytes and not by
 //! tensors, since those of one model differ a thousandfold.
+//!
+//! File systems let one thread at a time write to a file. So that none waits for another, what is
+//! ready goes into a queue, and whoever finds nobody writing writes all that is in it.
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rayon::Scope;
 use smq_format::statistics::{OutputError, TensorStatistics};
-use smq_format::{Filled, Scheme, SmqWriter};
+use smq_format::{Scheme, Sealed, SmqWriter};
 
 use super::finite::check_finite;
 use crate::apply::{not_quantized, quantize_tensor};
@@ -75,6 +79,8 @@ pub(super) fn write_tensors(
             written: tensors.iter().map(|_| None).collect(),
             ..State::default()
         }),
+        queue: Mutex::default(),
+        writing: Mutex::default(),
     };
     rayon::scope(|scope| pipeline.feed(scope));
     let state = pipeline.state.into_inner();
@@ -85,7 +91,7 @@ pub(super) fn write_tensors(
     let mut done = Done::default();
     for (tensor, written) in tensors.iter().zip(state.written) {
         let Some(written) = written else { continue };
-        writer.settle(written.filled);
+        writer.settle(written.sealed);
         done.scale_bytes += written.scale_bytes;
         done.statistics.extend(written.statistics);
         if !written.finite {
@@ -103,6 +109,10 @@ struct Pipeline<'a> {
     hasher: &'a SourceHasher<'a>,
     progress: Progress<'a>,
     state: Mutex<State>,
+    /// Tensors that are ready to be written.
+    queue: Mutex<VecDeque<Ready<'a>>>,
+    /// Held by whoever writes.
+    writing: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -127,17 +137,43 @@ struct Begun {
     calibrated: Option<Quantized>,
 }
 
+/// A tensor that is ready to be written.
+struct Ready<'a> {
+    tensor: usize,
+    bytes: u64,
+    contents: Contents<'a>,
+    sealed: Sealed,
+}
+
+enum Contents<'a> {
+    Raw { bytes: &'a [u8], finite: bool },
+    Quantized(Box<Quantized>),
+}
+
+impl Contents<'_> {
+    fn blobs(&self) -> Vec<&[u8]> {
+        match self {
+            Contents::Raw { bytes, .. } => vec![bytes],
+            Contents::Quantized(quantized) => quantized.blobs.iter().map(Vec::as_slice).collect(),
+        }
+    }
+}
+
 /// A tensor in the file.
 struct Written {
-    filled: Filled,
+    sealed: Sealed,
     statistics: Option<TensorStatistics>,
     scale_bytes: u64,
     finite: bool,
 }
 
-impl Pipeline<'_> {
+impl<'a> Pipeline<'a> {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Ready<'a>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Begins tensors as long as there is room for them.
@@ -145,10 +181,33 @@ impl Pipeline<'_> {
         while let Some(begun) = self.begin() {
             scope.spawn(move |scope| {
                 let (tensor, bytes) = (begun.tensor, begun.bytes);
-                let written = self.write(begun);
-                self.end(tensor, bytes, written);
+                match self.make(begun) {
+                    Ok(ready) => {
+                        self.queue().push_back(ready);
+                        self.write_queue(scope);
+                    }
+                    Err(error) => self.end(tensor, bytes, Err(error)),
+                }
                 self.feed(scope);
             });
+        }
+    }
+
+    /// Writes what is in the queue, unless another thread does.
+    fn write_queue<'s>(&'s self, scope: &Scope<'s>) {
+        // Looked at again once nobody writes: what came in between has been left to this thread.
+        while !self.queue().is_empty() {
+            let Ok(_writing) = self.writing.try_lock() else {
+                return;
+            };
+            loop {
+                let Some(ready) = self.queue().pop_front() else {
+                    break;
+                };
+                let (tensor, bytes) = (ready.tensor, ready.bytes);
+                self.end(tensor, bytes, self.write(ready));
+                self.feed(scope);
+            }
         }
     }
 
@@ -194,36 +253,46 @@ impl Pipeline<'_> {
         }
     }
 
-    fn write(&self, begun: Begun) -> Result<Written, ConvertError> {
+    /// Makes what the file will hold of a tensor.
+    fn make(&self, begun: Begun) -> Result<Ready<'a>, ConvertError> {
         let tensor = &self.checkpoint.tensors()[begun.tensor];
-        let (ready, ()) = rayon::join(
+        let (contents, ()) = rayon::join(
             || match begun.calibrated {
                 Some(mut quantized) => {
                     quantized.statistics.output = output_error(self.outcomes, &tensor.name);
-                    Ok(Ready::Quantized(Box::new(quantized)))
+                    Ok(Contents::Quantized(Box::new(quantized)))
                 }
                 None => prepare(self.checkpoint, tensor, self.choice.methods[begun.tensor]),
             },
             || self.hasher.read(tensor),
         );
-        let fill = |scheme, blobs: &[&[u8]]| self.writer.fill(begun.tensor, scheme, blobs);
-        match ready? {
-            Ready::Raw { bytes, finite } => Ok(Written {
-                filled: fill(Scheme::Raw(tensor.dtype), &[bytes])?,
-                statistics: None,
-                scale_bytes: 0,
-                finite,
-            }),
-            Ready::Quantized(quantized) => {
-                let blobs: Vec<&[u8]> = quantized.blobs.iter().map(Vec::as_slice).collect();
-                Ok(Written {
-                    filled: fill(quantized.scheme, &blobs)?,
-                    scale_bytes: blobs[1..].iter().map(|b| b.len() as u64).sum(),
-                    statistics: Some(quantized.statistics),
-                    finite: true,
-                })
-            }
-        }
+        let contents = contents?;
+        let scheme = match &contents {
+            Contents::Raw { .. } => Scheme::Raw(tensor.dtype),
+            Contents::Quantized(quantized) => quantized.scheme,
+        };
+        Ok(Ready {
+            tensor: begun.tensor,
+            bytes: begun.bytes,
+            sealed: self.writer.seal(begun.tensor, scheme, &contents.blobs())?,
+            contents,
+        })
+    }
+
+    fn write(&self, ready: Ready) -> Result<Written, ConvertError> {
+        let blobs = ready.contents.blobs();
+        self.writer.write(&ready.sealed, &blobs)?;
+        let scale_bytes = blobs[1..].iter().map(|b| b.len() as u64).sum();
+        let (statistics, finite) = match ready.contents {
+            Contents::Raw { finite, .. } => (None, finite),
+            Contents::Quantized(quantized) => (Some(quantized.statistics), true),
+        };
+        Ok(Written {
+            sealed: ready.sealed,
+            statistics,
+            scale_bytes,
+            finite,
+        })
     }
 
     /// About as many bytes as a tensor takes until it is written: its blobs, what is known of each
@@ -240,17 +309,11 @@ impl Pipeline<'_> {
     }
 }
 
-/// A tensor ready to be written.
-enum Ready<'a> {
-    Raw { bytes: &'a [u8], finite: bool },
-    Quantized(Box<Quantized>),
-}
-
 fn prepare<'a>(
     checkpoint: &'a Checkpoint,
     tensor: &SourceTensor,
     method: Option<Method>,
-) -> Result<Ready<'a>, ConvertError> {
+) -> Result<Contents<'a>, ConvertError> {
     let bytes = checkpoint.bytes(tensor);
     let columns = tensor.shape.last().copied().unwrap_or(1);
     let located = |error| not_quantized(checkpoint, tensor, error);
@@ -259,10 +322,10 @@ fn prepare<'a>(
             Err(error) if tensor.reader.needs_numbers() => return Err(located(error)),
             checked => checked.is_ok(),
         };
-        return Ok(Ready::Raw { bytes, finite });
+        return Ok(Contents::Raw { bytes, finite });
     };
     let result = quantize_tensor(checkpoint, tensor, method).map_err(located)?;
-    Ok(Ready::Quantized(Box::new(result)))
+    Ok(Contents::Quantized(Box::new(result)))
 }
 
 /// The output error of a tensor that was calibrated, for its record.
