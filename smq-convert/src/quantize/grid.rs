@@ -61,6 +61,24 @@ impl Grid {
         }
     }
 
+    /// [`Grid::quantize`] under `s`, and beside its errors those under the scale `exact`.
+    pub(super) fn quantize_beside(
+        &self,
+        kernel: &Kernel,
+        w: &[f32],
+        s: f32,
+        exact: f32,
+        q: &mut [i8],
+    ) -> [GroupError; 2] {
+        match self {
+            Grid::Int4 => kernel.quantize_beside(w, s, exact, q),
+            Grid::Book(book) => [
+                kernel.quantize_levels(w, s, book, q),
+                kernel.errors_levels(w, exact, book),
+            ],
+        }
+    }
+
     /// The errors that [`Grid::quantize`] would have.
     pub(super) fn errors(&self, kernel: &Kernel, w: &[f32], s: f32) -> GroupError {
         match self {

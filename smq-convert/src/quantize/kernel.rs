@@ -36,12 +36,14 @@ pub(crate) struct GroupError {
 
 impl GroupError {
     /// `mean((w - w')^2) / max(mean(w^2), 1e-12)`.
+    #[inline(always)]
     pub(super) fn rel_mse(&self, elems: usize) -> f32 {
         let n = elems as f32;
         (self.squared_error / n) / (self.squared_weight / n).max(1e-12)
     }
 
     /// `sum(w w') / (max(|w|, 1e-12) max(|w'|, 1e-12))` with Euclidean norms.
+    #[inline(always)]
     pub(super) fn cosine(&self) -> f32 {
         let norms = self.squared_weight.sqrt().max(1e-12) * self.squared_stored.sqrt().max(1e-12);
         self.product / norms
@@ -139,6 +141,13 @@ impl Kernel {
     }
 
     for_each_isa! {
+        /// [`Kernel::quantize`] under `s`, and beside its errors those of [`Kernel::errors`] under
+        /// `exact`, in one pass.
+        quantize_beside, quantize_beside,
+        (w: &[f32], s: f32, exact: f32, q: &mut [i8]) -> [GroupError; 2]
+    }
+
+    for_each_isa! {
         /// [`smq_format::widen`].
         widen, widen, (dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> ()
     }
@@ -167,6 +176,13 @@ impl Kernel {
     for_each_isa! {
         /// Errors of given weights `v` against `w`, in the same order of summation.
         compare, compare, (w: &[f32], v: &[f32]) -> GroupError
+    }
+
+    for_each_isa! {
+        /// [`GroupError::rel_mse`] and [`GroupError::cosine`] of groups of `elems` elements, at most as many as
+        /// either slice holds.
+        figures, figures,
+        (errors: &[GroupError], elems: usize, rel_mse: &mut [f32], cosine: &mut [f32]) -> ()
     }
 
     for_each_isa! {
@@ -219,6 +235,23 @@ fn errors(w: &[f32], s: f32) -> GroupError {
 }
 
 #[inline(always)]
+fn quantize_beside(w: &[f32], s: f32, exact: f32, q: &mut [i8]) -> [GroupError; 2] {
+    let (mut sums, mut exact_sums) = (Sums::default(), Sums::default());
+    let (w_chunks, w_tail) = w.as_chunks::<LANES>();
+    let (q_chunks, q_tail) = q.as_chunks_mut::<LANES>();
+    for (w, q) in w_chunks.iter().zip(q_chunks) {
+        *q = sums.add(w, s);
+        exact_sums.add(w, exact);
+    }
+    if !w_tail.is_empty() {
+        let w = padded(w_tail);
+        q_tail.copy_from_slice(&sums.add(&w, s)[..q_tail.len()]);
+        exact_sums.add(&w, exact);
+    }
+    [sums.total(), exact_sums.total()]
+}
+
+#[inline(always)]
 fn quantize_levels(w: &[f32], s: f32, book: &Book, q: &mut [i8]) -> GroupError {
     let mut sums = Sums::default();
     let (w_chunks, w_tail) = w.as_chunks::<LANES>();
@@ -257,6 +290,17 @@ fn compare(w: &[f32], v: &[f32]) -> GroupError {
         sums.accumulate(&padded(w_tail), &padded(v_tail));
     }
     sums.total()
+}
+
+#[inline(always)]
+fn figures(errors: &[GroupError], elems: usize, rel_mse: &mut [f32], cosine: &mut [f32]) {
+    // Each figure on its own, so that divisions and roots are wide.
+    for (rel_mse, errors) in rel_mse.iter_mut().zip(errors) {
+        *rel_mse = errors.rel_mse(elems);
+    }
+    for (cosine, errors) in cosine.iter_mut().zip(errors) {
+        *cosine = errors.cosine();
+    }
 }
 
 #[inline(always)]
@@ -372,7 +416,8 @@ impl Sums {
             squared_weight: tree(self.squared_weight),
             squared_stored: tree(self.squared_stored),
             product: tree(self.product),
-            clipped: self.clipped.iter().sum(),
+            // Wrapping, as above: a group has 2^20 elements at most.
+            clipped: self.clipped.iter().fold(0, |sum, n| sum.wrapping_add(*n)),
         }
     }
 }

@@ -141,7 +141,7 @@ fn finish(
     nibbles: Vec<u8>,
     absmax: SettledAbsmax,
 ) -> Quantized {
-    let exponents = exponents(absmax.values.iter().copied());
+    let exponents = exponents(&absmax.values, |&absmax| Some(absmax));
     Quantized {
         scheme: Scheme::Nf4 {
             offset_bits: absmax.offset.to_bits(),
