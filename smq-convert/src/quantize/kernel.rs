@@ -5,7 +5,6 @@
 //! The plain-Rust instance is the twin of the wide ones.
 
 use smq_format::int4::pack_row;
-use smq_format::nf4::{BLOCK_ELEMS, MIDPOINTS};
 use smq_format::{Dtype, fp8, widen};
 
 use super::grid::Book;
@@ -14,9 +13,6 @@ use super::grid::Book;
 pub(crate) const LANES: usize = 16;
 /// Adding and subtracting this rounds an f32 of magnitude below 2^22 to an integer, half to even.
 pub(crate) const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
-
-/// bitsandbytes' floor under an NF4 block's absmax where it divides by that.
-pub(super) const ABSMAX_FLOOR: f32 = 1e-38;
 
 /// Error figures of one group, in f32 as the published reference has them.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -186,19 +182,13 @@ impl Kernel {
     }
 
     for_each_isa! {
-        /// NF4 codes of one block into `q`: of `w / absmax` where it is a short one, else of
-        /// `w (1 / absmax)`.
-        nf4_codes, nf4_codes, (w: &[f32], absmax: f32, q: &mut [u8]) -> ()
-    }
-
-    for_each_isa! {
         /// FP8 E4M3 codes of `w / scale` into `q`.
         fp8_codes, fp8_codes, (w: &[f32], scale: f32, q: &mut [u8]) -> ()
     }
 }
 
 #[inline(always)]
-fn max_abs(w: &[f32]) -> Option<f32> {
+pub(super) fn max_abs(w: &[f32]) -> Option<f32> {
     // Magnitudes order as their bits do, and every NaN lies above infinity. A maximum of integers
     // is the same in any order, so the compiler makes lanes of this by itself; of lanes written
     // out it makes gathers.
@@ -304,27 +294,6 @@ fn figures(errors: &[GroupError], elems: usize, rel_mse: &mut [f32], cosine: &mu
 }
 
 #[inline(always)]
-fn nf4_codes(w: &[f32], absmax: f32, q: &mut [u8]) {
-    let absmax = absmax.max(ABSMAX_FLOOR);
-    if let Ok(w) = <&[f32; BLOCK_ELEMS]>::try_from(w) {
-        let inverse = 1.0 / absmax;
-        for (q, w) in q.iter_mut().zip(w) {
-            *q = nf4_code(w * inverse);
-        }
-    } else {
-        for (q, w) in q.iter_mut().zip(w) {
-            *q = nf4_code(w / absmax);
-        }
-    }
-}
-
-/// The number of midpoints below `v`; without branches, so that loops over it are wide.
-#[inline(always)]
-fn nf4_code(v: f32) -> u8 {
-    MIDPOINTS.iter().map(|m| u8::from(v > *m)).sum()
-}
-
-#[inline(always)]
 fn fp8_codes(w: &[f32], scale: f32, q: &mut [u8]) {
     for (q, w) in q.iter_mut().zip(w) {
         *q = fp8::encode(w / scale);
@@ -340,7 +309,7 @@ fn padded(tail: &[f32]) -> [f32; LANES] {
 }
 
 #[derive(Default)]
-struct Sums {
+pub(super) struct Sums {
     squared_error: [f32; LANES],
     squared_weight: [f32; LANES],
     squared_stored: [f32; LANES],
@@ -380,26 +349,26 @@ impl Sums {
             self.accumulate(w, &[0.0; LANES]);
             return [book.zero_code; LANES];
         }
-        let quotients = w.map(|w| w / s);
-        let (mut codes, mut stored) = ([0u32; LANES], [book.values[0]; LANES]);
-        for (midpoint, value) in book.midpoints.iter().zip(&book.values[1..]) {
-            for l in 0..LANES {
-                let above = quotients[l] > *midpoint;
-                codes[l] = codes[l].wrapping_add(u32::from(above));
-                stored[l] = if above { *value } else { stored[l] };
-            }
-        }
+        let (mut codes, mut stored) = ([0i8; LANES], [0.0; LANES]);
         for l in 0..LANES {
-            let outside = (quotients[l] < book.bounds[0]) | (quotients[l] > book.bounds[1]);
+            let quotient = w[l] / s;
+            let (mut code, mut value) = (0i8, book.values[0]);
+            for (midpoint, next) in book.midpoints.iter().zip(&book.values[1..]) {
+                let above = quotient > *midpoint;
+                code = code.wrapping_add(i8::from(above));
+                value = if above { *next } else { value };
+            }
+            let outside = (quotient < book.bounds[0]) | (quotient > book.bounds[1]);
             self.clipped[l] = self.clipped[l].wrapping_add(u32::from(outside & (l < len)));
-            stored[l] = if l < len { stored[l] * s } else { 0.0 };
+            codes[l] = code;
+            stored[l] = if l < len { value * s } else { 0.0 };
         }
         self.accumulate(w, &stored);
-        codes.map(|code| code as i8)
+        codes
     }
 
     #[inline(always)]
-    fn accumulate(&mut self, w: &[f32; LANES], v: &[f32; LANES]) {
+    pub(super) fn accumulate(&mut self, w: &[f32; LANES], v: &[f32; LANES]) {
         for l in 0..LANES {
             let e = w[l] - v[l];
             self.squared_error[l] += e * e;
@@ -410,7 +379,7 @@ impl Sums {
     }
 
     #[inline(always)]
-    fn total(&self) -> GroupError {
+    pub(super) fn total(&self) -> GroupError {
         GroupError {
             squared_error: tree(self.squared_error),
             squared_weight: tree(self.squared_weight),

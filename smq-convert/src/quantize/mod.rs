@@ -10,6 +10,7 @@ mod keep;
 mod kernel;
 mod levels;
 mod nf4;
+mod nf4_kernel;
 mod restore;
 mod settled;
 mod statistics;
