@@ -453,3 +453,6 @@ pub(crate) fn without_path(error: std::io::Error) -> std::io::Error {
 fn write_header(file: &File, header: &Header) -> std::io::Result<()> {
     write_at(file, &header.encode(), 0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,12 +18,6 @@ impl Kernel {
     }
 
     for_each_isa! {
-        /// Codes of one block into `q`: of `w / absmax` where it is a short one, else of
-        /// `w (1 / absmax)`.
-        nf4_codes, nf4_codes, (w: &[f32], absmax: f32, q: &mut [u8]) -> ()
-    }
-
-    for_each_isa! {
         /// The errors of whole blocks, elements of `dtype`, with each of two absmax values.
         nf4_errors, nf4_errors,
         (dtype: Dtype, bytes: &[u8], nibbles: &[u8], absmax: &[[f32; 2]], out: &mut [[GroupError; 2]]) -> ()
@@ -52,6 +46,7 @@ fn nf4_blocks(dtype: Dtype, bytes: &[u8], absmax: &mut [f32], nibbles: &mut [u8]
     }
 }
 
+/// Codes of one block into `q`: of `w / absmax` where it is a short one, else of `w (1 / absmax)`.
 #[inline(always)]
 fn nf4_codes(w: &[f32], absmax: f32, q: &mut [u8]) {
     let absmax = absmax.max(ABSMAX_FLOOR);
