@@ -140,7 +140,7 @@ pub(crate) fn sources(checkpoint: &Checkpoint) -> Vec<SourceFile> {
 
 /// A scheme whose bias or offset, unknown until the weights are read, has as many digits as nearly
 /// all have.
-fn likely_scheme(method: Method) -> Scheme {
+pub(crate) fn likely_scheme(method: Method) -> Scheme {
     let options = match method {
         Method::Int4(options) | Method::Lut4 { options, .. } => options,
         Method::Nf4 => {

@@ -94,6 +94,10 @@ impl Partial {
         self.temp.path()
     }
 
+    pub(crate) fn as_file(&self) -> &File {
+        self.temp.as_file()
+    }
+
     pub(crate) fn file(&mut self) -> &mut File {
         self.temp.as_file_mut()
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use half::{bf16, f16};
+use half::f16;
 
 use crate::error::Defect;
 use crate::index::TensorEntry;
@@ -324,8 +324,9 @@ pub fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(bytes.len(), out.len() * dtype.bytes());
     match dtype {
         Dtype::Bf16 => {
-            for (out, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                *out = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+            // The upper half of an f32, NaNs included; `bf16::to_f32` would look for those.
+            for (out, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *out = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
             }
         }
         Dtype::F16 => {

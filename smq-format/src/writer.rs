@@ -1,17 +1,20 @@
 //! Writes a file: a temporary one beside the target, fsync, rename. The header goes in last.
+//!
+//! Where a tensor lies follows from shapes and schemes alone, so places can be given out first, and
+//! filled by any number of threads in any order.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::{Defect, Error};
 use crate::header::{HEADER_BYTES, Header, Section, VERSION};
-use crate::index::{ALIGN_BYTES, Blob, FileEntry, Index, Provenance, TensorEntry, align};
+use crate::index::{Blob, FileEntry, Index, Provenance, TensorEntry, align};
 use crate::map::not_a_file;
 use crate::partial::{Partial, directory};
+use crate::place::{preallocate, write_at};
 use crate::reader::{SmqFile, hash};
-use crate::scheme::{Dtype, Scheme};
+use crate::scheme::{Dtype, Role, Scheme};
 use crate::statistics::Statistics;
 
 /// Writes one .smq file. Dropped before [`SmqWriter::finish`], it leaves nothing behind.
@@ -22,6 +25,17 @@ pub struct SmqWriter {
     temp: Partial,
     end: u64,
     index: Index,
+    /// Of each tensor of the index, whether its blobs are in the file.
+    settled: Vec<bool>,
+}
+
+/// A tensor whose blobs fit its place and are hashed: what [`SmqWriter::settle`] enters into the
+/// index once they are written.
+#[derive(Debug)]
+pub struct Sealed {
+    tensor: usize,
+    scheme: Scheme,
+    hashes: Vec<[u8; 32]>,
 }
 
 /// What [`SmqWriter::finish`] wrote.
@@ -66,15 +80,14 @@ impl SmqWriter {
         let temp = Partial::beside(&target).map_err(|e| {
             Error::io(&target, "create a temporary file beside it")(without_path(e))
         })?;
-        let mut writer = SmqWriter {
+        Ok(SmqWriter {
             target,
             overwrite,
             temp,
-            end: 0,
+            end: HEADER_BYTES as u64,
             index: Index::default(),
-        };
-        writer.put(&[0; HEADER_BYTES])?;
-        Ok(writer)
+            settled: Vec::new(),
+        })
     }
 
     /// Embeds a file; every file comes before the first tensor.
@@ -107,46 +120,134 @@ impl SmqWriter {
         scheme: Scheme,
         blobs: &[&[u8]],
     ) -> Result<(), Error> {
+        let end = self.end;
+        let tensor = self.reserve(name, shape, source_dtype, scheme)?;
+        let sealed = self.seal(tensor, scheme, blobs);
+        match sealed.and_then(|sealed| self.write(&sealed, blobs).map(|()| sealed)) {
+            Ok(sealed) => {
+                self.settle(sealed);
+                Ok(())
+            }
+            Err(error) => {
+                // What was refused has no place in the file.
+                self.index.tensors.pop();
+                self.settled.pop();
+                self.end = end;
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives the next tensor its place and returns its number, which counts from 0; its blobs
+    /// follow in [`SmqWriter::seal`]. Of `scheme` only what decides their lengths matters yet.
+    ///
+    /// # Errors
+    /// [`Error::Write`] where shape and scheme disagree.
+    pub fn reserve(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        source_dtype: Dtype,
+        scheme: Scheme,
+    ) -> Result<usize, Error> {
         let lengths = scheme
             .blob_lengths(name, shape)
             .map_err(|d| self.refuse(d))?;
-        let fits = |((role, expected), bytes): (&(_, u64), &&[u8])| {
-            let actual = bytes.len() as u64;
-            let role: crate::scheme::Role = *role;
-            (actual != *expected).then(|| Defect::BlobLength {
-                owner: format!("tensor {name:?} {}", role.name()),
-                actual,
-                expected: *expected,
-            })
-        };
-        if let Some(defect) = lengths.iter().zip(blobs).find_map(fits) {
-            return Err(self.refuse(defect));
-        }
-        if lengths.len() != blobs.len() {
-            return Err(self.refuse(Defect::BlobRoles {
-                tensor: name.to_owned(),
-                scheme: scheme.name(),
-                found: format!("{} blobs", blobs.len()),
-                expected: format!("{} blobs", lengths.len()),
-            }));
-        }
-        let mut entry = TensorEntry {
+        let blobs = lengths.into_iter().map(|(role, length)| {
+            let offset = align(self.end);
+            self.end = offset + length;
+            Blob {
+                blake3: [0; 32],
+                length,
+                offset,
+                role,
+            }
+        });
+        let blobs = blobs.collect();
+        self.index.tensors.push(TensorEntry {
             name: name.to_owned(),
             shape: shape.to_vec(),
             source_dtype,
             scheme,
-            blobs: Vec::new(),
+            blobs,
+        });
+        self.settled.push(false);
+        Ok(self.settled.len() - 1)
+    }
+
+    /// Asks the file system for the room of all that was reserved, where it can be asked: a file
+    /// that would not fit is refused before any work, and blocks that are there already are several
+    /// times faster to fill than blocks that are found one by one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where there is no room.
+    pub fn preallocate(&self) -> Result<(), Error> {
+        preallocate(self.temp.as_file(), self.end).map_err(Error::io(&self.target, "write it"))
+    }
+
+    /// Checks and hashes the blobs of a tensor, which are in the order of
+    /// [`Scheme::blob_lengths`]; [`SmqWriter::write`] comes next. Any number of threads may do this
+    /// at once.
+    ///
+    /// # Errors
+    /// [`Error::Write`] where shape, scheme and blobs disagree, or with the place.
+    ///
+    /// # Panics
+    /// Where `tensor` was not reserved.
+    pub fn seal(&self, tensor: usize, scheme: Scheme, blobs: &[&[u8]]) -> Result<Sealed, Error> {
+        let entry = &self.index.tensors[tensor];
+        let lengths = scheme
+            .blob_lengths(&entry.name, &entry.shape)
+            .map_err(|d| self.refuse(d))?;
+        let wrong_length = |role: Role, actual: u64, expected: u64| {
+            (actual != expected).then(|| Defect::BlobLength {
+                owner: format!("tensor {:?} {}", entry.name, role.name()),
+                actual,
+                expected,
+            })
         };
-        for ((role, _), bytes) in lengths.into_iter().zip(blobs) {
-            entry.blobs.push(Blob {
-                blake3: hash(bytes),
-                length: bytes.len() as u64,
-                offset: self.put_aligned(bytes)?,
-                role,
-            });
+        let given = lengths.iter().zip(blobs);
+        let given = given.map(|((role, length), bytes)| (*role, bytes.len() as u64, *length));
+        let places = lengths.iter().zip(&entry.blobs);
+        let places = places.map(|((role, length), place)| (*role, *length, place.length));
+        let mut pairs = given.chain(places);
+        if let Some(defect) = pairs.find_map(|(role, a, e)| wrong_length(role, a, e)) {
+            return Err(self.refuse(defect));
         }
-        self.index.tensors.push(entry);
-        Ok(())
+        if lengths.len() != blobs.len() || lengths.len() != entry.blobs.len() {
+            return Err(self.refuse(Defect::BlobRoles {
+                tensor: entry.name.clone(),
+                scheme: scheme.name(),
+                found: format!("{} blobs", blobs.len()),
+                expected: format!("{} blobs", entry.blobs.len()),
+            }));
+        }
+        Ok(Sealed {
+            tensor,
+            scheme,
+            hashes: blobs.iter().map(|bytes| hash(bytes)).collect(),
+        })
+    }
+
+    /// Writes the blobs that were sealed into their place. Any number of threads may do this at
+    /// once, but most file systems let one at a time into a file.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn write(&self, sealed: &Sealed, blobs: &[&[u8]]) -> Result<(), Error> {
+        let places = &self.index.tensors[sealed.tensor].blobs;
+        let mut blobs = places.iter().zip(blobs);
+        blobs.try_for_each(|(place, bytes)| self.put_at(place.offset, bytes))
+    }
+
+    /// Enters a tensor that was written into the index.
+    pub fn settle(&mut self, sealed: Sealed) {
+        let entry = &mut self.index.tensors[sealed.tensor];
+        entry.scheme = sealed.scheme;
+        for (blob, hash) in entry.blobs.iter_mut().zip(sealed.hashes) {
+            blob.blake3 = hash;
+        }
+        self.settled[sealed.tensor] = true;
     }
 
     /// Writes index, statistics and header, syncs, and renames the file to its target.
@@ -177,16 +278,20 @@ impl SmqWriter {
         let index = self.put_index(provenance)?;
         self.put_rest(index, None)?;
         let statistics = measure(self.temp.path())?;
-        let action = "go to its end";
-        self.temp
-            .file()
-            .seek(SeekFrom::Start(self.end))
-            .map_err(Error::io(&self.target, action))?;
         self.put_rest(index, Some(&statistics))?;
         Ok(self.persist()?)
     }
 
     fn put_index(&mut self, provenance: Provenance) -> Result<Section, Error> {
+        if let Some(tensor) = self.settled.iter().position(|settled| !settled) {
+            let entry = &self.index.tensors[tensor];
+            return Err(self.refuse(Defect::BlobRoles {
+                tensor: entry.name.clone(),
+                scheme: entry.scheme.name(),
+                found: "0 blobs".to_owned(),
+                expected: format!("{} blobs", entry.blobs.len()),
+            }));
+        }
         self.index.provenance = provenance;
         self.index.check().map_err(|d| self.refuse(d))?;
         let index_bytes = self.index.encode().map_err(|d| self.refuse(d))?;
@@ -211,7 +316,7 @@ impl SmqWriter {
             incompatible: 0,
             compatible: 0,
         };
-        write_header(self.temp.file(), &header).map_err(Error::io(&self.target, "write the header"))
+        write_header(self.temp.as_file(), &header).map_err(Error::io(&self.target, "write the header"))
     }
 
     /// Syncs the finished file and renames it to its target.
@@ -245,21 +350,21 @@ impl SmqWriter {
 
     fn put_aligned(&mut self, bytes: &[u8]) -> Result<u64, Error> {
         let offset = align(self.end);
-        self.put(&[0; ALIGN_BYTES as usize][..(offset - self.end) as usize])?;
-        self.put(bytes)?;
+        self.put_at(offset, bytes)?;
+        self.end = offset + bytes.len() as u64;
         Ok(offset)
     }
 
-    fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.temp.file().write_all(bytes).map_err(|e| {
+    /// What lies between two places is never written, and reads as the zeros that the format asks
+    /// for.
+    fn put_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        write_at(self.temp.as_file(), bytes, offset).map_err(|e| {
             let action = match is_fault(&e) {
                 true => "copy to it from a file that became shorter meanwhile",
                 false => "write it",
             };
             Error::io(&self.target, action)(e)
-        })?;
-        self.end += bytes.len() as u64;
-        Ok(())
+        })
     }
 
     fn refuse(&self, defect: Defect) -> Error {
@@ -283,12 +388,12 @@ pub fn remove_statistics(path: &Path) -> Result<(), Error> {
     header.statistics = Section::default();
     header.file_bytes = header.index.offset + header.index.length;
     let action = "remove its statistics";
-    let mut file = OpenOptions::new()
+    let file = OpenOptions::new()
         .write(true)
         .open(path)
         .map_err(Error::io(path, action))?;
     // Synced between, so that a crash never leaves a header longer than its file.
-    write_header(&mut file, &header)
+    write_header(&file, &header)
         .and_then(|()| file.sync_all())
         .and_then(|()| file.set_len(header.file_bytes))
         .and_then(|()| file.sync_all())
@@ -345,7 +450,9 @@ pub(crate) fn without_path(error: std::io::Error) -> std::io::Error {
     }
 }
 
-fn write_header(file: &mut File, header: &Header) -> std::io::Result<()> {
-    file.seek(SeekFrom::Start(0))?;
-    file.write_all(&header.encode())
+fn write_header(file: &File, header: &Header) -> std::io::Result<()> {
+    write_at(file, &header.encode(), 0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,36 +1,35 @@
-//! Source -> plan -> quantize -> writer, one tensor ahead of the disk.
+//! Source -> plan -> quantize -> writer.
 
 mod against_config;
 mod chosen;
 mod finite;
 mod measured;
+mod pipeline;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use smq_format::statistics::{OutputError, Receipt, TensorStatistics};
-use smq_format::{Provenance, Scheme, SmqWriter, Statistics, Written, input_at};
+use smq_format::statistics::{Receipt, TensorStatistics};
+use smq_format::{Provenance, Statistics, Written, input_at};
 
 use against_config::check_against_config;
 pub use chosen::{convert_auto, convert_auto_calibrated, dry_run_auto, dry_run_auto_calibrated};
-use finite::check_finite;
 use measured::Output;
 pub use measured::{Conversion, convert_measured};
+use pipeline::write_tensors;
 
-use crate::apply::{check_options, check_rule, not_quantized, quantize_tensor};
+use crate::apply::{check_options, check_rule};
 use crate::calibrate::{
     self, CalibrateOptions, Calibration, CalibrationProgress, Outcome, Prepared, Saved,
-    finite_error,
 };
 use crate::choice::Choice;
 use crate::error::ConvertError;
 use crate::plan::{Plan, plan, sources};
-use crate::quantize::{Method, Quantized};
+use crate::quantize::Method;
 use crate::receipt::Measuring;
 use crate::source::Checkpoint;
 use crate::source_hash::SourceHasher;
 use crate::target::Target;
-use crate::tensor::SourceTensor;
 use crate::work::{Progress, pool};
 
 /// What to make of a checkpoint.
@@ -251,22 +250,20 @@ fn write(
     for (name, contents) in checkpoint.embedded_files() {
         writer.add_file(name, contents)?;
     }
-    let mut hasher = SourceHasher::new(checkpoint);
-    let done = pool(jobs)?.install(|| {
-        let written = write_tensors(
+    let hasher = SourceHasher::new(checkpoint);
+    let (done, hashes) = pool(jobs)?.install(|| {
+        let done = write_tensors(
             checkpoint,
             choice,
             &mut calibration,
             &mut writer,
-            &mut hasher,
+            &hasher,
             progress,
-        );
-        hasher.finish_all();
-        written
+        )?;
+        Ok::<_, ConvertError>((done, hasher.finish()))
     })?;
     let outcomes = calibration.outcomes;
     let mut provenance = provenance(checkpoint, choice);
-    let hashes: Vec<_> = hasher.hashes().collect();
     for (source, hash) in provenance.sources.iter_mut().zip(&hashes) {
         source.blake3 = *hash;
     }
@@ -311,120 +308,6 @@ fn write(
         not_finite: done.not_finite,
         calibrated: CalibrationSummary::of(&outcomes),
     })
-}
-
-/// A tensor ready to be written.
-enum Ready<'a> {
-    Raw { bytes: &'a [u8], finite: bool },
-    Quantized(Box<Quantized>),
-}
-
-/// What writing the tensors leaves to be told.
-#[derive(Default)]
-struct Done {
-    statistics: Vec<TensorStatistics>,
-    scale_bytes: u64,
-    not_finite: Vec<String>,
-}
-
-/// Quantizes each tensor while the one before it is hashed and written, so that at most two are
-/// held.
-fn write_tensors(
-    checkpoint: &Checkpoint,
-    choice: &Choice,
-    calibration: &mut Calibration,
-    writer: &mut SmqWriter,
-    hasher: &mut SourceHasher,
-    progress: Progress,
-) -> Result<Done, ConvertError> {
-    let mut done = Done::default();
-    let mut done_bytes = 0;
-    let mut previous: Option<(&SourceTensor, Ready)> = None;
-    for (tensor, method) in checkpoint.tensors().iter().zip(&choice.methods) {
-        let write = || match previous.take() {
-            Some((tensor, ready)) => write_tensor(writer, tensor, ready, &mut done),
-            None => Ok(()),
-        };
-        let calibrated = calibration
-            .tensors
-            .remove(&tensor.name)
-            .map(|mut quantized| {
-                quantized.statistics.output = output_error(&calibration.outcomes, &tensor.name);
-                quantized
-            });
-        let ((written, ()), ready) = rayon::join(
-            || rayon::join(write, || hasher.advance(tensor)),
-            || match calibrated {
-                Some(quantized) => Ok(Ready::Quantized(Box::new(quantized))),
-                None => prepare(checkpoint, tensor, *method),
-            },
-        );
-        written?;
-        previous = Some((tensor, ready?));
-        done_bytes += tensor.range.len() as u64;
-        if !progress(done_bytes) {
-            return Err(ConvertError::Interrupted);
-        }
-    }
-    if let Some((tensor, ready)) = previous.take() {
-        write_tensor(writer, tensor, ready, &mut done)?;
-    }
-    Ok(done)
-}
-
-/// The output error of a tensor that was calibrated, for its record.
-fn output_error(outcomes: &[(String, Outcome)], tensor: &str) -> Option<OutputError> {
-    let (_, outcome) = outcomes.iter().find(|(name, _)| name == tensor)?;
-    Some(OutputError {
-        rounded: finite_error(outcome.rounded),
-        stored: finite_error(outcome.stored),
-        is_rounded: outcome.fell_back,
-    })
-}
-
-fn prepare<'a>(
-    checkpoint: &'a Checkpoint,
-    tensor: &SourceTensor,
-    method: Option<Method>,
-) -> Result<Ready<'a>, ConvertError> {
-    let bytes = checkpoint.bytes(tensor);
-    let columns = tensor.shape.last().copied().unwrap_or(1);
-    let located = |error| not_quantized(checkpoint, tensor, error);
-    let Some(method) = method else {
-        let finite = match check_finite(bytes, tensor.dtype, columns) {
-            Err(error) if tensor.reader.needs_numbers() => return Err(located(error)),
-            checked => checked.is_ok(),
-        };
-        return Ok(Ready::Raw { bytes, finite });
-    };
-    let result = quantize_tensor(checkpoint, tensor, method).map_err(located)?;
-    Ok(Ready::Quantized(Box::new(result)))
-}
-
-fn write_tensor(
-    writer: &mut SmqWriter,
-    tensor: &SourceTensor,
-    ready: Ready,
-    done: &mut Done,
-) -> Result<(), ConvertError> {
-    let mut add = |scheme: Scheme, blobs: &[&[u8]]| {
-        writer.add_tensor(&tensor.name, &tensor.shape, tensor.dtype, scheme, blobs)
-    };
-    match ready {
-        Ready::Raw { bytes, finite } => {
-            add(Scheme::Raw(tensor.dtype), &[bytes])?;
-            if !finite {
-                done.not_finite.push(tensor.name.clone());
-            }
-        }
-        Ready::Quantized(q) => {
-            let blobs: Vec<&[u8]> = q.blobs.iter().map(Vec::as_slice).collect();
-            add(q.scheme, &blobs)?;
-            done.scale_bytes += blobs[1..].iter().map(|b| b.len() as u64).sum::<u64>();
-            done.statistics.push(q.statistics);
-        }
-    }
-    Ok(())
 }
 
 /// Provenance key of an imported file, and its values.

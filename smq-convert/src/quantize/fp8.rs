@@ -55,9 +55,10 @@ pub(super) fn quantize_fp8(
             },
         )?;
     let scales = groups.iter().map(|g| g.stored);
+    let exponents = exponents(&groups, |g| Some(g.stored));
     Ok(Quantized {
         scheme: Scheme::Fp8,
-        statistics: summarise(name, &groups, exponents(scales.clone()), columns, columns),
+        statistics: summarise(name, &groups, exponents, columns, columns),
         blobs: vec![codes, scales.flat_map(f32::to_le_bytes).collect()],
     })
 }

@@ -61,6 +61,24 @@ impl Grid {
         }
     }
 
+    /// [`Grid::quantize`] under `s`, and beside its errors those under the scale `exact`.
+    pub(super) fn quantize_beside(
+        &self,
+        kernel: &Kernel,
+        w: &[f32],
+        s: f32,
+        exact: f32,
+        q: &mut [i8],
+    ) -> [GroupError; 2] {
+        match self {
+            Grid::Int4 => kernel.quantize_beside(w, s, exact, q),
+            Grid::Book(book) => [
+                kernel.quantize_levels(w, s, book, q),
+                kernel.errors_levels(w, exact, book),
+            ],
+        }
+    }
+
     /// The errors that [`Grid::quantize`] would have.
     pub(super) fn errors(&self, kernel: &Kernel, w: &[f32], s: f32) -> GroupError {
         match self {
@@ -119,19 +137,14 @@ pub(super) fn exact_scale(
     w: &[f32],
     max_abs: f32,
 ) -> f32 {
-    let max_abs = max_abs.max(MAX_ABS_FLOOR);
+    let extreme = || w.iter().find(|w| w.abs() == max_abs).copied();
+    let floored = max_abs.max(MAX_ABS_FLOOR);
     match rule {
-        ScaleRule::Signed => max_abs.copysign(extreme(w)) / signed,
+        ScaleRule::Signed => floored.copysign(extreme().unwrap_or(0.0)) / signed,
         ScaleRule::Reference | ScaleRule::Nearest | ScaleRule::Search | ScaleRule::Weighted => {
-            max_abs / divisor
+            floored / divisor
         }
     }
-}
-
-/// The first element of largest magnitude.
-fn extreme(w: &[f32]) -> f32 {
-    let larger = |a: f32, b: &f32| if b.abs() > a.abs() { *b } else { a };
-    w.iter().fold(0.0, larger)
 }
 
 #[cfg(test)]

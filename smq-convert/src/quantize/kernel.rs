@@ -5,7 +5,6 @@
 //! The plain-Rust instance is the twin of the wide ones.
 
 use smq_format::int4::pack_row;
-use smq_format::nf4::{BLOCK_ELEMS, MIDPOINTS};
 use smq_format::{Dtype, fp8, widen};
 
 use super::grid::Book;
@@ -14,9 +13,6 @@ use super::grid::Book;
 pub(crate) const LANES: usize = 16;
 /// Adding and subtracting this rounds an f32 of magnitude below 2^22 to an integer, half to even.
 pub(crate) const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
-
-/// bitsandbytes' floor under an NF4 block's absmax where it divides by that.
-pub(super) const ABSMAX_FLOOR: f32 = 1e-38;
 
 /// Error figures of one group, in f32 as the published reference has them.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -36,12 +32,14 @@ pub(crate) struct GroupError {
 
 impl GroupError {
     /// `mean((w - w')^2) / max(mean(w^2), 1e-12)`.
+    #[inline(always)]
     pub(super) fn rel_mse(&self, elems: usize) -> f32 {
         let n = elems as f32;
         (self.squared_error / n) / (self.squared_weight / n).max(1e-12)
     }
 
     /// `sum(w w') / (max(|w|, 1e-12) max(|w'|, 1e-12))` with Euclidean norms.
+    #[inline(always)]
     pub(super) fn cosine(&self) -> f32 {
         let norms = self.squared_weight.sqrt().max(1e-12) * self.squared_stored.sqrt().max(1e-12);
         self.product / norms
@@ -139,6 +137,13 @@ impl Kernel {
     }
 
     for_each_isa! {
+        /// [`Kernel::quantize`] under `s`, and beside its errors those of [`Kernel::errors`] under
+        /// `exact`, in one pass.
+        quantize_beside, quantize_beside,
+        (w: &[f32], s: f32, exact: f32, q: &mut [i8]) -> [GroupError; 2]
+    }
+
+    for_each_isa! {
         /// [`smq_format::widen`].
         widen, widen, (dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> ()
     }
@@ -170,9 +175,10 @@ impl Kernel {
     }
 
     for_each_isa! {
-        /// NF4 codes of one block into `q`: of `w / absmax` where it is a short one, else of
-        /// `w (1 / absmax)`.
-        nf4_codes, nf4_codes, (w: &[f32], absmax: f32, q: &mut [u8]) -> ()
+        /// [`GroupError::rel_mse`] and [`GroupError::cosine`] of groups of `elems` elements, at most as many as
+        /// either slice holds.
+        figures, figures,
+        (errors: &[GroupError], elems: usize, rel_mse: &mut [f32], cosine: &mut [f32]) -> ()
     }
 
     for_each_isa! {
@@ -182,17 +188,11 @@ impl Kernel {
 }
 
 #[inline(always)]
-fn max_abs(w: &[f32]) -> Option<f32> {
-    // Magnitudes order as their bits do, and every NaN lies above infinity.
-    let mut lanes = [0u32; LANES];
-    let (chunks, tail) = w.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, v) in lanes.iter_mut().zip(chunk) {
-            *lane = (*lane).max(v.to_bits() & 0x7fff_ffff);
-        }
-    }
-    let tail = tail.iter().map(|v| v.to_bits() & 0x7fff_ffff);
-    let max = lanes.into_iter().chain(tail).fold(0, u32::max);
+pub(super) fn max_abs(w: &[f32]) -> Option<f32> {
+    // Magnitudes order as their bits do, and every NaN lies above infinity. A maximum of integers
+    // is the same in any order, so the compiler makes lanes of this by itself; of lanes written
+    // out it makes gathers.
+    let max = w.iter().fold(0, |max: u32, v| max.max(v.to_bits() & 0x7fff_ffff));
     (max < 0x7f80_0000).then(|| f32::from_bits(max))
 }
 
@@ -222,6 +222,23 @@ fn errors(w: &[f32], s: f32) -> GroupError {
         sums.add(&padded(tail), s);
     }
     sums.total()
+}
+
+#[inline(always)]
+fn quantize_beside(w: &[f32], s: f32, exact: f32, q: &mut [i8]) -> [GroupError; 2] {
+    let (mut sums, mut exact_sums) = (Sums::default(), Sums::default());
+    let (w_chunks, w_tail) = w.as_chunks::<LANES>();
+    let (q_chunks, q_tail) = q.as_chunks_mut::<LANES>();
+    for (w, q) in w_chunks.iter().zip(q_chunks) {
+        *q = sums.add(w, s);
+        exact_sums.add(w, exact);
+    }
+    if !w_tail.is_empty() {
+        let w = padded(w_tail);
+        q_tail.copy_from_slice(&sums.add(&w, s)[..q_tail.len()]);
+        exact_sums.add(&w, exact);
+    }
+    [sums.total(), exact_sums.total()]
 }
 
 #[inline(always)]
@@ -266,24 +283,14 @@ fn compare(w: &[f32], v: &[f32]) -> GroupError {
 }
 
 #[inline(always)]
-fn nf4_codes(w: &[f32], absmax: f32, q: &mut [u8]) {
-    let absmax = absmax.max(ABSMAX_FLOOR);
-    if let Ok(w) = <&[f32; BLOCK_ELEMS]>::try_from(w) {
-        let inverse = 1.0 / absmax;
-        for (q, w) in q.iter_mut().zip(w) {
-            *q = nf4_code(w * inverse);
-        }
-    } else {
-        for (q, w) in q.iter_mut().zip(w) {
-            *q = nf4_code(w / absmax);
-        }
+fn figures(errors: &[GroupError], elems: usize, rel_mse: &mut [f32], cosine: &mut [f32]) {
+    // Each figure on its own, so that divisions and roots are wide.
+    for (rel_mse, errors) in rel_mse.iter_mut().zip(errors) {
+        *rel_mse = errors.rel_mse(elems);
     }
-}
-
-/// The number of midpoints below `v`; without branches, so that loops over it are wide.
-#[inline(always)]
-fn nf4_code(v: f32) -> u8 {
-    MIDPOINTS.iter().map(|m| u8::from(v > *m)).sum()
+    for (cosine, errors) in cosine.iter_mut().zip(errors) {
+        *cosine = errors.cosine();
+    }
 }
 
 #[inline(always)]
@@ -302,7 +309,7 @@ fn padded(tail: &[f32]) -> [f32; LANES] {
 }
 
 #[derive(Default)]
-struct Sums {
+pub(super) struct Sums {
     squared_error: [f32; LANES],
     squared_weight: [f32; LANES],
     squared_stored: [f32; LANES],
@@ -342,26 +349,26 @@ impl Sums {
             self.accumulate(w, &[0.0; LANES]);
             return [book.zero_code; LANES];
         }
-        let quotients = w.map(|w| w / s);
-        let (mut codes, mut stored) = ([0u32; LANES], [book.values[0]; LANES]);
-        for (midpoint, value) in book.midpoints.iter().zip(&book.values[1..]) {
-            for l in 0..LANES {
-                let above = quotients[l] > *midpoint;
-                codes[l] = codes[l].wrapping_add(u32::from(above));
-                stored[l] = if above { *value } else { stored[l] };
-            }
-        }
+        let (mut codes, mut stored) = ([0i8; LANES], [0.0; LANES]);
         for l in 0..LANES {
-            let outside = (quotients[l] < book.bounds[0]) | (quotients[l] > book.bounds[1]);
+            let quotient = w[l] / s;
+            let (mut code, mut value) = (0i8, book.values[0]);
+            for (midpoint, next) in book.midpoints.iter().zip(&book.values[1..]) {
+                let above = quotient > *midpoint;
+                code = code.wrapping_add(i8::from(above));
+                value = if above { *next } else { value };
+            }
+            let outside = (quotient < book.bounds[0]) | (quotient > book.bounds[1]);
             self.clipped[l] = self.clipped[l].wrapping_add(u32::from(outside & (l < len)));
-            stored[l] = if l < len { stored[l] * s } else { 0.0 };
+            codes[l] = code;
+            stored[l] = if l < len { value * s } else { 0.0 };
         }
         self.accumulate(w, &stored);
-        codes.map(|code| code as i8)
+        codes
     }
 
     #[inline(always)]
-    fn accumulate(&mut self, w: &[f32; LANES], v: &[f32; LANES]) {
+    pub(super) fn accumulate(&mut self, w: &[f32; LANES], v: &[f32; LANES]) {
         for l in 0..LANES {
             let e = w[l] - v[l];
             self.squared_error[l] += e * e;
@@ -372,13 +379,14 @@ impl Sums {
     }
 
     #[inline(always)]
-    fn total(&self) -> GroupError {
+    pub(super) fn total(&self) -> GroupError {
         GroupError {
             squared_error: tree(self.squared_error),
             squared_weight: tree(self.squared_weight),
             squared_stored: tree(self.squared_stored),
             product: tree(self.product),
-            clipped: self.clipped.iter().sum(),
+            // Wrapping, as above: a group has 2^20 elements at most.
+            clipped: self.clipped.iter().fold(0, |sum, n| sum.wrapping_add(*n)),
         }
     }
 }

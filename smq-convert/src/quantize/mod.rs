@@ -10,6 +10,7 @@ mod keep;
 mod kernel;
 mod levels;
 mod nf4;
+mod nf4_kernel;
 mod restore;
 mod settled;
 mod statistics;
@@ -278,9 +279,8 @@ fn finish(
     format: ScaleFormat,
     columns: usize,
 ) -> Quantized {
-    let scales = codes.iter().filter_map(|&code| format.decode(code));
     let group = scheme.group(columns).unwrap_or(columns);
-    let exponents = statistics::exponents(scales);
+    let exponents = statistics::exponents(&codes, |&code| format.decode(code));
     let statistics = statistics::summarise(name, groups, exponents, group, columns);
     Quantized {
         scheme,
@@ -290,7 +290,8 @@ fn finish(
 }
 
 fn largest_scale(groups: &[Group]) -> f32 {
-    groups.iter().map(|g| g.stored.abs()).fold(0.0, f32::max)
+    let scales = groups.par_iter().with_min_len(1 << 12);
+    scales.map(|g| g.stored.abs()).reduce(|| 0.0, f32::max)
 }
 
 /// The format with the bias of a tensor whose largest scale, after rounding, is `largest`.
@@ -335,11 +336,9 @@ fn quantize_group(
     }
     let exact = grid.exact_scale(options.rule, w, max_abs);
     let mut stored = round_scale(options, exact);
-    let mut errors = grid.quantize(kernel, w, stored, q);
-    let exact_errors = if stored == exact {
-        errors
-    } else {
-        grid.errors(kernel, w, exact)
+    let [mut errors, exact_errors] = match stored == exact {
+        true => [grid.quantize(kernel, w, stored, q); 2],
+        false => grid.quantize_beside(kernel, w, stored, exact, q),
     };
     if let Some(step) = neighbours(options) {
         for bits in [stored.to_bits() - step, stored.to_bits() + step] {
@@ -434,20 +433,25 @@ pub(crate) fn remeasure<E: Send>(
     stored: impl Fn(usize, &mut [f32]) -> Result<(), E> + Sync,
 ) -> Result<ErrorSummary, E> {
     let kernel = Kernel::detect();
-    let buffers = || (vec![0.0; columns], vec![0.0; columns]);
-    let rows: Vec<_> = (0..rows)
-        .into_par_iter()
+    let groups_a_row = columns.div_ceil(group).max(1);
+    let elems = (group, columns - columns.min((groups_a_row - 1) * group));
+    let mut rel_mse = vec![0.0; rows * groups_a_row];
+    let rows: Vec<_> = rel_mse
+        .par_chunks_mut(groups_a_row)
+        .enumerate()
         .with_min_len(8)
-        .map_init(buffers, |(w, v), row| {
-            source(row, w);
-            stored(row, v)?;
-            let groups = w.chunks(group).zip(v.chunks(group));
-            Ok(RowSums::of(
-                groups.map(|(w, v)| (w.len(), kernel.compare(w, v))),
-            ))
-        })
+        .map_init(
+            || (vec![0.0; columns], vec![0.0; columns]),
+            |(w, v), (row, rel_mse)| {
+                source(row, w);
+                stored(row, v)?;
+                let groups = w.chunks(group).zip(v.chunks(group));
+                let errors = groups.map(|(w, v)| kernel.compare(w, v));
+                Ok(RowSums::of(&kernel, errors, elems, rel_mse))
+            },
+        )
         .collect::<Result<_, E>>()?;
-    Ok(statistics::summary(rows))
+    Ok(statistics::summary(rows.into_iter(), rel_mse))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! NF4 with double quantization as bitsandbytes 0.50.2 computes it on a CPU (`spec/method.md`,
 //! "NF4").
 //!
-//! Three passes: each block's absmax, the nibbles, the errors. The absmax values are quantized in
-//! between, and take one pass over a 64th of the data.
+//! Two passes: each block's absmax and nibbles, and the errors. The absmax values are quantized in
+//! between, which takes one pass over a 64th of the data.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -14,10 +14,13 @@ use smq_format::nf4::{
 use smq_format::{Defect, Dtype, Nf4Scales, Scheme};
 
 use super::statistics::{exponents, summarise};
+use super::kernel::GroupError;
 use super::{Group, Kernel, QuantizeError, Quantized, first_not_finite};
 
 /// Blocks that one task takes: whole bytes of nibbles, since a block has 32.
 const TASK_BLOCKS: usize = 1024;
+/// Blocks whose errors are found together, so that they stay in the nearest cache.
+const GROUP_TASK_BLOCKS: usize = 32;
 /// Entries of the table that an absmax code is looked up in.
 const TABLE_LEN: usize = 1 << 16;
 
@@ -38,9 +41,14 @@ pub(super) fn quantize_nf4(
         dtype,
         elems: rows * columns,
     };
-    let exact = source.absmax(columns)?;
+    let (exact, nibbles) = source.blocks();
+    if let Some(block) = exact.par_iter().position_first(|absmax| !absmax.is_finite()) {
+        let first = block * BLOCK_ELEMS;
+        let mut w = vec![0.0; BLOCK_ELEMS.min(source.elems - first)];
+        source.widen(first..first + w.len(), &mut w);
+        return Err(first_not_finite_of(&w, first, columns));
+    }
     let absmax = SettledAbsmax::new(&exact);
-    let nibbles = source.nibbles(&exact);
     let groups = source.groups(columns, &nibbles, &exact, &absmax.values);
     Ok(finish(name, columns, &groups, nibbles, absmax))
 }
@@ -61,9 +69,10 @@ impl SettledAbsmax {
         let offset = mean(exact);
         let (codes, nested) = quantize_absmax(exact, offset);
         let values = codes
-            .iter()
-            .zip(0..)
-            .map(|(&code, block)| absmax(code, nested[block / NESTED_BLOCK_CODES], offset))
+            .par_iter()
+            .with_min_len(NESTED_BLOCK_CODES)
+            .enumerate()
+            .map(|(block, &code)| absmax(code, nested[block / NESTED_BLOCK_CODES], offset))
             .collect();
         Self {
             offset,
@@ -127,7 +136,7 @@ pub(crate) fn settled_nf4(
     let mut nibbles = vec![0; codes.len().div_ceil(2)];
     pack(&codes, &mut nibbles);
     let mut groups = source.groups(columns, &nibbles, &exact, &absmax.values);
-    let plain = source.groups(columns, &source.nibbles(&exact), &exact, &exact);
+    let plain = source.groups(columns, &source.blocks().1, &exact, &exact);
     for (group, plain) in groups.iter_mut().zip(plain) {
         group.exact_errors = plain.exact_errors;
     }
@@ -141,7 +150,7 @@ fn finish(
     nibbles: Vec<u8>,
     absmax: SettledAbsmax,
 ) -> Quantized {
-    let exponents = exponents(absmax.values.iter().copied());
+    let exponents = exponents(&absmax.values, |&absmax| Some(absmax));
     Quantized {
         scheme: Scheme::Nf4 {
             offset_bits: absmax.offset.to_bits(),
@@ -170,67 +179,69 @@ impl Source<'_> {
         self.kernel.widen(self.dtype, bytes, out);
     }
 
-    /// Elements of a task of [`TASK_BLOCKS`] blocks.
-    fn task(&self, task: usize) -> Range<usize> {
+    /// `max|w|` and the nibbles of each block, as [`Kernel::nf4_blocks`] has them.
+    fn blocks(&self) -> (Vec<f32>, Vec<u8>) {
+        let mut absmax = vec![0.0; blocks(self.elems)];
+        let mut nibbles = vec![0; self.elems.div_ceil(2)];
         let elems = TASK_BLOCKS * BLOCK_ELEMS;
-        task * elems..self.elems.min((task + 1) * elems)
-    }
-
-    /// `max|w|` of each block, that of a short last one at least [`super::kernel::ABSMAX_FLOOR`].
-    fn absmax(&self, columns: usize) -> Result<Vec<f32>, QuantizeError> {
-        let mut out = vec![0.0; blocks(self.elems)];
-        out.par_chunks_mut(TASK_BLOCKS)
-            .enumerate()
-            .try_for_each_init(
-                || vec![0.0; TASK_BLOCKS * BLOCK_ELEMS],
-                |buffer, (task, out)| {
-                    let elems = self.task(task);
-                    let w = &mut buffer[..elems.len()];
-                    self.widen(elems.clone(), w);
-                    for (block, (out, w)) in out.iter_mut().zip(w.chunks(BLOCK_ELEMS)).enumerate() {
-                        let max_abs = self.kernel.max_abs(w).ok_or_else(|| {
-                            let first = elems.start + block * BLOCK_ELEMS;
-                            first_not_finite_of(w, first, columns)
-                        })?;
-                        *out = if w.len() < BLOCK_ELEMS {
-                            max_abs.max(super::kernel::ABSMAX_FLOOR)
-                        } else {
-                            max_abs
-                        };
-                    }
-                    Ok(())
-                },
-            )?;
-        Ok(out)
-    }
-
-    fn nibbles(&self, absmax: &[f32]) -> Vec<u8> {
-        let mut out = vec![0; self.elems.div_ceil(2)];
-        out.par_chunks_mut(TASK_BLOCKS * BLOCK_ELEMS / 2)
-            .zip(absmax.par_chunks(TASK_BLOCKS))
-            .enumerate()
-            .for_each_init(
-                || {
-                    let elems = TASK_BLOCKS * BLOCK_ELEMS;
-                    (vec![0.0; elems], vec![0; elems])
-                },
-                |(w, q), (task, (out, absmax))| {
-                    let elems = self.task(task);
-                    let (w, q) = (&mut w[..elems.len()], &mut q[..elems.len()]);
-                    self.widen(elems, w);
-                    let blocks = w.chunks(BLOCK_ELEMS).zip(q.chunks_mut(BLOCK_ELEMS));
-                    for ((w, q), &absmax) in blocks.zip(absmax) {
-                        self.kernel.nf4_codes(w, absmax, q);
-                    }
-                    pack(q, out);
-                },
-            );
-        out
+        self.bytes
+            .par_chunks(elems * self.dtype.bytes())
+            .zip(absmax.par_chunks_mut(TASK_BLOCKS))
+            .zip(nibbles.par_chunks_mut(elems / 2))
+            .for_each(|((bytes, absmax), nibbles)| {
+                self.kernel.nf4_blocks(self.dtype, bytes, absmax, nibbles);
+            });
+        (absmax, nibbles)
     }
 
     /// The errors of each run of [`BLOCK_ELEMS`] elements of a row, with the stored absmax and the
     /// exact one.
     fn groups(&self, columns: usize, nibbles: &[u8], exact: &[f32], stored: &[f32]) -> Vec<Group> {
+        match columns.is_multiple_of(BLOCK_ELEMS) {
+            true => self.groups_of_blocks(nibbles, exact, stored),
+            false => self.groups_of_rows(columns, nibbles, exact, stored),
+        }
+    }
+
+    /// [`Self::groups`] where each run is a block.
+    fn groups_of_blocks(&self, nibbles: &[u8], exact: &[f32], stored: &[f32]) -> Vec<Group> {
+        let mut groups = vec![Group::default(); exact.len()];
+        let elems = GROUP_TASK_BLOCKS * BLOCK_ELEMS;
+        groups
+            .par_chunks_mut(GROUP_TASK_BLOCKS)
+            .zip(self.bytes.par_chunks(elems * self.dtype.bytes()))
+            .zip(nibbles.par_chunks(elems / 2))
+            .zip(exact.par_chunks(GROUP_TASK_BLOCKS))
+            .zip(stored.par_chunks(GROUP_TASK_BLOCKS))
+            .with_min_len(16)
+            .for_each(|((((groups, bytes), nibbles), exact), stored)| {
+                let mut absmax = [[0.0; 2]; GROUP_TASK_BLOCKS];
+                let mut errors = [[GroupError::default(); 2]; GROUP_TASK_BLOCKS];
+                for (pair, (stored, exact)) in absmax.iter_mut().zip(stored.iter().zip(exact)) {
+                    *pair = [*stored, *exact];
+                }
+                self.kernel
+                    .nf4_errors(self.dtype, bytes, nibbles, &absmax, &mut errors);
+                for ((group, [errors, exact_errors]), exact) in
+                    groups.iter_mut().zip(errors).zip(exact)
+                {
+                    group.exact = *exact;
+                    group.errors = errors;
+                    group.exact_errors = exact_errors;
+                }
+            });
+        groups
+    }
+
+    /// [`Self::groups`] where a block may run over the end of a row; of other columns the twin of
+    /// [`Self::groups_of_blocks`].
+    fn groups_of_rows(
+        &self,
+        columns: usize,
+        nibbles: &[u8],
+        exact: &[f32],
+        stored: &[f32],
+    ) -> Vec<Group> {
         let groups_a_row = columns.div_ceil(BLOCK_ELEMS);
         let mut groups = vec![Group::default(); self.elems / columns * groups_a_row];
         let ones = vec![1.0; groups_a_row + 1];
@@ -293,8 +304,9 @@ fn mean(absmax: &[f32]) -> f32 {
 fn quantize_absmax(absmax: &[f32], offset: f32) -> (Vec<u8>, Vec<f32>) {
     let mut codes = vec![0; absmax.len()];
     let nested = absmax
-        .chunks(NESTED_BLOCK_CODES)
-        .zip(codes.chunks_mut(NESTED_BLOCK_CODES))
+        .par_chunks(NESTED_BLOCK_CODES)
+        .zip(codes.par_chunks_mut(NESTED_BLOCK_CODES))
+        .with_min_len(8)
         .map(|(absmax, codes)| {
             let nested = absmax.iter().fold(0f32, |m, v| m.max((v - offset).abs()));
             if nested != 0.0 {

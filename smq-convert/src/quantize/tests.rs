@@ -101,6 +101,14 @@ proptest! {
             prop_assert_eq!(&q, &codes);
             prop_assert_eq!(errors.clipped, clipped);
             prop_assert_eq!(kernel.errors(&w, s), errors);
+            let mut beside = vec![99i8; w.len()];
+            let both = kernel.quantize_beside(&w, s, max / divisor, &mut beside);
+            prop_assert_eq!(both, [errors, kernel.errors(&w, max / divisor)]);
+            prop_assert_eq!(&beside, &codes);
+            let (mut rel_mse, mut cosine) = ([0.0; 2], [0.0; 2]);
+            kernel.figures(&both, w.len(), &mut rel_mse, &mut cosine);
+            prop_assert_eq!(rel_mse, both.map(|errors| errors.rel_mse(w.len())));
+            prop_assert_eq!(cosine, both.map(|errors| errors.cosine()));
             // One source, one order of summation: the same bits on every instruction set.
             prop_assert_eq!(*first.get_or_insert(errors), errors);
             let got = [

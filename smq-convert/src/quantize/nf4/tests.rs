@@ -58,7 +58,7 @@ fn golden_vectors() {
             dtype,
             elems: rows * columns,
         };
-        let absmax = source.absmax(columns).unwrap();
+        let (absmax, _) = source.blocks();
         assert_eq!(absmax, f32s(part("absmax").data()), "{name}: absmax");
         let [offset] = f32s(part("offset").data())[..] else {
             panic!("{name}: one offset")
@@ -173,19 +173,44 @@ fn weights_that_are_not_finite_are_located() {
 
 #[test]
 fn every_instruction_set_gives_the_same_codes() {
-    let w: Vec<f32> = (0..64).map(|i| (i as f32 * 0.77).sin() / 3.0).collect();
-    for w in [&w[..], &w[..37]] {
-        let codes: Vec<_> = Kernel::available()
-            .iter()
-            .map(|kernel| {
-                let mut q = vec![0xff; w.len()];
-                kernel.nf4_codes(w, 0.33, &mut q);
-                let mut f = vec![0xff; w.len()];
-                kernel.fp8_codes(w, 0.33 / 448.0, &mut f);
-                (q, f)
-            })
-            .collect();
-        assert!(codes.windows(2).all(|c| c[0] == c[1]));
-        assert!(codes[0].0.iter().all(|q| *q < 16));
+    let w: Vec<f32> = (0..101).map(|i| (i as f32 * 0.77).sin() / 3.0).collect();
+    let codes: Vec<_> = Kernel::available()
+        .iter()
+        .map(|kernel| {
+            let (mut absmax, mut nibbles) = ([0.0; 2], [0; 51]);
+            kernel.nf4_blocks(Dtype::F32, &f32_bytes(&w), &mut absmax, &mut nibbles);
+            let mut f = vec![0xff; w.len()];
+            kernel.fp8_codes(&w, 0.33 / 448.0, &mut f);
+            (absmax, nibbles, f)
+        })
+        .collect();
+    assert!(codes.windows(2).all(|c| c[0] == c[1]));
+    assert_eq!(codes[0].1.to_vec(), naive(&w).0);
+}
+
+proptest! {
+    /// Blocks at once, and row by row through dequantized values.
+    #[test]
+    fn errors_of_blocks_are_those_of_rows(
+        rows in 1usize..5,
+        blocks in 1usize..40,
+        seed: u32,
+    ) {
+        let columns = 64 * blocks;
+        let of = |i: usize| ((i as f32 + (seed % 1000) as f32) * 0.37).sin() * (1 + i % 7) as f32;
+        let w: Vec<f32> = (0..rows * columns).map(of).collect();
+        let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_bits().to_le_bytes()[2..].to_vec()).collect();
+        for kernel in Kernel::available() {
+            let source = Source { kernel, bytes: &bytes, dtype: Dtype::Bf16, elems: w.len() };
+            let (exact, nibbles) = source.blocks();
+            let stored: Vec<f32> = exact.iter().map(|absmax| absmax * 0.97).collect();
+            let wide = source.groups_of_blocks(&nibbles, &exact, &stored);
+            let twin = source.groups_of_rows(columns, &nibbles, &exact, &stored);
+            prop_assert_eq!(wide.len(), twin.len());
+            for (a, b) in wide.iter().zip(&twin) {
+                prop_assert_eq!((a.exact, a.stored), (b.exact, b.stored));
+                prop_assert_eq!((a.errors, a.exact_errors), (b.errors, b.exact_errors));
+            }
+        }
     }
 }
