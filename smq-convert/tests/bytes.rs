@@ -59,7 +59,10 @@ fn the_bytes_are_what_they_were() {
             hasher.update(&file.header().statistics.hash);
             digests.push(hasher.finalize().to_hex());
         }
-        assert!(digests.windows(2).all(|d| d[0] == d[1]), "{options}: threads");
+        assert!(
+            digests.windows(2).all(|d| d[0] == d[1]),
+            "{options}: threads"
+        );
         writeln!(found, "{options}\t{}", digests[0]).unwrap();
     }
     let pinned = std::fs::read_to_string(at("tests/golden/bytes.txt")).unwrap();

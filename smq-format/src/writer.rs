@@ -316,7 +316,8 @@ impl SmqWriter {
             incompatible: 0,
             compatible: 0,
         };
-        write_header(self.temp.as_file(), &header).map_err(Error::io(&self.target, "write the header"))
+        write_header(self.temp.as_file(), &header)
+            .map_err(Error::io(&self.target, "write the header"))
     }
 
     /// Syncs the finished file and renames it to its target.

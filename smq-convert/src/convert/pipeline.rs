@@ -248,7 +248,11 @@ impl<'a> Pipeline<'a> {
                 return;
             }
         };
-        if state.error.as_ref().is_none_or(|(first, _)| tensor < *first) {
+        if state
+            .error
+            .as_ref()
+            .is_none_or(|(first, _)| tensor < *first)
+        {
             state.error = Some((tensor, error));
         }
     }

@@ -192,7 +192,9 @@ pub(super) fn max_abs(w: &[f32]) -> Option<f32> {
     // Magnitudes order as their bits do, and every NaN lies above infinity. A maximum of integers
     // is the same in any order, so the compiler makes lanes of this by itself; of lanes written
     // out it makes gathers.
-    let max = w.iter().fold(0, |max: u32, v| max.max(v.to_bits() & 0x7fff_ffff));
+    let max = w
+        .iter()
+        .fold(0, |max: u32, v| max.max(v.to_bits() & 0x7fff_ffff));
     (max < 0x7f80_0000).then(|| f32::from_bits(max))
 }
 

@@ -13,8 +13,8 @@ use smq_format::nf4::{
 };
 use smq_format::{Defect, Dtype, Nf4Scales, Scheme};
 
-use super::statistics::{exponents, summarise};
 use super::kernel::GroupError;
+use super::statistics::{exponents, summarise};
 use super::{Group, Kernel, QuantizeError, Quantized, first_not_finite};
 
 /// Blocks that one task takes: whole bytes of nibbles, since a block has 32.
@@ -42,7 +42,10 @@ pub(super) fn quantize_nf4(
         elems: rows * columns,
     };
     let (exact, nibbles) = source.blocks();
-    if let Some(block) = exact.par_iter().position_first(|absmax| !absmax.is_finite()) {
+    if let Some(block) = exact
+        .par_iter()
+        .position_first(|absmax| !absmax.is_finite())
+    {
         let first = block * BLOCK_ELEMS;
         let mut w = vec![0.0; BLOCK_ELEMS.min(source.elems - first)];
         source.widen(first..first + w.len(), &mut w);

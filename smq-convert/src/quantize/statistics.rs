@@ -130,10 +130,7 @@ struct Row {
 }
 
 /// Adds up rows in order and finds the percentiles of their groups' relative MSE.
-pub(super) fn summary(
-    rows: impl Iterator<Item = RowSums>,
-    mut rel_mse: Vec<f32>,
-) -> ErrorSummary {
+pub(super) fn summary(rows: impl Iterator<Item = RowSums>, mut rel_mse: Vec<f32>) -> ErrorSummary {
     let mut total = RowSums::default();
     for row in rows {
         total.rel_mse += row.rel_mse;
