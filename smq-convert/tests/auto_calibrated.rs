@@ -13,7 +13,7 @@ use smq_convert::{
     dry_run_auto_calibrated,
 };
 use smq_format::SmqFile;
-use story::{Workplace, divergence, fixture};
+use story::{Workplace, divergence, fixture, stops_after};
 
 mod story;
 
@@ -239,18 +239,8 @@ fn files_are_what_was_chosen_and_always_the_same() {
         .unwrap();
     assert!(recheck.stdout.starts_with(b"ok: "), "{recheck:?}");
 
-    // A process that is killed leaves what it had: here, a copy of it.
     let (left, copy) = (work.path("killed.smq.calibration"), work.path("copy"));
-    let stop = |done: usize, _: usize| {
-        if done == 6 && !copy.exists() {
-            fs::create_dir(&copy).unwrap();
-            for entry in fs::read_dir(&left).unwrap() {
-                let path = entry.unwrap().path();
-                fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
-            }
-        }
-        done < 6
-    };
+    let stop = stops_after(6, &left, &copy);
     let killed = work.convert(&model, "killed.smq", &options(2), &texts, &stop);
     assert!(matches!(killed.unwrap_err(), ConvertError::Interrupted));
     fs::rename(&copy, &left).unwrap();

@@ -12,7 +12,7 @@ use smq_convert::{
     dry_run_calibrated, saved_layers,
 };
 use smq_format::SmqFile;
-use story::{Workplace, divergence, fixture, story};
+use story::{Workplace, divergence, fixture, stops_after, story};
 
 mod story;
 
@@ -121,18 +121,8 @@ fn the_bytes_are_the_same_at_any_number_of_threads_and_after_resuming() {
     );
     assert!(!work.names().iter().any(|name| name.starts_with("none")));
 
-    // A process that is killed leaves what it had: here, a copy of it.
     let (left, copy) = (work.path("killed.smq.calibration"), work.path("copy"));
-    let stop = |done: usize, _: usize| {
-        if done == 2 && !copy.exists() {
-            fs::create_dir(&copy).unwrap();
-            for entry in fs::read_dir(&left).unwrap() {
-                let path = entry.unwrap().path();
-                fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
-            }
-        }
-        done < 2
-    };
+    let stop = stops_after(2, &left, &copy);
     let error = work
         .calibrate("killed.smq", &options(method, 2), &texts, &stop)
         .unwrap_err();

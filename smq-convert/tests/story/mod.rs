@@ -105,3 +105,22 @@ impl Workplace {
         command.args(args).output().unwrap()
     }
 }
+
+/// For a calibration's progress: stops it after `layers`, and leaves at `copy` what it had at `left`,
+/// as a process that is killed would.
+pub(crate) fn stops_after(
+    layers: usize,
+    left: &Path,
+    copy: &Path,
+) -> impl Fn(usize, usize) -> bool + Sync {
+    move |done, _| {
+        if done == layers && !copy.exists() {
+            fs::create_dir(copy).unwrap();
+            for entry in fs::read_dir(left).unwrap() {
+                let path = entry.unwrap().path();
+                fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
+            }
+        }
+        done < layers
+    }
+}

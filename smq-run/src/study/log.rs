@@ -116,6 +116,14 @@ impl Log {
     }
 }
 
+impl Drop for Log {
+    /// Lets go of the lock, which closing the file does not where a program that this process is
+    /// just starting still has a copy of it.
+    fn drop(&mut self) {
+        let _ = self.file.unlock();
+    }
+}
+
 /// A log packed by gzip: for keeping, and read by the report where the other is not there.
 fn packed(out: &Path, name: &str) -> PathBuf {
     out.join(format!("{name}.gz"))

@@ -98,6 +98,20 @@ fn a_line_cut_off_anywhere_is_dropped_and_the_rest_kept() {
     }
 }
 
+/// A program that is started meanwhile has a copy of the open file until it runs.
+#[test]
+fn a_log_that_is_done_with_may_be_opened_though_a_copy_of_its_file_is_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || Log::open(dir.path(), RAW, &here(), false);
+    let log = open().unwrap();
+    let copy = log.file.try_clone().unwrap();
+    let error = open().unwrap_err().to_string();
+    assert!(error.contains("another run writes to it"), "{error}");
+    drop(log);
+    open().unwrap();
+    drop(copy);
+}
+
 #[test]
 fn a_damaged_line_is_named_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
