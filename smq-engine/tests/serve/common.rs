@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use smq_engine::generate::Stop;
-use smq_engine::serve::{BatchEngine, Event, LogProbs, RequestId, Scheduler};
+use smq_engine::serve::{BatchEngine, BatchOptions, Event, LogProbs, RequestId, Scheduler};
 use smq_model::Source;
 
 pub(crate) fn fixtures() -> PathBuf {
@@ -17,6 +17,18 @@ pub(crate) fn open(path: &Path) -> Source {
 
 pub(crate) fn fixture() -> Source {
     open(&fixtures().join("phi3-tiny"))
+}
+
+/// An engine with little room.
+pub(crate) fn small() -> BatchOptions {
+    BatchOptions {
+        page_tokens: 16,
+        kv_tokens: Some(320),
+        max_rows: 6,
+        step_tokens: 40,
+        max_tokens: None,
+        fast_nondeterministic: false,
+    }
 }
 
 /// Numbers that look random and are the same every time (splitmix64).

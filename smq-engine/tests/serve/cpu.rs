@@ -7,24 +7,13 @@ use smq_engine::serve::{
 };
 use smq_engine::{CpuEngine, Device, Result, serve};
 
-use super::common::{Outputs, fixture, run};
+use super::common::{Outputs, fixture, run, small};
 use super::fake::{Fake, config};
 
 fn prompt(seed: u32, len: usize) -> Vec<u32> {
     (0..len as u32)
         .map(|i| 7 + (seed * 977 + i * 131) % 4089)
         .collect()
-}
-
-fn small() -> BatchOptions {
-    BatchOptions {
-        page_tokens: 16,
-        kv_tokens: Some(320),
-        max_rows: 6,
-        step_tokens: 40,
-        max_tokens: None,
-        fast_nondeterministic: false,
-    }
 }
 
 /// With too few pages for all of them, so that some lose theirs on the way.

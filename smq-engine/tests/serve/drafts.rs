@@ -9,7 +9,7 @@ use smq_engine::serve::{
 use smq_engine::{Error, Result};
 use smq_model::{GenerationSettings, ModelConfig};
 
-use super::common::{Output, Outputs, Random, fixture, run, step};
+use super::common::{Output, Outputs, Random, fixture, run, small, step};
 use super::fake::{Asked, Fake, VOCAB, config, logits, state_of};
 
 /// Guesses the fake's most likely tokens, and now and then something else.
@@ -185,17 +185,6 @@ fn repeating(seed: u32, len: usize) -> Vec<u32> {
     (0..len as u32)
         .map(|i| 7 + (seed * 977 + i % 9 * 131) % 4089)
         .collect()
-}
-
-fn small() -> BatchOptions {
-    BatchOptions {
-        page_tokens: 16,
-        kv_tokens: Some(320),
-        max_rows: 6,
-        step_tokens: 40,
-        max_tokens: None,
-        fast_nondeterministic: false,
-    }
 }
 
 fn requests(longest: usize) -> Vec<Request> {

@@ -5,6 +5,7 @@ mod stored;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use smq_format::scale::MAX_MANTISSA_BITS;
 use smq_format::{Family, ScaleChoice, ScaleRule};
@@ -262,6 +263,30 @@ impl Config {
     }
 }
 
+/// What a file says, and its hash in hexadecimal digits. Where the `default` one, by path, is not
+/// there, it is the text that this program was built with.
+///
+/// # Errors
+/// [`ContractError::Read`] and [`ContractError::Syntax`].
+pub(super) fn read<T: DeserializeOwned>(
+    path: &Path,
+    default: (&str, &str),
+) -> Result<(T, String), ContractError> {
+    let (default_path, default_text) = default;
+    let text = match path == Path::new(default_path) && !path.exists() {
+        true => default_text.to_owned(),
+        false => std::fs::read_to_string(path).map_err(|source| ContractError::Read {
+            path: path.to_owned(),
+            source,
+        })?,
+    };
+    let said = toml::from_str(&text).map_err(|e| ContractError::Syntax {
+        path: path.to_owned(),
+        message: toml_message(&text, &e),
+    })?;
+    Ok((said, blake3::hash(text.as_bytes()).to_hex().to_string()))
+}
+
 impl Contract {
     /// Reads and checks a file. Where the default one is not there, as outside of the repository,
     /// it is the one that this program was built with.
@@ -269,19 +294,9 @@ impl Contract {
     /// # Errors
     /// [`ContractError`], with the file and the first key that is wrong.
     pub(crate) fn load(path: &Path) -> Result<Self, ContractError> {
-        let text = match path == Path::new(DEFAULT_PATH) && !path.exists() {
-            true => DEFAULT_TEXT.to_owned(),
-            false => std::fs::read_to_string(path).map_err(|source| ContractError::Read {
-                path: path.to_owned(),
-                source,
-            })?,
-        };
-        let mut contract: Self = toml::from_str(&text).map_err(|e| ContractError::Syntax {
-            path: path.to_owned(),
-            message: toml_message(&text, &e),
-        })?;
+        let (mut contract, blake3): (Self, _) = read(path, (DEFAULT_PATH, DEFAULT_TEXT))?;
         path.clone_into(&mut contract.path);
-        contract.blake3 = blake3::hash(text.as_bytes()).to_hex().to_string();
+        contract.blake3 = blake3;
         contract.check()?;
         Ok(contract)
     }

@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::output::toml_message;
-use crate::study::contract::{Contract, ContractError};
+use crate::study::contract::{Contract, ContractError, read};
 
 /// Where the study's own is, seen from the repository's root.
 pub(crate) const DEFAULT_PATH: &str = "spec/online.toml";
@@ -74,19 +73,9 @@ impl Online {
     /// # Errors
     /// [`ContractError`], with the file and the first key that is wrong.
     pub(crate) fn load(path: &Path, contract: &Contract) -> Result<Self, ContractError> {
-        let text = match path == Path::new(DEFAULT_PATH) && !path.exists() {
-            true => DEFAULT_TEXT.to_owned(),
-            false => std::fs::read_to_string(path).map_err(|source| ContractError::Read {
-                path: path.to_owned(),
-                source,
-            })?,
-        };
-        let mut online: Self = toml::from_str(&text).map_err(|e| ContractError::Syntax {
-            path: path.to_owned(),
-            message: toml_message(&text, &e),
-        })?;
+        let (mut online, blake3): (Self, _) = read(path, (DEFAULT_PATH, DEFAULT_TEXT))?;
         path.clone_into(&mut online.path);
-        online.blake3 = blake3::hash(text.as_bytes()).to_hex().to_string();
+        online.blake3 = blake3;
         online.check(contract)?;
         Ok(online)
     }
