@@ -12,6 +12,7 @@ use super::html::page;
 use super::*;
 
 mod names;
+mod page;
 
 const GROUP: usize = 128;
 /// A name that would break a page which does not escape.

@@ -27,6 +27,9 @@ pub const PALETTE: [RGBColor; 7] = [
 
 /// Width of every plot.
 pub(super) const WIDTH: u32 = 960;
+/// Characters of a name beside a plot. The page's style sheet enlarges text where it shrinks a plot
+/// to a narrow window, and these must then still fit.
+pub(super) const MAX_LABEL_CHARS: usize = 26;
 /// Size of tick labels; plotters divides by 1.24 for SVG.
 const LABEL: f64 = 16.0;
 /// Size of axis titles.

@@ -5,21 +5,24 @@ use std::fmt::Write;
 use plotters::prelude::*;
 
 use super::figure::{
-    Canvas, Drawn, INK, WIDTH, draw, ending_at, label_font, starting_at, tick, title_font, under,
+    Canvas, Drawn, INK, MAX_LABEL_CHARS, WIDTH, draw, ending_at, label_font, starting_at, tick,
+    title_font, under,
 };
+use super::marks::Marks;
 use super::series::Series;
 use crate::inspect::error::InspectError;
+use crate::inspect::number::scientific;
 use crate::inspect::report::{TensorErrors, TensorReport};
 use crate::inspect::tensor_name::elide;
 
 /// Pixels left of the cells, for names.
 const LEFT: i32 = 270;
 /// Pixels right of the cells, for the colour scale.
-const RIGHT: i32 = 130;
+const RIGHT: i32 = 150;
 /// Pixels above the cells.
 const TOP: i32 = 10;
 /// Pixels below the cells, for the axis.
-const BOTTOM: i32 = 56;
+const BOTTOM: i32 = 62;
 /// Pixels between projections.
 const GAP: i32 = 8;
 /// Tensors that a page can show as lines of at least two pixels.
@@ -105,7 +108,18 @@ pub(super) fn heat_map(all: &[Series<'_>]) -> Result<Option<(String, usize)>, In
         },
     )?;
     let svg = svg.replacen("</svg>", &format!("{paths}</svg>"), 1);
-    Ok(Some((svg, total.saturating_sub(MAX_LINES))))
+    let mut marks = Marks::default();
+    for line in &lines {
+        let corners = [(LEFT, line.top), (right_edge(), line.top + line_height)];
+        let cells: Vec<String> = line
+            .cells
+            .iter()
+            .map(|v| scientific(f64::from(*v)))
+            .collect();
+        let text = format!("{}\nmean relative MSE", line.tensor.name);
+        marks.cells(corners, &text, &cells);
+    }
+    Ok(Some((marks.over(&svg), total.saturating_sub(MAX_LINES))))
 }
 
 fn right_edge() -> i32 {
@@ -120,7 +134,11 @@ fn names(canvas: &Canvas<'_>, s: &Series<'_>, lines: &[Line<'_>], line_height: i
     let middle = (first.top + last.top + line_height) / 2;
     let x = if s.in_layers { LEFT - 40 } else { LEFT - 8 };
     let style = ending_at(label_font());
-    canvas.draw(&Text::new(elide(&s.label, 28), (x, middle), style.clone()))?;
+    canvas.draw(&Text::new(
+        elide(&s.label, MAX_LABEL_CHARS),
+        (x, middle),
+        style.clone(),
+    ))?;
     let mut free = i32::MIN;
     let mut previous = None;
     for line in lines.iter().filter(|_| s.in_layers) {
@@ -129,7 +147,7 @@ fn names(canvas: &Canvas<'_>, s: &Series<'_>, lines: &[Line<'_>], line_height: i
             continue;
         }
         previous = layer;
-        free = line.top + 15;
+        free = line.top + 18;
         let number = layer.map(|n| n.to_string()).unwrap_or_default();
         let at = (LEFT - 6, line.top + line_height / 2);
         canvas.draw(&Text::new(number, at, style.clone()))?;
@@ -144,7 +162,7 @@ fn x_axis(canvas: &Canvas<'_>, bottom: i32) -> Drawn {
         let at = (x, bottom + 9);
         canvas.draw(&Text::new(percent.to_string(), at, under(label_font())))?;
     }
-    let at = ((LEFT + right_edge()) / 2, bottom + 30);
+    let at = ((LEFT + right_edge()) / 2, bottom + 36);
     let title = "block of rows, by position in the tensor's rows (%)";
     canvas.draw(&Text::new(title, at, under(title_font())))?;
     Ok(())

@@ -2,6 +2,7 @@
 
 pub mod figure;
 mod heat_map;
+mod marks;
 mod plots;
 mod sections;
 mod series;
@@ -17,6 +18,7 @@ pub use target::write_page;
 
 const STYLE: &str = include_str!("style.css");
 const SORT: &str = include_str!("sort.js");
+const TOOLTIP: &str = include_str!("tooltip.js");
 
 /// The page. It refers to nothing outside itself, and a content security policy says so.
 ///
@@ -39,7 +41,7 @@ pub(super) fn page(report: &Report) -> Result<String, InspectError> {
          style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>{name}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n{body}\
-         <script>\n{SORT}</script>\n</body>\n</html>\n"
+         <script>\n{SORT}{TOOLTIP}</script>\n</body>\n</html>\n"
     ))
 }
 
@@ -58,7 +60,13 @@ fn statistics_note(report: &Report) -> String {
 fn figures(all: &[Series<'_>]) -> Result<String, InspectError> {
     let mut out = String::new();
     let mut section = |title: &str, text: &str, legend: &str, svg: &str| {
-        out.push_str(&format!("<h2>{title}</h2>\n<p>{text}</p>\n{legend}{svg}"));
+        let figure = match svg {
+            "" => String::new(),
+            svg => format!("<div class=\"wide\">{svg}</div>\n"),
+        };
+        out.push_str(&format!(
+            "<h2>{title}</h2>\n<p>{text}</p>\n{legend}{figure}"
+        ));
     };
     let layered: Vec<&Series<'_>> = all.iter().filter(|s| s.in_layers).collect();
     if let Some(svg) = plots::by_layer(all)? {

@@ -7,11 +7,13 @@ use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 use super::figure::{
-    Canvas, Drawn, GRID, INK, count_tick, draw, ending_at, label_font, padded, tick, title_font,
-    whole_tick,
+    Canvas, Drawn, GRID, INK, MAX_LABEL_CHARS, count_tick, draw, ending_at, label_font, padded,
+    tick, title_font, whole_tick,
 };
-use super::series::Series;
+use super::marks::Marks;
+use super::series::{LayerPoint, Series};
 use crate::inspect::error::InspectError;
+use crate::inspect::number::{count, scientific, signed_percent};
 use crate::inspect::tensor_name::elide;
 
 /// A chart with both axes in f64.
@@ -19,6 +21,8 @@ type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64
 
 /// Height of the plots that have no rows to count.
 const HEIGHT: u32 = 400;
+/// Room for the vertical axis's title and labels, enlarged as in a narrow window.
+const LABELS_WIDTH: u32 = 108;
 /// Series from this one on repeat colours, with triangles instead of circles.
 const CIRCLES: usize = super::figure::PALETTE.len();
 
@@ -30,27 +34,37 @@ pub(super) fn by_layer(all: &[Series<'_>]) -> Result<Option<String>, InspectErro
         .map(|s| (s, s.by_layer()))
         .collect();
     let points = || lines.iter().flat_map(|(_, p)| p);
-    let Some(last) = points().map(|p| p.0).reduce(f64::max) else {
+    let Some(last) = points().map(|p| p.layer).reduce(f64::max) else {
         return Ok(None);
     };
     let x = -0.5..last + 0.5;
-    let y = padded(points().map(|p| p.1));
-    draw("mean relative MSE by layer", HEIGHT, |canvas| {
+    let y = padded(points().map(|p| p.mean_rel_mse));
+    let mut marks = Marks::default();
+    let svg = draw("mean relative MSE by layer", HEIGHT, |canvas| {
         let axes = ("layer", "mean relative MSE (ratio)");
-        let mut chart = chart(canvas, 86, x, y)?;
+        let mut chart = chart(canvas, LABELS_WIDTH, x, y)?;
         mesh(&mut chart, axes, whole_tick, tick, 20)?;
         for (i, (s, points)) in lines.iter().enumerate() {
-            let finite = || points.iter().copied().filter(|p| p.1.is_finite());
+            let at = |p: &LayerPoint| (p.layer, p.mean_rel_mse);
+            let finite = || points.iter().map(at).filter(|p| p.1.is_finite());
             chart.draw_series(LineSeries::new(finite(), s.colour.stroke_width(2)))?;
             let style = s.colour.filled();
             match i < CIRCLES {
                 true => chart.draw_series(finite().map(|p| Circle::new(p, 3, style)))?,
                 false => chart.draw_series(finite().map(|p| TriangleMarker::new(p, 5, style)))?,
             };
+            for p in points.iter().filter(|p| p.mean_rel_mse.is_finite()) {
+                let text = format!(
+                    "{}\nmean relative MSE {}",
+                    p.name,
+                    scientific(p.mean_rel_mse)
+                );
+                marks.point(chart.backend_coord(&at(p)), &text);
+            }
         }
         Ok(())
-    })
-    .map(Some)
+    })?;
+    Ok(Some(marks.over(&svg)))
 }
 
 /// A row a projection: a dot a tensor, a bar for the mean.
@@ -61,24 +75,28 @@ pub(super) fn by_projection(all: &[Series<'_>]) -> Result<String, InspectError> 
             .flat_map(|s| &s.tensors)
             .map(|(_, e)| e.stored.mean_rel_mse)
     };
-    let height = 76 + 30 * all.len() as u32;
-    draw("mean relative MSE by projection", height, |canvas| {
-        let mut chart = chart(canvas, 240, padded(values()), -(rows - 0.5)..0.5)?;
-        let axes = (
-            "mean relative MSE (ratio); a dot is a tensor, the bar their mean over groups",
-            "",
-        );
+    let height = 86 + 30 * all.len() as u32;
+    let mut marks = Marks::default();
+    let svg = draw("mean relative MSE by projection", height, |canvas| {
+        let mut chart = chart(canvas, 260, padded(values()), -(rows - 0.5)..0.5)?;
+        let axes = ("mean relative MSE (ratio)", "");
         mesh(&mut chart, axes, tick, |_| String::new(), 8)?;
         let left = chart.plotting_area().get_pixel_range().0.start;
         for (i, s) in all.iter().enumerate() {
             let y = -(i as f64);
-            let finite = s
-                .tensors
-                .iter()
-                .map(|(_, e)| e.stored.mean_rel_mse)
-                .filter(|v| v.is_finite());
+            let finite = || {
+                let values = s
+                    .tensors
+                    .iter()
+                    .map(|(t, e)| (&t.name, e.stored.mean_rel_mse));
+                values.filter(|(_, v)| v.is_finite())
+            };
             let dot = s.colour.mix(0.6).filled();
-            chart.draw_series(finite.map(|v| Circle::new((v, y), 4, dot)))?;
+            chart.draw_series(finite().map(|(_, v)| Circle::new((v, y), 4, dot)))?;
+            for (name, v) in finite() {
+                let text = format!("{name}\nmean relative MSE {}", scientific(v));
+                marks.point(chart.backend_coord(&(v, y)), &text);
+            }
             let mean = s.mean_rel_mse();
             if mean.is_finite() {
                 let bar = Rectangle::new([(-1, -9), (2, 9)], INK.filled());
@@ -86,13 +104,14 @@ pub(super) fn by_projection(all: &[Series<'_>]) -> Result<String, InspectError> 
             }
             let (_, row) = chart.backend_coord(&(0.0, y));
             canvas.draw(&Text::new(
-                elide(&s.label, 30),
+                elide(&s.label, MAX_LABEL_CHARS),
                 (left - 8, row),
                 ending_at(label_font()),
             ))?;
         }
         Ok(())
-    })
+    })?;
+    Ok(marks.over(&svg))
 }
 
 /// A dot a tensor: its error with exact scales, and what storing the scales added; `None` where
@@ -111,25 +130,36 @@ pub(super) fn scale_cost(all: &[Series<'_>]) -> Result<Option<String>, InspectEr
     }
     let x = padded(points().map(|p| p.0));
     let y = padded(points().map(|p| p.1).chain([0.0]));
-    draw("cost of the scale format", HEIGHT, |canvas| {
+    let mut marks = Marks::default();
+    let svg = draw("cost of the scale format", HEIGHT, |canvas| {
         let axes = (
             "mean relative MSE with exact f32 scales (ratio)",
             "added by stored scales (%)",
         );
-        let mut chart = chart(canvas, 86, x.clone(), y)?;
+        let mut chart = chart(canvas, LABELS_WIDTH, x.clone(), y)?;
         mesh(&mut chart, axes, tick, tick, 8)?;
         chart.draw_series([PathElement::new([(x.start, 0.0), (x.end, 0.0)], INK)])?;
         for (i, s) in all.iter().enumerate() {
             let style = s.colour.mix(0.75).filled();
-            let points = s.tensors.iter().filter_map(|(_, e)| point(e));
+            let points = || s.tensors.iter().filter_map(|(_, e)| point(e));
             match i < CIRCLES {
-                true => chart.draw_series(points.map(|p| Circle::new(p, 4, style)))?,
-                false => chart.draw_series(points.map(|p| TriangleMarker::new(p, 6, style)))?,
+                true => chart.draw_series(points().map(|p| Circle::new(p, 4, style)))?,
+                false => chart.draw_series(points().map(|p| TriangleMarker::new(p, 6, style)))?,
             };
+            for (t, e) in &s.tensors {
+                let Some(p) = point(e) else { continue };
+                let text = format!(
+                    "{}\nmean relative MSE {} with exact scales; stored scales add {} %",
+                    t.name,
+                    scientific(p.0),
+                    signed_percent(Some(p.1))
+                );
+                marks.point(chart.backend_coord(&p), &text);
+            }
         }
         Ok(())
-    })
-    .map(Some)
+    })?;
+    Ok(Some(marks.over(&svg)))
 }
 
 /// Stored scales by exponent, stacked by projection; `None` where every scale is zero.
@@ -153,9 +183,10 @@ pub(super) fn exponents(all: &[Series<'_>]) -> Result<Option<String>, InspectErr
         .values()
         .map(|c| c.iter().sum::<f64>())
         .fold(0.0, f64::max);
-    draw("stored scales by exponent", HEIGHT, |canvas| {
+    let mut marks = Marks::default();
+    let svg = draw("stored scales by exponent", HEIGHT, |canvas| {
         let x = first as f64 - 0.7..last as f64 + 0.7;
-        let mut chart = chart(canvas, 86, x, 0.0..highest * 1.05)?;
+        let mut chart = chart(canvas, LABELS_WIDTH, x, 0.0..highest * 1.05)?;
         let axes = (
             "exponent of the stored scale (binade, log2)",
             "scales (count)",
@@ -166,12 +197,18 @@ pub(super) fn exponents(all: &[Series<'_>]) -> Result<Option<String>, InspectErr
             for (s, n) in all.iter().zip(parts).filter(|(_, n)| **n > 0.0) {
                 let corners = [(x - 0.42, y), (x + 0.42, y + n)];
                 chart.draw_series([Rectangle::new(corners, s.colour.filled())])?;
+                let text = format!(
+                    "{}\n{} scales of exponent {exponent}",
+                    s.label,
+                    count(*n as u64)
+                );
+                marks.area(corners.map(|c| chart.backend_coord(&c)), &text);
                 y += n;
             }
         }
         Ok(())
-    })
-    .map(Some)
+    })?;
+    Ok(Some(marks.over(&svg)))
 }
 
 fn chart<'a, 'b>(
@@ -182,7 +219,7 @@ fn chart<'a, 'b>(
 ) -> Result<Chart<'a, 'b>, Box<dyn std::error::Error>> {
     Ok(ChartBuilder::on(canvas)
         .margin(10)
-        .x_label_area_size(50)
+        .x_label_area_size(60)
         .y_label_area_size(label_width)
         .build_cartesian_2d(x, y)?)
 }

@@ -152,7 +152,8 @@ pub(super) fn tensor_table(report: &Report) -> String {
             .collect()
     });
     format!(
-        "<h2>Tensors</h2>\n<p>{}</p>\n<div class=\"wide\"><table \
+        "<h2>Tensors</h2>\n<p>{}</p>\n<div class=\"wide\" tabindex=\"0\" \
+         role=\"region\" aria-label=\"error of every tensor\"><table \
          id=\"tensors\">\n<thead><tr>{heads}</tr></thead>\n\
          <tbody>\n{body}</tbody>\n<tfoot><tr>{foot}</tr></tfoot>\n</table></div>\n",
         LEGEND.replace('\n', "; ").replace(";;", ";")

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use plotters::style::RGBColor;
 
 use super::figure::{INK, PALETTE};
+use crate::inspect::number::count;
 use crate::inspect::report::{Report, TensorErrors, TensorReport};
 use crate::inspect::tensor_name::{Shared, natural};
 
@@ -20,26 +21,49 @@ pub(super) struct Series<'a> {
     pub tensors: Vec<(&'a TensorReport, &'a TensorErrors)>,
 }
 
+/// A projection's error in one layer.
+pub(super) struct LayerPoint {
+    /// The layer's number.
+    pub layer: f64,
+    /// Mean relative MSE over all groups.
+    pub mean_rel_mse: f64,
+    /// The tensor's name, or what the tensors are that share the layer.
+    pub name: String,
+}
+
 impl Series<'_> {
-    /// Layer and mean relative MSE, weighted over groups where several tensors share a layer.
-    pub(super) fn by_layer(&self) -> Vec<(f64, f64)> {
-        let mut layers: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+    /// The mean error of each layer, weighted over groups where several tensors share a layer.
+    pub(super) fn by_layer(&self) -> Vec<LayerPoint> {
+        let mut layers: BTreeMap<u32, Vec<(&TensorReport, &TensorErrors)>> = BTreeMap::new();
         for (t, e) in &self.tensors {
-            let sum = layers.entry(t.layer.unwrap_or(0)).or_default();
-            sum.0 += t.groups as f64 * e.stored.mean_rel_mse;
-            sum.1 += t.groups as f64;
+            layers.entry(t.layer.unwrap_or(0)).or_default().push((t, e));
         }
-        let mean = |(layer, (sum, groups))| (f64::from(layer), sum / groups);
-        layers.into_iter().map(mean).collect()
+        let point = |(layer, tensors): (u32, Vec<(&TensorReport, &TensorErrors)>)| LayerPoint {
+            layer: f64::from(layer),
+            mean_rel_mse: mean_rel_mse(&tensors),
+            name: match tensors.as_slice() {
+                [(t, _)] => t.name.clone(),
+                several => format!(
+                    "layer {layer}, {}: {} tensors",
+                    self.label,
+                    count(several.len() as u64)
+                ),
+            },
+        };
+        layers.into_iter().map(point).collect()
     }
 
     /// Mean relative MSE, weighted over groups.
     pub(super) fn mean_rel_mse(&self) -> f64 {
-        let weighted =
-            |(t, e): &(&TensorReport, &TensorErrors)| t.groups as f64 * e.stored.mean_rel_mse;
-        let groups: f64 = self.tensors.iter().map(|(t, _)| t.groups as f64).sum();
-        self.tensors.iter().map(weighted).sum::<f64>() / groups
+        mean_rel_mse(&self.tensors)
     }
+}
+
+fn mean_rel_mse(tensors: &[(&TensorReport, &TensorErrors)]) -> f64 {
+    let weighted =
+        |(t, e): &(&TensorReport, &TensorErrors)| t.groups as f64 * e.stored.mean_rel_mse;
+    let groups: f64 = tensors.iter().map(|(t, _)| t.groups as f64).sum();
+    tensors.iter().map(weighted).sum::<f64>() / groups
 }
 
 /// Every tensor with statistics, by projection: those of layers first, in order of name.
