@@ -76,10 +76,12 @@ fn run(data: &[u8]) {
         ExportFormat::Safetensors(Dtype::Bf16),
         ExportFormat::Safetensors(Dtype::F16),
         ExportFormat::CompressedTensors { allow_inexact },
-    ][choose / 4 % 4];
+        ExportFormat::Gptq { allow_inexact },
+        ExportFormat::Mlx { allow_inexact },
+    ][choose / 4 % 6];
     let options = ExportOptions {
         format,
-        shard_bytes: [1, 64, 1 << 30][choose / 16 % 3],
+        shard_bytes: [1, 64, 1 << 30][choose / 24 % 3],
         force: false,
     };
     let out_dir = scratch.path().join("out");
@@ -96,7 +98,9 @@ fn run(data: &[u8]) {
 fn check(file: &SmqFile, format: ExportFormat, shards: &[std::path::PathBuf]) {
     let dtype = match format {
         ExportFormat::Safetensors(dtype) => dtype,
-        ExportFormat::CompressedTensors { .. } => return,
+        ExportFormat::CompressedTensors { .. }
+        | ExportFormat::Gptq { .. }
+        | ExportFormat::Mlx { .. } => return,
     };
     let mut found = BTreeMap::new();
     for shard in shards {

@@ -150,11 +150,11 @@ pub enum ConvertError {
         /// Why, and what to do.
         problem: String,
     },
-    /// Scales that neither bf16 nor f16 holds.
+    /// Scales that no element type of the form asked for holds.
     #[error(
-        "{}: {inexact} of {scales} scales are not exact in {dtype}, relative error up to \
-         {max_relative_error:.2e}; pass --allow-inexact to round them, use --to safetensors \
-         --dtype f32, or convert the checkpoint again with --mbits 7 or less",
+        "{}: {inexact} of {scales} scales are not exact in {dtype}, the first {scale:e} of tensor \
+         {tensor:?}, relative error up to {max_relative_error:.2e}; pass --allow-inexact to round \
+         them, use --to safetensors --dtype f32, or convert the checkpoint again with {remedy}",
         path.display()
     )]
     InexactScales {
@@ -166,8 +166,14 @@ pub enum ConvertError {
         scales: u64,
         /// The element type.
         dtype: smq_format::Dtype,
+        /// The tensor of the first that would change.
+        tensor: String,
+        /// The first that would change.
+        scale: f32,
         /// Largest relative error.
         max_relative_error: f64,
+        /// Options that make scales which the form holds.
+        remedy: &'static str,
     },
     /// A quantized checkpoint that cannot be imported.
     #[error("{}: {found}; {supported}; {remedy}", path.display())]

@@ -4,15 +4,17 @@
 //!   SmqFile -> verify -> plan -> shards -> staging => OUT_DIR
 //! ```
 //!
-//! Two forms. Dequantized safetensors hold `w' = q s'` in f32, which is exact, or rounded to bf16.
-//! The compressed-tensors form `pack-quantized` keeps the integers and holds the scales in bf16,
-//! which is exact for E5Mx up to x = 7, or in f16 where that is exact and bf16 is not. config.json
-//! says the element type and the quantization that are written, and names no code that is not
-//! there.
+//! Dequantized safetensors hold `w' = q s'` in f32, which is exact, or rounded to bf16. The other
+//! forms keep the integers: compressed-tensors' `pack-quantized` with scales in bf16, which is
+//! exact for E5Mx up to x = 7, or in f16 where that is exact and bf16 is not; GPTQ with scales in
+//! f16; MLX with scales as the first and biases of -8 scales. config.json says the element type and the quantization that are written, and names no code
+//! that is not there.
 
 mod alike;
 mod config;
 mod elements;
+mod layout;
+mod packable;
 mod plan;
 mod shard;
 
@@ -37,9 +39,31 @@ pub enum ExportFormat {
     Safetensors(Dtype),
     /// compressed-tensors `pack-quantized` int4.
     CompressedTensors {
-        /// Round scales that bf16 does not hold.
+        /// Round scales that neither bf16 nor f16 holds.
         allow_inexact: bool,
     },
+    /// GPTQ int4 of the first version: the zero point 8 is stored as 7.
+    Gptq {
+        /// Round scales that f16 does not hold.
+        allow_inexact: bool,
+    },
+    /// MLX's affine int4, as mlx-lm writes it.
+    Mlx {
+        /// Round scales that neither bf16 nor f16 holds.
+        allow_inexact: bool,
+    },
+}
+
+impl ExportFormat {
+    /// Whether scales may be rounded.
+    fn allows_inexact(self) -> bool {
+        match self {
+            ExportFormat::Safetensors(_) => false,
+            ExportFormat::CompressedTensors { allow_inexact }
+            | ExportFormat::Gptq { allow_inexact }
+            | ExportFormat::Mlx { allow_inexact } => allow_inexact,
+        }
+    }
 }
 
 /// How to export.
@@ -103,7 +127,7 @@ pub fn export(
     let staging = Staging::open(out_dir, options.force, &[])?;
     let total_bytes = blob_bytes(file) + plan.tensor_bytes;
     let statistics_damaged = verify(file, total_bytes, progress)?;
-    let settled = plan.settle_scales(file, options.format)?;
+    let settled = plan.settle_scales(file, options.format.allows_inexact())?;
 
     let sized = plan.outputs.iter().map(|o| (o, o.bytes()));
     let groups = fill_shards(sized, options.shard_bytes);

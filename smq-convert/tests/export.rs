@@ -3,6 +3,8 @@
 
 #[path = "export/elsewhere.rs"]
 mod elsewhere;
+#[path = "export/layouts.rs"]
+mod layouts;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -260,11 +262,13 @@ fn inexact_scales_need_a_flag_that_says_the_error() {
         scales,
         dtype: Dtype::Bf16,
         max_relative_error,
+        tensor,
         ..
     } = error
     else {
         panic!("{error}")
     };
+    assert_eq!(tensor, "model.layers.0.mlp.down_proj.weight");
     // Half a step of 2^-7 is at most 2^-8 of the value.
     assert!(inexact > scales / 2 && inexact <= scales && scales == 26_624);
     assert!(max_relative_error > 2f64.powi(-10) && max_relative_error <= 2f64.powi(-8));
@@ -454,7 +458,7 @@ fn the_command_line() {
         ),
         (
             vec![smq, out, "--to", "safetensors", "--allow-inexact"],
-            "is for --to compressed-tensors",
+            "is for forms that hold scales",
         ),
         (
             vec![smq, out, "--to", "compressed-tensors", "--dtype", "f32"],

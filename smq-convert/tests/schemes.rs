@@ -175,8 +175,8 @@ fn they_export_as_dequantized_weights_alone() {
         let packed = made.path("packed");
         let error = refused(convert(&[&file, &packed, "--to", "compressed-tensors"]));
         let why = match made.scheme {
-            "lut4" => "pack-quantized has no code book",
-            _ => "only int4 can be exported as pack-quantized",
+            "lut4" => "compressed-tensors has no code book",
+            _ => "only int4 can be exported as compressed-tensors",
         };
         let expected = format!(
             "is {}, and {why}; use --to safetensors, which dequantizes",

@@ -53,7 +53,7 @@ pub(super) struct ExportArgs {
     /// [default: f32]
     #[arg(long, value_enum, requires = "to")]
     dtype: Option<Element>,
-    /// Round scales that neither bf16 nor f16 holds exactly, for --to compressed-tensors
+    /// Round scales that the form's types (bf16 and f16; f16 alone for gptq) do not hold exactly
     #[arg(long, requires = "to")]
     allow_inexact: bool,
 }
@@ -64,6 +64,10 @@ enum Form {
     Safetensors,
     /// int4 in groups with bf16 or f16 scales (pack-quantized), which vLLM and transformers read
     CompressedTensors,
+    /// int4 in groups with f16 scales as GPTQ stores them, which GPTQModel and transformers read
+    Gptq,
+    /// int4 in groups with scales and biases in bf16 or f16, which mlx-lm reads
+    Mlx,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -83,13 +87,13 @@ impl ExportArgs {
         Ok(Some(match (self.to, self.dtype, self.allow_inexact) {
             (None, ..) if is_smq(input) => bail!(
                 "{} is a .smq file already; pass --to safetensors or --to compressed-tensors and \
-                 a directory to convert it back",
+                 a directory to convert it back (smq-convert --help lists more forms)",
                 input.display()
             ),
             (None, ..) => return Ok(None),
             (Some(Form::Safetensors), _, true) => bail!(
-                "--allow-inexact is for --to compressed-tensors; --to safetensors rounds only \
-                 with --dtype bf16"
+                "--allow-inexact is for forms that hold scales; --to safetensors rounds only with \
+                 --dtype bf16"
             ),
             (Some(Form::Safetensors), Some(Element::Bf16), false) => {
                 ExportFormat::Safetensors(Dtype::Bf16)
@@ -97,13 +101,14 @@ impl ExportArgs {
             (Some(Form::Safetensors), Some(Element::F32) | None, false) => {
                 ExportFormat::Safetensors(Dtype::F32)
             }
-            (Some(Form::CompressedTensors), Some(_), _) => bail!(
-                "--dtype is for --to safetensors; --to compressed-tensors holds integers and \
-                 their scales"
+            (Some(Form::CompressedTensors | Form::Gptq | Form::Mlx), Some(_), _) => bail!(
+                "--dtype is for --to safetensors; the other forms hold integers and their scales"
             ),
             (Some(Form::CompressedTensors), None, allow_inexact) => {
                 ExportFormat::CompressedTensors { allow_inexact }
             }
+            (Some(Form::Gptq), None, allow_inexact) => ExportFormat::Gptq { allow_inexact },
+            (Some(Form::Mlx), None, allow_inexact) => ExportFormat::Mlx { allow_inexact },
         }))
     }
 }
@@ -174,7 +179,9 @@ fn print_summary(
             writeln!(out, "weights in {dtype}: {counts}")?;
         }
         ExportFormat::Safetensors(Dtype::F32) => writeln!(out, "weights in f32 are exact")?,
-        ExportFormat::CompressedTensors { .. } => {
+        ExportFormat::CompressedTensors { .. }
+        | ExportFormat::Gptq { .. }
+        | ExportFormat::Mlx { .. } => {
             let scales = summary.scales.unwrap_or(Half::Bf16).dtype();
             writeln!(out, "integers kept; scales in {scales}: {counts}")?;
             if let Some(model) = summary

@@ -10,7 +10,7 @@ use smq_model::parse_object;
 use crate::error::ConvertError;
 use crate::import::Grouping;
 
-const QUANTIZATION: &str = "quantization_config";
+pub(super) const QUANTIZATION: &str = "quantization_config";
 const TIED: &str = "tie_word_embeddings";
 /// What transformers reads first, and its older name.
 const DTYPES: [&str; 2] = ["dtype", "torch_dtype"];
@@ -24,8 +24,8 @@ const CONV1D_MODELS: [&str; 4] = ["gpt2", "openai-gpt", "imagegpt", "decision_tr
 /// What config.json is to say of the weights that are written.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Edit {
-    /// The quantization; `None` for dequantized weights.
-    pub(super) quantization: Option<Value>,
+    /// Keys and values that say the quantization; none for dequantized weights.
+    pub(super) quantization: Vec<(&'static str, Value)>,
     /// The element type of the weights, where it is to say another.
     pub(super) dtype: Option<Dtype>,
     /// The head has weights of its own.
@@ -34,11 +34,7 @@ pub(super) struct Edit {
 
 /// What Hugging Face transformers and vLLM read: every Linear module but `ignore` is int4 in
 /// groups, and so are the modules `named`, which vLLM does not count among these.
-pub(super) fn quantization_config(
-    grouping: Grouping,
-    ignore: &[String],
-    named: &[String],
-) -> Value {
+pub(super) fn pack_quantized(grouping: Grouping, ignore: &[String], named: &[String]) -> Value {
     let mut targets = vec!["Linear"];
     targets.extend(named.iter().map(String::as_str));
     let mut weights = json!({
@@ -66,6 +62,35 @@ pub(super) fn quantization_config(
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
     })
+}
+
+/// What GPTQ's readers find: every Linear module of the layers is int4 but those of `left`, which
+/// GPTQModel and vLLM read as negative matches, and the head is or is not.
+pub(super) fn gptq(grouping: Grouping, left: &[String], head: bool) -> Value {
+    let group: Value = match grouping {
+        Grouping::Runs(group) => group.into(),
+        Grouping::Row => (-1).into(),
+    };
+    let mut config = json!({
+        "bits": 4,
+        "checkpoint_format": "gptq",
+        "desc_act": false,
+        "group_size": group,
+        "lm_head": head,
+        "pack_dtype": "int32",
+        "quant_method": "gptq",
+        "sym": true,
+    });
+    let left = left.iter().filter(|module| module.as_str() != "lm_head");
+    let patterns = left.map(|module| match module.strip_prefix("re:") {
+        Some(pattern) => format!("-:^{pattern}$"),
+        None => format!("-:^{}$", regex::escape(module)),
+    });
+    let left: serde_json::Map<_, _> = patterns.map(|pattern| (pattern, json!({}))).collect();
+    if !left.is_empty() {
+        config["dynamic"] = left.into();
+    }
+    config
 }
 
 /// The element type that a config.json says the model is loaded with, where it says one.
@@ -117,9 +142,9 @@ pub(super) fn adapt(smq: &Path, text: &[u8], edit: &Edit) -> Result<Vec<u8>, Con
     if edit.untie {
         members.set(TIED, "false".to_owned());
     }
-    if let Some(quantization) = &edit.quantization {
+    for (key, quantization) in &edit.quantization {
         let value = format!("{quantization:#}").replace('\n', "\n  ");
-        members.set(QUANTIZATION, value);
+        members.set(key, value);
     }
     Ok(members.written(text))
 }
@@ -249,7 +274,7 @@ mod tests {
 
     fn quantized(value: Value) -> Edit {
         Edit {
-            quantization: Some(value),
+            quantization: vec![(QUANTIZATION, value)],
             ..Edit::default()
         }
     }

@@ -7,6 +7,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use smq_format::{Defect, Dtype, Scales, TensorView, int4};
 
+use crate::tensor::Layout as Major;
+
 /// Bytes that one task makes, in whole rows.
 const TASK_BYTES: usize = 256 << 10;
 
@@ -59,7 +61,7 @@ pub enum Half {
 
 impl Half {
     /// The little-endian bytes of `value` rounded, and what they mean.
-    fn round(self, value: f32) -> ([u8; 2], f32) {
+    pub(super) fn round(self, value: f32) -> ([u8; 2], f32) {
         match self {
             Half::Bf16 => {
                 let rounded = bf16::from_f32(value);
@@ -92,15 +94,30 @@ pub(super) enum Content<'a> {
     Rounded { view: TensorView<'a>, to: Half },
     /// Integers as `pack_to_int32` of compressed-tensors (`compressors/pack_quantized/helpers.py`)
     /// packs them: `q + 8` of column `c` in bits `4 (c mod 8)` of word `c div 8` of the row, unused
-    /// bits zero.
-    Packed { nibbles: &'a [u8], columns: usize },
-    /// Scales rounded to `to`, `[out, groups]`.
+    /// bits zero. A row of output-major words is an output's; of input-major ones, those of eight
+    /// columns, by which the columns must be divided.
+    Packed {
+        nibbles: &'a [u8],
+        columns: usize,
+        major: Major,
+    },
+    /// So many `times` the scales rounded to `to`, `[out, groups]` or, input-major, `[groups, out]`.
     Scales {
         view: TensorView<'a>,
         scales: Scales<'a>,
         groups: usize,
         to: Half,
+        major: Major,
+        times: f32,
     },
+    /// `[rows, words]` words of 32 bits that are all the same.
+    Words {
+        word: u32,
+        rows: usize,
+        words: usize,
+    },
+    /// The group of each of so many columns, in 32 bits; a row is a column.
+    GroupOf { columns: usize, group: usize },
 }
 
 impl<'a> Content<'a> {
@@ -121,10 +138,26 @@ impl<'a> Content<'a> {
     pub(super) fn rows(&self) -> usize {
         match self {
             Content::Bytes(bytes) => bytes.len(),
-            Content::F32(view) | Content::Rounded { view, .. } | Content::Scales { view, .. } => {
-                view.matrix_shape().0
-            }
-            Content::Packed { nibbles, columns } => nibbles.len() / int4::row_bytes(*columns),
+            Content::F32(view) | Content::Rounded { view, .. } => view.matrix_shape().0,
+            Content::Packed {
+                nibbles,
+                columns,
+                major,
+            } => match major {
+                Major::OutputMajor => nibbles.len() / int4::row_bytes(*columns),
+                Major::InputMajor => columns / 8,
+            },
+            Content::Scales {
+                view,
+                groups,
+                major,
+                ..
+            } => match major {
+                Major::OutputMajor => view.matrix_shape().0,
+                Major::InputMajor => *groups,
+            },
+            Content::Words { rows, .. } => *rows,
+            Content::GroupOf { columns, .. } => *columns,
         }
     }
 
@@ -133,8 +166,25 @@ impl<'a> Content<'a> {
             Content::Bytes(_) => 1,
             Content::F32(view) => 4 * view.matrix_shape().1,
             Content::Rounded { view, .. } => 2 * view.matrix_shape().1,
-            Content::Packed { columns, .. } => 4 * columns.div_ceil(8),
-            Content::Scales { groups, .. } => 2 * groups,
+            Content::Packed {
+                nibbles,
+                columns,
+                major,
+            } => match major {
+                Major::OutputMajor => 4 * columns.div_ceil(8),
+                Major::InputMajor => 4 * (nibbles.len() / int4::row_bytes(*columns)),
+            },
+            Content::Scales {
+                view,
+                groups,
+                major,
+                ..
+            } => match major {
+                Major::OutputMajor => 2 * groups,
+                Major::InputMajor => 2 * view.matrix_shape().0,
+            },
+            Content::Words { words, .. } => 4 * words,
+            Content::GroupOf { .. } => 4,
         }
     }
 
@@ -184,15 +234,52 @@ impl<'a> Content<'a> {
                     *out = rounding.add(value, *to);
                 }
             }
-            Content::Packed { nibbles, columns } => pack(nibbles, *columns, rows, out),
+            Content::Packed {
+                nibbles,
+                columns,
+                major,
+            } => match major {
+                Major::OutputMajor => pack(nibbles, *columns, rows, out),
+                Major::InputMajor => pack_across(nibbles, *columns, rows, out),
+            },
             Content::Scales {
-                scales, groups, to, ..
+                view,
+                scales,
+                groups,
+                to,
+                major,
+                times,
             } => {
-                let range = rows.start * groups..rows.end * groups;
-                let mut values = vec![0.0; range.len()];
-                scales.decode(range, &mut values)?;
-                for (out, value) in out.as_chunks_mut::<2>().0.iter_mut().zip(values) {
-                    *out = to.round(value).0;
+                let bytes = |scale| to.round(times * to.round(scale).1).0;
+                let out = out.as_chunks_mut::<2>().0;
+                match major {
+                    Major::OutputMajor => {
+                        let range = rows.start * groups..rows.end * groups;
+                        let mut values = vec![0.0; range.len()];
+                        scales.decode(range, &mut values)?;
+                        for (out, scale) in out.iter_mut().zip(values) {
+                            *out = bytes(scale);
+                        }
+                    }
+                    Major::InputMajor => {
+                        let outputs = view.matrix_shape().0;
+                        let mut values = vec![0.0; rows.len()];
+                        for output in 0..outputs {
+                            let first = output * groups;
+                            scales.decode(first + rows.start..first + rows.end, &mut values)?;
+                            for (group, &scale) in values.iter().enumerate() {
+                                out[group * outputs + output] = bytes(scale);
+                            }
+                        }
+                    }
+                }
+            }
+            Content::Words { word, .. } => {
+                out.as_chunks_mut::<4>().0.fill(word.to_le_bytes());
+            }
+            Content::GroupOf { group, .. } => {
+                for (out, column) in out.as_chunks_mut::<4>().0.iter_mut().zip(rows) {
+                    *out = ((column / group) as u32).to_le_bytes();
                 }
             }
         }
@@ -218,6 +305,19 @@ fn pack(nibbles: &[u8], columns: usize, rows: Range<usize>, out: &mut [u8]) {
     }
 }
 
+/// The same words, those of an output in a column: `rows` are words of an output's row, which must
+/// be whole.
+fn pack_across(nibbles: &[u8], columns: usize, rows: Range<usize>, out: &mut [u8]) {
+    let outputs = nibbles.chunks_exact(int4::row_bytes(columns));
+    let (count, out) = (outputs.len(), out.as_chunks_mut::<4>().0);
+    for (output, nibbles) in outputs.enumerate() {
+        let words = &nibbles.as_chunks::<4>().0[rows.clone()];
+        for (at, word) in words.iter().enumerate() {
+            out[at * count + output] = word.map(|byte| byte ^ 0x88);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,7 +335,7 @@ mod tests {
     proptest! {
         #[test]
         fn packs_as_compressed_tensors(
-            columns in 1usize..70,
+            columns in prop_oneof![1usize..70, (1usize..9).prop_map(|words| 8 * words)],
             rows in 1usize..4,
             seed in prop::collection::vec(-8i8..=7, 210),
         ) {
@@ -245,11 +345,25 @@ mod tests {
             for (row, out) in matrix.iter().zip(nibbles.chunks_exact_mut(row_bytes)) {
                 int4::pack_row(row, out);
             }
-            let content = Content::Packed { nibbles: &nibbles, columns };
+            let major = Major::OutputMajor;
+            let content = Content::Packed { nibbles: &nibbles, columns, major };
             let mut out = vec![0xff; 7];
             content.fill(0..rows, &mut out).unwrap();
             let expected: Vec<u8> = matrix.iter().flat_map(|row| pack_naive(row)).collect();
-            prop_assert_eq!(out, expected);
+            prop_assert_eq!(&out, &expected);
+            if columns % 8 != 0 {
+                return Ok(());
+            }
+            // The same words, transposed, in any split of the rows.
+            let major = Major::InputMajor;
+            let across = Content::Packed { nibbles: &nibbles, columns, major };
+            prop_assert_eq!((across.rows(), across.row_bytes()), (columns / 8, 4 * rows));
+            for at in 0..columns / 8 {
+                across.fill(at..at + 1, &mut out).unwrap();
+                for (row, word) in out.chunks_exact(4).enumerate() {
+                    prop_assert_eq!(word, &expected[4 * (row * columns / 8 + at)..][..4]);
+                }
+            }
         }
     }
 

@@ -15,18 +15,23 @@ use super::{BF16, F32, PACKED, e5m, read_back, run, smq};
 
 const F16: ExportFormat = ExportFormat::Safetensors(Dtype::F16);
 
-/// One tensor: int4 in groups of so many, or zeros of a type.
+/// One tensor: int4 in groups of so many with scales of 1, or of another number; or zeros of a type.
 #[derive(Clone, Copy)]
-enum Kind {
+pub(super) enum Kind {
     Int4(usize, ScaleFormat),
+    Scaled(usize, ScaleFormat, f32),
     Raw(Dtype),
 }
 
-const INT4: Kind = Kind::Int4(32, ScaleFormat::F32);
-const RAW: Kind = Kind::Raw(Dtype::Bf16);
+pub(super) const INT4: Kind = Kind::Int4(32, ScaleFormat::F32);
+pub(super) const RAW: Kind = Kind::Raw(Dtype::Bf16);
 
-/// A .smq file of `files` and of tensors of the shape that is given, with scales of 1.
-fn smq_of(dir: &TempDir, files: &[(&str, &str)], tensors: &[(&str, &[usize], Kind)]) -> SmqFile {
+/// A .smq file of `files` and of tensors of the shape that is given.
+pub(super) fn smq_of(
+    dir: &TempDir,
+    files: &[(&str, &str)],
+    tensors: &[(&str, &[usize], Kind)],
+) -> SmqFile {
     let path = dir.path().join("made.smq");
     let mut writer = SmqWriter::create(&path, true).unwrap();
     for (name, contents) in files {
@@ -40,9 +45,12 @@ fn smq_of(dir: &TempDir, files: &[(&str, &str)], tensors: &[(&str, &[usize], Kin
                 Scheme::Raw(dtype),
                 vec![vec![0; dtype.bytes() * elems]],
             ),
-            Kind::Int4(group, scales) => {
-                let one = scales.encode(1.0).code;
-                let codes = vec![one; shape[0] * shape[1].div_ceil(group)];
+            Kind::Int4(group, scales) | Kind::Scaled(group, scales, _) => {
+                let scale = match *kind {
+                    Kind::Scaled(.., scale) => scale,
+                    Kind::Int4(..) | Kind::Raw(_) => 1.0,
+                };
+                let codes = vec![scales.encode(scale).code; shape[0] * shape[1].div_ceil(group)];
                 let blobs = vec![
                     vec![0x11; elems / 2],
                     bits::pack(codes, scales.width_bits()),
@@ -59,11 +67,11 @@ fn smq_of(dir: &TempDir, files: &[(&str, &str)], tensors: &[(&str, &[usize], Kin
     SmqFile::open(&path).unwrap()
 }
 
-fn config_of(out: &Path) -> Value {
+pub(super) fn config_of(out: &Path) -> Value {
     serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap()
 }
 
-const SHAPE: &[usize] = &[32, 64];
+pub(super) const SHAPE: &[usize] = &[32, 64];
 
 #[test]
 fn nothing_names_code_that_is_not_there() {
