@@ -165,7 +165,7 @@ fn inputs() {
         ("smq-convert DIR/link-to-fifo DIR/out.smq", "DIR/link-to-fifo is a FIFO, not a regular file"),
         ("smq-convert DIR/empty DIR/out.smq", "DIR/empty: is not a checkpoint; give a Hugging Face checkpoint directory, or one .safetensors file"),
         ("smq-convert DIR/text DIR/out.smq", "DIR/text: is not a checkpoint; give a Hugging Face checkpoint directory, or one .safetensors file"),
-        ("smq-convert DIR/ok.smq DIR/out.smq", "DIR/ok.smq is a .smq file already; pass --to safetensors or --to compressed-tensors and a directory to convert it back"),
+        ("smq-convert DIR/ok.smq DIR/out.smq", "DIR/ok.smq is a .smq file already; pass --to safetensors or --to compressed-tensors and a directory to convert it back (smq-convert --help lists more forms)"),
         ("smq-convert /dev/null DIR/out.smq", "/dev/null is a device, not a regular file"),
         ("smq-convert --to safetensors DIR/fifo DIR/out", "DIR/fifo is a FIFO, not a regular file"),
         ("smq-convert --to safetensors DIR/checkpoint DIR/out", "DIR/checkpoint: is a directory; give a .smq file, which smq-convert makes of a checkpoint directory"),
