@@ -38,8 +38,8 @@
 // attention say which window and which of two rotary embeddings they have). Without them the machine code is what it was.
 //
 // Of the cut (smq-engine/src/cuda/decode/plan.rs): WARPS, PRODUCERS, SLOTS, SLOT_BYTES, WEIGHT_BYTES
-// (of a slot), NESTED_BYTES, BOOK_BYTES, PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the largest that a storage of these products
-// needs, 0 with bf16 alone), NF4_TABLE_BYTES, DYNAMIC_SHARED.
+// (of a slot), NESTED_BYTES, BOOK_BYTES, PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the largest that
+// a storage of these products needs, 0 with bf16 alone), NF4_TABLE_BYTES, DYNAMIC_SHARED.
 //
 // PAGED (0), PAGE_TOKENS: keys and values lie in pages (decode_attention.cuh), and the kernel's last argument has the
 // sequence's, i32 each.
@@ -160,9 +160,9 @@ struct Words {
     }
 };
 
-// A producer's side, one thread's. Producers take slots in turns, and each has one on its way: alone, one thread's latency from
-// slot to slot would bound the step, and more than PRODUCERS slots do not arrive sooner, they queue in the memory system, and
-// activations queue behind them.
+// A producer's side, one thread's. Producers take slots in turns, and each has one on its way:
+// alone, one thread's latency from slot to slot would bound the step, and more than PRODUCERS slots
+// do not arrive sooner, they queue in the memory system, and activations queue behind them.
 struct Pump {
     Ring ring;
     Cursor head, last; // the next slot to fill, the one on its way

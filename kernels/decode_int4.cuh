@@ -10,9 +10,9 @@
 // consecutive bytes of a half; else each of its parts gives every lane 4 / PARTS words. Such loads of two rows meet in the same
 // banks: of groups of 64, a line takes 16 instead of 8 cycles of the shared-memory pipe, of the 82 that it takes to read.
 //
-// A slot is four warps', up to three (WARPS / 4) lines each, and the others have other slots or tiles (Team): what a slot costs beside its
-// lines, waiting for it and adding up over lanes, is paid by four warps instead of twelve, and instructions are what
-// bounds this loop.
+// A slot is four warps', up to three (WARPS / 4) lines each, and the others have other slots or tiles
+// (Team): what a slot costs beside its lines, waiting for it and adding up over lanes, is paid by
+// four warps instead of twelve, and instructions are what bounds this loop.
 #pragma once
 
 constexpr int INT4_PARTS = 128 / INT4_GROUP; // groups of a half line
@@ -133,9 +133,10 @@ DEVICE void mma_s8(int c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// int4, code books and NF4: what a warp has of the slots of a product. Tiles of fewer slots than there are teams go around the
-// teams, each with all slots of its tiles; else each team has the same MINE slots of every tile. The four share a slot's lines
-// evenly: the last slot may have fewer than the others.
+// int4, code books and NF4: what a warp has of the slots of a product. Tiles of fewer slots than
+// there are teams go around the teams, each with all slots of its tiles; else each team has the same
+// MINE slots of every tile. The four share a slot's lines evenly: the last slot may have fewer than
+// the others.
 template <int K, int STORAGE> struct Team {
     static constexpr Shape S = {K, STORAGE, STORE, 0, 0, 0};
     static constexpr int LINES = S.lines, KSPLIT = S.ksplit;

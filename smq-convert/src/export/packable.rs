@@ -50,8 +50,8 @@ pub(super) fn int4(file: &SmqFile) -> impl Iterator<Item = Int4<'_>> {
     file.tensors().filter_map(Int4::of)
 }
 
-/// The programs that read `form` quantize Linear modules, all with one group size that divides their columns,
-/// or all with one group a row.
+/// The programs that read `form` quantize Linear modules, all with one group size that divides their
+/// columns, or all with one group a row.
 pub(super) fn check_packable(file: &SmqFile, form: &str) -> Result<Grouping, ConvertError> {
     let int4: Vec<_> = int4(file).collect();
     let other = file.tensors().find(|view| {
@@ -191,8 +191,7 @@ pub(super) fn check_whole_words(file: &SmqFile) -> Result<(), ConvertError> {
     Err(not_exportable(file, &tensor.view, problem))
 }
 
-/// The largest of the group sizes with kernels elsewhere that
-/// divides every tensor.
+/// The largest of the group sizes with kernels elsewhere that divides every tensor.
 fn remedy(int4: &[Int4]) -> String {
     let divides = |group: &usize| int4.iter().all(|t| t.columns.is_multiple_of(*group));
     match KERNEL_GROUPS.into_iter().find(divides) {
