@@ -25,10 +25,18 @@
 
 constexpr int QUERIES = HEADS / KV_HEADS; // that share a key/value head
 // A lane keeps BATCH HEAD_DIM / 4 outputs in registers (at most 64: of 128, with the values beside them, most would be
-// spilled, and each token would read and write them all); more queries take several passes over the cache.
+// spilled, and each token would read and write them all). More queries are other warps': GROUPS of MEMBERS warps go over
+// the same tokens, each for its own BATCH of queries. Where even that is not all of them, it takes several passes.
 constexpr int MOST_QUERIES = 256 / HEAD_DIM;
-constexpr int PASSES = (QUERIES + MOST_QUERIES - 1) / MOST_QUERIES;
-constexpr int BATCH = (QUERIES + PASSES - 1) / PASSES;
+constexpr int BATCHES = (QUERIES + MOST_QUERIES - 1) / MOST_QUERIES;
+constexpr int BATCH = (QUERIES + BATCHES - 1) / BATCHES;
+constexpr int GROUPS = BATCHES > 5 && WARPS % 6 == 0   ? 6
+                       : BATCHES > 3 && WARPS % 4 == 0 ? 4
+                       : BATCHES > 2 && WARPS % 3 == 0 ? 3
+                       : BATCHES > 1 && WARPS % 2 == 0 ? 2
+                                                       : 1;
+constexpr int MEMBERS = WARPS / GROUPS;
+constexpr int PASSES = (BATCHES + GROUPS - 1) / GROUPS;
 constexpr int CHUNKS = HEAD_DIM / 32;    // 16-byte pieces of a token that a lane reads: from element 32 c + 8 t on
 constexpr int SLICE = HEAD_DIM / SPLITS; // output elements that a block finishes
 constexpr int PART_FLOATS = HEAD_DIM + 4;
@@ -346,10 +354,12 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
     }
     sync_threads(1, CONSUMERS);
 
+    const int group = warp % GROUPS, member = warp / GROUPS;
     for (int pass = 0; pass < PASSES; pass++) {
-        const int first_query = pass * BATCH;
-        // The last pass may have fewer; what is computed beyond is not used.
-        const float *own_queries = queries + min(first_query, QUERIES - BATCH) * HEAD_DIM + 8 * t;
+        // The last group with queries may have fewer; what is computed beyond is not used.
+        auto first_query = [&](int group) { return (pass * GROUPS + group) * BATCH; };
+        auto first_computed = [&](int group) { return min(first_query(group), QUERIES - BATCH); };
+        const float *own_queries = queries + first_computed(group) * HEAD_DIM + 8 * t;
         Running running;
 #pragma unroll
         for (int b = 0; b < BATCH; b++) {
@@ -359,15 +369,15 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
             for (int e = 0; e < 8 * CHUNKS; e++) running.out[b][e] = 0.0f;
         }
         // The warp whose turns come last takes the new token.
-        if (split == 0 && warp == WARPS - 1)
+        if (split == 0 && member == MEMBERS - 1)
             attend(running, new_key + 8 * t, new_value + 8 * t, quad == 0, own_queries);
-        int turn = warp; // of eight tokens, counted through the stages
+        int turn = member; // of eight tokens, counted through the stages
 #pragma unroll 1
         for (int stage = 0; stage < share.stages; stage++) {
             c.ring.wait(c.at);
             const int begin = share.begin + stage * STAGE_TOKENS;
 #pragma unroll 1
-            for (; turn < (stage + 1) * (STAGE_TOKENS / 8); turn += WARPS) {
+            for (; turn < (stage + 1) * (STAGE_TOKENS / 8); turn += MEMBERS) {
                 const int token = 8 * turn - stage * STAGE_TOKENS + quad;
                 const u16 *key = (const u16 *)c.ring.at(c.at) + token * HEAD_DIM + 8 * t;
                 attend(running, key, key + STAGE_TOKENS * HEAD_DIM, begin + token < share.limit, own_queries);
@@ -377,25 +387,26 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
         }
         merge_quads(running, lane);
 
-        // The block's warps, one element a thread.
+        // The block's warps, one element a thread. A group's lie one behind the other.
+        auto part = [&](int b, int group, int member) { return (b * GROUPS + group) * MEMBERS + member; };
 #pragma unroll
         for (int b = 0; b < BATCH; b++) {
-            float *to = outputs + (b * WARPS + warp) * HEAD_DIM + 8 * t + quad;
+            float *to = outputs + part(b, group, member) * HEAD_DIM + 8 * t + quad;
 #pragma unroll
             for (int i = 0; i < CHUNKS; i++) to[32 * i] = running.out[b][8 * i];
-            if (lane == 0) states[b * WARPS + warp] = make_float2(running.max[b], running.sum[b]);
+            if (lane == 0) states[part(b, group, member)] = make_float2(running.max[b], running.sum[b]);
         }
         sync_threads(1, CONSUMERS);
-        const int skip = first_query - min(first_query, QUERIES - BATCH); // done by the pass before
-        for (int index = threadIdx.x; index < BATCH * HEAD_DIM; index += CONSUMERS) {
-            const int b = index / HEAD_DIM, d = index % HEAD_DIM;
-            if (b < skip) continue;
-            float weights[WARPS];
-            const float2 state = merge_weights<WARPS>(weights, states + b * WARPS);
+        for (int index = threadIdx.x; index < GROUPS * BATCH * HEAD_DIM; index += CONSUMERS) {
+            const int b = index / HEAD_DIM / GROUPS, of = index / HEAD_DIM % GROUPS, d = index % HEAD_DIM;
+            const int query = first_computed(of) + b;
+            if (query < first_query(of)) continue; // another group's, or of the pass before
+            float weights[MEMBERS];
+            const float2 state = merge_weights<MEMBERS>(weights, states + part(b, of, 0));
             float sum = 0.0f;
 #pragma unroll
-            for (int w = 0; w < WARPS; w++) sum += weights[w] * outputs[(b * WARPS + w) * HEAD_DIM + d];
-            float *to = parts + ((kv_head * QUERIES + first_query - skip + b) * SPLITS + split) * PART_FLOATS;
+            for (int m = 0; m < MEMBERS; m++) sum += weights[m] * outputs[part(b, of, m) * HEAD_DIM + d];
+            float *to = parts + ((kv_head * QUERIES + query) * SPLITS + split) * PART_FLOATS;
             store_tagged(to + d, sum, made.tag);
             if (d == 0) {
                 store_tagged(to + HEAD_DIM, state.x, made.tag);
@@ -403,10 +414,11 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
             }
         }
         // The head's blocks, one element of this block's slice a thread.
-        for (int index = threadIdx.x; index < BATCH * SLICE; index += CONSUMERS) {
-            const int b = index / SLICE, d = split * SLICE + index % SLICE;
-            if (b < skip) continue;
-            const int head = kv_head * QUERIES + first_query - skip + b;
+        for (int index = threadIdx.x; index < GROUPS * BATCH * SLICE; index += CONSUMERS) {
+            const int b = index / SLICE / GROUPS, of = index / SLICE % GROUPS, d = split * SLICE + index % SLICE;
+            const int query = first_computed(of) + b;
+            if (query < first_query(of)) continue;
+            const int head = kv_head * QUERIES + query;
             const float *from = parts + head * SPLITS * PART_FLOATS;
             float2 states_of[SPLITS];
             float values[SPLITS], weights[SPLITS];
