@@ -6,14 +6,12 @@
 //            context is seen, context_begin = context_end = own_begin)
 //   k_cache, v_cache  bf16 [KV_HEADS, capacity, HEAD_DIM]
 //
-// PAGED = 1: rows of many sequences, prompts' and single new tokens' alike, each sequence with keys and values in pages of
+// PAGED = 1: rows of many sequences (attention_single.cu has those of single tokens), each with keys and values in pages of
 // PREFILL_KEYS tokens, so that a tile of keys is a page. A block's rows are those of one of `tiles`, {first row in q and
 // out, rows (1 to 64; 0: none), position of the first row, where its pages begin in `tables`}.
 //   k_cache, v_cache  bf16 [pages, KV_HEADS, PREFILL_KEYS, HEAD_DIM]
 //   grid: (HEADS, tiles). Keys are taken from position 0 on in tiles of PREFILL_KEYS, whatever else is in the step, so a
 //   row's result is the same bits however its sequence is cut and whatever it is computed beside.
-// SINGLE = 1, with PAGED: every tile is one new token of its sequence, so that all pages before its own are of earlier steps:
-//   they are on their way before the kernel ahead has ended.
 //
 // attention_prefill out[i, h, :] = sum_j softmax_j(q[i, h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :],
 //                   h' = h / (HEADS / KV_HEADS), j <= past + i (with WINDOW > 0 also j > past + i - WINDOW), or the
@@ -26,33 +24,22 @@
 //
 //   Flash attention with wgmma: a warpgroup owns 64 queries, S = Q K^T and O += P V accumulate in registers,
 //   and S, as it lies there, is P's fragment. Tile j + 1's S is computed before tile j's P V, so that the
-//   tensor cores work on P V during the softmax of the next tile. Keys and values come by cp.async, RING tiles of each at
-//   a time: where few blocks are at work, as in a step of few sequences, two do not keep the memory busy.
+//   tensor cores work on P V during the softmax of the next tile. Keys and values come by cp.async, two tiles of each at
+//   a time.
 //   Shared memory holds a tile as panels of 32 elements: [HEAD_DIM / 32][tokens][32], with the 64-byte swizzle. That is
 //   a wgmma operand for K (contiguous along HEAD_DIM, the summed dimension) as well as for V (contiguous along N),
 //   for every HEAD_DIM.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128, 256), WINDOW (0: none), X_INT4, PACKED, PAGED, SINGLE, RING (2, 4),
-// DYNAMIC_SHARED (what the launch has); where a family asks for it, SCORES_BITS and SOFT_CAP_BITS.
-#include "wgmma.cuh"
-
+// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128, 256), WINDOW (0: none), X_INT4, PACKED, PAGED, DYNAMIC_SHARED
+// (what the launch has); where a family asks for it, SCORES_BITS and SOFT_CAP_BITS.
 #ifndef PACKED
 #define PACKED 0
 #endif
 #ifndef PAGED
 #define PAGED 0
 #endif
-#ifndef SINGLE
-#define SINGLE 0
-#endif
-#ifndef RING
-#define RING 2
-#endif
 #ifndef PREFILL_WARPGROUPS
 #define PREFILL_WARPGROUPS 2 // or 1: a little faster for up to 512 rows, but keys and values are read twice as often
-#endif
-#ifndef PREFILL_KEYS
-#define PREFILL_KEYS 64 // a tile
 #endif
 #ifndef PREFILL_BLOCKS
 // an SM, as far as registers go
@@ -62,54 +49,26 @@
 #define PREFILL_BLOCKS ((HEAD_DIM <= 96 && !PACKED ? 4 : 2) / PREFILL_WARPGROUPS)
 #endif
 #endif
-#ifndef OUT_STRIDE
-#define OUT_STRIDE (X_INT4 ? (HEADS * HEAD_DIM + 127) / 128 * 128 : HEADS * HEAD_DIM)
-#endif
+#define RING 2
+#define THREADS (128 * PREFILL_WARPGROUPS)
+#include "attention.cuh"
+#include "wgmma.cuh"
 
-constexpr int GROUP = HEADS / KV_HEADS;
+template <int PENDING> DEVICE void wait_for_tiles() { // and lets wgmma see them, after a barrier
+    wait_for_copies<PENDING>();
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 static_assert(HEAD_DIM % 32 == 0 && (HEAD_DIM <= 128 || HEAD_DIM == 256) && HEADS % KV_HEADS == 0, "shape");
-static_assert(!SINGLE || PAGED, "a token's pages");
 static_assert(!PAGED || (!PACKED && PREFILL_WARPGROUPS == 1), "a block of pages has one warpgroup");
 
 constexpr int TILE_ROWS = 64 * PREFILL_WARPGROUPS;
-constexpr int THREADS = 128 * PREFILL_WARPGROUPS;
-constexpr int Q_PANEL = 64 * TILE_ROWS, KV_PANEL = 64 * PREFILL_KEYS; // bytes
-constexpr int Q_BYTES = HEAD_DIM / 32 * Q_PANEL, KV_BYTES = HEAD_DIM / 32 * KV_PANEL;
+constexpr int Q_PANEL = 64 * TILE_ROWS, Q_BYTES = HEAD_DIM / 32 * Q_PANEL;
 constexpr int OUT_WORDS = HEAD_DIM / 2;                // of a row of the block's output
 constexpr int STAGED_STRIDE = OUT_WORDS + 4;           // that in shared memory, spread over the banks
 static_assert(TILE_ROWS * STAGED_STRIDE * 4 <= Q_BYTES + 2 * RING * KV_BYTES, "the output is staged where the tiles were");
 
 static_assert(Q_BYTES + 2 * RING * KV_BYTES == DYNAMIC_SHARED, "queries, and RING tiles of keys and of values");
-
-constexpr float MASKED = -3e38f; // a score that weighs nothing, below LOWEST
-constexpr float LOWEST = -1e30f; // start of a running maximum: finite, so that no difference is inf - inf
-
-DEVICE void copy_async(u32 to, const void *from, bool valid) { // 16 bytes; zeros if not `valid`
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
-}
-DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int PENDING> DEVICE void wait_for_copies() { // and lets wgmma see them, after a barrier
-    asm volatile("cp.async.wait_group %0;\n\tfence.proxy.async.shared::cta;" ::"n"(PENDING) : "memory");
-}
-
-// `count` rows of HEAD_DIM elements, `stride` elements apart, as panels at `to`; zeros from row `end` on: what lies
-// there must not meet a weight of 0.
-template <int COUNT> DEVICE void copy_tile(u32 to, const u16 *from, int stride, int end) {
-    constexpr int PASS_ROWS = THREADS / 4; // four lanes a row and panel
-    const int piece = threadIdx.x % 4;
-    // The swizzle: address bits 4 and 5 are xored with bits 7 and 8, that is piece with row / 2.
-    const u32 there = to + threadIdx.x / 4 * 64 + (piece ^ threadIdx.x / 8 % 4) * 16;
-#pragma unroll
-    for (int pass = 0; pass * PASS_ROWS < COUNT; ++pass) {
-        const int row = pass * PASS_ROWS + threadIdx.x / 4;
-        if (COUNT % PASS_ROWS != 0 && row >= COUNT) break;
-        const bool valid = row < end;
-        const u16 *source = from + (valid ? row * stride + piece * 8 : 0);
-#pragma unroll
-        for (int panel = 0; panel < HEAD_DIM / 32; ++panel)
-            copy_async(there + pass * PASS_ROWS * 64 + panel * (64 * COUNT), source + panel * 32, valid);
-    }
-}
 
 // A matrix of panels with the 64-byte swizzle: 8 rows are 512 bytes. `panels`: bytes from a panel to the next, if the
 // contiguous dimension is not the summed one.
@@ -149,29 +108,6 @@ DEVICE void multiply_values(float (&c)[HEAD_DIM / 2], const u32 *p, u64 b) {
 #endif
 }
 
-DEVICE float exp2_fast(float x) { // 2 ulp
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-#ifdef SOFT_CAP_BITS
-// c tanh(x / c) of scaled scores, as c (1 - 2 / (1 + exp(2 x / c))): absolute errors are of c 2^-22, where bf16 queries
-// and keys leave more of any score. Before the mask, which is no score.
-DEVICE void cap_scores(float (&s)[PREFILL_KEYS / 2]) {
-    const float cap = __uint_as_float(SOFT_CAP_BITS);
-#ifdef SCORES_BITS
-    const float scaled = __uint_as_float(SCORES_BITS);
-#else
-    const float scaled = 1.0f / sqrtf((float)HEAD_DIM);
-#endif
-    const float inner = 2.0f * 1.4426950408889634f * scaled / cap;
-#pragma unroll
-    for (int i = 0; i < PREFILL_KEYS / 2; ++i)
-        s[i] = cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(fminf(s[i] * inner, 100.0f)));
-}
-#endif
-
 // A thread's two rows (r and r + 8 of its warp's 16): running maximum of the scores, sum of its weights.
 struct Rows {
     float max[2], sum[2];
@@ -180,40 +116,8 @@ struct Rows {
 // Scores of a tile -> weights, relative to the new running maximum; rescale = what older weights are worth now.
 // Scores s[4 n .. 4 n + 3] are columns 8 n + 2 t, 8 n + 2 t + 1 of row r, then of row r + 8.
 DEVICE void softmax(float (&s)[PREFILL_KEYS / 2], Rows &rows, float rescale[2]) {
-#if defined SOFT_CAP_BITS
-    const float scale = 1.4426950408889634f; // cap_scores has done the rest
-#elif defined SCORES_BITS
-    const float scale = 1.4426950408889634f * __uint_as_float(SCORES_BITS);
-#else
-    const float scale = 1.4426950408889634f / sqrtf((float)HEAD_DIM);
-#endif
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-        float max = rows.max[h];
-#pragma unroll
-        for (int n = 0; n < PREFILL_KEYS / 8; ++n) max = fmaxf(max, fmaxf(s[4 * n + 2 * h], s[4 * n + 2 * h + 1]));
-        max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
-        max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 2));
-        rescale[h] = exp2_fast((rows.max[h] - max) * scale);
-        rows.max[h] = max;
-        const float offset = max * scale;
-        float sum = 0.0f;
-#pragma unroll
-        for (int n = 0; n < PREFILL_KEYS / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                float &v = s[4 * n + 2 * h + e];
-                v = exp2_fast(v * scale - offset);
-                sum += v;
-            }
-        rows.sum[h] = rows.sum[h] * rescale[h] + sum;
-    }
-}
-
-// Word (pair of bf16) of an output row that holds pair `pair` (0 .. 15) of the 32 columns from 32 segment on. In int4
-// order pair 4 u + i is columns 8 u + i and 8 u + i + 4 (see int4_order).
-DEVICE int output_word(int segment, int pair) {
-    return X_INT4 ? segment / 4 * 64 + pair * 4 + segment % 4 : segment * 16 + pair;
+    for (int h = 0; h < 2; ++h) rescale[h] = softmax_row<4>(s + 2 * h, rows.max[h], rows.sum[h]);
 }
 
 KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
@@ -244,9 +148,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     const int row = group_row + threadIdx.x % 128 / 32 * 16 + lane / 4; // this thread's, and row + 8
     const int last_row = min(first_row + TILE_ROWS, rows) - 1, last_group_row = min(group_row + 63, rows - 1);
 
-#if !SINGLE
     wait_for_previous_kernel();
-#endif
 #if PACKED
     // What this thread's two rows see, and the first that some row of the block does.
     const int4 sees[2] = {seen[min(row, rows - 1)], seen[min(row + 8, rows - 1)]};
@@ -306,7 +208,8 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     auto weigh = [&](int tile) { // mask and softmax
         const int first_key = tile * PREFILL_KEYS;
 #ifdef SOFT_CAP_BITS
-        cap_scores(s);
+#pragma unroll
+        for (int i = 0; i < PREFILL_KEYS / 2; ++i) s[i] = capped(s[i]);
 #endif
 #if PACKED
 #pragma unroll
@@ -333,7 +236,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     // After it this tile's values and the next tile's keys are there and the tiles before are no longer in use; the
     // last values and keys that the ring has room for are on their way.
     auto next_tiles = [&](int tile) {
-        wait_for_copies<RING - 2>();
+        wait_for_tiles<RING - 2>();
         sync_threads(1, THREADS);
         copy_values(tile + RING - 1);
         copy_keys(tile + RING);
@@ -343,20 +246,6 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         copy_tile<TILE_ROWS>(q_tile, q + ((u64)first_row * HEADS + head) * HEAD_DIM, HEADS * HEAD_DIM, rows - first_row);
     };
 
-#if SINGLE
-    // The last tile has the new token, which the kernel ahead writes; nothing is written to the others any more.
-    const int last = end - 1;
-    for (int tile = begin; tile < min(begin + RING, last); ++tile) {
-        copy_keys(tile);
-        if (tile < begin + RING - 1) copy_values(tile);
-    }
-    wait_for_previous_kernel();
-    copy_queries();
-    if (last < begin + RING) copy_keys(last);
-    if (last < begin + RING - 1) copy_values(last);
-    commit_copies();
-    wait_for_copies<0>();
-#else
     copy_queries();
     copy_keys(begin);
     commit_copies();
@@ -366,8 +255,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         copy_keys(begin + i + 1);
         commit_copies();
     }
-    wait_for_copies<RING - 1>();
-#endif
+    wait_for_tiles<RING - 1>();
     sync_threads(1, THREADS);
     int tile = begin;
     if (begin < group_end) {

@@ -13,20 +13,10 @@
 //
 // Macros: VOCAB (multiple of 8), DIVISOR_BITS, CAP_BITS (only where there is a cap), FINISH_THREADS, CHOOSE_THREADS, RING,
 // NOT_FINITE and the places in `state`.
-#include "common.cuh"
+#include "best.cuh"
 
 static_assert(VOCAB % 8 == 0, "16 bytes a thread");
 static_assert(CHOOSE_THREADS == 1024, "a warp of warps");
-
-DEVICE float finished(float logit) {
-    const float scaled = logit / __uint_as_float(DIVISOR_BITS);
-#ifdef CAP_BITS
-    const float cap = __uint_as_float(CAP_BITS);
-    return tanhf(scaled / cap) * cap;
-#else
-    return scaled;
-#endif
-}
 
 KERNEL __launch_bounds__(FINISH_THREADS) finish_logits(float *logits) {
     let_next_kernel_start();
@@ -38,26 +28,11 @@ KERNEL __launch_bounds__(FINISH_THREADS) finish_logits(float *logits) {
     *at = make_float4(finished(v.x), finished(v.y), finished(v.z), finished(v.w));
 }
 
-// The largest logit and its row; the lowest among equals, NaN before all.
-struct Best {
-    float value;
-    int row;
-    INSIDE void take(float other, int other_row) {
-        if (other > value || (other != other && value == value) || (other == value && other_row < row))
-            value = other, row = other_row;
-    }
-    INSIDE void take_warp() {
-#pragma unroll
-        for (int d = 16; d > 0; d /= 2)
-            take(__shfl_xor_sync(0xffffffffu, value, d), __shfl_xor_sync(0xffffffffu, row, d));
-    }
-};
-
 KERNEL __launch_bounds__(CHOOSE_THREADS) choose_token(const float *logits, int *state, volatile u64 *mailbox) {
     let_next_kernel_start();
     wait_for_previous_kernel();
     __shared__ Best bests[32];
-    Best best = {__uint_as_float(0xff800000u), 0x7fffffff};
+    Best best = {LEAST, 0x7fffffffu};
     for (int i = threadIdx.x * 4; i < VOCAB; i += CHOOSE_THREADS * 4) {
         const float4 v = *(const float4 *)(logits + i);
         best.take(v.x, i), best.take(v.y, i + 1), best.take(v.z, i + 2), best.take(v.w, i + 3);
@@ -68,11 +43,5 @@ KERNEL __launch_bounds__(CHOOSE_THREADS) choose_token(const float *logits, int *
     if (threadIdx.x >= 32) return;
     best = bests[threadIdx.x];
     best.take_warp();
-    if (threadIdx.x > 0) return;
-    const u32 chosen = (u32)state[STATE_CHOSEN];
-    const bool finite = best.value - best.value == 0.0f;
-    state[STATE_POSITION] += 1;
-    state[STATE_CHOSEN] = (int)(chosen + 1);
-    state[STATE_TOKEN] = finite ? best.row : 0;
-    mailbox[chosen % RING] = (u64)(chosen + 1) << 32 | (finite ? (u32)best.row : (u32)NOT_FINITE);
+    if (threadIdx.x == 0) best.hand_over((u32)state[STATE_CHOSEN], state, mailbox);
 }

@@ -26,7 +26,7 @@
 //
 // Macros: HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF (multiple of 8), PACKED, PAGED, PAGE_TOKENS (with
 // PAGED), BLOCK_THREADS (of rope_and_cache); QKV_BIAS; QK_NORM, EPS_BITS and the numbers PER_HEAD, WHOLE_WIDTH.
-#include "common.cuh"
+#include "rotate.cuh"
 
 #ifndef PACKED
 #define PACKED 0
@@ -34,65 +34,9 @@
 #ifndef PAGED
 #define PAGED 0
 #endif
-#ifndef QKV_BIAS
-#define QKV_BIAS 0
-#endif
-#ifndef QK_NORM
-#define QK_NORM 0
-#endif
 
 constexpr int ROPE_THREADS = 256;
 static_assert(ROPE_THREADS == BLOCK_THREADS, "as smq-engine launches it");
-static_assert(ROTARY_HALF % 8 == 0 && 2 * ROTARY_HALF <= HEAD_DIM, "a thread rotates 8 pairs");
-constexpr int QKV_WIDTH = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
-
-DEVICE void unpack(uint4 raw, float v[8]) {
-    v[0] = bf16_low(raw.x), v[1] = bf16_high(raw.x), v[2] = bf16_low(raw.y), v[3] = bf16_high(raw.y);
-    v[4] = bf16_low(raw.z), v[5] = bf16_high(raw.z), v[6] = bf16_low(raw.w), v[7] = bf16_high(raw.w);
-}
-DEVICE uint4 pack(const float v[8]) {
-    return make_uint4(bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]), bf16_pair(v[4], v[5]), bf16_pair(v[6], v[7]));
-}
-
-// 8 elements and the 8 that they rotate with, by angles whose sines come ROTARY_HALF after their cosines.
-struct Angles {
-    float4 cosines[2], sines[2];
-    INSIDE void load(const float *at) {
-        const float4 *from = (const float4 *)at;
-        cosines[0] = from[0], cosines[1] = from[1];
-        sines[0] = from[ROTARY_HALF / 4], sines[1] = from[ROTARY_HALF / 4 + 1];
-    }
-    INSIDE void rotate(uint4 &low, uint4 &high) const {
-        float a[8], b[8];
-        unpack(low, a);
-        unpack(high, b);
-        rotate(a, b);
-        low = pack(a), high = pack(b);
-    }
-    INSIDE void rotate(float a[8], float b[8]) const {
-        const float c[8] = {cosines[0].x, cosines[0].y, cosines[0].z, cosines[0].w,
-                            cosines[1].x, cosines[1].y, cosines[1].z, cosines[1].w};
-        const float s[8] = {sines[0].x, sines[0].y, sines[0].z, sines[0].w, sines[1].x, sines[1].y, sines[1].z, sines[1].w};
-#pragma unroll
-        for (int e = 0; e < 8; ++e) {
-            const float rotated = a[e] * c[e] - b[e] * s[e];
-            b[e] = b[e] * c[e] + a[e] * s[e];
-            a[e] = rotated;
-        }
-    }
-};
-
-#if QKV_BIAS
-#define BIAS_ARGUMENT , const float *bias
-#else
-#define BIAS_ARGUMENT
-#endif
-#if QK_NORM
-static_assert(QK_NORM == PER_HEAD || QK_NORM == WHOLE_WIDTH, "one of the two");
-#define NORM_ARGUMENTS , const float *q_norm, const float *k_norm
-#else
-#define NORM_ARGUMENTS
-#endif
 
 KERNEL rotation_table(const float *inv_freq, float attention_factor, int past, const int4 *seen, float *table) {
     let_next_kernel_start();
@@ -131,8 +75,7 @@ KERNEL __launch_bounds__(ROPE_THREADS)
 
     // All loads first. 8 elements and the 8 that they rotate with; then what is only copied: the rest of q and k, if
     // rotation is partial, and the values.
-    constexpr int HEAD_PAIRS = ROTARY_HALF / 8, PAIRS = (HEADS + KV_HEADS) * HEAD_PAIRS;
-    constexpr int HEAD_REST = HEAD_DIM / 8 - 2 * HEAD_PAIRS, REST = (HEADS + KV_HEADS) * HEAD_REST;
+    constexpr int PAIRS = (HEADS + KV_HEADS) * HEAD_PAIRS, REST = (HEADS + KV_HEADS) * HEAD_REST;
     constexpr int COPIES = REST + KV_HEADS * (HEAD_DIM / 8);
     constexpr int PAIR_ROUNDS = (PAIRS + ROPE_THREADS - 1) / ROPE_THREADS;
     constexpr int COPY_ROUNDS = (COPIES + ROPE_THREADS - 1) / ROPE_THREADS;
@@ -143,6 +86,11 @@ KERNEL __launch_bounds__(ROPE_THREADS)
         head = is_rest ? index / width : HEADS + KV_HEADS + value / (HEAD_DIM / 8);
         i = is_rest ? 2 * ROTARY_HALF + index % width * 8 : value % (HEAD_DIM / 8) * 8;
     };
+#if QKV_BIAS
+    auto bias_of = [&](int head, int i) { return bias + head * HEAD_DIM + i; };
+#elif QK_NORM
+    auto bias_of = [](int, int) { return (const float *)nullptr; };
+#endif
     uint4 low[PAIR_ROUNDS], high[PAIR_ROUNDS], copies[COPY_ROUNDS];
     Angles angles[PAIR_ROUNDS];
     wait_for_previous_kernel();
@@ -150,18 +98,8 @@ KERNEL __launch_bounds__(ROPE_THREADS)
     // What a head's elements are multiplied with, beside their weights; first the sums of squares.
     __shared__ float factors[HEADS + KV_HEADS];
     for (int head = threadIdx.x / 32; head < HEADS + KV_HEADS; head += ROPE_THREADS / 32) {
-        float squares = 0.0f;
-        for (int i = threadIdx.x % 32 * 2; i < HEAD_DIM; i += 64) {
-            const u32 pair = *(const u32 *)(from + head * HEAD_DIM + i);
-            float a = bf16_low(pair), b = bf16_high(pair);
-#if QKV_BIAS
-            a += bias[head * HEAD_DIM + i], b += bias[head * HEAD_DIM + i + 1];
-#endif
-            squares += a * a + b * b;
-        }
-        squares = warp_sum(squares);
-        if (threadIdx.x % 32 == 0)
-            factors[head] = QK_NORM == PER_HEAD ? 1.0f / sqrtf(squares / HEAD_DIM + __uint_as_float(EPS_BITS)) : squares;
+        const float squares = head_squares(from + head * HEAD_DIM, bias_of(head, 0));
+        if (threadIdx.x % 32 == 0) factors[head] = QK_NORM == PER_HEAD ? norm_factor(squares, HEAD_DIM) : squares;
     }
     __syncthreads();
 #if QK_NORM == WHOLE_WIDTH
@@ -170,7 +108,7 @@ KERNEL __launch_bounds__(ROPE_THREADS)
     float factor = 0.0f;
     if (threadIdx.x < HEADS + KV_HEADS) {
         for (int head = first; head < first + count; ++head) factor += factors[head];
-        factor = 1.0f / sqrtf(factor / (count * HEAD_DIM) + __uint_as_float(EPS_BITS));
+        factor = norm_factor(factor, count * HEAD_DIM);
     }
     __syncthreads();
     if (threadIdx.x < HEADS + KV_HEADS) factors[threadIdx.x] = factor;
@@ -179,17 +117,14 @@ KERNEL __launch_bounds__(ROPE_THREADS)
 #endif
 #if QKV_BIAS || QK_NORM
     // Elements i .. i + 7 of a head of the row, before the rotation.
-    auto adjust = [&](float v[8], int head, int i) {
-#if QKV_BIAS
-#pragma unroll
-        for (int e = 0; e < 8; ++e) v[e] += bias[head * HEAD_DIM + i + e];
-#endif
+    auto adjust_of = [&](float v[8], int head, int i) {
 #if QK_NORM
-        if (head >= HEADS + KV_HEADS) return;
-        const int of_kind = head < HEADS ? head : head - HEADS;
-        const float *weight = (head < HEADS ? q_norm : k_norm) + (QK_NORM == PER_HEAD ? 0 : of_kind * HEAD_DIM) + i;
-#pragma unroll
-        for (int e = 0; e < 8; ++e) v[e] = v[e] * factors[head] * weight[e];
+        const bool is_value = head >= HEADS + KV_HEADS;
+        const int of_kind = QK_NORM == PER_HEAD ? 0 : head < HEADS ? head : head - HEADS;
+        const float *weight = is_value ? nullptr : (head < HEADS ? q_norm : k_norm) + of_kind * HEAD_DIM + i;
+        adjust(v, bias_of(head, i), weight, is_value ? 1.0f : factors[head]);
+#else
+        adjust(v, bias_of(head, i), nullptr, 1.0f);
 #endif
     };
 #endif
@@ -215,8 +150,8 @@ KERNEL __launch_bounds__(ROPE_THREADS)
         float a[8], b[8];
         unpack(low[round], a);
         unpack(high[round], b);
-        adjust(a, index / HEAD_PAIRS, index % HEAD_PAIRS * 8);
-        adjust(b, index / HEAD_PAIRS, index % HEAD_PAIRS * 8 + ROTARY_HALF);
+        adjust_of(a, index / HEAD_PAIRS, index % HEAD_PAIRS * 8);
+        adjust_of(b, index / HEAD_PAIRS, index % HEAD_PAIRS * 8 + ROTARY_HALF);
         angles[round].rotate(a, b);
         low[round] = pack(a), high[round] = pack(b);
 #else
@@ -235,7 +170,7 @@ KERNEL __launch_bounds__(ROPE_THREADS)
 #if QKV_BIAS || QK_NORM
         float v[8];
         unpack(copies[round], v);
-        adjust(v, head, i);
+        adjust_of(v, head, i);
         copies[round] = pack(v);
 #endif
         *(uint4 *)(destination(head) + i) = copies[round];

@@ -18,6 +18,10 @@ const SOURCES: &[(&str, &str)] = &[
         include_str!("../../../kernels/attention_prefill.cu"),
     ),
     (
+        "attention_single.cu",
+        include_str!("../../../kernels/attention_single.cu"),
+    ),
+    (
         "calibrate.cu",
         include_str!("../../../kernels/calibrate.cu"),
     ),
@@ -49,6 +53,11 @@ const SOURCES: &[(&str, &str)] = &[
 
 /// What kernel files include.
 const HEADERS: &[(&str, &str)] = &[
+    (
+        "attention.cuh",
+        include_str!("../../../kernels/attention.cuh"),
+    ),
+    ("best.cuh", include_str!("../../../kernels/best.cuh")),
     ("common.cuh", include_str!("../../../kernels/common.cuh")),
     (
         "decode_attention.cuh",
@@ -87,6 +96,7 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/gemm_lut4_weights.cuh"),
     ),
     ("nf4.cuh", include_str!("../../../kernels/nf4.cuh")),
+    ("rotate.cuh", include_str!("../../../kernels/rotate.cuh")),
     ("wgmma.cuh", include_str!("../../../kernels/wgmma.cuh")),
     (
         "wgmma_bf16.cuh",

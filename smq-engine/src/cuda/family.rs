@@ -75,6 +75,15 @@ pub(super) fn qkv_defines(c: &ModelConfig) -> Defines {
     defines
 }
 
+/// Whether a head's queries or keys can be normed without the other heads.
+#[must_use]
+pub(super) fn norms_by_head(c: &ModelConfig) -> bool {
+    match c.architecture.qk_norm {
+        QkNorm::Absent | QkNorm::PerHead(_) => true,
+        QkNorm::WholeWidth(_) => false,
+    }
+}
+
 /// Macros of `rows.cu`.
 #[must_use]
 pub(super) fn row_defines(c: &ModelConfig) -> Defines {

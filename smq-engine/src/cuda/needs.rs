@@ -53,7 +53,7 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
     for window in windows(&c) {
         for kind in Attention::ALL.into_iter().filter(|kind| kind.fits(&c)) {
             let defines = |order| kind.defines(&c, window, order);
-            list.extend([0, 1].map(|order| ("attention_prefill.cu", defines(order))));
+            list.extend([0, 1].map(|order| (kind.file(), defines(order))));
         }
     }
     let mut add = |need: Need| {
@@ -160,7 +160,8 @@ mod tests {
             ("choose.cu", 1),
             ("gemm_bf16.cu", 20),
             ("rope.cu", 3),
-            ("attention_prefill.cu", 14),
+            ("attention_prefill.cu", 10),
+            ("attention_single.cu", 12),
             ("swiglu_bf16.cu", 4),
             ("decode.cu", 2),
         ];

@@ -96,7 +96,8 @@ pub(super) struct Pass {
     alike: bool,
     kind: Attention,
     attention: Windowed,
-    rope: Arc<Kernel>,
+    /// Rotates the rows, where attention does not.
+    rope: Option<Arc<Kernel>>,
     /// The frequencies of the factors in use, of each rotary embedding; of paged rows, of the short
     /// and the long ones.
     inv_freq: [u64; 2],
@@ -207,7 +208,7 @@ impl Prefill {
             alike: false,
             kind,
             attention: kind.of_windows(kernels, c)?,
-            rope: rope(kernels, c, rows)?,
+            rope: Some(rope(kernels, c, rows)?),
             inv_freq: state.inv_freq.map(Span::ptr),
             tokens: b.tokens.ptr(),
             seen: b.seen.map(Span::ptr),
@@ -276,7 +277,11 @@ impl Prefill {
             .ptr(b.q.ptr())
             .ptr(keys)
             .ptr(values);
-        let attention_args = Args::new().ptr(b.q.ptr()).ptr(keys).ptr(values);
+        let queries = match pass.rope {
+            Some(_) => b.q.ptr(),
+            None => b.qkv.ptr(),
+        };
+        let attention_args = Args::new().ptr(queries).ptr(keys).ptr(values);
         let window = c.windows.layer(index);
         let (attention_kernels, seen) = pass.of_window(window)?;
         let (rope_args, attention_args, attention_launch) = match &pass.tiles {
@@ -291,25 +296,32 @@ impl Prefill {
             ),
             Some(tiles) => (
                 rope_args.ptr(seen),
-                attention_args
-                    .i32(cache.capacity as i32)
-                    .ptr(tiles.tiles)
-                    .ptr(tiles.tables),
+                match kind.rows {
+                    Rows::One | Rows::Packed | Rows::Paged => {
+                        attention_args.i32(cache.capacity as i32)
+                    }
+                    Rows::Single | Rows::Distinct => attention_args,
+                }
+                .ptr(tiles.tiles)
+                .ptr(tiles.tables),
                 kind.launch_tiles(c, tiles.count),
             ),
         };
-        let rope = Call {
-            kernel: pass.rope.clone(),
+        let attention_args = attention_args.ptr(b.attended.span.ptr());
+        let angles = b.rotations[rotation_of(c, index)].ptr();
+        let rotating = |args: Args| between::qkv_args(args.ptr(angles), layer);
+        let rope = pass.rope.as_ref().map(|kernel| Call {
+            kernel: kernel.clone(),
             launch: Launch::new(m, ROPE_THREADS).overlap(),
-            args: between::qkv_args(
-                rope_args.ptr(b.rotations[rotation_of(c, index)].ptr()),
-                layer,
-            ),
-        };
+            args: rotating(rope_args),
+        });
         let attention = Call {
             kernel: attention_kernels[usize::from(o_order)].clone(),
             launch: attention_launch,
-            args: attention_args.ptr(b.attended.span.ptr()),
+            args: match rope {
+                Some(_) => attention_args,
+                None => rotating(attention_args),
+            },
         };
         let products = &self.products;
         // SAFETY: every buffer holds at least `m` rows (`reserve`), the cache `past + m` positions
@@ -323,7 +335,9 @@ impl Prefill {
             self.enter(stream, b, m, index, next)?;
             let qkv = Target::Bf16(b.qkv.ptr(), width);
             products.run(kernels, stream, &layer.qkv, n, &b.h, qkv)?;
-            rope.run(stream)?;
+            if let Some(rope) = &rope {
+                rope.run(stream)?;
+            }
             attention.run(stream)?;
             let left = self.left(b);
             products.run(kernels, stream, one(&layer.o), n, &b.attended, left)?;

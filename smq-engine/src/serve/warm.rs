@@ -12,7 +12,7 @@ use crate::sample::Sampler;
 /// # Errors
 /// If the device failed. Logits that are not finite are the first request's business.
 pub fn warm_up(engine: &mut dyn BatchEngine) -> Result<()> {
-    for (rows, tokens) in shapes(engine) {
+    for (rows, tokens, drafts) in shapes(engine) {
         let of_chunk = tokens.div_ceil(engine.page_tokens());
         let pages: Vec<u32> = (0..(rows * of_chunk) as u32).collect();
         let ids = vec![0; tokens];
@@ -25,7 +25,7 @@ pub fn warm_up(engine: &mut dyn BatchEngine) -> Result<()> {
                     pages,
                     past: 0,
                     tokens: &ids,
-                    drafts: 0,
+                    drafts,
                     long: false,
                     scores: None,
                     choice: Some(Choice {
@@ -42,21 +42,25 @@ pub fn warm_up(engine: &mut dyn BatchEngine) -> Result<()> {
     Ok(())
 }
 
-/// Chunks of a step and tokens of each. Devices round numbers of rows up, at the finest in eights
+/// Chunks of a step, tokens of each, and how many of these are a draft. Devices round numbers of rows up, at the finest in eights
 /// above 8 and in 32s above 64; prompts of one shape are at most twice as long as others of it.
-fn shapes(engine: &dyn BatchEngine) -> Vec<(usize, usize)> {
+fn shapes(engine: &dyn BatchEngine) -> Vec<(usize, usize, usize)> {
     let most = engine.max_rows().min(engine.pages());
     let rows = (1..=8)
         .chain((16..=64).step_by(8))
         .chain((96..).step_by(32));
     let mut shapes: Vec<_> = rows
         .take_while(|rows| *rows < most)
-        .map(|r| (r, 1))
+        .map(|r| (r, 1, 0))
         .collect();
-    shapes.push((most, 1));
+    shapes.push((most, 1, 0));
+    // Attention has a form of its own for drafts.
+    if engine.config().max_positions > 1 {
+        shapes.push((1, 2, 1));
+    }
     let longest = engine.step_tokens().min(engine.config().max_positions);
     let longest = longest.min(engine.pages() * engine.page_tokens());
     let lengths = (4..).map(|i| 1 << i).take_while(|tokens| *tokens < longest);
-    shapes.extend(lengths.chain([longest]).map(|tokens| (1, tokens)));
+    shapes.extend(lengths.chain([longest]).map(|tokens| (1, tokens, 0)));
     shapes
 }

@@ -112,7 +112,7 @@ fn of_family((name, config): &(&'static str, Value)) -> Vec<Variant> {
             let case =
                 format!("window {window:?}, {warpgroups} warpgroups, {rows:?}, {ring} tiles");
             let defines = kind.defines(&c, *window, (i % 2) as i64);
-            cases.push(("attention_prefill.cu", case, defines));
+            cases.push((kind.file(), case, defines));
         }
     }
     if !c.biases.o && !c.biases.mlp {

@@ -161,7 +161,7 @@ fn of_any_weights(c: &ModelConfig) -> Vec<Case> {
         for order in [0, 1] {
             let case = format!("order {order}, {warpgroups} warpgroups, {rows:?}, {ring} tiles");
             let defines = kind.defines(c, c.windows.alike(), order);
-            cases.push(("attention_prefill.cu", case, defines));
+            cases.push((kind.file(), case, defines));
         }
     }
     cases

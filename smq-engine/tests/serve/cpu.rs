@@ -68,7 +68,7 @@ fn a_device_that_was_warmed_up_computes_the_same() {
 }
 
 /// Every number of rows that a device tells apart comes twice, within its rows and pages, and so do
-/// prompts up to the longest that a step takes.
+/// a draft and prompts up to the longest that a step takes.
 #[test]
 fn a_device_is_warmed_up_with_every_shape() {
     let warmed = |rows, pages, step_tokens| {
@@ -83,10 +83,10 @@ fn a_device_is_warmed_up_with_every_shape() {
         .chain([16, 24, 32, 40, 48, 56, 64, 96, 100])
         .map(|r| (r, r))
         .collect();
-    expected.extend([16, 32, 64, 128, 200].map(|tokens| (1, tokens)));
+    expected.extend([2, 16, 32, 64, 128, 200].map(|tokens| (1, tokens)));
     assert_eq!(warmed(100, 128, 200), expected);
     // Three pages have room for three sequences, or one of 48 tokens.
-    let few = [(1, 1), (2, 2), (3, 3), (1, 16), (1, 32), (1, 48)];
+    let few = [(1, 1), (2, 2), (3, 3), (1, 2), (1, 16), (1, 32), (1, 48)];
     assert_eq!(warmed(8, 3, 64), few);
 }
 

@@ -19,17 +19,20 @@ use crate::reference::{Path, Reference};
 const KV_TOKENS: usize = 65_536;
 
 fn engine(source: &Source) -> CudaBatch {
-    engine_with(source, false)
+    opened(source, false).unwrap()
 }
 
-fn engine_with(source: &Source, fast_nondeterministic: bool) -> CudaBatch {
+pub(crate) fn opened(
+    source: &Source,
+    fast_nondeterministic: bool,
+) -> smq_engine::Result<CudaBatch> {
     let options = BatchOptions {
         fast_nondeterministic,
         kv_tokens: Some(KV_TOKENS),
         max_rows: 64,
         ..BatchOptions::default()
     };
-    CudaBatch::load(source, &options).unwrap()
+    CudaBatch::load(source, &options)
 }
 
 /// A sequence under test and where its keys and values are.
@@ -306,9 +309,9 @@ pub(crate) fn invariant_c4() -> Outcome {
 
 /// A sequence alone by the kernel of one sequence, its pages in any order, on both sides of a page's
 /// end and of LongRoPE's switch: the log-probabilities of its tokens against the CPU's.
-fn fast_alone(model: &Model, vocab: Option<u32>) -> Outcome {
+pub(crate) fn fast_alone(model: &Model, vocab: Option<u32>) -> Outcome {
     let source = model.open();
-    let mut engine = engine_with(&source, true);
+    let mut engine = opened(&source, true).unwrap();
     let mut cpu = CpuEngine::load(&source).unwrap();
     let mut random = StdRng::seed_from_u64(4);
     for len in [1, 55, 63, 64, 130, 700] {

@@ -17,8 +17,16 @@ use crate::models::{E5M5, Model, sample_tokens};
 use crate::reference::{Path, argmax};
 use crate::{Outcome, batch, none, rows};
 
+/// Entries of the vocabularies.
+const VOCAB: u32 = 4096;
 /// Latest positions that a layer with a window sees: of the prompts below some are shorter.
 const WINDOW: usize = 48;
+/// Models whose steps of one sequence are made by the kernels of prompts.
+const BY_PROMPTS: [&str; 3] = [
+    "Qwen3 with biases",
+    "Llama with biases",
+    "Llama that is small",
+];
 /// The prompts of one sequence: on both sides of the window and of a tile of keys.
 const PROMPTS: [usize; 5] = [1, 40, 64, 130, 300];
 const STEPS: usize = 8;
@@ -32,7 +40,7 @@ fn configs() -> Vec<(&'static str, Value)> {
             "architectures": [class], "model_type": model_type, "torch_dtype": "bfloat16",
             "hidden_size": 256, "intermediate_size": 576, "num_hidden_layers": layers,
             "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
-            "vocab_size": 4096, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+            "vocab_size": VOCAB, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
             "max_position_embeddings": 4096, "tie_word_embeddings": false,
         });
         let map = config.as_object_mut().unwrap();
@@ -63,6 +71,9 @@ fn configs() -> Vec<(&'static str, Value)> {
             ),
         ),
         ("Qwen2", qwen2([4, 2, 64], json!({}))),
+        // More queries to a key than a warp of decode.cu keeps at a time: other warps', and passes.
+        ("Qwen2 of 7 queries", qwen2([7, 1, 128], json!({}))),
+        ("Qwen2 of 16 queries", qwen2([16, 1, 128], json!({}))),
         (
             "Qwen2 with windows and yarn",
             qwen2(
@@ -314,6 +325,25 @@ pub(crate) fn batch_scores() -> Outcome {
 /// The same bits whatever is in a step beside a row.
 pub(crate) fn batch_invariant() -> Outcome {
     of_each(models(), batch::invariant)
+}
+
+/// A sequence alone by the kernel of one sequence; models that it does not compute are refused.
+pub(crate) fn batch_fast() -> Outcome {
+    let (refused, taken): (Vec<_>, Vec<_>) = models()
+        .into_iter()
+        .partition(|(name, _)| BY_PROMPTS.contains(&name.as_str()));
+    of_each(refused, |model| match batch::opened(&model.open(), true) {
+        Err(error)
+            if error
+                .to_string()
+                .contains("leave out --fast-nondeterministic") =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(error.to_string().into()),
+        Ok(_) => Err("it was not refused".into()),
+    })?;
+    of_each(taken, |model| batch::fast_alone(model, Some(VOCAB)))
 }
 
 /// Packed sequences against each by itself.

@@ -75,7 +75,7 @@ fn tests() -> Vec<(String, Test)> {
         let test = move || logits::quantized(scales);
         add(&format!("logits_{scales}"), Box::new(test));
     }
-    let fixed: [(&str, Plain); 57] = [
+    let fixed: [(&str, Plain); 58] = [
         ("batch_scores_c0", batch::scores_c0),
         ("batch_scores_int4", batch::scores_int4),
         ("batch_scores_lut4", batch::scores_lut4),
@@ -134,6 +134,7 @@ fn tests() -> Vec<(String, Test)> {
         ("families_nf4", families::nf4),
         ("families_batch_scores", families::batch_scores),
         ("families_batch_invariant", families::batch_invariant),
+        ("families_batch_fast", families::batch_fast),
         ("families_continuations", families::continuations),
         ("bad_requests", errors::bad_requests),
         ("unsupported_models", errors::unsupported_models),

@@ -14,11 +14,33 @@ use crate::cuda::needs::SMS;
 use crate::error::Result;
 use smq_model::ModelConfig;
 
-const FILE: &str = "attention_prefill.cu";
 /// Positions of a tile of keys, and of a page of the paged cache.
 pub(crate) const KEYS: usize = 64;
 /// Up to so many rows one warpgroup a block is faster.
 const ONE_WARPGROUP_UP_TO: usize = 512;
+
+/// Threads of a block of `attention_single.cu`.
+const SINGLE_THREADS: u32 = 128;
+/// Tiles of keys, and of values, that it may have room for.
+const SINGLE_RINGS: [usize; 3] = [2, 3, 4];
+/// Queries of a block: rows of an mma.
+const SINGLE_QUERIES: usize = 16;
+/// Shared memory of a multiprocessor, and what the system takes of it for each block.
+const SM_SHARED_BYTES: usize = 228 << 10;
+const SYSTEM_SHARED_BYTES: usize = 1 << 10;
+
+/// Blocks of `attention_single.cu` for a token.
+fn single_blocks(c: &ModelConfig) -> usize {
+    c.kv_heads * (c.heads / c.kv_heads).div_ceil(SINGLE_QUERIES)
+}
+
+/// Static shared memory of a block of `attention_single.cu`, bytes: queries, two tiles' scores, and
+/// the new key and value.
+fn single_shared(c: &ModelConfig) -> usize {
+    let queries = (c.heads / c.kv_heads).min(SINGLE_QUERIES);
+    let scores = 2 * size_of::<f32>() * (KEYS + 8);
+    (queries * (2 * c.head_dim + scores) + 4 * c.head_dim).next_multiple_of(128)
+}
 
 /// Threads of a block of `rope.cu`'s `rope_and_cache`.
 pub const ROPE_THREADS: u32 = 256;
@@ -38,26 +60,43 @@ pub enum Rows {
     Packed,
     /// Many sequences', in pages.
     Paged,
-    /// Many sequences', one new token of each, in pages.
+    /// Many sequences', in pages, each row a tile of its own: a sequence has one, or the tokens of a
+    /// draft.
     Single,
+    /// The same where no sequence has two, so that attention rotates the row itself.
+    Distinct,
 }
 
 impl Rows {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::One, Self::Packed, Self::Paged, Self::Single];
+    pub const ALL: [Self; 5] = [
+        Self::One,
+        Self::Packed,
+        Self::Paged,
+        Self::Single,
+        Self::Distinct,
+    ];
+
+    /// Those of a step of single tokens, `drafted` if some sequence has several.
+    pub(super) fn of_single(c: &ModelConfig, drafted: bool) -> Self {
+        match drafted || !family::norms_by_head(c) {
+            true => Self::Single,
+            false => Self::Distinct,
+        }
+    }
 
     /// The macros that say which; whether tokens are single matters to attention alone.
     fn defines(self) -> [(&'static str, i64); 2] {
         let (packed, paged) = match self {
             Self::One => (0, 0),
             Self::Packed => (1, 0),
-            Self::Paged | Self::Single => (0, 1),
+            Self::Paged | Self::Single | Self::Distinct => (0, 1),
         };
         [("PACKED", packed), ("PAGED", paged)]
     }
 }
 
-/// How `attention_prefill.cu` is cut.
+/// How `attention_prefill.cu`, or `attention_single.cu` for single tokens, is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attention {
     /// Of a block.
@@ -70,7 +109,7 @@ pub struct Attention {
 
 impl Attention {
     /// Every way that a pass may need.
-    pub const ALL: [Self; 7] = {
+    pub const ALL: [Self; 11] = {
         const fn kind(warpgroups: usize, rows: Rows, ring: usize) -> Attention {
             Attention {
                 warpgroups,
@@ -84,8 +123,12 @@ impl Attention {
             kind(1, Rows::Packed, 2),
             kind(2, Rows::Packed, 2),
             kind(1, Rows::Paged, 2),
-            kind(1, Rows::Single, 2),
-            kind(1, Rows::Single, 4),
+            kind(1, Rows::Single, SINGLE_RINGS[0]),
+            kind(1, Rows::Single, SINGLE_RINGS[1]),
+            kind(1, Rows::Single, SINGLE_RINGS[2]),
+            kind(1, Rows::Distinct, SINGLE_RINGS[0]),
+            kind(1, Rows::Distinct, SINGLE_RINGS[1]),
+            kind(1, Rows::Distinct, SINGLE_RINGS[2]),
         ]
     };
 
@@ -93,7 +136,7 @@ impl Attention {
     pub fn of(c: &ModelConfig, m: usize, rows: Rows) -> Self {
         let warpgroups = match rows {
             Rows::One | Rows::Packed if m > ONE_WARPGROUP_UP_TO => 2,
-            Rows::One | Rows::Packed | Rows::Paged | Rows::Single => 1,
+            Rows::One | Rows::Packed | Rows::Paged | Rows::Single | Rows::Distinct => 1,
         };
         let with_ring = |ring| Self {
             warpgroups,
@@ -102,12 +145,15 @@ impl Attention {
         };
         match rows {
             Rows::One | Rows::Packed | Rows::Paged => with_ring(2),
-            // Where all blocks are at work at once and each has room for more tiles, these hide the
-            // memory's latency; where they are not, more blocks a multiprocessor do.
-            Rows::Single => {
-                let blocks = (m * c.heads).div_ceil(SMS);
-                let fits = |a: &Self| a.shared(c) * blocks <= BLOCK_SHARED_BYTES;
-                Some(with_ring(4)).filter(fits).unwrap_or(with_ring(2))
+            // The longest ring with which all blocks are at work at once hides the memory's latency
+            // best; where they come one after the other anyhow, two a multiprocessor do as well.
+            Rows::Single | Rows::Distinct => {
+                let blocks = (m * single_blocks(c)).div_ceil(SMS);
+                let fits = |a: &Self, blocks| a.fits(c) && a.blocks(c) >= blocks;
+                let rings = || SINGLE_RINGS.into_iter().rev().map(with_ring);
+                let all = rings().find(|a| fits(a, blocks));
+                all.or_else(|| rings().find(|a| fits(a, 2)))
+                    .unwrap_or(with_ring(SINGLE_RINGS[0]))
             }
         }
     }
@@ -118,15 +164,33 @@ impl Attention {
         defines.extend(family::score_defines(c));
         defines.extend([
             ("X_INT4", order),
-            ("PREFILL_WARPGROUPS", self.warpgroups as i64),
             ("PREFILL_KEYS", KEYS as i64),
             ("OUT_STRIDE", padded(c.heads * c.head_dim) as i64),
-            ("SINGLE", (self.rows == Rows::Single).into()),
-            ("RING", self.ring as i64),
             ("DYNAMIC_SHARED", self.shared(c) as i64),
         ]);
-        defines.extend(self.rows.defines());
+        match self.rows {
+            Rows::One | Rows::Packed | Rows::Paged => {
+                defines.push(("PREFILL_WARPGROUPS", self.warpgroups as i64));
+                defines.extend(self.rows.defines());
+            }
+            Rows::Single | Rows::Distinct => {
+                defines.extend([
+                    ("ROTATES", self.rotates().into()),
+                    ("RING", self.ring as i64),
+                    ("THREADS", SINGLE_THREADS.into()),
+                    ("STATIC_SHARED", single_shared(c) as i64),
+                ]);
+                if self.rotates() {
+                    defines.extend(family::qkv_defines(c));
+                }
+            }
+        }
         defines
+    }
+
+    /// Whether the kernel does the work of `rope.cu`, too.
+    pub(super) fn rotates(self) -> bool {
+        self.rows == Rows::Distinct
     }
 
     /// The kernels of every window that layers have, each with its window.
@@ -150,9 +214,22 @@ impl Attention {
     ) -> Result<Orders> {
         let kernel = |order| {
             let defines = self.defines(c, window, order);
-            kernels.get(FILE, defines, "attention_prefill")
+            kernels.get(self.file(), defines, self.name())
         };
         Ok([kernel(0)?, kernel(1)?])
+    }
+
+    /// Its kernel file.
+    #[must_use]
+    pub fn file(self) -> &'static str {
+        match self.rows {
+            Rows::One | Rows::Packed | Rows::Paged => "attention_prefill.cu",
+            Rows::Single | Rows::Distinct => "attention_single.cu",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        self.file().trim_end_matches(".cu")
     }
 
     /// Rows of a block.
@@ -162,13 +239,28 @@ impl Attention {
 
     /// Dynamic shared memory of a block, bytes: its queries, and its tiles of keys and of values.
     fn shared(self, c: &ModelConfig) -> usize {
-        2 * c.head_dim * (self.tile() + 2 * self.ring * KEYS)
+        let queries = match self.rows {
+            Rows::One | Rows::Packed | Rows::Paged => self.tile(),
+            Rows::Single | Rows::Distinct => 0,
+        };
+        2 * c.head_dim * (queries + 2 * self.ring * KEYS)
     }
 
-    /// Whether a block has room for it: heads of 256 elements leave none for the longer ring.
+    /// Blocks of single tokens that a multiprocessor has shared memory for.
+    fn blocks(self, c: &ModelConfig) -> usize {
+        SM_SHARED_BYTES / (self.shared(c) + single_shared(c) + SYSTEM_SHARED_BYTES)
+    }
+
+    /// Whether a model can take it: heads of 256 elements leave a block no room for the longer ring,
+    /// and what is normed over all heads together is not one head's.
     #[must_use]
     pub fn fits(self, c: &ModelConfig) -> bool {
-        self.shared(c) <= BLOCK_SHARED_BYTES
+        let rotates = !self.rotates() || family::norms_by_head(c);
+        let beside = match self.rows {
+            Rows::One | Rows::Packed | Rows::Paged => 0,
+            Rows::Single | Rows::Distinct => single_shared(c),
+        };
+        self.shared(c) + beside <= BLOCK_SHARED_BYTES && rotates
     }
 
     /// The launch for `m` rows.
@@ -178,7 +270,11 @@ impl Attention {
 
     /// The launch for so many tiles of rows.
     pub(crate) fn launch_tiles(self, c: &ModelConfig, tiles: usize) -> Launch {
-        Launch::new([c.heads as u32, tiles as u32], 2 * self.tile() as u32)
+        let (blocks, threads) = match self.rows {
+            Rows::One | Rows::Packed | Rows::Paged => (c.heads, 2 * self.tile() as u32),
+            Rows::Single | Rows::Distinct => (single_blocks(c), SINGLE_THREADS),
+        };
+        Launch::new([blocks as u32, tiles as u32], threads)
             .shared(self.shared(c) as u32)
             .overlap()
     }

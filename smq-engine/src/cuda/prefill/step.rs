@@ -32,8 +32,10 @@ pub(in crate::cuda) struct Tiles {
 pub(in crate::cuda) struct StepInputs {
     /// Rows.
     pub rows: usize,
-    /// Whether each is the one new token of its sequence, and a tile of its own.
+    /// Whether each is a tile of its own.
     pub single: bool,
+    /// Whether some sequence has several of them.
+    pub drafted: bool,
     /// A token a row.
     pub tokens: u64,
     /// Where each row's key and value go, and its position.
@@ -61,7 +63,7 @@ impl Prefill {
     /// [`Error::Cuda`](crate::Error::Cuda) from compiling or launching.
     pub(in crate::cuda) fn step(&self, parts: &Parts<'_>, inputs: &StepInputs) -> Result<()> {
         let rows = match inputs.single {
-            true => Rows::Single,
+            true => Rows::of_single(parts.config, inputs.drafted),
             false => Rows::Paged,
         };
         let kind = Attention::of(parts.config, inputs.rows, rows);
@@ -71,7 +73,10 @@ impl Prefill {
             alike: true,
             kind,
             attention: kind.of_windows(parts.kernels, parts.config)?,
-            rope: rope(parts.kernels, parts.config, rows)?,
+            rope: match kind.rotates() {
+                true => None,
+                false => Some(rope(parts.kernels, parts.config, rows)?),
+            },
             inv_freq: inputs.inv_freq,
             tokens: inputs.tokens,
             seen: [inputs.places; 2],

@@ -64,7 +64,7 @@ impl Prefill {
             alike: true,
             kind,
             attention: kind.of_windows(kernels, c)?,
-            rope: rope(kernels, c, Rows::One)?,
+            rope: Some(rope(kernels, c, Rows::One)?),
             inv_freq: state.inv_freq.map(Span::ptr),
             tokens: state.next_token()?.ptr(),
             seen: b.seen.map(Span::ptr),

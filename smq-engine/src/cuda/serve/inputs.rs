@@ -45,6 +45,8 @@ pub(super) struct Inputs {
     pub wanted: Vec<i32>,
     /// Page tables, one behind the other.
     pub tables: Vec<u32>,
+    /// Whether some chunk has several rows.
+    pub drafted: bool,
 }
 
 impl Inputs {
@@ -52,6 +54,7 @@ impl Inputs {
     pub(super) fn push(&mut self, chunk: &Chunk<'_>) -> usize {
         let first = self.tokens.len();
         let table = self.tables.len() as i32;
+        self.drafted |= chunk.tokens.len() > 1;
         let len = chunk.past + chunk.tokens.len();
         self.tables
             .extend_from_slice(&chunk.pages[..len.div_ceil(KEYS)]);

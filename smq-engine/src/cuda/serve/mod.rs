@@ -8,7 +8,7 @@
 //! that is alone take another kernel, in an arithmetic of its own (`alone.rs`).
 //!
 //! Steps of single tokens are recorded as CUDA graphs, one for each number of rows up to 8, then in
-//! steps of 8 and of 32. Rows that fill a recorded step up write to a page of their own.
+//! steps of 8 and of 32, apart for steps with drafts among them. Rows that fill a recorded step up write to a page of their own.
 
 mod alone;
 mod choose;
@@ -48,7 +48,8 @@ pub struct CudaBatch {
     config: ModelConfig,
     info: GpuInfo,
     // Before the memory and the kernels that are recorded in them.
-    graphs: HashMap<usize, Recorded>,
+    /// By their numbers of rows, and whether drafts are among them.
+    graphs: HashMap<(usize, bool), Recorded>,
     /// Runs a sequence alone, where it may take an arithmetic of its own.
     alone: Option<Alone>,
     /// Of the last step, f32 `[wanted, vocab]`.
@@ -135,6 +136,7 @@ impl CudaBatch {
         let step = StepInputs {
             rows,
             single,
+            drafted: inputs.drafted,
             tokens: at(layout.tokens),
             places: at(layout.places),
             tiles: Tiles {
@@ -159,17 +161,18 @@ impl CudaBatch {
         if !single {
             return queue(self);
         }
-        match self.graphs.get(&rows) {
+        let shape = (rows, inputs.drafted);
+        match self.graphs.get(&shape) {
             Some(Recorded::Graph(graph)) => graph.launch(&stream),
             Some(Recorded::Seen) => {
                 let graph = Graph::capture(&stream, |_| queue(self))?;
                 graph.launch(&stream)?;
-                self.graphs.insert(rows, Recorded::Graph(graph));
+                self.graphs.insert(shape, Recorded::Graph(graph));
                 Ok(())
             }
             None => {
                 queue(self)?;
-                self.graphs.insert(rows, Recorded::Seen);
+                self.graphs.insert(shape, Recorded::Seen);
                 Ok(())
             }
         }
