@@ -132,6 +132,10 @@ struct Cursor {
         const int to = slot + slots;
         return {to % SLOTS, parity ^ (u32)(to / SLOTS & 1)};
     }
+    INSIDE Cursor before(int slots) const { // at most SLOTS
+        const int to = slot - slots;
+        return {to < 0 ? to + SLOTS : to, parity ^ (u32)(to < 0)};
+    }
     static INSIDE Ring ring();
 };
 
@@ -160,17 +164,38 @@ struct Words {
     }
 };
 
+// Where teams of warps have slots of their own (decode_int4.cuh), a team goes from one of its slots to its next one, at most
+// TEAM_GAP later, whatever the others wait for, and so do the producers. A barrier tells two uses of a slot in a row apart,
+// and no more: whoever waits for a use has to know that the one before the last has arrived, or takes that for it. So a
+// slot is filled only once all those LANDED or more before it are there: then whatever a team waits for next, the use
+// before it has arrived. A producer waits for those that the slot LANDED before it did not wait for itself; none of them can
+// have been filled anew, since that would have waited for this one.
+#if INT4_CORES || NF4_CORES || LUT4_CORES
+#define APART 1
+#else
+#define APART 0
+#endif
+constexpr int TEAM_GAP = 5, LANDED = SLOTS >= 12 ? 4 : 3;
+constexpr int WAITED_FOR = LANDED + PRODUCERS < 2 * LANDED ? LANDED + PRODUCERS : 2 * LANDED;
+static_assert(!APART || (LANDED + TEAM_GAP <= SLOTS && LANDED + WAITED_FOR - 1 <= SLOTS), "uses of a slot are told apart");
+
 // A producer's side, one thread's. Producers take slots in turns, and each has one on its way:
 // alone, one thread's latency from slot to slot would bound the step, and more than PRODUCERS slots
 // do not arrive sooner, they queue in the memory system, and activations queue behind them.
 struct Pump {
     Ring ring;
     Cursor head, last; // the next slot to fill, the one on its way
+    int index;         // of the next, among all of the step
     int skip; // slots of the next phase that are other producers', before its first
     // Makes the next slot ready for `bytes`.
     INSIDE u8 *next(int bytes) {
         barrier_wait(&ring.empty[head.slot], head.parity ^ 1);
         if (last.slot >= 0) barrier_wait(&ring.full[last.slot], last.parity);
+        if constexpr (APART) {
+#pragma unroll
+            for (int back = LANDED; back < WAITED_FOR; back++)
+                if (back != PRODUCERS && index >= back) ring.wait(head.before(back));
+        }
         barrier_expect(&ring.full[head.slot], bytes);
         return ring.at(head);
     }
@@ -178,6 +203,7 @@ struct Pump {
     INSIDE void done() {
         last = head;
         head.advance(PRODUCERS);
+        index += PRODUCERS;
     }
     // After a phase of `slots`.
     INSIDE void end(int slots) { skip = ((skip - slots) % PRODUCERS + PRODUCERS) % PRODUCERS; }
@@ -387,7 +413,7 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     if (warp >= WARPS) {
         if (lane > 0) return; // a copy is one thread's, and a warp's would be issued one after the other
         const int producer = warp - WARPS;
-        Pump pump = {ring, {producer, 0}, {-1, 0}, producer};
+        Pump pump = {ring, {producer, 0}, {-1, 0}, producer, producer};
         int past = -1;
         Words phase(program, 0);
         for (int p = 0; p < phases; p++) {

@@ -67,6 +67,14 @@ impl Storage {
         }
     }
 
+    /// Whether a slot is a team's of four warps, and not all warps'.
+    fn is_by_teams(self) -> bool {
+        match self {
+            Self::Int4 | Self::Nf4 | Self::Lut4 => true,
+            Self::Bf16 | Self::Fp8 => false,
+        }
+    }
+
     /// Bytes copied for one run beside its scale codes: scales of these, or a code book.
     fn nested_bytes(self) -> usize {
         match self {
@@ -265,8 +273,13 @@ impl Plan {
         let angles = 8 * c.rope.rotary_dim * family::rotations(c).len();
         let fixed = 1024 + angles + 16 * 64 + WARPS * exchange + tables + 1024;
         let slots = BLOCK_SHARED_BYTES.saturating_sub(fixed + 128 + 2 * partial) / slot;
-        if slots < PRODUCERS {
-            let needed = fixed + 128 + 2 * partial + PRODUCERS * slot;
+        // Where teams of warps have slots of their own, they are told apart by two rounds of them.
+        let rounds = match kinds.iter().any(|k| k.storage.is_by_teams()) {
+            true => 2,
+            false => 1,
+        };
+        if slots < rounds * PRODUCERS {
+            let needed = fixed + 128 + 2 * partial + rounds * PRODUCERS * slot;
             return Err(limits::shared_memory(needed, BLOCK_SHARED_BYTES));
         }
         let slots = slots.min(64) / PRODUCERS * PRODUCERS;
@@ -384,5 +397,7 @@ fn push_new<T: PartialEq>(list: &mut Vec<T>, item: T) {
     }
 }
 
+#[cfg(test)]
+mod ring_tests;
 #[cfg(test)]
 mod tests;
