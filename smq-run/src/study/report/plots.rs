@@ -74,8 +74,7 @@ pub(super) fn of_matrix(
             data,
             &ByConfig {
                 figure: "decode rate",
-                title: "Tokens generated a second by one sequence, by prompt + output tokens (more \
-                        is better)",
+                title: "Tokens a second of one sequence, by prompt + output tokens (more is better)",
                 y_title: "tokens/s",
                 metric: &DECODE,
                 scale: 1.0,
@@ -173,8 +172,7 @@ pub(super) fn of_matrix(
     )?;
     add(
         "scale_errors",
-        "Squared error of the weights over that with exact f32 scales, by mantissa bits and scale \
-         rule."
+        "Squared error of the weights over that with exact f32 scales, by mantissa bits and rule."
             .to_owned(),
         scale_errors(data, false)?,
     )?;
