@@ -110,7 +110,8 @@ fn checkpoints() -> Result<Files, Box<dyn Error>> {
             TensorView::new(SourceDtype::F16, vec![6], &bf16[..12])?,
         ),
     ];
-    // Two rows of 16 columns, groups of 8: integers 8 to a word, as the two int4 forms lay them out.
+    // Two rows of 16 columns, groups of 8: integers 8 to a word, as the two int4 forms lay them
+    // out.
     let words: Vec<u8> = (0..16u8).map(|i| i.wrapping_mul(37)).collect();
     let zeros: Vec<u8> = [0x77u8, 0, 0, 0].repeat(2);
     let order: Vec<u8> = (0..16i32).flat_map(|c| (c / 8).to_le_bytes()).collect();

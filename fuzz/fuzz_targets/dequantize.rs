@@ -1,5 +1,5 @@
-//! Opens a file and dequantizes every tensor of at most 64 Ki elements, whole and in two runs of rows,
-//! against a bit-by-bit reading of the specification.
+//! Opens a file and dequantizes every tensor of at most 64 Ki elements, whole and in two runs of
+//! rows, against a bit-by-bit reading of the specification.
 #![no_main]
 
 use smq_format::SmqFile;

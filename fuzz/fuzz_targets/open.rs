@@ -1,4 +1,5 @@
-//! Opens a file: header, index, layout, padding. What opens is used as a reader would, blobs unread.
+//! Opens a file: header, index, layout, padding. What opens is used as a reader would, blobs
+//! unread.
 #![no_main]
 
 use smq_format::SmqFile;

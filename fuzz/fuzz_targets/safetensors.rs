@@ -1,5 +1,5 @@
-//! Opens a checkpoint whose model.safetensors is arbitrary, plans a conversion, and does a small one; what
-//! is converted verifies.
+//! Opens a checkpoint whose model.safetensors is arbitrary, plans a conversion, and does a small
+//! one; what is converted verifies.
 #![no_main]
 
 use regex::Regex;
@@ -11,8 +11,9 @@ use smq_format::SmqFile;
 use smq_fuzz::{fold, mutate_safetensors, scratch};
 
 const MAX_BYTES: usize = 1 << 15;
-/// The config.json beside the weights, by what they are: of an architecture that the converter does not know, so
-/// that any set of tensors is one of its checkpoints; and with the int4 forms that can be imported.
+/// The config.json beside the weights, by what they are: of an architecture that the converter does
+/// not know, so that any set of tensors is one of its checkpoints; and with the int4 forms that can
+/// be imported.
 const CONFIGS: [&str; 3] = [
     r#"{"model_type": "fuzz"}"#,
     r#"{"model_type": "fuzz", "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 8}}"#,

@@ -1,8 +1,8 @@
 //! What the fuzz targets share: where inputs are written, and mutators that know the formats.
 //!
-//! Hashes stop a mutator that does not know them at the first check. [`mutate_smq`] therefore takes a file
-//! apart, mutates one part and puts the file together again with fitting hashes, lengths and offsets; what
-//! the target gets, and what a crash leaves, is always a plain file.
+//! Hashes stop a mutator that does not know them at the first check. [`mutate_smq`] therefore takes
+//! a file apart, mutates one part and puts the file together again with fitting hashes, lengths and
+//! offsets; what the target gets, and what a crash leaves, is always a plain file.
 
 mod checkpoint;
 mod json;
@@ -89,8 +89,8 @@ impl Random {
 /// libFuzzer's mutations on `bytes`, which may grow by up to `growth` bytes.
 pub type Mutate<'a> = &'a mut dyn FnMut(&mut Vec<u8>, usize);
 
-/// The body of a target's `fuzz_mutator!`: `change` gets the input, its limit, random numbers and libFuzzer's
-/// own mutations (`fuzzer_mutate`).
+/// The body of a target's `fuzz_mutator!`: `change` gets the input, its limit, random numbers and
+/// libFuzzer's own mutations (`fuzzer_mutate`).
 pub fn mutator(
     data: &mut [u8],
     size: usize,

@@ -5,7 +5,8 @@ use serde_json::Value;
 use crate::json::{STORAGE, mutate_json};
 use crate::{Mutate, Random};
 
-/// Mutates a safetensors file of at most `limit` bytes; one that cannot be taken apart is mutated as bytes.
+/// Mutates a safetensors file of at most `limit` bytes; one that cannot be taken apart is mutated
+/// as bytes.
 pub fn mutate_safetensors(
     file: &[u8],
     limit: usize,

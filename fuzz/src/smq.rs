@@ -29,7 +29,8 @@ struct Parts {
     statistics: Vec<u8>,
 }
 
-/// Mutates a .smq file of at most `limit` bytes; one that cannot be taken apart is mutated as bytes.
+/// Mutates a .smq file of at most `limit` bytes; one that cannot be taken apart is mutated as
+/// bytes.
 pub fn mutate_smq(
     file: &[u8],
     limit: usize,

@@ -13,11 +13,11 @@ pub enum ConvertError {
     /// The operating system refused.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The file that the system refused something of.
         path: PathBuf,
         /// What was being done, as an infinitive.
         action: &'static str,
-        /// The system's reason.
+        /// What the system says of it.
         source: std::io::Error,
     },
     /// The checkpoint cannot be read.
@@ -29,11 +29,11 @@ pub enum ConvertError {
         path.display()
     )]
     UnsupportedDtype {
-        /// The file.
+        /// The file that holds the tensor.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor in the checkpoint.
         tensor: String,
-        /// Its element type.
+        /// The element type that it has there.
         dtype: String,
     },
     /// A weight that is NaN or infinite.
@@ -43,15 +43,15 @@ pub enum ConvertError {
         path.display()
     )]
     NotFinite {
-        /// The file.
+        /// The file that holds the tensor.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor in the checkpoint.
         tensor: String,
-        /// Row, from 0.
+        /// Row of the element, from 0.
         row: usize,
-        /// Column, from 0.
+        /// Column of the element, from 0.
         column: usize,
-        /// The value.
+        /// The value, which is infinite or no number.
         value: f32,
     },
     /// A scale that the chosen format cannot hold.
@@ -61,49 +61,49 @@ pub enum ConvertError {
         path.display()
     )]
     ScaleOverflow {
-        /// The file.
+        /// The file that holds the tensor.
         path: PathBuf,
-        /// The tensor.
+        /// Name of the tensor in the checkpoint.
         tensor: String,
-        /// The scale.
+        /// The scale that its format has no code for.
         scale: f32,
     },
     /// config.json and the tensors disagree.
     #[error("{}: {problem}", path.display())]
     Config {
-        /// config.json.
+        /// Where config.json is.
         path: PathBuf,
-        /// What disagrees.
+        /// What it says that other files contradict.
         problem: String,
     },
     /// A directory that is written.
     #[error(transparent)]
     Directory(#[from] crate::directory::DirectoryError),
-    /// `--target` selects nothing.
+    /// No tensor of the checkpoint is selected by `--target`.
     #[error("--target {target} matches no 2-dimensional tensor of {}; its tensors are \
              {examples}", path.display())]
     NothingToQuantize {
-        /// The pattern.
+        /// The pattern as it was given.
         target: String,
-        /// The checkpoint.
+        /// The checkpoint that was looked through.
         path: PathBuf,
-        /// A few names.
+        /// A few names that are there, to make a pattern of.
         examples: String,
     },
-    /// An option's value.
+    /// An option has a value that is not allowed.
     #[error("{option} {value}: {rule}")]
     Option {
-        /// The option.
+        /// Name of the option, with its dashes.
         option: &'static str,
-        /// Its value.
+        /// The value that was given.
         value: String,
-        /// What is allowed.
+        /// What is allowed in its place.
         rule: String,
     },
     /// A file of sensitivities.
     #[error("{}: {problem}", path.display())]
     Sensitivity {
-        /// The file.
+        /// The file of the measured sensitivity.
         path: PathBuf,
         /// What is wrong, and what to do.
         problem: String,
@@ -137,15 +137,15 @@ pub enum ConvertError {
     /// The thread pool could not start.
     #[error("cannot start {jobs} threads: {reason}")]
     Threads {
-        /// How many.
+        /// How many threads were asked for.
         jobs: usize,
-        /// Why.
+        /// Why they could not be started.
         reason: String,
     },
     /// A .smq file that cannot be written in the form asked for.
     #[error("{}: {problem}", path.display())]
     Export {
-        /// The .smq file.
+        /// The .smq file that was to be exported.
         path: PathBuf,
         /// Why, and what to do.
         problem: String,
@@ -158,19 +158,19 @@ pub enum ConvertError {
         path.display()
     )]
     InexactScales {
-        /// The .smq file.
+        /// The .smq file that was to be exported.
         path: PathBuf,
         /// How many would change.
         inexact: u64,
-        /// Of how many.
+        /// How many scales there are in all.
         scales: u64,
-        /// The element type.
+        /// The element type that does not hold them.
         dtype: smq_format::Dtype,
         /// The tensor of the first that would change.
         tensor: String,
         /// The first that would change.
         scale: f32,
-        /// Largest relative error.
+        /// Largest relative error of a scale that would be rounded.
         max_relative_error: f64,
         /// Options that make scales which the form holds.
         remedy: &'static str,
@@ -184,7 +184,7 @@ pub enum ConvertError {
         found: String,
         /// What is supported, or needed.
         supported: String,
-        /// What to do.
+        /// What can be done about it.
         remedy: &'static str,
     },
     /// Interrupted by the user.

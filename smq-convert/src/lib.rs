@@ -13,9 +13,9 @@
 //! int4 already. A [`Target`] says which tensors are quantized, and a [`Method`] to what; the
 //! arithmetic is that of `spec/method.md`. [`convert()`] runs them into a file, [`dry_run`] says
 //! how large that would be, [`convert_auto`] chooses storage from measured errors, and
-//! [`convert_calibrated`] scales and integers by what the model does on a text.
-//! [`export()`] is the way back, [`synth()`] makes full-size checkpoints without trained weights,
-//! [`inspect`] is behind `smq-inspect`, and [`cli`] is what the command lines share.
+//! [`convert_calibrated`] scales and integers by what the model does on a text. [`export()`] is the
+//! way back, [`synth()`] makes full-size checkpoints without trained weights, [`inspect`] is behind
+//! `smq-inspect`, and [`cli`] and [`number`] are what the command lines share.
 //!
 //! ```no_run
 //! use smq_convert::{Checkpoint, ConvertOptions, Method, QuantizeOptions, Target, convert};
@@ -52,6 +52,7 @@ mod export;
 mod import;
 pub mod inspect;
 mod known;
+pub mod number;
 mod plan;
 mod products;
 mod quantize;

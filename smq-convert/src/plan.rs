@@ -32,12 +32,12 @@ pub struct Planned {
 /// The whole conversion, weights unread.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// One a tensor, in the checkpoint's order.
+    /// What becomes of each tensor, in the checkpoint's order.
     pub tensors: Vec<Planned>,
     /// Length of the file: exact unless a quantized tensor is all zero, the largest scale of an
-    /// int4 or lut4 one is outside 2^-68..2^22, where its bias has not two digits, or the mean absmax of an
-    /// NF4 one is under 0.0047, where the bits of its offset have not ten; then the index differs
-    /// by a byte or more a tensor.
+    /// int4 or lut4 one is outside 2^-68..2^22, where its bias has not two digits, or the mean
+    /// absmax of an NF4 one is under 0.0047, where the bits of its offset have not ten; then the
+    /// index differs by a byte or more a tensor.
     pub file_bytes: u64,
 }
 

@@ -26,7 +26,7 @@ fn fused() -> impl Iterator<Item = &'static [&'static str]> {
     known.chain(ELSEWHERE)
 }
 
-/// `q_proj` of `self_attn.q_proj`.
+/// The last part of a name, such as `q_proj` of `self_attn.q_proj`.
 fn last(name: &str) -> &str {
     name.rsplit('.').next().unwrap_or(name)
 }

@@ -11,7 +11,7 @@ use smq_model::{ModelConfig, Source, Tokenizer};
 use crate::error::ConvertError;
 use crate::source::Checkpoint;
 
-/// Tokens a window.
+/// Tokens of a window, each of which is a sequence of its own.
 const WINDOW: usize = 512;
 
 /// What to measure a finished file on.
@@ -33,7 +33,7 @@ pub type MeasureProgress<'a> = &'a (dyn Fn(usize, usize) -> bool + Sync);
 pub struct Measuring<'a> {
     /// What to measure on.
     pub options: &'a MeasureOptions,
-    /// Who is told.
+    /// Who is told how far it is, and may stop it.
     pub progress: MeasureProgress<'a>,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Prepared<'a> {
     base: Source,
     texts: Vec<Text>,
     progress: MeasureProgress<'a>,
-    /// Not left open.
+    /// The device that both models run on, which is no longer left open.
     device: Device,
 }
 

@@ -11,7 +11,7 @@ use crate::known::{self, implied};
 use crate::tensor::{PackedView, SourceTensor};
 use crate::unread::Readers;
 
-/// An open checkpoint.
+/// A checkpoint that is open for conversion.
 #[derive(Debug)]
 pub struct Checkpoint {
     files: smq_model::Checkpoint,

@@ -49,7 +49,7 @@ impl<'a> SourceHasher<'a> {
 struct FileHasher<'a> {
     bytes: &'a [u8],
     block_bytes: usize,
-    /// Of each block, once it is known.
+    /// The chaining value of each block, once it is known.
     blocks: Vec<OnceLock<ChainingValue>>,
 }
 

@@ -52,7 +52,7 @@ pub struct SynthOptions {
     pub layers: Option<u64>,
     /// Write into a directory that is not empty, replacing the checkpoint in it.
     pub force: bool,
-    /// Directory to create.
+    /// The directory to create and write into.
     pub out_dir: PathBuf,
 }
 
@@ -71,12 +71,12 @@ impl SynthOptions {
     }
 }
 
-/// What was written.
+/// What was written, and how long it took.
 #[derive(Debug, Clone)]
 pub struct SynthSummary {
     /// The `architectures` entry that was followed, such as `Phi3ForCausalLM`.
     pub architecture: &'static str,
-    /// Number of tensors.
+    /// How many tensors the shards hold.
     pub tensors: usize,
     /// Number of weights in all tensors.
     pub parameters: u64,

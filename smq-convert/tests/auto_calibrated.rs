@@ -144,8 +144,8 @@ fn outputs_decide_whatever_the_weights_are_scaled_by() {
     assert!(near < far, "{near} by outputs, {far} by weights");
 }
 
-/// On a model whose weights do not mislead, outputs choose no worse either. Which of two weights next
-/// to a midpoint is taken is chance, and moves such a figure by some percent.
+/// On a model whose weights do not mislead, outputs choose no worse either. Which of two weights
+/// next to a midpoint is taken is chance, and moves such a figure by some percent.
 #[test]
 fn the_file_is_as_near_as_by_weights() {
     let work = Workplace::new();

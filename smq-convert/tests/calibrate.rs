@@ -1,5 +1,5 @@
-//! Calibrated rounding on the bundled checkpoint: what it gains, that its bytes are the same however
-//! it is run, what is left behind, what is refused.
+//! Calibrated rounding on the bundled checkpoint: what it gains, that its bytes are the same
+//! however it is run, what is left behind, what is refused.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::fs;

@@ -484,7 +484,7 @@ fn the_command_line() {
         ),
         (
             vec!["--to", "compressed-tensors"],
-            "scales in bf16: all 26624 are exact",
+            "scales in bf16: all 26,624 are exact",
         ),
     ] {
         let (ok, text) = convert(&[&[smq, out, "--force"], args.as_slice()].concat());

@@ -1,5 +1,5 @@
-//! Nothing is lost and nothing is left: directories that are replaced, inputs that are written to or
-//! cut off, interrupts.
+//! Nothing is lost and nothing is left: directories that are replaced, inputs that are written to
+//! or cut off, interrupts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 #![cfg(unix)]
 
@@ -107,8 +107,8 @@ fn a_directory_in_the_way_of_a_file_costs_nothing() {
     assert_eq!(hidden(dir.path()), [""; 0]);
 }
 
-/// Kills an export at many points: the directory is the old one or the new one, and what is somebody
-/// else's is in it. The next run removes what the killed ones left.
+/// Kills an export at many points: the directory is the old one or the new one, and what is
+/// somebody else's is in it. The next run removes what the killed ones left.
 #[test]
 fn a_killed_export_leaves_the_old_directory_or_the_new_one() {
     const POINTS: u32 = 40;

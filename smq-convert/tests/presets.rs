@@ -138,11 +138,15 @@ fn the_list_needs_no_checkpoint_and_a_preset_goes_with_what_it_was_measured_with
     assert!(output.status.success());
     let list = String::from_utf8(output.stdout).unwrap();
     for row in [
-        "small          int4, E5M3 scales                all linear  --calibrate         4.08    0.135   -4.9 %",
-        "study-c4       int4, E5M5 scales                mlp         none                4.09    0.348   -6.3 %",
+        "small          int4, E5M3                all     yes   4.08    0.135   -4.9 %",
+        "study-c4       int4, E5M5                mlp     no    4.09    0.348   -6.3 %",
     ] {
         assert!(list.contains(row), "{list}");
     }
+    assert!(
+        list.lines().all(|line| line.chars().count() <= 80),
+        "{list}"
+    );
     let (source, text) = (fixture(), text());
     let said = refusal(&["--preset", "small", &source, "out.smq"]);
     assert!(

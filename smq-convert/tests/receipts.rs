@@ -171,7 +171,7 @@ fn output_errors_are_shown_in_every_form() {
         .unwrap();
     assert!(tensor_detail(tensor).contains("output error:"));
     let json = serde_json::to_value(&report).unwrap();
-    assert_eq!(json["report_version"], 1);
+    assert_eq!(json["report_version"], 2);
     assert_eq!(json["receipts"], serde_json::json!([]));
     assert_eq!(json["output_errors"]["tensors"], totals.tensors);
     assert!(!overview(&report).contains("measured"));

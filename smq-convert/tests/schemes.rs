@@ -239,7 +239,8 @@ fn options_of_int4_are_refused() {
     assert!(!Path::new(out).exists());
 }
 
-/// The options that a code book has are those of int4, and where its levels come from is in the file.
+/// The options that a code book has are those of int4, and where its levels come from is in the
+/// file.
 #[test]
 fn a_code_book_has_int4s_options() {
     let dir = TempDir::new().unwrap();

@@ -1,6 +1,7 @@
 //! LSB-first bit stream of fixed-width codes (`spec/format.md`, "Scale stream").
 //!
-//! Code `i` of width `w` occupies bits `[i*w, (i+1)*w)`, where bit `b` is bit `b % 8` of byte `b / 8`.
+//! Code `i` of width `w` occupies bits `[i*w, (i+1)*w)`, where bit `b` is bit `b % 8` of byte `b /
+//! 8`.
 
 /// Zero bytes that end every scale blob, so that a kernel may read two aligned u32 at any code.
 pub const STREAM_TAIL_BYTES: usize = 8;

@@ -25,13 +25,13 @@ use crate::scale::{EXPONENT_BITS, MAX_MANTISSA_BITS, MiniFloat, ScaleFormat};
 pub enum ScaleChoice {
     /// Exact f32 (config C3 of the study).
     F32,
-    /// IEEE half precision.
+    /// IEEE half precision, as GPTQ stores scales.
     F16,
     /// `sign | exponent | mantissa` of these widths; E5Mx has 5 exponent bits.
     Mini {
-        /// 2 to 8.
+        /// Exponent bits, 2 to 8.
         exponent_bits: u32,
-        /// 0 to 10.
+        /// Mantissa bits, 0 to 10; the leading one is not stored.
         mantissa_bits: u32,
     },
 }
@@ -174,7 +174,7 @@ impl<'de> Deserialize<'de> for ScaleChoice {
 pub struct MantissaBits(Option<u32>);
 
 impl MantissaBits {
-    /// Exact f32 scales.
+    /// No rounding at all: the scales stay exact, in f32.
     pub const EXACT: Self = Self(None);
 
     /// x of E5Mx; `None` over 10.
@@ -229,13 +229,13 @@ pub enum ScaleRule {
     Search,
     /// The element of largest magnitude maps to -8, through the scale's sign bit.
     Signed,
-    /// With calibration alone: of all scales near the group's largest weight, of both signs, the one
-    /// with the least squared error weighted by the squares of the inputs.
+    /// With calibration alone: of all scales near the group's largest weight, of both signs, the
+    /// one with the least squared error weighted by the squares of the inputs.
     Weighted,
 }
 
 impl ScaleRule {
-    /// Those that need nothing but the weights.
+    /// The rules that need nothing but the weights, and no calibration text.
     pub const OF_WEIGHTS: [Self; 4] = [Self::Reference, Self::Nearest, Self::Search, Self::Signed];
 }
 

@@ -10,25 +10,25 @@ pub enum Error {
     /// The operating system refused.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The file that the system refused something of.
         path: PathBuf,
         /// What was being done, as an infinitive.
         action: &'static str,
-        /// The system's reason.
+        /// What the system says of it.
         source: std::io::Error,
     },
     /// The file breaks the format.
     #[error("{}: {defect}", path.display())]
     Format {
-        /// The file.
+        /// The file that was read.
         path: PathBuf,
-        /// What is wrong.
+        /// The rule of the format that it breaks.
         defect: Defect,
     },
     /// The writer was asked for something the format cannot hold.
     #[error("{}: {defect}", path.display())]
     Write {
-        /// The target.
+        /// The file that was to be written.
         path: PathBuf,
         /// What cannot be written.
         defect: Defect,
@@ -39,9 +39,9 @@ pub enum Error {
     /// The target's directory is not there.
     #[error("{}: cannot create it: {} {problem}", path.display(), directory.display())]
     Directory {
-        /// The target.
+        /// The file that was to be created.
         path: PathBuf,
-        /// Its directory.
+        /// The directory that it was to be created in.
         directory: PathBuf,
         /// What is wrong with that, and what to do.
         problem: &'static str,
@@ -49,26 +49,32 @@ pub enum Error {
     /// The path names something that is not a regular file.
     #[error("{} is {kind}, not a regular file", path.display())]
     NotAFile {
-        /// The path.
+        /// The path as it was given.
         path: PathBuf,
         /// What it is instead.
         kind: &'static str,
     },
     /// A file that is read whole, and too long for it.
-    #[error("{} holds more than {limit} bytes, the limit of what is read whole; give a shorter file", path.display())]
+    #[error(
+        "{} holds more than {limit} bytes, the limit of what is read whole; give a shorter file",
+        path.display()
+    )]
     TooLong {
-        /// The file.
+        /// The file that is too long.
         path: PathBuf,
-        /// Most bytes.
+        /// The most bytes that are read of such a file.
         limit: u64,
     },
     /// An input that was written to, or replaced, while it was read.
-    #[error("{} was changed while it was read; run this again when nobody writes to it", .0.display())]
+    #[error(
+        "{} was changed while it was read; run this again when nobody writes to it",
+        .0.display()
+    )]
     Changed(PathBuf),
     /// An output that is one of the inputs.
     #[error("{}; choose another name for the output", is_input(path, input))]
     OutputIsInput {
-        /// The output.
+        /// The output as it was given.
         path: PathBuf,
         /// The input that it is.
         input: PathBuf,
@@ -114,7 +120,8 @@ pub enum Defect {
     #[error("not an .smq file: the first 8 bytes are {found}, expected 89 53 4d 51 0d 0a 1a 0a")]
     Magic { found: String },
     #[error(
-        "the header was damaged by a text-mode transfer (line endings were changed); copy the file again in binary mode"
+        "the header was damaged by a text-mode transfer (line endings were changed); copy the file \
+         again in binary mode"
     )]
     TextMode,
     #[error("header checksum does not match: the header is damaged")]
@@ -129,7 +136,11 @@ pub enum Defect {
         "incompatible feature bits {bits:#x} are set that this reader does not know; update smq"
     )]
     IncompatibleFeature { bits: u64 },
-    #[error("header gives a length of {expected_bytes} bytes but the file has {actual_bytes}: {}", if .actual_bytes < .expected_bytes { "it is truncated, copy it again" } else { "something was appended" })]
+    #[error(
+        "header gives a length of {expected_bytes} bytes but the file has {actual_bytes}: {}",
+        if .actual_bytes < .expected_bytes { "it is truncated, copy it again" }
+        else { "something was appended" }
+    )]
     FileLength {
         expected_bytes: u64,
         actual_bytes: u64,
@@ -162,7 +173,8 @@ pub enum Defect {
     #[error("index is not valid JSON of the expected form: {reason}")]
     IndexJson { reason: String },
     #[error(
-        "index is not canonical JSON (keys sorted, no white space, no unknown or duplicate keys): first difference at byte {offset}"
+        "index is not canonical JSON (keys sorted, no white space, no unknown or duplicate keys): \
+         first difference at byte {offset}"
     )]
     IndexNotCanonical { offset: usize },
     #[error("{what} name {name:?} is not allowed: {rule}")]
@@ -181,7 +193,10 @@ pub enum Defect {
     },
     #[error("tensor {tensor:?}: the number of elements overflows")]
     ElementOverflow { tensor: String },
-    #[error("tensor {tensor:?}: scheme {scheme:?} is unknown; this reader knows {}", SchemeKind::ALL.map(SchemeKind::name).join(", "))]
+    #[error(
+        "tensor {tensor:?}: scheme {scheme:?} is unknown; this reader knows {}",
+        SchemeKind::ALL.map(SchemeKind::name).join(", ")
+    )]
     UnknownScheme { tensor: String, scheme: String },
     #[error(
         "tensor {tensor:?}: scheme {scheme} needs a 2-dimensional shape, found {dims} dimensions"
@@ -221,7 +236,8 @@ pub enum Defect {
         expected: u64,
     },
     #[error(
-        "{owner}: offset {actual}, expected {expected} (blobs are in index order, 256-byte aligned, without gaps)"
+        "{owner}: offset {actual}, expected {expected} (blobs are in index order, 256-byte \
+         aligned, without gaps)"
     )]
     BlobOffset {
         owner: String,
@@ -264,7 +280,8 @@ pub enum Defect {
     #[error("statistics cannot be decoded: {reason}")]
     Statistics { reason: String },
     #[error(
-        "statistics do not fit the index: tensor {tensor:?} {problem} (the weights are not affected)"
+        "statistics do not fit the index: tensor {tensor:?} {problem} (the weights are not \
+         affected)"
     )]
     StatisticsMismatch { tensor: String, problem: String },
     #[error("statistics: {owner} {problem} (the weights are not affected)")]

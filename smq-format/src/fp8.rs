@@ -1,5 +1,5 @@
-//! FP8 E4M3FN: 1 sign, 4 exponent and 3 mantissa bits, largest value 448, no infinities, NaN where all the other
-//! bits are set (OCP 8-bit Floating Point Specification, 2023; `spec/format.md`).
+//! FP8 E4M3FN: 1 sign, 4 exponent and 3 mantissa bits, largest value 448, no infinities, NaN where
+//! all the other bits are set (OCP 8-bit Floating Point Specification, 2023; `spec/format.md`).
 
 /// The largest finite value.
 pub const MAX: f32 = 448.0;
@@ -33,11 +33,13 @@ pub const fn is_nan(code: u8) -> bool {
 
 /// The nearest code, half to even; magnitudes over [`MAX`] become it, and NaN becomes NaN.
 ///
-/// Always inlined and without branches, so that a caller compiled for a wider instruction set gets a wide loop.
+/// Always inlined and without branches, so that a caller compiled for a wider instruction set gets
+/// a wide loop.
 #[inline(always)]
 pub fn encode(v: f32) -> u8 {
     const SMALLEST_NORMAL: u32 = (127 - 6) << 23;
-    // 2^14's unit in the last place is 2^-9, the step of the subnormal codes: adding it rounds to that.
+    // 2^14's unit in the last place is 2^-9, the step of the subnormal codes: adding it rounds to
+    // that.
     const ROUND: f32 = 16384.0;
     let bits = v.to_bits();
     let sign = (bits >> 24) as u8 & 0x80;

@@ -31,20 +31,20 @@ pub const KNOWN_INCOMPATIBLE: u64 = 0;
 pub struct Section {
     /// Bytes from the start of the file.
     pub offset: u64,
-    /// Length in bytes.
+    /// Length of the section in bytes.
     pub length: u64,
     /// BLAKE3 of the bytes.
     pub hash: [u8; 32],
 }
 
-/// The decoded header.
+/// What the first 256 bytes of a file say, once they are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// Major and minor version.
     pub version: (u16, u16),
     /// Length of the whole file.
     pub file_bytes: u64,
-    /// The index.
+    /// Where the index is, which every file has.
     pub index: Section,
     /// The error statistics; all zero where the file has none.
     pub statistics: Section,
@@ -78,7 +78,8 @@ impl Header {
     /// Decodes and checks everything that needs no other byte of the file than its length.
     ///
     /// # Errors
-    /// The first rule broken, in this order: magic, checksum, version, reserved bytes, features, length.
+    /// The first rule broken, in this order: magic, checksum, version, reserved bytes, features,
+    /// length.
     pub fn decode(bytes: &[u8], actual_bytes: u64) -> Result<Self, Defect> {
         let Some(bytes) = bytes.first_chunk::<HEADER_BYTES>() else {
             return Err(Defect::ShorterThanHeader { actual_bytes });

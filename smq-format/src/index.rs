@@ -30,14 +30,14 @@ pub struct Index {
     pub tensors: Vec<TensorEntry>,
 }
 
-/// An embedded file.
+/// A file of the checkpoint, such as its tokenizer, that the .smq file holds as it was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileEntry {
     /// BLAKE3 of the contents.
     #[serde(with = "hex")]
     pub blake3: [u8; 32],
-    /// Length in bytes.
+    /// Length of the contents in bytes.
     pub length: u64,
     /// Plain file name, or one behind the name of one directory and a slash.
     pub name: String,
@@ -53,7 +53,7 @@ pub struct Provenance {
     pub parameters: BTreeMap<String, String>,
     /// Name and version of the program.
     pub producer: String,
-    /// The source files.
+    /// The files of the checkpoint that the tensors were made from.
     pub sources: Vec<SourceFile>,
 }
 
@@ -64,13 +64,13 @@ pub struct SourceFile {
     /// BLAKE3 of the file.
     #[serde(with = "hex")]
     pub blake3: [u8; 32],
-    /// Length in bytes.
+    /// Length of the file in bytes.
     pub length: u64,
-    /// Plain file name.
+    /// Plain file name, without a directory.
     pub name: String,
 }
 
-/// A tensor.
+/// What the index says of a tensor: its name, shape and scheme, and where its bytes are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
     /// Name in the checkpoint.
@@ -81,12 +81,12 @@ pub struct TensorEntry {
     pub source_dtype: Dtype,
     /// How it is stored.
     pub scheme: Scheme,
-    /// Its blobs, as [`Scheme::blob_lengths`] orders them.
+    /// The tensor's blobs, in the order of [`Scheme::blob_lengths`].
     pub blobs: Vec<Blob>,
 }
 
 impl TensorEntry {
-    /// Number of elements.
+    /// Number of elements, which is the product of the shape.
     pub fn elems(&self) -> usize {
         self.shape.iter().product()
     }
@@ -109,11 +109,11 @@ pub struct Blob {
     /// BLAKE3 of the bytes.
     #[serde(with = "hex")]
     pub blake3: [u8; 32],
-    /// Length in bytes.
+    /// Length of the blob in bytes, without the padding behind it.
     pub length: u64,
     /// Bytes from the start of the file.
     pub offset: u64,
-    /// What it holds.
+    /// What the blob holds of its tensor, such as codes or scales.
     pub role: Role,
 }
 
@@ -137,7 +137,7 @@ struct WireTensor {
 }
 
 impl Index {
-    /// Canonical JSON.
+    /// The index as canonical JSON, the only form that a reader accepts.
     pub fn encode(&self) -> Result<Vec<u8>, Defect> {
         let tensors = self.tensors.iter().map(|t| WireTensor {
             blobs: t.blobs.clone(),
@@ -159,9 +159,9 @@ impl Index {
     /// Parses and checks an index on its own; [`Index::check_layout`] checks it against the file.
     ///
     /// # Errors
-    /// The first rule broken: JSON, known keys and types, names, schemes and parameters, blob roles and
-    /// lengths, and last that the bytes are the canonical ones. A newer `minor` version may add keys,
-    /// which no 1.0 file has; until one is defined, unknown keys are refused.
+    /// The first rule broken: JSON, known keys and types, names, schemes and parameters, blob roles
+    /// and lengths, and last that the bytes are the canonical ones. A newer `minor` version may add
+    /// keys, which no 1.0 file has; until one is defined, unknown keys are refused.
     pub fn decode(bytes: &[u8]) -> Result<Self, Defect> {
         let wire: WireIndex = serde_json::from_slice(bytes).map_err(json_defect)?;
         let tensors = wire.tensors.into_iter().map(|t| {
@@ -277,7 +277,8 @@ impl Index {
     }
 }
 
-/// The next multiple of [`ALIGN_BYTES`] (saturating: a huge offset fails the bounds check that follows).
+/// The next multiple of [`ALIGN_BYTES`] (saturating: a huge offset fails the bounds check that
+/// follows).
 pub fn align(offset: u64) -> u64 {
     offset
         .checked_next_multiple_of(ALIGN_BYTES)

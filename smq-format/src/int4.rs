@@ -27,7 +27,8 @@ pub fn unpack(byte: u8) -> (i8, i8) {
     ((byte << 4) as i8 >> 4, byte as i8 >> 4)
 }
 
-/// Dequantizes one row: `out[c] = q[c] * scales[c / group]` in f32. `scales` holds the row's groups.
+/// Dequantizes one row: `out[c] = q[c] * scales[c / group]` in f32. `scales` holds the row's
+/// groups.
 pub fn dequantize_row(nibbles: &[u8], scales: &[f32], group: usize, out: &mut [f32]) {
     // Whole groups of an even length start at a byte, so each is a plain loop over bytes.
     if group.is_multiple_of(2) {

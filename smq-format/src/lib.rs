@@ -5,12 +5,12 @@
 //! ```
 //!
 //! This crate holds what every program needs that reads or writes one: the scale codec ([`scale`],
-//! [`bits`], [`int4`], [`lut4`], [`nf4`], [`fp8`]), the container ([`header`], [`index`], [`statistics`]),
-//! and [`SmqFile`] and [`SmqWriter`]. It also has the words that commands, files and tables have in
-//! common: [`ScaleChoice`], [`MantissaBits`], [`ScaleRule`], [`LevelChoice`], [`Family`],
-//! [`SchemeKind`] and [`Dtype`] are read and printed here alone. How weights are quantized is `smq-convert`'s
-//! business, how they run is `smq-engine`'s. The bytes are specified in `spec/format.md`, the
-//! arithmetic in `spec/method.md`.
+//! [`bits`], [`int4`], [`lut4`], [`nf4`], [`fp8`]), the container ([`header`], [`index`],
+//! [`statistics`]), and [`SmqFile`] and [`SmqWriter`]. It also has the words that commands, files
+//! and tables have in common: [`ScaleChoice`], [`MantissaBits`], [`ScaleRule`], [`LevelChoice`],
+//! [`Family`], [`SchemeKind`] and [`Dtype`] are read and printed here alone. How weights are
+//! quantized is `smq-convert`'s business, how they run is `smq-engine`'s. The bytes are specified
+//! in `spec/format.md`, the arithmetic in `spec/method.md`.
 //!
 //! ```
 //! use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, bits};

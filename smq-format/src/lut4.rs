@@ -51,7 +51,7 @@ impl Levels {
         Self(levels)
     }
 
-    /// The bytes, ascending.
+    /// The levels as the file stores them, in ascending order.
     #[must_use]
     pub const fn bytes(self) -> [i8; LEVELS] {
         self.0

@@ -25,7 +25,7 @@ pub(crate) fn file_at(address: usize) -> Option<PathBuf> {
     Some(map.2.clone())
 }
 
-/// A file's bytes.
+/// A file's bytes, mapped into memory.
 #[derive(Debug)]
 pub struct MappedFile {
     map: Mmap,
@@ -77,7 +77,7 @@ impl Drop for MappedFile {
 struct Stamp {
     bytes: u64,
     modified: Option<std::time::SystemTime>,
-    /// Device, inode.
+    /// Device and inode, which stay the same when a file is renamed.
     #[cfg(unix)]
     inode: (u64, u64),
     /// Seconds and nanoseconds of the metadata's change, which no program can set.

@@ -1,7 +1,9 @@
-//! NF4 with double quantization, as bitsandbytes 0.50.2 has it (Dettmers et al. 2023, QLoRA; `spec/format.md`).
+//! NF4 with double quantization, as bitsandbytes 0.50.2 has it (Dettmers et al. 2023, QLoRA;
+//! `spec/format.md`).
 //!
-//! Blocks run over the flattened row-major tensor. A block of [`BLOCK_ELEMS`] elements has an absmax, of which
-//! one byte is stored; [`NESTED_BLOCK_CODES`] of these share a nested absmax, and all of a tensor's one offset.
+//! Blocks run over the flattened row-major tensor. A block of [`BLOCK_ELEMS`] elements has an
+//! absmax, of which one byte is stored; [`NESTED_BLOCK_CODES`] of these share a nested absmax, and
+//! all of a tensor's one offset.
 
 /// Elements of a block, which share an absmax.
 pub const BLOCK_ELEMS: usize = 64;
@@ -30,12 +32,12 @@ pub const VALUES: [f32; 16] = of_bits([
     0x3f80_0000,
 ]);
 
-/// Midpoints of neighbouring [`VALUES`]: code `q` is the number of those below the normalized element, so that an
-/// element on a midpoint gets the lower code.
+/// Midpoints of neighbouring [`VALUES`]: code `q` is the number of those below the normalized
+/// element, so that an element on a midpoint gets the lower code.
 pub const MIDPOINTS: [f32; 15] = midpoints(&VALUES);
 
-/// The value of each absmax code, ascending: the signed dynamic map of Dettmers (2015), seven decades, each twice as
-/// finely divided as the one below, then 0 and 1.
+/// The value of each absmax code, ascending: the signed dynamic map of Dettmers (2015), seven
+/// decades, each twice as finely divided as the one below, then 0 and 1.
 pub const ABSMAX_VALUES: [f32; 256] = {
     let positive: [f32; 127] = of_bits(POSITIVE);
     let mut values = [0.0; 256];
@@ -52,8 +54,8 @@ pub const ABSMAX_VALUES: [f32; 256] = {
 /// Midpoints of neighbouring [`ABSMAX_VALUES`].
 pub const ABSMAX_MIDPOINTS: [f32; 255] = midpoints(&ABSMAX_VALUES);
 
-/// Bits of the map's values between 0 and 1, ascending. They are bitsandbytes', whose binary32 arithmetic the decimal
-/// formula does not give.
+/// Bits of the map's values between 0 and 1, ascending. They are bitsandbytes', whose binary32
+/// arithmetic the decimal formula does not give.
 #[rustfmt::skip]
 const POSITIVE: [u32; 127] = [
     0x3513a3b7, 0x365a1a94, 0x370205ff, 0x37b24206, 0x38378034, 0x388aefb3, 0x38ba1f4b, 0x3923d70b,
@@ -106,8 +108,8 @@ pub fn absmax(code: u8, nested: f32, offset: f32) -> f32 {
     ABSMAX_VALUES[usize::from(code)] * nested + offset
 }
 
-/// Packs codes below 16 two a byte, the even element in the high half, into `out`, of `ceil(codes / 2)` bytes; a last
-/// low half without an element gets [`ZERO_CODE`], as bitsandbytes pads.
+/// Packs codes below 16 two a byte, the even element in the high half, into `out`, of `ceil(codes /
+/// 2)` bytes; a last low half without an element gets [`ZERO_CODE`], as bitsandbytes pads.
 ///
 /// Always inlined, so that a caller compiled for a wider instruction set gets a wide loop.
 #[inline(always)]
@@ -121,7 +123,8 @@ pub fn pack(codes: &[u8], out: &mut [u8]) {
     }
 }
 
-/// Dequantizes the elements from `first` of the flattened tensor: `out[i] = value(q) * absmax[block]` in f32.
+/// Dequantizes the elements from `first` of the flattened tensor: `out[i] = value(q) *
+/// absmax[block]` in f32.
 ///
 /// `nibbles` are the whole tensor's; `absmax` starts with the block of element `first`.
 ///
@@ -188,7 +191,8 @@ mod tests {
                 let centre = (0.1 + 0.9 * (f64::from(part) + 0.5) / f64::from(parts))
                     * 10f64.powi(decade - 6);
                 let value = f64::from(ABSMAX_VALUES[code]);
-                // Four roundings in binary32 each cost at most 2^-24 of a value of up to 1, ten times the centre.
+                // Four roundings in binary32 each cost at most 2^-24 of a value of up to 1, ten
+                // times the centre.
                 assert!(
                     (value / centre - 1.0).abs() < 4.0 * 10.0 * 2f64.powi(-24),
                     "{code}"

@@ -24,7 +24,7 @@ pub struct Output {
 enum To {
     Stdout,
     Null(File),
-    /// Links followed.
+    /// A regular file, found by following links; it is replaced when the results are written.
     File {
         target: PathBuf,
         partial: Partial,

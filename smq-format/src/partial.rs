@@ -172,7 +172,7 @@ impl Scratch {
         Err(taken_away())
     }
 
-    /// Where it is.
+    /// Where the directory is, under its temporary name.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.temp.path()
@@ -331,8 +331,8 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
 
-    /// Whoever begins a directory removes what it takes for a leftover of the same target, which can
-    /// be a directory that another run has made and not locked yet. The other run must notice.
+    /// Whoever begins a directory removes what it takes for a leftover of the same target, which
+    /// can be a directory that another run has made and not locked yet. The other run must notice.
     #[test]
     fn a_directory_is_never_taken_from_a_run_that_has_it() {
         let dir = tempfile::tempdir().unwrap();

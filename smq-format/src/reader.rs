@@ -14,8 +14,8 @@ use crate::view::TensorView;
 
 /// An open, memory-mapped .smq file.
 ///
-/// The map is only as stable as the file: see `spec/format.md`, "Files that change". The writer never
-/// changes a file in place, so replacing one leaves open maps on the old bytes.
+/// The map is only as stable as the file: see `spec/format.md`, "Files that change". The writer
+/// never changes a file in place, so replacing one leaves open maps on the old bytes.
 #[derive(Debug)]
 pub struct SmqFile {
     path: PathBuf,
@@ -51,12 +51,12 @@ impl SmqFile {
         &self.path
     }
 
-    /// The header.
+    /// The header, which was checked when the file was opened.
     pub fn header(&self) -> &Header {
         &self.header
     }
 
-    /// The index.
+    /// The index, which was checked against the header and the length of the file.
     pub fn index(&self) -> &Index {
         &self.index
     }
@@ -85,8 +85,8 @@ impl SmqFile {
     /// The error statistics; `None` where the file carries none.
     ///
     /// # Errors
-    /// A damaged section, or one that does not fit the index ([`Statistics::check`]). The weights are not
-    /// affected.
+    /// A damaged section, or one that does not fit the index ([`Statistics::check`]). The weights
+    /// are not affected.
     pub fn statistics(&self) -> Result<Option<Statistics>, Error> {
         let section = &self.header.statistics;
         if section.length == 0 {
@@ -99,12 +99,12 @@ impl SmqFile {
             .map_err(Error::format(&self.path))
     }
 
-    /// Recomputes every hash and checks every scale code, unused bit and statistics record; `progress` gets
-    /// bytes as they are done.
+    /// Recomputes every hash and checks every scale code, unused bit and statistics record;
+    /// `progress` gets bytes as they are done.
     ///
-    /// Returns all that is wrong, in file order; an empty list means that the mapped bytes were what was
-    /// written while this read them. It cannot speak for a later change in place (`spec/format.md`, "Files that
-    /// change").
+    /// Returns all that is wrong, in file order; an empty list means that the mapped bytes were
+    /// what was written while this read them. It cannot speak for a later change in place
+    /// (`spec/format.md`, "Files that change").
     pub fn verify(&self, progress: impl Fn(u64) + Sync) -> Vec<Defect> {
         let files = self.index.files.iter().map(|f| {
             let owner = format!("file {:?}", f.name);

@@ -1,4 +1,5 @@
-//! The scale formats: `sign | exponent(E) | mantissa(x)` codes with a bias for each tensor, f16 and f32.
+//! The scale formats: `sign | exponent(E) | mantissa(x)` codes with a bias for each tensor, f16 and
+//! f32.
 //!
 //! A code `c` with exponent field `f = (c >> x) & (2^E - 1)` and mantissa `m = c & (2^x - 1)` means
 //!
@@ -27,7 +28,8 @@ pub enum Zero {
     Nearest,
 }
 
-/// Rounds a finite `s` to `mantissa_bits` bits of mantissa, half to even with carry into the exponent.
+/// Rounds a finite `s` to `mantissa_bits` bits of mantissa, half to even with carry into the
+/// exponent.
 ///
 /// The exponent is the f32's own. The sign is kept, and a subnormal becomes zero.
 #[inline]
@@ -71,8 +73,8 @@ pub struct Encoded {
 }
 
 impl MiniFloat {
-    /// `exponent_bits` in 2..=8, `mantissa_bits` in 0..=10, and a bias that keeps the largest code a
-    /// normal f32; `None` otherwise.
+    /// `exponent_bits` in 2..=8, `mantissa_bits` in 0..=10, and a bias that keeps the largest code
+    /// a normal f32; `None` otherwise.
     pub fn new(exponent_bits: u32, mantissa_bits: u32, bias: i16) -> Option<Self> {
         let widths_ok =
             EXPONENT_BITS.contains(&exponent_bits) && mantissa_bits <= MAX_MANTISSA_BITS;
@@ -89,8 +91,9 @@ impl MiniFloat {
         max_field - 127..=max_field + 126
     }
 
-    /// The format whose largest exponent field is the exponent of `largest`, the tensor's largest scale
-    /// after rounding; where that is zero, bias 0, or the smallest allowed where that is more (E = 8: 128).
+    /// The format whose largest exponent field is the exponent of `largest`, the tensor's largest
+    /// scale after rounding; where that is zero, bias 0, or the smallest allowed where that is more
+    /// (E = 8: 128).
     pub fn for_largest(exponent_bits: u32, mantissa_bits: u32, largest: f32) -> Option<Self> {
         let max_field = (1i16 << exponent_bits.min(8)) - 1;
         let bias = match largest.abs() {
@@ -137,9 +140,9 @@ impl MiniFloat {
 
     /// Encodes a value already rounded by [`round_mantissa`] to this mantissa.
     ///
-    /// A value under the window becomes zero or the smallest code, whichever is nearer (the smallest at
-    /// the midpoint). One over it becomes the largest code, which a bias from [`Self::for_largest`]
-    /// rules out.
+    /// A value under the window becomes zero or the smallest code, whichever is nearer (the
+    /// smallest at the midpoint). One over it becomes the largest code, which a bias from
+    /// [`Self::for_largest`] rules out.
     #[inline]
     pub fn encode(self, rounded: f32) -> Encoded {
         let magnitude = rounded.abs();
@@ -196,11 +199,11 @@ fn exponent(v: f32) -> i32 {
 /// How the scales of an int4 or lut4 tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ScaleFormat {
-    /// `int4-e5mx`, `lut4-e5mx`.
+    /// Codes of a small float, packed without gaps: `int4-e5mx` and `lut4-e5mx`.
     Mini(MiniFloat),
     /// `int4-f16`, `lut4-f16`: IEEE half precision.
     F16,
-    /// `int4-f32`, `lut4-f32`: exact.
+    /// Single precision, which rounds nothing: `int4-f32` and `lut4-f32`.
     F32,
 }
 

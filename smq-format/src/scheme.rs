@@ -18,11 +18,11 @@ pub const MAX_OFFSET_BITS: u32 = 0x7f7f_ffff;
 /// Element type of a `raw` tensor, and of a tensor's source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
-    /// bfloat16.
+    /// bfloat16: the upper half of an f32.
     Bf16,
-    /// IEEE half precision.
+    /// IEEE half precision, with 5 exponent and 10 mantissa bits.
     F16,
-    /// IEEE single precision.
+    /// IEEE single precision, with 8 exponent and 23 mantissa bits.
     F32,
 }
 
@@ -45,11 +45,13 @@ names!(Dtype {
 /// What a blob of a tensor holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Elements of a `raw` tensor, row-major, little-endian; codes of an `fp8-e4m3` one, `[out, in]` bytes.
+    /// Elements of a `raw` tensor, row-major, little-endian; codes of an `fp8-e4m3` one, `[out,
+    /// in]` bytes.
     Data,
     /// int4, lut4: row-major, `[out, ceil(in / 2)]` bytes; `nf4-dq`: `ceil(out * in / 2)` bytes.
     Nibbles,
-    /// int4, lut4: the scale stream, row-major `[out, ceil(in / group)]` codes; `fp8-e4m3`: `[out]` f32.
+    /// int4, lut4: the scale stream, row-major `[out, ceil(in / group)]` codes; `fp8-e4m3`: `[out]`
+    /// f32.
     Scales,
     /// `nf4-dq`: one code a block of 64 elements, `[ceil(out * in / 64)]` bytes.
     Absmax,
@@ -68,7 +70,7 @@ names!(Role {
 /// A [`Scheme`] without its parameters: what the index calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SchemeKind {
-    /// [`Scheme::Raw`].
+    /// [`Scheme::Raw`], whose elements are stored as they were.
     Raw,
     /// [`Scheme::Int4`] with scales of [`ScaleFormat::Mini`], whatever the widths.
     Int4Mini,
@@ -82,9 +84,9 @@ pub enum SchemeKind {
     Lut4F16,
     /// [`Scheme::Lut4`] with f32 scales.
     Lut4F32,
-    /// [`Scheme::Nf4`].
+    /// [`Scheme::Nf4`], as bitsandbytes has it.
     Nf4,
-    /// [`Scheme::Fp8`].
+    /// [`Scheme::Fp8`], with a scale for each row.
     Fp8,
 }
 
@@ -185,7 +187,7 @@ impl Scheme {
         }
     }
 
-    /// [`SchemeKind::name`].
+    /// The name that the index has for it, [`SchemeKind::name`].
     pub fn name(self) -> &'static str {
         self.kind().name()
     }
@@ -195,8 +197,9 @@ impl Scheme {
         self.kind().family().is_some()
     }
 
-    /// Elements of a row of `columns` that error figures are taken over (`spec/method.md`, "Statistics"): an int4
-    /// or lut4 group, 64 for `nf4-dq`, a whole row for `fp8-e4m3`; `None` for `raw`.
+    /// Elements of a row of `columns` that error figures are taken over (`spec/method.md`,
+    /// "Statistics"): an int4 or lut4 group, 64 for `nf4-dq`, a whole row for `fp8-e4m3`; `None`
+    /// for `raw`.
     pub fn group(self, columns: usize) -> Option<usize> {
         match self {
             Scheme::Raw(_) => None,

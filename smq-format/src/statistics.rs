@@ -24,7 +24,7 @@ pub const MAX_RECEIPTS: usize = 64;
 /// Statistics of every quantized tensor, in index order, and of the model.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Statistics {
-    /// One record a quantized tensor.
+    /// The records of the quantized tensors, in index order.
     pub tensors: Vec<TensorStatistics>,
     /// How far the model is from the one that was not quantized, a text each.
     pub receipts: Vec<Receipt>,
@@ -39,7 +39,7 @@ pub struct Receipt {
     pub text: String,
     /// BLAKE3 of the whole text.
     pub blake3: [u8; 32],
-    /// Tokens a window.
+    /// Tokens of a window, each of which is a sequence of its own.
     pub window: u64,
     /// Tokens whose prediction was compared.
     pub tokens_scored: u64,
@@ -47,9 +47,9 @@ pub struct Receipt {
     pub mean_kl: f64,
     /// Standard error of that mean.
     pub kl_stderr: f64,
-    /// Of the model.
+    /// Perplexity of the model in the file.
     pub perplexity: f64,
-    /// Of the model that was not quantized.
+    /// Perplexity of the model that was not quantized.
     pub base_perplexity: f64,
     /// Share of the tokens where both models' most likely one is the same.
     pub top1_agreement: f64,
@@ -70,12 +70,13 @@ pub struct TensorStatistics {
     pub clipped: u64,
     /// The tensor as stored.
     pub stored: ErrorSummary,
-    /// The same quantizer with exact f32 scales (`nf4-dq`: absmax values), so that the difference is the scale format's cost.
+    /// The same quantizer with exact f32 scales (`nf4-dq`: absmax values), so that the difference
+    /// is the scale format's cost.
     pub exact: ErrorSummary,
     /// Exponent (floor of log2 of the magnitude) that `exponent_counts[0]` counts.
     pub first_exponent: i16,
-    /// Non-zero stored scales by exponent: [`EXPONENT_BUCKETS`] counts that ascend from `first_exponent`
-    /// to the largest exponent present; the first also counts every smaller one.
+    /// Non-zero stored scales by exponent: [`EXPONENT_BUCKETS`] counts that ascend from
+    /// `first_exponent` to the largest exponent present; the first also counts every smaller one.
     pub exponent_counts: Vec<u64>,
     /// Rows a block; the last block may have fewer.
     pub block_rows: u64,
@@ -86,13 +87,13 @@ pub struct TensorStatistics {
     pub output: Option<OutputError>,
 }
 
-/// Squared errors of a tensor's outputs on the calibration data, against what the unquantized tensor
-/// gives in the unquantized model, over the squares of that: `|V y - W x|^2 / |W x|^2`.
+/// Squared errors of a tensor's outputs on the calibration data, against what the unquantized
+/// tensor gives in the unquantized model, over the squares of that: `|V y - W x|^2 / |W x|^2`.
 #[derive(Debug, Clone, Copy, PartialEq, SchemaRead, SchemaWrite)]
 pub struct OutputError {
-    /// By rounding to nearest.
+    /// The error of rounding to nearest.
     pub rounded: f64,
-    /// As stored.
+    /// The error of the codes and scales that the file holds.
     pub stored: f64,
     /// Rounding to nearest is what is stored, since calibration did no better.
     pub is_rounded: bool,
@@ -119,7 +120,8 @@ pub struct ErrorSummary {
 pub const PERCENTILES_PER_MILLE: [u32; 4] = [500, 900, 990, 999];
 
 impl ErrorSummary {
-    /// Signal to quantization-noise ratio of the whole tensor in dB; infinite where there is no error.
+    /// Signal to quantization-noise ratio of the whole tensor in dB; infinite where there is no
+    /// error.
     pub fn sqnr_db(&self) -> f64 {
         if self.squared_error == 0.0 {
             return f64::INFINITY;

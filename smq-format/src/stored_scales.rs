@@ -14,7 +14,7 @@ pub struct Scales<'a> {
     pub stream: &'a [u8],
     /// Format of a code.
     pub format: ScaleFormat,
-    /// Number of codes.
+    /// Number of codes in the stream, one for each group.
     pub count: usize,
     pub(crate) tensor: &'a str,
 }
@@ -84,7 +84,7 @@ pub struct Nf4Scales<'a> {
     pub absmax: &'a [u8],
     /// Little-endian f32, one for 256 codes, `[ceil(blocks / 256)]`.
     pub nested_absmax: &'a [u8],
-    /// Added to each.
+    /// What is added to each dequantized absmax: the mean that was taken off before.
     pub offset: f32,
     pub(crate) tensor: &'a str,
 }
@@ -138,10 +138,10 @@ impl Nf4Scales<'_> {
     }
 }
 
-/// One f32 scale a row.
+/// The scales of an FP8 tensor: an f32 for each row.
 #[derive(Debug, Clone, Copy)]
 pub struct RowScales<'a> {
-    /// Little-endian, `[out]`.
+    /// The scales as little-endian f32, `[out]`.
     pub bytes: &'a [u8],
     pub(crate) tensor: &'a str,
 }

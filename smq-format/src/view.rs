@@ -22,7 +22,7 @@ pub struct TensorView<'a> {
 pub enum TensorData<'a> {
     /// Elements as they are.
     Raw {
-        /// Element type.
+        /// Type of the elements, which is that of the checkpoint.
         dtype: Dtype,
         /// Row-major little-endian elements; the map aligns them to 256 bytes.
         bytes: &'a [u8],
@@ -33,7 +33,7 @@ pub enum TensorData<'a> {
         nibbles: &'a [u8],
         /// Row-major `[out, ceil(in / group)]` scales.
         scales: Scales<'a>,
-        /// Elements a group.
+        /// Consecutive elements of a row that share a scale.
         group: usize,
     },
     /// Indices into a code book, and scales, of a `[out, in]` matrix.
@@ -42,9 +42,9 @@ pub enum TensorData<'a> {
         nibbles: &'a [u8],
         /// Row-major `[out, ceil(in / group)]` scales.
         scales: Scales<'a>,
-        /// Elements a group.
+        /// Consecutive elements of a row that share a scale.
         group: usize,
-        /// The code book.
+        /// The code book: the level that each index of four bits stands for.
         levels: Levels,
     },
     /// NF4 of a `[out, in]` matrix, in blocks of 64 elements of the flattened tensor.
@@ -58,7 +58,7 @@ pub enum TensorData<'a> {
     Fp8 {
         /// Row-major `[out, in]` codes.
         codes: &'a [u8],
-        /// One a row, `[out]`.
+        /// The scale of each row, `[out]`.
         scales: RowScales<'a>,
     },
 }
@@ -117,7 +117,7 @@ impl<'a> TensorView<'a> {
         &self.entry.name
     }
 
-    /// Row-major shape.
+    /// Row-major shape, `[out, in]` for a linear layer.
     pub fn shape(&self) -> &'a [usize] {
         &self.entry.shape
     }
@@ -127,12 +127,12 @@ impl<'a> TensorView<'a> {
         self.entry.scheme
     }
 
-    /// The index entry.
+    /// What the index says of the tensor.
     pub fn entry(&self) -> &'a TensorEntry {
         self.entry
     }
 
-    /// The bytes.
+    /// The bytes of the tensor, by what they are.
     pub fn data(&self) -> TensorData<'a> {
         self.data
     }
@@ -275,7 +275,8 @@ impl<'a> TensorView<'a> {
     }
 }
 
-/// Rows of `columns` elements, two a byte, with a scale a group, each dequantized by `dequantize_row`.
+/// Rows of `columns` elements, two a byte, with a scale a group, each dequantized by
+/// `dequantize_row`.
 fn grouped_rows(
     columns: usize,
     nibbles: &[u8],

@@ -38,7 +38,7 @@ pub struct Sealed {
     hashes: Vec<[u8; 32]>,
 }
 
-/// What [`SmqWriter::finish`] wrote.
+/// What [`SmqWriter::finish`] wrote, and how long it took to reach the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Written {
     /// Length of the file.
@@ -50,12 +50,13 @@ pub struct Written {
 impl SmqWriter {
     /// Starts a file that will be called `target`.
     ///
-    /// A symbolic link to a file is followed: with `overwrite` that file is replaced, and the link stays. One that
-    /// leads nowhere is refused, since whether it or its target was meant cannot be known.
+    /// A symbolic link to a file is followed: with `overwrite` that file is replaced, and the link
+    /// stays. One that leads nowhere is refused, since whether it or its target was meant cannot be
+    /// known.
     ///
     /// # Errors
-    /// [`Error::Exists`] unless `overwrite`; [`Error::NotAFile`]; [`Error::Directory`]; [`Error::Io`] where the
-    /// directory cannot be written.
+    /// [`Error::Exists`] unless `overwrite`; [`Error::NotAFile`]; [`Error::Directory`];
+    /// [`Error::Io`] where the directory cannot be written.
     pub fn create(target: &Path, overwrite: bool) -> Result<Self, Error> {
         let target = match std::fs::metadata(target) {
             Ok(metadata) => {
@@ -254,7 +255,8 @@ impl SmqWriter {
     ///
     /// # Errors
     /// [`Error::Write`] for names the format refuses and statistics that do not fit the tensors;
-    /// [`Error::Exists`] where the target appeared meanwhile; [`Error::Io`]. In every case the target is as it was.
+    /// [`Error::Exists`] where the target appeared meanwhile; [`Error::Io`]. In every case the
+    /// target is as it was.
     pub fn finish(
         mut self,
         provenance: Provenance,
@@ -265,8 +267,9 @@ impl SmqWriter {
         self.persist()
     }
 
-    /// As [`SmqWriter::finish`], with statistics that `measure` makes of the file: it is given the temporary
-    /// file's path, where all but the statistics is complete and can be opened, and must let go of it.
+    /// As [`SmqWriter::finish`], with statistics that `measure` makes of the file: it is given the
+    /// temporary file's path, where all but the statistics is complete and can be opened, and must
+    /// let go of it.
     ///
     /// # Errors
     /// As [`SmqWriter::finish`], and whatever `measure` returns.
@@ -376,8 +379,8 @@ impl SmqWriter {
     }
 }
 
-/// Removes the statistics in place: rewrites the header, then truncates. Weights and index stay as they
-/// are. Does nothing where there are none.
+/// Removes the statistics in place: rewrites the header, then truncates. Weights and index stay as
+/// they are. Does nothing where there are none.
 ///
 /// # Errors
 /// Whatever [`SmqFile::open`] refuses; [`Error::Io`].

@@ -21,7 +21,7 @@ pub use tensors::{Shard, StoredTensor, natural};
 pub use weights::SHARD_INDEX;
 use weights::{Weights, enumerate};
 
-/// An open checkpoint.
+/// An open checkpoint: its weights mapped, its other files found but not yet read.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,

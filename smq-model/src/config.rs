@@ -35,15 +35,15 @@ const MAX_POSITIONS: usize = 1 << 30;
 /// What a config.json says, with Hugging Face's meaning: the numbers of a decoder that can be run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// Which family.
+    /// Which family the model is of, and so what its layers compute.
     pub architecture: &'static Architecture,
     /// Width of the residual stream, elements.
     pub hidden: usize,
     /// Width of the MLP's inner activation, elements.
     pub intermediate: usize,
-    /// Decoder layers.
+    /// Number of decoder layers.
     pub layers: usize,
-    /// Query heads.
+    /// Query heads of a layer; several may share a key.
     pub heads: usize,
     /// Key and value heads; `heads / kv_heads` queries share one (GQA).
     pub kv_heads: usize,
@@ -55,9 +55,9 @@ pub struct ModelConfig {
     pub biases: Biases<bool>,
     /// Between the MLP's products.
     pub activation: Activation,
-    /// RMSNorm's epsilon.
+    /// What RMSNorm adds to the mean square, so that it divides by no zero.
     pub rms_norm_eps: f32,
-    /// Longest sequence, tokens.
+    /// Tokens of the longest sequence that the model was made for.
     pub max_positions: usize,
     /// How far back a layer sees.
     pub windows: Windows,
@@ -69,7 +69,7 @@ pub struct ModelConfig {
     pub rotations: Rotations,
     /// Factors along the way.
     pub multipliers: Multipliers,
-    /// Soft caps.
+    /// The caps of scores and logits; absent ones change nothing.
     pub soft_caps: SoftCaps,
     /// What was ignored or decided, as transformers does, where config.json or the tensors say two
     /// things: a sentence each.
@@ -241,15 +241,15 @@ impl ConfigFile {
         self.config.tables = match (tied, has(embedding), has(head)) {
             (true, true, true) => {
                 self.config.notes.push(format!(
-                    "config.json's tie_word_embeddings is true, but there is a {head} beside {embedding}: it is used \
-                     as the head, as in transformers"
+                    "config.json's tie_word_embeddings is true, but there is a {head} beside \
+                     {embedding}: it is used as the head, as in transformers"
                 ));
                 Tables::Both
             }
             (true, false, true) => {
                 self.config.notes.push(format!(
-                    "there is no {embedding}: {head} is the embedding too, since config.json's tie_word_embeddings is \
-                     true"
+                    "there is no {embedding}: {head} is the embedding too, since config.json's \
+                     tie_word_embeddings is true"
                 ));
                 Tables::Head
             }
@@ -265,8 +265,9 @@ impl ConfigFile {
                 return Err(Error::tensor(
                     head,
                     format!(
-                        "is absent, and config.json's tie_word_embeddings {flag}, so that {embedding} is not the head \
-                         too; the checkpoint is incomplete, or that key should be true"
+                        "is absent, and config.json's tie_word_embeddings {flag}, so that \
+                         {embedding} is not the head too; the checkpoint is incomplete, or that \
+                         key should be true"
                     ),
                 ));
             }
@@ -276,21 +277,23 @@ impl ConfigFile {
         if unread > 0 {
             let layers = self.config.layers;
             self.config.notes.push(format!(
-                "config.json's num_hidden_layers is {layers}, but there are weights of {unread} more: they are not \
-                 used, as in transformers; if the model has {} layers, that key is wrong",
+                "config.json's num_hidden_layers is {layers}, but there are weights of {unread} \
+                 more: they are not used, as in transformers; if the model has {} layers, that key \
+                 is wrong",
                 layers + unread
             ));
         }
         Ok(self)
     }
 
-    /// The model's family.
+    /// The family that config.json says the model is of.
     #[must_use]
     pub fn architecture(&self) -> &'static Architecture {
         self.config.architecture
     }
 
-    /// As [`ModelConfig::tensors`].
+    /// The tensors that a checkpoint of this config must hold, as [`ModelConfig::tensors`] lists
+    /// them.
     #[must_use]
     pub fn tensors(&self) -> Vec<TensorSpec> {
         self.config.tensors()
@@ -316,7 +319,7 @@ impl ConfigFile {
         })
     }
 
-    /// As [`ModelConfig::notes`].
+    /// What was decided where config.json leaves a choice, as [`ModelConfig::notes`] has it.
     #[must_use]
     pub fn notes(&self) -> &[String] {
         &self.config.notes
@@ -475,8 +478,8 @@ fn check_dimensions(c: &ModelConfig) -> Read<()> {
     for tensor in one_layer.tensors() {
         if let Some(dim) = tensor.shape.iter().find(|dim| **dim > MAX_DIM_ELEMS) {
             return Err(format!(
-                "{} {:?} has a dimension of {dim} elements, over the limit of {MAX_DIM_ELEMS} elements; check the \
-                 config's sizes",
+                "{} {:?} has a dimension of {dim} elements, over the limit of {MAX_DIM_ELEMS} \
+                 elements; check the config's sizes",
                 tensor.name, tensor.shape
             ));
         }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// The library's result.
+/// What a function of this library gives back: a value, or an [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Why a checkpoint or a .smq file cannot be read as a model: one lower-case sentence each.
@@ -12,11 +12,11 @@ pub enum Error {
     /// The operating system refused.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The file that the system refused something of.
         path: PathBuf,
         /// What was being done, as an infinitive.
         action: &'static str,
-        /// The system's reason.
+        /// What the system says of it.
         source: std::io::Error,
     },
     /// The container is damaged or is not a .smq file.
@@ -25,7 +25,7 @@ pub enum Error {
     /// A directory without weights.
     #[error("{}: {problem}", dir.display())]
     NoWeights {
-        /// The directory.
+        /// The directory that was opened.
         dir: PathBuf,
         /// What it holds instead, and what to do.
         problem: String,
@@ -33,29 +33,30 @@ pub enum Error {
     /// The shard index lists a file that is not there.
     #[error(
         "{}: shard {shard} is missing, though {index} lists it; download it again, or remove \
-         {index} and rename the file that holds the whole model, if there is one, to model.safetensors",
+         {index} and rename the file that holds the whole model, if there is one, to \
+         model.safetensors",
         dir.display()
     )]
     MissingShard {
-        /// The checkpoint.
+        /// The directory of the checkpoint.
         dir: PathBuf,
-        /// The file.
+        /// The file that is not there.
         shard: String,
-        /// The index's name.
+        /// Name of the shard index that lists it.
         index: String,
     },
     /// The shard index and the shards disagree.
     #[error("{}: {problem}", path.display())]
     ShardIndex {
-        /// The shard index.
+        /// The shard index, which was read.
         path: PathBuf,
-        /// What disagrees.
+        /// What it says, and what the shards have in its place.
         problem: String,
     },
     /// A file that is not safetensors, or a damaged one.
     #[error("{}: not a complete safetensors file: {reason}; download it again", path.display())]
     Safetensors {
-        /// The file.
+        /// The file that was read.
         path: PathBuf,
         /// What the parser found.
         reason: String,
@@ -91,7 +92,7 @@ pub enum Error {
     /// A tensor is absent or does not fit the configuration.
     #[error("tensor {name}: {message}")]
     Tensor {
-        /// The tensor's name.
+        /// Name of the tensor in the checkpoint.
         name: String,
         /// What is wrong and what was expected.
         message: String,
@@ -128,7 +129,7 @@ impl Error {
         }
     }
 
-    /// [`Error::Model`].
+    /// An [`Error::Model`], of a path and a message that names what was expected.
     pub fn model(path: impl Into<PathBuf>, message: impl Into<String>) -> Self {
         Self::Model {
             path: path.into(),
@@ -136,7 +137,7 @@ impl Error {
         }
     }
 
-    /// [`Error::File`].
+    /// An [`Error::File`], of a place and what is wrong there.
     pub fn file(file: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::File {
             file: file.into(),
@@ -152,7 +153,7 @@ impl Error {
         }
     }
 
-    /// [`Error::Tensor`].
+    /// An [`Error::Tensor`], of a name and a message that names what was expected.
     pub fn tensor(name: &str, message: impl Into<String>) -> Self {
         Self::Tensor {
             name: name.to_owned(),

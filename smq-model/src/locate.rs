@@ -106,9 +106,9 @@ pub(crate) fn refuse_other_files(path: &Path) -> Result<()> {
 pub(crate) fn dequantize_gguf(dir: &str, name: &str) -> String {
     format!(
         "dequantize it first, with transformers, accelerate and gguf from the Python package \
-         index: python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T, \
-         GgufConfig as G; a, k = ['{dir}'], {{'gguf_file': '{name}'}}; M.from_pretrained(*a, **k, \
-         quantization_config=G(dequantize=True)).save_pretrained('dequantized'); \
+         index: python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as \
+         T, GgufConfig as G; a, k = ['{dir}'], {{'gguf_file': '{name}'}}; M.from_pretrained(*a, \
+         **k, quantization_config=G(dequantize=True)).save_pretrained('dequantized'); \
          T.from_pretrained(*a, **k).save_pretrained('dequantized')\", and give the directory \
          dequantized"
     )
@@ -160,7 +160,7 @@ impl Kind {
         })
     }
 
-    /// `is ...`.
+    /// What the path is in place of a checkpoint, as the end of a sentence.
     fn says(self, path: &Path) -> &'static str {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         match self {

@@ -9,11 +9,11 @@ use crate::config::ModelConfig;
 /// A tensor that a config implies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// Name.
+    /// Name of the tensor in the checkpoint.
     pub name: String,
     /// Row-major shape: `[out, in]` of a matrix, one dimension of a norm or a bias.
     pub shape: Vec<usize>,
-    /// What it does.
+    /// What the tensor does in the model.
     pub role: Role,
     /// The layer that it is part of; `None` outside of them.
     pub layer: Option<usize>,
@@ -43,11 +43,11 @@ pub enum Role {
 /// A matrix of a checkpoint: its name and shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedMatrix {
-    /// The tensor's name.
+    /// Name of the tensor in the checkpoint.
     pub name: String,
-    /// Output features.
+    /// Output features, each a row.
     pub rows: usize,
-    /// Input features.
+    /// Input features, each a column.
     pub cols: usize,
     /// The name of its bias, `[rows]`, where it has one.
     pub bias: Option<String>,
@@ -59,13 +59,13 @@ pub struct NamedMatrix {
 pub struct LayerNames {
     /// Weights of the norms, `[hidden]` each.
     pub norms: LayerNorms,
-    /// Queries, keys, values.
+    /// Queries, keys and values: three matrices, or one that has the rows of all.
     pub qkv: Vec<NamedMatrix>,
     /// Weights of the norms of queries and of keys.
     pub qk_norm: Option<[NamedVector; 2]>,
     /// The attention's output projection.
     pub o: NamedMatrix,
-    /// Gate, up.
+    /// Gate and up: two matrices, or one that has the rows of both.
     pub gate_up: Vec<NamedMatrix>,
     /// The MLP's output projection.
     pub down: NamedMatrix,
@@ -76,27 +76,27 @@ pub struct LayerNames {
 /// A vector of a checkpoint: its name and length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedVector {
-    /// The tensor's name.
+    /// Name of the tensor in the checkpoint.
     pub name: String,
-    /// Elements.
+    /// Number of its elements.
     pub len: usize,
 }
 
 /// Names of a layer's norms, in the places of [`Norms`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerNorms {
-    /// Of the input of attention.
+    /// The norm of the input of attention.
     pub before_attention: Option<String>,
-    /// Of the attention's output.
+    /// The norm of the attention's output.
     pub after_attention: Option<String>,
-    /// Of the input of the MLP.
+    /// The norm of the input of the MLP.
     pub before_mlp: Option<String>,
-    /// Of the MLP's output.
+    /// The norm of the MLP's output.
     pub after_mlp: Option<String>,
 }
 
 impl LayerNames {
-    /// Of layer `index`.
+    /// The names of layer `index` of a model with this config.
     #[must_use]
     pub fn of(c: &ModelConfig, index: usize) -> Self {
         let part = |part: &str| format!("model.layers.{index}.{part}");

@@ -20,11 +20,11 @@ pub struct RopeConfig {
 /// The supported context extensions.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
-    /// Plain RoPE.
+    /// None: the frequencies stay as the base gives them.
     None,
     /// Every frequency divided by a factor.
     Linear {
-        /// The divisor.
+        /// What every frequency is divided by.
         factor: f32,
     },
     /// Llama 3.1: long wavelengths divided, short ones kept, a smooth ramp between.

@@ -8,8 +8,8 @@ use crate::tokenizer::Tokenizer;
 /// What every token is decoded after, so that none is at the start of a text, where decoders strip.
 const BEFORE: &str = "abcdef";
 
-/// The bytes of a tokenizer's tokens, special tokens included. A token may be a part of a character,
-/// and so no text of its own.
+/// The bytes of a tokenizer's tokens, special tokens included. A token may be a part of a
+/// character, and so no text of its own.
 pub struct Spelling<'t> {
     tokenizer: &'t tokenizers::Tokenizer,
     bytes: Bytes,
@@ -24,7 +24,7 @@ enum Bytes {
     Characters(HashMap<char, u8>),
     /// `<0x0A>` is a byte, as in Llama 2; other tokens are text.
     Fallback,
-    /// Tokens are text.
+    /// Every token is the text that it spells.
     None,
 }
 

@@ -18,7 +18,8 @@ impl<'t> StopStrings<'t> {
     /// A watch for `strings` after `prompt`; an empty one ends nothing.
     ///
     /// # Errors
-    /// [`Error::Tokenizer`](crate::Error::Tokenizer) if the tokenizer cannot encode or write its decoder down.
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) if the tokenizer cannot encode or write its
+    /// decoder down.
     pub fn new(tokenizer: &'t Tokenizer, strings: &[String], prompt: &[u32]) -> Result<Self> {
         Self::with(tokenizer.inner(), strings, prompt)
     }

@@ -18,7 +18,7 @@ use smq_model::Source;
 /// Most warm-up runs, and most repeats: each one's figures are kept.
 const MAX_RUNS: usize = 1_000_000;
 
-/// What to time.
+/// What to time, and how often.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct BenchOptions {
     /// Tokens of the prompt.
@@ -27,7 +27,7 @@ pub(crate) struct BenchOptions {
     pub output_tokens: usize,
     /// Runs that are not counted.
     pub warmup: usize,
-    /// Runs that are.
+    /// Runs that are timed.
     pub repeats: usize,
     /// Start of the generator of the prompt's ids.
     pub seed: u64,
@@ -48,7 +48,7 @@ impl Default for BenchOptions {
 /// A model as it was timed.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ModelInfo {
-    /// As given.
+    /// The path as it was given.
     pub path: String,
     /// Size of the file, or of all shards, bytes.
     pub file_bytes: u64,
@@ -58,7 +58,7 @@ pub(crate) struct ModelInfo {
     pub schemes: String,
 }
 
-/// One timed run.
+/// What one timed run took.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct BenchRun {
     /// Prompt submitted to first token, milliseconds.
@@ -77,21 +77,21 @@ pub(crate) struct BenchRun {
 /// Figures over all repeats.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct BenchReport {
-    /// This program's version.
+    /// Version of this program.
     pub version: &'static str,
-    /// The model.
+    /// Which model was timed, and how large it is.
     pub model: ModelInfo,
-    /// `cpu` or `cuda`.
+    /// What it ran on: `cpu` or `cuda`.
     pub device: &'static str,
-    /// The machine.
+    /// The machine that it ran on.
     pub machine: Machine,
-    /// Its GPU, where that ran the model.
+    /// The GPU, where that ran the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu: Option<GpuInfo>,
     /// What copying the weights to it took.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload: Option<LoadReport>,
-    /// What was timed.
+    /// What was timed, and how often.
     pub options: BenchOptions,
     /// How prompts are made.
     pub prompt: &'static str,
@@ -109,14 +109,14 @@ pub(crate) struct BenchReport {
     /// Weight bytes over mean TPOT, 10^9 bytes a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decode_gb_per_s: Option<f64>,
-    /// Mean over repeats.
+    /// Output tokens over the whole time, as the mean over repeats.
     pub output_tokens_per_s: f64,
-    /// Mean over repeats.
+    /// Prompt and output tokens over the whole time, as the mean over repeats.
     pub total_tokens_per_s: f64,
     /// Memory after the last run.
     #[serde(flatten)]
     pub memory: Memory,
-    /// Every repeat.
+    /// Every timed run by itself.
     pub runs: Vec<BenchRun>,
 }
 
@@ -145,7 +145,8 @@ pub(crate) fn bench(
     let limit = engine.config().max_positions;
     if prompt_tokens.saturating_add(output_tokens) > limit {
         return Err(Error::Input(format!(
-            "{prompt_tokens} prompt and {output_tokens} output tokens exceed the model's longest context of {limit}"
+            "{prompt_tokens} prompt and {output_tokens} output tokens exceed the model's longest \
+             context of {limit}"
         )));
     }
     let prompt = synthetic_prompt(prompt_tokens, engine.config().vocab, seed);
@@ -182,7 +183,8 @@ pub(crate) fn bench(
         gpu: engine.gpu().cloned(),
         upload: engine.load_report().copied(),
         options: *options,
-        prompt: "pseudo-random token ids, the same in every run; greedy decoding, end-of-sequence ignored",
+        prompt: "pseudo-random token ids, the same in every run; greedy decoding, end-of-sequence \
+                 ignored",
         load_ms: ms(load),
         ttft_ms,
         tpot_ms,

@@ -33,7 +33,7 @@ pub(crate) fn convert_to(
     Ok(())
 }
 
-/// The same, calibrated.
+/// Converts into `path` as [`convert_to`] does, with scales and codes chosen on texts.
 pub(crate) fn convert_calibrated_to(
     checkpoint: &Checkpoint,
     path: &Path,

@@ -8,6 +8,7 @@ use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
 use smq_convert::cli::{print_notes, show};
 use smq_convert::inspect;
+use smq_convert::number::{count, fixed, fixed_or};
 use smq_convert::{Checkpoint, Method, ScaleChoice, ScaleRule, Target};
 
 use crate::bench::{BenchOptions, bench};
@@ -17,10 +18,10 @@ pub(crate) use bundled::Bundled;
 use smq_engine::Device;
 use smq_model::{Source, Tokenizer};
 
-/// What to show.
+/// What to show, and where its files go.
 #[derive(Debug, Clone)]
 pub(crate) struct DemoOptions {
-    /// A checkpoint directory.
+    /// The directory of the checkpoint.
     pub checkpoint: PathBuf,
     /// A text for perplexity.
     pub text: PathBuf,
@@ -28,7 +29,7 @@ pub(crate) struct DemoOptions {
     pub out: PathBuf,
     /// Which tensors are quantized.
     pub target: Target,
-    /// Where to run.
+    /// The device that every config runs on.
     pub device: Device,
 }
 
@@ -89,17 +90,12 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
         let report = report(&path)?;
         inspect::write_page(&report, &page)?;
         show(&format!(
-            "{config}, {what}: {}, report {}
-
-",
+            "{config}, {what}: {}, report {}\n\n",
             path.display(),
             page.display()
         ))?;
         let errors = inspect::error_table(&report, 8, inspect::Sort::default());
-        show(&format!(
-            "{errors}
-"
-        ))?;
+        show(&format!("{errors}\n"))?;
         let (mut line, _) = measure(options.device, &path, &text, config, what)?;
         line.bits_per_weight = report.sizes.bits_per_quantized_weight;
         line.rel_mse = report.totals.as_ref().map(|t| t.mean_rel_mse);
@@ -161,18 +157,15 @@ fn table(lines: &[Line]) -> Table {
         "perplexity",
         "tokens/s",
     ]);
-    let number = |value: Option<f64>, digits: usize| {
-        value.map_or("-".to_owned(), |v| format!("{v:.digits$}"))
-    };
     for line in lines {
         table.add_row([
             line.config.to_owned(),
             line.what.to_owned(),
-            line.file_bytes.to_string(),
-            number(line.bits_per_weight, 3),
-            number(line.rel_mse, 6),
-            format!("{:.4}", line.perplexity),
-            number(line.tokens_per_s, 0),
+            count(line.file_bytes),
+            fixed_or(line.bits_per_weight, 3, "-"),
+            fixed_or(line.rel_mse, 6, "-"),
+            fixed(line.perplexity, 4),
+            fixed_or(line.tokens_per_s, 0, "-"),
         ]);
     }
     for column in table.column_iter_mut().skip(2) {

@@ -14,7 +14,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Reads it now.
+    /// Memory of this process as it is now.
     #[must_use]
     pub(crate) fn now() -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -40,16 +40,16 @@ impl Memory {
 pub(crate) struct Machine {
     /// CPU model; `unknown` where the system does not tell.
     pub cpu: String,
-    /// Logical CPUs.
+    /// Logical CPUs of the machine.
     pub cores: usize,
-    /// Worker threads used.
+    /// Worker threads that computed.
     pub threads: usize,
     /// Operating system and architecture.
     pub platform: String,
 }
 
 impl Machine {
-    /// Describes this one.
+    /// Describes the machine that this runs on.
     #[must_use]
     pub(crate) fn this() -> Self {
         let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

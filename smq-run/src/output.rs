@@ -51,7 +51,7 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<Vec<u8>> {
     Ok(json)
 }
 
-/// One object a line.
+/// Values as JSON Lines, an object a line.
 pub(crate) fn jsonl(values: &[impl Serialize]) -> anyhow::Result<Vec<u8>> {
     let mut lines = Vec::new();
     for value in values {

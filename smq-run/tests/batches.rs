@@ -182,7 +182,8 @@ impl Drafter for Liar {
 
 /// Runs batches of requests that are drawn from `known`, each batch at a time into what the one
 /// before it left in the cache; some requests are cancelled. Returns how many tokens the cache had
-/// and how often a request lost its pages. With `guessed`, tokens are guessed and many of them right.
+/// and how often a request lost its pages. With `guessed`, tokens are guessed and many of them
+/// right.
 fn check(
     source: &Source,
     options: &BatchOptions,

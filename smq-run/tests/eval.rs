@@ -48,7 +48,6 @@ fn recall_is_reported_by_distance() {
         "--limit",
         "5",
         "--json",
-        "-",
         "--out",
     ];
     let report = json(&args, &[&out, &model]);
@@ -73,7 +72,7 @@ fn recall_is_reported_by_distance() {
         .collect();
     assert_eq!(of, [16, 64, 16, 64, 16]);
     // Another seed asks other things.
-    let other = [&["recall", "--seed", "2"], &args[1..7]].concat();
+    let other = [&["recall", "--seed", "2"], &args[1..6]].concat();
     assert_ne!(mean(&json(&other, &[&model])), mean(&report));
     let table = eval(&["recall", "--limit", "3"], &[&model]).unwrap();
     let rows: Vec<_> = table.lines().map(|l| l.split_whitespace().next()).collect();
@@ -162,10 +161,10 @@ fn several_texts_are_a_table() {
         eval(&args, &[&out])
     };
     let read = |text: String| serde_json::from_str::<Value>(&text).unwrap();
-    let both = read(kl(&[&plain, &lines], &["--json", "-"]).unwrap());
+    let both = read(kl(&[&plain, &lines], &["--json"]).unwrap());
     let texts = both["texts"].as_array().unwrap();
     for (path, row) in [&plain, &lines].into_iter().zip(texts) {
-        let alone = read(kl(&[path], &["--json", "-"]).unwrap());
+        let alone = read(kl(&[path], &["--json"]).unwrap());
         assert_eq!(alone["text"], row["text"]);
         assert_eq!(alone["mean_kl"], row["mean_kl"]);
         assert!(alone["mean_kl"]["value"].as_f64().unwrap() > 1e-3);

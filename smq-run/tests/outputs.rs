@@ -39,8 +39,7 @@ fn ppl(model: &Path, text: &Path, json: &Path) -> Output {
         .arg(model)
         .arg("--text")
         .arg(text)
-        .arg("--json")
-        .arg(json);
+        .arg(format!("--json={}", json.display()));
     command.output().unwrap()
 }
 

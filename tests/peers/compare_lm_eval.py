@@ -34,7 +34,7 @@ def compare(task, model, peer, smq_run, tolerance):
     harness = json.loads((peer / f"{task}.harness.json").read_text())
     ours_path, report_path = peer / f"{task}.smq.jsonl", peer / f"{task}.smq.json"
     command = [smq_run, "eval", task, model, "--data", peer / f"{task}.data.jsonl", "--out", ours_path]
-    command += ["--json", report_path, "--device", "cpu"]
+    command += [f"--json={report_path}", "--device", "cpu"]
     most = (harness["config"].get("gen_kwargs") or {}).get("max_gen_toks")
     if most:
         command += ["--max-new-tokens", str(most)]

@@ -1,7 +1,7 @@
 //! The corrupt-file corpus: a small valid file, and from it one file a defect.
 //!
-//! Each edit goes to one place and hashes again whatever guards that place, so that the defect meant is the
-//! defect met. `tests/corpus/expected.tsv` has what each file must be answered with.
+//! Each edit goes to one place and hashes again whatever guards that place, so that the defect
+//! meant is the defect met. `tests/corpus/expected.tsv` has what each file must be answered with.
 
 mod cases;
 
@@ -25,8 +25,8 @@ pub struct Case {
     pub bytes: Vec<u8>,
 }
 
-/// The valid file that every case starts from, about 7 kB: each scheme, an odd matrix with unused bits and
-/// nibbles, an embedded file, provenance and statistics.
+/// The valid file that every case starts from, about 7 kB: each scheme, an odd matrix with unused
+/// bits and nibbles, an embedded file, provenance and statistics.
 #[derive(Debug, Clone)]
 pub struct Sample {
     /// The file.
@@ -51,7 +51,8 @@ impl Sample {
             tensors: [("mini", 6), ("half", 2), ("single", 2)].map(record).into(),
             receipts: Vec::new(),
         };
-        // Two rows of 5 in groups of 2: an unused nibble a row, and 6 codes of 11 bits leave 6 unused.
+        // Two rows of 5 in groups of 2: an unused nibble a row, and 6 codes of 11 bits leave 6
+        // unused.
         let nibbles = [0xe1, 0x87, 0x03, 0x5f, 0x21, 0x0c];
         let codes = [0.75, -0.5, 0.0, 0.015625, 0.375, 0.09375].map(|s| mini.encode(s).code);
         let scheme = |group, scales| Scheme::Int4 { group, scales };

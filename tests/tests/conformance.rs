@@ -61,7 +61,8 @@ fn packed_bytes_scales_and_statistics_are_the_references() {
             let expected = f32s(vectors.tensor(&format!("{name}.scales")).unwrap().data());
             let mut rows = weight.data().chunks_exact(2 * GROUP);
             for (g, (ours, theirs)) in scales(&q, groups).into_iter().zip(expected).enumerate() {
-                // An all-zero group: the reference keeps its floor, we store code 0; the same weights.
+                // An all-zero group: the reference keeps its floor, we store code 0; the same
+                // weights.
                 let zero = rows.next().unwrap().iter().all(|b| b & 0x7f == 0);
                 assert!(
                     ours == theirs || (zero && ours == 0.0),

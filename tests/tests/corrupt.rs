@@ -1,4 +1,5 @@
-//! The corrupt-file corpus: every file is answered as `tests/corpus/expected.tsv` has it, to the letter.
+//! The corrupt-file corpus: every file is answered as `tests/corpus/expected.tsv` has it, to the
+//! letter.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::collections::BTreeMap;
@@ -45,11 +46,12 @@ impl Outcome {
     }
 }
 
-/// Reads a file as its users do: opens it, dequantizes every tensor, decodes the statistics, verifies.
+/// Reads a file as its users do: opens it, dequantizes every tensor, decodes the statistics,
+/// verifies.
 ///
-/// Stages: `open` refuses it; `decode`, a tensor is refused when dequantized, and by verify; `verify`, only
-/// that sees the defect; `statistics`, the weights are whole (those of the valid file, where the index gives the
-/// same tensors), the statistics are refused.
+/// Stages: `open` refuses it; `decode`, a tensor is refused when dequantized, and by verify;
+/// `verify`, only that sees the defect; `statistics`, the weights are whole (those of the valid
+/// file, where the index gives the same tensors), the statistics are refused.
 fn outcome(path: &Path, sample: &Sample, weights: &[Option<Vec<u8>>]) -> Outcome {
     let file = match SmqFile::open(path) {
         Ok(file) => file,

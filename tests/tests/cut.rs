@@ -1,4 +1,5 @@
-//! A valid file cut off at every length, and with every byte changed: never a panic, never unnoticed.
+//! A valid file cut off at every length, and with every byte changed: never a panic, never
+//! unnoticed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::fs::OpenOptions;

@@ -1,5 +1,5 @@
-//! The same weights give the same bytes, however they are sharded and in whichever type they are stored.
-//! (That the number of threads changes nothing is tested in `convert.rs`.)
+//! The same weights give the same bytes, however they are sharded and in whichever type they are
+//! stored. (That the number of threads changes nothing is tested in `convert.rs`.)
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::io::Write;
@@ -62,7 +62,8 @@ fn tensors() -> Vec<Made> {
     made.collect()
 }
 
-/// The bundled checkpoint's small files with other shards: `shard_of(i)` is the name of tensor `i`'s.
+/// The bundled checkpoint's small files with other shards: `shard_of(i)` is the name of tensor
+/// `i`'s.
 fn checkpoint(dir: PathBuf, tensors: &[Made], shard_of: impl Fn(usize) -> String) -> PathBuf {
     std::fs::create_dir(&dir).unwrap();
     for entry in std::fs::read_dir(phi3_tiny()).unwrap() {
@@ -92,8 +93,8 @@ fn checkpoint(dir: PathBuf, tensors: &[Made], shard_of: impl Fn(usize) -> String
     dir
 }
 
-/// Everything is equal to the byte, embedded files, blobs, their places and the statistics; the index is equal but
-/// for `provenance.sources`, which names the shards and has their hashes.
+/// Everything is equal to the byte, embedded files, blobs, their places and the statistics; the
+/// index is equal but for `provenance.sources`, which names the shards and has their hashes.
 fn equal_but_for_sources(a: &SmqFile, b: &SmqFile) {
     let blobs = |f: &SmqFile| f.bytes()[256..f.header().index.offset as usize].to_vec();
     assert!(blobs(a) == blobs(b), "blobs");
@@ -123,7 +124,8 @@ fn one_shard_or_many() {
     let options = options(e5(5), ScaleRule::Reference);
     let three = converted(&phi3_tiny(), path("three.smq"), &options);
     let one = checkpoint(path("one"), &tensors, |_| "model.safetensors".into());
-    // One for each tensor, in the reverse of the order in which they are converted; and two that alternate.
+    // One for each tensor, in the reverse of the order in which they are converted; and two that
+    // alternate.
     let count = tensors.len();
     let each = checkpoint(path("each"), &tensors, |i| {
         format!("{:02}.safetensors", count - i)
@@ -143,8 +145,9 @@ fn one_shard_or_many() {
     assert!(again.bytes() == SmqFile::open(&path("one.smq")).unwrap().bytes());
 }
 
-/// As f32, or f16, what holds the same numbers: blobs, parameters and statistics of quantized tensors are equal.
-/// Raw tensors are kept in the type that they come in, so these, `source_dtype` and all offsets differ.
+/// As f32, or f16, what holds the same numbers: blobs, parameters and statistics of quantized
+/// tensors are equal. Raw tensors are kept in the type that they come in, so these, `source_dtype`
+/// and all offsets differ.
 #[test]
 fn bf16_values_stored_as_f32_or_f16() {
     let dir = TempDir::new().unwrap();
@@ -156,7 +159,8 @@ fn bf16_values_stored_as_f32_or_f16() {
         smq_format::widen(Dtype::Bf16, &t.bytes, &mut values);
         values
     };
-    // What f16 does not hold exactly, here values under its subnormals, becomes zero in all of them.
+    // What f16 does not hold exactly, here values under its subnormals, becomes zero in all of
+    // them.
     let (mut zeroed, mut all) = (0, 0);
     for tensor in &mut tensors {
         let values = values(tensor);

@@ -1,8 +1,8 @@
 //! Every command and every link in README.md, docs/ and spec/reproduce.md.
 //!
-//! A command is given to its program in an empty directory, where it fails for want of the files that it
-//! names. What is tested is that its command line is understood. The programs are those beside this test's
-//! own executable, which `cargo test --workspace` builds first.
+//! A command is given to its program in an empty directory, where it fails for want of the files
+//! that it names. What is tested is that its command line is understood. The programs are those
+//! beside this test's own executable, which `cargo test --workspace` builds first.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::path::{Path, PathBuf};
@@ -55,8 +55,8 @@ fn words(command: &str) -> Vec<String> {
     words
 }
 
-/// The commands of a page that start one of the programs: indented or fenced, after `$ ` or not, but
-/// not in a fence of text.
+/// The commands of a page that start one of the programs: indented or fenced, after `$ ` or not,
+/// but not in a fence of text.
 fn commands(page: &str) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     let mut fence: Option<&str> = None;

@@ -1,7 +1,7 @@
-//! What is not a plain file, as input and as output of the three programs: each is answered at once, in one
-//! sentence, with exit code 1, and nothing is left behind.
+//! What is not a plain file, as input and as output of the three programs: each is answered at
+//! once, in one sentence, with exit code 1, and nothing is left behind.
 //!
-//! The programs are those beside this test's own executable, which `cargo test --workspace` builds first.
+//! The programs are those beside this test's own executable; `cargo test --workspace` builds them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 #![cfg(unix)]
 
@@ -307,7 +307,7 @@ fn outputs() {
     assert_eq!(std::fs::read_dir(scratch.path("dir")).unwrap().count(), 0);
 }
 
-/// A link to a good file or directory is as good as what it leads to, as input; as output its target is replaced.
+/// A link is as good as what it leads to, as input; as output its target is replaced.
 #[test]
 fn links_are_followed() {
     let scratch = Scratch::new();
@@ -402,7 +402,7 @@ fn files_that_change_under_the_map() {
     let new = SmqFile::open(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     assert_eq!(new.verify(|_| ()), []);
-    // Changed in place after it was verified: the map shows it, and only a further verification finds it.
+    // Changed in place after it was verified: the map shows it, and verifying again finds it.
     std::fs::write(&path, &old).unwrap();
     let open = SmqFile::open(&path).unwrap();
     assert_eq!(open.verify(|_| ()), []);
@@ -410,7 +410,7 @@ fn files_that_change_under_the_map() {
     assert_eq!(open.verify(|_| ()).len(), 1);
 }
 
-/// Files and directories without the permissions, as a user whom they bind: root drops to nobody for it.
+/// Files and directories without the permissions, as a user whom they bind: root becomes nobody.
 #[test]
 fn without_permission() {
     const NOBODY: u32 = 65534;

@@ -1,4 +1,5 @@
-//! The annotated dump in `spec/format.md` is the file that the library writes, byte for byte and note for note.
+//! The annotated dump in `spec/format.md` is the file that the library writes, byte for byte and
+//! note for note.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 use std::fmt::Write;

@@ -12,7 +12,7 @@ use crate::tensor::PackedView;
 pub struct ScaleChange {
     /// All scales of the int4 tensors.
     pub scales: u64,
-    /// Those that are not stored exactly.
+    /// Scales that the format does not hold exactly.
     pub changed: u64,
     /// Largest `|stored - scale| / |scale|`.
     pub max_relative: f64,

@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 /// One way to store a product.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Candidate {
-    /// What it takes.
+    /// Bytes that the tensor takes when it is stored so.
     pub bytes: u64,
     /// What it costs: a squared error, or nats.
     pub error: f64,

@@ -28,7 +28,7 @@ pub(super) struct Measured {
 /// A tensor with scales of every width.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Curve {
-    /// By mantissa bits, from 0.
+    /// Errors by mantissa bits, from 0 on.
     pub widths: Vec<Measured>,
     /// Bytes as the checkpoint has it.
     pub raw_bytes: u64,

@@ -50,10 +50,10 @@ impl Goal {
     }
 }
 
-/// Whose errors decide.
+/// Whose errors decide what a tensor is stored as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChooseBy {
-    /// The weights'.
+    /// The errors of the weights themselves.
     Weights,
     /// The outputs' on the calibration text, relative to the outputs; only where the choice is
     /// calibrated on it.
@@ -61,7 +61,7 @@ pub enum ChooseBy {
 }
 
 impl ChooseBy {
-    /// Every one.
+    /// Every one of them, as the command line lists them.
     pub const ALL: [Self; 2] = [Self::Weights, Self::Outputs];
 
     /// As the command line and the provenance have it.
@@ -79,14 +79,14 @@ impl ChooseBy {
 pub struct AutoOptions {
     /// Which tensors are quantized, or left as they are where that is better.
     pub target: Target,
-    /// Elements a group.
+    /// Consecutive elements of a row that share a scale.
     pub group: usize,
     /// The only scale rule; otherwise the best of `nearest` and `signed` for each tensor, or
     /// `weighted` where it is calibrated.
     pub rule: Option<ScaleRule>,
-    /// The bound.
+    /// The bound that the choice keeps to.
     pub goal: Goal,
-    /// Whose errors decide.
+    /// Whose errors decide between the candidates.
     pub choose_by: ChooseBy,
     /// What a squared error costs, by tensor; otherwise all count the same.
     pub sensitivity: Option<Sensitivity>,
@@ -101,13 +101,13 @@ pub struct AutoOptions {
 /// A choice and what it comes to.
 #[derive(Debug, Clone)]
 pub struct Auto {
-    /// For the converter.
+    /// The choice in the form that the converter takes.
     pub choice: Choice,
     /// The selected tensors, in the checkpoint's order.
     pub tensors: Vec<ChosenTensor>,
     /// Of the selected tensors, those included that are left as they are.
     pub bits_per_weight: f64,
-    /// Whose errors decided.
+    /// Whose errors decided between the candidates.
     pub chosen_by: ChooseBy,
     /// Mean KL divergence, nats, of weights rounded to nearest, where sensitivities are known.
     pub predicted_kl: Option<f64>,
@@ -116,9 +116,9 @@ pub struct Auto {
 /// What became of a selected tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChosenTensor {
-    /// Its name.
+    /// Name of the tensor in the checkpoint.
     pub name: String,
-    /// Its elements.
+    /// Number of its elements.
     pub elems: u64,
     /// How it is quantized; `None`: not at all.
     pub options: Option<QuantizeOptions>,

@@ -92,8 +92,8 @@ fn unmeasured(tensor: &SourceTensor) -> ConvertError {
     }
 }
 
-/// Mantissa bits of the widest scales that are worth their bytes: `weighted` looks at no finer steps
-/// from some width on, so that wider scales would be the same ones.
+/// Mantissa bits of the widest scales that are worth their bytes: `weighted` looks at no finer
+/// steps from some width on, so that wider scales would be the same ones.
 pub(super) fn most_mantissa_bits(rule: ScaleRule) -> u32 {
     match rule {
         ScaleRule::Weighted => SEARCHED_MANTISSA_BITS,

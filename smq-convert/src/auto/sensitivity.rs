@@ -17,7 +17,7 @@ const MAX_BYTES: u64 = 64 << 20;
 #[derive(Debug, Clone)]
 pub struct Sensitivity {
     path: PathBuf,
-    /// Of the file.
+    /// BLAKE3 of the file, which the provenance records.
     pub blake3: String,
     target: Target,
     unit: Unit,
@@ -51,7 +51,7 @@ enum Unit {
 struct Point {
     /// A tensor's name, what the names of a layer's begin with, or what its unit makes of names.
     name: String,
-    /// Elements.
+    /// Elements of the unit's tensors together.
     weights: u64,
     squared_error: f64,
     mean_kl: MeanKl,

@@ -25,7 +25,7 @@ pub(super) trait Arithmetic {
     /// The matrix in hand.
     fn weights(&self) -> &[f32];
 
-    /// Its target, likewise.
+    /// The target of the matrix in hand, laid out as its weights are.
     fn target(&self) -> &[f32];
 
     /// Rounds it under the scales.
@@ -64,7 +64,7 @@ pub(super) struct Inputs {
 /// Squared outputs of a matrix, summed over the tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Sizes {
-    /// `|W x|^2`.
+    /// Squared sum of the unquantized outputs, `|W x|^2`.
     pub(super) whole: f64,
     /// `|W (x - y)|^2`: the objective where nothing is quantized.
     pub(super) at_weights: f64,
@@ -91,7 +91,7 @@ pub(super) enum Rounding {
 /// Scales of a matrix, and what codes stand for under a scale of 1.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scales<'a> {
-    /// As `layout` finds them.
+    /// The scales themselves, where `layout` finds them.
     pub(super) values: &'a [f32],
     pub(super) layout: Layout,
     pub(super) levels: Levels,

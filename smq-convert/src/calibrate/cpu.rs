@@ -25,7 +25,7 @@ pub(super) struct Cpu<'a> {
     decoder: &'a Decoder<'a>,
     plain: Vec<Window>,
     quantized: Vec<Window>,
-    /// Of the stage that was summed last.
+    /// The factor of the stage that was summed last.
     factor: Option<Factor>,
     w: Vec<f32>,
     target: Vec<f32>,

@@ -65,13 +65,13 @@ fn nearest_of(levels: &[f32; 16], v: f32) -> u8 {
 pub(crate) struct BlockRow<'a> {
     /// The weights, `[width]`; each is left as it was when it was rounded.
     pub(super) w: &'a mut [f32],
-    /// Their scales, `[width]`.
+    /// The scale of each column's group, `[width]`.
     pub(super) scales: &'a [f32],
     /// The block of `U` on its diagonal, `[width, width]`.
     pub(super) upper: &'a [f32],
     /// `(w - v) / U_jj`, `[width]`, overwritten.
     pub(super) errors: &'a mut [f32],
-    /// `[width]`, overwritten.
+    /// Where the codes are written, `[width]`.
     pub(super) codes: &'a mut [i8],
 }
 

@@ -20,18 +20,18 @@ const DEFAULT_SHARE: f64 = 0.75;
 /// Where the hidden states of both streams are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum States {
-    /// In memory.
+    /// There is room for them, so they stay in memory.
     InMemory,
-    /// In a file beside the output.
+    /// There is no room for them, so they are kept in a file beside the output.
     OnDisk,
 }
 
 /// Bytes that calibrating holds at most, the mapped weights apart.
 #[derive(Debug, Clone, Copy)]
 struct Peak {
-    /// Hidden states.
+    /// Bytes of the hidden states of all windows.
     states: u64,
-    /// Everything else.
+    /// Bytes of everything else that is live at the time.
     rest: u64,
 }
 
@@ -83,7 +83,7 @@ pub(super) fn place(
     }
 }
 
-/// As Linux estimates it; `None` elsewhere.
+/// Memory that Linux estimates to be available; `None` on other systems.
 fn available_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text

@@ -57,7 +57,7 @@ pub struct CalibrateOptions {
     /// Plain UTF-8 texts, or JSON Lines (`.jsonl`) of objects with a `text` or with chat
     /// `messages`.
     pub texts: Vec<PathBuf>,
-    /// Tokens in all.
+    /// Tokens to take of the texts, of all windows together.
     pub tokens: usize,
     /// Tokens a window, each a sequence of its own.
     pub window: usize,
@@ -85,7 +85,7 @@ pub enum CalibrationMethod {
 }
 
 impl CalibrationMethod {
-    /// Every one.
+    /// Every one of them, as the command line lists them.
     pub const ALL: [Self; 3] = [Self::Search, Self::Gptq, Self::Asymmetric];
 
     /// As the command line and the provenance have it.
@@ -105,7 +105,7 @@ pub(crate) struct Prepared {
     config: ModelConfig,
     text: CalibrationText,
     method: CalibrationMethod,
-    /// Not left open.
+    /// The device that calibration runs on, which is no longer left open.
     device: Device,
     states: States,
 }
@@ -166,8 +166,8 @@ impl Prepared {
     }
 
     /// What each candidate does to the outputs of the tensors in `candidates`, by name, where
-    /// weights go to nearest. All of them are [products of layers](Self::products). Hidden states that
-    /// memory does not hold go to `directory`.
+    /// weights go to nearest. All of them are [products of layers](Self::products). Hidden states
+    /// that memory does not hold go to `directory`.
     ///
     /// # Errors
     /// Activations or weights that are not finite, `progress` returning false.
@@ -296,8 +296,8 @@ fn check(options: &CalibrateOptions, max_position: usize) -> Result<(), ConvertE
     Ok(())
 }
 
-/// What decides the bytes of calibrated layers: the parameters, what becomes of each tensor, and the checkpoint's files as they
-/// are now.
+/// What decides the bytes of calibrated layers: the parameters, what becomes of each tensor, and
+/// the checkpoint's files as they are now.
 pub(crate) fn key(checkpoint: &Checkpoint, choice: &Choice) -> String {
     let mut hasher = blake3::Hasher::new();
     let mut add = |text: String| {

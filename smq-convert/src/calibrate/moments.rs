@@ -9,8 +9,8 @@ use rayon::prelude::*;
 /// machine.
 const TASK_ROWS: usize = 96;
 
-/// `H`, `D` and `C` of `spec/method.md`, "Calibrated rounding". With one row `x` a token of what the
-/// unquantized model feeds the products, and `y` of what the layers quantized so far feed them:
+/// `H`, `D` and `C` of `spec/method.md`, "Calibrated rounding". With one row `x` a token of what
+/// the unquantized model feeds the products, and `y` of what the layers quantized so far feed them:
 ///
 /// ```text
 ///     H = sum y' y      D = sum (x - y)' y      C = sum (x - y)' (x - y)      [in, in]
@@ -23,7 +23,7 @@ pub(super) struct Moments {
     /// Row-major; the lower triangle alone is meaningful.
     h: Vec<f64>,
     d: Vec<f64>,
-    /// As `h`.
+    /// Products with the other stream, laid out as `h` is.
     c: Vec<f64>,
 }
 
@@ -38,7 +38,7 @@ impl Moments {
         }
     }
 
-    /// Input features.
+    /// Number of input features, which is the order of the matrices.
     pub(super) fn features(&self) -> usize {
         self.n
     }
@@ -48,12 +48,12 @@ impl Moments {
         self.h[row.max(column) * self.n + row.min(column)]
     }
 
-    /// `C`, likewise.
+    /// An element of `C`, whose triangle is stored as that of `H` is.
     pub(super) fn c(&self, row: usize, column: usize) -> f64 {
         self.c[row.max(column) * self.n + row.min(column)]
     }
 
-    /// `D`.
+    /// `D`, of which every element is stored.
     pub(super) fn d(&self) -> MatRef<'_, f64> {
         MatRef::from_row_major_slice(&self.d, self.n, self.n)
     }

@@ -18,7 +18,7 @@ use crate::source::Checkpoint;
 /// What a tensor gives on the calibration text, squared and summed over the tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Outputs {
-    /// `|W x|^2`.
+    /// Squared sum of the unquantized outputs, `|W x|^2`.
     pub(crate) whole: f64,
     /// `|(V - W) x|^2` of each candidate, in their order; never negative, and finite.
     pub(crate) errors: Vec<f64>,
@@ -28,7 +28,7 @@ pub(crate) struct Outputs {
 pub(super) struct Pass<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) streams: Streams<'a>,
-    /// By the tensor's name.
+    /// What each tensor may be stored as, by its name.
     pub(super) candidates: &'a HashMap<&'a str, Vec<QuantizeOptions>>,
     pub(super) progress: CalibrationProgress<'a>,
 }

@@ -8,10 +8,10 @@ use super::storage::{Settled, Storage};
 use crate::error::ConvertError;
 use crate::quantize::{QuantizeError, Quantized};
 
-/// A calibrated matrix.
+/// A calibrated matrix: its codes and scales, and what became of its outputs.
 #[derive(Debug)]
 pub(super) struct Calibrated {
-    /// As the file holds it.
+    /// The codes and scales, as the file holds them.
     pub(super) quantized: Quantized,
     /// What became of the outputs.
     pub(super) outcome: Outcome,
@@ -21,9 +21,9 @@ pub(super) struct Calibrated {
 /// matrix gives in the unquantized model, over the squares of that.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Outcome {
-    /// By rounding to nearest.
+    /// The error of rounding to nearest.
     pub(crate) rounded: f64,
-    /// As stored.
+    /// The error of the codes and scales that are stored.
     pub(crate) stored: f64,
     /// Calibration did no better than rounding, which is what is stored.
     pub(crate) fell_back: bool,
@@ -33,9 +33,9 @@ pub(crate) struct Outcome {
 
 /// One matrix of a stage and what its inputs say.
 pub(super) struct Problem<'a> {
-    /// The tensor's name.
+    /// Name of the tensor, for messages.
     pub(super) name: &'a str,
-    /// Of its stage.
+    /// The inputs that the tensor's stage of the layer sees.
     pub(super) inputs: &'a Inputs,
     /// What it is stored as.
     pub(super) storage: Storage,
@@ -50,7 +50,7 @@ pub(super) struct Problem<'a> {
 pub(super) enum Failure {
     /// Something about its weights.
     Quantize(QuantizeError),
-    /// The device's trouble.
+    /// The device failed, which is no fault of the tensor.
     Device(ConvertError),
 }
 

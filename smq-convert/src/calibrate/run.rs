@@ -1,5 +1,5 @@
-//! Layer by layer: two streams of hidden states, one through the model as it is and one through what
-//! is quantized so far, meet at each set of products.
+//! Layer by layer: two streams of hidden states, one through the model as it is and one through
+//! what is quantized so far, meet at each set of products.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -31,7 +31,7 @@ pub type CalibrationProgress<'a> = &'a (dyn Fn(usize, usize) -> bool + Sync);
 /// Calibrated tensors, by name.
 #[derive(Debug, Default)]
 pub(crate) struct Calibration {
-    /// As the file will hold them.
+    /// The calibrated tensors, as the file will hold them.
     pub(crate) tensors: HashMap<String, Quantized>,
     /// What became of each tensor's outputs, in the model's order.
     pub(crate) outcomes: Vec<(String, Outcome)>,
@@ -41,7 +41,7 @@ pub(crate) struct Calibration {
 pub(super) struct Streams<'a> {
     pub(super) source: &'a Source,
     pub(super) text: &'a CalibrationText,
-    /// Not left open.
+    /// The device that it runs on, which is no longer left open.
     pub(super) device: Device,
     pub(super) states: States,
     /// Where hidden states go that memory does not hold.

@@ -43,7 +43,7 @@ impl Saved {
         PathBuf::from(name)
     }
 
-    /// Where it is.
+    /// The directory that holds the layers that are done.
     pub(super) fn path(&self) -> &Path {
         &self.directory
     }

@@ -48,7 +48,7 @@ impl Layout {
         self.row
     }
 
-    /// Of the weight at `row` and `column`.
+    /// Where the scale of the weight at `row` and `column` is.
     #[inline(always)]
     pub(super) fn index(self, row: usize, column: usize) -> usize {
         (row * self.row + column) / self.run
@@ -58,9 +58,9 @@ impl Layout {
 /// Settled scales of a matrix.
 #[derive(Debug)]
 pub(super) enum Settled {
-    /// One a group.
+    /// Scales of int4 or lut4, one for each group.
     Groups(QuantizeOptions, Grid, SettledScales),
-    /// One a block.
+    /// Absmax values of NF4, one for each block.
     Nf4(SettledAbsmax),
 }
 
@@ -119,7 +119,7 @@ impl Storage {
         }
     }
 
-    /// Of a matrix with rows of `columns`.
+    /// Which scale each weight of a matrix with rows of `columns` has.
     pub(super) fn layout(self, columns: usize) -> Layout {
         match self {
             Self::Groups(QuantizeOptions { group, .. }, _) => Layout::groups(group, columns),

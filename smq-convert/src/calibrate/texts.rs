@@ -58,7 +58,7 @@ impl CalibrationText {
         Ok(out)
     }
 
-    /// Tokens in each.
+    /// Tokens of each window.
     pub(super) fn window(&self) -> usize {
         self.windows.first().map_or(0, Vec::len)
     }
@@ -112,7 +112,7 @@ fn plain_ids(text: &str, tokenizer: &Tokenizer, wanted: usize) -> Result<Vec<u32
     }
 }
 
-/// Of JSON Lines, one after the other.
+/// The tokens of JSON Lines, one line after the other.
 fn line_ids(
     path: &Path,
     text: &str,

@@ -11,6 +11,7 @@ use smq_format::scale::MAX_MANTISSA_BITS;
 use super::summary::table;
 use super::words;
 use crate::auto::{Auto, AutoOptions, ChooseBy, ChosenTensor, Goal, Sensitivity};
+use crate::number::count;
 use crate::quantize::ScaleRule;
 use crate::{Checkpoint, Target};
 
@@ -19,7 +20,7 @@ use crate::{Checkpoint, Target};
 pub(super) enum Width {
     /// Chosen for each tensor.
     Auto,
-    /// These.
+    /// So many for every tensor.
     Given(MantissaBits),
 }
 
@@ -159,10 +160,10 @@ pub(super) fn print_total(out: &mut impl Write, auto: &Auto) -> anyhow::Result<(
     let kept = auto.tensors.iter().filter(|t| t.options.is_none()).count();
     write!(
         out,
-        "chosen: {} tensors in {:.4} bits a weight, {kept} of them as they are; relative squared \
-         error ",
-        auto.tensors.len(),
+        "chosen: {} tensors in {:.4} bits a weight, {} of them as they are; relative squared error ",
+        count(auto.tensors.len()),
         auto.bits_per_weight,
+        count(kept),
     )?;
     match auto.chosen_by {
         ChooseBy::Weights => {

@@ -144,8 +144,9 @@ pub(super) struct ConvertArgs {
         requires = "runs_the_model"
     )]
     pub(super) device: Device,
-    /// Memory that calibrating on the CPU may take, in GB (10^9 bytes); beyond it the model's hidden
-    /// states are kept in a file beside OUT.smq [default: three quarters of what is available]
+    /// Memory that calibrating on the CPU may take, in GB (10^9 bytes); beyond it the model's
+    /// hidden states are kept in a file beside OUT.smq [default: three quarters of what is
+    /// available]
     #[arg(long, value_name = "GB", requires = "calibrate")]
     pub(super) calibrate_memory: Option<f64>,
     /// Go on with a calibration that was killed, from the last layer it had done
@@ -196,6 +197,13 @@ pub fn convert_interface() -> clap::Command {
 pub fn run() -> anyhow::Result<()> {
     let cli = Cli::parse();
     if let Some(Preset::List) = cli.convert.preset {
+        if let Some(checkpoint) = &cli.convert.checkpoint {
+            anyhow::bail!(
+                "--preset list shows the recipes and converts nothing; leave {} out, or name one \
+                 of them",
+                checkpoint.display()
+            );
+        }
         return show(&preset::list());
     }
     match (cli.command, cli.convert.checkpoint.clone()) {

@@ -12,9 +12,10 @@ use smq_format::Dtype;
 use super::{after_work, progress_bar, stdout};
 use crate::directory::DEFAULT_SHARD_BYTES;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
+use crate::number::count;
 
 /// Options of the way there, which the way back has not.
-const OF_CONVERSION: [&str; 26] = [
+const OF_CONVERSION: [&str; 27] = [
     "preset",
     "reader",
     "scheme",
@@ -38,6 +39,7 @@ const OF_CONVERSION: [&str; 26] = [
     "resume",
     "device",
     "measure_kl",
+    "measure_kl_tokens",
     "sensitivity",
     "mixed_widths",
     "choose_by",
@@ -159,17 +161,18 @@ fn print_summary(
          {:.2} s",
         out_dir.display(),
         DecimalBytes(summary.tensor_bytes),
-        summary.shards.len(),
+        count(summary.shards.len()),
         if summary.shards.len() == 1 { "" } else { "s" },
-        summary.quantized_tensors,
+        count(summary.quantized_tensors),
         summary.elapsed.as_secs_f64(),
     )?;
     let rounding = &summary.rounding;
     let counts = match rounding.inexact {
-        0 => format!("all {} are exact", rounding.values),
+        0 => format!("all {} are exact", count(rounding.values)),
         inexact => format!(
-            "{inexact} of {} ({:.1} %) are rounded, relative error up to {:.2e}",
-            rounding.values,
+            "{} of {} ({:.1} %) are rounded, relative error up to {:.2e}",
+            count(inexact),
+            count(rounding.values),
             100.0 * inexact as f64 / rounding.values as f64,
             rounding.max_relative_error
         ),

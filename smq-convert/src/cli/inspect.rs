@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{ArgGroup, CommandFactory, Parser, Subcommand};
 use smq_format::{Output, SmqFile, remove_statistics};
 use smq_model::open_smq;
 
+use super::json::{JsonArgs, explain_json};
 use super::{exit, exit_with, is_broken_pipe, print_notes, show, tell};
 use crate::inspect::{self, Diff, InspectError, Report, Sort, StatisticsState, TensorReport};
+use crate::number::count;
 
 /// Rows of the error table without `--top`.
 const DEFAULT_TOP: usize = 20;
@@ -24,13 +27,14 @@ const DEFAULT_TOP: usize = 20;
     name = "smq-inspect",
     version,
     args_conflicts_with_subcommands = true,
-    subcommand_negates_reqs = true
+    subcommand_negates_reqs = true,
+    group(ArgGroup::new("action").arg("json"))
 )]
 struct Args {
     #[command(subcommand)]
     command: Option<Command>,
 
-    /// The .smq file
+    /// The .smq file to look into
     #[arg(required = true)]
     file: Option<PathBuf>,
 
@@ -38,8 +42,7 @@ struct Args {
     #[arg(
         long,
         value_name = "N",
-        conflicts_with_all = ["tensor", "json", "csv", "html", "verify", "recheck",
-                              "strip_statistics"]
+        conflicts_with_all = ["tensor", "csv", "html", "verify", "recheck", "strip_statistics"]
     )]
     top: Option<usize>,
 
@@ -48,7 +51,7 @@ struct Args {
         long,
         value_enum,
         value_name = "BY",
-        conflicts_with_all = ["tensor", "json", "html", "verify", "recheck", "strip_statistics"]
+        conflicts_with_all = ["tensor", "html", "verify", "recheck", "strip_statistics"]
     )]
     sort: Option<Sort>,
 
@@ -60,12 +63,10 @@ struct Args {
     )]
     tensor: Option<String>,
 
-    /// Print everything as JSON (with --tensor: that tensor); with =FILE write it there
-    #[arg(long, value_name = "FILE", group = "action", num_args = 0..=1, require_equals = true,
-          default_missing_value = "-")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonArgs,
 
-    /// One CSV row a tensor
+    /// Print a table as CSV, with a row for each tensor
     #[arg(long, group = "action")]
     csv: bool,
 
@@ -97,20 +98,41 @@ enum Command {
 
 #[derive(Debug, clap::Args)]
 struct DiffArgs {
-    /// A .smq file
+    /// The .smq file that comes first, A in what is printed
     a: PathBuf,
 
-    /// Another
+    /// The .smq file that it is compared with, B
     b: PathBuf,
 
-    /// Tensors in each list; 0 shows all
-    #[arg(long, value_name = "N", default_value_t = DEFAULT_TOP, conflicts_with = "json")]
-    top: usize,
+    /// Tensors in each list; 0 shows all [default: 20]
+    #[arg(long, value_name = "N")]
+    top: Option<usize>,
 
-    /// Print everything as JSON; with =FILE write it there
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true,
-          default_missing_value = "-")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+impl Args {
+    /// What to say of an option for text where JSON takes the text's place.
+    fn without_effect(&self) -> Option<String> {
+        let (json, given) = match &self.command {
+            Some(Command::Diff(args)) => (&args.json, [("--top", args.top.is_some()); 2]),
+            None => (
+                &self.json,
+                [
+                    ("--top", self.top.is_some()),
+                    ("--sort", self.sort.is_some()),
+                ],
+            ),
+        };
+        let (option, _) = given.iter().find(|(_, is_given)| *is_given)?;
+        json.replaces_text().then(|| {
+            format!(
+                "{option} has no effect on JSON; leave it out, or write the JSON to a file beside \
+                 the text, by --json=FILE"
+            )
+        })
+    }
 }
 
 /// The command line, for man pages and completions.
@@ -119,10 +141,15 @@ pub fn inspect_interface() -> clap::Command {
     Args::command()
 }
 
-/// Runs the program.
+/// Reads the command line, runs the program, and says what to exit with.
 #[must_use]
 pub fn run_inspect() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::try_parse().unwrap_or_else(|error| explain_json(error).exit());
+    if let Some(refusal) = args.without_effect() {
+        Args::command()
+            .error(ErrorKind::ArgumentConflict, refusal)
+            .exit();
+    }
     match (&args.command, &args.file) {
         (Some(Command::Diff(args)), _) => exit_with(diff(args), ExitCode::from(2)),
         (None, Some(path)) => exit(run(&args, path)),
@@ -132,14 +159,18 @@ pub fn run_inspect() -> ExitCode {
 
 fn diff(args: &DiffArgs) -> anyhow::Result<ExitCode> {
     let (a, b) = (open_smq(&args.a)?, open_smq(&args.b)?);
+    let output = output(&args.json, &[args.a.clone(), args.b.clone()])?;
     let bar = inspect::byte_bar(inspect::diff_bytes(&a, &b));
     let diff = Diff::of(&a, &b, &|done| bar.inc(done));
     bar.finish_and_clear();
     let diff = diff?;
-    let printed = match &args.json {
-        Some(target) => write_data(target, &to_json(&diff)?, &[args.a.clone(), args.b.clone()]),
-        None => print(inspect::diff_text(&diff, args.top, a.header().file_bytes).as_bytes()),
-    };
+    let printed = write_json(output, &diff).and_then(|()| match args.json.replaces_text() {
+        true => Ok(()),
+        false => {
+            let top = args.top.unwrap_or(DEFAULT_TOP);
+            print(inspect::diff_text(&diff, top, a.header().file_bytes).as_bytes())
+        }
+    });
     // The code is the answer, also where the reader of the text stops early.
     match printed {
         Err(error) if !is_broken_pipe(&error) => Err(error),
@@ -152,6 +183,7 @@ fn run(args: &Args, path: &Path) -> anyhow::Result<ExitCode> {
         return strip_statistics(path);
     }
     let file = open_smq(path)?;
+    let output = output(&args.json, &[path.to_path_buf()])?;
     if args.verify {
         return verify(&file);
     }
@@ -164,15 +196,23 @@ fn run(args: &Args, path: &Path) -> anyhow::Result<ExitCode> {
         Some(name) => Some(find(&report, path, name)?),
         None => None,
     };
+    match tensor {
+        Some(tensor) => write_json(output, tensor)?,
+        None => write_json(output, &report)?,
+    }
     if let Some(target) = &args.html {
         let bytes = inspect::write_page(&report, target)?;
         if !smq_format::is_stdout(target) {
-            print(format!("wrote {}, {bytes} bytes\n", target.display()).as_bytes())?;
+            print(format!("wrote {}, {} bytes\n", target.display(), count(bytes)).as_bytes())?;
         }
-    } else if let Some(target) = &args.json {
-        write_data(target, &json(&report, tensor)?, &[path.to_path_buf()])?;
     } else if args.csv {
-        print_data(&inspect::csv(&csv_rows(&report, tensor, args.sort))?)?;
+        let rows = inspect::csv(&csv_rows(&report, tensor, args.sort))?;
+        let mut out = std::io::stdout().lock();
+        out.write_all(&rows)
+            .and_then(|()| out.flush())
+            .context("cannot write to standard output")?;
+    } else if args.json.replaces_text() {
+        // It is written.
     } else if let Some(tensor) = tensor {
         print(inspect::tensor_detail(tensor).as_bytes())?;
     } else {
@@ -200,7 +240,8 @@ fn strip_statistics(path: &Path) -> anyhow::Result<ExitCode> {
     remove_statistics(path)?;
     print(
         format!(
-            "removed {bytes} bytes of statistics from {}\n",
+            "removed {} bytes of statistics from {}\n",
+            count(bytes),
             path.display()
         )
         .as_bytes(),
@@ -211,7 +252,8 @@ fn strip_statistics(path: &Path) -> anyhow::Result<ExitCode> {
 fn verify(file: &SmqFile) -> anyhow::Result<ExitCode> {
     let verified = inspect::verify(file);
     if verified.defects.is_empty() {
-        print(format!("ok: {} blobs, {} bytes\n", verified.blobs, verified.bytes).as_bytes())?;
+        let (blobs, bytes) = (count(verified.blobs), count(verified.bytes));
+        print(format!("ok: {blobs} blobs, {bytes} bytes\n").as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
     let path = file.path().display();
@@ -231,10 +273,13 @@ fn recheck(file: &SmqFile, checkpoint: &Path) -> anyhow::Result<ExitCode> {
         let apart = match report.calibrated {
             0 => String::new(),
             n => {
-                format!("; {n} of them are calibrated, and their output errors were not recomputed")
+                format!(
+                    "; {} of them are calibrated, and their output errors were not recomputed",
+                    count(n)
+                )
             }
         };
-        print(format!("ok: the statistics of {n} tensors hold{apart}\n").as_bytes())?;
+        print(format!("ok: the statistics of {} tensors hold{apart}\n", count(n)).as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
     let lines = report
@@ -270,16 +315,19 @@ fn find<'a>(report: &'a Report, path: &Path, name: &str) -> anyhow::Result<&'a T
     }
 }
 
-fn json(report: &Report, tensor: Option<&TensorReport>) -> anyhow::Result<Vec<u8>> {
-    match tensor {
-        Some(t) => to_json(t),
-        None => to_json(report),
-    }
+/// Where `--json` writes; none of `inputs` may be replaced.
+fn output(json: &JsonArgs, inputs: &[PathBuf]) -> anyhow::Result<Option<Output>> {
+    let output = json.target().map(|path| Output::create(path, inputs));
+    Ok(output.transpose()?)
 }
 
-fn to_json(value: &impl serde::Serialize) -> anyhow::Result<Vec<u8>> {
+fn write_json(output: Option<Output>, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let Some(output) = output else {
+        return Ok(());
+    };
     let json = serde_json::to_string_pretty(value).context("cannot write JSON")?;
-    Ok(format!("{}\n", smq_format::printable_json(&json)).into_bytes())
+    let text = format!("{}\n", smq_format::printable_json(&json));
+    Ok(output.write(text.as_bytes())?)
 }
 
 fn csv_rows<'a>(
@@ -292,23 +340,6 @@ fn csv_rows<'a>(
         (None, Some(sort)) => inspect::sorted(&report.tensors, sort),
         (None, None) => report.tensors.iter().collect(),
     }
-}
-
-/// Writes what other programs read to `target`, which is standard output for `-` and may be none of
-/// `inputs`.
-fn write_data(target: &Path, bytes: &[u8], inputs: &[PathBuf]) -> anyhow::Result<()> {
-    match smq_format::is_stdout(target) {
-        true => print_data(bytes),
-        false => Ok(Output::create(target, inputs)?.write(bytes)?),
-    }
-}
-
-/// Prints what other programs read, as it is.
-fn print_data(bytes: &[u8]) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(bytes)
-        .and_then(|()| out.flush())
-        .context("cannot write to standard output")
 }
 
 fn print(bytes: &[u8]) -> anyhow::Result<()> {

@@ -4,6 +4,7 @@ mod auto;
 mod convert;
 mod export;
 mod inspect;
+mod json;
 mod preset;
 mod progress;
 mod signals;
@@ -23,6 +24,7 @@ use crate::error::ConvertError;
 
 pub use convert::{convert_interface, run};
 pub use inspect::{inspect_interface, run_inspect};
+pub use json::{JsonArgs, explain_json};
 pub(crate) use progress::progress_bar;
 pub use signals::{Interruptible, interrupts, prepare};
 pub use words::scale_rule;

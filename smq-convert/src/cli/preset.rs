@@ -24,7 +24,7 @@ pub(super) struct Recipe {
     /// What the weights become, for people.
     weights: &'static str,
     scheme: Family,
-    /// Of int4 and lut4, which have groups.
+    /// How scales are stored, where there are groups: in int4 and lut4.
     scales: Option<ScaleChoice>,
     group: usize,
     layers: Layers,
@@ -133,7 +133,7 @@ const FINE: Recipe = Recipe {
     ),
 };
 
-/// What loses least.
+/// The recipe that loses least, in twice the bits of the others.
 const BEST: Recipe = Recipe::rounded(
     "best",
     "FP8, FP8 activations",
@@ -223,12 +223,12 @@ static RECIPES: [Recipe; 13] = [
     ),
 ];
 
-/// What `--preset` says.
+/// What `--preset` asks for.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Preset {
-    /// Show them all.
+    /// Show all recipes, and convert nothing.
     List,
-    /// Take this one.
+    /// Convert by this recipe.
     Take(&'static Recipe),
 }
 
@@ -250,10 +250,10 @@ pub(super) fn list() -> String {
     let mut rows = Table::new();
     rows.load_style(presets::NOTHING).set_header([
         "preset",
-        "weights",
+        "weights, scales",
         "layers",
         "text",
-        "bits/weight",
+        "bits",
         "mean KL",
         "tasks",
     ]);
@@ -263,14 +263,15 @@ pub(super) fn list() -> String {
     for recipe in &RECIPES {
         rows.add_row([
             recipe.name.to_owned(),
-            recipe.weights.to_owned(),
+            // The table is to fit a terminal of 80 columns.
+            recipe.weights.replace(" scales", ""),
             match recipe.layers {
                 Layers::Mlp => "mlp".to_owned(),
-                Layers::All => "all linear".to_owned(),
+                Layers::All => "all".to_owned(),
             },
             match recipe.calibrated {
-                true => "--calibrate".to_owned(),
-                false => "none".to_owned(),
+                true => "yes".to_owned(),
+                false => "no".to_owned(),
             },
             format!("{:.2}", recipe.measured.bits_per_weight),
             format!("{:.3}", recipe.measured.mean_kl_nats),
@@ -279,12 +280,14 @@ pub(super) fn list() -> String {
     }
     format!(
         "{rows}\n\n\
-         mean KL: divergence from the unquantized model in nats a token, on WikiText-2's test text;\n\
-         tasks: mean relative change over LAMBADA, HellaSwag and ARC. Both were measured on\n\
-         SmolLM2-135M-Instruct, calibrated on 32,768 tokens of three kinds of text; other models lose\n\
-         more or less (smq-run eval kl, smq-run eval suite). Without options smq-convert takes {} where\n\
-         --calibrate gives it a text, and {} otherwise. C5's E5M5 is study-c4, and study-c0 is the\n\
-         checkpoint itself.\n",
+         text: whether it is calibrated on one, by --calibrate. bits: of a quantized\n\
+         weight, scales included. mean KL: divergence from the unquantized model in nats\n\
+         a token, on WikiText-2's test text. tasks: mean relative change over LAMBADA,\n\
+         HellaSwag and ARC. All were measured on SmolLM2-135M-Instruct, calibrated on\n\
+         32,768 tokens of three kinds of text; other models lose more or less (smq-run\n\
+         eval kl, smq-run eval suite).\n\n\
+         Without options smq-convert takes {} where --calibrate gives it a text, and\n\
+         {} otherwise. C5's E5M5 is study-c4, and study-c0 is the checkpoint itself.\n",
         SMALL.name, NF4.name,
     )
 }

@@ -35,7 +35,7 @@ pub fn interrupts() -> &'static AtomicBool {
 pub struct Interruptible(());
 
 impl Interruptible {
-    /// From now on.
+    /// Lets a signal set the flag, in place of ending the program, until this is dropped.
     #[must_use]
     pub fn begin() -> Self {
         INTERRUPTED.store(false, Ordering::Relaxed);

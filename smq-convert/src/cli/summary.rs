@@ -4,13 +4,14 @@ use std::io::Write;
 use std::path::Path;
 
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{DecimalBytes, HumanCount};
+use indicatif::DecimalBytes;
 
 use super::auto::{choice_table, print_total};
 use super::task::Task;
 use super::{print_notes, stdout};
 use crate::apply::{ScaleChange, scale_change};
 use crate::import::Import;
+use crate::number::{count, fixed};
 use crate::target::Coverage;
 use crate::{Auto, Checkpoint, Method, Plan, Summary};
 
@@ -67,7 +68,7 @@ impl<'a> About<'a> {
             "{} ({} bytes) would be written for {} of input ({:.1} %); quantized weights take \
              {:.4} bits each",
             DecimalBytes(plan.file_bytes),
-            HumanCount(plan.file_bytes),
+            count(plan.file_bytes),
             DecimalBytes(checkpoint.total_bytes()),
             100.0 * plan.file_bytes as f64 / checkpoint.total_bytes() as f64,
             bits_per_weight(quantized_bytes, elems),
@@ -80,7 +81,7 @@ impl<'a> About<'a> {
             (false, _) => writeln!(
                 out,
                 "-v shows what becomes of each of the {} tensors",
-                plan.tensors.len()
+                count(plan.tensors.len())
             )?,
             (true, Some(auto)) => write!(out, "\n{}", choice_table(auto))?,
             (true, None) => write!(out, "\n{}", self.plan_table(plan))?,
@@ -108,7 +109,7 @@ impl<'a> About<'a> {
                     None => tensor.dtype.to_string(),
                 },
                 becomes.to_owned(),
-                HumanCount(planned.stored_bytes).to_string(),
+                count(planned.stored_bytes),
                 format!(
                     "{:.3}",
                     bits_per_weight(planned.stored_bytes, tensor.elems().max(1) as u64)
@@ -133,18 +134,21 @@ impl<'a> About<'a> {
             "imported{}: {} int4 tensor{} in {} ({}), integers {}; errors are against \
              its own q * s",
             if exactly { " exactly" } else { "" },
-            import.tensors,
+            count(import.tensors),
             if import.tensors == 1 { "" } else { "s" },
             import.grouping,
             import.form,
             match &self.change {
                 Some((change, format)) if change.changed == 0 => {
-                    format!("kept, all {} scales exact in {format}", change.scales)
+                    format!(
+                        "kept, all {} scales exact in {format}",
+                        count(change.scales)
+                    )
                 }
                 Some((change, format)) => format!(
                     "kept, {} of {} scales changed by {format}, by up to {:.2} %",
-                    change.changed,
-                    change.scales,
+                    count(change.changed),
+                    count(change.scales),
                     100.0 * change.max_relative
                 ),
                 None => "derived anew".to_owned(),
@@ -178,24 +182,24 @@ impl<'a> About<'a> {
                 "calibrated: {} tensors, squared error of the outputs on the calibration text \
                  {:.4} -> {:.4} of the outputs (median over tensors, rounded to nearest -> as \
                  stored); {} stored rounded, {} with more damping",
-                calibrated.tensors,
+                count(calibrated.tensors),
                 calibrated.rounded,
                 calibrated.stored,
-                calibrated.fell_back,
-                calibrated.raised,
+                count(calibrated.fell_back),
+                count(calibrated.raised),
             )?;
         }
         for receipt in &summary.receipts {
             writeln!(
                 out,
-                "measured: KL divergence {:.6} +- {:.6} nats, perplexity {:.4} of {:.4} \
-                 unquantized, same most likely token {:.2} %, over {} tokens of {}",
+                "measured: KL divergence {:.6} +- {:.6} nats, perplexity {} of {} unquantized, \
+                 same most likely token {:.2} %, over {} tokens of {}",
                 receipt.mean_kl,
                 receipt.kl_stderr,
-                receipt.perplexity,
-                receipt.base_perplexity,
+                fixed(receipt.perplexity, 4),
+                fixed(receipt.base_perplexity, 4),
                 100.0 * receipt.top1_agreement,
-                receipt.tokens_scored,
+                count(receipt.tokens_scored),
                 receipt.text,
             )?;
         }
@@ -224,7 +228,7 @@ impl<'a> About<'a> {
                 format!("{:.6}", t.stored.mean_rel_mse),
                 format!("{:.6}", t.exact.mean_rel_mse),
                 format!("{:.2}", t.stored.sqnr_db()),
-                t.clipped.to_string(),
+                count(t.clipped),
             ]);
         }
         writeln!(out, "{rows}")?;
@@ -232,7 +236,7 @@ impl<'a> About<'a> {
         if let [first, rest @ ..] = summary.not_finite.as_slice() {
             let more = match rest.len() {
                 0 => String::new(),
-                n => format!(" and {n} more"),
+                n => format!(" and {} more", count(n)),
             };
             print_notes(&[format!(
                 "carried along although not finite, since no weights: {first}{more}"

@@ -1,4 +1,4 @@
-//! `smq-convert synth`.
+//! `smq-convert synth`, which makes a checkpoint of any size up.
 
 use std::path::PathBuf;
 
@@ -6,6 +6,7 @@ use clap::Args;
 use indicatif::DecimalBytes;
 
 use super::{after_work, progress_bar, show};
+use crate::number::count;
 use crate::{DEFAULT_SHARD_BYTES, SynthOptions, synth};
 
 #[derive(Args)]
@@ -58,9 +59,9 @@ pub(super) fn run(args: SynthArgs) -> anyhow::Result<()> {
          synthetic: speed, memory and energy carry over to real ones, quality does not\n",
         args.out_dir.display(),
         summary.architecture,
-        summary.tensors,
+        count(summary.tensors),
         DecimalBytes(summary.total_size_bytes),
-        summary.shards.len(),
+        count(summary.shards.len()),
         summary.write_time.as_secs_f64(),
         summary.sync_time.as_secs_f64(),
     )))

@@ -21,8 +21,8 @@ pub(super) enum Reader {
 }
 
 impl ConvertArgs {
-    /// Takes the options of a file for `--for`, where none are given, and says which: int4 with E5M3
-    /// scales, in the largest groups that divide every row.
+    /// Takes the options of a file for `--for`, where none are given, and says which: int4 with
+    /// E5M3 scales, in the largest groups that divide every row.
     pub(super) fn fit_reader(&mut self, checkpoint: &Checkpoint) -> String {
         let group = dividing(checkpoint, &Target::All).unwrap_or(GROUPS[0]);
         self.scheme = Some(Family::Int4);

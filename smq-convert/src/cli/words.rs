@@ -30,7 +30,8 @@ fn rules(rules: &[ScaleRule]) -> impl TypedValueParser<Value = ScaleRule> + use<
                 "The element of largest magnitude maps to -8, through the scale's sign bit"
             }
             ScaleRule::Weighted => {
-                "With --calibrate: of all scales of both signs, the one with the least squared error weighted by the inputs"
+                "With --calibrate: of all scales of both signs, the one with the least squared \
+                 error weighted by the inputs"
             }
         })
     };

@@ -88,8 +88,8 @@ pub(super) fn chosen(
 }
 
 /// Measures, chooses, calibrates what is chosen and converts; otherwise as [`convert_auto`] and
-/// [`convert_calibrated`](super::convert_calibrated). Where outputs decide, `calibrating` is told of
-/// every layer twice, since the texts go through the model twice.
+/// [`convert_calibrated`](super::convert_calibrated). Where outputs decide, `calibrating` is told
+/// of every layer twice, since the texts go through the model twice.
 ///
 /// After a run that was killed, storage is chosen anew before [`CalibrateOptions::resume`] goes on.
 ///

@@ -17,17 +17,19 @@ use crate::work::Progress;
 /// Which conversion to do.
 #[derive(Clone, Copy)]
 pub enum Conversion<'a> {
-    /// [`convert`](super::convert()).
+    /// One method for all tensors, as [`convert`](super::convert()) does it.
     Uniform(&'a ConvertOptions),
-    /// [`convert_auto`](super::convert_auto).
+    /// Storage chosen from the weights' errors, as [`convert_auto`](super::convert_auto) does it.
     Auto(&'a AutoOptions),
-    /// [`convert_auto_calibrated`](super::convert_auto_calibrated).
+    /// Storage chosen from the outputs' errors, as
+    /// [`convert_auto_calibrated`](super::convert_auto_calibrated) does it.
     AutoCalibrated(
         &'a AutoOptions,
         &'a CalibrateOptions,
         CalibrationProgress<'a>,
     ),
-    /// [`convert_calibrated`](super::convert_calibrated).
+    /// Scales and codes chosen on a text, as [`convert_calibrated`](super::convert_calibrated) does
+    /// it.
     Calibrated(
         &'a ConvertOptions,
         &'a CalibrateOptions,

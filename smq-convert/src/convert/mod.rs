@@ -37,7 +37,7 @@ use crate::work::{Progress, pool};
 pub struct ConvertOptions {
     /// Which tensors are quantized.
     pub target: Target,
-    /// To what.
+    /// What the weights of those tensors become.
     pub quantize: Method,
     /// Replace an existing file.
     pub overwrite: bool,
@@ -50,7 +50,7 @@ pub struct ConvertOptions {
 pub struct Summary {
     /// Length of the safetensors files.
     pub source_bytes: u64,
-    /// The finished file.
+    /// How long the finished file is, and what fsync took.
     pub written: Written,
     /// Wall time without fsync.
     pub elapsed: Duration,
@@ -75,12 +75,12 @@ pub struct CalibrationSummary {
     pub tensors: usize,
     /// Those that are stored rounded to nearest, since calibration did no better.
     pub fell_back: usize,
-    /// Those whose damping had to be raised.
+    /// How many of them needed more damping.
     pub raised: usize,
     /// Median over tensors of the outputs' relative squared error on the calibration text, rounded
     /// to nearest.
     pub rounded: f64,
-    /// The same as stored.
+    /// The same median of what is stored.
     pub stored: f64,
 }
 

@@ -35,9 +35,9 @@ const GROUP_BYTES: u64 = 80;
 /// What the tensors leave to be told.
 #[derive(Default)]
 pub(super) struct Done {
-    /// Of the quantized tensors, in file order.
+    /// Statistics of the quantized tensors, in file order.
     pub(super) statistics: Vec<TensorStatistics>,
-    /// Of all scale blobs.
+    /// Bytes of all scale blobs together.
     pub(super) scale_bytes: u64,
     /// Tensors that are no weights and not finite.
     pub(super) not_finite: Vec<String>,
@@ -121,7 +121,7 @@ struct State {
     next: usize,
     in_flight: usize,
     in_flight_bytes: u64,
-    /// Source bytes.
+    /// Bytes of the source that were converted so far.
     done_bytes: u64,
     /// What calibration made of each tensor.
     calibrated: Vec<Option<Quantized>>,

@@ -10,16 +10,16 @@ pub enum DirectoryError {
     /// The output path exists and is not a directory.
     #[error("{}: exists and is not a directory", .path.display())]
     NotADirectory {
-        /// The output path.
+        /// The output path as it was given.
         path: PathBuf,
     },
     /// The output directory holds something and overwriting was not asked for.
     #[error("{}: directory is not empty, it holds {found}; choose another, or force to replace \
              the checkpoint in it", .path.display())]
     NotEmpty {
-        /// The output directory.
+        /// The output directory as it was given.
         path: PathBuf,
-        /// One of the names in it.
+        /// The name of something that is in it.
         found: String,
     },
     /// The output directory holds an adapter.
@@ -29,21 +29,21 @@ pub enum DirectoryError {
         .path.display()
     )]
     Adapter {
-        /// The adapter's configuration.
+        /// The configuration of the adapter that is there.
         path: PathBuf,
     },
     /// A directory has the name of a file that belongs to a checkpoint.
     #[error("{}: is a directory with the name of a model's file; move it away, or choose another \
              output directory", .path.display())]
     InTheWay {
-        /// The directory.
+        /// The directory that is in the way.
         path: PathBuf,
     },
     /// The output directory holds a checkpoint and cannot change places with a new one.
     #[error("{}: holds a checkpoint ({found}) and cannot be replaced as a whole, because {why}; \
              choose another directory, or move the checkpoint away", .path.display())]
     Fixed {
-        /// The output directory.
+        /// The output directory as it was given.
         path: PathBuf,
         /// A file of the checkpoint.
         found: String,
@@ -54,14 +54,14 @@ pub enum DirectoryError {
     #[error("{}: is where a file system is mounted, so the directory that holds it cannot be \
              replaced; unmount it, or choose another output directory", .path.display())]
     Mounted {
-        /// Where.
+        /// The directory that is mounted there.
         path: PathBuf,
     },
     /// The output directory is where the config or the tokenizer is read from.
     #[error("{}: output directory holds the input {}; synthetic weights would replace the real \
              ones, so choose another", .path.display(), .input.display())]
     OutputIsInput {
-        /// The output directory.
+        /// The output directory as it was given.
         path: PathBuf,
         /// The input that lies in it.
         input: PathBuf,
@@ -74,16 +74,16 @@ pub enum DirectoryError {
         path: PathBuf,
         /// Bytes of tensor data in the whole checkpoint.
         needed_bytes: u64,
-        /// The system's error.
+        /// What the system says of it.
         #[source]
         source: io::Error,
     },
     /// A safetensors header could not be made.
     #[error("{}: cannot make the safetensors header", .path.display())]
     Header {
-        /// The shard.
+        /// The shard that was to be written.
         path: PathBuf,
-        /// The library's error.
+        /// What the library says of it.
         #[source]
         source: safetensors::SafeTensorError,
     },
@@ -94,7 +94,7 @@ pub enum DirectoryError {
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// The system's error.
+        /// What the system says of it.
         #[source]
         source: io::Error,
     },

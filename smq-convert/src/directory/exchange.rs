@@ -64,7 +64,8 @@ fn exchange_by_renames(staged: &Path, target: &Path) -> io::Result<()> {
     fs::rename(&aside, staged)
 }
 
-/// `.NAME.RANDOM.smq-replaced` of `.NAME.RANDOM.smq-partial`.
+/// Where the old directory is moved to: `.NAME.RANDOM.smq-replaced`, beside the new one's
+/// `.NAME.RANDOM.smq-partial`.
 fn aside(staged: &Path) -> PathBuf {
     let name = staged.file_name().unwrap_or_default().to_string_lossy();
     let stem = name.strip_suffix(PARTIAL_SUFFIX).unwrap_or(&name);

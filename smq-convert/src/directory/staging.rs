@@ -16,9 +16,9 @@ const ADAPTER: &str = "adapter_config.json";
 /// A temporary directory. Dropped without [`Staging::commit`], it removes itself and every
 /// directory that it created.
 pub(crate) struct Staging {
-    /// As it was given.
+    /// The directory as it was given.
     out_dir: PathBuf,
-    /// Links followed.
+    /// The directory itself, found by following links.
     resolved: PathBuf,
     place: Place,
     scratch: Scratch,

@@ -114,7 +114,7 @@ pub(crate) fn assemble(
     Ok((tensors, Some(import)))
 }
 
-/// The config's `quantization_config`.
+/// What config.json has as `quantization_config`; `None` where it is absent or null.
 fn quantization_config(files: &Checkpoint) -> Result<Option<Value>, ConvertError> {
     let config = files.json("config.json")?;
     let value = config.and_then(|mut config| config.remove("quantization_config"));

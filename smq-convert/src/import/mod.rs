@@ -23,16 +23,16 @@ const REMEDY: &str = "convert the checkpoint that it was quantized from";
 /// Which form the int4 tensors of a checkpoint have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// compressed-tensors `pack-quantized`.
+    /// As compressed-tensors packs them (`pack-quantized`).
     PackQuantized,
     /// GPTQ, whose checkpoints store the zero point 8 as it is (version 2) or less one (version 1).
     Gptq {
-        /// 7 or 8.
+        /// The zero point as it is stored: 8, or 7 in the first version of the format.
         stored_zero: u8,
     },
     /// AutoRound, whose checkpoints have GPTQ's tensors.
     AutoRound {
-        /// 7 or 8.
+        /// The zero point as it is stored: 8, or 7 in the first version of the format.
         stored_zero: u8,
     },
 }
@@ -42,7 +42,7 @@ pub enum Form {
 pub enum Grouping {
     /// Runs of so many.
     Runs(usize),
-    /// All of them.
+    /// A whole row shares one scale.
     Row,
 }
 
@@ -69,7 +69,7 @@ impl std::fmt::Display for Grouping {
 /// The int4 tensors of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Import {
-    /// Their form.
+    /// The form that all of them are stored in.
     pub form: Form,
     /// Which elements of a row share a scale, in all of them.
     pub grouping: Grouping,
@@ -78,7 +78,7 @@ pub struct Import {
 }
 
 impl Form {
-    /// For the provenance.
+    /// The name that the provenance records.
     pub fn name(self) -> &'static str {
         match self {
             Form::PackQuantized => "pack-quantized",
@@ -108,7 +108,7 @@ impl std::fmt::Display for Form {
     }
 }
 
-/// `found; supported; remedy`.
+/// An error that says what was found, what is supported, and what to do.
 fn refused(
     path: &Path,
     found: impl Into<String>,

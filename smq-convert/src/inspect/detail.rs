@@ -1,4 +1,4 @@
-//! One tensor in full, as text.
+//! Everything that is known of one tensor, as text.
 
 use super::number::{
     bar, bits, bytes, count, decibels, percent, scientific, shape, signed_percent,

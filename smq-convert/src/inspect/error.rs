@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-/// One sentence each.
+/// Why a report cannot be made or shown: one sentence each.
 #[derive(Debug, thiserror::Error)]
 pub enum InspectError {
     /// The tensor asked for is not in the file.
     #[error("{}: no tensor is called {name:?}{}", path.display(), hint(candidates))]
     NoSuchTensor {
-        /// The .smq file.
+        /// The .smq file that was looked through.
         path: PathBuf,
         /// The name asked for.
         name: String,
@@ -18,7 +18,7 @@ pub enum InspectError {
     /// A plot cannot be drawn.
     #[error("cannot draw {figure}: {reason}")]
     Plot {
-        /// Which plot.
+        /// Which of the page's plots it is.
         figure: &'static str,
         /// The plotting library's reason.
         reason: String,

@@ -1,18 +1,15 @@
-//! Numbers as people read them.
+//! Figures of a file as people read them.
 
-use indicatif::{DecimalBytes, HumanCount};
+use indicatif::DecimalBytes;
+
+pub(crate) use crate::number::count;
 
 /// `1,234,567 bytes (1.23 MB)`; the second form only where it helps.
 pub(crate) fn bytes(n: u64) -> String {
     if n < 1000 {
         return format!("{n} bytes");
     }
-    format!("{} bytes ({})", HumanCount(n), DecimalBytes(n))
-}
-
-/// `1,234,567`.
-pub(crate) fn count(n: u64) -> String {
-    HumanCount(n).to_string()
+    format!("{} bytes ({})", count(n), DecimalBytes(n))
 }
 
 /// Four significant digits with an exponent: `8.712e-3`.
@@ -50,7 +47,7 @@ pub(crate) fn bits_per_elem(bytes: u64, elems: u64) -> Option<f64> {
     (elems > 0).then(|| 8.0 * bytes as f64 / elems as f64)
 }
 
-/// `[3072, 8192]`.
+/// A shape as a list: `[3072, 8192]`.
 pub(crate) fn shape(dims: &[usize]) -> String {
     let dims: Vec<String> = dims.iter().map(ToString::to_string).collect();
     format!("[{}]", dims.join(", "))

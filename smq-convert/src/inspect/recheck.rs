@@ -35,7 +35,7 @@ impl<'a> Records<'a> {
     }
 }
 
-/// What rechecking found.
+/// What recomputing the statistics found.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RecheckReport {
     /// Quantized tensors whose statistics were recomputed.
@@ -52,13 +52,13 @@ pub struct RecheckReport {
 /// A figure that does not hold.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Difference {
-    /// The tensor.
+    /// Name of the tensor in the file.
     pub tensor: String,
     /// What differs, named as in the JSON report.
     pub figure: String,
-    /// As the file has it.
+    /// The figure that the file has.
     pub recorded: String,
-    /// As recomputed from the source.
+    /// The figure that follows from the source.
     pub recomputed: String,
 }
 

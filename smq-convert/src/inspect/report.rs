@@ -3,28 +3,29 @@
 //! Units are in the field names: `_bytes`, `_elems`, `_percent`, `_db`; `*_rel_mse` is the relative
 //! mean squared error of groups, `sum((w - w')^2) / sum(w^2)`, without unit; hashes are BLAKE3 in
 //! hex. A value that does not exist (a raw tensor's errors, the SQNR in dB of a tensor without
-//! error) is `null`. A field may be added in the same `report_version`; a field that changes
-//! meaning or goes raises it.
+//! error) is `null`, and a number is never a string. A field may be added in the same
+//! `report_version`; a field that changes meaning or goes raises it.
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use serde_json::{Number, Value};
 
 /// Version of the JSON form.
-pub(super) const REPORT_VERSION: u32 = 1;
+pub(super) const REPORT_VERSION: u32 = 2;
 
-/// A whole file.
+/// Everything that is known of a file without reading its weights.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// Version of the JSON form, 1.
+    /// Version of the JSON form, 2.
     pub report_version: u32,
     /// The file, as it was named.
     pub path: String,
-    /// Its header.
+    /// What its header says.
     pub header: HeaderReport,
     /// Who made it, how, and from what.
     pub provenance: ProvenanceReport,
-    /// Files inside it.
+    /// The checkpoint's files that are inside it.
     pub embedded_files: Vec<EmbeddedFileReport>,
     /// Where its bytes go.
     pub sizes: SizeReport,
@@ -45,7 +46,7 @@ pub struct Report {
 /// Output errors over the calibrated tensors: of `|V y - W x|^2 / |W x|^2` on the calibration text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OutputTotals {
-    /// Calibrated tensors.
+    /// Number of calibrated tensors.
     pub tensors: usize,
     /// Those that are stored rounded to nearest, since calibration did no better.
     pub rounded_tensors: usize,
@@ -62,34 +63,34 @@ pub struct OutputTotals {
 /// A text on which the model was compared with the unquantized one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ReceiptReport {
-    /// Its plain file name.
+    /// Plain file name of the text.
     pub text: String,
     /// BLAKE3 of it, 64 hex digits.
     pub blake3: String,
-    /// Tokens a window.
+    /// Tokens of a window, each of which is a sequence of its own.
     pub window_tokens: u64,
     /// Tokens whose prediction was compared.
     pub tokens_scored: u64,
     /// Mean Kullback-Leibler divergence from the unquantized model.
     pub mean_kl_nats: f64,
-    /// Its standard error.
+    /// Standard error of that mean.
     pub kl_stderr_nats: f64,
-    /// Of the model.
+    /// Perplexity of the model in the file.
     pub perplexity: f64,
-    /// Of the unquantized model.
+    /// Perplexity of the model that was not quantized.
     pub base_perplexity: f64,
     /// Share of tokens where both models' most likely one is the same.
     pub top1_agreement_percent: f64,
 }
 
-/// The header.
+/// What the header says, with the places of what it points to.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HeaderReport {
     /// Format version, such as `1.0`.
     pub version: String,
     /// Length of the file.
     pub file_bytes: u64,
-    /// The index.
+    /// Where the index is.
     pub index: SectionReport,
     /// The error statistics; `null` where there are none.
     pub statistics: Option<SectionReport>,
@@ -104,7 +105,7 @@ pub struct HeaderReport {
 pub struct SectionReport {
     /// Bytes from the start of the file.
     pub offset_bytes: u64,
-    /// Length.
+    /// Length of the section in bytes.
     pub length_bytes: u64,
     /// BLAKE3, 64 hex digits.
     pub blake3: String,
@@ -113,9 +114,11 @@ pub struct SectionReport {
 /// Who made the file, how, and from what.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ProvenanceReport {
-    /// Program and version.
+    /// Name and version of the program that wrote the file.
     pub producer: String,
-    /// The parameters that decide the bytes.
+    /// The parameters that decide the bytes. The file has them as text; JSON has those that are
+    /// numbers as numbers.
+    #[serde(serialize_with = "with_numbers")]
     pub parameters: BTreeMap<String, String>,
     /// Files it was made from.
     pub sources: Vec<SourceReport>,
@@ -124,20 +127,20 @@ pub struct ProvenanceReport {
 /// A file that the tensors were made from.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SourceReport {
-    /// Plain file name.
+    /// Plain file name, without a directory.
     pub name: String,
-    /// Length.
+    /// Length of the file in bytes.
     pub length_bytes: u64,
     /// BLAKE3, 64 hex digits.
     pub blake3: String,
 }
 
-/// An embedded file.
+/// A file of the checkpoint that is inside the .smq file.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EmbeddedFileReport {
-    /// Plain file name.
+    /// Plain file name, or one behind the name of a directory.
     pub name: String,
-    /// Where it is.
+    /// Where in the .smq file it is.
     #[serde(flatten)]
     pub section: SectionReport,
 }
@@ -145,13 +148,13 @@ pub struct EmbeddedFileReport {
 /// Where the bytes go. `header_bytes` to `padding_bytes` add up to `file_bytes`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SizeReport {
-    /// The whole file.
+    /// Bytes of the whole file.
     pub file_bytes: u64,
     /// All tensors, in the dtype they had in the checkpoint.
     pub source_tensor_bytes: u64,
-    /// `file_bytes` of `source_tensor_bytes`.
+    /// How much of `source_tensor_bytes` the `file_bytes` are.
     pub file_of_source_percent: Option<f64>,
-    /// The header.
+    /// Bytes of the header.
     pub header_bytes: u64,
     /// Codes of quantized weights: int4, NF4 or FP8.
     pub nibble_bytes: u64,
@@ -159,13 +162,13 @@ pub struct SizeReport {
     pub scale_bytes: u64,
     /// Tensors stored as they were.
     pub raw_bytes: u64,
-    /// Embedded files.
+    /// Bytes of the embedded files.
     pub embedded_bytes: u64,
-    /// The index.
+    /// Bytes of the index.
     pub index_bytes: u64,
-    /// The error statistics.
+    /// Bytes of the error statistics.
     pub statistics_bytes: u64,
-    /// Zeros for alignment.
+    /// Zeros that align the blobs.
     pub padding_bytes: u64,
     /// Elements of quantized tensors.
     pub quantized_elems: u64,
@@ -194,11 +197,11 @@ pub struct SchemeCount {
     pub group_elems: Option<usize>,
     /// Stored element type; `null` unless `raw`.
     pub dtype: Option<String>,
-    /// Number of tensors.
+    /// How many tensors are stored so.
     pub tensors: usize,
-    /// Their elements.
+    /// Elements of these tensors together.
     pub elems: u64,
-    /// Their blobs, without padding.
+    /// Bytes of their blobs, without padding.
     pub stored_bytes: u64,
 }
 
@@ -220,9 +223,9 @@ pub enum StatisticsState {
 /// Figures over all tensors with statistics; means are weighted by groups.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Totals {
-    /// Tensors with statistics.
+    /// How many tensors have statistics.
     pub tensors: usize,
-    /// Their groups.
+    /// Groups of these tensors together.
     pub groups: u64,
     /// Groups whose weights are all zero.
     pub zero_groups: u64,
@@ -246,11 +249,11 @@ pub struct Totals {
     pub exact_mean_cosine: f64,
     /// SQNR of all weights together, as stored; `null` where there is no error.
     pub sqnr_db: Option<f64>,
-    /// The same with exact f32 scales.
+    /// SQNR of all weights together with exact f32 scales.
     pub exact_sqnr_db: Option<f64>,
 }
 
-/// A tensor.
+/// What is known of a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TensorReport {
     /// Name in the checkpoint.
@@ -277,19 +280,19 @@ pub struct TensorReport {
     pub levels: Option<[i8; 16]>,
     /// Elements that share a scale; `null` for `raw`.
     pub group_elems: Option<usize>,
-    /// Elements.
+    /// Number of its elements.
     pub elems: u64,
     /// Groups; 0 for `raw`.
     pub groups: u64,
     /// Bytes it had in the checkpoint.
     pub source_bytes: u64,
-    /// Its blobs, without padding.
+    /// Bytes of its blobs, without padding.
     pub stored_bytes: u64,
-    /// Its scale stream; 0 for `raw`.
+    /// Bytes of its scale stream; 0 for `raw`.
     pub scale_bytes: u64,
     /// `stored_bytes` in bits over `elems`.
     pub bits_per_weight: Option<f64>,
-    /// Its blobs.
+    /// Where its bytes are, by what they hold.
     pub blobs: Vec<BlobReport>,
     /// What quantization did; `null` where that is not known.
     pub errors: Option<TensorErrors>,
@@ -300,9 +303,9 @@ pub struct TensorReport {
 /// Relative squared error of a tensor's outputs on the calibration text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct OutputReport {
-    /// By rounding to nearest.
+    /// The error of rounding to nearest.
     pub rounded: f64,
-    /// As stored.
+    /// The error of what is stored.
     pub stored: f64,
     /// Rounding to nearest is what is stored.
     pub is_rounded: bool,
@@ -313,7 +316,7 @@ pub struct OutputReport {
 pub struct BlobReport {
     /// `data`, `nibbles` or `scales`.
     pub role: String,
-    /// Where it is.
+    /// Where in the file it is.
     #[serde(flatten)]
     pub section: SectionReport,
 }
@@ -329,7 +332,7 @@ pub struct TensorErrors {
     pub clipped_weights: u64,
     /// The tensor as stored.
     pub stored: ErrorReport,
-    /// The same quantizer with exact f32 scales.
+    /// What the same quantizer does with exact f32 scales.
     pub exact: ErrorReport,
     /// How much larger the stored mean relative MSE is than the exact one.
     pub scale_format_cost_percent: Option<f64>,
@@ -337,7 +340,7 @@ pub struct TensorErrors {
     pub first_exponent: i16,
     /// Non-zero stored scales by exponent, ascending; the first also counts every smaller one.
     pub exponent_counts: Vec<u64>,
-    /// Rows a block.
+    /// Rows of a block in `row_block_mean_rel_mse`.
     pub block_rows: u64,
     /// Mean relative MSE of each block of rows.
     pub row_block_mean_rel_mse: Vec<f32>,
@@ -350,15 +353,15 @@ pub struct ErrorReport {
     pub mean_rel_mse: f64,
     /// Median of the relative MSE (nearest rank, as all percentiles).
     pub p50_rel_mse: f32,
-    /// 90th percentile.
+    /// 90th percentile of the relative MSE.
     pub p90_rel_mse: f32,
-    /// 99th percentile.
+    /// 99th percentile of the relative MSE.
     pub p99_rel_mse: f32,
-    /// 99.9th percentile.
+    /// 99.9th percentile of the relative MSE.
     pub p999_rel_mse: f32,
-    /// Maximum.
+    /// Maximum of the relative MSE.
     pub max_rel_mse: f32,
-    /// Mean cosine similarity.
+    /// Mean cosine similarity of a group and what is stored of it.
     pub mean_cosine: f64,
     /// SQNR of the whole tensor; `null` where there is no error.
     pub sqnr_db: Option<f64>,
@@ -366,6 +369,25 @@ pub struct ErrorReport {
     pub squared_error: f64,
     /// Sum over the elements of `w^2`.
     pub squared_weight: f64,
+}
+
+/// The number that a text spells as JSON would; `None` for any other text, such as `inf` or `007`.
+pub(super) fn number_of(text: &str) -> Option<Number> {
+    let number = match text.parse::<i64>() {
+        Ok(n) => Some(Number::from(n)),
+        Err(_) => text.parse().ok().and_then(Number::from_f64),
+    };
+    number.filter(|number| number.to_string() == text)
+}
+
+fn with_numbers<S: Serializer>(
+    parameters: &BTreeMap<String, String>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(parameters.iter().map(|(name, value)| {
+        let text = || Value::String(value.clone());
+        (name, number_of(value).map_or_else(text, Value::Number))
+    }))
 }
 
 impl TensorReport {

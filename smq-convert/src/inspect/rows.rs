@@ -1,4 +1,4 @@
-//! One CSV row a tensor.
+//! The report as CSV, with a row for each tensor.
 
 use std::borrow::Cow;
 

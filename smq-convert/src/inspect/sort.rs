@@ -6,7 +6,7 @@ use super::tensor_name::natural;
 /// What to sort tensors by; the errors come worst first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Sort {
-    /// Mean relative MSE.
+    /// Mean relative MSE of the groups.
     #[default]
     RelMse,
     /// Largest relative MSE of a group.
@@ -20,7 +20,7 @@ pub enum Sort {
 }
 
 impl Sort {
-    /// For a heading.
+    /// What the order is, for a heading.
     pub fn describe(self) -> &'static str {
         match self {
             Sort::RelMse => "worst first by mean relative MSE",
@@ -31,7 +31,7 @@ impl Sort {
         }
     }
 
-    /// Larger is worse.
+    /// How bad a tensor's figure is: larger is worse, whatever the figure.
     fn badness(self, e: &TensorErrors) -> f64 {
         match self {
             Sort::RelMse => e.stored.mean_rel_mse,

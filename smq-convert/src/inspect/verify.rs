@@ -3,12 +3,12 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use smq_format::{Defect, SmqFile};
 
-/// What verification found.
+/// What checking every hash and every code found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verified {
     /// Blobs hashed: embedded files and each tensor's.
     pub blobs: usize,
-    /// Their bytes.
+    /// Bytes of these blobs together.
     pub bytes: u64,
     /// All that is wrong, in file order.
     pub defects: Vec<Defect>,

@@ -9,7 +9,7 @@ use super::{MAX_ABS_FLOOR, QuantizeOptions};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Book {
     pub(super) levels: Levels,
-    /// The levels.
+    /// The 16 levels, as the codes count them.
     pub(crate) values: [f32; 16],
     /// The code of a quotient is the number of these below it.
     pub(super) midpoints: [f32; 15],

@@ -19,14 +19,14 @@ pub(crate) const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
 pub(crate) struct GroupError {
     /// Sum of `(w - w')^2`.
     pub squared_error: f32,
-    /// Sum of `w^2`.
+    /// Sum of `w^2` over the group.
     pub squared_weight: f32,
-    /// Sum of `w'^2`.
+    /// Sum of `w'^2` over the group, of what is stored.
     pub squared_stored: f32,
     /// Sum of `w w'`.
     pub product: f32,
-    /// Weights whose rounded quotient was outside -8..=7; of a code book, whose quotient was more than half a step
-    /// beyond its ends.
+    /// Weights whose rounded quotient was outside -8..=7; of a code book, whose quotient was more
+    /// than half a step beyond its ends.
     pub clipped: u32,
 }
 
@@ -51,7 +51,7 @@ impl GroupError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kernel(Isa);
 
-/// An instruction set.
+/// An instruction set that the loops over weights are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Isa {
     /// What the target guarantees.
@@ -144,12 +144,12 @@ impl Kernel {
     }
 
     for_each_isa! {
-        /// [`smq_format::widen`].
+        /// [`smq_format::widen`], compiled for each instruction set.
         widen, widen, (dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> ()
     }
 
     for_each_isa! {
-        /// [`smq_format::int4::pack_row`].
+        /// [`smq_format::int4::pack_row`], compiled for each instruction set.
         pack_row, pack_row, (row: &[i8], out: &mut [u8]) -> ()
     }
 
@@ -159,8 +159,8 @@ impl Kernel {
     }
 
     for_each_isa! {
-        /// Codes into `q`, each the number of the book's midpoints below `w / s`, and their errors; all
-        /// that of 0 where `s` is.
+        /// Codes into `q`, each the number of the book's midpoints below `w / s`, and their errors;
+        /// all that of 0 where `s` is.
         quantize_levels, quantize_levels, (w: &[f32], s: f32, book: &Book, q: &mut [i8]) -> GroupError
     }
 
@@ -175,8 +175,8 @@ impl Kernel {
     }
 
     for_each_isa! {
-        /// [`GroupError::rel_mse`] and [`GroupError::cosine`] of groups of `elems` elements, at most as many as
-        /// either slice holds.
+        /// [`GroupError::rel_mse`] and [`GroupError::cosine`] of groups of `elems` elements, at
+        /// most as many as either slice holds.
         figures, figures,
         (errors: &[GroupError], elems: usize, rel_mse: &mut [f32], cosine: &mut [f32]) -> ()
     }
@@ -343,8 +343,8 @@ impl Sums {
         codes
     }
 
-    /// The first `len` lanes are weights. A book need not have the level 0, so what the others would
-    /// add is taken out.
+    /// The first `len` lanes are weights. A book need not have the level 0, so what the others
+    /// would add is taken out.
     #[inline(always)]
     fn add_levels(&mut self, w: &[f32; LANES], len: usize, s: f32, book: &Book) -> [i8; LANES] {
         if s == 0.0 {

@@ -44,7 +44,7 @@ pub enum Method {
     Int4(QuantizeOptions),
     /// Indices into a code book, with a scale a group (`lut4-*`).
     Lut4 {
-        /// As int4's.
+        /// Groups, scales and rule, as for int4.
         options: QuantizeOptions,
         /// Where the levels come from.
         levels: LevelChoice,
@@ -118,7 +118,7 @@ impl Method {
 /// How a tensor is quantized to int4, or to a code book.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuantizeOptions {
-    /// Elements a group.
+    /// Consecutive elements of a row that share a scale.
     pub group: usize,
     /// What the scales become.
     pub scales: ScaleChoice,
@@ -126,14 +126,14 @@ pub struct QuantizeOptions {
     pub rule: ScaleRule,
 }
 
-/// A quantized tensor.
+/// A quantized tensor: the bytes to store, and what they lose.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Quantized {
     /// How it is stored, with the tensor's bias.
     pub scheme: Scheme,
-    /// Its blobs, as [`Scheme::blob_lengths`] orders them.
+    /// The tensor's blobs, in the order of [`Scheme::blob_lengths`].
     pub blobs: Vec<Vec<u8>>,
-    /// What was lost.
+    /// What was lost, group by group and in all.
     pub statistics: TensorStatistics,
 }
 
@@ -142,11 +142,11 @@ pub struct Quantized {
 pub enum QuantizeError {
     /// A NaN or infinity.
     NotFinite {
-        /// Row, from 0.
+        /// Row of the element, from 0.
         row: usize,
-        /// Column, from 0.
+        /// Column of the element, from 0.
         column: usize,
-        /// The value.
+        /// The value, which is infinite or no number.
         value: f32,
     },
     /// A scale over f16's range.

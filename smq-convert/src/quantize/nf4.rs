@@ -67,7 +67,7 @@ pub(crate) struct SettledAbsmax {
 }
 
 impl SettledAbsmax {
-    /// Of the blocks' exact ones.
+    /// Double-quantizes the blocks' exact absmax values.
     pub(crate) fn new(exact: &[f32]) -> Self {
         let offset = mean(exact);
         let (codes, nested) = quantize_absmax(exact, offset);

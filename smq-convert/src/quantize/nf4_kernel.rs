@@ -12,8 +12,8 @@ const BLOCK_BYTES: usize = BLOCK_ELEMS / 2;
 
 impl Kernel {
     for_each_isa! {
-        /// `max|w|` and the packed codes of each block of `bytes`, elements of `dtype`; that of a short last one at
-        /// least [`ABSMAX_FLOOR`]. An infinity where an element is not finite.
+        /// `max|w|` and the packed codes of each block of `bytes`, elements of `dtype`; that of a
+        /// short last one at least [`ABSMAX_FLOOR`]. An infinity where an element is not finite.
         nf4_blocks, nf4_blocks, (dtype: Dtype, bytes: &[u8], absmax: &mut [f32], nibbles: &mut [u8]) -> ()
     }
 

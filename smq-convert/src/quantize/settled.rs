@@ -14,7 +14,7 @@ use super::{
 pub(crate) struct SettledScales {
     format: ScaleFormat,
     codes: Vec<u32>,
-    /// `[rows, groups]`, decoded.
+    /// The scales as a reader decodes them, `[rows, groups]`.
     pub(crate) values: Vec<f32>,
     under_window: Vec<bool>,
 }
@@ -51,8 +51,8 @@ impl SettledScales {
     }
 }
 
-/// The tensor with `integers`, `[rows, columns]`, under `scales`; its errors are against `w`, `[rows, columns]`, and
-/// those of exact scales are rounding to nearest's.
+/// The tensor with `integers`, `[rows, columns]`, under `scales`; its errors are against `w`,
+/// `[rows, columns]`, and those of exact scales are rounding to nearest's.
 pub(crate) fn settled(
     name: &str,
     w: &[f32],

@@ -17,7 +17,7 @@ pub(super) struct SynthConfig {
     /// The config file to write: the one read, unless its number of layers or dtype is not what is
     /// generated.
     pub(super) text: Vec<u8>,
-    /// In `state_dict()` order, which decides the sharding.
+    /// The tensors in `state_dict()` order, which decides the sharding.
     pub(super) tensors: Vec<TensorSpec>,
 }
 

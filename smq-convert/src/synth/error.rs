@@ -11,7 +11,7 @@ pub enum SynthError {
     /// The config cannot be followed.
     #[error("{}: {problem}", .path.display())]
     Config {
-        /// The config file.
+        /// The config file as it was given.
         path: PathBuf,
         /// The key, its value and what was expected.
         problem: String,
@@ -22,7 +22,7 @@ pub enum SynthError {
     /// The tokenizer directory holds no tokenizer.
     #[error("{}: no tokenizer.json in this directory", .path.display())]
     NoTokenizer {
-        /// The tokenizer directory.
+        /// The tokenizer directory as it was given.
         path: PathBuf,
     },
     /// A file cannot be read.

@@ -23,7 +23,7 @@ pub(super) struct ShardPlan<'a> {
     pub(super) total_size_bytes: u64,
 }
 
-/// One safetensors file.
+/// One safetensors file of the checkpoint, before it is written.
 pub(super) struct Shard<'a> {
     pub(super) file_name: String,
     /// In file order: by name, as the safetensors library sorts tensors of one dtype.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{Kinds, Role, Target};
+use crate::number::count;
 use crate::source::Checkpoint;
 
 /// How much of a checkpoint's linear weights a target takes, and what it leaves out; as text, a
@@ -12,7 +13,7 @@ pub(crate) struct Coverage {
     target: String,
     /// Linear weights of the decoder layers, those in stacks of experts included.
     linear: Amount,
-    /// Of them, those that are taken.
+    /// How many of them are taken.
     taken: Amount,
     taken_kinds: Kinds,
     /// What is taken beside them, such as a head.
@@ -111,7 +112,7 @@ impl fmt::Display for Coverage {
                 f,
                 "left as they are: {} matrices that the checkpoint does not have in int4, {}; \
                  --target takes more",
-                self.left.tensors(),
+                count(self.left.tensors()),
                 self.left
             );
         }
@@ -119,8 +120,8 @@ impl fmt::Display for Coverage {
             write!(
                 f,
                 "selected: {} of {} linear weights, {:.1} % of their elements (--target {})",
-                self.taken.tensors,
-                self.linear.tensors,
+                count(self.taken.tensors),
+                count(self.linear.tensors),
                 100.0 * self.taken.elems as f64 / self.linear.elems.max(1) as f64,
                 self.target
             )?;

@@ -15,7 +15,7 @@ pub(crate) struct Kinds(Vec<Kind>);
 struct Kind {
     /// The name with `*` for numbers.
     pattern: String,
-    /// The first tensor's.
+    /// Name of the first tensor of the kind.
     first: String,
     tensors: usize,
 }

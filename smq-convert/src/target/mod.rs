@@ -40,7 +40,7 @@ pub enum TargetError {
 }
 
 impl Target {
-    /// As given on the command line.
+    /// The target as the command line spells it.
     pub fn name(&self) -> &str {
         match self {
             Target::Imported => "imported",

@@ -12,9 +12,9 @@ use crate::unread::Reader;
 /// A tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceTensor {
-    /// Name.
+    /// Name of the tensor in the checkpoint.
     pub name: String,
-    /// Row-major shape.
+    /// Row-major shape, `[out, in]` for a linear layer.
     pub shape: Vec<usize>,
     /// Element type; of an int4 tensor, of its scales.
     pub dtype: Dtype,
@@ -24,12 +24,12 @@ pub struct SourceTensor {
     pub range: std::ops::Range<usize>,
     /// What makes it an int4 tensor.
     pub(crate) packed: Option<Packed>,
-    /// Who reads it.
+    /// Who reads its elements: they lie in one file, or are put together.
     pub(crate) reader: Reader,
 }
 
 impl SourceTensor {
-    /// Number of elements.
+    /// Number of elements, which is the product of the shape.
     pub fn elems(&self) -> usize {
         self.shape.iter().product()
     }

@@ -15,7 +15,8 @@ use super::{BF16, F32, PACKED, e5m, read_back, run, smq};
 
 const F16: ExportFormat = ExportFormat::Safetensors(Dtype::F16);
 
-/// One tensor: int4 in groups of so many with scales of 1, or of another number; or zeros of a type.
+/// One tensor: int4 in groups of so many with scales of 1, or of another number; or zeros of a
+/// type.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Int4(usize, ScaleFormat),

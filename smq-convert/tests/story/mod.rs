@@ -22,8 +22,8 @@ pub(crate) fn story() -> (String, String) {
     (text[..half].to_owned(), text[half..].to_owned())
 }
 
-/// Mean KL divergence of the file's next tokens from those of the checkpoint `base`, in nats, on the
-/// story's second part.
+/// Mean KL divergence of the file's next tokens from those of the checkpoint `base`, in nats, on
+/// the story's second part.
 pub(crate) fn divergence(base: &Path, file: &Path) -> f64 {
     let (base, source) = (Source::open(base).unwrap(), Source::open(file).unwrap());
     let ids = Tokenizer::load(&base)
@@ -106,8 +106,8 @@ impl Workplace {
     }
 }
 
-/// For a calibration's progress: stops it after `layers`, and leaves at `copy` what it had at `left`,
-/// as a process that is killed would.
+/// For a calibration's progress: stops it after `layers`, and leaves at `copy` what it had at
+/// `left`, as a process that is killed would.
 pub(crate) fn stops_after(
     layers: usize,
     left: &Path,

@@ -25,7 +25,7 @@ pub enum Rotations {
 /// Factors along the way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Multipliers {
-    /// Of the embedding's rows.
+    /// What the embedding's rows are multiplied with.
     pub embedding: f32,
     /// Of the products of queries and keys, before a soft cap.
     pub scores: f32,
@@ -38,14 +38,14 @@ pub struct Multipliers {
 /// Soft caps, `c tanh(x / c)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SoftCaps {
-    /// On the attention's scores.
+    /// The cap of the attention's scores.
     pub scores: Option<f32>,
-    /// On the logits.
+    /// The cap of the logits.
     pub logits: Option<f32>,
 }
 
 impl Windows {
-    /// Of layers by their windows.
+    /// The windows of layers that have these.
     pub(crate) fn of(layers: Vec<Option<usize>>) -> Self {
         let first = layers.first().copied().flatten();
         match layers.iter().all(|window| *window == first) {

@@ -29,8 +29,9 @@
 //!    engine says in `cuda::limits` what its kernels do not compute: a variant may begin there as a
 //!    refusal.
 //! 4. Record what transformers makes of a config of the family, and of one that leaves out all that
-//!    it may, in the tests of [`config`](crate::ModelConfig); then give `tests/peers/hf/families.py`
-//!    some small random models of it, whose answers it records for the tests.
+//!    it may, in the tests of [`config`](crate::ModelConfig); then give
+//!    `tests/peers/hf/families.py` some small random models of it, whose answers it records for the
+//!    tests.
 //!
 //! A key of config.json that the family reads and the others do not is added to the reading of
 //! config.json, next to the rule that says who reads it.
@@ -49,7 +50,7 @@ pub use table::ARCHITECTURES;
 pub struct Architecture {
     /// The entry of config.json's `architectures`.
     pub name: &'static str,
-    /// config.json's `model_type`.
+    /// What config.json has as `model_type`.
     pub model_type: &'static str,
     /// Well-known models of it, for messages.
     pub models: &'static str,
@@ -59,9 +60,9 @@ pub struct Architecture {
     pub last_norm: &'static str,
     /// The head, `[vocab, hidden]`.
     pub head: &'static str,
-    /// A layer's matrices.
+    /// Names of a layer's matrices, and which of them are stored as one.
     pub projections: Projections,
-    /// A layer's norms.
+    /// Which norms a layer has, and their names.
     pub norms: Norms,
     /// What all norms multiply with.
     pub norm_weight: NormWeight,
@@ -73,11 +74,11 @@ pub struct Architecture {
     pub activation_key: &'static str,
     /// Which positions each layer sees.
     pub windows: WindowRule,
-    /// Rotary position embedding.
+    /// How positions rotate queries and keys.
     pub rope: RopeRule,
     /// Factors along the way.
     pub multipliers: MultiplierRule,
-    /// Soft caps.
+    /// Which scores are bent towards a limit, where config.json gives one.
     pub soft_caps: SoftCapRule,
     /// Flags of config.json that change what the family computes and that no engine follows: a
     /// model where one is true is refused.
@@ -92,11 +93,11 @@ pub struct Architecture {
 pub struct Projections {
     /// Queries, keys and values.
     pub qkv: Qkv,
-    /// The attention's output.
+    /// The projection of the attention's output.
     pub o: &'static str,
-    /// Gate and up.
+    /// The two input projections of the MLP.
     pub gate_up: GateUp,
-    /// The MLP's output.
+    /// The output projection of the MLP.
     pub down: &'static str,
     /// Whether the model lists [`Projections::o`] before [`Projections::qkv`]: the order decides
     /// which shard a tensor is in.
@@ -108,7 +109,7 @@ pub struct Projections {
 pub enum Qkv {
     /// Their rows in one matrix, in this order.
     Fused(&'static str),
-    /// A matrix each.
+    /// Three matrices, by these names.
     Apart([&'static str; 3]),
 }
 
@@ -117,7 +118,7 @@ pub enum Qkv {
 pub enum GateUp {
     /// Gate rows, then up rows, in one matrix.
     Fused(&'static str),
-    /// Gate, up.
+    /// Two matrices, gate and up, by these names.
     Apart([&'static str; 2]),
 }
 
@@ -125,11 +126,11 @@ pub enum GateUp {
 /// family has no norm in that place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Norms {
-    /// Of the input of attention.
+    /// The norm of the input of attention.
     pub before_attention: Option<&'static str>,
     /// Of the attention's output, before it is added to the residual stream.
     pub after_attention: Option<&'static str>,
-    /// Of the input of the MLP.
+    /// The norm of the input of the MLP.
     pub before_mlp: Option<&'static str>,
     /// Of the MLP's output, before it is added to the residual stream.
     pub after_mlp: Option<&'static str>,
@@ -148,7 +149,7 @@ pub enum NormWeight {
 /// the queries' and of the keys', such as `self_attn.q_norm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkNorm {
-    /// None.
+    /// Queries and keys are rotated as they are projected.
     Absent,
     /// Each head by itself, all with one weight of `head_dim` elements.
     PerHead([&'static str; 2]),
@@ -161,7 +162,7 @@ pub enum QkNorm {
 pub struct Biases<T> {
     /// Queries, keys and values.
     pub qkv: T,
-    /// The attention's output.
+    /// The projection of the attention's output.
     pub o: T,
     /// Gate, up and down.
     pub mlp: T,
@@ -217,31 +218,31 @@ pub struct RopeRule {
     pub kinds: &'static [(&'static str, RopeKind)],
     /// Whether `partial_rotary_factor` is read.
     pub partial: bool,
-    /// Which layers rotate.
+    /// Which layers rotate, and by which base.
     pub rotated: Rotated,
 }
 
 /// How frequencies are changed for long contexts, by `rope_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopeKind {
-    /// Not at all.
+    /// Frequencies stay as they are.
     Plain,
     /// Divided by a factor.
     Linear,
-    /// As for Llama 3.1.
+    /// Low ones divided, with a smooth change to the others, as for Llama 3.1.
     Llama3,
     /// By a base that grows with a sequence beyond `max_position_embeddings`.
     Dynamic,
     /// YaRN: low ones divided, high ones kept, and the attention sharpened.
     Yarn,
-    /// By two lists of factors.
+    /// Divided by one of two lists of factors, which the length of the sequence chooses.
     LongRope,
 }
 
 /// Which layers rotate queries and keys, and how.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rotated {
-    /// All, alike.
+    /// All layers rotate, with the same frequencies.
     EveryLayer,
     /// Those for which `no_rope_layers` is not 0, or all but the last of every
     /// `no_rope_layer_interval`.
@@ -273,11 +274,11 @@ pub enum MultiplierRule {
 /// Which soft caps, `c tanh(x / c)`, config.json may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SoftCapRule {
-    /// None.
+    /// Nothing is capped, whatever config.json says.
     Absent,
     /// On scores by `attn_logit_softcapping`, on logits by `final_logit_softcapping`.
     ScoresAndLogits,
-    /// On logits by `final_logit_softcapping`.
+    /// Logits are capped by `final_logit_softcapping`.
     Logits,
 }
 
@@ -304,7 +305,7 @@ pub struct Defaults {
     pub tie_word_embeddings: bool,
     /// Read by a family whose [`WindowRule`] does.
     pub sliding_window: Option<usize>,
-    /// Read with [`MultiplierRule::QueryScalar`].
+    /// Read by a family with [`MultiplierRule::QueryScalar`] alone.
     pub query_pre_attn_scalar: f64,
     /// Read as [`SoftCapRule`] says.
     pub attn_logit_softcapping: Option<f64>,
@@ -312,13 +313,13 @@ pub struct Defaults {
 }
 
 impl Architecture {
-    /// By its entry of `architectures`.
+    /// The family that `architectures` of config.json names so.
     #[must_use]
     pub fn named(name: &str) -> Option<&'static Self> {
         ARCHITECTURES.iter().find(|a| a.name == name)
     }
 
-    /// By its `model_type`.
+    /// The family whose `model_type` this is.
     #[must_use]
     pub(crate) fn of_type(model_type: &str) -> Option<&'static Self> {
         ARCHITECTURES.iter().find(|a| a.model_type == model_type)
@@ -326,7 +327,7 @@ impl Architecture {
 }
 
 impl Activation {
-    /// By its name in config.json.
+    /// The function that config.json names so.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         match name {

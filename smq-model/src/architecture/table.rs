@@ -1,4 +1,4 @@
-//! The families.
+//! The families that are known, an entry each, as transformers has them.
 
 use super::{
     Activation, Architecture, BiasRule, Biases, Defaults, GateUp, MultiplierRule, NormWeight,

@@ -6,7 +6,7 @@ use jiff::fmt::strtime;
 
 use crate::jinja::Result;
 
-/// Now, by `format`.
+/// The local time as `format` asks for it.
 pub(crate) fn now(format: &str) -> Result<String> {
     Ok(written(Zoned::now().datetime(), format))
 }

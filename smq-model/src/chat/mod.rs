@@ -18,12 +18,12 @@ pub(crate) use choice::Choice;
 /// some kilobytes each; unused pages cost nothing.
 const STACK_BYTES: usize = 32 << 20;
 
-/// One turn of a conversation.
+/// A turn of a conversation: who speaks, and what.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// What is said.
+    /// What is said, as plain text.
     pub content: String,
 }
 

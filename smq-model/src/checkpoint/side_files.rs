@@ -101,8 +101,8 @@ pub(super) fn list(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Refuses a side file that is longer than any: what it holds takes several times its length once it
-/// is parsed.
+/// Refuses a side file that is longer than any: what it holds takes several times its length once
+/// it is parsed.
 pub(crate) fn check_length(name: &str, bytes: u64) -> std::result::Result<(), String> {
     let limit = match name {
         "tokenizer.json" => MAX_TOKENIZER_BYTES,

@@ -8,18 +8,18 @@ use smq_format::MappedFile;
 use crate::error::{Error, Result};
 use crate::json::{LFS_POINTER, LFS_REMEDY};
 
-/// One mapped safetensors file.
+/// A safetensors file of the checkpoint, mapped into memory.
 #[derive(Debug)]
 pub struct Shard {
-    /// Plain file name.
+    /// Plain file name, without the directory.
     pub name: String,
-    /// Where it is.
+    /// Where the file is.
     pub path: PathBuf,
     pub(super) map: MappedFile,
 }
 
 impl Shard {
-    /// The file's bytes.
+    /// The whole file, mapped into memory.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.map
@@ -66,11 +66,11 @@ fn damaged(path: &Path, bytes: &[u8], error: impl std::fmt::Display) -> Error {
 /// A tensor as a safetensors file lists it, of any element type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTensor {
-    /// Name.
+    /// Name of the tensor in the checkpoint.
     pub name: String,
-    /// Row-major shape.
+    /// Row-major shape, `[out, in]` for a linear layer.
     pub shape: Vec<usize>,
-    /// Element type.
+    /// Type of its elements as the file has it.
     pub dtype: safetensors::Dtype,
     /// Index of its shard.
     pub shard: usize,

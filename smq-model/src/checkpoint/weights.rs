@@ -167,8 +167,8 @@ pub(super) fn refuse_adapter_beside(dir: &Path) -> Result<()> {
     }
     let base = adapter_base(dir).map_or(String::new(), |name| format!(" for {name}"));
     let message = format!(
-        "is of an adapter (LoRA or the like){base}, which is not applied here; merge the two with peft's \
-         merge_and_unload, or move the adapter's files away to have the model without it"
+        "is of an adapter (LoRA or the like){base}, which is not applied here; merge the two with \
+         peft's merge_and_unload, or move the adapter's files away to have the model without it"
     );
     Err(Error::model(path, message))
 }
@@ -263,7 +263,7 @@ fn is_rank_file(name: &str) -> bool {
 }
 
 impl Weights {
-    /// One file, without an index.
+    /// Weights in one file, without an index.
     pub(super) fn single(name: &str) -> Self {
         Self {
             names: vec![name.to_owned()],

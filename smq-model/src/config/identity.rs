@@ -33,8 +33,8 @@ pub(super) fn identify(keys: Keys<'_>) -> Result<&'static Architecture> {
     };
     let contradiction = |known: &Architecture, model_type: &str| {
         Err(Error::Config(format!(
-            "{architectures} but model_type is {model_type:?}, and {} has model_type {:?}; correct the one that is \
-             wrong",
+            "{architectures} but model_type is {model_type:?}, and {} has model_type {:?}; correct \
+             the one that is wrong",
             known.name, known.model_type
         )))
     };
@@ -54,7 +54,8 @@ pub(super) fn identify(keys: Keys<'_>) -> Result<&'static Architecture> {
     ) {
         (None, _, Some(known)) if names.len() == 1 => Ok(known),
         (None, _, Some(_)) => Err(Error::Config(format!(
-            "{architectures} and model_type is missing, so that either may be meant; leave one, or give model_type"
+            "{architectures} and model_type is missing, so that either may be meant; leave one, or \
+             give model_type"
         ))),
         (None, _, None) => unknown(architectures),
         (Some(_), Some(known), _) if names.is_empty() || names.contains(&known.name) => Ok(known),

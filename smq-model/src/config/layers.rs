@@ -18,8 +18,8 @@ pub(super) fn windows(keys: Keys<'_>, c: &mut ModelConfig) -> Read<Windows> {
             let window = window(keys, c)?;
             if let (Some(window), Some(Value::Bool(false))) = (window, keys.get(USES_WINDOW)) {
                 c.notes.push(format!(
-                    "config.json's {USES_WINDOW} is false, which {name} does not read in transformers either: its \
-                     {WINDOW} of {window} is used"
+                    "config.json's {USES_WINDOW} is false, which {name} does not read in \
+                     transformers either: its {WINDOW} of {window} is used"
                 ));
             }
             let (allowed, why): (&[&str], _) = match window {
@@ -116,8 +116,8 @@ fn by_type(
         && let Some(layer) = windowed.iter().position(|windowed| *windowed)
     {
         return Err(format!(
-            "layer {layer} has a sliding window by {by}, but {WINDOW} or {USES_WINDOW} says that there is none; \
-             transformers fails with that"
+            "layer {layer} has a sliding window by {by}, but {WINDOW} or {USES_WINDOW} says that \
+             there is none; transformers fails with that"
         ));
     }
     let of = |windowed: &bool| window.filter(|_| *windowed);
@@ -135,8 +135,8 @@ fn types(list: &Value, layers: usize) -> Read<Vec<bool>> {
     let kinds: Option<Vec<bool>> = kinds.flatten();
     kinds.filter(|kinds| kinds.len() == layers).ok_or_else(|| {
         format!(
-            "{TYPES} is {list}, expected \"sliding_attention\" or \"full_attention\" for each of {layers} layers, or \
-             null"
+            "{TYPES} is {list}, expected \"sliding_attention\" or \"full_attention\" for each of \
+             {layers} layers, or null"
         )
     })
 }
@@ -152,7 +152,8 @@ fn alike(keys: Keys<'_>, layers: usize, allowed: &[&str], why: &str) -> Read<()>
     };
     match keys.given(TYPES) {
         Some(value) if !all_allowed(value) => Err(format!(
-            "{TYPES} is {value}, but {why} in this architecture; expected {:?} for each of {layers} layers, or null",
+            "{TYPES} is {value}, but {why} in this architecture; expected {:?} for each of \
+             {layers} layers, or null",
             allowed[0]
         )),
         _ => Ok(()),

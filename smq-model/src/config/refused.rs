@@ -21,8 +21,8 @@ pub(super) fn elsewhere(keys: Keys<'_>) -> Read<()> {
         ),
         (
             "compression_config",
-            "is how quantized weights were once declared, which is not read; say quantization_config, or remove it \
-             if the weights are not quantized",
+            "is how quantized weights were once declared, which is not read; say \
+             quantization_config, or remove it if the weights are not quantized",
         ),
         ("text_config", PART),
         ("decoder", PART),
@@ -57,7 +57,8 @@ pub(super) fn attention(keys: Keys<'_>, architecture: &Architecture) -> Read<()>
     for key in ["attention_chunk_size", "kv_sharing_modes"] {
         if let Some(value) = keys.given(key) {
             return Err(format!(
-                "{key} is {value}, which changes the cache of transformers and is not supported; set it to null"
+                "{key} is {value}, which changes the cache of transformers and is not supported; \
+                 set it to null"
             ));
         }
     }

@@ -99,8 +99,8 @@ fn dictionary<'a>(
         && old != new
     {
         notes.push(
-            "config.json has rope_scaling and rope_parameters, which differ; rope_scaling alone is used, as in \
-             transformers"
+            "config.json has rope_scaling and rope_parameters, which differ; rope_scaling alone is \
+             used, as in transformers"
                 .to_owned(),
         );
     }
@@ -122,7 +122,7 @@ struct Place<'a> {
 }
 
 struct Reader<'a, 'n> {
-    /// config.json itself.
+    /// The keys of config.json itself, outside the dictionary of the rotary embedding.
     outside: Keys<'a>,
     place: Place<'a>,
     architecture: &'static Architecture,
@@ -135,7 +135,7 @@ impl<'a> Reader<'a, '_> {
         self.place.inside
     }
 
-    /// For heads of `head_dim` elements.
+    /// Reads the rotary embedding of heads with `head_dim` elements.
     fn read(mut self, head_dim: usize) -> Read<RopeConfig> {
         let (name, kind) = self.kind()?;
         let theta = self.theta()?.unwrap_or(self.place.theta);
@@ -249,8 +249,8 @@ impl<'a> Reader<'a, '_> {
             };
             match kind {
                 RopeKind::Plain => self.notes.push(format!(
-                    "config.json's {key} is {value}, which this architecture does not read in transformers either: \
-                     whole heads are rotated"
+                    "config.json's {key} is {value}, which this architecture does not read in \
+                     transformers either: whole heads are rotated"
                 )),
                 RopeKind::Linear
                 | RopeKind::Llama3
@@ -258,8 +258,8 @@ impl<'a> Reader<'a, '_> {
                 | RopeKind::Yarn
                 | RopeKind::LongRope => {
                     return Err(format!(
-                        "{key} is {value}, but this architecture rotates whole heads, and transformers fails with a \
-                         part of them and rope_type {name:?}"
+                        "{key} is {value}, but this architecture rotates whole heads, and \
+                         transformers fails with a part of them and rope_type {name:?}"
                     ));
                 }
             }
@@ -306,7 +306,8 @@ impl<'a> Reader<'a, '_> {
     ) {
         if disagree {
             self.notes.push(format!(
-                "config.json's {used} is {value} and its {other} is {other_value}; {value} is used, as in transformers"
+                "config.json's {used} is {value} and its {other} is {other_value}; {value} is \
+                 used, as in transformers"
             ));
         }
     }

@@ -34,7 +34,7 @@ pub struct GenerationSettings {
     pub eos_ids: Vec<u32>,
     /// Any of these strings ends the text, of which it stays a part.
     pub stop_strings: Vec<String>,
-    /// Most new tokens.
+    /// Most new tokens of an answer, where the model or the user limits them.
     pub max_new_tokens: Option<usize>,
     /// Most tokens, the prompt's included; `max_new_tokens` goes before it.
     pub max_length: Option<usize>,
@@ -78,7 +78,7 @@ pub struct GenerationSettings {
 /// left over.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingSettings {
-    /// Divides the logits.
+    /// What the logits are divided by; above 1 it makes unlikely tokens likelier.
     pub temperature: f64,
     /// Keeps the most likely tokens that together have this share of the entropy.
     pub top_h: Option<f64>,

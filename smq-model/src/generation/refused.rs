@@ -8,9 +8,9 @@ use crate::error::Result;
 
 /// When a key's value asks for something. Null asks for nothing anywhere.
 enum Asks {
-    /// Any value.
+    /// Whatever its value is.
     Always,
-    /// `true`.
+    /// Where it is `true`, since `false` asks for nothing.
     True,
     /// Any number but this one.
     Not(f64),

@@ -1,4 +1,4 @@
-//! A parsed template.
+//! A template as a tree, which the parser makes and the interpreter walks.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ pub(crate) struct For {
 pub(crate) struct Macro {
     pub(crate) name: Name,
     pub(crate) params: Vec<Name>,
-    /// Of the last parameters.
+    /// Defaults, which belong to the last parameters.
     pub(crate) defaults: Vec<Expr>,
     pub(crate) body: Vec<Node>,
     pub(crate) uses: Uses,
@@ -82,7 +82,7 @@ pub(crate) struct Filter {
     pub(crate) args: CallArgs,
 }
 
-/// A call.
+/// A call of a function, a method or a macro.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) callee: Expr,
@@ -94,13 +94,13 @@ pub(crate) struct Call {
 pub(crate) struct CallArgs {
     pub(crate) positional: Vec<Expr>,
     pub(crate) named: Vec<(Name, Expr)>,
-    /// `*list`.
+    /// The list that `*list` hands over as further arguments.
     pub(crate) list: Option<Expr>,
-    /// `**dict`.
+    /// The dictionary that `**dict` hands over as further named arguments.
     pub(crate) dict: Option<Expr>,
 }
 
-/// An expression.
+/// An expression, which has a value wherever the template uses it.
 #[derive(Debug)]
 pub(crate) enum Expr {
     Const(Const),
@@ -130,7 +130,7 @@ pub(crate) enum Expr {
     },
 }
 
-/// A literal.
+/// A value that the template spells out.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Const {
     None,
@@ -140,7 +140,7 @@ pub(crate) enum Const {
     Str(Arc<str>),
 }
 
-/// Arithmetic.
+/// The operators of arithmetic, as Python has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Math {
     Add,
@@ -152,7 +152,7 @@ pub(crate) enum Math {
     Pow,
 }
 
-/// A comparison.
+/// The operators that compare two values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Comparison {
     Eq,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The interpreter's result.
+/// What evaluating a part of a template gives back: a value, or what stops the template.
 pub(crate) type Result<T> = std::result::Result<T, Fault>;
 
 /// What went wrong, in Jinja's or Python's words where they have some, and the line of the

@@ -1,4 +1,4 @@
-//! Statements.
+//! Statements of a template, executed one after another.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -309,7 +309,7 @@ impl Interp {
         })
     }
 
-    /// `loop.cycle(...)` and `loop.changed(...)`.
+    /// Calls `loop.cycle(...)` or `loop.changed(...)`.
     pub(super) fn loop_method(&self, state: &Rc<Loop>, name: &str, args: Args) -> Result<Value> {
         let values = args.list;
         match name {

@@ -51,7 +51,7 @@ fn bury(values: impl IntoIterator<Item = Value>) {
     WAITING.set(None);
 }
 
-/// A text.
+/// The characters of a text, counted as long as it lives.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Body(Box<str>);
 

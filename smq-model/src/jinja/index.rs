@@ -158,7 +158,7 @@ fn missing(value: &Value, key: &Value) -> Value {
     })
 }
 
-/// Python's `x[start:stop:step]`.
+/// A part of a text or list, as Python's `x[start:stop:step]` takes it.
 pub(crate) fn slice(value: &Value, bounds: [Option<Value>; 3]) -> Result<Value> {
     let len = match value {
         Value::Undefined(message) => return Err(Fault::new(&**message)),
@@ -196,7 +196,7 @@ pub(crate) fn slice(value: &Value, bounds: [Option<Value>; 3]) -> Result<Value> 
     })
 }
 
-/// Python's `slice.indices`.
+/// Where a slice begins and ends in a sequence of `len`, as Python's `slice.indices` says.
 fn slice_range(len: i128, bounds: [Option<Value>; 3]) -> Result<Range> {
     let mut numbers = [None; 3];
     for (number, bound) in numbers.iter_mut().zip(&bounds) {

@@ -89,7 +89,7 @@ impl<'s> Lexer<'s> {
         self.out.push((token, self.line));
     }
 
-    /// Steps over `bytes`.
+    /// Steps over `bytes` of the template.
     fn take(&mut self, bytes: usize) {
         let taken = &self.rest()[..bytes];
         self.line += taken.matches('\n').count();

@@ -37,7 +37,7 @@ pub(crate) use value::{Dict, Value};
 use interp::Interp;
 use scope::Scope;
 
-/// A parsed template.
+/// A template that was parsed, to be rendered any number of times.
 #[derive(Debug)]
 pub(crate) struct Template(Vec<ast::Node>);
 

@@ -1,4 +1,4 @@
-//! Python's operators.
+//! Operators with the results and the errors of Python's.
 
 use std::cmp::Ordering;
 
@@ -9,7 +9,7 @@ use super::limits;
 use super::show;
 use super::value::{Range, Value, hashable};
 
-/// Python's `==`.
+/// Whether two values are equal by Python's `==`.
 pub(crate) fn equal(a: &Value, b: &Value) -> bool {
     equal_at(a, b, 0)
 }

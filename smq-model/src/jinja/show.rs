@@ -12,7 +12,7 @@ pub(crate) fn string(value: &Value) -> String {
     }
 }
 
-/// Python's `repr(x)`.
+/// A value as Python's `repr(x)` writes it.
 pub(crate) fn repr(value: &Value) -> String {
     shown(value, 0)
 }

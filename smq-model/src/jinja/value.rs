@@ -82,7 +82,7 @@ pub(crate) struct Loop {
     pub(crate) last_changed: RefCell<Option<Value>>,
 }
 
-/// `cycler(...)`.
+/// What `cycler(...)` makes: it gives its items in turns.
 pub(crate) struct Cycler {
     pub(crate) items: Items,
     pub(crate) at: Cell<usize>,
@@ -167,7 +167,7 @@ impl Value {
         matches!(self, Self::Undefined(_))
     }
 
-    /// Python's `type(x).__name__`.
+    /// The name of the value's type, as Python's `type(x).__name__`.
     pub(crate) fn type_name(&self) -> &'static str {
         match self {
             Self::Undefined(_) => "Undefined",
@@ -195,7 +195,7 @@ impl Value {
         }
     }
 
-    /// Python's `bool(x)`.
+    /// Whether the value counts as true, as Python's `bool(x)` says.
     pub(crate) fn truth(&self) -> bool {
         match self {
             Self::Undefined(_) | Self::None => false,
@@ -292,7 +292,7 @@ impl Value {
         }
     }
 
-    /// Python's `is`.
+    /// Whether two values are the same object, by Python's `is`.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::None, Self::None) => true,

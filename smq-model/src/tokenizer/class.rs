@@ -63,28 +63,32 @@ const REGISTERED: [(&str, &str); 8] = [
 
 /// Types whose files are known to name a class that does not fit (transformers'
 /// `MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS`): the registered one counts.
-const WRONGLY_DECLARED: &str = "arctic chatlm ernie4_5 ernie4_5_moe fuyu h2ovl_chat hyperclovax hyperclovax_vlm \
-    hyperclovax_vision_v2 internlm2 internlm3 iquestcoder jamba llava llava_next minicpm3 \
-    minicpmv minimax_m2 modernbert modernbert-decoder molmo molmo2 nemotron nvfp4 opencua \
-    openvla paddleocr_vl phi3 phi3_v phimoe qwen2 qwen3_5 qwen3_5_moe qwen3_5_moe_text \
-    qwen4_exp step3_vl vipllava siglip2 smolvlm";
+const WRONGLY_DECLARED: &str = "arctic chatlm ernie4_5 ernie4_5_moe fuyu h2ovl_chat hyperclovax \
+                                hyperclovax_vlm hyperclovax_vision_v2 internlm2 internlm3 \
+                                iquestcoder jamba llava llava_next minicpm3 minicpmv minimax_m2 \
+                                modernbert modernbert-decoder molmo molmo2 nemotron nvfp4 opencua \
+                                openvla paddleocr_vl phi3 phi3_v phimoe qwen2 qwen3_5 qwen3_5_moe \
+                                qwen3_5_moe_text qwen4_exp step3_vl vipllava siglip2 smolvlm";
 
 /// Classes with a pipeline of their own in transformers that is not built here.
-const NOT_BUILT: &str = "AlbertTokenizer BartTokenizer BarthezTokenizer BartphoTokenizer BertGenerationTokenizer \
-    BertJapaneseTokenizer BertTokenizer BertTokenizerLegacy BertweetTokenizer BigBirdTokenizer \
-    BioGptTokenizer BlenderbotSmallTokenizer BlenderbotTokenizer ByT5Tokenizer CLIPTokenizer \
-    CTRLTokenizer CamembertTokenizer CanineTokenizer CodeGenTokenizer CodeLlamaTokenizer \
-    CohereTokenizer ConvBertTokenizer CpmAntTokenizer CpmTokenizer DebertaTokenizer \
-    DebertaV2Tokenizer DistilBertTokenizer EsmTokenizer EsmcTokenizer FNetTokenizer \
-    FSMTTokenizer FlaubertTokenizer FunnelTokenizer GPTNeoXJapaneseTokenizer GPTSw3Tokenizer \
-    HerbertTokenizer LEDTokenizer LasrTokenizer LukeTokenizer LxmertTokenizer M2M100Tokenizer \
-    MBart50Tokenizer MBartTokenizer MPNetTokenizer MarianTokenizer MobileBertTokenizer \
-    MvpTokenizer MyT5Tokenizer NllbTokenizer NougatTokenizer OpenAIGPTTokenizer \
-    PLBartTokenizer PegasusTokenizer PerceiverTokenizer PhobertTokenizer ProphetNetTokenizer \
-    ReformerTokenizer RemBertTokenizer RoCBertTokenizer RoFormerTokenizer RobertaTokenizer \
-    SeamlessM4TTokenizer Siglip2Tokenizer SiglipTokenizer SplinterTokenizer \
-    SqueezeBertTokenizer T5Tokenizer UdopTokenizer WhisperTokenizer XGLMTokenizer \
-    XLMRobertaTokenizer XLMTokenizer XLNetTokenizer";
+const NOT_BUILT: &str = "AlbertTokenizer BartTokenizer BarthezTokenizer BartphoTokenizer \
+                         BertGenerationTokenizer BertJapaneseTokenizer BertTokenizer \
+                         BertTokenizerLegacy BertweetTokenizer BigBirdTokenizer BioGptTokenizer \
+                         BlenderbotSmallTokenizer BlenderbotTokenizer ByT5Tokenizer CLIPTokenizer \
+                         CTRLTokenizer CamembertTokenizer CanineTokenizer CodeGenTokenizer \
+                         CodeLlamaTokenizer CohereTokenizer ConvBertTokenizer CpmAntTokenizer \
+                         CpmTokenizer DebertaTokenizer DebertaV2Tokenizer DistilBertTokenizer \
+                         EsmTokenizer EsmcTokenizer FNetTokenizer FSMTTokenizer FlaubertTokenizer \
+                         FunnelTokenizer GPTNeoXJapaneseTokenizer GPTSw3Tokenizer HerbertTokenizer \
+                         LEDTokenizer LasrTokenizer LukeTokenizer LxmertTokenizer M2M100Tokenizer \
+                         MBart50Tokenizer MBartTokenizer MPNetTokenizer MarianTokenizer \
+                         MobileBertTokenizer MvpTokenizer MyT5Tokenizer NllbTokenizer \
+                         NougatTokenizer OpenAIGPTTokenizer PLBartTokenizer PegasusTokenizer \
+                         PerceiverTokenizer PhobertTokenizer ProphetNetTokenizer ReformerTokenizer \
+                         RemBertTokenizer RoCBertTokenizer RoFormerTokenizer RobertaTokenizer \
+                         SeamlessM4TTokenizer Siglip2Tokenizer SiglipTokenizer SplinterTokenizer \
+                         SqueezeBertTokenizer T5Tokenizer UdopTokenizer WhisperTokenizer \
+                         XGLMTokenizer XLMRobertaTokenizer XLMTokenizer XLNetTokenizer";
 
 impl Class {
     /// Of config.json, tokenizer_config.json and whether tokenizer.json names `ByteLevel`.

@@ -152,7 +152,7 @@ impl Tokenizer {
         })
     }
 
-    /// The library's tokenizer.
+    /// The library's tokenizer, which this one wraps.
     pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
         &self.inner
     }
@@ -170,7 +170,7 @@ impl Tokenizer {
         self.bos.as_deref().or(self.eos.as_deref())
     }
 
-    /// The EOS token.
+    /// The text of the token that ends a sequence, where the model has one.
     #[must_use]
     pub fn eos_token(&self) -> Option<&str> {
         self.eos.as_deref()

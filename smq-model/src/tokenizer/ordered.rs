@@ -15,7 +15,7 @@ impl Keys {
         serde_json::from_slice(json).unwrap_or_default()
     }
 
-    /// Of the object under `key`.
+    /// The order within the object under `key`.
     pub(super) fn within(&self, key: &str) -> Option<&Self> {
         let mut found = self.0.iter().rev().filter(|(k, _)| k == key);
         found.next().map(|(_, keys)| keys)

@@ -33,16 +33,16 @@ const MAP: &str = "special_tokens_map.json";
 
 /// The files that declare tokens.
 pub(super) struct Files<'f> {
-    /// tokenizer_config.json.
+    /// What tokenizer_config.json says.
     pub(super) config: &'f Map<String, Value>,
     pub(super) config_keys: &'f Keys,
-    /// special_tokens_map.json.
+    /// What special_tokens_map.json says: texts by role.
     pub(super) map: &'f Map<String, Value>,
     pub(super) map_keys: &'f Keys,
     /// added_tokens.json: ids by text.
     pub(super) added: &'f Map<String, Value>,
     pub(super) added_keys: &'f Keys,
-    /// tokenizer.json's `added_tokens`.
+    /// What tokenizer.json lists as `added_tokens`.
     pub(super) listed: &'f [Value],
     /// The padding token that tokenizer.json's `padding` names.
     pub(super) padding: Option<&'f str>,

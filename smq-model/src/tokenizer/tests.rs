@@ -30,7 +30,7 @@ struct Case {
     ids: Option<Vec<[Vec<u32>; 2]>>,
     /// Ids and their text.
     decoded: Vec<(Vec<u32>, String)>,
-    /// `special_tokens_map`.
+    /// What the library has as `special_tokens_map`.
     tokens: BTreeMap<String, String>,
 }
 
@@ -282,8 +282,8 @@ fn mistrals_words_are_mended_where_that_is_asked_for() {
     }
 }
 
-/// Files on which the library panics, never ends, or takes the machine's memory: each is refused, or
-/// used within bounds, and what goes wrong names the file.
+/// Files on which the library panics, never ends, or takes the machine's memory: each is refused,
+/// or used within bounds, and what goes wrong names the file.
 #[test]
 fn a_hostile_tokenizer_is_an_error() {
     let base = json!({

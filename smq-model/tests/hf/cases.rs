@@ -10,7 +10,7 @@ pub(crate) struct Cases {
     pub(crate) top: Value,
 }
 
-/// One case.
+/// A checkpoint with what transformers makes of it.
 pub(crate) struct Case<'a> {
     pub(crate) value: &'a Value,
     base: &'a Map<String, Value>,
@@ -25,7 +25,7 @@ fn json(path: &Path) -> Value {
 }
 
 impl Cases {
-    /// Of `NAME_cases.json`.
+    /// The cases of the file `NAME_cases.json`.
     pub(crate) fn read(name: &str) -> Self {
         let top = json(&folder().join(format!("{name}_cases.json")));
         Self { top }

@@ -8,7 +8,7 @@ use super::{ms, synthetic_prompt};
 use smq_engine::serve::{BatchEngine, Event, Request, Scheduler};
 use smq_engine::{Error, Result, Summary};
 
-/// What to time.
+/// What to time, and with how many sequences.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct SequencesOptions {
     /// Numbers of sequences, each timed by itself.
@@ -19,7 +19,7 @@ pub(crate) struct SequencesOptions {
     pub output_tokens: usize,
     /// Runs that are not counted.
     pub warmup: usize,
-    /// Runs that are.
+    /// Runs that are timed.
     pub repeats: usize,
 }
 
@@ -38,8 +38,8 @@ pub(crate) struct SequencesReport {
     pub decode_tokens_per_s: Option<f64>,
 }
 
-/// Times `engine` with each number of sequences in turn. Prompts differ from each other and from run
-/// to run, so that no pages are shared.
+/// Times `engine` with each number of sequences in turn. Prompts differ from each other and from
+/// run to run, so that no pages are shared.
 ///
 /// # Errors
 /// [`Error::Input`] if the options ask for nothing, or for more than fits at once.
@@ -54,8 +54,8 @@ pub(crate) fn bench_sequences<E: BatchEngine>(
     for n in &o.sequences {
         if *n == 0 || *n > rows || n * pages_each > pages {
             return Err(Error::Input(format!(
-                "{n} sequences of {} tokens were asked for; at once the engine runs 1 to {rows}, and the KV cache \
-                 has room for {} of that length",
+                "{n} sequences of {} tokens were asked for; at once the engine runs 1 to {rows}, \
+                 and the KV cache has room for {} of that length",
                 o.prompt_tokens + o.output_tokens,
                 pages / pages_each
             )));

@@ -1,4 +1,4 @@
-//! `smq-run bench`.
+//! `smq-run bench`: times prefill and decode.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use comfy_table::{CellAlignment, Table};
+use indicatif::DecimalBytes;
 use serde::Serialize;
 
 use super::generate::at_least_one;
@@ -14,6 +15,8 @@ use crate::bench::sequences::{SequencesOptions, SequencesReport, bench_sequences
 use crate::bench::{BenchOptions, BenchReport, bench};
 use crate::measure::Machine;
 use crate::output::{create, is_stdout, put_json};
+use smq_convert::cli::JsonArgs;
+use smq_convert::number::{count, fixed, fixed_or};
 use smq_engine::serve::BatchOptions;
 use smq_engine::{GpuInfo, Summary};
 use smq_format::Output;
@@ -35,19 +38,19 @@ pub(super) struct BenchArgs {
     /// Runs before the timed ones
     #[arg(long, default_value_t = 1, value_name = "N")]
     warmup: usize,
-    /// Timed runs
+    /// Runs that are timed
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = at_least_one)]
     repeats: usize,
     /// So many sequences at once, as serve runs them, each number timed in turn; several are
     /// separated by commas
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = at_least_one)]
     sequences: Vec<usize>,
-    /// With --sequences on a GPU: one alone takes the kernel of one sequence, as serve's option says
+    /// With --sequences on a GPU: one alone takes the kernel of one sequence, as serve's option
+    /// says
     #[arg(long, requires = "sequences")]
     fast_nondeterministic: bool,
-    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 pub(super) fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
@@ -59,7 +62,7 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
         ..BenchOptions::default()
     };
     let opened = Opened::new(&args.model, global)?;
-    let json = create(args.json.as_ref(), &opened.inputs(&[]))?;
+    let json = create(args.json.target(), &opened.inputs(&[]))?;
     let to_stdout = is_stdout(json.as_ref());
     if !args.sequences.is_empty() {
         return run_sequences(args, &opened, json);
@@ -128,7 +131,12 @@ fn print_sequences(file: &SequencesFile<'_>) -> std::io::Result<()> {
     writeln!(
         out,
         "{} on {} ({on}); {} prompt + {} output tokens a sequence, {} warm-up, {} repeats",
-        file.model, file.device, o.prompt_tokens, o.output_tokens, o.warmup, o.repeats
+        file.model,
+        file.device,
+        count(o.prompt_tokens),
+        count(o.output_tokens),
+        count(o.warmup),
+        count(o.repeats)
     )?;
     let mut table = Table::new();
     table.load_style(UTF8_HORIZONTAL_ONLY).set_header([
@@ -140,15 +148,13 @@ fn print_sequences(file: &SequencesFile<'_>) -> std::io::Result<()> {
         "decode, tokens/s",
     ]);
     for r in file.results {
-        let ms = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.3}"));
         table.add_row([
-            r.sequences.to_string(),
-            format!("{:.2}", r.all_first_tokens_ms.p50),
-            format!("{:.0}", r.prompt_tokens_per_s),
-            ms(r.step_ms.map(|s| s.p50)),
-            ms(r.step_ms.map(|s| s.p95)),
-            r.decode_tokens_per_s
-                .map_or("-".to_owned(), |v| format!("{v:.1}")),
+            count(r.sequences),
+            fixed(r.all_first_tokens_ms.p50, 2),
+            fixed(r.prompt_tokens_per_s, 0),
+            fixed_or(r.step_ms.map(|s| s.p50), 3, "-"),
+            fixed_or(r.step_ms.map(|s| s.p95), 3, "-"),
+            fixed_or(r.decode_tokens_per_s, 1, "-"),
         ]);
     }
     for column in table.column_iter_mut() {
@@ -162,9 +168,9 @@ fn print(r: &BenchReport) -> std::io::Result<()> {
     let o = &r.options;
     writeln!(
         out,
-        "{} ({:.1} MB; {})",
+        "{} ({}; {})",
         r.model.path,
-        r.model.file_bytes as f64 / 1e6,
+        DecimalBytes(r.model.file_bytes),
         r.model.schemes
     )?;
     let on = match &r.gpu {
@@ -177,14 +183,17 @@ fn print(r: &BenchReport) -> std::io::Result<()> {
     writeln!(
         out,
         "{on}; {} prompt + {} output tokens, {} warm-up, {} repeats",
-        o.prompt_tokens, o.output_tokens, o.warmup, o.repeats
+        count(o.prompt_tokens),
+        count(o.output_tokens),
+        count(o.warmup),
+        count(o.repeats)
     )?;
     let mut table = Table::new();
     table
         .load_style(UTF8_HORIZONTAL_ONLY)
         .set_header(["", "mean", "p50", "p95"]);
     let mut row = |name: &str, s: &Summary| {
-        let ms = |v: f64| format!("{v:.2}");
+        let ms = |v: f64| fixed(v, 2);
         table.add_row([name.to_owned(), ms(s.mean), ms(s.p50), ms(s.p95)]);
     };
     row("TTFT, ms", &r.ttft_ms);
@@ -199,23 +208,21 @@ fn print(r: &BenchReport) -> std::io::Result<()> {
         table.add_row([name.to_owned(), text]);
     };
     if let (Some(rate), Some(gb)) = (r.decode_tokens_per_s, r.decode_gb_per_s) {
-        value("decode, tokens/s", format!("{rate:.1}"));
-        value("decode, GB/s of weights", format!("{gb:.1}"));
+        value("decode, tokens/s", fixed(rate, 1));
+        value("decode, GB/s of weights", fixed(gb, 1));
     }
-    value("output, tokens/s", format!("{:.1}", r.output_tokens_per_s));
-    value(
-        "prompt + output, tokens/s",
-        format!("{:.1}", r.total_tokens_per_s),
-    );
-    value("load, ms", format!("{:.1}", r.load_ms));
+    value("output, tokens/s", fixed(r.output_tokens_per_s, 1));
+    value("prompt + output, tokens/s", fixed(r.total_tokens_per_s, 1));
+    value("load, ms", fixed(r.load_ms, 1));
     if let Some(upload) = &r.upload {
         let (ms, rate) = (
             upload.seconds * 1e3,
             upload.bytes as f64 / upload.seconds / 1e9,
         );
-        value("of which copying, ms", format!("{ms:.1} ({rate:.1} GB/s)"));
+        let text = format!("{} ({rate:.1} GB/s)", fixed(ms, 1));
+        value("of which copying, ms", text);
     }
-    let mb = |bytes: u64| format!("{:.1}", bytes as f64 / 1e6);
+    let mb = |bytes: u64| fixed(bytes as f64 / 1e6, 1);
     if let Some(bytes) = r.memory.peak_rss_bytes {
         value("peak RSS, MB", mb(bytes));
     }

@@ -130,7 +130,7 @@ impl Lines {
 /// A conversation with a loaded model.
 struct Chat<'m> {
     generator: Generator<'m>,
-    /// The longest context.
+    /// Tokens of the longest context that the engine has room for.
     limit: usize,
     tokenizer: &'m Tokenizer,
     settings: GenerationSettings,

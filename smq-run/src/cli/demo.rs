@@ -1,4 +1,4 @@
-//! `smq-run demo`.
+//! `smq-run demo`: the whole way of the bundled checkpoint, in every config.
 
 use std::path::PathBuf;
 

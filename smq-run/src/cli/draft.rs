@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::generate::at_least_one;
 use super::{Global, Opened};
+use smq_convert::number::count;
 use smq_engine::generate::{GenerateOptions, Generation, generate, generate_scheduled};
 use smq_engine::serve::{
     BatchEngine, BatchOptions, CPU_KV_TOKENS, Counters, Drafter, ModelDrafter, NgramDrafter,
@@ -21,8 +22,8 @@ use smq_model::{ModelConfig, Source, Spelling, Tokenizer};
 
 /// Most tokens that the text's repeats guess at a time.
 const NGRAM_TOKENS: usize = 8;
-/// Tokens of a page of a draft model on a CPU. Each guess computes the text from its last whole page
-/// on.
+/// Tokens of a page of a draft model on a CPU. Each guess computes the text from its last whole
+/// page on.
 const DRAFT_PAGE_TOKENS: usize = 2;
 /// Steps of a draft model for a guessed token: what was chosen since the last guess is read too.
 const DRAFT_STEPS: f64 = 1.5;
@@ -32,9 +33,9 @@ const PAGE_SLACK: usize = 64;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "More than one token a step, with the same text")]
 pub(super) struct DraftArgs {
-    /// Guess up to K tokens at a time (8 unless given), and keep those that are right: ngram guesses
-    /// that the text goes on as it did where its last tokens came before, which pays for answers
-    /// that quote or repeat
+    /// Guess up to K tokens at a time (8 unless given), and keep those that are right: ngram
+    /// guesses that the text goes on as it did where its last tokens came before, which pays for
+    /// answers that quote or repeat
     #[arg(long, value_name = "ngram[:K]", conflicts_with = "draft")]
     speculate: Option<Method>,
     /// Guess by a smaller model with the same vocabulary: a .smq file or a checkpoint directory
@@ -49,7 +50,7 @@ pub(super) struct DraftArgs {
 /// How tokens are guessed without a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Method {
-    /// By repeats, at most so many tokens.
+    /// Repeats of the text guess, at most so many tokens at a time.
     Ngram(usize),
 }
 
@@ -70,8 +71,8 @@ impl DraftArgs {
         self.speculate.is_some() || self.draft.is_some()
     }
 
-    /// What guesses for the model of `opened`, which runs with `batch`, and how many tokens at most;
-    /// `None` where nothing is asked for. A draft model stays loaded until the program ends.
+    /// What guesses for the model of `opened`, which runs with `batch`, and how many tokens at
+    /// most; `None` where nothing is asked for. A draft model stays loaded until the program ends.
     ///
     /// # Errors
     /// A draft model that cannot be loaded, or that has another vocabulary.
@@ -202,7 +203,7 @@ pub(super) struct Guesses {
     drafts: u64,
     /// Tokens that were guessed and computed.
     draft_tokens: u64,
-    /// Of those, tokens that were right.
+    /// How many of those were right.
     accepted_tokens: u64,
     /// Guesses that ended in an error.
     failures: u64,
@@ -230,11 +231,13 @@ impl fmt::Display for Guesses {
         write!(
             f,
             ", {:.2} tokens a step ({} of {} guessed ones right)",
-            self.tokens_per_step, self.accepted_tokens, self.draft_tokens
+            self.tokens_per_step,
+            count(self.accepted_tokens),
+            count(self.draft_tokens)
         )?;
         match self.failures {
             0 => Ok(()),
-            failures => write!(f, ", {failures} guesses failed"),
+            failures => write!(f, ", {} guesses failed", count(failures)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `smq-run generate`.
+//! `smq-run generate`: continues one prompt.
 
 mod settings;
 
@@ -13,7 +13,8 @@ use super::draft::{DraftArgs, Generator, Guesses};
 use super::{Global, Opened};
 use crate::output::{create, is_stdout, put_json};
 pub(super) use settings::SettingArgs;
-use smq_convert::cli::{print_note, tell};
+use smq_convert::cli::{JsonArgs, print_note, tell};
+use smq_convert::number::{count, fixed};
 use smq_engine::Error;
 use smq_engine::generate::{GenerateOptions, Generation, Stop, Timing};
 use smq_model::{Message, ModelConfig, Tokenizer};
@@ -34,11 +35,8 @@ pub(super) struct GenerateArgs {
     /// Continue the prompt as plain text, without the chat template
     #[arg(long)]
     raw: bool,
-    /// Print one JSON object with text, ids and timing in place of the text; with =FILE write it
-    /// there beside the text
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true,
-        default_missing_value = "-")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonArgs,
     #[command(flatten)]
     draft: DraftArgs,
     #[command(flatten)]
@@ -74,7 +72,7 @@ pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::load(&opened.source)?;
     let vocab = ModelConfig::of(&opened.source)?.vocab;
     let settings = args.settings.settings(&opened.source, vocab)?;
-    let json = create(args.json.as_ref(), &opened.inputs(&[]))?;
+    let json = create(args.json.target(), &opened.inputs(&[]))?;
     let to_stdout = is_stdout(json.as_ref());
     let alone = match args.draft.is_asked_for() {
         true => None,
@@ -184,18 +182,21 @@ fn summary(
 ) -> String {
     let ttft = timing.ttft.as_secs_f64();
     let mut line = format!(
-        "prompt {prompt} tokens, TTFT {:.1} ms ({:.0} tokens/s); output {output} tokens",
-        ttft * 1e3,
-        prompt as f64 / ttft
+        "prompt {} tokens, TTFT {} ms ({} tokens/s); output {} tokens",
+        count(prompt),
+        fixed(ttft * 1e3, 1),
+        fixed(prompt as f64 / ttft, 0),
+        count(output)
     );
     if let Some(tpot) = timing.tpot() {
         let tpot = tpot.as_secs_f64();
-        line += &format!(", TPOT {:.2} ms ({:.1} tokens/s)", tpot * 1e3, 1.0 / tpot);
+        let rate = fixed(1.0 / tpot, 1);
+        line += &format!(", TPOT {} ms ({rate} tokens/s)", fixed(tpot * 1e3, 2));
     }
     if let Some(switch) = timing.rope_switch {
         line += &format!(
-            ", LongRoPE switch {:.1} ms (not in TPOT)",
-            switch.as_secs_f64() * 1e3
+            ", LongRoPE switch {} ms (not in TPOT)",
+            fixed(switch.as_secs_f64() * 1e3, 1)
         );
     }
     if let Some(guesses) = guesses {

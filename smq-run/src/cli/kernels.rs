@@ -1,4 +1,4 @@
-//! `smq-run kernels`.
+//! `smq-run kernels`: checks and times every kernel, or compiles them ahead.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,6 +13,8 @@ use smq_format::ScaleChoice;
 use super::Global;
 use crate::kernels::{self, KernelReport, Options, Report};
 use crate::output::{create, is_stdout, put_json};
+use smq_convert::cli::JsonArgs;
+use smq_convert::number::{count, fixed, fixed_or};
 use smq_engine::cuda::compile::compile;
 use smq_engine::cuda::{Need, SMS, cache, kernels_of};
 use smq_model::Source;
@@ -30,22 +32,24 @@ pub(super) struct KernelsArgs {
     scales: ScaleChoice,
     /// Only compile into the cache what these models need on an H100 or H200; no GPU is needed, but
     /// NVRTC. A later run must use the same NVRTC version
-    #[arg(long, value_name = "MODEL", num_args = 1.., conflicts_with_all = ["filter", "json"])]
+    #[arg(long, value_name = "MODEL", num_args = 1.., conflicts_with_all = ["filter", "json", "scales"])]
     compile: Vec<PathBuf>,
-    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 pub(super) fn run(args: &KernelsArgs, global: &Global) -> anyhow::Result<()> {
     if !args.compile.is_empty() {
         return compile_all(&args.compile, global.context);
     }
+    if global.context.is_some() {
+        bail!("--context has no effect on kernels without --compile, whose models it is for");
+    }
     let options = Options {
         filter: args.filter.clone(),
         scales: args.scales,
     };
-    let json = create(args.json.as_ref(), &[])?;
+    let json = create(args.json.target(), &[])?;
     let to_stdout = is_stdout(json.as_ref());
     let mut done = Vec::new();
     let report = match kernels::run(&options, &mut |k| done.push(k.clone())) {
@@ -101,14 +105,19 @@ fn print(r: &Report) -> std::io::Result<()> {
     let mut out = smq_convert::cli::stdout();
     writeln!(
         out,
-        "{}, CUDA {}; shapes of {}; memory: read {:.0} GB/s, copy {:.0} GB/s (read + written)",
-        r.gpu.name, r.gpu.cuda_version, r.model, r.read_gb_per_s, r.copy_gb_per_s
+        "{}, CUDA {}; shapes of {}; memory: read {} GB/s, copy {} GB/s (read + written)",
+        r.gpu.name,
+        r.gpu.cuda_version,
+        r.model,
+        fixed(r.read_gb_per_s, 0),
+        fixed(r.copy_gb_per_s, 0)
     )?;
     writeln!(out, "{}", table(&r.kernels))?;
     writeln!(
         out,
-        "weights: int4 with scales of so many columns each. floor: a kernel that only reads as many bytes (r), or copies them (c), launched alike; over 100 %: launches \
-         overlap better than its. error: the largest, over its tolerance."
+        "weights: int4 with scales of so many columns each. floor: a kernel that only reads as \
+         many bytes (r), or copies them (c), launched alike; over 100 %: launches overlap better \
+         than its. error: the largest, over its tolerance."
     )?;
     for k in &r.kernels {
         if let Some(failure) = &k.check.failure {
@@ -139,15 +148,14 @@ fn table(kernels: &[KernelReport]) -> Table {
         "checked",
     ]);
     for k in kernels {
-        let number =
-            |v: Option<f64>, digits: usize| v.map_or(String::new(), |v| format!("{v:.digits$}"));
+        let number = |v: Option<f64>, digits: usize| fixed_or(v, digits, "");
         let weights = match (&k.weights, &k.scales, k.group) {
             (Some(weights), Some(scales), Some(group)) => format!("{weights} {scales}/{group}"),
             (weights, ..) => weights.unwrap_or_default().to_owned(),
         };
         let rows = match (k.cached, k.rows) {
-            (Some(cached), _) => format!("{cached} cached"),
-            (None, rows) => rows.map_or(String::new(), |r| r.to_string()),
+            (Some(cached), _) => format!("{} cached", count(cached)),
+            (None, rows) => rows.map_or(String::new(), count),
         };
         let percent = match (k.percent_of_read_floor, k.percent_of_copy_floor) {
             (Some(p), _) => format!("{p:.0} r"),
@@ -163,7 +171,7 @@ fn table(kernels: &[KernelReport]) -> Table {
             k.layer.to_owned(),
             weights,
             rows,
-            format!("{:.2}", k.us),
+            fixed(k.us, 2),
             number(k.gb_per_s, 0),
             number(k.tflop_per_s, 0),
             number(k.floor_us, 2),

@@ -1,11 +1,11 @@
-//! `smq-run eval kl`.
+//! `smq-run eval kl`: how far a model's predictions are from the unquantized one's.
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::explain::ExplainArgs;
@@ -16,6 +16,8 @@ use crate::eval::ppl::PplOptions;
 use crate::eval::suite::file_name;
 use crate::eval::texts::file_tokens;
 use crate::output::{create, is_stdout, put_json};
+use smq_convert::cli::JsonArgs;
+use smq_convert::number::{count, fixed};
 use smq_format::SmqFile;
 use smq_model::Tokenizer;
 
@@ -26,21 +28,20 @@ pub(super) struct KlArgs {
     /// What to compare with: the same model, not quantized
     #[arg(long, value_name = "MODEL")]
     base: PathBuf,
-    /// A text: UTF-8, or JSON Lines (.jsonl) with a text, chat messages, or a question and an answer
-    /// a line; given more than once, each is a row of a table
+    /// A text: UTF-8, or JSON Lines (.jsonl) with a text, chat messages, or a question and an
+    /// answer a line; given more than once, each is a row of a table
     #[arg(long, value_name = "FILE", required = true)]
     text: Vec<PathBuf>,
     #[command(flatten)]
     explain: ExplainArgs,
-    /// Tokens a window
+    /// Tokens of a window, each of which is a sequence of its own
     #[arg(long, default_value_t = 512, value_name = "N")]
     window: usize,
     /// Use only this many leading tokens of each text
     #[arg(long, value_name = "N", value_parser = at_least_one, alias = "max-tokens")]
     text_tokens: Option<usize>,
-    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 #[derive(Serialize)]
@@ -81,7 +82,7 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
     let texts: Vec<&PathBuf> = args.text.iter().collect();
     let mut inputs = opened.inputs(&texts);
     inputs.extend(base.inputs(&[]));
-    let json = create(args.json.as_ref(), &inputs)?;
+    let json = create(args.json.target(), &inputs)?;
     let to_stdout = is_stdout(json.as_ref());
     let options = PplOptions {
         window: args.window,
@@ -160,13 +161,13 @@ fn print_all(texts: &[OnText], options: &PplOptions, explain: &ExplainArgs) -> s
         };
         table.add_row([
             file_name(text.as_ref()),
-            HumanCount(r.tokens_scored as u64).to_string(),
+            count(r.tokens_scored),
             format!("{:.5}", r.mean_kl.value),
             error(r.mean_kl.stderr, 5),
             format!("{:.4}", r.p99_kl),
             format!("{:.2}", 100.0 * r.top1_agreement.value),
-            format!("{:.4}", r.perplexity),
-            format!("{:.4}", r.base_perplexity),
+            fixed(r.perplexity, 4),
+            fixed(r.base_perplexity, 4),
             format!("{:.4}", r.perplexity_ratio.value),
             error(r.perplexity_ratio.stderr, 4),
         ]);
@@ -222,18 +223,18 @@ fn print(r: &KlReport, options: &PplOptions, explain: &ExplainArgs) -> std::io::
     )?;
     writeln!(
         out,
-        "perplexity {:.4}, base {:.4}, ratio {:.6}{}",
-        r.perplexity,
-        r.base_perplexity,
+        "perplexity {}, base {}, ratio {:.6}{}",
+        fixed(r.perplexity, 4),
+        fixed(r.base_perplexity, 4),
         r.perplexity_ratio.value,
         error(r.perplexity_ratio.stderr)
     )?;
     writeln!(
         out,
         "{} positions in {} windows of {}",
-        HumanCount(r.tokens_scored as u64),
-        HumanCount(r.windows as u64),
-        HumanCount(r.window as u64)
+        count(r.tokens_scored),
+        count(r.windows),
+        count(r.window)
     )?;
     explain.print(&mut out, &options.protocol_in_short(), &r.protocol)
 }

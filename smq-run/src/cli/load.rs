@@ -1,4 +1,4 @@
-//! `smq-run load`.
+//! `smq-run load`: what the clients of a server see.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::generate::at_least_one;
 use crate::load::{Address, Client, Goodput, LoadOptions, Objective, load, table};
 use crate::output::{create, is_stdout, put_json};
+use smq_convert::cli::JsonArgs;
 
 /// Longest file of an API key.
 const MAX_KEY_BYTES: u64 = 64 << 10;
@@ -33,7 +34,7 @@ pub(super) struct LoadArgs {
     /// Tokens of each prompt, which are random ids
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
     prompt_len: usize,
-    /// Tokens to generate
+    /// Tokens to generate for each prompt
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
     output_len: usize,
     /// Requests at each number of clients
@@ -69,9 +70,8 @@ pub(super) struct LoadArgs {
     /// A file whose first line is the API key
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -87,7 +87,7 @@ pub(super) fn run(args: &LoadArgs) -> anyhow::Result<()> {
         .chain(&args.api_key_file)
         .cloned()
         .collect();
-    let json = create(args.json.as_ref(), &inputs)?;
+    let json = create(args.json.target(), &inputs)?;
     let to_stdout = is_stdout(json.as_ref());
     let keys = args.api_key_file.as_ref();
     let keys = keys.map(|path| smq_format::read_text(path, MAX_KEY_BYTES));

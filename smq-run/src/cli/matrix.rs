@@ -1,4 +1,4 @@
-//! `smq-run matrix`.
+//! `smq-run matrix`: runs the study's experiment.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,10 +13,11 @@ use crate::study::log::{RAW, RAW_ONLINE};
 use crate::study::online::{self, contract::DEFAULT_PATH as ONLINE_PATH};
 use crate::study::plan::{Section, Selection};
 use crate::study::runner::{self, MatrixOptions};
+use smq_convert::number::count;
 
 #[derive(Debug, Args)]
 pub(super) struct MatrixArgs {
-    /// What to measure
+    /// The file that registers what is measured
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
     /// The checkpoint directory, not quantized
@@ -50,6 +51,11 @@ pub(super) struct MatrixArgs {
 }
 
 pub(super) fn run(args: &MatrixArgs, global: &Global) -> anyhow::Result<()> {
+    let has_repeats = |part: &Section| matches!(part, Section::Cells | Section::LongContext);
+    if args.repeats.is_some() && !args.sections.is_empty() && !args.sections.iter().any(has_repeats)
+    {
+        bail!("--repeats has no effect: none of --sections is repeated; leave it out");
+    }
     let options = MatrixOptions {
         contract: args.config.clone(),
         model: args.model.clone(),
@@ -71,14 +77,20 @@ pub(super) fn run(args: &MatrixArgs, global: &Global) -> anyhow::Result<()> {
     };
     let mut out = smq_convert::cli::stdout();
     let raw = args.out.join(raw);
-    writeln!(out, "{}: {} lines added", raw.display(), outcome.measured)?;
+    writeln!(
+        out,
+        "{}: {} lines added",
+        raw.display(),
+        count(outcome.measured)
+    )?;
     for (id, reason) in &outcome.absent {
         writeln!(out, "absent: {id}: {reason}")?;
     }
     match outcome.failed.as_slice() {
         [] => Ok(()),
         [(what, reason), rest @ ..] => bail!(
-            "{} of the processes failed; the first, {what}: {reason}; run the same command again for what is missing",
+            "{} of the processes failed; the first, {what}: {reason}; run the same command again \
+             for what is missing",
             1 + rest.len()
         ),
     }

@@ -70,7 +70,7 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Check and time every CUDA kernel at the shapes of Phi-3.5-mini
     Kernels(kernels::KernelsArgs),
-    /// Measure quality
+    /// Measure the quality of a model, by texts and by tasks
     #[command(subcommand)]
     Eval(EvalCommand),
     /// Serve a model to many clients at once, by OpenAI's HTTP API
@@ -84,7 +84,7 @@ enum Command {
     /// A process of `matrix`: measures workloads of one model, a JSON line each
     #[command(hide = true)]
     Cells(cells::CellsArgs),
-    /// Convert, inspect, evaluate and time the bundled checkpoint in every int4 config
+    /// Convert, inspect, evaluate and time the bundled checkpoint in every config
     Demo(demo::DemoArgs),
     /// Write man pages and shell completions of smq-convert, smq-inspect and smq-run
     Manual(manual::ManualArgs),

@@ -1,10 +1,10 @@
-//! `smq-run eval ppl`.
+//! `smq-run eval ppl`: the perplexity of a text.
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::explain::ExplainArgs;
@@ -12,6 +12,8 @@ use super::generate::at_least_one;
 use super::{Global, Opened};
 use crate::eval::ppl::{MAX_TEXT_BYTES, PplOptions, PplReport, perplexity};
 use crate::output::{create, is_stdout, put_json};
+use smq_convert::cli::JsonArgs;
+use smq_convert::number::{count, fixed};
 use smq_format::read_text;
 use smq_model::Tokenizer;
 
@@ -28,18 +30,17 @@ pub(super) struct PplArgs {
 /// A text that is scored in windows, and where the result goes.
 #[derive(Debug, Args)]
 pub(super) struct TextArgs {
-    /// The text, UTF-8
+    /// The text that is scored, in UTF-8
     #[arg(long, value_name = "FILE")]
     pub text: PathBuf,
-    /// Tokens a window
+    /// Tokens of a window, each of which is a sequence of its own
     #[arg(long, default_value_t = 512, value_name = "N")]
     window: usize,
     /// Use only this many leading tokens of the text
     #[arg(long, value_name = "N", value_parser = at_least_one, alias = "max-tokens")]
     text_tokens: Option<usize>,
-    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub json: JsonArgs,
 }
 
 impl TextArgs {
@@ -67,7 +68,7 @@ struct Report<'a> {
 pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
     let text = args.text.read()?;
     let opened = Opened::new(&args.model, global)?;
-    let json = create(args.text.json.as_ref(), &opened.inputs(&[&args.text.text]))?;
+    let json = create(args.text.json.target(), &opened.inputs(&[&args.text.text]))?;
     let to_stdout = is_stdout(json.as_ref());
     let tokenizer = Tokenizer::load(&opened.source)?;
     let (mut engine, _) = opened.load()?;
@@ -96,15 +97,16 @@ pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
         let mut out = smq_convert::cli::stdout();
         writeln!(
             out,
-            "perplexity {:.4} ({:.6} nats a token)",
-            result.perplexity, result.loss_nats_per_token
+            "perplexity {} ({:.6} nats a token)",
+            fixed(result.perplexity, 4),
+            result.loss_nats_per_token
         )?;
         writeln!(
             out,
             "{} tokens scored in {} windows of {}",
-            HumanCount(result.tokens_scored as u64),
-            HumanCount(result.windows as u64),
-            HumanCount(result.window as u64)
+            count(result.tokens_scored),
+            count(result.windows),
+            count(result.window)
         )?;
         args.explain
             .print(&mut out, &options.protocol_in_short(), &result.protocol)?;

@@ -1,4 +1,4 @@
-//! `smq-run eval recall`.
+//! `smq-run eval recall`: words of passages, asked for further down.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -16,6 +16,8 @@ use crate::eval::metrics::{Score, mean};
 use crate::eval::task::recall::{DISTANCES, ITEMS, RecallOptions, SEED};
 use crate::eval::task::{Item, Metric, Prompts, Task, scores, values};
 use crate::output::{is_stdout, put_json, put_jsonl};
+use smq_convert::cli::JsonArgs;
+use smq_convert::number::{count, fixed};
 use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]
@@ -38,14 +40,13 @@ pub(super) struct RecallArgs {
     /// Evaluate nothing, and print so many passages of other words with their answers: a text that
     /// calibration may mix in, which gives away none of the task's
     #[arg(long, value_name = "N", value_parser = at_least_one,
-          conflicts_with_all = ["limit", "out", "json"])]
+          conflicts_with_all = ["limit", "out", "json", "explain"])]
     print_text: Option<usize>,
     /// Also write every item's log-likelihood and its figures, one JSON object a line
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 #[derive(Serialize)]
@@ -62,7 +63,7 @@ struct Report<'a> {
 
 #[derive(Serialize)]
 struct AtDistance {
-    /// Tokens.
+    /// Tokens between what a passage tells and the question.
     distance: usize,
     #[serde(flatten)]
     figures: Figures,
@@ -98,7 +99,7 @@ pub(super) fn run(args: &RecallArgs, global: &Global) -> anyhow::Result<()> {
         smq_convert::cli::stdout().write_all(text.as_bytes())?;
         return Ok(());
     }
-    let (out, json) = outputs(args.out.as_ref(), args.json.as_ref(), &opened.inputs(&[]))?;
+    let (out, json) = outputs(args.out.as_ref(), args.json.target(), &opened.inputs(&[]))?;
     let to_stdout = is_stdout(json.as_ref());
     let made = |tokenizer: &Tokenizer, positions| Ok(options.requests(tokenizer, positions)?);
     let Evaluated { items, device, .. } = evaluate_on(&opened, Prompts::default(), made)?;
@@ -146,10 +147,10 @@ fn print(report: &Report<'_>, explain: &ExplainArgs) -> std::io::Result<()> {
     let mut add = |distance: String, f: &Figures| {
         let error = |score: Score| score.stderr.map_or("-".to_owned(), |e| format!("{e:.4}"));
         let score = |metric| f.scores.get(&metric).copied();
-        let of = |metric| score(metric).map_or("-".to_owned(), |s| format!("{:.4}", s.value));
+        let of = |metric| score(metric).map_or("-".to_owned(), |s| fixed(s.value, 4));
         table.add_row([
             distance,
-            f.items.to_string(),
+            count(f.items),
             of(Metric::Acc),
             score(Metric::Acc).map_or("-".to_owned(), error),
             format!("{:.4}", f.log_likelihood.value),
@@ -158,7 +159,7 @@ fn print(report: &Report<'_>, explain: &ExplainArgs) -> std::io::Result<()> {
         ]);
     };
     for at in &report.distances {
-        add(at.distance.to_string(), &at.figures);
+        add(count(at.distance), &at.figures);
     }
     add("all".to_owned(), &report.all);
     for column in table.column_iter_mut() {

@@ -1,4 +1,4 @@
-//! `smq-run report`.
+//! `smq-run report`: tables, plots and findings of what was measured.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use smq_convert::cli::{after_work, show};
 pub(super) struct ReportArgs {
     /// The results directory of `smq-run matrix`
     results: PathBuf,
-    /// What was measured
+    /// The file that registered what was measured
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! `smq-run eval sensitivity`.
+//! `smq-run eval sensitivity`: what each part of a model costs when it alone is quantized.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
+use smq_convert::cli::JsonArgs;
+use smq_convert::number::count;
 use smq_convert::{ScaleChoice, ScaleRule, Target, cli};
 
 use super::Global;
@@ -24,9 +26,9 @@ const SHOWN: usize = 12;
 
 #[derive(Debug, Args)]
 pub(super) struct SensitivityArgs {
-    /// A checkpoint directory
+    /// The checkpoint directory whose parts are quantized
     checkpoint: PathBuf,
-    /// The text, UTF-8
+    /// The text that is scored, in UTF-8
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
     /// What to quantize at a time; kinds are of all layers
@@ -55,15 +57,14 @@ pub(super) struct SensitivityArgs {
     /// Only the first N items of the task
     #[arg(long, value_name = "N", value_parser = at_least_one, requires = "task")]
     limit: Option<usize>,
-    /// Tokens a window
+    /// Tokens of a window, each of which is a sequence of its own
     #[arg(long, default_value_t = 512, value_name = "N")]
     window: usize,
     /// Use only this many leading tokens of the text
     #[arg(long, default_value_t = 4096, value_name = "N", value_parser = at_least_one)]
     text_tokens: usize,
-    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 /// A task that asks for words.
@@ -99,7 +100,7 @@ pub(super) fn run(args: &SensitivityArgs, global: &Global) -> anyhow::Result<()>
     let mut inputs = Source::open(&args.checkpoint)?.paths();
     inputs.push(args.text.clone());
     inputs.extend(args.data.clone());
-    let json = create(args.json.as_ref(), &inputs)?;
+    let json = create(args.json.target(), &inputs)?;
     let to_stdout = is_stdout(json.as_ref());
     let options = SensitivityOptions {
         checkpoint: args.checkpoint.clone(),
@@ -163,13 +164,14 @@ fn print(result: &Sensitivity) -> std::io::Result<()> {
     }
     let mut out = smq_convert::cli::stdout();
     writeln!(out, "{table}")?;
-    let (n, tokens, text) = (result.points.len(), result.tokens_scored, &result.text);
+    let (n, tokens) = (count(result.points.len()), count(result.tokens_scored));
+    let text = &result.text;
     writeln!(out, "the worst of {n}; {tokens} positions of {text}")?;
     if let Some(task) = &result.task {
         writeln!(
             out,
             "words: {} of {} ({}); unquantized: ln p {:.4}, acc {:.2} %",
-            task.items,
+            count(task.items),
             task.name.name(),
             task.data,
             task.log_likelihood,

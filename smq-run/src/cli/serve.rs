@@ -1,4 +1,4 @@
-//! `smq-run serve`.
+//! `smq-run serve`: answers many clients by OpenAI's HTTP API.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -31,8 +31,8 @@ pub(super) struct ServeArgs {
     /// Answer only requests that have one of the keys in this file, one a line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// On a GPU, a sequence alone takes the kernel of one sequence, which is up to twice as fast; its
-    /// tokens may then depend on whether others were beside it
+    /// On a GPU, a sequence alone takes the kernel of one sequence, which is up to twice as fast;
+    /// its tokens may then depend on whether others were beside it
     #[arg(long)]
     fast_nondeterministic: bool,
     /// Tokens that the KV cache has room for, of all sequences together [default: 16384 on a CPU,

@@ -1,4 +1,4 @@
-//! `smq-run eval suite`.
+//! `smq-run eval suite`: every task and the distance from C0, for every variant.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -6,17 +6,18 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Global;
 use super::generate::at_least_one;
 use crate::eval::ppl::PplOptions;
 use crate::eval::suite::{self, Progress, RegisteredPlan, SuiteOptions};
 use crate::eval::task::{MAX_NEW_TOKENS, Prompts, Task};
+use smq_convert::number::count;
 
 #[derive(Debug, Args)]
 pub(super) struct SuiteArgs {
-    /// A checkpoint directory
+    /// The checkpoint directory that variants are made of
     checkpoint: PathBuf,
     /// Directory of the data: lambada.jsonl, hellaswag.jsonl, arc.jsonl, gsm8k.jsonl and, for the
     /// distance from C0, text.txt or wiki.test.raw, or their published names in directories
@@ -26,13 +27,13 @@ pub(super) struct SuiteArgs {
     /// Directory of the results; what is finished there is not measured again
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Only these tasks, comma-separated; recall, which needs no data, is run only where it is named
-    /// [default: all whose data is there]
+    /// Only these tasks, comma-separated; recall, which needs no data, is run only where it is
+    /// named [default: all whose data is there]
     #[arg(long, value_name = "TASKS", value_delimiter = ',')]
     tasks: Vec<Task>,
-    /// Only these variants beside C0, comma-separated, such as mlp-e5m5,all-e5m0-nearest, configs of
-    /// the study such as C4, or all-auto-4.5 for what smq-convert --mbits auto --budget 4.5 chooses [default: all that are
-    /// uniform]
+    /// Only these variants beside C0, comma-separated, such as mlp-e5m5,all-e5m0-nearest, configs
+    /// of the study such as C4, or all-auto-4.5 for what smq-convert --mbits auto --budget 4.5
+    /// chooses [default: all that are uniform]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     only: Vec<String>,
     /// Measure what FILE registers in place of the built-in variants, with its tasks and its text:
@@ -51,9 +52,9 @@ pub(super) struct SuiteArgs {
     /// Only the first N items of each task, or of the tasks named: 500, or lambada=1000,gsm8k=100
     #[arg(long, value_name = "N | TASK=N", value_delimiter = ',')]
     limit: Vec<Limit>,
-    /// Most new tokens of a gsm8k answer
-    #[arg(long, value_name = "N", default_value_t = MAX_NEW_TOKENS, value_parser = at_least_one)]
-    max_new_tokens: usize,
+    /// Most new tokens of a gsm8k answer [default: 256]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    max_new_tokens: Option<usize>,
     /// The text for the distance from C0 [default: the data directory's]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -107,7 +108,25 @@ impl Progress for Bar {
     }
 }
 
+/// Refuses options of tasks that are not run.
+fn refuse_unused(args: &SuiteArgs) -> anyhow::Result<()> {
+    let left_out = |task: Task| !args.tasks.is_empty() && !args.tasks.contains(&task);
+    let limited = args.limit.iter().filter_map(|limit| limit.task);
+    if let Some(task) = limited.into_iter().find(|task| left_out(*task)) {
+        anyhow::bail!(
+            "--limit {}=N has no effect: --tasks does not name {0}; leave one of them out",
+            task.name()
+        );
+    }
+    anyhow::ensure!(
+        args.max_new_tokens.is_none() || !left_out(Task::Gsm8k),
+        "--max-new-tokens has no effect: it is for gsm8k, which --tasks does not name"
+    );
+    Ok(())
+}
+
 pub(super) fn run(args: &SuiteArgs, global: &Global) -> anyhow::Result<()> {
+    refuse_unused(args)?;
     let plan = args.plan.as_deref().map(RegisteredPlan::load).transpose()?;
     let mut options = SuiteOptions {
         checkpoint: args.checkpoint.clone(),
@@ -121,7 +140,7 @@ pub(super) fn run(args: &SuiteArgs, global: &Global) -> anyhow::Result<()> {
         sensitivity: args.sensitivity.clone(),
         prompts: Prompts {
             chat: true,
-            max_new_tokens: args.max_new_tokens,
+            max_new_tokens: args.max_new_tokens.unwrap_or(MAX_NEW_TOKENS),
         },
         text_file: args.text.clone(),
         text: PplOptions {
@@ -144,7 +163,7 @@ pub(super) fn run(args: &SuiteArgs, global: &Global) -> anyhow::Result<()> {
         smq_convert::cli::stdout(),
         "{}\n{} variants, in full in {out}/suite.md and {out}/suite.json",
         suite::brief(&summary),
-        HumanCount(summary.variants.len() as u64)
+        count(summary.variants.len())
     )?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::explain::ExplainArgs;
@@ -16,6 +16,8 @@ use crate::eval::task::{
     Item, MAX_NEW_TOKENS, Metric, Prompts, Request, Task, batches, encode_all, evaluate, scores,
 };
 use crate::output::{create, is_stdout, put_json, put_jsonl};
+use smq_convert::cli::JsonArgs;
+use smq_convert::number::{count, fixed};
 use smq_format::Output;
 use smq_model::{GenerationSettings, Tokenizer};
 
@@ -34,9 +36,8 @@ pub(super) struct TaskArgs {
     /// Also write every item's log-likelihoods or answer and its figures, one JSON object a line
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Print the result as JSON in place of the text; with =FILE write it there beside the text
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    json: JsonArgs,
 }
 
 #[derive(Debug, Args)]
@@ -89,7 +90,7 @@ pub(super) fn run(
     let requests = task.read(&args.data, args.limit)?;
     let opened = Opened::new(&args.model, global)?;
     let inputs = opened.inputs(&[&args.data]);
-    let (out, json) = outputs(args.out.as_ref(), args.json.as_ref(), &inputs)?;
+    let (out, json) = outputs(args.out.as_ref(), args.json.target(), &inputs)?;
     let to_stdout = is_stdout(json.as_ref());
     let run = evaluate_on(&opened, prompts, |_, _| Ok(requests))?;
     let Evaluated { items, device, .. } = &run;
@@ -177,9 +178,9 @@ fn print(report: &Report<'_>, explain: &ExplainArgs) -> std::io::Result<()> {
     let mut out = smq_convert::cli::stdout();
     for (metric, Score { value, stderr }) in &report.scores {
         let error = stderr.map_or(String::new(), |e| format!(" +- {e:.4}"));
-        writeln!(out, "{} {value:.4}{error}", metric.name())?;
+        writeln!(out, "{} {}{error}", metric.name(), fixed(*value, 4))?;
     }
-    writeln!(out, "{} items", HumanCount(report.items as u64))?;
+    writeln!(out, "{} items", count(report.items))?;
     if let Some(answers) = &report.answers {
         let with = if answers.chat_template {
             "with"

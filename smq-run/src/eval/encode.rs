@@ -8,9 +8,9 @@ use smq_model::Tokenizer;
 /// A context and a continuation, as tokens of one text.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Pair {
-    /// Never empty.
+    /// Tokens before the continuation; there is at least one.
     pub context: Vec<u32>,
-    /// Never empty.
+    /// Tokens whose likelihood is asked for; there is at least one.
     pub continuation: Vec<u32>,
 }
 
@@ -83,7 +83,8 @@ impl Pair {
         let (context, continuation) = (self.context.len(), self.continuation.len());
         if continuation > positions {
             return Err(Error::Input(format!(
-                "a continuation has {continuation} tokens, the model's longest context is {positions}"
+                "a continuation has {continuation} tokens, the model's longest context is \
+                 {positions}"
             )));
         }
         let excess = (context + continuation).saturating_sub(positions + 1);

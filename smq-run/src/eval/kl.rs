@@ -25,13 +25,13 @@ pub(crate) struct KlReport {
     pub median_kl: f64,
     /// 99 % of all positions are below.
     pub p99_kl: f64,
-    /// The largest one.
+    /// The largest divergence of any position.
     pub max_kl: f64,
     /// Share of positions where both models' most likely token is the same.
     pub top1_agreement: Score,
-    /// Of the model.
+    /// Perplexity of the model.
     pub perplexity: f64,
-    /// Of the base.
+    /// Perplexity of the base.
     pub base_perplexity: f64,
     /// `perplexity / base_perplexity`; its standard error from the paired differences of the
     /// losses.
@@ -39,11 +39,11 @@ pub(crate) struct KlReport {
     /// Mean divergence of each window, which two models of one base and text are compared by.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub window_kl: Vec<f64>,
-    /// Positions compared.
+    /// Positions at which the two were compared.
     pub tokens_scored: usize,
-    /// Windows.
+    /// Windows that the text was divided into.
     pub windows: usize,
-    /// Tokens a window.
+    /// Tokens of a window.
     pub window: usize,
     /// The rules, in words.
     pub protocol: String,

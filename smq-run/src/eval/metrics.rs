@@ -15,9 +15,9 @@ const BLOCK: usize = 1_000;
 /// A figure of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Score {
-    /// The figure.
+    /// The figure itself, a mean over items.
     pub value: f64,
-    /// Its standard error; absent for one item.
+    /// Standard error of the mean; absent for one item.
     pub stderr: Option<f64>,
 }
 

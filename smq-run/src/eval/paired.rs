@@ -12,7 +12,7 @@ const RESAMPLES: usize = 10_000;
 /// A mean difference, this model less the base.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Delta {
-    /// Mean over items.
+    /// Mean of the differences over the items.
     pub mean: f64,
     /// 95 % confidence interval: the paired bootstrap's 2.5th and 97.5th percentiles, from a fixed
     /// seed.

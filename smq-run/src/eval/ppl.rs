@@ -13,7 +13,7 @@ pub(crate) const MAX_TEXT_BYTES: u64 = 256 << 20;
 /// How a text is cut and scored.
 #[derive(Debug, Clone, Copy)]
 pub struct PplOptions {
-    /// Tokens a window.
+    /// Tokens of a window, each of which is a sequence of its own.
     pub window: usize,
     /// Only this many leading tokens of the text; windows that do not fit are dropped.
     pub max_tokens: Option<usize>,
@@ -37,7 +37,7 @@ impl PplOptions {
         window_tokens(tokenizer, text, self.window, self.max_tokens, positions)
     }
 
-    /// The same in a line.
+    /// How the figure is taken, in one line.
     #[must_use]
     pub fn protocol_in_short(&self) -> String {
         format!(
@@ -50,9 +50,9 @@ impl PplOptions {
     #[must_use]
     pub fn protocol(&self) -> String {
         format!(
-            "text tokenized as one string without special tokens; non-overlapping windows of {} tokens from \
-             the start, each scored alone; the first token of a window is not scored; an incomplete last window is \
-             dropped; mean over all scored tokens; f32 arithmetic",
+            "text tokenized as one string without special tokens; non-overlapping windows of {} \
+             tokens from the start, each scored alone; the first token of a window is not scored; \
+             an incomplete last window is dropped; mean over all scored tokens; f32 arithmetic",
             self.window
         )
     }
@@ -65,13 +65,13 @@ pub struct PplReport {
     pub perplexity: f64,
     /// Mean negative log-likelihood of a scored token, nats.
     pub loss_nats_per_token: f64,
-    /// Tokens that count.
+    /// Tokens whose prediction counts.
     pub tokens_scored: usize,
     /// Tokens of the text (after `max_tokens`).
     pub tokens: usize,
-    /// Windows scored.
+    /// Windows that were scored.
     pub windows: usize,
-    /// Tokens a window.
+    /// Tokens of a window.
     pub window: usize,
     /// The rules, in words.
     pub protocol: String,

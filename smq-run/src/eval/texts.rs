@@ -19,7 +19,7 @@ enum Line {
     Chat {
         messages: Vec<Message>,
     },
-    /// As gsm8k is published.
+    /// A question and its answer, as gsm8k is published.
     Question {
         question: String,
         answer: String,

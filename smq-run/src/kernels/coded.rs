@@ -69,7 +69,7 @@ impl Coded {
         })
     }
 
-    /// Row `r`, dequantized.
+    /// The weights of row `r`, dequantized.
     pub(super) fn row(&self, r: usize) -> Vec<f32> {
         let (cols, blobs) = (self.cols, &self.blobs);
         let Scheme::Nf4 { offset_bits } = self.scheme else {

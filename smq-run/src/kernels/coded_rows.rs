@@ -20,7 +20,7 @@ use smq_engine::linear::QuantizedX;
 
 /// Few and many, whole tiles and not.
 const ROWS: [usize; 6] = [1, 17, 100, 128, 512, MOST];
-/// cuBLASLt's workspace, bytes.
+/// Bytes of the workspace that cuBLASLt is given.
 const WORKSPACE: usize = 32 << 20;
 
 /// Checks and times quantizing activations, and products.

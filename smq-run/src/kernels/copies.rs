@@ -12,7 +12,7 @@ pub(super) struct Copies {
 }
 
 impl Copies {
-    /// As often as the cache asks for.
+    /// As many copies of the weights as the cache's size asks for.
     pub(super) fn new(lab: &Lab<'_>, host: &HostMatrix) -> Result<Self> {
         let place = |bytes: usize| (bytes + SLACK).next_multiple_of(256);
         let (data, stream) = (

@@ -15,7 +15,7 @@ const LARGEST_SCALE: f32 = 0.03;
 const BF16_WEIGHT: f32 = 0.02;
 const CHUNK: usize = 1 << 14;
 
-/// Splitmix64.
+/// A number that looks random, by Splitmix64.
 fn hash(seed: u64, i: u64) -> u64 {
     let mut z = (seed << 40)
         .wrapping_add(i.wrapping_add(1))
@@ -42,7 +42,7 @@ fn generate<T: Copy + Default + Send>(len: usize, element: impl Fn(u64) -> T + S
     out
 }
 
-/// Normal f32 values.
+/// Normally distributed f32 values, the same for a seed.
 pub(super) fn normals(seed: u64, len: usize) -> Vec<f32> {
     generate(len, |i| normal(seed, i))
 }
@@ -68,7 +68,7 @@ pub(super) fn sample(seed: u64, len: usize, count: usize) -> Vec<usize> {
     list
 }
 
-/// Ids below `limit`.
+/// Token ids below `limit`, the same for a seed.
 pub(super) fn ids(seed: u64, len: usize, limit: usize) -> Vec<u32> {
     generate(len, |i| (hash(seed, i) % limit as u64) as u32)
 }
@@ -95,14 +95,14 @@ pub(super) struct HostMatrix {
 /// Groups that share a scale, and what their nibbles mean.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Groups {
-    /// Columns.
+    /// Columns of a group.
     pub size: usize,
     /// The code book of lut4; int4 has none.
     pub levels: Option<Levels>,
 }
 
 impl Groups {
-    /// int4's.
+    /// Groups of int4, which have no code book.
     pub(super) const fn int4(size: usize) -> Self {
         Self { size, levels: None }
     }
@@ -115,7 +115,7 @@ pub(super) struct HostScales {
     pub group: usize,
     /// The code book of lut4; int4 has none.
     pub levels: Option<Levels>,
-    /// Packed codes.
+    /// The codes as a file has them, packed without gaps.
     pub stream: Vec<u8>,
     /// What they mean, `[rows, groups]`.
     pub values: Vec<f32>,
@@ -165,7 +165,7 @@ impl HostMatrix {
         }
     }
 
-    /// Random bf16 elements.
+    /// A matrix of random bf16 elements, the same for a seed.
     pub(super) fn bf16(seed: u64, rows: usize, cols: usize) -> Self {
         let elements = generate(rows * cols, |i| {
             bf16::from_f32(normal(seed, i) * BF16_WEIGHT).to_bits()
@@ -178,7 +178,7 @@ impl HostMatrix {
         }
     }
 
-    /// Row `r`, exactly.
+    /// The weights of row `r`, exact in f64.
     pub(super) fn row(&self, r: usize) -> Vec<f64> {
         let bytes = self.data.len() / self.rows;
         let bytes = &self.data[r * bytes..(r + 1) * bytes];

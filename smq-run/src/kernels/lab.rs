@@ -111,7 +111,7 @@ impl<'a> Lab<'a> {
         Ok(buffer)
     }
 
-    /// Memory of NaNs.
+    /// Memory full of NaNs, which show whatever was not written.
     pub(super) fn poisoned(&self, bytes: usize) -> Result<DeviceBuffer> {
         let buffer = DeviceBuffer::new(&self.gpu, bytes, "a check")?;
         buffer.fill(self.stream(), 0xff)?;

@@ -27,7 +27,7 @@ pub(crate) use report::{KernelReport, Report};
 use lab::Lab;
 use smq_engine::Result;
 
-/// What to check.
+/// Which kernels to check, and with which scales.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     /// Only kernels and layers whose name has this in it.

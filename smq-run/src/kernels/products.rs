@@ -1,4 +1,4 @@
-//! The decode products.
+//! Checks and times the products of decode.
 
 use smq_convert::Method;
 use smq_format::{Family, Levels};
@@ -17,7 +17,7 @@ use smq_model::ModelConfig;
 /// Products that one launch has, so that its start does not count.
 const IN_A_ROW: usize = 64;
 
-/// A linear layer.
+/// A linear layer of the model whose shapes are taken.
 #[derive(Clone, Copy)]
 pub(super) struct Layer {
     pub name: &'static str,

@@ -9,7 +9,7 @@ pub(super) struct Exact {
     pub magnitude: f64,
 }
 
-/// `a . b`.
+/// The product `a . b`, summed in f64.
 pub(super) fn dot(a: &[f64], b: &[f64]) -> Exact {
     // Eight sums at a time, for the sake of speed.
     let (mut value, mut magnitude) = ([0.0; 8], [0.0; 8]);

@@ -23,7 +23,7 @@ pub(crate) struct KernelReport {
     /// Columns that share one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<usize>,
-    /// Rows of activations.
+    /// Rows of activations, where the kernel takes several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rows: Option<usize>,
     /// Tokens in the cache before this one.
@@ -62,7 +62,7 @@ pub(crate) struct Check {
     /// The largest error over its tolerance; null if something is not a number, or not the bits it
     /// should be.
     pub max_error_over_tolerance: f64,
-    /// What was compared.
+    /// What was compared with plain sums.
     pub checked: String,
     /// What an error may be.
     pub tolerance: &'static str,
@@ -71,12 +71,12 @@ pub(crate) struct Check {
     pub failure: Option<String>,
 }
 
-/// All figures.
+/// What all kernels came to, and on what.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Report {
-    /// This program's version.
+    /// Version of this program.
     pub version: &'static str,
-    /// The GPU.
+    /// The GPU that they ran on.
     pub gpu: GpuInfo,
     /// The model whose shapes were used.
     pub model: &'static str,
@@ -86,12 +86,12 @@ pub(crate) struct Report {
     pub copy_gb_per_s: f64,
     /// Kernels that failed their check.
     pub failed: usize,
-    /// Each kernel.
+    /// What each kernel came to.
     pub kernels: Vec<KernelReport>,
 }
 
 impl KernelReport {
-    /// With what every kernel has.
+    /// A report of a kernel with what every one has.
     pub(super) fn new(kernel: &'static str, layer: &'static str, us: f64, check: Check) -> Self {
         Self {
             kernel,
@@ -112,7 +112,7 @@ impl KernelReport {
         }
     }
 
-    /// Of a product with such weights.
+    /// Adds what the weights of a product are stored as.
     pub(super) fn weights(self, w: &HostMatrix) -> Self {
         let scales = w.scales.as_ref().map(|s| s.format.to_string());
         let levels = w.scales.as_ref().and_then(|s| s.levels);
@@ -129,13 +129,13 @@ impl KernelReport {
         }
     }
 
-    /// Of so many rows.
+    /// Adds the number of rows of activations.
     pub(super) fn rows(self, rows: usize) -> Self {
         let rows = Some(rows);
         Self { rows, ..self }
     }
 
-    /// Of so many multiplications and additions.
+    /// Adds the rate of so many multiplications and additions.
     pub(super) fn flop(self, flop: f64) -> Self {
         let tflop_per_s = Some(flop / self.us / 1e6);
         Self {

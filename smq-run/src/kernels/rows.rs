@@ -27,7 +27,7 @@ const SAMPLE: (usize, usize) = (512, 32);
 /// What products may be off by.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tolerance {
-    /// Of the sum of the terms' magnitudes.
+    /// The part that is relative to the sum of the terms' magnitudes.
     relative: f64,
     /// In words: of f32, of bf16, which is also rounded.
     words: [&'static str; 2],

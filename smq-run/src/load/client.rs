@@ -56,9 +56,9 @@ pub(crate) struct Client {
 /// One request, as its client saw it.
 #[derive(Debug, Clone)]
 pub(super) struct Outcome {
-    /// From the request to the first token.
+    /// Time from the request to the first token.
     pub(super) ttft: Duration,
-    /// From the request to the last token.
+    /// Time from the request to the last token.
     pub(super) latency: Duration,
     /// Between tokens that came one after another.
     pub(super) gaps: Vec<Duration>,

@@ -9,7 +9,7 @@ const NAME: &str = "vllm:spec_decode_num_";
 pub(crate) struct Guessed {
     /// How often tokens were guessed.
     pub(crate) drafts: u64,
-    /// How many.
+    /// How many tokens were guessed in all.
     pub(crate) tokens: u64,
     /// How many of them were right.
     pub(crate) accepted: u64,

@@ -26,7 +26,8 @@ pub(super) struct Ran {
 /// What came of each request, or why it failed.
 pub(super) type Outcomes = Vec<Result<Outcome, String>>;
 
-/// Sends the requests of a level and waits for all. The first `warmup` requests come before and are not counted.
+/// Sends the requests of a level and waits for all. The first `warmup` requests come before and are
+/// not counted.
 pub(super) async fn run(
     client: &Client,
     model: &str,

@@ -37,7 +37,7 @@ pub(crate) struct LoadOptions {
     pub rate: Option<f64>,
     /// Tokens of a random prompt.
     pub prompt_len: usize,
-    /// Tokens to generate.
+    /// Tokens to generate for each prompt.
     pub output_len: usize,
     /// Requests of a level.
     pub num_prompts: usize,
@@ -48,7 +48,7 @@ pub(crate) struct LoadOptions {
     pub data: Option<PathBuf>,
     /// Random token ids are below this.
     pub vocab: u32,
-    /// Of prompts and of intervals.
+    /// Seed of the prompts and of the intervals.
     pub seed: u64,
     /// Whether `ignore_eos` is sent, so that every answer has `output_len` tokens.
     pub ignore_eos: bool,
@@ -91,7 +91,7 @@ impl LoadOptions {
     }
 }
 
-/// A sweep's results.
+/// What the clients saw, for each number of them.
 #[derive(Debug, Serialize)]
 pub(crate) struct LoadReport {
     pub url: String,

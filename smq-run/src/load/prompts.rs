@@ -21,7 +21,7 @@ pub(super) enum Prompt {
     Text(String),
 }
 
-/// One request.
+/// What one request asks for.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Ask {
     pub(super) prompt: Prompt,

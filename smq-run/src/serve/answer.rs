@@ -26,7 +26,7 @@ pub(super) struct Asked {
 /// A step of one sequence.
 #[derive(Debug)]
 pub(super) struct Part {
-    /// Which.
+    /// Which of the request's sequences it is of.
     pub(super) index: usize,
     /// Text that is complete.
     pub(super) text: String,

@@ -1,4 +1,4 @@
-//! `/v1/chat/completions`.
+//! Answers `/v1/chat/completions`.
 
 use std::time::Instant;
 
@@ -32,7 +32,7 @@ struct Chat {
     schema: Option<Schema>,
 }
 
-/// Answers a request.
+/// Answers a request, whole or as a stream.
 pub(super) async fn answer(
     app: &'static App,
     body: Bytes,
@@ -131,7 +131,7 @@ pub(super) fn encode(
     ids.map_err(|e| ApiError::field("messages", e.to_string()))
 }
 
-/// Writes choices.
+/// Writes a sample's text as a choice of the answer or of a chunk.
 struct Writer {
     app: &'static App,
     id: String,
@@ -143,7 +143,7 @@ struct Writer {
 
 /// What has been written of a sample.
 struct Sample {
-    /// Its role has been said.
+    /// Whether its role has been said.
     begun: bool,
     /// Where it may have calls.
     parser: Option<Parser>,

@@ -1,4 +1,4 @@
-//! `/v1/completions`.
+//! Answers `/v1/completions`.
 
 use std::time::Instant;
 
@@ -37,7 +37,7 @@ struct Prompt {
     text: Option<String>,
 }
 
-/// Answers a request.
+/// Answers a request, whole or as a stream.
 pub(super) async fn answer(
     app: &'static App,
     body: Bytes,
@@ -163,13 +163,13 @@ impl LogProbLists {
     }
 }
 
-/// With the digits that an f32 has.
+/// A log-probability with the digits that an f32 has, and no more.
 pub(super) fn number(log_prob: f32) -> Value {
     let text = log_prob.to_string();
     text.parse::<f64>().map_or(Value::Null, Value::from)
 }
 
-/// Writes choices.
+/// Writes a sequence's text as a choice of the answer or of a chunk.
 struct Writer {
     app: &'static App,
     id: String,
@@ -241,7 +241,7 @@ impl Writer {
     }
 }
 
-/// `usage`.
+/// What `usage` says: the tokens of the prompt and of the answer.
 pub(super) fn counts(prompt: usize, answer: &Answer) -> Value {
     json!({
         "prompt_tokens": prompt,

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 /// otherwise.
 const SHOULD_RETRY: &str = "x-should-retry";
 
-/// A refusal.
+/// Why a request is refused, in the form of OpenAI's errors.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct ApiError {
     status: StatusCode,
@@ -23,9 +23,9 @@ pub(super) struct ApiError {
 /// Whether the same request may do better later.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Retry {
-    /// As its status says.
+    /// As the status says.
     ByStatus,
-    /// In a second.
+    /// It may do better in a second.
     Soon,
     /// Though its status is one that is retried, it would fail again.
     Never,
@@ -141,7 +141,7 @@ impl ApiError {
         }
     }
 
-    /// For now it cannot be done.
+    /// An error that says that it cannot be done for now.
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
         Self {
             retry: Retry::Soon,

@@ -20,7 +20,7 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    /// Of a body.
+    /// The fields of a body, which is a JSON object.
     pub(super) fn parse(body: &[u8]) -> ApiResult<Self> {
         let value: Value = serde_json::from_slice(body)
             .map_err(|e| ApiError::request(format!("the body is not valid JSON: {e}")))?;

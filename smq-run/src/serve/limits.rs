@@ -23,7 +23,7 @@ pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much the server takes.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
-    /// Of a body.
+    /// Most bytes of a request's body.
     pub body_bytes: usize,
     /// Requests that are being answered.
     pub requests: usize,

@@ -10,7 +10,7 @@ use super::state::App;
 const MAX_MESSAGES: usize = 4096;
 const MAX_TOOLS: usize = 128;
 
-/// Takes `messages`.
+/// Takes `messages` out of the fields and checks each.
 pub(super) fn messages(fields: &mut Fields) -> ApiResult<Vec<Map<String, Value>>> {
     let Some(list) = fields.list("messages")? else {
         return Err(ApiError::field("messages", "the request has no messages"));
@@ -123,8 +123,8 @@ pub(super) fn tools(app: &App, fields: &mut Fields) -> ApiResult<Option<Vec<Valu
         Some(choice) => {
             let shown: String = choice.to_string().chars().take(100).collect();
             let message = format!(
-                "tool_choice is {shown}; auto and none are served, since {why}: name the tool in the \
-                 messages, or ask for its arguments by response_format"
+                "tool_choice is {shown}; auto and none are served, since {why}: name the tool in \
+                 the messages, or ask for its arguments by response_format"
             );
             return Err(ApiError::unsupported("tool_choice", message));
         }

@@ -12,7 +12,7 @@ use prometheus::{
 };
 use smq_engine::serve::Counters;
 
-/// vLLM's buckets.
+/// Upper ends of the buckets, in seconds, as vLLM has them.
 const FIRST_TOKEN: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
@@ -278,7 +278,7 @@ impl Metrics {
         self.page_checks.inc();
     }
 
-    /// The page.
+    /// The page of `/metrics` as it is now.
     pub(super) fn text(&self) -> prometheus::Result<Vec<u8>> {
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;

@@ -68,11 +68,11 @@ pub(crate) struct ServeOptions {
 /// What `/version` answers: which program serves, on what.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Version {
-    /// This program's.
+    /// Version of this program.
     pub(crate) version: String,
     /// The commit that it was built from.
     pub(crate) commit: String,
-    /// `cpu` or `cuda`.
+    /// What it runs on: `cpu` or `cuda`.
     pub(crate) device: String,
     /// The GPU, where one computes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -168,8 +168,8 @@ pub(crate) fn serve<E: BatchEngine + 'static>(
     })
 }
 
-/// A flag that is set once standard input has ended, whatever came of it before: whoever started the
-/// server holds the other end, and lets go of it however it ends itself.
+/// A flag that is set once standard input has ended, whatever came of it before: whoever started
+/// the server holds the other end, and lets go of it however it ends itself.
 fn watch_stdin() -> std::io::Result<Arc<AtomicBool>> {
     let ended = Arc::new(AtomicBool::new(false));
     let flag = ended.clone();

@@ -12,14 +12,14 @@ use smq_model::GenerationSettings;
 use super::error::{ApiError, ApiResult};
 use super::fields::Fields;
 
-/// OpenAI's bounds.
+/// Most samples of a request, and the largest bias: OpenAI's bounds.
 const MOST_SAMPLES: u32 = 128;
 const MOST_BIAS: f64 = 100.0;
 /// More than OpenAI's 5 and 20 is of no use to anyone, and costs.
 pub(super) const MOST_LOG_PROBS: u32 = 20;
 const MOST_STOP_IDS: usize = 1024;
 const MOST_BIASES: usize = 4096;
-/// Longest stop string.
+/// Bytes of the longest stop string that is taken.
 const MOST_STOP_BYTES: usize = 4096;
 
 /// How one text is made.

@@ -29,11 +29,11 @@ pub(super) struct App {
     pub(super) vocabulary: Vocabulary,
     /// How the model writes calls of tools, where that is known.
     pub(super) tool_calls: Option<tool_calls::Format>,
-    /// The model's own.
+    /// The settings that the model itself comes with.
     pub(super) settings: GenerationSettings,
     /// Tokens that the model knows.
     pub(super) vocab: usize,
-    /// The longest sequence.
+    /// Tokens of the longest sequence, prompt and answer together.
     pub(super) max_positions: usize,
     pub(super) worker: Worker,
     pub(super) metrics: Arc<Metrics>,
@@ -92,7 +92,7 @@ impl App {
     }
 }
 
-/// Seconds since 1970.
+/// The time now, in seconds since 1970.
 pub(super) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())

@@ -24,7 +24,7 @@ pub(super) trait Format: Send + 'static {
     fn usage(&self, answer: &Answer) -> Value;
 }
 
-/// `stream` and `stream_options`.
+/// What `stream` and `stream_options` of a request ask for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Streaming {
     pub(super) is_on: bool,

@@ -1,4 +1,5 @@
-//! Calls that a model writes in its text, taken apart in the format that its chat template shows it.
+//! Calls that a model writes in its text, taken apart in the format that its chat template shows
+//! it.
 
 use serde_json::{Deserializer, Value, json};
 
@@ -85,7 +86,7 @@ impl Format {
     }
 }
 
-/// A call.
+/// A call of a tool, as the model wrote it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Call {
     id: String,
@@ -122,7 +123,7 @@ impl Call {
         })
     }
 
-    /// As `message.tool_calls` has it.
+    /// The call in the form of `message.tool_calls`.
     pub(super) fn value(&self) -> Value {
         json!({
             "id": self.id,
@@ -131,7 +132,7 @@ impl Call {
         })
     }
 
-    /// As a stream's `delta.tool_calls` has it.
+    /// The call in the form of a stream's `delta.tool_calls`.
     pub(super) fn delta(&self, index: usize) -> Value {
         let mut value = json!({"index": index});
         if let (Value::Object(delta), Value::Object(call)) = (&mut value, self.value()) {

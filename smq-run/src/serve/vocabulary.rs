@@ -13,7 +13,7 @@ struct Token {
 }
 
 impl Vocabulary {
-    /// Of `count` tokens.
+    /// The bytes of a tokenizer's first `count` tokens.
     pub(super) fn of(tokenizer: &Tokenizer, count: usize) -> smq_model::Result<Self> {
         let spelling = Spelling::new(tokenizer)?;
         let token = |id| -> smq_model::Result<Token> {

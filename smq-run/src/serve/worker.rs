@@ -29,7 +29,7 @@ pub(super) struct Ticket(u64);
 pub(super) enum Update {
     /// Log-probabilities of further tokens of the prompt.
     Prompt(Vec<LogProbs>),
-    /// A new token.
+    /// A new token of the answer, with its log-probabilities where they are wanted.
     Token(u32, Option<LogProbs>),
     /// The last word: the text is complete. How many of the prompt's tokens the cache had.
     Finished { stop: Stop, cached_tokens: usize },
@@ -165,8 +165,8 @@ struct Routes {
 struct Thread<E> {
     scheduler: Scheduler<E>,
     routes: Routes,
-    /// Every page is looked at after every step, for tests: the thread ends at the first one that is
-    /// not where it belongs.
+    /// Every page is looked at after every step, for tests: the thread ends at the first one that
+    /// is not where it belongs.
     check_pages: bool,
 }
 

@@ -30,15 +30,15 @@ pub(crate) enum ContractError {
     /// The file cannot be read.
     #[error("{}: {source}", path.display())]
     Read {
-        /// The file.
+        /// The file that was to be read.
         path: PathBuf,
-        /// The system's reason.
+        /// What the system says of it.
         source: std::io::Error,
     },
     /// It is not TOML, a key is missing or unknown, or a value has another type.
     #[error("{}: {message}", path.display())]
     Syntax {
-        /// The file.
+        /// The file that was parsed.
         path: PathBuf,
         /// What is wrong, and where.
         message: String,
@@ -46,18 +46,18 @@ pub(crate) enum ContractError {
     /// A value that is not allowed.
     #[error("{}: {key} is {value}; allowed is {allowed}", path.display())]
     Value {
-        /// The file.
+        /// The file that has the value.
         path: PathBuf,
         /// The key, with its table.
         key: String,
-        /// Its value.
+        /// The value that it has there.
         value: String,
         /// What it may be.
         allowed: String,
     },
 }
 
-/// The whole experiment.
+/// The whole experiment as its file registers it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Contract {
@@ -69,11 +69,11 @@ pub(crate) struct Contract {
     pub quantization: Quantization,
     /// What each process runs first.
     pub warmup: Warmup,
-    /// The timed cells.
+    /// The cells that are timed, for every config.
     pub workloads: Workloads,
-    /// Long contexts.
+    /// Contexts that are longer, for some configs.
     pub long_context: LongContext,
-    /// Energy runs.
+    /// What is run under the power meter.
     pub energy: EnergyPlan,
     /// Weights' errors by scale rule and width.
     pub scale_errors: ScaleErrors,
@@ -96,9 +96,9 @@ pub(crate) struct Contract {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Decoding {
-    /// `greedy`.
+    /// How a token is chosen; `greedy` is the only one.
     pub sampling: String,
-    /// Of the prompts.
+    /// Seed of the prompts.
     pub seed: u64,
 }
 
@@ -106,9 +106,9 @@ pub(crate) struct Decoding {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Quantization {
-    /// Elements a scale.
+    /// Consecutive elements of a row that share a scale.
     pub group: usize,
-    /// Scale rule.
+    /// How a group's scale is chosen.
     pub rule: ScaleRule,
 }
 
@@ -118,7 +118,7 @@ pub(crate) struct Quantization {
 pub(crate) struct Warmup {
     /// Tokens of its prompt.
     pub prompt_tokens: usize,
-    /// Tokens generated.
+    /// Tokens generated after it.
     pub output_tokens: usize,
     /// Whether each prompt length is also run once for its first token.
     pub each_prompt_length: bool,
@@ -128,11 +128,11 @@ pub(crate) struct Warmup {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Workloads {
-    /// Prompt lengths.
+    /// Lengths of the prompts, in tokens.
     pub prompt_tokens: Vec<usize>,
-    /// Output lengths.
+    /// Lengths of the outputs, in tokens.
     pub output_tokens: Vec<usize>,
-    /// Fresh processes.
+    /// Fresh processes, each of which measures all of them.
     pub repeats: usize,
 }
 
@@ -142,11 +142,11 @@ pub(crate) struct Workloads {
 pub(crate) struct LongContext {
     /// Ids of the configs.
     pub configs: Vec<String>,
-    /// Prompt lengths.
+    /// Lengths of the prompts, in tokens.
     pub prompt_tokens: Vec<usize>,
-    /// Output lengths.
+    /// Lengths of the outputs, in tokens.
     pub output_tokens: Vec<usize>,
-    /// Fresh processes.
+    /// Fresh processes, each of which measures all of them.
     pub repeats: usize,
 }
 
@@ -166,7 +166,7 @@ pub(crate) struct EnergyPlan {
     pub prefill_seconds: f64,
     /// Work before each of them.
     pub settle_seconds: f64,
-    /// Idling before.
+    /// Seconds of idling before the GPU is opened.
     pub idle_seconds: f64,
 }
 
@@ -174,13 +174,13 @@ pub(crate) struct EnergyPlan {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ScaleErrors {
-    /// Scale rules.
+    /// The scale rules that are compared.
     pub rules: Vec<ScaleRule>,
     /// Mantissa bits of E5Mx.
     pub mantissa_bits: Vec<u32>,
-    /// Which tensors.
+    /// Which tensors are sampled: `mlp`, `all` or a pattern.
     pub target: String,
-    /// Rows of each.
+    /// Rows that are sampled of each tensor.
     pub rows_per_tensor: usize,
 }
 
@@ -188,7 +188,7 @@ pub(crate) struct ScaleErrors {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Flags {
-    /// Degrees Celsius.
+    /// Degrees Celsius above which a cell is flagged as hot.
     pub temperature_above_c: u32,
 }
 
@@ -206,7 +206,7 @@ pub(crate) struct Roofline {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
-    /// Its name.
+    /// Name of the config, such as `C4`.
     pub id: String,
     /// What its weights are.
     pub scheme: Stored,
@@ -248,7 +248,7 @@ impl Config {
         (&self.scheme, &self.scales, &self.target) == (&other.scheme, &other.scales, &other.target)
     }
 
-    /// `int4 e5m5, mlp`.
+    /// What the config is, in words: `int4 e5m5, mlp`.
     #[must_use]
     pub(crate) fn describe(&self) -> String {
         let scales = self

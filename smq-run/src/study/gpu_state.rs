@@ -21,7 +21,7 @@ pub(crate) struct GpuState {
     /// Clock of the memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mhz: Option<u32>,
-    /// Of the chip.
+    /// Temperature of the chip.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature_c: Option<u32>,
     /// Power; on an H100 an average over the last second.
@@ -64,7 +64,7 @@ impl GpuState {
 
 /// What can be asked for power and energy.
 pub(crate) trait PowerSource: Sync {
-    /// Power now.
+    /// Power that is drawn now, in watts.
     fn watts(&self) -> Option<f64>;
     /// A counter of energy, in joules.
     fn joules(&self) -> Option<f64>;
@@ -109,7 +109,7 @@ impl Meter {
         question(&self.nvml.device_by_pci_bus_id(self.bus_id.as_str())?)
     }
 
-    /// The GPU now.
+    /// What the GPU's clocks, temperature and power are now.
     #[must_use]
     pub(crate) fn state(&self) -> GpuState {
         let names = |reasons: ThrottleReasons| reasons.iter_names().map(|(n, _)| n.to_owned());

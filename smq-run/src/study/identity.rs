@@ -58,7 +58,7 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
-    /// Of this process.
+    /// The surroundings of this process, which its lines record.
     #[must_use]
     pub(crate) fn new(contract: &Contract, model: ModelIdentity) -> Self {
         Self {
@@ -98,7 +98,7 @@ impl Surroundings {
         }
     }
 
-    /// The checkpoint.
+    /// Which checkpoint is measured.
     #[must_use]
     pub(crate) fn model(&self) -> &ModelIdentity {
         &self.model

@@ -13,7 +13,7 @@ use super::record::{Body, Line};
 
 /// The file, under the results directory.
 pub(crate) const RAW: &str = "raw/matrix.jsonl";
-/// That of the online half.
+/// Where the raw lines of the online half are, under the results directory.
 pub(crate) const RAW_ONLINE: &str = "raw/online.jsonl";
 
 /// Longest log, unpacked; the study's has some megabytes.
@@ -29,8 +29,8 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Opens the log of `out` that is called `name`, or begins it; a last line that a killed run left
-    /// unfinished is cut off.
+    /// Opens the log of `out` that is called `name`, or begins it; a last line that a killed run
+    /// left unfinished is cut off.
     ///
     /// # Errors
     /// Another run that writes to it, a line that is damaged, or one from another model, commit or
@@ -78,7 +78,8 @@ impl Log {
         {
             let (key, here, there) = difference;
             bail!(
-                "{}: {} was measured with {key} {there}, this is {here}; choose another --out, or pass --allow-mixed",
+                "{}: {} was measured with {key} {there}, this is {here}; choose another --out, or \
+                 pass --allow-mixed",
                 path.display(),
                 line.id
             );

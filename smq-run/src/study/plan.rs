@@ -10,9 +10,9 @@ use super::worker::Workload;
 /// Parts of the experiment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Section {
-    /// The timed cells
+    /// The cells that are timed: a config, a prompt and an output length
     Cells,
-    /// Joules a token
+    /// Joules that a token takes
     Energy,
     /// Memory and TPOT at long contexts
     LongContext,
@@ -43,25 +43,25 @@ impl Selection {
 /// A process to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Process {
-    /// The config.
+    /// Id of the config that it measures.
     pub config: String,
-    /// What it measures.
+    /// What it measures of that config.
     pub kind: Kind,
 }
 
 /// What a process measures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Workloads, once each.
+    /// Workloads, each of them once.
     Cells {
-        /// Those not measured yet.
+        /// The workloads that are not measured yet.
         workloads: Vec<Workload>,
         /// Number of the process, from 1.
         repeat: usize,
         /// Whether they are the long contexts.
         long_context: bool,
     },
-    /// Joules a token.
+    /// Joules that a token takes.
     Energy,
 }
 

@@ -19,7 +19,7 @@ pub(crate) struct Line {
     /// What figures are traced by: `C4/p128/o64/r1`, `C4/energy`, `C4/file`, `errors/search/e5m3`,
     /// `errors/exact`, `C4/online/c8/r1`.
     pub id: String,
-    /// What was measured.
+    /// What was measured, or why it was not.
     #[serde(flatten)]
     pub body: Body,
     /// What it was measured with.
@@ -34,7 +34,7 @@ pub(crate) enum Body {
     File(Box<FileRecord>),
     /// A workload timed once.
     Cell(Box<CellRecord>),
-    /// An energy run.
+    /// An energy run of a config.
     Energy(Box<EnergyRecord>),
     /// Weights' errors of one rule and width.
     ScaleErrors(Box<ScaleErrorsRecord>),
@@ -42,7 +42,7 @@ pub(crate) enum Body {
     Online(Box<OnlineRecord>),
     /// Something that was not measured, and why.
     Absent {
-        /// One sentence.
+        /// The reason in one sentence.
         reason: String,
     },
 }
@@ -50,7 +50,7 @@ pub(crate) enum Body {
 /// Everything around a measurement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Environment {
-    /// This program's version.
+    /// Version of this program.
     pub version: String,
     /// The commit it was built from; `unknown` where the build had no git.
     pub commit: String,
@@ -59,7 +59,7 @@ pub(crate) struct Environment {
     /// BLAKE3 of the online half's file, in its lines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub online_blake3: Option<String>,
-    /// The checkpoint.
+    /// Which checkpoint was measured.
     pub model: ModelIdentity,
     /// The command that measured this, and whoever repeats it runs.
     pub command: Vec<String>,
@@ -74,16 +74,16 @@ pub(crate) struct Environment {
     pub kernels_blake3: BTreeMap<String, String>,
 }
 
-/// A checkpoint.
+/// Which checkpoint it is, and where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ModelIdentity {
-    /// As given.
+    /// The path as it was given.
     pub path: String,
     /// A hash of config.json and of the ends of each shard, in hex.
     pub id: String,
 }
 
-/// A config's file.
+/// What is known of the file that configs run from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct FileRecord {
     /// The configs that run from it.
@@ -110,16 +110,16 @@ pub(crate) struct FileRecord {
 /// A workload timed once.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct CellRecord {
-    /// The config.
+    /// Id of the config.
     pub config: String,
     /// Whether it is one of the long contexts.
     pub long_context: bool,
     /// Number of the process, from 1.
     pub repeat: usize,
-    /// As [`FileRecord::index_blake3`].
+    /// Which file was measured, as in [`FileRecord::index_blake3`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index_blake3: Option<String>,
-    /// What was timed.
+    /// What the process says of the workload.
     #[serde(flatten)]
     pub timed: Timed,
 }
@@ -129,9 +129,9 @@ pub(crate) struct CellRecord {
 pub(crate) struct Timed {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Tokens generated.
+    /// Tokens generated after it.
     pub output_tokens: usize,
-    /// `cpu` or `cuda`.
+    /// What it ran on: `cpu` or `cuda`.
     pub device: String,
     /// Weight bytes read for each decoded token.
     pub weight_bytes_per_token: usize,
@@ -155,7 +155,7 @@ pub(crate) struct Timed {
     pub total_tokens_per_s: f64,
     /// Opening the file and loading the model, in this process.
     pub load_ms: f64,
-    /// Of which copying to the GPU.
+    /// What copying the weights to the GPU took of that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upload: Option<LoadReport>,
     /// The process's memory after the workload.
@@ -165,7 +165,7 @@ pub(crate) struct Timed {
     /// is freed before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_memory_bytes: Option<u64>,
-    /// The same before the process opened it.
+    /// Device memory in use before the process opened the GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_memory_before_bytes: Option<u64>,
     /// The GPU right before the workload.
@@ -174,7 +174,7 @@ pub(crate) struct Timed {
     /// The GPU right after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_after: Option<GpuState>,
-    /// `throttled`, `hot`.
+    /// What a reader should know of the cell: `throttled`, `hot`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,
     /// Why there is nothing from NVML.
@@ -182,15 +182,15 @@ pub(crate) struct Timed {
     pub nvml_absent: Option<String>,
 }
 
-/// An energy run.
+/// An energy run of a config.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct EnergyRecord {
-    /// The config.
+    /// Id of the config.
     pub config: String,
-    /// As [`FileRecord::index_blake3`].
+    /// Which file was measured, as in [`FileRecord::index_blake3`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index_blake3: Option<String>,
-    /// What was measured.
+    /// What the process says of energy.
     #[serde(flatten)]
     pub measured: Energy,
 }
@@ -207,17 +207,17 @@ pub(crate) struct Energy {
     /// The GPU's mean power before it was opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_watts: Option<f64>,
-    /// Whole generations.
+    /// Whole generations, prompt and output.
     pub generations: Window,
     /// Prompts up to their first token.
     pub prompts: Window,
-    /// Both methods' results.
+    /// Joules a token by each of the two methods.
     pub joules_per_token: BTreeMap<String, JoulesPerToken>,
     /// The GPU before and after.
     pub gpu_before: GpuState,
     /// The GPU right after.
     pub gpu_after: GpuState,
-    /// `throttled`, `hot`.
+    /// What a reader should know of the run: `throttled`, `hot`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,
 }
@@ -234,7 +234,7 @@ pub(crate) struct JoulesPerToken {
 /// Work repeated back to back under the meter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Window {
-    /// How often.
+    /// How often the work was repeated.
     pub runs: usize,
     /// How long in all.
     pub seconds: f64,
@@ -268,35 +268,35 @@ pub(crate) struct ScaleErrorsRecord {
     /// Mantissa bits of E5Mx; absent for f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mantissa_bits: Option<u32>,
-    /// Elements a scale.
+    /// Consecutive elements of a row that share a scale.
     pub group: usize,
-    /// Which tensors.
+    /// Which tensors were sampled: `mlp`, `all` or a pattern.
     pub target: String,
     /// Rows of each, at most.
     pub rows_per_tensor: usize,
-    /// Their errors.
+    /// Errors of each tensor's sampled rows.
     pub tensors: Vec<TensorErrors>,
 }
 
 /// So many clients of a server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct OnlineRecord {
-    /// The config.
+    /// Id of the config.
     pub config: String,
     /// Number of the server, from 1.
     pub repeat: usize,
-    /// As [`FileRecord::index_blake3`].
+    /// Which file was served, as in [`FileRecord::index_blake3`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index_blake3: Option<String>,
     /// The server's command; the line's is the one that put the load on it.
     pub server: Vec<String>,
-    /// `cpu` or `cuda`.
+    /// What the server ran on: `cpu` or `cuda`.
     pub device: String,
     /// Tokens of each prompt.
     pub prompt_tokens: usize,
     /// Tokens generated after it.
     pub output_tokens: usize,
-    /// Requests.
+    /// Requests that were sent in all.
     pub num_prompts: usize,
     /// What the clients saw, with the names that `vllm bench serve` gives it: `max_concurrency`,
     /// `output_throughput`, `median_ttft_ms` and so on.
@@ -307,7 +307,7 @@ pub(crate) struct OnlineRecord {
     /// The GPU right after.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_after: Option<GpuState>,
-    /// `throttled`, `hot`.
+    /// What a reader should know of the level: `throttled`, `hot`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flags: Vec<String>,
 }
@@ -323,13 +323,13 @@ impl OnlineRecord {
 /// What quantization did to a tensor, or to a sample of its rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TensorErrors {
-    /// Its name.
+    /// Name of the tensor.
     pub name: String,
-    /// Groups measured.
+    /// Groups that were measured.
     pub groups: u64,
     /// Scales under E5Mx's window.
     pub under_window: u64,
-    /// As stored.
+    /// Errors of what is stored.
     pub stored: Errors,
     /// With exact f32 scales of the same rule; left out where another line has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -343,7 +343,7 @@ pub(crate) struct Errors {
     pub mean_rel_mse: f64,
     /// `sum (w - w')^2`.
     pub squared_error: f64,
-    /// `sum w^2`.
+    /// `sum w^2`, which the squared error is relative to.
     pub squared_weight: f64,
 }
 

@@ -29,14 +29,14 @@ use smq_engine::Device;
 use smq_engine::GpuInfo;
 use smq_model::ModelConfig;
 
-/// What to run.
+/// What to run, and where results go.
 #[derive(Debug, Clone)]
 pub(crate) struct MatrixOptions {
-    /// The contract's file.
+    /// The file of the contract.
     pub contract: PathBuf,
-    /// The checkpoint directory.
+    /// The directory of the checkpoint.
     pub model: PathBuf,
-    /// The results directory.
+    /// The directory of the results.
     pub out: PathBuf,
     /// Where converted files are kept while they are needed.
     pub work: PathBuf,
@@ -48,7 +48,7 @@ pub(crate) struct MatrixOptions {
     pub threads: Option<u16>,
     /// Add to results of another model, commit or contract.
     pub allow_mixed: bool,
-    /// This program.
+    /// The executable of this program, which measures in processes of its own.
     pub program: PathBuf,
 }
 

@@ -11,13 +11,13 @@ use super::record::{ScaleErrorsRecord, TensorErrors};
 /// What one line of the sweep holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Item {
-    /// Exact f32 scales.
+    /// Exact f32 scales, which the others are compared with.
     Exact,
     /// E5Mx by a rule.
     Rounded {
-        /// The rule.
+        /// How a group's scale is chosen.
         rule: ScaleRule,
-        /// x.
+        /// Mantissa bits: the x of E5Mx.
         mantissa_bits: u32,
     },
 }
@@ -50,7 +50,7 @@ impl Item {
     }
 }
 
-/// The sampled rows.
+/// The rows that are sampled, of every tensor.
 #[derive(Debug)]
 pub(crate) struct Sample {
     tensors: Vec<Rows>,

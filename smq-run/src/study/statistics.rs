@@ -2,12 +2,12 @@
 
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-/// Figures over repeats.
+/// What a figure comes to over its repeats.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Estimate {
-    /// Repeats.
+    /// Number of repeats.
     pub n: usize,
-    /// Arithmetic mean.
+    /// Arithmetic mean of the repeats.
     pub mean: f64,
     /// Standard deviation of the sample, `n - 1` in the denominator; none for one repeat.
     pub sd: Option<f64>,
@@ -17,7 +17,7 @@ pub(crate) struct Estimate {
 }
 
 impl Estimate {
-    /// Of `values`; none without any.
+    /// The estimate that `values` give; none without any.
     #[must_use]
     pub(crate) fn of(values: &[f64]) -> Option<Self> {
         let n = values.len();

@@ -20,7 +20,7 @@ use smq_model::Source;
 pub(crate) struct Workload {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Tokens generated.
+    /// Tokens generated after it.
     pub output_tokens: usize,
 }
 
@@ -50,25 +50,25 @@ impl std::str::FromStr for Workload {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Reply {
-    /// A workload.
+    /// A workload that was timed.
     Timed {
         /// The GPU that ran it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         gpu: Option<GpuInfo>,
-        /// Its figures.
+        /// What was timed.
         timed: Box<Timed>,
     },
-    /// The energy run.
+    /// The energy run that was asked for.
     Energy {
         /// The GPU that ran it.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         gpu: Option<GpuInfo>,
-        /// Its figures.
+        /// What was measured.
         energy: Box<Energy>,
     },
     /// Nothing can be measured.
     Absent {
-        /// Why.
+        /// The reason, in a sentence.
         reason: String,
     },
 }
@@ -78,18 +78,18 @@ pub(crate) enum Reply {
 pub(crate) enum Job {
     /// Workloads, one after another, shorter first.
     Cells(Vec<Workload>),
-    /// Energy.
+    /// One energy run.
     Energy(EnergyPlan),
 }
 
-/// How it measures.
+/// How it measures, whatever it is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct JobOptions {
     /// What to run on.
     pub device: Device,
     /// What is run first.
     pub warmup: Warmup,
-    /// Of the prompts.
+    /// Seed of the prompts.
     pub seed: u64,
     /// When a measurement is flagged.
     pub flags: Flags,

@@ -1,5 +1,5 @@
-//! Many sequences in one step: against the CPU, against each sequence alone, and the GPU's choice of
-//! tokens against the host's.
+//! Many sequences in one step: against the CPU, against each sequence alone, and the GPU's choice
+//! of tokens against the host's.
 
 use rand::rngs::Xoshiro256PlusPlus as StdRng;
 use rand::seq::SliceRandom;
@@ -302,13 +302,13 @@ pub(crate) fn invariant_int4() -> Outcome {
     invariant(&Model::fixture().quantized(E5M5, WITH_HEAD))
 }
 
-/// The MLP alone.
+/// With int4 in the MLP alone.
 pub(crate) fn invariant_c4() -> Outcome {
     invariant(&Model::fixture().quantized(E5M5, "mlp"))
 }
 
-/// A sequence alone by the kernel of one sequence, its pages in any order, on both sides of a page's
-/// end and of LongRoPE's switch: the log-probabilities of its tokens against the CPU's.
+/// A sequence alone by the kernel of one sequence, its pages in any order, on both sides of a
+/// page's end and of LongRoPE's switch: the log-probabilities of its tokens against the CPU's.
 pub(crate) fn fast_alone(model: &Model, vocab: Option<u32>) -> Outcome {
     let source = model.open();
     let mut engine = opened(&source, true).unwrap();

@@ -64,8 +64,8 @@ impl Constraint for Half {
     }
 }
 
-/// Prompts about the ends of pages and LongRoPE's switch, chosen from in every way: greedy and drawn
-/// on the GPU, with penalties, and (without a plan) on the host.
+/// Prompts about the ends of pages and LongRoPE's switch, chosen from in every way: greedy and
+/// drawn on the GPU, with penalties, and (without a plan) on the host.
 fn requests() -> Vec<Request> {
     let tokens = sample_tokens(2048);
     let jsons = [

@@ -167,13 +167,13 @@ fn configs() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// As they are.
+/// A small model of each family, not quantized.
 fn models() -> Vec<(String, Model)> {
     let made = |(name, config): (&str, Value)| (name.to_owned(), made(&config));
     ready(configs().into_iter().map(made).collect())
 }
 
-/// Converted by `convert`.
+/// A small model of each family, made into something by `convert`.
 fn converted(to: &str, convert: impl Fn(Model) -> Model) -> Vec<(String, Model)> {
     let made = |(name, config): (&str, Value)| (format!("{name} {to}"), convert(made(&config)));
     ready(configs().into_iter().map(made).collect())

@@ -202,7 +202,7 @@ pub(crate) fn of_prompts(
     prompts.iter().filter_map(case).collect()
 }
 
-/// From one token on.
+/// Compares the logits of decoding, from one token on.
 pub(crate) fn decoding(
     name: &str,
     engine: &mut CudaEngine,

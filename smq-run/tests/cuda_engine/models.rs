@@ -33,7 +33,7 @@ pub(crate) fn sample_tokens(n: usize) -> Vec<u32> {
     sample_tokens_of(&Source::open(&fixture()).unwrap(), n)
 }
 
-/// The same by another model's tokenizer.
+/// Tokens of the sample text by another model's tokenizer.
 pub(crate) fn sample_tokens_of(source: &Source, n: usize) -> Vec<u32> {
     let tokenizer = Tokenizer::load(source).unwrap();
     let ids = tokenizer.encode(&sample_text(), true).unwrap();
@@ -75,7 +75,7 @@ impl Model {
         }
     }
 
-    /// To spoil.
+    /// A copy of the fixture, for a test to spoil.
     pub(crate) fn fixture_copy() -> Self {
         let dir = tempfile::tempdir().unwrap();
         for entry in std::fs::read_dir(fixture()).unwrap() {

@@ -13,17 +13,17 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-/// The repository's root.
+/// The root of the repository.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The small contract.
+/// The contract of a small experiment.
 fn contract() -> PathBuf {
     root().join("tests/fixtures/experiment-small.toml")
 }
 
-/// The bundled checkpoint.
+/// The checkpoint that comes with the repository.
 fn model() -> PathBuf {
     root().join("tests/fixtures/phi3-tiny")
 }
@@ -82,7 +82,7 @@ fn raw_text(out: &Path) -> String {
     std::fs::read_to_string(out.join("raw/matrix.jsonl")).unwrap()
 }
 
-/// The raw lines.
+/// The raw lines that a run wrote.
 fn raw(out: &Path) -> Vec<Value> {
     let text = raw_text(out);
     text.lines()

@@ -198,12 +198,12 @@ fn a_gpus_figures_reach_tables_and_plots() {
     );
     let text = self::text(out);
     assert!(
-        text.contains("2000 GB/s (raw/kernels.json, measured by smq-run kernels)"),
+        text.contains("2,000 GB/s (raw/kernels.json, measured by smq-run kernels)"),
         "{text}"
     );
-    // 5447680 bytes at 2000 GB/s: 2.72 us.
+    // 5,447,680 bytes at 2000 GB/s: 2.72 us.
     assert!(
-        text.contains("|              5447680 |     0.003 |"),
+        text.contains("|            5,447,680 |     0.003 |"),
         "{text}"
     );
     assert!(

@@ -187,7 +187,7 @@ pub(crate) fn write_request(
     let _ = socket.write_all(body);
 }
 
-/// An answer.
+/// An answer of the server.
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) head: String,
@@ -224,7 +224,7 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    /// OpenAI's error object.
+    /// The error object of an answer, as OpenAI has it.
     pub(crate) fn error(&self) -> Value {
         let error = self.json()["error"].clone();
         assert!(

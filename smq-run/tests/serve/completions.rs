@@ -1,4 +1,4 @@
-//! What `/v1/completions` answers.
+//! What `/v1/completions` answers, and what it refuses.
 
 use std::process::Command;
 

@@ -105,7 +105,6 @@ class Ours:
             "--text-tokens",
             tokens,
             "--json",
-            "-",
             "--device",
             "cpu",
         )

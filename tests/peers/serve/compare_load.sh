@@ -22,7 +22,7 @@ fi
 for round in 1 2 3; do
     "$smq_run" load --url "$url" --concurrency "$clients" --num-prompts "$requests" \
         "${prompts[@]}" --output-len "$output" --seed $((round * 1000)) \
-        --json "$out/load-$round.json" > "$out/load-$round.txt"
+        --json="$out/load-$round.json" > "$out/load-$round.txt"
     HF_HUB_OFFLINE=1 guidellm run \
         --backend kind=openai_http,target="$url",request_format=/v1/completions \
         --profile kind=concurrent,streams="$clients" \

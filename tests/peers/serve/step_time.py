@@ -51,7 +51,7 @@ def main():
             load = [args.smq_run, "load", "--url", url, "--concurrency", str(clients)]
             load += ["--num-prompts", str(4 * clients), "--seed", str(100 + index)]
             load += ["--prompt-len", str(args.prompt_len), "--output-len", str(args.output_len)]
-            load += ["--vocab", str(args.vocab), "--json", report.name]
+            load += ["--vocab", str(args.vocab), f"--json={report.name}"]
             subprocess.run(load, check=True, stdout=subprocess.DEVNULL)
             level = json.load(open(report.name))["levels"][0]
         steps, engine, host = (after - b for after, b in zip(figures(url), before))

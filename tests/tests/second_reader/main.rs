@@ -1,6 +1,8 @@
-//! smq-format against the second reader, which knows `spec/format.md` and none of our code: bit for bit.
+//! smq-format against the second reader, which knows `spec/format.md` and none of our code: bit for
+//! bit.
 //!
-//! The tensors are small, since the second reader is pure Python and is made to be read, not to be fast.
+//! The tensors are small, since the second reader is pure Python and is made to be read, not to be
+//! fast.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test file
 
 mod statistics;
@@ -313,7 +315,8 @@ fn all_integers(writer: &mut SmqWriter, name: &str, scales: ScaleFormat, codes: 
         .unwrap();
 }
 
-/// Every absmax code with each of the 16 nibbles, under scales that make subnormals, and every FP8 code.
+/// Every absmax code with each of the 16 nibbles, under scales that make subnormals, and every FP8
+/// code.
 fn nf4_and_fp8_codes(writer: &mut SmqWriter) {
     let nibbles: Vec<u8> = (0..=255).cycle().take(3 * 257 * 64 / 2).collect();
     let absmax: Vec<u8> = (0..=255).cycle().take(3 * 257).collect();

@@ -9,8 +9,9 @@ use tempfile::TempDir;
 
 use super::{all_integers, bytes_of, compare, hex, read};
 
-/// JSON against what we decode. serde_json may read a number two units in the last place off, so an f64 is
-/// equal within 4 * 2^-53 relative; an f32 is widened exactly, and cast back it is equal to the bit.
+/// JSON against what we decode. serde_json may read a number two units in the last place off, so an
+/// f64 is equal within 4 * 2^-53 relative; an f32 is widened exactly, and cast back it is equal to
+/// the bit.
 pub(super) fn compare_statistics(path: &Path) {
     let ours = SmqFile::open(path).unwrap().statistics().unwrap().unwrap();
     let theirs: serde_json::Value = serde_json::from_slice(&read(path, &["--statistics"])).unwrap();
@@ -97,7 +98,8 @@ fn same_f32(theirs: &serde_json::Value, ours: &[f32]) {
     assert_eq!(bytes_of(&theirs), bytes_of(ours));
 }
 
-/// One record, of the tensor that [`all_integers`] calls é, whose figures are as far out as they go.
+/// One record, of the tensor that [`all_integers`] calls é, whose figures are as far out as they
+/// go.
 pub(super) fn extreme_statistics() -> Statistics {
     Statistics {
         tensors: vec![TensorStatistics {

@@ -27,7 +27,7 @@ pub(super) struct Declared {
 /// Which tensors make an int4 tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Packing {
-    /// compressed-tensors' `pack-quantized`.
+    /// As compressed-tensors packs them (`pack-quantized`).
     CompressedTensors,
     /// GPTQ's, and as which number the version that is declared stores the zero point 8.
     Gptq { stored_zero: Option<u8> },
@@ -36,7 +36,7 @@ pub(super) enum Packing {
 }
 
 impl Packing {
-    /// As `quant_method` has it.
+    /// The name that `quant_method` has for it.
     pub(super) fn method(self) -> &'static str {
         match self {
             Packing::CompressedTensors => "compressed-tensors",

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
+use serde_json::Number;
 
 use super::super::number::{count, scientific, times};
 use super::super::overview::short;
@@ -14,32 +15,32 @@ pub enum Fact {
     /// A word or a name.
     Text(String),
     /// A number without a unit.
-    Number(i64),
+    Number(Number),
     /// A length in bytes.
     Bytes(u64),
-    /// A tensor's shape.
+    /// Rows and columns of a tensor.
     Shape(Vec<usize>),
     /// The levels of a code book.
     Levels([i8; 16]),
     /// A part of the file.
     Contents {
-        /// Its length.
+        /// Length of the part.
         length_bytes: u64,
-        /// BLAKE3 in hex.
+        /// BLAKE3 of the part, in hex.
         blake3: String,
     },
     /// The error of a calibrated tensor's outputs.
     OutputError {
-        /// Rounded to nearest.
+        /// The error by rounding to nearest.
         rounded: f64,
-        /// As stored.
+        /// The error of what is stored.
         stored: f64,
     },
     /// What a receipt says.
     Receipt {
         /// Mean KL divergence from the unquantized model.
         mean_kl_nats: f64,
-        /// Its standard error.
+        /// Standard error of that mean.
         kl_stderr_nats: f64,
         /// Perplexity of the quantized model.
         perplexity: f64,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use smq_format::{Scheme, SmqFile, TensorEntry};
 
 use super::super::overview::short;
-use super::super::report::{OutputReport, Report, StatisticsState, TensorReport};
+use super::super::report::{OutputReport, Report, StatisticsState, TensorReport, number_of};
 use super::{BlobCounts, Change, Fact};
 
 /// Adds a change where the two are not equal.
@@ -58,7 +58,13 @@ pub(super) fn file_changes(
     );
     let parameters = |r: &Report| {
         let parameters = r.provenance.parameters.iter();
-        let of = parameters.map(|(name, value)| (name.clone(), Fact::Text(value.clone())));
+        let of = parameters.map(|(name, value)| {
+            let number = number_of(value).map(Fact::Number);
+            (
+                name.clone(),
+                number.unwrap_or_else(|| Fact::Text(value.clone())),
+            )
+        });
         of.collect::<BTreeMap<_, _>>()
     };
     note_maps(
@@ -192,7 +198,7 @@ pub(super) fn tensor_changes(
         Scheme::Int4 { .. } | Scheme::Lut4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => None,
     });
     pair("group", &|_, r| {
-        r.group_elems.map(|n| Fact::Number(n as i64))
+        r.group_elems.map(|n| Fact::Number(n.into()))
     });
     pair("scale_format", &|_, r| {
         r.scale_format.clone().map(Fact::Text)

@@ -42,7 +42,7 @@ pub struct Diff {
     pub only_in_a: Vec<String>,
     /// Tensors that only B has, in its order.
     pub only_in_b: Vec<String>,
-    /// Tensors in both.
+    /// Tensors that both files have, by name.
     pub tensors_in_both: usize,
     /// Blobs by role of the tensors in both, and embedded files.
     pub blobs: BlobCounts,
@@ -50,38 +50,38 @@ pub struct Diff {
     pub tensors: Vec<TensorDiff>,
     /// Mean relative MSE over all groups in A's statistics; `null` without any.
     pub mean_rel_mse_a: Option<f64>,
-    /// The same of B.
+    /// Mean relative MSE of B, likewise.
     pub mean_rel_mse_b: Option<f64>,
 }
 
 /// A fact that differs; `null` where a file does not have it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Change {
-    /// What.
+    /// What differs, such as `parameter group_size`.
     pub what: String,
-    /// In A.
+    /// What A has there; `null` where it has nothing.
     pub a: Option<Fact>,
-    /// In B.
+    /// What B has there; `null` where it has nothing.
     pub b: Option<Fact>,
 }
 
 /// Blobs, compared by length and recorded hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct BlobCounts {
-    /// The same in both.
+    /// Blobs that are the same in both files.
     pub equal: usize,
-    /// In both, with other contents.
+    /// Blobs that both files have, with other contents.
     pub differing: usize,
-    /// Only in A.
+    /// Blobs that A alone has.
     pub only_in_a: usize,
-    /// Only in B.
+    /// Blobs that B alone has.
     pub only_in_b: usize,
 }
 
 /// A tensor in both files that differs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TensorDiff {
-    /// Name.
+    /// Name of the tensor in both files.
     pub name: String,
     /// Shape, element type, scheme and its parameters, statistics.
     pub changes: Vec<Change>,
@@ -96,7 +96,7 @@ pub struct TensorDiff {
     pub weights: Option<WeightDiff>,
     /// Mean relative MSE in A's statistics.
     pub mean_rel_mse_a: Option<f64>,
-    /// The same in B's.
+    /// Mean relative MSE that B records.
     pub mean_rel_mse_b: Option<f64>,
 }
 

@@ -77,7 +77,7 @@ pub fn diff_text(diff: &Diff, top: usize, file_bytes: u64) -> String {
 }
 
 fn plural(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+    format!("{} {what}{}", count(n), if n == 1 { "" } else { "s" })
 }
 
 fn facts(changes: &[Change]) -> String {
@@ -169,12 +169,12 @@ fn summary(diff: &Diff) -> String {
     let mut parts = vec![
         format!(
             "{} of {} in both",
-            diff.tensors.len(),
+            count(diff.tensors.len()),
             plural(diff.tensors_in_both, "tensor")
         ),
         format!(
             "{} of {} equal",
-            blobs.equal,
+            count(blobs.equal),
             plural(
                 blobs.equal + blobs.differing + blobs.only_in_a + blobs.only_in_b,
                 "blob"

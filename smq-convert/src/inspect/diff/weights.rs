@@ -12,9 +12,9 @@ const TASK_ELEMS: usize = 1 << 16;
 /// How many of how many differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Counted {
-    /// These.
+    /// How many of them differ.
     pub differ: u64,
-    /// Of these.
+    /// How many there are.
     pub of: u64,
 }
 
@@ -25,7 +25,7 @@ pub struct WeightDiff {
     pub nibbles: Option<Counted>,
     /// Scales by value, whatever their formats; `null` unless both are int4 with the same groups.
     pub scales: Option<Counted>,
-    /// Dequantized weights.
+    /// Weights that differ once they are dequantized.
     pub weights: Counted,
     /// Largest `|a - b|`; `null` where weights that are not finite differ.
     pub max_abs: Option<f64>,

@@ -7,10 +7,11 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::inspect::error::InspectError;
+use crate::number::fixed;
 
 /// Text and axes. The page's style sheet maps these two to the reader's light or dark theme.
 pub const INK: RGBColor = RGBColor(0x33, 0x33, 0x34);
-/// Grid lines.
+/// Colour of the grid's lines.
 pub const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xde);
 
 /// Okabe and Ito's colour-blind-safe palette, without the yellow and black that a light or dark
@@ -120,7 +121,7 @@ pub fn tick(v: f64) -> String {
         return "0".to_owned();
     }
     if (1e-4..1e5).contains(&v.abs()) {
-        let text = format!("{v:.6}");
+        let text = fixed(v, 6);
         return text.trim_end_matches('0').trim_end_matches('.').to_owned();
     }
     format!("{v:.2e}")
@@ -131,7 +132,7 @@ pub(super) fn whole_tick(v: f64) -> String {
     if (v - v.round()).abs() > 1e-6 {
         return String::new();
     }
-    format!("{}", v.round() as i64)
+    fixed(v.round(), 0)
 }
 
 /// `12k`, `3.4M`: counts on an axis.
@@ -194,6 +195,7 @@ mod tests {
     #[test]
     fn ticks_are_short() {
         assert_eq!(tick(0.0085), "0.0085");
+        assert_eq!(tick(20_000.0), "20,000");
         assert_eq!(tick(-5.55e-17), "0");
         assert_eq!(tick(2e-7), "2.00e-7");
         assert_eq!(whole_tick(2.5), "");

@@ -23,7 +23,7 @@ const RIGHT: i32 = 150;
 const TOP: i32 = 10;
 /// Pixels below the cells, for the axis.
 const BOTTOM: i32 = 62;
-/// Pixels between projections.
+/// Pixels that keep the projections apart.
 const GAP: i32 = 8;
 /// Tensors that a page can show as lines of at least two pixels.
 const MAX_LINES: usize = 800;

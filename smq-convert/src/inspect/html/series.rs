@@ -23,7 +23,7 @@ pub(super) struct Series<'a> {
 
 /// A projection's error in one layer.
 pub(super) struct LayerPoint {
-    /// The layer's number.
+    /// Number of the layer, from 0.
     pub layer: f64,
     /// Mean relative MSE over all groups.
     pub mean_rel_mse: f64,

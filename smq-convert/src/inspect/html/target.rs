@@ -1,4 +1,4 @@
-//! Writes the page.
+//! Writes the page to where it was asked for.
 
 use std::path::{Path, PathBuf};
 

@@ -32,7 +32,8 @@ pub(super) fn dictionaries(keys: Keys<'_>, notes: &mut Vec<String>) -> Read<[Dic
             let ignored: Vec<_> = ignored.map(String::as_str).collect();
             if !ignored.is_empty() {
                 notes.push(format!(
-                    "config.json's rope_parameters has {} outside of {} and {}; it is not used, as in transformers",
+                    "config.json's rope_parameters has {} outside of {} and {}; it is not used, as \
+                     in transformers",
                     ignored.join(", "),
                     KINDS[0],
                     KINDS[1]
@@ -50,8 +51,8 @@ pub(super) fn dictionaries(keys: Keys<'_>, notes: &mut Vec<String>) -> Read<[Dic
         }
         (None, Some(_)) => {
             return Err(format!(
-                "rope_scaling is there beside rope_parameters without {}, with which transformers fails; move it \
-                 into rope_parameters.{0}",
+                "rope_scaling is there beside rope_parameters without {}, with which transformers \
+                 fails; move it into rope_parameters.{0}",
                 KINDS[0]
             ));
         }

@@ -50,7 +50,8 @@ impl Reader<'_, '_> {
         let (low_freq, high_freq) = (number("low_freq_factor")?, number("high_freq_factor")?);
         if !(low_freq > 0.0 && high_freq > low_freq && high_freq.is_finite()) {
             return Err(format!(
-                "{} is {low_freq} and high_freq_factor {high_freq}, expected positive numbers, the second the larger",
+                "{} is {low_freq} and high_freq_factor {high_freq}, expected positive numbers, the \
+                 second the larger",
                 self.inside().name("low_freq_factor")
             ));
         }
@@ -108,8 +109,8 @@ impl Reader<'_, '_> {
         let factor = self.factor()? as f32;
         if rotary_dim <= 2 {
             return Err(format!(
-                "the rotary part of a head has {rotary_dim} elements, and dynamic scaling divides by two less; \
-                 expected at least 4"
+                "the rotary part of a head has {rotary_dim} elements, and dynamic scaling divides \
+                 by two less; expected at least 4"
             ));
         }
         Ok(RopeScaling::Dynamic {
@@ -118,7 +119,7 @@ impl Reader<'_, '_> {
         })
     }
 
-    /// For frequencies of base `theta`.
+    /// Reads YaRN's factors, for frequencies of base `theta`.
     pub(super) fn yarn(
         &self,
         original_positions: usize,
@@ -164,8 +165,8 @@ impl Reader<'_, '_> {
         );
         if !(low.is_finite() && high.is_finite()) {
             return Err(format!(
-                "{} is yarn, whose ramp has no ends with a base of {theta} and an original context of \
-                 {original_positions}; check rope_theta, beta_fast and beta_slow",
+                "{} is yarn, whose ramp has no ends with a base of {theta} and an original context \
+                 of {original_positions}; check rope_theta, beta_fast and beta_slow",
                 inside.name("rope_type")
             ));
         }

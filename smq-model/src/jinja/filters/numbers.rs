@@ -1,4 +1,4 @@
-//! Filters of numbers.
+//! Filters that take numbers, such as `round`.
 
 use super::super::args::{self, Args};
 use super::super::ast::Math;

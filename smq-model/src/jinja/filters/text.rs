@@ -1,4 +1,4 @@
-//! Filters of text.
+//! Filters that take a text, such as `trim` and `replace`.
 
 use super::super::args::{self, Args};
 use super::super::ast::Math;

@@ -11,13 +11,13 @@ use super::pad;
 pub(crate) trait Fields {
     /// The value of a first part: a number, or a name.
     fn first(&self, name: &str) -> Result<Value>;
-    /// `value.name`.
+    /// What `value.name` gives.
     fn attribute(&mut self, value: &Value, name: &str) -> Result<Value>;
-    /// `value[key]`.
+    /// What `value[key]` gives.
     fn item(&mut self, value: &Value, key: Value) -> Result<Value>;
 }
 
-/// Python's `format.format(...)`.
+/// A text from a format as Python's `format.format(...)` makes it.
 pub(crate) fn braces(format: &str, fields: &mut dyn Fields) -> Result<String> {
     Formatter { next: 0, fields }.run(format, 2)
 }
@@ -123,7 +123,7 @@ fn field_end(text: &str) -> Result<usize> {
     Err(Fault::new("expected '}' before end of string"))
 }
 
-/// Python's `format(value, spec)`.
+/// A value as Python's `format(value, spec)` writes it.
 fn formatted(value: &Value, spec: &str) -> Result<String> {
     let wrong = || {
         let kind = value.type_name();
@@ -222,7 +222,7 @@ fn formatted(value: &Value, spec: &str) -> Result<String> {
     Ok(pad(&text, fill, align.unwrap_or(default), width))
 }
 
-/// With separators between groups of three digits.
+/// A number with separators between groups of three digits.
 fn grouped(text: &str, separator: Option<char>) -> String {
     let Some(separator) = separator else {
         return text.to_owned();

@@ -11,7 +11,7 @@ pub(crate) fn lower(text: &str) -> String {
     text.to_lowercase()
 }
 
-/// Python's `str.capitalize`.
+/// The first letter in upper case and the others in lower, as by Python's `str.capitalize`.
 pub(crate) fn capitalize(text: &str) -> String {
     let mut chars = text.chars();
     match chars.next() {
@@ -127,7 +127,7 @@ pub(crate) fn is_all_lower(text: &str) -> bool {
     !text.chars().any(other) && text.chars().any(unicode::is_lower)
 }
 
-/// Python's `str.istitle`.
+/// Whether each word begins with a capital letter, as Python's `str.istitle` has it.
 pub(super) fn is_title(text: &str) -> bool {
     let (mut behind_letter, mut any) = (false, false);
     for c in text.chars() {

@@ -63,7 +63,7 @@ pub(crate) fn exists(value: &Value, name: &str) -> bool {
     }
 }
 
-/// Calls a method.
+/// Calls the method `name` of a value.
 pub(crate) fn call(interp: &mut Interp, value: &Value, name: &str, args: Args) -> Result<Value> {
     limits::time()?;
     limits::space()?;

@@ -57,7 +57,7 @@ pub(super) fn split(
     })
 }
 
-/// Python's `str.splitlines`.
+/// The lines of a text, as Python's `str.splitlines` divides it.
 pub(crate) fn lines(text: &str, keep_ends: bool) -> Vec<String> {
     let is_end = |c: char| {
         matches!(

@@ -1,4 +1,4 @@
-//! Methods of strings.
+//! Methods of strings, which do what Python's do.
 
 use super::super::args::{self, Args};
 use super::super::error::{Fault, Result};

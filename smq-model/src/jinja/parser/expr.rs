@@ -1,4 +1,4 @@
-//! Expressions, by precedence.
+//! Parses expressions, a function for each precedence of operators.
 
 use std::sync::Arc;
 
@@ -404,7 +404,7 @@ impl Parser {
         })
     }
 
-    /// Filters behind `|`.
+    /// The filters behind `|`, in the order in which they are applied.
     pub(super) fn filters(&mut self) -> Result<Vec<Filter>> {
         let mut filters = Vec::new();
         while self.skip_op("|") {

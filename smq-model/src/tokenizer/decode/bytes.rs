@@ -1,4 +1,4 @@
-//! Bytes in tokens.
+//! Tokens that stand for a byte each.
 
 /// The byte of a token such as `<0x41>`, read as the library reads it.
 pub(super) fn byte_token(token: &str) -> Option<u8> {

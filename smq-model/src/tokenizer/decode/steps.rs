@@ -41,7 +41,7 @@ pub(super) enum Step {
     Spaced {
         first: bool,
     },
-    /// Makes one text.
+    /// Joins all pieces into one text.
     Fuse,
     /// Takes up to `left` characters from the text's front.
     StripFront {

@@ -43,8 +43,8 @@ pub(in crate::cli) struct SettingArgs {
     /// Do not end the text before it has this many tokens
     #[arg(long, value_name = "N")]
     min_new_tokens: Option<usize>,
-    /// Stop behind this text, which stays part of the answer, beside those of the model; may be given
-    /// more than once
+    /// Stop behind this text, which stays part of the answer, beside those of the model; may be
+    /// given more than once
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true,
         value_parser = clap::builder::NonEmptyStringValueParser::new())]
     stop: Vec<String>,

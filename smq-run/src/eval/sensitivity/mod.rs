@@ -39,7 +39,7 @@ pub(crate) enum Unit {
     /// Matrices that are multiplied as one: q, k and v; gate and up. Devices that read them as one
     /// can measure no less.
     Product,
-    /// One matrix.
+    /// One matrix by itself.
     Projection,
     /// The same matrix of every layer: q, k, v, o, gate, up or down.
     Kind,
@@ -60,10 +60,10 @@ impl Unit {
     }
 }
 
-/// What to run.
+/// What to measure, on what, and where.
 #[derive(Debug, Clone)]
 pub(crate) struct SensitivityOptions {
-    /// A checkpoint directory.
+    /// The directory of the checkpoint.
     pub checkpoint: PathBuf,
     /// The text for the distance from C0.
     pub text: PathBuf,
@@ -73,55 +73,55 @@ pub(crate) struct SensitivityOptions {
     pub target: Target,
     /// What is quantized at a time.
     pub unit: Unit,
-    /// Scale format.
+    /// The format that scales are stored in.
     pub scales: ScaleChoice,
-    /// Scale rule.
+    /// How a group's scale is chosen.
     pub rule: ScaleRule,
     /// A task, beside the text.
     pub words: Option<Words>,
-    /// Where to run.
+    /// The device that the models run on.
     pub device: Device,
-    /// Longest sequence.
+    /// Tokens of the longest sequence that memory is taken for.
     pub max_tokens: Option<usize>,
 }
 
-/// The result.
+/// What each unit costs, and how errors and costs go together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Sensitivity {
     /// The checkpoint directory's name.
     pub model: String,
-    /// `cpu` or `cuda`.
+    /// What it ran on: `cpu` or `cuda`.
     pub device: String,
     /// The text's file name.
     pub text: String,
-    /// Positions compared.
+    /// Positions at which each was compared with C0.
     pub tokens_scored: usize,
-    /// Tokens a window.
+    /// Tokens of a window.
     pub window: usize,
     /// `mlp`, `all` or a pattern.
     pub target: String,
     /// What is quantized at a time.
     pub unit: Unit,
-    /// Scale format.
+    /// The format that scales were stored in.
     pub scales: String,
-    /// Scale rule.
+    /// How a group's scale was chosen.
     pub rule: String,
     /// The task, where one is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<MeasuredTask>,
-    /// In the checkpoint's order.
+    /// What each unit costs, in the checkpoint's order.
     pub points: Vec<Point>,
     /// Spearman's rank correlation over the points, by `error ~ effect`; absent where a side does
     /// not vary.
     pub rank_correlation: BTreeMap<String, Option<f64>>,
 }
 
-/// One unit.
+/// What it costs to quantize one unit alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Point {
     /// `model.layers.3`, or a matrix's name; of a kind with stars for numbers.
     pub name: String,
-    /// Its elements.
+    /// Elements of its tensors together.
     pub weights: u64,
     /// `sum (w - w')^2 / sum w^2`.
     pub relative_error: f64,
@@ -129,13 +129,13 @@ pub(crate) struct Point {
     pub squared_error: f64,
     /// Mean KL divergence from C0, nats.
     pub mean_kl: Score,
-    /// 99th percentile.
+    /// 99th percentile of the KL divergence, nats.
     pub p99_kl: f64,
     /// Loss less C0's, nats a token, as the logarithm of the ratio of perplexities.
     pub loss_delta_nats: f64,
     /// `perplexity / C0's`, with its standard error.
     pub perplexity_ratio: Score,
-    /// Of the task, where one is measured.
+    /// What becomes of the task's words, where a task is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub words: Option<WordEffect>,
 }
@@ -272,7 +272,7 @@ fn layer_of(tensor: &str) -> &str {
     }
 }
 
-/// Exactly these tensors.
+/// A target that takes exactly these tensors.
 fn only(tensors: &[String]) -> anyhow::Result<Target> {
     let names: Vec<String> = tensors.iter().map(|name| regex::escape(name)).collect();
     Ok(Target::Pattern(regex::Regex::new(&format!(

@@ -17,21 +17,21 @@ use crate::eval::task::{
 /// A task whose words are scored beside the text.
 #[derive(Debug, Clone)]
 pub(crate) enum Words {
-    /// Of its first items.
+    /// The last words of LAMBADA's first items.
     Lambada {
-        /// JSON Lines.
+        /// The items as published, in JSON Lines.
         data: PathBuf,
         /// How many, where not all.
         limit: Option<usize>,
     },
-    /// Of passages that are made.
+    /// Words of passages that are made for it.
     Recall(RecallOptions),
 }
 
 /// A task, and what C0 makes of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct MeasuredTask {
-    /// Which one.
+    /// Which of the tasks it is.
     pub name: Task,
     /// Its file's name, or how its items were made.
     pub data: String,
@@ -46,9 +46,9 @@ pub(crate) struct MeasuredTask {
 /// What became of a task's words, this less C0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct WordEffect {
-    /// Of the log-likelihood, nats a word.
+    /// Change of the log-likelihood, nats a word.
     pub log_likelihood: Delta,
-    /// Of the accuracy.
+    /// Change of the accuracy.
     pub acc: Delta,
 }
 

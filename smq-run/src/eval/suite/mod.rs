@@ -42,15 +42,15 @@ pub(crate) use table::{brief, page};
 pub(crate) use variants::Calibration;
 use variants::Variant;
 
-/// What to run.
+/// What to measure, on what, and where.
 #[derive(Debug, Clone)]
 pub(crate) struct SuiteOptions {
-    /// A checkpoint directory.
+    /// The directory of the checkpoint.
     pub checkpoint: PathBuf,
     /// Where the data files lie: each task's under its name, such as `lambada.jsonl`, and
     /// `text.txt`.
     pub data: PathBuf,
-    /// Where results go.
+    /// The directory that results go into.
     pub out: PathBuf,
     /// Which tasks; empty: those whose data is there, none that is made.
     pub tasks: Vec<Task>,
@@ -71,9 +71,9 @@ pub(crate) struct SuiteOptions {
     pub text_file: Option<PathBuf>,
     /// How the text is cut.
     pub text: PplOptions,
-    /// Where to run.
+    /// The device that the models run on.
     pub device: Device,
-    /// Longest sequence.
+    /// Tokens of the longest sequence that memory is taken for.
     pub max_tokens: Option<usize>,
 }
 
@@ -102,14 +102,14 @@ pub(crate) trait Progress {
 
 /// Everything that the variants have in common.
 struct Plan {
-    /// To be measured, C0 first.
+    /// The variants to be measured, C0 first.
     variants: Vec<Variant>,
     /// To be summarized as far as they are measured: all of a registered plan.
     summarized: Vec<Variant>,
     /// What ends a free answer.
     eos_ids: Vec<u32>,
     requests: BTreeMap<Task, Vec<Encoded>>,
-    /// The text's tokens.
+    /// Tokens of the text for the distance from C0.
     text: Option<Vec<u32>>,
     parameters: Parameters,
 }
@@ -389,7 +389,8 @@ fn variants(options: &SuiteOptions) -> anyhow::Result<Vec<Variant>> {
         let Some(auto) = Variant::auto(name) else {
             let names: Vec<_> = variants.iter().map(|v| v.name.as_str()).collect();
             bail!(
-                "there is no variant {name}; there are {}, and mlp-auto-BITS, all-auto-BITS, each also with -weighed",
+                "there is no variant {name}; there are {}, and mlp-auto-BITS, all-auto-BITS, each \
+                 also with -weighed",
                 names.join(", ")
             );
         };

@@ -14,9 +14,9 @@ use crate::eval::task::{Metric, Task, values};
 pub(crate) struct Neighbours {
     /// The one whose scales come first in the plan.
     pub first: String,
-    /// The other.
+    /// The one whose scales come right after.
     pub second: String,
-    /// By task and metric.
+    /// How they differ, by task and metric.
     pub tasks: BTreeMap<Task, BTreeMap<Metric, Difference>>,
     /// Of the divergence from C0, nats, window by window.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -29,7 +29,7 @@ pub(crate) struct Difference {
     /// Item by item; of a perplexity, of the log-likelihoods in nats.
     #[serde(flatten)]
     pub delta: Delta,
-    /// Of an accuracy; `base` is the second.
+    /// McNemar's test of an accuracy; `base` is the second variant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mcnemar: Option<McNemar>,
 }

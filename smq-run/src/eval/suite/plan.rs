@@ -15,7 +15,7 @@ use crate::output::toml_message;
 /// Version of the file's layout.
 const VERSION: u64 = 1;
 
-/// The whole file.
+/// A registered plan as its file has it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RegisteredPlan {
@@ -29,7 +29,7 @@ pub(crate) struct RegisteredPlan {
     /// What is calibrated on.
     #[serde(rename = "text")]
     pub texts: Vec<TextPlan>,
-    /// What is measured.
+    /// The grids of variants that are measured.
     #[serde(rename = "grid")]
     grids: Vec<Grid>,
     /// The file it came from.
@@ -47,7 +47,7 @@ pub(crate) struct TaskPlan {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DistancePlan {
-    /// In the data directory.
+    /// The text's name in the data directory.
     pub text: PathBuf,
     pub window: usize,
     pub tokens: usize,
@@ -56,7 +56,7 @@ pub(crate) struct DistancePlan {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CalibrationPlan {
-    /// Tokens.
+    /// Tokens of a calibration window.
     pub window: usize,
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct CalibrationPlan {
 #[serde(deny_unknown_fields)]
 pub(crate) struct TextPlan {
     pub id: String,
-    /// In the data directory.
+    /// The names of its files in the data directory.
     pub files: Vec<PathBuf>,
     /// Passages of `eval recall --print-text` beside them.
     pub recall_passages: usize,

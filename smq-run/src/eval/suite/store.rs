@@ -32,18 +32,18 @@ const MAX_CELL_BYTES: u64 = 1 << 30;
 /// What decides the results, beside the variant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Parameters {
-    /// Program and version.
+    /// Name and version of this program.
     pub producer: String,
     /// The checkpoint directory's name.
     pub model: String,
     /// BLAKE3 of every file that it is read from, by name: weights, config, tokenizer, templates,
     /// generation settings.
     pub model_blake3: BTreeMap<String, String>,
-    /// `cpu` or `cuda`.
+    /// What it ran on: `cpu` or `cuda`.
     pub device: String,
     /// The files of the tasks.
     pub tasks: BTreeMap<Task, DataFile>,
-    /// Of free answers.
+    /// Most new tokens of a free answer.
     pub max_new_tokens: usize,
     /// The text for the distance from C0; absent where it is not measured.
     pub text: Option<DataFile>,
@@ -83,9 +83,9 @@ impl Parameters {
 /// A file, as far as results depend on it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct DataFile {
-    /// Without its directory.
+    /// Name of the file, without its directory.
     pub name: String,
-    /// Its hash.
+    /// BLAKE3 of the file, in hex.
     pub blake3: String,
     /// Items used of it; absent for a text.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -119,7 +119,7 @@ impl DataFile {
 /// Size and weight error of a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct FileFacts {
-    /// Of the .smq file or all shards.
+    /// Bytes of the .smq file, or of all shards of the checkpoint.
     pub file_bytes: u64,
     /// Of the quantized tensors, and of those that chosen storage leaves as they are; absent for
     /// C0, as what follows.
@@ -130,7 +130,7 @@ pub(crate) struct FileFacts {
     pub mean_rel_mse: Option<f64>,
 }
 
-/// The directory.
+/// The directory of the results, with a file for each finished cell.
 #[derive(Debug)]
 pub(crate) struct Store {
     cells: PathBuf,
@@ -151,8 +151,8 @@ impl Store {
             let there: Parameters = read_json(&path)?;
             ensure!(
                 parameters.agree_with(&there),
-                "{} holds results of another model, other data or another version (see parameters.json there); \
-                 give another --out, or remove it",
+                "{} holds results of another model, other data or another version (see \
+                 parameters.json there); give another --out, or remove it",
                 out.display()
             );
             union.tasks.extend(there.tasks);

@@ -18,13 +18,13 @@ const ACCEPTED_RELATIVE_DROP: f64 = 0.03;
 /// The suite's result, `suite.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Summary {
-    /// On what.
+    /// What decided the results, beside the variants.
     pub parameters: Parameters,
-    /// [`ACCEPTED_RELATIVE_DROP`].
+    /// The drop that the study accepts, [`ACCEPTED_RELATIVE_DROP`].
     pub accepted_relative_drop: f64,
-    /// C0 first.
+    /// What each variant came to; C0 is the first.
     pub variants: Vec<VariantSummary>,
-    /// Of a registered plan.
+    /// Comparisons of neighbouring widths, for a registered plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub neighbours: Vec<Neighbours>,
 }
@@ -32,13 +32,13 @@ pub(crate) struct Summary {
 /// What a variant came to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct VariantSummary {
-    /// Which one.
+    /// Name of the variant, and what it is.
     #[serde(flatten)]
     pub variant: VariantName,
     /// Size and weight error.
     #[serde(flatten)]
     pub file: FileFacts,
-    /// By task and metric.
+    /// What each task came to, by task and metric.
     pub tasks: BTreeMap<Task, BTreeMap<Metric, Compared>>,
     /// Mean over published tasks of `(C0 - this) / C0`, each task's first metric; tasks in which C0
     /// has nothing right are left out.
@@ -47,7 +47,7 @@ pub(crate) struct VariantSummary {
     /// Whether that is within [`ACCEPTED_RELATIVE_DROP`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accepted: Option<bool>,
-    /// Distance from C0.
+    /// Distance of its predictions from C0's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl: Option<KlReport>,
 }
@@ -55,16 +55,16 @@ pub(crate) struct VariantSummary {
 /// A figure and what became of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Compared {
-    /// The figure.
+    /// The figure and its standard error.
     #[serde(flatten)]
     pub score: Score,
-    /// Items.
+    /// Items that it is over.
     pub items: usize,
     /// This less C0, item by item; of a perplexity, of the log-likelihoods in nats. Absent for C0,
     /// as what follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delta: Option<Delta>,
-    /// Of an accuracy.
+    /// McNemar's test of an accuracy against C0's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mcnemar: Option<McNemar>,
 }

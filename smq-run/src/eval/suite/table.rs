@@ -7,8 +7,9 @@ use super::summary::{Compared, Summary, VariantSummary};
 use crate::eval::metrics::Score;
 use crate::eval::paired::{Delta, McNemar};
 use crate::eval::task::{Metric, Task};
+use smq_convert::number::{count, fixed, fixed_or};
 
-/// The whole page.
+/// The whole page, tasks before distances.
 #[must_use]
 pub(crate) fn page(summary: &Summary) -> String {
     let p = &summary.parameters;
@@ -22,14 +23,15 @@ pub(crate) fn page(summary: &Summary) -> String {
     );
     if !p.tasks.is_empty() {
         let used = |(task, file): (&Task, &DataFile)| {
-            let n = file.items.unwrap_or(0);
+            let n = count(file.items.unwrap_or(0));
             format!("{} ({n} items of {})", task.name(), file.name)
         };
         let used: Vec<String> = p.tasks.iter().map(used).collect();
         out += &format!(
-            "Tasks: {}. Differences are on the same items: the 95 % confidence interval is the paired bootstrap's, p is \
-             McNemar's exact test. The drop is the mean over published tasks of the relative loss of each one's first figure; the \
-             study accepts up to {:.0} %.\n\n{}\n\n",
+            "Tasks: {}. Differences are on the same items: the 95 % confidence interval is the \
+             paired bootstrap's, p is McNemar's exact test. The drop is the mean over published \
+             tasks of the relative loss of each one's first figure; the study accepts up to {:.0} \
+             %.\n\n{}\n\n",
             used.join(", "),
             100.0 * summary.accepted_relative_drop,
             tasks(summary)
@@ -40,15 +42,18 @@ pub(crate) fn page(summary: &Summary) -> String {
             "Distance from C0 on {}, windows of {} tokens{}; KL divergence in nats.\n\n{}\n",
             text.name,
             p.window,
-            p.text_tokens
-                .map_or(String::new(), |n| format!(", the first {n} tokens")),
+            p.text_tokens.map_or(String::new(), |n| format!(
+                ", the first {} tokens",
+                count(n)
+            )),
             fidelity(summary)
         );
     }
     if !summary.neighbours.is_empty() {
         out += &format!(
-            "\nNeighbouring widths, the first less the second, on the same items and windows: points of an accuracy, the ratio \
-             of perplexities, nats of KL divergence, each with its 95 % confidence interval.\n\n{}\n",
+            "\nNeighbouring widths, the first less the second, on the same items and windows: \
+             points of an accuracy, the ratio of perplexities, nats of KL divergence, each with \
+             its 95 % confidence interval.\n\n{}\n",
             neighbours(summary)
         );
     }
@@ -175,7 +180,7 @@ fn figure(metric: Metric, compared: &Compared) -> String {
             100.0 * value,
             p_value(compared.mcnemar.as_ref())
         ),
-        false => format!("{value:.3}{change}"),
+        false => format!("{}{change}", fixed(value, 3)),
     }
 }
 
@@ -208,7 +213,7 @@ fn fidelity(summary: &Summary) -> Table {
             format!("{:.5}", kl.median_kl),
             format!("{:.4}", kl.p99_kl),
             format!("{:.2}", 100.0 * kl.top1_agreement.value),
-            format!("{:.4}", kl.perplexity),
+            fixed(kl.perplexity, 4),
             error(kl.perplexity_ratio, 4),
         ]);
         table.add_row(row);
@@ -225,7 +230,7 @@ fn head(variant: &VariantSummary) -> Vec<String> {
 }
 
 fn number(value: Option<f64>, digits: usize) -> String {
-    value.map_or_else(absent, |v| format!("{v:.digits$}"))
+    fixed_or(value, digits, "-")
 }
 
 fn absent() -> String {

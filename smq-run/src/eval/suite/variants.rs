@@ -41,59 +41,59 @@ pub(crate) struct Ladder {
 /// How a file is made.
 #[derive(Debug, Clone)]
 pub(crate) struct Quantized {
-    /// Which tensors.
+    /// Which tensors are quantized.
     pub target: Target,
-    /// To what.
+    /// What they are quantized to.
     pub storage: Storage,
     /// On what it is calibrated; `None`: rounded to nearest.
     pub calibration: Option<Calibration>,
 }
 
-/// On what a variant is calibrated.
+/// The text that a variant is calibrated on, and how.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Calibration {
     /// The plan's id of the text.
     pub text: String,
     /// Where in each of its files it begins.
     pub start_percent: u8,
-    /// From all its files together.
+    /// Tokens that are taken of all its files together.
     pub tokens: usize,
     /// What is chosen by it.
     pub method: CalibrationMethod,
 }
 
-/// To what tensors are quantized.
+/// What the selected tensors are stored as.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Storage {
     /// All to int4 alike.
     Uniform {
-        /// Scale format.
+        /// The format that scales are stored in.
         scales: ScaleChoice,
-        /// Scale rule.
+        /// How a group's scale is chosen.
         rule: ScaleRule,
         /// Columns that share a scale.
         group: usize,
     },
     /// Code books of each tensor.
     Lut4 {
-        /// Scale format.
+        /// The format that scales are stored in.
         scales: ScaleChoice,
-        /// Scale rule.
+        /// How a group's scale is chosen.
         rule: ScaleRule,
         /// Columns that share a scale.
         group: usize,
         /// Where the levels come from.
         levels: LevelChoice,
     },
-    /// As bitsandbytes does.
+    /// NF4 with double quantization, as bitsandbytes has it.
     Nf4,
     /// E4M3 weights, and activations too.
     Fp8,
-    /// As `smq-convert --mbits auto` chooses.
+    /// What `smq-convert --mbits auto` chooses for each tensor.
     Auto {
         /// Bits a weight of the target's tensors, at most.
         budget_bits: f64,
-        /// By measured sensitivities.
+        /// Whether errors are weighed by measured sensitivities.
         weighed: bool,
     },
 }
@@ -139,7 +139,7 @@ impl Storage {
 }
 
 impl Quantized {
-    /// The variant's name.
+    /// The name that the variant goes by, made of what it is.
     #[must_use]
     pub(crate) fn name(&self) -> String {
         self.name_with(&self.storage.name())
@@ -178,7 +178,7 @@ impl Quantized {
 /// [`Variant`] as results name it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct VariantName {
-    /// See [`Variant::name`].
+    /// The name that it goes by, see [`Variant::name`].
     pub name: String,
     /// The study's name, where it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -205,7 +205,7 @@ pub(crate) struct VariantName {
 }
 
 impl Variant {
-    /// The checkpoint itself.
+    /// C0, which is the checkpoint itself.
     #[must_use]
     pub(crate) fn base() -> Self {
         Self {
@@ -292,7 +292,7 @@ impl Variant {
         })
     }
 
-    /// As results name it.
+    /// The name and the facts that results give it.
     #[must_use]
     pub(crate) fn named(&self) -> VariantName {
         let config = match self.name.as_str() {

@@ -15,7 +15,7 @@ enum Row {
         choices: Columns,
         answer_key: String,
     },
-    /// AI2's own files.
+    /// The files that AI2 publishes itself.
     #[serde(rename_all = "camelCase")]
     Nested { question: Stem, answer_key: String },
     /// A list, and the right one's index.

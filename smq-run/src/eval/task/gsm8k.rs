@@ -38,7 +38,7 @@ pub(super) fn strict(response: &str) -> String {
     stripped(found.and_then(|c| c.get(1)).map(|m| m.as_str()))
 }
 
-/// The last number.
+/// The last number of an answer.
 pub(super) fn flexible(response: &str) -> String {
     static PATTERN: LazyLock<Option<Regex>> =
         LazyLock::new(|| Regex::new(r"(-?[$0-9.,]{2,})|(-?[0-9]+)").ok());

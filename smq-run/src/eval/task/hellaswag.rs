@@ -55,7 +55,8 @@ fn clean(text: &str) -> String {
     text.replace("  ", " ")
 }
 
-/// Python's `str.capitalize`.
+/// A word with its first letter in upper case and the others in lower, as by Python's
+/// `str.capitalize`.
 fn capitalize(text: &str) -> String {
     let mut chars = text.chars();
     let first = chars.next().map(char::to_uppercase);

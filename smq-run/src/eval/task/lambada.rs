@@ -1,4 +1,4 @@
-//! `lambada_openai`: `{"text": ...}`.
+//! `lambada_openai`, whose lines are `{"text": ...}`.
 
 use serde::Deserialize;
 

@@ -29,7 +29,7 @@ pub(crate) use gsm8k::MAX_NEW_TOKENS;
 pub(crate) use run::{Encoded, Prompts, batches, encode_all, evaluate};
 use smq_engine::{Error, Result};
 
-/// A task.
+/// A task that a model is evaluated on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Task {
@@ -46,7 +46,7 @@ pub(crate) enum Task {
 }
 
 impl Task {
-    /// Every task.
+    /// Every task, in the order of the tables.
     pub(crate) const ALL: [Self; 5] = [
         Self::Lambada,
         Self::Hellaswag,
@@ -104,27 +104,29 @@ impl Task {
     pub(crate) fn protocol(self) -> &'static str {
         match self {
             Self::Lambada => {
-                "lambada_openai of lm-evaluation-harness 0.4: zero-shot; the text's last word after its last space is \
-                 scored with that space; acc: every token of it is the most likely one; perplexity: exp of the mean \
-                 negative log-likelihood of a word"
+                "lambada_openai of lm-evaluation-harness 0.4: zero-shot; the text's last word \
+                 after its last space is scored with that space; acc: every token of it is the \
+                 most likely one; perplexity: exp of the mean negative log-likelihood of a word"
             }
             Self::Hellaswag => {
-                "hellaswag of lm-evaluation-harness 0.4: zero-shot; acc: the ending of highest log-likelihood; acc_norm: \
-                 of highest log-likelihood over its length in characters"
+                "hellaswag of lm-evaluation-harness 0.4: zero-shot; acc: the ending of highest \
+                 log-likelihood; acc_norm: of highest log-likelihood over its length in characters"
             }
             Self::Arc => {
-                "arc_challenge (arc_easy) of lm-evaluation-harness 0.4: zero-shot, `Question: ... Answer:`; acc: the \
-                 choice of highest log-likelihood; acc_norm: of highest log-likelihood over its length in characters"
+                "arc_challenge (arc_easy) of lm-evaluation-harness 0.4: zero-shot, `Question: ... \
+                 Answer:`; acc: the choice of highest log-likelihood; acc_norm: of highest \
+                 log-likelihood over its length in characters"
             }
             Self::Gsm8k => {
-                "gsm8k of lm-evaluation-harness 0.4: zero-shot, the chat template where the model has one; greedy, to a \
-                 stop string or the most new tokens; exact match of the number after `####` (strict) or of the last \
-                 number (flexible)"
+                "gsm8k of lm-evaluation-harness 0.4: zero-shot, the chat template where the model \
+                 has one; greedy, to a stop string or the most new tokens; exact match of the \
+                 number after `####` (strict) or of the last number (flexible)"
             }
             Self::Recall => {
-                "made: four sentences say which thing is where, filler of so many tokens follows, then the beginning of a \
-                 sentence whose last word one of the four tells; the word is scored with the space before it; acc: every \
-                 token of it is the most likely one; perplexity: exp of the mean negative log-likelihood of a word"
+                "made: four sentences say which thing is where, filler of so many tokens follows, \
+                 then the beginning of a sentence whose last word one of the four tells; the word \
+                 is scored with the space before it; acc: every token of it is the most likely \
+                 one; perplexity: exp of the mean negative log-likelihood of a word"
             }
         }
     }
@@ -188,7 +190,7 @@ pub(crate) enum Request {
     Continuation {
         /// What stands before it.
         context: String,
-        /// Its leading space included.
+        /// The continuation, with the space before it.
         continuation: String,
         /// Tokens since what tells it, where that is known.
         distance: Option<usize>,
@@ -215,20 +217,20 @@ pub(crate) enum Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Metric {
-    /// 0 or 1.
+    /// Whether the answer is right, 0 or 1.
     Acc,
     /// 0 or 1, by log-likelihood over length.
     AccNorm,
     /// The item's figure is a log-likelihood, nats.
     Perplexity,
-    /// 0 or 1.
+    /// Whether the number in the form that is asked for is right, 0 or 1.
     StrictMatch,
-    /// 0 or 1.
+    /// Whether the last number of the answer is right, 0 or 1.
     FlexibleExtract,
 }
 
 impl Metric {
-    /// Its name in files and tables.
+    /// The name that files and tables have for it.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -264,7 +266,7 @@ pub(crate) struct Item {
     /// The number found in it, by metric.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub extracted: BTreeMap<Metric, String>,
-    /// Its figures.
+    /// Figures of the item, by metric.
     pub metrics: BTreeMap<Metric, f64>,
 }
 

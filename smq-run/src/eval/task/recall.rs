@@ -32,7 +32,7 @@ pub(crate) const SEED: u32 = 1;
 /// Facts of a passage.
 const FACTS: usize = 4;
 
-/// Which passages.
+/// Which passages are made, and how many.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct RecallOptions {
     /// Tokens of filler; items take them in turn.

@@ -18,7 +18,7 @@ pub(crate) struct Prompts {
     /// Put questions through the chat template (only free answers; nothing happens without a
     /// template).
     pub chat: bool,
-    /// Most new tokens.
+    /// Most new tokens of an answer.
     pub max_new_tokens: usize,
 }
 
@@ -34,9 +34,9 @@ impl Default for Prompts {
 /// A request in tokens: the same for every model of one tokenizer and one longest context.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Encoded {
-    /// Its place among those read.
+    /// Place of the item among those read, from 0.
     index: usize,
-    /// As [`Item::distance`].
+    /// Tokens of filler before the question, as [`Item::distance`].
     distance: Option<usize>,
     body: Body,
 }
@@ -151,7 +151,8 @@ fn question(
     let max_new_tokens = prompts.max_new_tokens;
     let Some(room) = positions.checked_sub(max_new_tokens).filter(|r| *r > 0) else {
         return Err(Error::Input(format!(
-            "{max_new_tokens} new tokens leave no room for a prompt in the model's longest context of {positions}"
+            "{max_new_tokens} new tokens leave no room for a prompt in the model's longest context \
+             of {positions}"
         )));
     };
     let mut ids = encode::prompt(tokenizer, &text)?;

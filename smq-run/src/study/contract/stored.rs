@@ -14,7 +14,7 @@ use smq_format::{Dtype, Family, SchemeKind, UnknownName};
 pub enum Stored {
     /// The checkpoint as it is.
     Bf16,
-    /// Quantized.
+    /// Quantized to this family, wherever the target says so.
     Quantized(Family),
 }
 

@@ -49,9 +49,9 @@ pub(crate) struct Workload {
     pub num_prompts: usize,
     /// Clients, a level each.
     pub concurrency: Vec<usize>,
-    /// Fresh servers.
+    /// Fresh servers, each of which is measured with all numbers of clients.
     pub repeats: usize,
-    /// Of the prompts.
+    /// Seed of the prompts.
     pub seed: u64,
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Server {
     child: Child,
     stdin: Option<ChildStdin>,
     stderr: File,
-    /// As it is to be repeated.
+    /// The command that starts the server, as it is to be repeated.
     pub(super) command: Vec<String>,
     pub(super) url: String,
     /// What it says of itself.

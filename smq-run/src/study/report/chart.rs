@@ -17,6 +17,8 @@ pub(super) const TITLE: i32 = 34;
 pub(super) const LEGEND: i32 = 70;
 /// Width of the levels' labels, right of the chart.
 const LEVEL_LABELS: i32 = 250;
+/// Width of a character of the legend, at most, pixels.
+const LEGEND_CHAR: i32 = 8;
 /// Size of points' names; plotters divides by 1.24 for SVG.
 const NAME: f64 = 14.0;
 
@@ -50,7 +52,7 @@ impl Series {
 /// A horizontal line across the chart.
 #[derive(Debug, Clone)]
 pub(super) struct Level {
-    /// Where.
+    /// The y at which it lies.
     pub y: f64,
     /// Written right of the chart.
     pub label: String,
@@ -58,24 +60,22 @@ pub(super) struct Level {
     pub colour: usize,
 }
 
-/// A plot's axes.
+/// A plot's axes: their titles, scales and marks.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Axes<'a> {
     /// What the plot shows, over everything.
     pub title: &'a str,
-    /// Under the x axis.
+    /// Title under the x axis.
     pub x_title: &'a str,
-    /// Beside the y axis.
+    /// Title beside the y axis.
     pub y_title: &'a str,
     /// Names under whole x, in place of numbers, of one line or several.
     pub names: Vec<String>,
-    /// Names over vertical lines at these x.
-    pub columns: Vec<(f64, String)>,
-    /// Lines across.
+    /// Horizontal lines across the chart.
     pub levels: Vec<Level>,
     /// Whether x is logarithmic.
     pub log_x: bool,
-    /// Whether y is.
+    /// Whether y is logarithmic.
     pub log: bool,
     /// Whether y begins at 0.
     pub from_zero: bool,
@@ -148,10 +148,15 @@ pub(super) fn title(canvas: &Canvas<'_>, text: &str) -> Drawn {
 /// A row of labels above the charts.
 pub(super) fn legend(canvas: &Canvas<'_>, labels: &[(&str, (RGBColor, bool))]) -> Drawn {
     let (mut x, y) = (100, (TITLE + LEGEND) / 2);
+    // Where there are many they are nearer to each other, so that the last one is whole too.
+    let width = |label: &str| 10 + LEGEND_CHAR * label.chars().count() as i32;
+    let all: i32 = labels.iter().map(|(label, _)| width(label)).sum();
+    let (room, _) = canvas.dim_in_pixel();
+    let gap = (room as i32 - 10 - x - all) / (labels.len().max(1) as i32);
     for (label, (colour, triangles)) in labels {
         marker(canvas, (x, y), *colour, *triangles, 5)?;
         canvas.draw(&Text::new(*label, (x + 10, y), starting_at(label_font())))?;
-        x += 34 + 8 * label.chars().count() as i32;
+        x += width(label) + gap.clamp(8, 30);
     }
     Ok(())
 }
@@ -174,11 +179,7 @@ pub(super) fn marker(
 /// One chart in `panel`, a part of `canvas`.
 fn chart(canvas: &Canvas<'_>, panel: &Canvas<'_>, axes: &Axes<'_>, series: &[Series]) -> Drawn {
     let points = || series.iter().flat_map(|s| &s.points);
-    let places = || {
-        points()
-            .map(|p| p.0)
-            .chain(axes.columns.iter().map(|c| c.0))
-    };
+    let places = || points().map(|p| p.0);
     let x = match axes.names.len() {
         0 if axes.log_x => {
             let x = log_range(places());
@@ -190,7 +191,7 @@ fn chart(canvas: &Canvas<'_>, panel: &Canvas<'_>, axes: &Axes<'_>, series: &[Ser
             });
             let (size, least) = (high - low, 1e-4 * high.abs().max(low.abs()));
             match size > least {
-                true => low - 0.08 * size..high + 0.08 * size,
+                true => low - 0.08 * size..high + 0.12 * size,
                 false => padded(places()),
             }
         }
@@ -208,14 +209,7 @@ fn chart(canvas: &Canvas<'_>, panel: &Canvas<'_>, axes: &Axes<'_>, series: &[Ser
     let mut builder = ChartBuilder::on(panel);
     builder
         .margin(10)
-        .margin_top(
-            LEGEND
-                + if axes.columns.is_empty() {
-                    0
-                } else {
-                    18 + LINE
-                },
-        )
+        .margin_top(LEGEND)
         .margin_right(if axes.levels.is_empty() {
             10
         } else {
@@ -300,25 +294,10 @@ where
         .y_label_formatter(&|v| tick(*v))
         .draw()?;
     let mut taken: Vec<Label> = Vec::new();
-    // Names that would touch the one before are a line higher.
-    let (mut last_end, mut raised) = (i32::MIN, false);
-    for (x, name) in &axes.columns {
-        let (at, _) = chart.backend_coord(&(*x, y.end));
-        let line = [(at, down.start), (at, down.end)];
-        canvas.draw(&PathElement::new(line, GRID.stroke_width(1)))?;
-        let half = 5 * name.chars().count() as i32;
-        raised = !raised && at - half < last_end;
-        last_end = at + half;
-        let above = down.start - 18 - if raised { LINE } else { 0 };
-        canvas.draw(&Text::new(name.as_str(), (at, above), under(label_font())))?;
-    }
     let mut levels: Vec<(i32, &Level)> = axes
         .levels
         .iter()
-        .map(|level| {
-            let x = axes.columns.first().map_or(0.0, |c| c.0);
-            (chart.backend_coord(&(x, level.y)).1, level)
-        })
+        .map(|level| (chart.backend_coord(&(0.0, level.y)).1, level))
         .collect();
     levels.sort_by_key(|(at, _)| *at);
     let heights: Vec<i32> = levels.iter().map(|(at, _)| *at).collect();
@@ -349,6 +328,11 @@ where
         if s.line {
             let line = s.points.iter().map(|p| (p.0, p.1));
             chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
+            let at: Vec<_> = s.points.iter().map(|p| (p.0, p.1)).collect();
+            for ends in at.windows(2) {
+                let [from, to] = [0, 1].map(|end| chart.backend_coord(&ends[end]));
+                taken.extend(Label::along(from, to));
+            }
         }
         for (n, &(x, v, ends)) in s.points.iter().enumerate() {
             if let Some([low, high]) = ends {

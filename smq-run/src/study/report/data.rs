@@ -75,13 +75,13 @@ pub(crate) struct Data {
 pub(crate) struct Repeats {
     /// Id of the config.
     pub config: String,
-    /// What was timed.
+    /// The workload that was timed.
     pub workload: Workload,
     /// Whether it is one of the long contexts.
     pub long_context: bool,
     /// Ids of the raw lines.
     pub ids: Vec<String>,
-    /// Their figures.
+    /// What each of the repeats came to.
     pub cells: Vec<Timed>,
 }
 

@@ -32,19 +32,19 @@ pub(crate) fn rel_mse(tensors: &[TensorErrors]) -> Option<f64> {
 pub(crate) struct Increase {
     /// Of the squared error over all tensors, percent.
     pub mse_percent: f64,
-    /// Of its root, percent.
+    /// Increase of the root of that, percent.
     pub rms_percent: f64,
     /// Relative RMS error with exact scales, percent of the weights' RMS.
     pub exact_rms_percent: f64,
-    /// The same as stored.
+    /// Relative RMS error of what is stored, likewise.
     pub stored_rms_percent: f64,
     /// The tensor whose squared error grows most.
     pub worst: String,
-    /// By this, percent.
+    /// How much its squared error grows, percent.
     pub worst_mse_percent: f64,
-    /// The same of its root, percent.
+    /// Increase of the root of that, percent.
     pub worst_rms_percent: f64,
-    /// Tensors.
+    /// Tensors that were measured.
     pub tensors: usize,
     /// Of them, those whose squared error grows by more than the claim says.
     pub tensors_over: usize,
@@ -108,11 +108,11 @@ impl Increase {
 pub(crate) struct Point {
     /// Id of its raw line.
     pub id: String,
-    /// The rule.
+    /// The scale rule that was used.
     pub rule: String,
-    /// x of E5Mx.
+    /// Mantissa bits: the x of E5Mx.
     pub mantissa_bits: u32,
-    /// What it adds.
+    /// What it adds to the errors of exact scales.
     pub increase: Increase,
 }
 
@@ -136,15 +136,15 @@ pub(crate) fn sweep(data: &Data) -> Vec<Point> {
 /// The narrowest scales that are good enough, by a rule.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct SweetSpot {
-    /// The rule.
+    /// The scale rule that was used.
     pub rule: String,
     /// Of the fewest mantissa bits with an increase within the claim over all tensors.
     pub over_all: Option<ScaleChoice>,
-    /// The same in every tensor.
+    /// The narrowest scales that keep to it in every tensor.
     pub in_each: Option<ScaleChoice>,
 }
 
-/// By each rule of the sweep.
+/// The narrowest good scales of each rule of the sweep.
 #[must_use]
 pub(crate) fn sweet_spots(points: &[Point]) -> Vec<SweetSpot> {
     let mut rules: Vec<&str> = points.iter().map(|p| p.rule.as_str()).collect();

@@ -4,6 +4,8 @@
 const NAME_CHAR: i32 = 7;
 /// Half the height of a name, pixels.
 const NAME_HALF: i32 = 7;
+/// Length of the pieces that a line is cut into, pixels.
+const PIECE: i32 = 4;
 /// Height of a line of text.
 pub(super) const LINE: i32 = 16;
 
@@ -47,7 +49,7 @@ impl Label {
         Self::starting(text, (x - width, y))
     }
 
-    /// A marker.
+    /// The room that a marker takes around its point.
     pub(super) fn around((x, y): (i32, i32)) -> Self {
         Self {
             left: x - 5,
@@ -55,6 +57,21 @@ impl Label {
             top: y - 5,
             bottom: y + 5,
         }
+    }
+
+    /// What a straight line covers: a chain of small pieces, since a name may be beside it.
+    pub(super) fn along(from: (i32, i32), to: (i32, i32)) -> impl Iterator<Item = Self> {
+        let (across, down) = (to.0 - from.0, to.1 - from.1);
+        let pieces = (across.abs().max(down.abs()) / PIECE).max(1);
+        (0..=pieces).map(move |i| {
+            let (x, y) = (from.0 + across * i / pieces, from.1 + down * i / pieces);
+            Self {
+                left: x - PIECE / 2,
+                right: x + PIECE / 2,
+                top: y - PIECE / 2,
+                bottom: y + PIECE / 2,
+            }
+        })
     }
 
     fn overlaps(&self, other: &Self) -> bool {
@@ -83,10 +100,14 @@ pub(super) fn place(
         Label::starting(name, (x + 7, y + 13)),
         Label::ending(name, (x - 7, y - 13)),
         Label::ending(name, (x - 7, y + 13)),
+        Label::starting(name, (x - 7, y - 13)),
+        Label::ending(name, (x + 7, y - 13)),
         Label::starting(name, (x - half, y - 24)),
         Label::starting(name, (x - half, y + 24)),
         Label::ending(name, (x - 7, y - 24)),
         Label::ending(name, (x - 7, y + 24)),
+        Label::starting(name, (x + 7, y - 24)),
+        Label::starting(name, (x + 7, y + 24)),
     ]
     .into_iter()
     .find(|label| {
@@ -123,6 +144,18 @@ mod tests {
             ),
             None
         );
+    }
+
+    #[test]
+    fn names_keep_off_lines() {
+        let (across, down) = (0..200, 0..100);
+        // Straight through the room right of the point, and then left of it too.
+        let right: Vec<Label> = Label::along((100, 50), (180, 52)).collect();
+        let label = place("E5M3", (100, 50), (&across, &down), &right).unwrap();
+        assert_eq!(label, Label::ending("E5M3", (93, 50)));
+        let both: Vec<Label> = Label::along((20, 50), (180, 50)).collect();
+        let label = place("E5M3", (100, 50), (&across, &down), &both).unwrap();
+        assert!(label.bottom <= 48 || label.top >= 52, "{label:?}");
     }
 
     #[test]

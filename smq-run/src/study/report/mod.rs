@@ -182,7 +182,7 @@ fn render(
             all_cells => tables::cells(data, false),
             long_cells => (!data.shapes(true).is_empty()).then(|| tables::cells(data, true)),
             roofline => rate.zip(shapes.last()).map(|((rate, source), &shape)| context! {
-                rate => format!("{rate:.0}"),
+                rate => smq_convert::number::fixed(*rate, 0),
                 source,
                 shape => shape.to_string(),
                 table => tables::roofline(data, shape, *rate),

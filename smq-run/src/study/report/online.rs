@@ -14,6 +14,7 @@ use crate::study::log::{self, RAW_ONLINE};
 use crate::study::online::level_ids;
 use crate::study::record::{Body, Environment, Line, OnlineRecord};
 use crate::study::statistics::Estimate;
+use smq_convert::number::count;
 
 /// What was measured online.
 #[derive(Debug, Default)]
@@ -22,7 +23,7 @@ pub(crate) struct Online {
     pub(super) levels: Vec<Level>,
     /// What is absent, and why.
     pub(super) absent: Vec<(String, String)>,
-    /// As those of the matrix.
+    /// The setups that were measured in, as those of the matrix.
     pub(super) environments: Vec<(Environment, usize)>,
 }
 
@@ -110,8 +111,8 @@ impl Online {
     /// Reads the online lines of `out`; nothing where there are none.
     ///
     /// # Errors
-    /// Lines that are damaged, of another contract than `contract`, or have figures that cannot have
-    /// been measured.
+    /// Lines that are damaged, of another contract than `contract`, or have figures that cannot
+    /// have been measured.
     pub(super) fn read(out: &Path, contract: &Contract) -> anyhow::Result<Self> {
         let mut online = Self::default();
         if !log::exists(out, RAW_ONLINE) {
@@ -194,7 +195,9 @@ impl Online {
             .map(|r| {
                 format!(
                     "{} requests of {} prompt and {} output tokens",
-                    r.num_prompts, r.prompt_tokens, r.output_tokens
+                    count(r.num_prompts),
+                    count(r.prompt_tokens),
+                    count(r.output_tokens)
                 )
             })
             .collect();

@@ -13,6 +13,7 @@ use smq_format::Family;
 use crate::study::contract::{Config, Stored};
 use crate::study::record::EnergyRecord;
 use crate::study::worker::Workload;
+use smq_convert::number::{count, fixed};
 
 /// The figure whose workloads differ in their prompts alone.
 const TTFT_FIGURE: &str = "time to first token";
@@ -66,13 +67,14 @@ pub(super) fn of_matrix(
     add(
         "decode_rate",
         format!(
-            "Decode rate (1 / TPOT) by config; a colour a workload (prompt + output tokens). {repeats}"
+            "Decode rate (1 / TPOT) by config; a colour a workload (prompt + output tokens). \
+             {repeats}"
         ),
         by_config(
             data,
             &ByConfig {
                 figure: "decode rate",
-                title: "Tokens generated a second, one sequence (more is better)",
+                title: "Tokens a second of one sequence, by prompt + output tokens (more is better)",
                 y_title: "tokens/s",
                 metric: &DECODE,
                 scale: 1.0,
@@ -103,8 +105,11 @@ pub(super) fn of_matrix(
         add(
             "roofline",
             format!(
-                "TPOT at {} + {} tokens beside the time that reading the weights takes at {rate:.0} GB/s. {repeats}",
-                shape.prompt_tokens, shape.output_tokens
+                "TPOT at {} + {} tokens beside the time that reading the weights takes at {} GB/s. \
+                 {repeats}",
+                count(shape.prompt_tokens),
+                count(shape.output_tokens),
+                fixed(rate, 0)
             ),
             roofline(data, shape, rate)?,
         )?;
@@ -129,7 +134,8 @@ pub(super) fn of_matrix(
             data,
             &ByConfig {
                 figure: "memory",
-                title: "Memory while it runs: weights, activations and KV cache",
+                title: "Memory while it runs (weights, activations, KV cache), by prompt + output \
+                        tokens",
                 y_title,
                 metric,
                 scale: 1e-9,
@@ -145,7 +151,8 @@ pub(super) fn of_matrix(
             data,
             &ByConfig {
                 figure: "time per output token",
-                title: "Time per output token after long prompts (less is better)",
+                title: "Time per output token after long prompts, by prompt + output tokens (less \
+                        is better)",
                 y_title: "TPOT (ms)",
                 metric: &TPOT,
                 scale: 1.0,
@@ -165,17 +172,22 @@ pub(super) fn of_matrix(
     )?;
     add(
         "scale_errors",
-        "Squared error of the weights over that with exact f32 scales, by mantissa bits and scale rule.".to_owned(),
+        "Squared error of the weights over that with exact f32 scales, by mantissa bits and rule."
+            .to_owned(),
         scale_errors(data, false)?,
     )?;
     add(
         "scale_errors_log",
-        "The same as an increase in percent, on a logarithmic axis; widths that do not increase it have no point.".to_owned(),
+        "The same as an increase in percent, on a logarithmic axis; widths that do not increase it \
+         have no point.".to_owned(),
         scale_errors(data, true)?,
     )?;
     add(
         "size_error",
-        "File size against the relative squared error of the quantized weights; a line joins the files of a target that no smaller one of it beats. Configs under one marker differ by less than 1 % in error.".to_owned(),
+        "File size against the relative squared error of the quantized weights; a line joins the \
+         files of a target that no smaller one of it beats. Configs under one marker differ by \
+         less than 1 % in error."
+            .to_owned(),
         pareto(data)?,
     )?;
     add(
@@ -215,8 +227,12 @@ fn by_config(
     configs.retain(|c| shapes.iter().any(|w| data.repeats(&c.id, *w).is_some()));
     let series = shapes.iter().enumerate().map(|(i, &shape)| Series {
         label: match what.figure {
-            TTFT_FIGURE => format!("{} prompt tokens", shape.prompt_tokens),
-            _ => format!("{} + {} tokens", shape.prompt_tokens, shape.output_tokens),
+            TTFT_FIGURE => format!("{} prompt tokens", count(shape.prompt_tokens)),
+            _ => format!(
+                "{} + {}",
+                count(shape.prompt_tokens),
+                count(shape.output_tokens)
+            ),
         },
         points: configs
             .iter()
@@ -246,6 +262,12 @@ fn by_config(
 
 /// A config's name, and under it what it is.
 fn described(config: &Config) -> String {
+    let [stored, target] = weights(config);
+    format!("{}\n{stored}\n{target}", config.id)
+}
+
+/// What a config's weights are, and which of them are quantized.
+fn weights(config: &Config) -> [String; 2] {
     let scales = config.scales.map(|s| s.to_string().to_uppercase());
     let scales = scales.map(|s| if s == "F32" { "f32".to_owned() } else { s });
     let stored = match config.scheme {
@@ -267,7 +289,21 @@ fn described(config: &Config) -> String {
         Some(other) => other,
         None => "",
     };
-    format!("{}\n{stored}\n{target}", config.id)
+    [stored, target.to_owned()]
+}
+
+/// Configs of one point: their names, what they are, and which weights are quantized.
+fn described_together(configs: &[&Config]) -> String {
+    let ids: Vec<_> = configs.iter().map(|c| c.id.as_str()).collect();
+    let mut parts: Vec<String> = configs.iter().map(|c| weights(c)[0].clone()).collect();
+    parts.extend(configs.first().map(|c| weights(c)[1].clone()));
+    let mut seen = Vec::new();
+    parts.retain(|part| {
+        let is_new = !part.is_empty() && !seen.contains(part);
+        seen.push(part.clone());
+        is_new
+    });
+    format!("{}: {}", ids.join(", "), parts.join(", "))
 }
 
 /// Place of series `i` of `all` beside the whole number `at`.
@@ -381,7 +417,7 @@ fn scale_errors(data: &Data, log: bool) -> anyhow::Result<Option<String>> {
 }
 
 fn pareto(data: &Data) -> anyhow::Result<Option<String>> {
-    let mut points: Vec<(f64, f64, Vec<&str>)> = Vec::new();
+    let mut points: Vec<(f64, f64, Vec<&Config>)> = Vec::new();
     let mut by_target = BTreeMap::<_, Vec<(f64, f64)>>::new();
     for (_, f) in &data.files {
         let (Some(error), Some(first)) = (errors::rel_mse(&f.tensors), f.configs.first()) else {
@@ -392,20 +428,19 @@ fn pareto(data: &Data) -> anyhow::Result<Option<String>> {
             .entry(first.target.clone())
             .or_default()
             .push(point);
-        let names = f.configs.iter().map(|c| c.id.as_str());
         // What lies under another marker has its name beside that.
-        let near = |p: &&mut (f64, f64, Vec<&str>)| {
+        let near = |p: &&mut (f64, f64, Vec<&Config>)| {
             let apart = |a: f64, b: f64| (a - b).abs() / a.max(b);
             apart(p.0, point.0) < 0.004 && apart(p.1, point.1) < 0.01
         };
         match points.iter_mut().find(near) {
-            Some(there) => there.2.extend(names),
-            None => points.push((point.0, point.1, names.collect())),
+            Some(there) => there.2.extend(&f.configs),
+            None => points.push((point.0, point.1, f.configs.iter().collect())),
         }
     }
     let files = Series {
         label: "files of configs".to_owned(),
-        names: points.iter().map(|p| p.2.join(", ")).collect(),
+        names: points.iter().map(|p| described_together(&p.2)).collect(),
         points: points.iter().map(|p| (p.0, p.1, None)).collect(),
         ..Series::default()
     };
@@ -417,7 +452,8 @@ fn pareto(data: &Data) -> anyhow::Result<Option<String>> {
         ..Series::default()
     }));
     let axes = Axes {
-        title: "What a smaller file costs in weight error, by config",
+        title: "What a smaller file costs in weight error (lines: no smaller file of the same \
+                layers is better)",
         x_title: "file (GB)",
         y_title: "relative squared error of quantized weights",
         ..Axes::default()

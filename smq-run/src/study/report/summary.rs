@@ -15,9 +15,9 @@ use smq_format::plain_cell;
 /// A figure of a cell.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Metric {
-    /// Its name.
+    /// Name of the figure, as the CSV files have it.
     pub name: &'static str,
-    /// Its unit.
+    /// Unit that the figure is in.
     pub unit: &'static str,
     of: fn(&Timed) -> Option<f64>,
 }
@@ -34,7 +34,7 @@ pub(crate) const TPOT: Metric = Metric {
     unit: "ms",
     of: |t| Some(t.tpot_ms?.mean),
 };
-/// One over that.
+/// Tokens a second, which is one over that.
 pub(crate) const DECODE: Metric = Metric {
     name: "decode_rate",
     unit: "tokens/s",
@@ -52,19 +52,19 @@ pub(crate) const TOTAL: Metric = Metric {
     unit: "tokens/s",
     of: |t| Some(t.total_tokens_per_s),
 };
-/// Opening and loading.
+/// Opening and loading a model.
 pub(crate) const LOAD: Metric = Metric {
     name: "load",
     unit: "ms",
     of: |t| Some(t.load_ms),
 };
-/// The GPU's memory.
+/// Memory in use on the GPU.
 pub(crate) const DEVICE_MEMORY: Metric = Metric {
     name: "device_memory",
     unit: "bytes",
     of: |t| t.device_memory_bytes.map(|b| b as f64),
 };
-/// The host's.
+/// Memory of the process on the host, at its peak.
 pub(crate) const PEAK_RSS: Metric = Metric {
     name: "peak_rss",
     unit: "bytes",
@@ -98,7 +98,7 @@ pub(crate) const METRICS: [Metric; 11] = [
 ];
 
 impl Metric {
-    /// Of one repeat, where it has it.
+    /// The figure of one repeat, where it has it.
     pub(crate) fn of(&self, timed: &Timed) -> Option<f64> {
         (self.of)(timed)
     }
@@ -112,7 +112,7 @@ impl Metric {
         })
     }
 
-    /// Over the repeats that have it.
+    /// The figure over the repeats that have it.
     #[must_use]
     pub(crate) fn over(&self, repeats: &Repeats) -> Option<Estimate> {
         let values: Vec<f64> = repeats.cells.iter().filter_map(self.of).collect();

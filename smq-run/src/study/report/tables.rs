@@ -10,6 +10,7 @@ use super::summary::{
 };
 use crate::study::statistics::Estimate;
 use crate::study::worker::Workload;
+use smq_convert::number::{count, fixed, fixed_or};
 
 /// A Markdown table whose columns after the first are right-aligned.
 #[must_use]
@@ -42,7 +43,7 @@ pub(super) fn markdown(columns: &[&str], rows: Vec<Vec<String>>) -> String {
 }
 
 fn number(value: Option<f64>, digits: usize) -> String {
-    value.map_or("absent".to_owned(), |v| format!("{v:.digits$}"))
+    fixed_or(value, digits, "absent")
 }
 
 /// `1.234 ± 0.005`, the 95 % confidence half-width where there is one.
@@ -53,8 +54,12 @@ pub(super) fn estimate(e: Option<Estimate>, scale: f64, digits: usize) -> String
             mean,
             ci95_half_width: Some(half),
             ..
-        }) => format!("{:.digits$} ± {:.digits$}", mean * scale, half * scale),
-        Some(e) => format!("{:.digits$}", e.mean * scale),
+        }) => format!(
+            "{} ± {}",
+            fixed(mean * scale, digits),
+            fixed(half * scale, digits)
+        ),
+        Some(e) => fixed(e.mean * scale, digits),
     }
 }
 
@@ -71,7 +76,7 @@ pub(super) fn by_workload(
     columns.extend(
         shapes
             .iter()
-            .map(|w| format!("{} + {}", w.prompt_tokens, w.output_tokens)),
+            .map(|w| format!("{} + {}", count(w.prompt_tokens), count(w.output_tokens))),
     );
     let rows = data.configs().into_iter().filter_map(|c| {
         let cells: Vec<_> = shapes.iter().map(|w| data.repeats(&c.id, *w)).collect();
@@ -159,7 +164,7 @@ pub(super) fn roofline(data: &Data, shape: Workload, gb_per_s: f64) -> String {
         let tpot = TPOT.over(r)?;
         Some(vec![
             c.id.clone(),
-            format!("{bytes:.0}"),
+            fixed(bytes, 0),
             format!("{floor_ms:.3}"),
             estimate(Some(tpot), 1.0, 3),
             format!("{:.1}", 100.0 * floor_ms / tpot.mean),
@@ -195,7 +200,7 @@ pub(super) fn energy(data: &Data) -> String {
                 number(all.map(|j| j / m.generations.seconds), 1),
                 number(m.idle_watts, 1),
                 format!("{:.1}", m.generations.seconds),
-                m.generations.runs.to_string(),
+                count(m.generations.runs),
                 m.flags.join(", "),
                 format!("`{id}`"),
             ]
@@ -221,8 +226,8 @@ pub(super) fn files(data: &Data) -> String {
             vec![
                 c.id.clone(),
                 c.describe(),
-                f.file_bytes.to_string(),
-                f.scale_bytes.map_or("none".to_owned(), |b| b.to_string()),
+                count(f.file_bytes),
+                f.scale_bytes.map_or("none".to_owned(), count),
                 errors::rel_mse(&f.tensors).map_or("none".to_owned(), |v| format!("{v:.6}")),
                 f.convert_seconds
                     .map_or("absent".to_owned(), |s| format!("{s:.1}")),

@@ -9,6 +9,7 @@ use super::super::summary::{DECODE, DEVICE_MEMORY, Metric, PEAK_RSS, TPOT, TTFT}
 use super::super::tables::markdown;
 use crate::study::contract::{Config, Stored};
 use crate::study::worker::Workload;
+use smq_convert::number::{count, fixed_or};
 
 /// A config's figures; what was not measured is none.
 struct Row<'a> {
@@ -83,7 +84,7 @@ pub(super) fn values(data: &Data) -> Option<Value> {
 }
 
 fn text(value: Option<f64>, digits: usize) -> String {
-    value.map_or("absent".to_owned(), |v| format!("{v:.digits$}"))
+    fixed_or(value, digits, "absent")
 }
 
 fn table(
@@ -95,9 +96,10 @@ fn table(
 ) -> String {
     let decode = format!(
         "decode, tokens/s ({} + {})",
-        decode.prompt_tokens, decode.output_tokens
+        count(decode.prompt_tokens),
+        count(decode.output_tokens)
     );
-    let ttft = format!("TTFT, ms ({})", prompt.prompt_tokens);
+    let ttft = format!("TTFT, ms ({})", count(prompt.prompt_tokens));
     let columns = [
         "config",
         "weights",
@@ -230,8 +232,8 @@ fn long(data: &Data) -> Option<String> {
     let memory = memory(data);
     let mut columns = vec!["config".to_owned()];
     for w in &shapes {
-        columns.push(format!("TPOT, ms, at {}", w.prompt_tokens));
-        columns.push(format!("memory, GB, at {}", w.prompt_tokens));
+        columns.push(format!("TPOT, ms, at {}", count(w.prompt_tokens)));
+        columns.push(format!("memory, GB, at {}", count(w.prompt_tokens)));
     }
     let rows = data.configs().into_iter().filter_map(|c| {
         let all: Vec<_> = shapes.iter().map(|w| data.repeats(&c.id, *w)).collect();

@@ -9,6 +9,7 @@ use super::super::quality::Quality;
 use super::super::quality::verdict::{Choice, PUBLISHED};
 use super::super::tables::markdown;
 use crate::eval::suite::{Summary, VariantSummary};
+use smq_convert::number::count;
 
 /// A value a model, by name.
 pub(super) fn values(
@@ -98,7 +99,7 @@ fn value(
         .map(|v| v.variant.name.clone())
         .collect();
     let counts = s.parameters.tasks.iter().map(|(task, f)| {
-        let n = f.items.map_or(String::new(), |n| format!(" {n}"));
+        let n = f.items.map_or(String::new(), |n| format!(" {}", count(n)));
         format!("{}{n}", task.name())
     });
     let least = all.iter().min_by(|a, b| {

@@ -24,7 +24,7 @@ struct Row<'a> {
     target: &'a str,
     /// By task: change and 95 % interval; none where it was not measured or C0 has nothing right.
     tasks: Vec<Option<(f64, [f64; 2])>>,
-    /// Over tasks.
+    /// Mean over the tasks, percent.
     mean: Option<f64>,
 }
 

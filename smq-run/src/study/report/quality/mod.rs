@@ -28,11 +28,11 @@ use crate::eval::suite::{self, Summary};
 /// What was measured of quality, by file name.
 #[derive(Debug, Default)]
 pub(crate) struct Quality {
-    /// Suites.
+    /// Suites, each with the name of its file.
     pub suites: Vec<(String, Summary)>,
     /// Suites of a registered plan of calibrations.
     pub calibrations: Vec<(String, Summary)>,
-    /// Units quantized alone.
+    /// What units cost that were quantized alone, each with the name of its file.
     pub sensitivities: Vec<(String, Sensitivity)>,
     /// Tables and pages as Markdown.
     pages: Vec<String>,
@@ -127,9 +127,10 @@ impl Quality {
         add(plots.add(
             &format!("tasks-{stem}.svg"),
             format!(
-                "{model}: change of each task's accuracy against C0, in percent of C0's, with 95 % intervals, of the \
-                 {} variants of each target that lose least; the triangle is the mean over tasks, which the study \
-                 accepts down to -{:.0} % (dashed). The table has all variants.",
+                "{model}: change of each task's accuracy against C0, in percent of C0's, with 95 % \
+                 intervals, of the {} variants of each target that lose least; the triangle is the \
+                 mean over tasks, which the study accepts down to -{:.0} % (dashed). The table has \
+                 all variants.",
                 forest::ROWS,
                 100.0 * summary.accepted_relative_drop
             ),
@@ -143,8 +144,8 @@ impl Quality {
                 add(plots.add(
                     &format!("kl-{stem}.svg"),
                     format!(
-                        "{model}: mean KL divergence from C0 against bits a weight; a colour a rule, circles MLP only, \
-                         triangles all linears, bars 95 % intervals."
+                        "{model}: mean KL divergence from C0 by the format of the scales; a colour \
+                         a rule, circles MLP only, triangles all linears, bars 95 % intervals."
                     ),
                     plots::distances(summary)?,
                 )?);
@@ -152,7 +153,8 @@ impl Quality {
                 add(plots.add(
                     &format!("auto-{stem}.svg"),
                     format!(
-                        "{model}: a width and rule for each tensor (auto) against the best uniform int4 of each size."
+                        "{model}: a width and rule for each tensor (auto) against the best uniform \
+                         int4 of each size."
                     ),
                     plots::automatic(summary)?,
                 )?);
@@ -218,8 +220,9 @@ impl Quality {
                 .map_or("absent".to_owned(), |r| format!("{r:+.2}"))
         };
         let caption = format!(
-            "{}: one {} quantized at a time ({}, rule {}): its weight error against the KL divergence that it causes. Spearman's \
-             rank correlation is {} for the relative error, {} for the squared error. The number beside a point is its layer.",
+            "{}: one {} quantized at a time ({}, rule {}): its weight error against the KL \
+             divergence that it causes. Spearman's rank correlation is {} for the relative error, \
+             {} for the squared error. The number beside a point is its layer.",
             s.model,
             unit(s),
             s.scales,
@@ -249,7 +252,8 @@ impl Quality {
         ];
         let note = self.note(&s.model);
         Ok(format!(
-            "\n### {}: one {} at a time\n\nFrom `quality/{name}`: {} units over {} positions of {}, on {}. {note}\n\n{figure}\n\n{}\n",
+            "\n### {}: one {} at a time\n\nFrom `quality/{name}`: {} units over {} positions of \
+             {}, on {}. {note}\n\n{figure}\n\n{}\n",
             s.model,
             unit(s),
             s.points.len(),

@@ -13,24 +13,63 @@ use crate::eval::suite::Summary;
 
 /// The place in the palette of smaller groups, whatever the rule.
 const SMALLER_GROUPS: usize = 5;
+/// The place in the palette of FP8 and NF4, which have no scale rule.
+const NO_RULE: usize = 6;
 /// Half a 95 % confidence interval, in standard errors of a mean over thousands of positions.
 const Z: f64 = 1.96;
 /// Points named in a sensitivity plot, the worst first.
-const NAMED: usize = 24;
+const NAMED: usize = 12;
 
-/// The rules have colours in their order; what has none comes after them.
+/// The rules have colours in their order, and what has no rule is grey.
 fn colour(rule: &str) -> usize {
-    let rules = ScaleRule::ALL;
-    let at = rules.iter().position(|r| r.name() == rule);
-    at.unwrap_or(rules.len())
+    let at = ScaleRule::ALL.iter().position(|r| r.name() == rule);
+    at.unwrap_or(NO_RULE)
 }
 
-/// Mean KL against bits a weight of uniform variants: a line a rule and target; exact scales, which
-/// are far wider, and other formats as levels.
+/// How scales are stored: the places of the x axis, by the bits of a weight.
+#[derive(Default)]
+struct Widths<'d>(Vec<(&'d str, Option<usize>, Vec<f64>)>);
+
+impl<'d> Widths<'d> {
+    fn of(distances: impl Iterator<Item = &'d Distance>) -> Self {
+        let mut found = Self::default();
+        for d in distances {
+            match found.at(d) {
+                Some(i) => found.0[i].2.push(d.bits),
+                None => found.0.push((&d.scales, d.group, vec![d.bits])),
+            }
+        }
+        found.0.sort_by(|a, b| mean(&a.2).total_cmp(&mean(&b.2)));
+        found
+    }
+
+    fn at(&self, d: &Distance) -> Option<usize> {
+        let same = |(scales, group, _): &(&str, _, _)| *scales == d.scales && *group == d.group;
+        self.0.iter().position(same)
+    }
+
+    /// Name and bits of each, and the group where it is not the study's.
+    fn names(&self) -> Vec<String> {
+        let name = |(scales, group, bits): &(&str, Option<usize>, Vec<f64>)| {
+            let group = group.map_or(String::new(), |g| format!("\ngroups of {g}"));
+            format!("{}\n{:.3} bits{group}", scales.to_uppercase(), mean(bits))
+        };
+        self.0.iter().map(name).collect()
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Mean KL of uniform variants by how their scales are stored: a line a rule and target; exact
+/// scales, which are far wider, and other formats as levels.
 pub(super) fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
     let all = verdict::distances(summary);
+    // FP8 and NF4 have no rule.
+    let is_level = |d: &Distance| d.is_exact() || d.rule.is_empty();
+    let widths = Widths::of(all.iter().filter(|d| !d.is_auto() && !is_level(d)));
     let mut series: BTreeMap<(usize, bool), Series> = BTreeMap::new();
-    let mut columns: BTreeMap<String, (f64, usize)> = BTreeMap::new();
     let mut levels = Vec::new();
     for d in all.iter().filter(|d| !d.is_auto()) {
         let rule = d.rule.as_str();
@@ -38,8 +77,7 @@ pub(super) fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
         if d.is_exact() && d.group.is_some() {
             continue;
         }
-        // FP8 and NF4 have no rule.
-        if d.is_exact() || rule.is_empty() {
+        if is_level(d) {
             let what = match d.is_exact() {
                 true => format!("{} scales, {rule}", d.scales),
                 false => d.scales.to_uppercase(),
@@ -64,31 +102,24 @@ pub(super) fn distances(summary: &Summary) -> anyhow::Result<Option<String>> {
                 style: Some((at, d.target == "all")),
                 ..Series::default()
             });
-        s.points.push((d.bits, d.kl, interval(d.kl, Z * d.stderr)));
-        match d.mantissa_bits().filter(|_| d.group.is_none()) {
-            Some(_) => {
-                let column = columns.entry(d.scales.clone()).or_default();
-                column.0 += d.bits;
-                column.1 += 1;
-                s.names.push(String::new());
-            }
-            None => s.names.push(d.name.clone()),
-        }
+        let at = widths.at(d).unwrap_or_default() as f64;
+        s.points.push((at, d.kl, interval(d.kl, Z * d.stderr)));
+        // The rule of smaller groups is not in their colour.
+        let name = d.group.map_or("", |_| rule);
+        s.names.push(name.to_owned());
     }
     let series: Vec<Series> = series.into_values().map(by_x).collect();
     let axes = Axes {
-        title: "Distance from the unquantized model (C0) by bits a weight: circles MLP, triangles all linears",
-        x_title: "bits a quantized weight, scales included",
+        title: "Distance from the unquantized model (C0) by int4 scales: circles MLP, triangles \
+                all linears",
+        x_title: "format of the scales, and bits a quantized weight with them",
         y_title: "mean KL divergence from C0 (nats)",
-        columns: columns
-            .into_iter()
-            .map(|(name, (sum, n))| (sum / n as f64, name))
-            .collect(),
+        names: widths.names(),
         levels,
         log: true,
         ..Axes::default()
     };
-    plot("distance from C0 by bits a weight", &axes, &series)
+    plot("distance from C0 by scales", &axes, &series)
 }
 
 /// A line's points by place.
@@ -192,8 +223,15 @@ pub(super) fn sensitivity(s: &Sensitivity) -> anyhow::Result<Option<String>> {
             s.names.push(name.clone());
         }
     }
+    let has_layers = s.points.iter().any(|p| place(&p.name).layer.is_some());
     let axes = |x_title, y_title, log_x| Axes {
-        title: "Weight error of one part in int4 against what it does to the model (numbers: layers)",
+        title: match has_layers {
+            true => {
+                "Weight error of one part in int4 against what it does to the model (numbers: \
+                     layers)"
+            }
+            false => "Weight error of one part in int4 against what it does to the model",
+        },
         x_title,
         y_title,
         log: true,

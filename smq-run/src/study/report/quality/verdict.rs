@@ -12,7 +12,7 @@ use smq_format::{Family, ScaleChoice, ScaleRule};
 
 use crate::eval::suite::{Summary, VariantSummary};
 
-/// The published rule.
+/// Name of the rule that the published method has.
 pub(crate) const PUBLISHED: &str = ScaleRule::Reference.name();
 /// Variants of the same size differ by less than this, bits a weight: rounding of what is printed.
 const SAME_SIZE_BITS: f64 = 5e-4;
@@ -20,21 +20,21 @@ const SAME_SIZE_BITS: f64 = 5e-4;
 /// A variant's distance from C0.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Distance {
-    /// Of the variant.
+    /// Name of the variant.
     pub name: String,
-    /// `mlp`, `all`.
+    /// What is quantized: `mlp` or `all`.
     pub target: String,
-    /// `f32`, `e5m3`.
+    /// How scales are stored, such as `f32` or `e5m3`.
     pub scales: String,
-    /// Scale rule.
+    /// How a group's scale is chosen.
     pub rule: String,
     /// Columns that share a scale, where these are not the study's.
     pub group: Option<usize>,
-    /// A quantized weight.
+    /// Bits of a quantized weight, its share of the scales included.
     pub bits: f64,
     /// Mean KL divergence, nats.
     pub kl: f64,
-    /// Its standard error.
+    /// Standard error of that mean.
     pub stderr: f64,
     /// Mean over groups of the relative MSE.
     pub rel_mse: Option<f64>,
@@ -67,7 +67,7 @@ impl Distance {
         self.name.split('-').any(|part| part == "auto")
     }
 
-    /// x of E5Mx.
+    /// Mantissa bits of the scales: the x of E5Mx.
     #[must_use]
     pub(crate) fn mantissa_bits(&self) -> Option<u32> {
         let scales: ScaleChoice = self.scales.parse().ok()?;
@@ -110,9 +110,9 @@ pub(crate) fn distances(summary: &Summary) -> Vec<Distance> {
 pub(crate) struct Comparison {
     /// File it comes from.
     pub file: String,
-    /// The model.
+    /// The model whose variants are compared.
     pub model: String,
-    /// `mlp`, `all`.
+    /// What is quantized: `mlp` or `all`.
     pub target: String,
     /// Exact f32 scales by the published rule.
     pub exact: Distance,
@@ -184,13 +184,13 @@ impl Comparison {
 /// A rule and width.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Choice {
-    /// Scale rule.
+    /// How a group's scale is chosen.
     pub rule: String,
-    /// x of E5Mx.
+    /// Mantissa bits of the scales: the x of E5Mx.
     pub mantissa_bits: u32,
 }
 
-/// Those that every comparison has.
+/// The choices that every comparison has.
 fn everywhere(comparisons: &[Comparison]) -> Vec<Choice> {
     let Some(first) = comparisons.first() else {
         return Vec::new();
@@ -252,14 +252,14 @@ pub(crate) fn recommended(comparisons: &[Comparison]) -> Option<Choice> {
 /// An auto variant beside the best uniform int4 one of its target that is no larger.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Automatic {
-    /// It.
+    /// The variant of chosen storage.
     pub auto: Distance,
     /// The uniform one; absent where all are larger.
     pub uniform: Option<Distance>,
 }
 
 impl Automatic {
-    /// In a word.
+    /// How it compares, in a word.
     #[must_use]
     pub(crate) fn verdict(&self) -> &'static str {
         match &self.uniform {
