@@ -7,8 +7,9 @@
 //! Dequantized safetensors hold `w' = q s'` in f32, which is exact, or rounded to bf16. The other
 //! forms keep the integers: compressed-tensors' `pack-quantized` with scales in bf16, which is
 //! exact for E5Mx up to x = 7, or in f16 where that is exact and bf16 is not; GPTQ with scales in
-//! f16; MLX with scales as the first and biases of -8 scales. config.json says the element type and the quantization that are written, and names no code
-//! that is not there.
+//! f16; MLX with scales as the first and biases of -8 scales. FP8 is compressed-tensors'
+//! `float-quantized`, codes and f32 scales as they are. config.json says the element type and the
+//! quantization that are written, and names no code that is not there.
 
 mod alike;
 mod config;
@@ -37,7 +38,7 @@ use plan::Plan;
 pub enum ExportFormat {
     /// Dequantized weights in this element type: f32 is exact, bf16 and f16 are rounded to.
     Safetensors(Dtype),
-    /// compressed-tensors `pack-quantized` int4.
+    /// compressed-tensors: `pack-quantized` int4, or `float-quantized` where the file is FP8.
     CompressedTensors {
         /// Round scales that neither bf16 nor f16 holds.
         allow_inexact: bool,

@@ -3,6 +3,8 @@
 
 #[path = "export/elsewhere.rs"]
 mod elsewhere;
+#[path = "export/float_quantized.rs"]
+mod float_quantized;
 #[path = "export/layouts.rs"]
 mod layouts;
 

@@ -204,7 +204,9 @@ fn what_vllm_cannot_read_is_refused_before_it_is_made() {
             &["--mbits", "5"][..],
             "192 columns, which groups of 128 do not divide; --group-size 64",
         ),
-        (&["--scheme", "nf4"], "takes int4, the one scheme"),
+        (&["--scheme", "nf4"], "takes int4 and FP8, which"),
+        (&["--preset", "nf4"], "takes int4 and FP8, which"),
+        (&["--preset", "study-c3"], "exact in neither bf16 nor f16"),
         (
             &["--mbits", "-1", "--group-size", "64"],
             "exact in neither bf16 nor f16",
@@ -227,4 +229,12 @@ fn what_vllm_cannot_read_is_refused_before_it_is_made() {
     assert!(said.contains(expected), "{said}");
     converts(&["--to", "compressed-tensors", out, &path("served")]);
     converts(&with(&["--scales", "f16", "--group-size", "32"]));
+    // FP8 has a scale a row, which no number of columns is in the way of.
+    converts(&with(&["--preset", "best"]));
+    let output = convert(&["--to", "compressed-tensors", out, &path("fp8")]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.contains("FP8 codes and f32 scales are kept as they are"),
+        "{said}"
+    );
 }

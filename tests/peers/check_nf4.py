@@ -154,7 +154,9 @@ def main():
         sys.exit(f"bitsandbytes is {bitsandbytes.__version__}; the format follows {VERSION}")
     if args.make:
         os.makedirs(args.make, exist_ok=True)
-        save_file(tensors(), os.path.join(args.make, "model.safetensors"))
+        # Under names that smq-convert takes for linear layers: "normal" alone is a norm's.
+        named = {f"{name}.matrix.weight": tensor for name, tensor in tensors().items()}
+        save_file(named, os.path.join(args.make, "model.safetensors"))
     elif args.golden:
         golden(args.golden)
     else:

@@ -36,7 +36,11 @@ use crate::{
                   smq-convert --preset study-c4 phi35/ phi35-c4.smq\n  \
                   smq-convert --scheme lut4 --mbits 3 phi35/ phi35-lut4.smq\n  \
                   smq-convert --mbits auto --budget 4.5 --calibrate wiki.txt -- phi35/ phi35-auto.smq\n  \
-                  smq-convert --to compressed-tensors phi35.smq phi35-int4/\n  \
+                  smq-convert --for vllm phi35/ phi35-int4.smq\n  \
+                  smq-convert --to compressed-tensors phi35-int4.smq phi35-int4/\n  \
+                  smq-convert --to gptq phi35-int4.smq phi35-gptq/\n  \
+                  smq-convert --to mlx phi35-int4.smq phi35-mlx/\n  \
+                  smq-convert --to safetensors phi35.smq phi35-dense/\n  \
                   smq-convert synth --like config.json synthetic/"
 )]
 struct Cli {
@@ -100,14 +104,9 @@ pub(super) struct ConvertArgs {
     /// names [default: all, or of an int4 checkpoint what it has in int4]
     #[arg(long)]
     pub(super) target: Option<Target>,
-    /// Make a file whose export this program can read, and refuse options that it cannot; without
-    /// options it is int4 in groups that fit
-    #[arg(
-        long = "for",
-        value_name = "PROGRAM",
-        value_enum,
-        conflicts_with = "preset"
-    )]
+    /// Make a file whose export this program can read (int4 or FP8), and refuse options that it
+    /// cannot; without options it is int4 in groups that fit
+    #[arg(long = "for", value_name = "PROGRAM", value_enum)]
     pub(super) reader: Option<Reader>,
     /// Quantize an int4 checkpoint's dequantized weights anew instead of keeping its integers
     #[arg(long)]

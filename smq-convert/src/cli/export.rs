@@ -64,7 +64,8 @@ pub(super) struct ExportArgs {
 enum Form {
     /// Dequantized weights
     Safetensors,
-    /// int4 in groups with bf16 or f16 scales (pack-quantized), which vLLM and transformers read
+    /// int4 in groups with bf16 or f16 scales (pack-quantized), or FP8 (float-quantized), which
+    /// vLLM and transformers read
     CompressedTensors,
     /// int4 in groups with f16 scales as GPTQ stores them, which GPTQModel and transformers read
     Gptq,
@@ -103,9 +104,9 @@ impl ExportArgs {
             (Some(Form::Safetensors), Some(Element::F32) | None, false) => {
                 ExportFormat::Safetensors(Dtype::F32)
             }
-            (Some(Form::CompressedTensors | Form::Gptq | Form::Mlx), Some(_), _) => bail!(
-                "--dtype is for --to safetensors; the other forms hold integers and their scales"
-            ),
+            (Some(Form::CompressedTensors | Form::Gptq | Form::Mlx), Some(_), _) => {
+                bail!("--dtype is for --to safetensors; the other forms keep what is quantized")
+            }
             (Some(Form::CompressedTensors), None, allow_inexact) => {
                 ExportFormat::CompressedTensors { allow_inexact }
             }
@@ -185,8 +186,16 @@ fn print_summary(
         ExportFormat::CompressedTensors { .. }
         | ExportFormat::Gptq { .. }
         | ExportFormat::Mlx { .. } => {
-            let scales = summary.scales.unwrap_or(Half::Bf16).dtype();
-            writeln!(out, "integers kept; scales in {scales}: {counts}")?;
+            let scales = match summary.scales.map(Half::dtype) {
+                Some(scales) => {
+                    writeln!(out, "integers kept; scales in {scales}: {counts}")?;
+                    scales
+                }
+                None => {
+                    writeln!(out, "FP8 codes and f32 scales are kept as they are")?;
+                    Dtype::F32
+                }
+            };
             if let Some(model) = summary
                 .model_dtype
                 .filter(|d| *d != scales && *d != Dtype::F32)

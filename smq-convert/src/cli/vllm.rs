@@ -54,9 +54,11 @@ pub(super) fn check(checkpoint: &Checkpoint, task: &Task) -> anyhow::Result<()> 
     };
     let QuantizeOptions { group, scales, .. } = match method {
         Method::Int4(options) => options,
-        Method::Lut4 { .. } | Method::Nf4 | Method::Fp8 => bail!(
-            "--for vllm takes int4, the one scheme that --to compressed-tensors exports; leave \
-             --preset and --scheme out"
+        // Codes and scales are kept as they are, and its kernels take every shape.
+        Method::Fp8 => return Ok(()),
+        Method::Lut4 { .. } | Method::Nf4 => bail!(
+            "--for vllm takes int4 and FP8, which --to compressed-tensors exports; take --preset \
+             best, which is FP8, or leave --preset and --scheme out, which is int4"
         ),
     };
     ensure!(

@@ -41,8 +41,8 @@ pub(super) fn check_alike(file: &SmqFile) -> Result<(), ConvertError> {
         path: file.path().to_path_buf(),
         problem: format!(
             "vLLM loads q, k and v, gate and up, and the experts of a layer as one module each, \
-             which must have one scheme, but int4 are {quantized} and not {left}; convert the \
-             checkpoint again with a --target that takes all of these or none"
+             which must have one scheme, but {quantized} are quantized and not {left}; convert \
+             the checkpoint again with a --target that takes all of these or none"
         ),
     })
 }

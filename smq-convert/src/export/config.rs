@@ -35,8 +35,6 @@ pub(super) struct Edit {
 /// What Hugging Face transformers and vLLM read: every Linear module but `ignore` is int4 in
 /// groups, and so are the modules `named`, which vLLM does not count among these.
 pub(super) fn pack_quantized(grouping: Grouping, ignore: &[String], named: &[String]) -> Value {
-    let mut targets = vec!["Linear"];
-    targets.extend(named.iter().map(String::as_str));
     let mut weights = json!({
         "dynamic": false,
         "num_bits": 4,
@@ -50,23 +48,55 @@ pub(super) fn pack_quantized(grouping: Grouping, ignore: &[String], named: &[Str
         }
         Grouping::Row => weights["strategy"] = "channel".into(),
     }
+    compressed_tensors(
+        "pack-quantized",
+        json!({ "weights": weights }),
+        ignore,
+        named,
+    )
+}
+
+/// The same of FP8: weights with a scale a row, and activations with one a token, which the reader
+/// takes from each.
+pub(super) fn float_quantized(ignore: &[String], named: &[String]) -> Value {
+    let e4m3 = |strategy: &str, dynamic: bool| {
+        json!({
+            "dynamic": dynamic,
+            "num_bits": 8,
+            "strategy": strategy,
+            "symmetric": true,
+            "type": "float",
+        })
+    };
+    let group = json!({
+        "input_activations": e4m3("token", true),
+        "weights": e4m3("channel", false),
+    });
+    compressed_tensors("float-quantized", group, ignore, named)
+}
+
+fn compressed_tensors(
+    format: &str,
+    mut group: Value,
+    ignore: &[String],
+    named: &[String],
+) -> Value {
+    let named = named.iter().map(String::as_str);
+    group["targets"] = ["Linear"].into_iter().chain(named).collect();
     json!({
-        "config_groups": {
-            "group_0": {
-                "targets": targets,
-                "weights": weights,
-            },
-        },
-        "format": "pack-quantized",
+        "config_groups": { "group_0": group },
+        "format": format,
         "ignore": ignore,
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
     })
 }
 
-/// What GPTQ's readers find: every Linear module of the layers is int4 but those of `left`, which
-/// GPTQModel and vLLM read as negative matches, and the head is or is not.
-pub(super) fn gptq(grouping: Grouping, left: &[String], head: bool) -> Value {
+/// What GPTQ's readers find: every Linear module of the layers is int4, and the head is or is not.
+/// Where modules are `left` as they are, GPTQModel and vLLM read that from `dynamic`, and
+/// transformers, which knows no `dynamic`, from the list of those that are `quantized`; vLLM takes
+/// that as well, and finds q, k and v in it, which `dynamic` has no name for once they are one.
+pub(super) fn gptq(grouping: Grouping, left: &[String], quantized: &[String], head: bool) -> Value {
     let group: Value = match grouping {
         Grouping::Runs(group) => group.into(),
         Grouping::Row => (-1).into(),
@@ -89,6 +119,7 @@ pub(super) fn gptq(grouping: Grouping, left: &[String], head: bool) -> Value {
     let left: serde_json::Map<_, _> = patterns.map(|pattern| (pattern, json!({}))).collect();
     if !left.is_empty() {
         config["dynamic"] = left.into();
+        config["modules_in_block_to_quantize"] = json!([quantized]);
     }
     config
 }

@@ -9,7 +9,8 @@ use super::alike::check_alike;
 use super::config::{self, QUANTIZATION};
 use super::elements::{Content, Half};
 use super::packable::{
-    HEAD, Int4, KERNEL_GROUPS, check_group, check_packable, check_whole_words, unquantized,
+    Fp8, HEAD, Int4, KERNEL_GROUPS, check_group, check_linear, check_packable, check_whole_words,
+    is_fp8, quantized, unquantized,
 };
 use super::plan::{Output, safetensors_dtype};
 use crate::error::ConvertError;
@@ -26,6 +27,8 @@ pub(super) enum Layout {
     Dequantized(Dtype),
     /// compressed-tensors `pack-quantized`.
     PackQuantized(Grouping),
+    /// compressed-tensors `float-quantized`.
+    FloatQuantized,
     /// GPTQ's first version.
     Gptq(Grouping),
     /// MLX's affine int4 in groups of so many.
@@ -40,6 +43,11 @@ impl Layout {
     pub(super) fn of(file: &SmqFile, format: ExportFormat) -> Result<Self, ConvertError> {
         Ok(match format {
             ExportFormat::Safetensors(dtype) => Layout::Dequantized(dtype),
+            ExportFormat::CompressedTensors { .. } if is_fp8(file)? => {
+                check_linear(file, "compressed-tensors")?;
+                check_alike(file)?;
+                Layout::FloatQuantized
+            }
             ExportFormat::CompressedTensors { .. } => {
                 let grouping = check_packable(file, "compressed-tensors")?;
                 check_alike(file)?;
@@ -65,11 +73,11 @@ impl Layout {
         })
     }
 
-    /// The element types that scales may have, the preferred one first; empty where none are
-    /// written.
+    /// The element types that scales may be rounded to, the preferred one first; empty where none
+    /// are: FP8's stay in f32.
     pub(super) fn scale_types(self, prefers_f16: bool) -> &'static [Half] {
         match (self, prefers_f16) {
-            (Layout::Dequantized(_), _) => &[],
+            (Layout::Dequantized(_) | Layout::FloatQuantized, _) => &[],
             (Layout::PackQuantized(_) | Layout::Mlx { .. }, true) => &[Half::F16, Half::Bf16],
             (Layout::PackQuantized(_) | Layout::Mlx { .. }, false) => &[Half::Bf16, Half::F16],
             (Layout::Gptq(_), _) => &[Half::F16],
@@ -79,9 +87,10 @@ impl Layout {
     /// What makes scales that the layout holds exactly.
     pub(super) fn exact_scales(self) -> &'static str {
         match self {
-            Layout::Dequantized(_) | Layout::PackQuantized(_) | Layout::Mlx { .. } => {
-                "--mbits 7 or less"
-            }
+            Layout::Dequantized(_)
+            | Layout::PackQuantized(_)
+            | Layout::FloatQuantized
+            | Layout::Mlx { .. } => "--mbits 7 or less",
             Layout::Gptq(_) => "--scales f16",
         }
     }
@@ -91,13 +100,17 @@ impl Layout {
         let head = file
             .tensor(HEAD)
             .is_some_and(|head| head.scheme().is_quantized());
+        let named = head.then(|| "lm_head".to_owned());
+        let named = named.as_slice();
         let value = match self {
             Layout::Dequantized(_) => return Vec::new(),
             Layout::PackQuantized(grouping) => {
-                let named = head.then(|| "lm_head".to_owned());
-                config::pack_quantized(grouping, &unquantized(file), named.as_slice())
+                config::pack_quantized(grouping, &unquantized(file), named)
             }
-            Layout::Gptq(grouping) => config::gptq(grouping, &unquantized(file), head),
+            Layout::FloatQuantized => config::float_quantized(&unquantized(file), named),
+            Layout::Gptq(grouping) => {
+                config::gptq(grouping, &unquantized(file), &quantized(file), head)
+            }
             Layout::Mlx { group } => {
                 let value = json!({ "bits": 4, "group_size": group });
                 // mlx-lm writes both, and reads the first.
@@ -124,12 +137,37 @@ impl Layout {
             Layout::Dequantized(dtype) => {
                 return whole(dtype, Content::dequantized(view, dtype));
             }
+            Layout::FloatQuantized => {
+                return Fp8::of(view).map(Fp8::float_quantized).unwrap_or_default();
+            }
             Layout::PackQuantized(_) => Int4::pack_quantized,
             Layout::Gptq(_) => Int4::gptq,
             Layout::Mlx { .. } => Int4::mlx,
         };
-        // What is not int4 was refused by `check_packable`.
+        // What is not int4 was refused by `check_packable`, and what is not FP8 by `is_fp8`.
         Int4::of(view).map(packed).unwrap_or_default()
+    }
+}
+
+impl<'a> Fp8<'a> {
+    /// The two tensors of compressed-tensors' `float-quantized` form: the codes as they are, and
+    /// the rows' scales, `[out, 1]`.
+    fn float_quantized(self) -> Vec<Output<'a>> {
+        let (rows, columns) = self.view.matrix_shape();
+        vec![
+            Output {
+                name: self.view.name().to_owned(),
+                dtype: StDtype::F8_E4M3,
+                shape: vec![rows, columns],
+                content: Content::Bytes(self.codes.into()),
+            },
+            Output {
+                name: format!("{}_scale", self.view.name()),
+                dtype: StDtype::F32,
+                shape: vec![rows, 1],
+                content: Content::Bytes(self.scales.bytes.into()),
+            },
+        ]
     }
 }
 

@@ -1,6 +1,6 @@
-//! Which files other programs' int4 can hold.
+//! Which files other programs' int4 and FP8 can hold.
 
-use smq_format::{Scales, Scheme, SmqFile, TensorData, TensorView};
+use smq_format::{RowScales, Scales, Scheme, SmqFile, TensorData, TensorView};
 
 use super::config::has_conv1d;
 use super::plan::not_exportable;
@@ -13,6 +13,29 @@ pub(super) const HEAD: &str = "lm_head.weight";
 const CONV1D: [&str; 4] = ["c_attn", "c_fc", "c_proj", "q_attn"];
 /// Elements a group for which other programs have kernels, largest first.
 pub(super) const KERNEL_GROUPS: [usize; 3] = [128, 64, 32];
+
+/// An FP8 tensor.
+pub(super) struct Fp8<'a> {
+    pub(super) view: TensorView<'a>,
+    pub(super) codes: &'a [u8],
+    pub(super) scales: RowScales<'a>,
+}
+
+impl<'a> Fp8<'a> {
+    pub(super) fn of(view: TensorView<'a>) -> Option<Self> {
+        match view.data() {
+            TensorData::Fp8 { codes, scales } => Some(Fp8 {
+                view,
+                codes,
+                scales,
+            }),
+            TensorData::Raw { .. }
+            | TensorData::Int4 { .. }
+            | TensorData::Lut4 { .. }
+            | TensorData::Nf4 { .. } => None,
+        }
+    }
+}
 
 /// An int4 tensor.
 pub(super) struct Int4<'a> {
@@ -50,8 +73,75 @@ pub(super) fn int4(file: &SmqFile) -> impl Iterator<Item = Int4<'_>> {
     file.tensors().filter_map(Int4::of)
 }
 
+/// Whether what is quantized is FP8, all of it.
+///
+/// # Errors
+/// A file in which some of it is: compressed-tensors describes one scheme here.
+pub(super) fn is_fp8(file: &SmqFile) -> Result<bool, ConvertError> {
+    let quantized = || file.tensors().filter(|view| view.scheme().is_quantized());
+    let Some(fp8) = quantized().find(|view| view.scheme() == Scheme::Fp8) else {
+        return Ok(false);
+    };
+    let Some(other) = quantized().find(|view| view.scheme() != Scheme::Fp8) else {
+        return Ok(true);
+    };
+    let problem = format!(
+        "is {} but {:?} is {}, and compressed-tensors is written with one scheme for all; convert \
+         the checkpoint again with one --scheme, or use --to safetensors, which dequantizes",
+        other.scheme().name(),
+        fp8.name(),
+        fp8.scheme().name()
+    );
+    Err(not_exportable(file, &other, problem))
+}
+
+/// Refuses quantized tensors that are not the matrix of a Linear module, which is what the readers
+/// of `form` quantize, and a file without the config.json that is to say so.
+///
+/// # Errors
+/// The first such tensor and what to do.
+pub(super) fn check_linear(file: &SmqFile, form: &str) -> Result<(), ConvertError> {
+    let Some(config) = file.embedded("config.json") else {
+        return Err(ConvertError::Export {
+            path: file.path().to_path_buf(),
+            problem: format!(
+                "has no config.json, where {form} describes the quantization; convert the \
+                 checkpoint again with its config.json beside it"
+            ),
+        });
+    };
+    let transposed = has_conv1d(config);
+    for view in file.tensors().filter(|view| view.scheme().is_quantized()) {
+        let refuse = |problem| Err(not_exportable(file, &view, problem));
+        let Some(module) = view.name().strip_suffix(".weight") else {
+            return refuse(format!(
+                "is not the weight of a module, which is all that {form} quantizes; convert again \
+                 without it in --target"
+            ));
+        };
+        let last = module.rsplit('.').next().unwrap_or(module);
+        if is_embedding(last) {
+            return refuse(
+                "is an embedding, and only linear modules can be exported quantized; convert \
+                 again without it in --target"
+                    .to_owned(),
+            );
+        }
+        if transposed && CONV1D.contains(&last) {
+            return refuse(format!(
+                "is stored [in, out] for a Conv1D module, and {form} quantizes Linear ones; use \
+                 --to safetensors"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The programs that read `form` quantize Linear modules, all with one group size that divides their
 /// columns, or all with one group a row.
+///
+/// # Errors
+/// The first tensor that is otherwise and what to do.
 pub(super) fn check_packable(file: &SmqFile, form: &str) -> Result<Grouping, ConvertError> {
     let int4: Vec<_> = int4(file).collect();
     let other = file.tensors().find(|view| {
@@ -64,7 +154,11 @@ pub(super) fn check_packable(file: &SmqFile, form: &str) -> Result<Grouping, Con
                 "is {name}, and {form} has no code book; use --to safetensors, which \
                  dequantizes"
             ),
-            Scheme::Raw(_) | Scheme::Int4 { .. } | Scheme::Nf4 { .. } | Scheme::Fp8 => format!(
+            Scheme::Fp8 => format!(
+                "is {name}, and only int4 can be exported as {form}; use --to compressed-tensors, \
+                 or --to safetensors, which dequantizes"
+            ),
+            Scheme::Raw(_) | Scheme::Int4 { .. } | Scheme::Nf4 { .. } => format!(
                 "is {name}, and only int4 can be exported as {form}; use --to safetensors, which \
                  dequantizes"
             ),
@@ -74,47 +168,15 @@ pub(super) fn check_packable(file: &SmqFile, form: &str) -> Result<Grouping, Con
     let Some(first) = int4.first() else {
         return Err(ConvertError::Export {
             path: file.path().to_path_buf(),
-            problem: "holds no int4 tensor; use --to safetensors".to_owned(),
+            problem: "holds no quantized tensor; use --to safetensors".to_owned(),
         });
     };
-    let Some(config) = file.embedded("config.json") else {
-        return Err(ConvertError::Export {
-            path: file.path().to_path_buf(),
-            problem: format!(
-                "has no config.json, where {form} describes the quantization; convert the \
-                 checkpoint again with its config.json beside it"
-            ),
-        });
-    };
-    let transposed = has_conv1d(config);
+    check_linear(file, form)?;
     let by_row = int4.iter().all(|t| t.group >= t.columns);
     let divides = |group: usize| int4.iter().all(|t| t.columns.is_multiple_of(group));
     let alike = int4.iter().all(|t| t.group == first.group) && divides(first.group);
-    for tensor in &int4 {
+    for tensor in int4.iter().filter(|_| !by_row) {
         let refuse = |problem| Err(not_exportable(file, &tensor.view, problem));
-        let Some(module) = tensor.view.name().strip_suffix(".weight") else {
-            return refuse(format!(
-                "is not the weight of a module, which is all that {form} quantizes; convert again \
-                 without it in --target"
-            ));
-        };
-        let last = module.rsplit('.').next().unwrap_or(module);
-        if is_embedding(last) {
-            return refuse(
-                "is an embedding, and only linear modules can be exported in int4; \
-                 convert again without it in --target"
-                    .to_owned(),
-            );
-        }
-        if transposed && CONV1D.contains(&last) {
-            return refuse(format!(
-                "is stored [in, out] for a Conv1D module, and {form} quantizes Linear ones; use \
-                 --to safetensors"
-            ));
-        }
-        if by_row {
-            continue;
-        }
         if tensor.group != first.group {
             return refuse(format!(
                 "has groups of {} but {:?} has groups of {}; only one group size can be exported",
@@ -200,6 +262,13 @@ fn remedy(int4: &[Int4]) -> String {
         }
         None => "a --target that leaves this tensor out".to_owned(),
     }
+}
+
+/// Modules whose matrix is quantized.
+pub(super) fn quantized(file: &SmqFile) -> Vec<String> {
+    let quantized = file.tensors().filter(|t| t.scheme().is_quantized());
+    let modules = quantized.filter_map(|t| t.name().strip_suffix(".weight"));
+    modules.map(str::to_owned).collect()
 }
 
 /// Modules whose matrix stays as it is, and lm_head, which shares the embedding's where it has none

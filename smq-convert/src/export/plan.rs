@@ -54,7 +54,13 @@ impl<'a> Plan<'a> {
             | (Layout::Dequantized(Dtype::F16), Some(Dtype::F16 | Dtype::F32)) => None,
             (Layout::Dequantized(Dtype::Bf16), Some(Dtype::F16) | None)
             | (Layout::Dequantized(Dtype::F16), Some(Dtype::Bf16) | None) => widest(&outputs),
-            (Layout::PackQuantized(_) | Layout::Gptq(_) | Layout::Mlx { .. }, _) => None,
+            (
+                Layout::PackQuantized(_)
+                | Layout::FloatQuantized
+                | Layout::Gptq(_)
+                | Layout::Mlx { .. },
+                _,
+            ) => None,
         };
         let groups: Vec<_> = int4(file).map(|tensor| tensor.group).collect();
         Ok(Plan {

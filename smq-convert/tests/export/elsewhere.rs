@@ -15,12 +15,13 @@ use super::{BF16, F32, PACKED, e5m, read_back, run, smq};
 
 const F16: ExportFormat = ExportFormat::Safetensors(Dtype::F16);
 
-/// One tensor: int4 in groups of so many with scales of 1, or of another number; or zeros of a
-/// type.
+/// One tensor: int4 in groups of so many with scales of 1, or of another number; FP8's ones with a
+/// scale of 1; or zeros of a type.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Int4(usize, ScaleFormat),
     Scaled(usize, ScaleFormat, f32),
+    Fp8,
     Raw(Dtype),
 }
 
@@ -46,10 +47,14 @@ pub(super) fn smq_of(
                 Scheme::Raw(dtype),
                 vec![vec![0; dtype.bytes() * elems]],
             ),
+            Kind::Fp8 => {
+                let scales = 1f32.to_le_bytes().repeat(shape[0]);
+                (Dtype::Bf16, Scheme::Fp8, vec![vec![0x38; elems], scales])
+            }
             Kind::Int4(group, scales) | Kind::Scaled(group, scales, _) => {
                 let scale = match *kind {
                     Kind::Scaled(.., scale) => scale,
-                    Kind::Int4(..) | Kind::Raw(_) => 1.0,
+                    Kind::Int4(..) | Kind::Fp8 | Kind::Raw(_) => 1.0,
                 };
                 let codes = vec![scales.encode(scale).code; shape[0] * shape[1].div_ceil(group)];
                 let blobs = vec![
@@ -137,15 +142,15 @@ fn what_vllm_loads_as_one_has_one_scheme() {
                 (&k, SHAPE, RAW),
                 (&v, SHAPE, INT4),
             ],
-            "int4 are model.layers.3.self_attn.q_proj.weight, model.layers.3.self_attn.v_proj.weight and not model.layers.3.self_attn.k_proj.weight;",
+            "but model.layers.3.self_attn.q_proj.weight, model.layers.3.self_attn.v_proj.weight are quantized and not model.layers.3.self_attn.k_proj.weight;",
         ),
         (
             vec![(gate, SHAPE, RAW), (up, SHAPE, INT4)],
-            "int4 are model.layers.0.mlp.up_proj.weight and not model.layers.0.mlp.gate_proj.weight;",
+            "but model.layers.0.mlp.up_proj.weight are quantized and not model.layers.0.mlp.gate_proj.weight;",
         ),
         (
             vec![(first.as_str(), SHAPE, INT4), (&second, SHAPE, RAW)],
-            "int4 are model.layers.1.mlp.experts.0.w1.weight and not model.layers.1.mlp.experts.7.w2.weight;",
+            "but model.layers.1.mlp.experts.0.w1.weight are quantized and not model.layers.1.mlp.experts.7.w2.weight;",
         ),
     ];
     for (mut tensors, expected) in cases {

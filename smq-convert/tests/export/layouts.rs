@@ -200,6 +200,11 @@ fn gptq_names_what_is_not_quantized() {
     assert_eq!(config["lm_head"], true);
     let left = r"-:^model\.layers\.0\.self_attn\.o_proj$";
     assert_eq!(config["dynamic"], json!({ left: {} }));
+    // transformers looks for these names among the layers' modules, vLLM for the head too.
+    assert_eq!(
+        config["modules_in_block_to_quantize"],
+        json!([["model.layers.0.mlp.down_proj", "lm_head"]])
+    );
 }
 
 #[test]
@@ -312,7 +317,14 @@ fn what_they_cannot_hold_is_refused_with_the_remedy() {
     assert!(run(&file, &out, rounded).unwrap().rounding.inexact > 0);
     fs::remove_dir_all(&out).unwrap();
 
-    for (method, name) in [(Method::Nf4, "nf4-dq"), (Method::Fp8, "fp8-e4m3")] {
+    for (method, name, remedy) in [
+        (Method::Nf4, "nf4-dq", "--to safetensors, which"),
+        (
+            Method::Fp8,
+            "fp8-e4m3",
+            "--to compressed-tensors, or --to safetensors",
+        ),
+    ] {
         let path = dir.path().join("other.smq");
         let options = ConvertOptions {
             target: "all".parse().unwrap(),
@@ -323,7 +335,8 @@ fn what_they_cannot_hold_is_refused_with_the_remedy() {
         let source = Checkpoint::open(&fixture()).unwrap();
         convert(&source, &path, &options, &|_| true).unwrap();
         let file = SmqFile::open(&path).unwrap();
-        let why = |form| format!("is {name}, and only int4 can be exported as {form}; use --to");
+        let why =
+            |form| format!("is {name}, and only int4 can be exported as {form}; use {remedy}");
         refused(&file, GPTQ, &why("GPTQ"));
         refused(&file, MLX, &why("MLX"));
     }

@@ -272,7 +272,9 @@ def paths():
         ("smq-run",),
     )
     yield Path(
-        "a GGUF file", inside("model.gguf", b"GGUF" + struct.pack("<IQQ", 3, 0, 0)), ("gguf", "safetensors")
+        "a GGUF file",
+        inside("model.gguf", b"GGUF" + struct.pack("<IQQ", 3, 0, 0)),
+        ("gguf", "dequantize it first", "dequantized"),
     )
     yield Path(
         "a pickled file",
