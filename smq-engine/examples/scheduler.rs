@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use smq_engine::serve::{BatchEngine, Chosen, Chunk, Computed, Request, Scheduler};
-use smq_engine::{Result, Summary};
+use smq_engine::{KvCacheFormat, Result, Summary};
 use smq_model::{ModelConfig, Source};
 
 const SEQUENCES: u32 = 64;
@@ -39,6 +39,10 @@ impl BatchEngine for Nothing {
 
     fn pages(&self) -> usize {
         8192
+    }
+
+    fn kv_format(&self) -> KvCacheFormat {
+        KvCacheFormat::F32
     }
 
     fn max_rows(&self) -> usize {

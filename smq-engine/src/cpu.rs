@@ -5,6 +5,7 @@ use smq_model::{ModelConfig, Source};
 
 use crate::engine::{Engine, Step, TokenScore, check_ids, check_keep, check_len, log_sum_exp};
 use crate::error::{Error, Result};
+use crate::kv::{KvCacheFormat, KvCacheReport};
 use crate::model::{Decoder, Precision, Sequence};
 
 /// Rows of logits that are held at a time: a vocabulary is wide.
@@ -14,6 +15,7 @@ const LOGIT_ROWS: usize = 256;
 #[derive(Debug)]
 pub struct CpuEngine<'a> {
     decoder: Decoder<'a>,
+    format: KvCacheFormat,
     sequence: Sequence,
     /// Kept for the recomputation at LongRoPE's switch.
     tokens: Vec<u32>,
@@ -39,11 +41,25 @@ impl<'a> CpuEngine<'a> {
         let sequence = Sequence::new(decoder.config(), 0, false);
         Ok(Self {
             decoder,
+            format: KvCacheFormat::F32,
             sequence,
             tokens: Vec::new(),
             capacity: 0,
             logits: Vec::new(),
         })
+    }
+
+    /// The same with keys and values held in this format, from here on.
+    #[must_use]
+    pub fn with_cache(mut self, format: KvCacheFormat) -> Self {
+        self.format = format;
+        self.tokens.clear();
+        self.sequence = self.new_sequence(0, false);
+        self
+    }
+
+    fn new_sequence(&self, capacity: usize, long: bool) -> Sequence {
+        Sequence::with_cache(self.decoder.config(), self.format, capacity, long)
     }
 
     /// Shortens the longest context.
@@ -66,7 +82,7 @@ impl<'a> CpuEngine<'a> {
         let switch = long != self.sequence.is_long();
         let rope_switched = switch && !self.tokens.is_empty();
         if switch {
-            self.sequence = Sequence::new(config, self.capacity.max(len), long);
+            self.sequence = self.new_sequence(self.capacity.max(len), long);
         }
         self.tokens.extend_from_slice(tokens);
         let pending = &self.tokens[self.sequence.len()..];
@@ -107,11 +123,15 @@ impl Engine for CpuEngine<'_> {
         self.decoder.bytes_per_token()
     }
 
+    fn kv_cache(&self) -> KvCacheReport {
+        KvCacheReport::of(self.format, self.config(), self.sequence.capacity())
+    }
+
     fn start(&mut self, capacity: usize) -> Result<()> {
         let config = self.decoder.config();
         self.capacity = capacity.min(config.max_positions);
         self.tokens.clear();
-        self.sequence = Sequence::new(config, self.capacity, false);
+        self.sequence = self.new_sequence(self.capacity, false);
         Ok(())
     }
 

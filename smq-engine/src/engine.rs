@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use crate::error::{Error, Result};
+use crate::kv::KvCacheReport;
 use crate::report::{GpuInfo, LoadReport};
 use crate::sample::Sampler;
 use smq_model::ModelConfig;
@@ -45,6 +46,9 @@ pub trait Engine: Send {
 
     /// Weight bytes read for each decoded token.
     fn bytes_per_token(&self) -> usize;
+
+    /// The room for the sequence's keys and values.
+    fn kv_cache(&self) -> KvCacheReport;
 
     /// The GPU it runs on.
     fn gpu(&self) -> Option<&GpuInfo> {

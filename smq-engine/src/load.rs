@@ -8,6 +8,7 @@ use crate::cpu::CpuEngine;
 use crate::cuda::{CudaEngine, Gpu};
 use crate::engine::Engine;
 use crate::error::Result;
+use crate::kv::KvCacheFormat;
 
 /// Which engine to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,15 @@ impl FromStr for Device {
     }
 }
 
+/// What an engine of one sequence is loaded for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions {
+    /// Positions of the longest sequence; by default those of the model's longest context.
+    pub max_tokens: Option<usize>,
+    /// How keys and values are held; by default as the device computes them.
+    pub kv_cache: Option<KvCacheFormat>,
+}
+
 /// Loads a model onto a device, for sequences of at most `max_tokens` positions (by default the
 /// model's longest context).
 ///
@@ -66,6 +76,22 @@ pub fn load(
     device: Device,
     max_tokens: Option<usize>,
 ) -> Result<Box<dyn Engine + '_>> {
+    let options = LoadOptions {
+        max_tokens,
+        ..LoadOptions::default()
+    };
+    load_with(source, device, &options)
+}
+
+/// As [`load`], with options.
+///
+/// # Errors
+/// As [`load`], and for a cache that the device does not have.
+pub fn load_with<'s>(
+    source: &'s Source,
+    device: Device,
+    options: &LoadOptions,
+) -> Result<Box<dyn Engine + 's>> {
     let gpu = match device {
         // A GPU that cannot run the kernels is none; whoever asks for it is told why.
         Device::Auto => Gpu::open(0).ok(),
@@ -73,10 +99,11 @@ pub fn load(
         Device::Cuda => Some(Gpu::open(0)?),
     };
     if let Some(gpu) = gpu {
-        return Ok(Box::new(CudaEngine::load_on(gpu, source, max_tokens)?));
+        return Ok(Box::new(CudaEngine::load_on(gpu, source, options)?));
     }
-    let mut engine = CpuEngine::load(source)?;
-    if let Some(max) = max_tokens {
+    let format = options.kv_cache.unwrap_or(KvCacheFormat::F32);
+    let mut engine = CpuEngine::load(source)?.with_cache(format);
+    if let Some(max) = options.max_tokens {
         engine.limit(max);
     }
     Ok(Box::new(engine))

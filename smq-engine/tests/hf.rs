@@ -5,7 +5,7 @@
 use serde_json::Value;
 use smq_engine::generate::{GenerateOptions, generate};
 use smq_engine::sample::Sampler;
-use smq_engine::{Engine, Error, Result, Step, TokenScore};
+use smq_engine::{Engine, Error, KvCacheFormat, KvCacheReport, Result, Step, TokenScore};
 use smq_model::{GenerationSettings, ModelConfig, Source, Tokenizer};
 
 #[path = "../../smq-model/tests/hf/cases.rs"]
@@ -39,6 +39,15 @@ impl Engine for Table {
 
     fn bytes_per_token(&self) -> usize {
         0
+    }
+
+    fn kv_cache(&self) -> KvCacheReport {
+        KvCacheReport {
+            format: KvCacheFormat::F32,
+            bytes_per_token: 0,
+            tokens: 0,
+            bytes: 0,
+        }
     }
 
     fn start(&mut self, _: usize) -> Result<()> {

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::measure::{Machine, Memory};
 use smq_engine::Engine;
 use smq_engine::GpuInfo;
+use smq_engine::KvCacheReport;
 use smq_engine::LoadReport;
 use smq_engine::Summary;
 use smq_engine::generate::{GenerateOptions, Timing, generate};
@@ -91,6 +92,8 @@ pub(crate) struct BenchReport {
     /// What copying the weights to it took.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upload: Option<LoadReport>,
+    /// Room for keys and values.
+    pub kv_cache: KvCacheReport,
     /// What was timed, and how often.
     pub options: BenchOptions,
     /// How prompts are made.
@@ -182,6 +185,7 @@ pub(crate) fn bench(
         machine: Machine::this(),
         gpu: engine.gpu().cloned(),
         upload: engine.load_report().copied(),
+        kv_cache: engine.kv_cache(),
         options: *options,
         prompt: "pseudo-random token ids, the same in every run; greedy decoding, end-of-sequence \
                  ignored",

@@ -16,7 +16,7 @@ use smq_engine::sample::Sampler;
 use smq_engine::serve::{
     Asked, BatchOptions, CpuBatch, Drafter, Event, LogProbs, Request, RequestId, Scheduler,
 };
-use smq_engine::{CpuEngine, Engine};
+use smq_engine::{CpuEngine, Engine, KvCacheFormat, KvCode};
 use smq_model::{GenerationSettings, Source};
 
 fn fixture() -> PathBuf {
@@ -274,6 +274,7 @@ fn options(page_tokens: usize, kv_tokens: usize, rows: usize, step_tokens: usize
     BatchOptions {
         page_tokens,
         kv_tokens: Some(kv_tokens),
+        kv_cache: None,
         max_rows: rows,
         step_tokens,
         max_tokens: None,
@@ -283,9 +284,9 @@ fn options(page_tokens: usize, kv_tokens: usize, rows: usize, step_tokens: usize
 
 /// Batches with small pages and large ones, room for all and for hardly any, and steps of few
 /// tokens and many.
-fn check_all(source: &Source, each: usize, guessed: bool) {
+fn check_all(source: &Source, cache: KvCacheFormat, each: usize, guessed: bool) {
     let mut random = Random(1);
-    let mut engine = CpuEngine::load(source).unwrap();
+    let mut engine = CpuEngine::load(source).unwrap().with_cache(cache);
     let known: Vec<_> = (0..24)
         .map(|i| {
             let len = random.within(1..[8, 30, 90][i % 3]);
@@ -300,6 +301,10 @@ fn check_all(source: &Source, each: usize, guessed: bool) {
         options(5, 100, 8, 20),
         options(64, 1024, 8, 64),
     ] {
+        let options = BatchOptions {
+            kv_cache: Some(cache),
+            ..options
+        };
         let (found, lost) = check(source, &options, &known, each, guessed);
         hits += found;
         preemptions += lost;
@@ -309,13 +314,15 @@ fn check_all(source: &Source, each: usize, guessed: bool) {
 
 #[test]
 fn a_thousand_random_batches_are_their_sequences_alone() {
-    check_all(&Source::open(&fixture()).unwrap(), 250, false);
+    let source = Source::open(&fixture()).unwrap();
+    check_all(&source, KvCacheFormat::F32, 250, false);
 }
 
 /// So they are with some of their tokens guessed.
 #[test]
 fn random_batches_of_guessed_texts_are_their_sequences_alone() {
-    check_all(&Source::open(&fixture()).unwrap(), 120, true);
+    let source = Source::open(&fixture()).unwrap();
+    check_all(&source, KvCacheFormat::F32, 120, true);
 }
 
 #[test]
@@ -334,8 +341,18 @@ fn batches_of_quantized_models_are_their_sequences_alone() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let source = Source::open(&quantized(method, dir.path())).unwrap();
-        check_all(&source, 50, false);
-        check_all(&source, 20, true);
+        check_all(&source, KvCacheFormat::F32, 50, false);
+        check_all(&source, KvCacheFormat::F32, 20, true);
+    }
+}
+
+/// What is cached of a token follows from its keys and values alone.
+#[test]
+fn batches_with_every_cache_are_their_sequences_alone() {
+    let source = Source::open(&fixture()).unwrap();
+    for cache in &KvCacheFormat::ALL[1..] {
+        check_all(&source, *cache, 25, false);
+        check_all(&source, *cache, 20, true);
     }
 }
 
@@ -344,15 +361,21 @@ fn batches_of_quantized_models_are_their_sequences_alone() {
 #[test]
 fn sequences_of_both_ranges_run_together() {
     let source = Source::open(&fixture()).unwrap();
-    let mut random = Random(2);
-    let mut engine = CpuEngine::load(&source).unwrap();
-    let known: Vec<_> = [20, 505, 508, 512, 513, 530]
-        .into_iter()
-        .map(|len| Known::new(&mut random, &mut engine, len, 10))
-        .collect();
-    for guessed in [false, true] {
-        let (hits, _) = check(&source, &options(16, 4096, 8, 256), &known, 12, guessed);
-        let (_, preemptions) = check(&source, &options(4, 1036, 8, 256), &known, 12, guessed);
-        assert!(hits > 0 && preemptions > 0, "{hits} and {preemptions}");
+    for cache in [KvCacheFormat::F32, KvCacheFormat::Coded(KvCode::Int4)] {
+        let mut random = Random(2);
+        let mut engine = CpuEngine::load(&source).unwrap().with_cache(cache);
+        let known: Vec<_> = [20, 505, 508, 512, 513, 530]
+            .into_iter()
+            .map(|len| Known::new(&mut random, &mut engine, len, 10))
+            .collect();
+        let options = |page_tokens, kv_tokens| BatchOptions {
+            kv_cache: Some(cache),
+            ..options(page_tokens, kv_tokens, 8, 256)
+        };
+        for guessed in [false, true] {
+            let (hits, _) = check(&source, &options(16, 4096), &known, 12, guessed);
+            let (_, preemptions) = check(&source, &options(4, 1036), &known, 12, guessed);
+            assert!(hits > 0 && preemptions > 0, "{hits} and {preemptions}");
+        }
     }
 }

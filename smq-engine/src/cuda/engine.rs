@@ -16,6 +16,8 @@ use super::upload::Staging;
 use super::weights::DeviceModel;
 use crate::engine::{self, Continuations, Engine, TokenScore, check_ids, check_keep, check_len};
 use crate::error::{Error, Result};
+use crate::kv::{KvCacheFormat, KvCacheReport, KvCode};
+use crate::load::LoadOptions;
 use crate::report::{GpuInfo, LoadReport};
 use smq_model::ModelConfig;
 use smq_model::Source;
@@ -67,20 +69,29 @@ impl CudaEngine {
     /// [`Decoder::load`](crate::model::Decoder::load), and for what the
     /// kernels do not do.
     pub fn load(source: &Source, max_tokens: Option<usize>) -> Result<Self> {
-        Self::load_on(Gpu::open(0)?, source, max_tokens)
+        let options = LoadOptions {
+            max_tokens,
+            ..LoadOptions::default()
+        };
+        Self::load_with(source, &options)
     }
 
-    /// As [`CudaEngine::load`], on a GPU that is open.
+    /// As [`CudaEngine::load`], with options.
     ///
     /// # Errors
-    /// As [`CudaEngine::load`].
-    pub(crate) fn load_on(
-        gpu: Arc<Gpu>,
-        source: &Source,
-        max_tokens: Option<usize>,
-    ) -> Result<Self> {
+    /// As [`CudaEngine::load`], and for a cache that the kernels do not have.
+    pub fn load_with(source: &Source, options: &LoadOptions) -> Result<Self> {
+        Self::load_on(Gpu::open(0)?, source, options)
+    }
+
+    /// As [`CudaEngine::load_with`], on a GPU that is open.
+    ///
+    /// # Errors
+    /// As [`CudaEngine::load_with`].
+    pub(crate) fn load_on(gpu: Arc<Gpu>, source: &Source, options: &LoadOptions) -> Result<Self> {
+        limits::kv_cache(options.kv_cache)?;
         let mut config = ModelConfig::of(source)?;
-        if let Some(max) = max_tokens {
+        if let Some(max) = options.max_tokens {
             config.max_positions = config.max_positions.min(max);
         }
         let sms = gpu.sm_count() as usize;
@@ -347,6 +358,11 @@ impl Engine for CudaEngine {
 
     fn bytes_per_token(&self) -> usize {
         self.model.bytes_per_token()
+    }
+
+    fn kv_cache(&self) -> KvCacheReport {
+        let capacity = self.sequence.as_ref().map_or(0, |s| s.cache.capacity);
+        KvCacheReport::of(KvCacheFormat::Coded(KvCode::Bf16), &self.config, capacity)
     }
 
     fn start(&mut self, capacity: usize) -> Result<()> {

@@ -4,6 +4,7 @@
 use super::prefill::attention::ROPE_THREADS;
 use super::weights::{DeviceMatrix, Format, GROUPS, LARGEST_GROUP};
 use crate::error::{Error, Result};
+use crate::kv::{KvCacheFormat, KvCode};
 use smq_model::architecture::{
     Activation, Architecture, Biases, Multipliers, NormWeight, Norms, QkNorm, Rotations, SoftCaps,
     Windows,
@@ -136,6 +137,20 @@ fn grows(rope: &RopeConfig) -> bool {
         | RopeScaling::Yarn { .. }
         | RopeScaling::LongRope { .. } => false,
         RopeScaling::Dynamic { .. } => true,
+    }
+}
+
+/// Refuses a cache that the kernels do not read.
+pub(super) fn kv_cache(format: Option<KvCacheFormat>) -> Result<()> {
+    match format {
+        None | Some(KvCacheFormat::Coded(KvCode::Bf16)) => Ok(()),
+        Some(
+            other @ (KvCacheFormat::F32
+            | KvCacheFormat::Coded(KvCode::Fp8 | KvCode::Int8 | KvCode::Int4)),
+        ) => Err(Error::config(format!(
+            "--kv-cache {other} does not run with --device cuda, only bf16; leave it out, or run \
+             with --device cpu"
+        ))),
     }
 }
 

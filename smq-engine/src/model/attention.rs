@@ -1,10 +1,11 @@
-//! Causal attention over a preallocated cache, with grouped queries and a sliding window.
+//! Causal attention over a cache, with grouped queries and a sliding window.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::Precision;
+use super::cache::{Head, KvCache};
 use crate::linear::lanes::{Lanes, dispatch};
 use crate::linear::{Isa, dense_product_f32};
 use smq_model::ModelConfig;
@@ -13,92 +14,6 @@ use smq_model::ModelConfig;
 const BLOCK: usize = 4;
 /// Below this many multiply-adds threads cost more than they bring.
 const SERIAL_MAX_MACS: usize = 1 << 15;
-
-/// Keys and values of one layer in pages of `page_tokens` positions,
-/// `[pages, kv_heads, page_tokens, head_dim]` each.
-///
-/// Which page holds which positions of a sequence is told by a table with each use. A cache of one
-/// sequence alone is a single page with room for all of it, whose table is [`ONE_PAGE`].
-#[derive(Debug)]
-pub(crate) struct KvCache {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    page_tokens: usize,
-    kv_heads: usize,
-    head_dim: usize,
-}
-
-/// The table of a sequence whose cache is one page.
-pub(crate) const ONE_PAGE: &[u32] = &[0];
-
-impl KvCache {
-    /// Room for `pages` of `page_tokens` positions; the system hands out the memory as it is
-    /// written.
-    pub(crate) fn new(config: &ModelConfig, pages: usize, page_tokens: usize) -> Self {
-        let (kv_heads, head_dim) = (config.kv_heads, config.head_dim);
-        let zeros = || vec![0.0; pages * kv_heads * page_tokens * head_dim];
-        Self {
-            keys: zeros(),
-            values: zeros(),
-            page_tokens,
-            kv_heads,
-            head_dim,
-        }
-    }
-
-    /// Positions that a page has room for.
-    pub(crate) fn page_tokens(&self) -> usize {
-        self.page_tokens
-    }
-
-    /// Moves the first `len` positions of a cache of one page into one with room for `page_tokens`.
-    pub(crate) fn grow(&mut self, page_tokens: usize, len: usize) {
-        let (old, d) = (self.page_tokens, self.head_dim);
-        for side in [&mut self.keys, &mut self.values] {
-            let mut bigger = vec![0.0; self.kv_heads * page_tokens * d];
-            for (head, to) in bigger.chunks_exact_mut(page_tokens * d).enumerate() {
-                to[..len * d].copy_from_slice(&side[head * old * d..][..len * d]);
-            }
-            *side = bigger;
-        }
-        self.page_tokens = page_tokens;
-    }
-
-    /// Stores one position's keys and values, `[kv_heads, head_dim]` each.
-    pub(crate) fn store(&mut self, table: &[u32], position: usize, keys: &[f32], values: &[f32]) {
-        let d = self.head_dim;
-        for head in 0..self.kv_heads {
-            let at = self.row(table, head, position);
-            self.keys[at..at + d].copy_from_slice(&keys[head * d..(head + 1) * d]);
-            self.values[at..at + d].copy_from_slice(&values[head * d..(head + 1) * d]);
-        }
-    }
-
-    /// Where a head's row of a position begins.
-    fn row(&self, table: &[u32], head: usize, position: usize) -> usize {
-        let page = table[position / self.page_tokens] as usize;
-        let row = (page * self.kv_heads + head) * self.page_tokens + position % self.page_tokens;
-        row * self.head_dim
-    }
-
-    /// A head's rows of the positions in `range`: where the rows of each page that they lie in
-    /// are, in order.
-    fn rows(
-        &self,
-        table: &[u32],
-        head: usize,
-        range: Range<usize>,
-    ) -> impl Iterator<Item = Range<usize>> {
-        let first = range.start / self.page_tokens.max(1);
-        let pages = first..range.end.div_ceil(self.page_tokens.max(1));
-        pages.map(move |page| {
-            let start = range.start.max(page * self.page_tokens);
-            let end = range.end.min((page + 1) * self.page_tokens);
-            let at = self.row(table, head, start);
-            at..at + (end - start) * self.head_dim
-        })
-    }
-}
 
 /// What a layer makes of the products of queries and keys.
 #[derive(Debug, Clone, Copy)]
@@ -120,6 +35,12 @@ impl Scores {
             soft_cap: config.soft_caps.scores,
         }
     }
+
+    /// What a query at `position` sees.
+    fn seen(&self, position: usize) -> Range<usize> {
+        let first = |window| (position + 1).saturating_sub(window);
+        self.window.map_or(0, first)..position + 1
+    }
 }
 
 /// Attention of `m` new positions, the first at `past`, whose keys and values are already stored.
@@ -139,7 +60,10 @@ pub(crate) fn attend(
     let (m, shared) = (rows.len() / stride, heads / config.kv_heads);
     // [kv_heads, m, shared, head_dim]: the queries of one kv head together, in order of position.
     let mut grouped = vec![0.0; m * heads * d];
-    let block = |kv_head: usize, index: usize, out: &mut [f32]| {
+    // All that some of the queries see.
+    let seen = scoring.seen(past).start..past + m;
+    let head = |kv_head: usize| cache.head(table, kv_head, seen.clone());
+    let block = |head: &Head<'_>, kv_head: usize, index: usize, out: &mut [f32]| {
         let query = |i: usize| {
             let (row, head) = (i / shared, kv_head * shared + i % shared);
             (past + row, &rows[row * stride + head * d..][..d])
@@ -148,8 +72,7 @@ pub(crate) fn attend(
             config.head_dim,
             scoring,
             precision,
-            (cache, table),
-            kv_head,
+            head,
             (index * BLOCK..index * BLOCK + out.len() / d).map(query),
             out,
         );
@@ -157,18 +80,20 @@ pub(crate) fn attend(
     let per_kv_head = m * shared * d;
     if (past + m) * m * heads * d <= SERIAL_MAX_MACS {
         for (kv_head, out) in grouped.chunks_mut(per_kv_head).enumerate() {
+            let head = head(kv_head);
             out.chunks_mut(BLOCK * d)
                 .enumerate()
-                .for_each(|(i, out)| block(kv_head, i, out));
+                .for_each(|(i, out)| block(&head, kv_head, i, out));
         }
     } else {
         grouped
             .par_chunks_mut(per_kv_head)
             .enumerate()
             .for_each(|(kv_head, out)| {
+                let head = head(kv_head);
                 out.par_chunks_mut(BLOCK * d)
                     .enumerate()
-                    .for_each(|(i, out)| block(kv_head, i, out));
+                    .for_each(|(i, out)| block(&head, kv_head, i, out));
             });
     }
     if m == 1 {
@@ -188,8 +113,7 @@ fn attend_block<'q>(
     d: usize,
     scoring: Scores,
     precision: Precision,
-    (cache, table): (&KvCache, &[u32]),
-    kv_head: usize,
+    head: &Head<'_>,
     queries: impl Iterator<Item = (usize, &'q [f32])>,
     out: &mut [f32],
 ) {
@@ -198,21 +122,16 @@ fn attend_block<'q>(
     // Each query sees positions `first ..= position`.
     let mut seen = Vec::with_capacity(n);
     for (position, query) in queries {
-        let first = scoring
-            .window
-            .map_or(0, |window| (position + 1).saturating_sub(window));
-        seen.push(first..position + 1);
+        seen.push(scoring.seen(position));
         packed.extend_from_slice(query);
     }
     let start = seen.first().map_or(0, |r| r.start);
     let end = seen.last().map_or(0, |r| r.end);
     let mut scores = vec![0.0; (end - start) * n];
     let mut rest = scores.as_mut_slice();
-    let mut values = Vec::with_capacity((end - start) / cache.page_tokens.max(1) + 2);
-    for rows in cache.rows(table, kv_head, start..end) {
-        let (own, others) = rest.split_at_mut(rows.len() / d * n);
-        dense_product_f32(Isa::best(), &cache.keys[rows.clone()], &packed, n, own);
-        values.push(&cache.values[rows]);
+    for keys in head.keys(start..end) {
+        let (own, others) = rest.split_at_mut(keys.len() / d * n);
+        dense_product_f32(Isa::best(), keys, &packed, n, own);
         rest = others;
     }
     let mut scale = scoring.scale;
@@ -232,7 +151,7 @@ fn attend_block<'q>(
         );
     }
     precision.round(&mut scores);
-    mix(Isa::best(), &scores, &values, n, out);
+    mix(Isa::best(), &scores, &head.values(start..end), n, out);
 }
 
 /// Softmax over column `i` of `scores`, `[keys, n]`, restricted to `seen`; others become zero.

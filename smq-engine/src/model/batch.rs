@@ -1,10 +1,11 @@
 //! Many sequences at once: their positions go through the products together, so that weights are
 //! read once for all of them, and each attends to its own pages.
 
-use super::attention::KvCache;
+use super::cache::KvCache;
 use super::rope::RopeTables;
 use super::{Decoder, Rows};
 use crate::error::Result;
+use crate::kv::KvCacheFormat;
 use smq_model::ModelConfig;
 
 /// Keys and values of many sequences.
@@ -18,8 +19,14 @@ pub(crate) struct Arena {
 
 impl Arena {
     /// An arena of `pages` of `page_tokens` positions.
-    pub(crate) fn new(config: &ModelConfig, pages: usize, page_tokens: usize) -> Self {
-        let caches = (0..config.layers).map(|_| KvCache::new(config, pages, page_tokens));
+    pub(crate) fn new(
+        config: &ModelConfig,
+        format: KvCacheFormat,
+        pages: usize,
+        page_tokens: usize,
+    ) -> Self {
+        let cache = |_| KvCache::new(config, format, pages, page_tokens);
+        let caches = (0..config.layers).map(cache);
         Self {
             caches: caches.collect(),
             ropes: [false, true].map(|long| RopeTables::new(config, long)),

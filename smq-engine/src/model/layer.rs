@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use smq_model::architecture::NormWeight;
 use smq_model::{LayerNames, ModelConfig, NamedMatrix, NamedVector, Source};
 
-use super::attention::{self, KvCache, Scores};
+use super::attention::{self, Scores};
+use super::cache::KvCache;
 use super::norm::rms_norm;
 use super::{Precision, Rows, mlp};
 use crate::error::Result;

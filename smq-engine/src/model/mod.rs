@@ -3,6 +3,7 @@
 
 mod attention;
 mod batch;
+mod cache;
 mod layer;
 mod mlp;
 mod norm;
@@ -14,9 +15,10 @@ mod values;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::kv::KvCacheFormat;
 use crate::linear::{self, Matrix};
-use attention::{KvCache, ONE_PAGE};
 pub(crate) use batch::{Arena, Part};
+use cache::{KvCache, ONE_PAGE};
 use layer::Layer;
 pub(crate) use layer::load_norm;
 use norm::rms_norm;
@@ -66,8 +68,19 @@ impl Sequence {
     /// LongRoPE's long factors.
     #[must_use]
     pub fn new(config: &ModelConfig, capacity: usize, long: bool) -> Self {
+        Self::with_cache(config, KvCacheFormat::F32, capacity, long)
+    }
+
+    /// As [`Sequence::new`], with keys and values held in this format.
+    #[must_use]
+    pub fn with_cache(
+        config: &ModelConfig,
+        format: KvCacheFormat,
+        capacity: usize,
+        long: bool,
+    ) -> Self {
         let caches = (0..config.layers)
-            .map(|_| KvCache::new(config, 1, capacity))
+            .map(|_| KvCache::new(config, format, 1, capacity))
             .collect();
         Self {
             len: 0,
@@ -80,6 +93,11 @@ impl Sequence {
     #[must_use]
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Positions that the cache has room for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.caches.first().map_or(0, KvCache::page_tokens)
     }
 
     /// Whether no token is in the cache.

@@ -5,11 +5,12 @@ use std::fs::File;
 
 use rayon::prelude::*;
 
-use super::attention::{KvCache, ONE_PAGE};
+use super::cache::{KvCache, ONE_PAGE};
 use super::rope::RopeTables;
 use super::values::{Values, file_bytes};
 use super::{Decoder, Rows};
 use crate::error::Result;
+use crate::kv::KvCacheFormat;
 use crate::linear::{self, Matrix};
 
 /// A set of products that share their input, in the order in which a layer computes them.
@@ -151,7 +152,7 @@ impl<'a> Decoder<'a> {
         let layer = &self.layers[index];
         let input = match stage {
             Stage::Qkv => {
-                let mut cache = KvCache::new(c, 1, window.tokens);
+                let mut cache = KvCache::new(c, KvCacheFormat::F32, 1, window.tokens);
                 let mut rope = RopeTables::new(c, c.rope.is_long(window.tokens));
                 rope.extend_to(0, window.tokens);
                 let rows = Rows {

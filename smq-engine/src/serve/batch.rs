@@ -4,6 +4,7 @@ use smq_model::ModelConfig;
 
 use crate::engine::log_sum_exp;
 use crate::error::Result;
+use crate::kv::{KvCacheFormat, KvCacheReport};
 use crate::report::GpuInfo;
 use crate::sample::{Sampler, not_finite};
 
@@ -30,6 +31,9 @@ pub trait BatchEngine: Send {
     /// Pages of the arena.
     fn pages(&self) -> usize;
 
+    /// How the pages hold keys and values.
+    fn kv_format(&self) -> KvCacheFormat;
+
     /// Chunks that one step takes at most.
     fn max_rows(&self) -> usize;
 
@@ -41,6 +45,12 @@ pub trait BatchEngine: Send {
     /// that step: about 0 where reading the weights takes all of the time, 1 where arithmetic does.
     /// It decides how many tokens are worth guessing, and no token.
     fn draft_cost(&self) -> f64;
+
+    /// The room that the pages are.
+    fn kv_cache(&self) -> KvCacheReport {
+        let tokens = self.pages() * self.page_tokens();
+        KvCacheReport::of(self.kv_format(), self.config(), tokens)
+    }
 
     /// Computes chunks of different sequences and says for each, in order, what came of it. What
     /// is wrong with one sequence is in its own result: logits that are wanted and not finite, or
@@ -84,6 +94,10 @@ impl<T: BatchEngine + ?Sized> BatchEngine for Box<T> {
 
     fn pages(&self) -> usize {
         (**self).pages()
+    }
+
+    fn kv_format(&self) -> KvCacheFormat {
+        (**self).kv_format()
     }
 
     fn max_rows(&self) -> usize {

@@ -6,6 +6,7 @@ use smq_model::{ModelConfig, Source};
 use super::batch::{BatchEngine, Chunk, Computed, LogProbs, choose};
 use super::load::{BatchOptions, CPU_KV_TOKENS};
 use crate::error::{Error, Result};
+use crate::kv::KvCacheFormat;
 use crate::model::{Arena, Decoder, Part};
 
 /// Rows of logits that are held at a time: a vocabulary is wide.
@@ -19,6 +20,7 @@ const DRAFT_COST: f64 = 0.5;
 pub struct CpuBatch<'a> {
     decoder: Decoder<'a>,
     arena: Arena,
+    format: KvCacheFormat,
     pages: usize,
     options: BatchOptions,
 }
@@ -32,6 +34,7 @@ impl<'a> CpuBatch<'a> {
         let BatchOptions {
             page_tokens,
             kv_tokens,
+            kv_cache,
             max_rows,
             step_tokens: _,
             max_tokens: _,
@@ -43,6 +46,7 @@ impl<'a> CpuBatch<'a> {
             ));
         }
         let kv_tokens = kv_tokens.unwrap_or(CPU_KV_TOKENS);
+        let format = kv_cache.unwrap_or(KvCacheFormat::F32);
         let pages = kv_tokens.checked_div(page_tokens).unwrap_or(0);
         if pages == 0 || max_rows == 0 {
             return Err(Error::Input(format!(
@@ -66,7 +70,8 @@ impl<'a> CpuBatch<'a> {
             )));
         }
         Ok(Self {
-            arena: Arena::new(decoder.config(), pages, page_tokens),
+            arena: Arena::new(decoder.config(), format, pages, page_tokens),
+            format,
             decoder,
             pages,
             options: options.clone(),
@@ -141,6 +146,10 @@ impl BatchEngine for CpuBatch<'_> {
 
     fn pages(&self) -> usize {
         self.pages
+    }
+
+    fn kv_format(&self) -> KvCacheFormat {
+        self.format
     }
 
     fn max_rows(&self) -> usize {

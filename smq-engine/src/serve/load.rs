@@ -6,6 +6,7 @@ use super::batch::BatchEngine;
 use super::cpu::CpuBatch;
 use crate::cuda::{CudaBatch, Gpu};
 use crate::error::Result;
+use crate::kv::KvCacheFormat;
 use crate::load::Device;
 
 /// Tokens that the CPU engine has room for, where nothing else is asked for.
@@ -19,6 +20,8 @@ pub struct BatchOptions {
     /// Tokens whose keys and values there is room for, rounded down to whole pages; by default
     /// [`CPU_KV_TOKENS`], or what a GPU has memory for.
     pub kv_tokens: Option<usize>,
+    /// How keys and values are held; by default as the device computes them.
+    pub kv_cache: Option<KvCacheFormat>,
     /// Sequences of a step, at most.
     pub max_rows: usize,
     /// Tokens of a step. A GPU's kernels have their own number.
@@ -35,6 +38,7 @@ impl Default for BatchOptions {
         Self {
             page_tokens: 32,
             kv_tokens: None,
+            kv_cache: None,
             max_rows: 64,
             step_tokens: 512,
             max_tokens: None,

@@ -24,6 +24,7 @@ pub(crate) fn small() -> BatchOptions {
     BatchOptions {
         page_tokens: 16,
         kv_tokens: Some(320),
+        kv_cache: None,
         max_rows: 6,
         step_tokens: 40,
         max_tokens: None,

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use smq_engine::generate::Stop;
 use smq_engine::sample::{Adjustments, Sampler};
 use smq_engine::serve::{BatchEngine, Choice, Chosen, Chunk, Computed, LogProbs, Request};
-use smq_engine::{Error, Result};
+use smq_engine::{Error, KvCacheFormat, Result};
 use smq_model::{ModelConfig, RopeScaling};
 
 use super::common::{Output, fixture, mix};
@@ -173,6 +173,10 @@ impl BatchEngine for Fake {
 
     fn pages(&self) -> usize {
         self.slots.len() / self.page_tokens
+    }
+
+    fn kv_format(&self) -> KvCacheFormat {
+        KvCacheFormat::F32
     }
 
     fn max_rows(&self) -> usize {

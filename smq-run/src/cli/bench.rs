@@ -18,7 +18,7 @@ use crate::output::{create, is_stdout, put_json};
 use smq_convert::cli::JsonArgs;
 use smq_convert::number::{count, fixed, fixed_or};
 use smq_engine::serve::BatchOptions;
-use smq_engine::{GpuInfo, Summary};
+use smq_engine::{GpuInfo, KvCacheReport, Summary};
 use smq_format::Output;
 
 /// Two of the largest pages: sequences end within one, and none begins before there is one more for
@@ -85,6 +85,7 @@ struct SequencesFile<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<GpuInfo>,
     machine: Machine,
+    kv_cache: KvCacheReport,
     options: &'a SequencesOptions,
     results: &'a [SequencesReport],
 }
@@ -106,6 +107,7 @@ fn run_sequences(args: &BenchArgs, opened: &Opened, json: Option<Output>) -> any
         ..BatchOptions::default()
     })?;
     let (device, gpu) = (engine.device(), engine.gpu().cloned());
+    let kv_cache = engine.kv_cache();
     let results = bench_sequences(engine, &options)?;
     let to_stdout = is_stdout(json.as_ref());
     let file = SequencesFile {
@@ -114,6 +116,7 @@ fn run_sequences(args: &BenchArgs, opened: &Opened, json: Option<Output>) -> any
         device,
         gpu,
         machine: Machine::this(),
+        kv_cache,
         options: &options,
         results: &results,
     };
@@ -138,6 +141,7 @@ fn print_sequences(file: &SequencesFile<'_>) -> std::io::Result<()> {
         count(o.warmup),
         count(o.repeats)
     )?;
+    writeln!(out, "KV cache: {}", room(&file.kv_cache))?;
     let mut table = Table::new();
     table.load_style(UTF8_HORIZONTAL_ONLY).set_header([
         "sequences",
@@ -161,6 +165,17 @@ fn print_sequences(file: &SequencesFile<'_>) -> std::io::Result<()> {
         column.set_cell_alignment(CellAlignment::Right);
     }
     writeln!(out, "{table}")
+}
+
+/// What a cache takes, in words.
+fn room(cache: &KvCacheReport) -> String {
+    format!(
+        "{}, {} bytes a token, {:.1} MB for {} tokens",
+        cache.format,
+        count(cache.bytes_per_token),
+        cache.bytes as f64 / 1e6,
+        count(cache.tokens)
+    )
 }
 
 fn print(r: &BenchReport) -> std::io::Result<()> {
@@ -188,6 +203,7 @@ fn print(r: &BenchReport) -> std::io::Result<()> {
         count(o.warmup),
         count(o.repeats)
     )?;
+    writeln!(out, "KV cache: {}", room(&r.kv_cache))?;
     let mut table = Table::new();
     table
         .load_style(UTF8_HORIZONTAL_ONLY)

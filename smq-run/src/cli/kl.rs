@@ -1,7 +1,7 @@
 //! `smq-run eval kl`: how far a model's predictions are from the unquantized one's.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
@@ -18,6 +18,7 @@ use crate::eval::texts::file_tokens;
 use crate::output::{create, is_stdout, put_json};
 use smq_convert::cli::JsonArgs;
 use smq_convert::number::{count, fixed};
+use smq_engine::KvCacheFormat;
 use smq_format::SmqFile;
 use smq_model::Tokenizer;
 
@@ -25,7 +26,8 @@ use smq_model::Tokenizer;
 pub(super) struct KlArgs {
     /// A .smq file or a checkpoint directory
     model: PathBuf,
-    /// What to compare with: the same model, not quantized
+    /// What to compare with: the same model, not quantized; with --kv-cache also the model itself,
+    /// which then runs with the device's own cache, so that what the cache loses is measured
     #[arg(long, value_name = "MODEL")]
     base: PathBuf,
     /// A text: UTF-8, or JSON Lines (.jsonl) with a text, chat messages, or a question and an
@@ -49,6 +51,8 @@ struct Report<'a> {
     model: String,
     base: String,
     device: &'a str,
+    kv_cache: KvCacheFormat,
+    base_kv_cache: KvCacheFormat,
     #[serde(flatten)]
     result: Results,
 }
@@ -72,13 +76,18 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
     // A checkpoint directory has no hashes to verify.
     let base_global = Global {
         verify: global.verify && !args.base.is_dir(),
+        kv_cache: None,
         ..*global
     };
     let (opened, base) = (
         Opened::new(&args.model, global)?,
         Opened::new(&args.base, &base_global)?,
     );
-    refuse_quantized(&base)?;
+    // A model beside itself differs by its cache alone.
+    let by_cache = global.kv_cache.is_some() && is_same(&args.model, &args.base);
+    if !by_cache {
+        refuse_quantized(&base)?;
+    }
     let texts: Vec<&PathBuf> = args.text.iter().collect();
     let mut inputs = opened.inputs(&texts);
     inputs.extend(base.inputs(&[]));
@@ -91,6 +100,7 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
     let (mut engine, _) = opened.load()?;
     let (mut base_engine, _) = base.load()?;
     let positions = engine.config().max_positions;
+    let (kv_cache, base_kv_cache) = (engine.kv_cache().format, base_engine.kv_cache().format);
     let (tokenizer, base_tokenizer) = (
         Tokenizer::load(&opened.source)?,
         Tokenizer::load(&base.source)?,
@@ -129,6 +139,8 @@ pub(super) fn run(args: &KlArgs, global: &Global) -> anyhow::Result<()> {
         model: args.model.display().to_string(),
         base: args.base.display().to_string(),
         device: engine.device(),
+        kv_cache,
+        base_kv_cache,
         result: result.unwrap_or(Results::Several { texts: results }),
     };
     put_json(json, &report)?;
@@ -186,6 +198,12 @@ fn print_all(texts: &[OnText], options: &PplOptions, explain: &ExplainArgs) -> s
         &options.protocol_in_short(),
         &format!("{}; {lines}", result.protocol),
     )
+}
+
+/// Whether two paths are of one file or directory.
+fn is_same(a: &Path, b: &Path) -> bool {
+    let [a, b] = [a, b].map(Path::canonicalize);
+    a.is_ok() && a.ok() == b.ok()
 }
 
 /// What is measured is called the distance from the unquantized model, and from any other it is

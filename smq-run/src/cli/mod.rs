@@ -30,7 +30,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::eval::task::{Prompts, Task};
 use smq_convert::cli::{print_note, print_notes};
 use smq_engine::serve::{BatchEngine, BatchOptions, load_batch};
-use smq_engine::{Device, Engine};
+use smq_engine::{Device, Engine, KvCacheFormat, LoadOptions};
 use smq_model::Source;
 
 /// Run a .smq file or a Hugging Face checkpoint directory: generate text, time it, evaluate it.
@@ -52,6 +52,10 @@ struct Global {
     /// the model's longest context]
     #[arg(long, global = true, value_name = "N", value_parser = generate::at_least_one)]
     context: Option<usize>,
+    /// How keys and values are cached: f32, bf16, fp8 (half of bf16), int8 (half), int4 (a quarter)
+    /// [default: f32 on a CPU, bf16 on a GPU]
+    #[arg(long, global = true, value_name = "FORMAT")]
+    kv_cache: Option<KvCacheFormat>,
     /// Worker threads, at most 8 for each CPU [default: one for each CPU]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -122,6 +126,7 @@ struct Opened {
     source: Source,
     device: Device,
     context: Option<usize>,
+    kv_cache: Option<KvCacheFormat>,
     opening: Duration,
 }
 
@@ -187,6 +192,7 @@ impl Opened {
             source,
             device: global.device(),
             context: global.context,
+            kv_cache: global.kv_cache,
             opening,
         })
     }
@@ -217,7 +223,11 @@ impl Opened {
     fn load(&self) -> anyhow::Result<(Box<dyn Engine + '_>, Duration)> {
         let start = Instant::now();
         let path = self.source.path().display();
-        let engine = smq_engine::load(&self.source, self.device, self.context)
+        let options = LoadOptions {
+            max_tokens: self.context,
+            kv_cache: self.kv_cache,
+        };
+        let engine = smq_engine::load_with(&self.source, self.device, &options)
             .with_context(|| format!("cannot load {path}"))?;
         let loading = start.elapsed();
         for note in &engine.config().notes {
@@ -231,6 +241,7 @@ impl Opened {
         let path = self.source.path().display();
         let options = BatchOptions {
             max_tokens: self.context,
+            kv_cache: self.kv_cache,
             ..options.clone()
         };
         let engine = load_batch(&self.source, self.device, &options)

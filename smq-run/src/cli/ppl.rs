@@ -14,6 +14,7 @@ use crate::eval::ppl::{MAX_TEXT_BYTES, PplOptions, PplReport, perplexity};
 use crate::output::{create, is_stdout, put_json};
 use smq_convert::cli::JsonArgs;
 use smq_convert::number::{count, fixed};
+use smq_engine::KvCacheFormat;
 use smq_format::read_text;
 use smq_model::Tokenizer;
 
@@ -61,6 +62,7 @@ struct Report<'a> {
     model: String,
     text: String,
     device: &'a str,
+    kv_cache: KvCacheFormat,
     #[serde(flatten)]
     result: &'a PplReport,
 }
@@ -90,6 +92,7 @@ pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
         model: args.model.display().to_string(),
         text: args.text.text.display().to_string(),
         device: engine.device(),
+        kv_cache: engine.kv_cache().format,
         result: &result,
     };
     put_json(json, &report)?;

@@ -18,6 +18,7 @@ use crate::eval::task::{Item, Metric, Prompts, Task, scores, values};
 use crate::output::{is_stdout, put_json, put_jsonl};
 use smq_convert::cli::JsonArgs;
 use smq_convert::number::{count, fixed};
+use smq_engine::KvCacheFormat;
 use smq_model::Tokenizer;
 
 #[derive(Debug, Args)]
@@ -54,6 +55,7 @@ struct Report<'a> {
     task: Task,
     model: String,
     device: &'a str,
+    kv_cache: KvCacheFormat,
     seed: u32,
     #[serde(flatten)]
     all: Figures,
@@ -102,7 +104,8 @@ pub(super) fn run(args: &RecallArgs, global: &Global) -> anyhow::Result<()> {
     let (out, json) = outputs(args.out.as_ref(), args.json.target(), &opened.inputs(&[]))?;
     let to_stdout = is_stdout(json.as_ref());
     let made = |tokenizer: &Tokenizer, positions| Ok(options.requests(tokenizer, positions)?);
-    let Evaluated { items, device, .. } = evaluate_on(&opened, Prompts::default(), made)?;
+    let run = evaluate_on(&opened, Prompts::default(), made)?;
+    let Evaluated { items, device, .. } = run;
     put_jsonl(out, &items)?;
     let mut by_distance: BTreeMap<usize, Vec<Item>> = BTreeMap::new();
     for item in &items {
@@ -118,6 +121,7 @@ pub(super) fn run(args: &RecallArgs, global: &Global) -> anyhow::Result<()> {
         task: Task::Recall,
         model: args.model.display().to_string(),
         device: &device,
+        kv_cache: run.kv_cache,
         seed: args.seed,
         all: Figures::of(&items)?,
         distances: by_distance

@@ -18,6 +18,7 @@ use crate::eval::task::{
 use crate::output::{create, is_stdout, put_json, put_jsonl};
 use smq_convert::cli::JsonArgs;
 use smq_convert::number::{count, fixed};
+use smq_engine::KvCacheFormat;
 use smq_format::Output;
 use smq_model::{GenerationSettings, Tokenizer};
 
@@ -67,6 +68,7 @@ struct Report<'a> {
     model: String,
     data: String,
     device: &'a str,
+    kv_cache: KvCacheFormat,
     items: usize,
     scores: BTreeMap<Metric, Score>,
     #[serde(flatten)]
@@ -100,6 +102,7 @@ pub(super) fn run(
         model: args.model.display().to_string(),
         data: args.data.display().to_string(),
         device,
+        kv_cache: run.kv_cache,
         items: items.len(),
         scores: scores(task, items)?,
         answers: (task == Task::Gsm8k).then_some(Answers {
@@ -135,6 +138,7 @@ pub(super) fn outputs(
 pub(super) struct Evaluated {
     pub(super) items: Vec<Item>,
     pub(super) device: String,
+    pub(super) kv_cache: KvCacheFormat,
     /// Whether the model has a chat template.
     has_template: bool,
 }
@@ -170,6 +174,7 @@ pub(super) fn evaluate_on(
     Ok(Evaluated {
         items,
         device: engine.device().to_owned(),
+        kv_cache: engine.kv_cache().format,
         has_template: tokenizer.chat().is_some(),
     })
 }

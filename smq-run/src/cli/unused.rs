@@ -9,6 +9,7 @@ use super::{Cli, Command, EvalCommand, Global};
 /// Names of the options that all commands share.
 const DEVICE: &str = "device";
 const CONTEXT: &str = "context";
+const KV_CACHE: &str = "kv_cache";
 const THREADS: &str = "threads";
 const VERIFY: &str = "verify";
 
@@ -60,13 +61,15 @@ impl Cli {
 fn unused(command: &str) -> &'static [&'static str] {
     match command {
         // They run no model.
-        "load" | "report" | "manual" => &[DEVICE, CONTEXT, THREADS, VERIFY],
+        "load" | "report" | "manual" => &[DEVICE, CONTEXT, KV_CACHE, THREADS, VERIFY],
         // Its shapes are given, and it runs on a GPU or compiles for one.
-        "kernels" => &[DEVICE, VERIFY],
-        // They make the files that they run, as long as the workloads are.
-        "matrix" | "demo" => &[CONTEXT, VERIFY],
-        // A checkpoint directory has no hashes.
-        "suite" | "sensitivity" => &[VERIFY],
+        "kernels" => &[DEVICE, KV_CACHE, VERIFY],
+        // They make the files that they run, as long as the workloads are, and the study's cache is
+        // the device's own.
+        "matrix" | "demo" => &[CONTEXT, KV_CACHE, VERIFY],
+        "cells" => &[KV_CACHE],
+        // A checkpoint directory has no hashes, and weights alone are compared.
+        "suite" | "sensitivity" => &[KV_CACHE, VERIFY],
         _ => &[],
     }
 }
@@ -83,24 +86,26 @@ pub(super) fn refuse(cli: &Cli) -> anyhow::Result<()> {
         Command::Kernels(_) => "kernels",
         Command::Matrix(_) => "matrix",
         Command::Demo(_) => "demo",
+        Command::Cells(_) => "cells",
         Command::Eval(EvalCommand::Suite(_)) => "suite",
         Command::Eval(EvalCommand::Sensitivity(_)) => "sensitivity",
         Command::Generate(_)
         | Command::Chat(_)
         | Command::Bench(_)
         | Command::Eval(_)
-        | Command::Serve(_)
-        | Command::Cells(_) => return Ok(()),
+        | Command::Serve(_) => return Ok(()),
     };
     let Global {
         device,
         context,
+        kv_cache,
         threads,
         verify,
     } = &cli.global;
     let given = [
         (DEVICE, device.is_some()),
         (CONTEXT, context.is_some()),
+        (KV_CACHE, kv_cache.is_some()),
         (THREADS, threads.is_some()),
         (VERIFY, *verify),
     ];
@@ -108,7 +113,10 @@ pub(super) fn refuse(cli: &Cli) -> anyhow::Result<()> {
         .iter()
         .find(|(option, given)| *given && unused(name).contains(option))
     {
-        Some((option, _)) => bail!("--{option} has no effect on {name}; leave it out"),
+        Some((option, _)) => bail!(
+            "--{} has no effect on {name}; leave it out",
+            option.replace('_', "-")
+        ),
         None => Ok(()),
     }
 }
@@ -151,5 +159,8 @@ mod tests {
         let suite = "smq-run --device cpu eval suite m --data d --out o";
         assert_eq!(refusal(suite), None);
         assert!(refusal(&format!("{suite} --verify")).is_some());
+        let expected = Some("--kv-cache has no effect on suite; leave it out".to_owned());
+        assert_eq!(refusal(&format!("{suite} --kv-cache fp8")), expected);
+        assert_eq!(refusal("smq-run bench m --kv-cache fp8"), None);
     }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use smq_engine::KvCacheFormat;
 use smq_engine::serve::{BatchEngine, Chosen, Chunk, Computed, Request, Scheduler};
 use smq_model::{ModelConfig, Source};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -38,6 +39,10 @@ impl BatchEngine for Fake {
 
     fn pages(&self) -> usize {
         64
+    }
+
+    fn kv_format(&self) -> KvCacheFormat {
+        KvCacheFormat::F32
     }
 
     fn max_rows(&self) -> usize {

@@ -42,6 +42,7 @@ impl CudaBatch {
     /// # Errors
     /// As [`CudaBatch::load`].
     pub(crate) fn load_on(gpu: Arc<Gpu>, source: &Source, options: &BatchOptions) -> Result<Self> {
+        limits::kv_cache(options.kv_cache)?;
         let mut config = ModelConfig::of(source)?;
         if let Some(max) = options.max_tokens {
             config.max_positions = config.max_positions.min(max);

@@ -28,6 +28,7 @@ use super::state::State;
 use super::weights::DeviceModel;
 use crate::engine::{check_ids, check_len};
 use crate::error::{Error, Result};
+use crate::kv::{KvCacheFormat, KvCode};
 use crate::report::GpuInfo;
 use crate::sample::{Sampler, not_finite};
 use crate::serve::{BatchEngine, Chosen, Chunk, Computed, choose};
@@ -408,6 +409,10 @@ impl BatchEngine for CudaBatch {
 
     fn pages(&self) -> usize {
         self.pages
+    }
+
+    fn kv_format(&self) -> KvCacheFormat {
+        KvCacheFormat::Coded(KvCode::Bf16)
     }
 
     fn max_rows(&self) -> usize {

@@ -10,6 +10,7 @@ use http_body_util::BodyExt;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
+use smq_engine::KvCacheFormat;
 use smq_engine::serve::{BatchEngine, Chosen, Chunk, Computed, Scheduler};
 use smq_model::{GenerationSettings, ModelConfig, Source, Tokenizer};
 
@@ -43,6 +44,10 @@ impl BatchEngine for Scripted {
 
     fn pages(&self) -> usize {
         256
+    }
+
+    fn kv_format(&self) -> KvCacheFormat {
+        KvCacheFormat::F32
     }
 
     fn max_rows(&self) -> usize {
