@@ -173,6 +173,11 @@ fn they_export_as_dequantized_weights_alone() {
             assert!(exported.tensor(view.name()).unwrap().data() == weights);
         }
         let packed = made.path("packed");
+        // FP8 has a form of its own there (tests/export).
+        if made.scheme == "fp8" {
+            ok(convert(&[&file, &packed, "--to", "compressed-tensors"]));
+            continue;
+        }
         let error = refused(convert(&[&file, &packed, "--to", "compressed-tensors"]));
         let why = match made.scheme {
             "lut4" => "compressed-tensors has no code book",

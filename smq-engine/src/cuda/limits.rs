@@ -291,7 +291,8 @@ pub(super) fn kinds(count: usize, most: usize) -> Result<()> {
 /// The error of a step that needs more shared memory than a block has, bytes.
 pub(super) fn shared_memory(needed: usize, block: usize) -> Error {
     Error::config(format!(
-        "a decode step needs {needed} bytes of shared memory, a block has {block}; leave the largest matrix \
+        "a decode step needs {needed} bytes of shared memory, a block has {block}; convert with \
+         larger groups or narrower scales (--group-size 128, --mbits 5), leave the largest matrix \
          unquantized (--target mlp or all), or run with --device cpu"
     ))
 }
