@@ -77,12 +77,17 @@ fn answers_are_those_of_a_server_that_does_not_guess() {
                 });
             }
         });
+        // How much is guessed there depends on which requests meet in a step, and so on the
+        // machine's other work; of one after another it does not.
+        for (path, body) in &requests {
+            let expected = answer(&plain, path, body);
+            assert_eq!(answer(&server, path, body), expected, "{guessing:?} {body}");
+        }
         let drafts = server.metric("vllm:spec_decode_num_drafts_total", "");
         let guessed = server.metric("vllm:spec_decode_num_draft_tokens_total", "");
         let right = server.metric("vllm:spec_decode_num_accepted_tokens_total", "");
-        // How many depends on which requests meet in a step, and so on the machine's other work.
-        assert!(drafts > 0.0 && guessed >= drafts, "{drafts} {guessed}");
-        assert!(right > 0.0 && right <= guessed, "{right} of {guessed}");
+        assert!(drafts > 10.0 && guessed >= drafts, "{drafts} {guessed}");
+        assert!(right > 5.0 && right <= guessed, "{right} of {guessed}");
         assert_eq!(server.metric("smq:draft_failures_total", ""), 0.0);
         assert!(server.metric("smq:draft_seconds_total", "") > 0.0);
         assert!(server.metric("smq:page_checks_total", "") > 10.0);
