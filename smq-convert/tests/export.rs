@@ -44,26 +44,27 @@ fn e5m(mantissa_bits: u32) -> ScaleChoice {
 }
 
 /// The fixture as a .smq file with every projection quantized.
-fn smq(dir: &TempDir, scales: ScaleChoice, group: usize, rule: ScaleRule) -> SmqFile {
+fn quantized(dir: &TempDir, quantize: Method) -> SmqFile {
     let path = dir.path().join("model.smq");
     let options = ConvertOptions {
         target: "all".parse().unwrap(),
-        quantize: Method::Int4(QuantizeOptions {
-            group,
-            scales,
-            rule,
-        }),
+        quantize,
         overwrite: true,
         jobs: 0,
     };
-    convert(
-        &Checkpoint::open(&fixture()).unwrap(),
-        &path,
-        &options,
-        &|_| true,
-    )
-    .unwrap();
+    let source = Checkpoint::open(&fixture()).unwrap();
+    convert(&source, &path, &options, &|_| true).unwrap();
     SmqFile::open(&path).unwrap()
+}
+
+/// The same in int4.
+fn smq(dir: &TempDir, scales: ScaleChoice, group: usize, rule: ScaleRule) -> SmqFile {
+    let int4 = QuantizeOptions {
+        group,
+        scales,
+        rule,
+    };
+    quantized(dir, Method::Int4(int4))
 }
 
 fn options(format: ExportFormat) -> ExportOptions {

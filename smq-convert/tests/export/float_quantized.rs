@@ -4,31 +4,17 @@ use std::fs;
 
 use safetensors::{Dtype as StDtype, SafeTensors};
 use serde_json::json;
-use smq_convert::{Checkpoint, ConvertOptions, Method, convert};
-use smq_format::{SmqFile, TensorData, fp8};
+use smq_convert::Method;
+use smq_format::{TensorData, fp8};
 use tempfile::TempDir;
 
 use super::elsewhere::{INT4, Kind, RAW, SHAPE, config_of, smq_of};
-use super::{PACKED, PACKED_INEXACT, fixture, run};
-
-/// The fixture as a .smq file with every projection in FP8.
-fn smq(dir: &TempDir) -> SmqFile {
-    let path = dir.path().join("model.smq");
-    let options = ConvertOptions {
-        target: "all".parse().unwrap(),
-        quantize: Method::Fp8,
-        overwrite: true,
-        jobs: 0,
-    };
-    let source = Checkpoint::open(&fixture()).unwrap();
-    convert(&source, &path, &options, &|_| true).unwrap();
-    SmqFile::open(&path).unwrap()
-}
+use super::{PACKED, PACKED_INEXACT, fixture, quantized, run};
 
 #[test]
 fn codes_and_scales_are_kept_and_dequantize_to_the_same_weights() {
     let dir = TempDir::new().unwrap();
-    let file = smq(&dir);
+    let file = quantized(&dir, Method::Fp8);
     let out = dir.path().join("out");
     let summary = run(&file, &out, PACKED).unwrap();
     assert_eq!((summary.scales, summary.group), (None, None));

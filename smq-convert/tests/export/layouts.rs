@@ -14,7 +14,7 @@ use smq_format::{Dtype, SmqFile, TensorData};
 use tempfile::TempDir;
 
 use super::elsewhere::{INT4, Kind, RAW, SHAPE, config_of, smq_of};
-use super::{fixture, one_tensor, run, smq};
+use super::{one_tensor, quantized, run, smq};
 
 const GPTQ: ExportFormat = ExportFormat::Gptq {
     allow_inexact: false,
@@ -325,16 +325,8 @@ fn what_they_cannot_hold_is_refused_with_the_remedy() {
             "--to compressed-tensors, or --to safetensors",
         ),
     ] {
-        let path = dir.path().join("other.smq");
-        let options = ConvertOptions {
-            target: "all".parse().unwrap(),
-            quantize: method,
-            overwrite: true,
-            jobs: 0,
-        };
-        let source = Checkpoint::open(&fixture()).unwrap();
-        convert(&source, &path, &options, &|_| true).unwrap();
-        let file = SmqFile::open(&path).unwrap();
+        let dir = TempDir::new().unwrap();
+        let file = quantized(&dir, method);
         let why =
             |form| format!("is {name}, and only int4 can be exported as {form}; use {remedy}");
         refused(&file, GPTQ, &why("GPTQ"));
