@@ -170,10 +170,10 @@ fn print_sequences(file: &SequencesFile<'_>) -> std::io::Result<()> {
 /// What a cache takes, in words.
 fn room(cache: &KvCacheReport) -> String {
     format!(
-        "{}, {} bytes a token, {:.1} MB for {} tokens",
+        "{}, {} bytes a token, {} MB for {} tokens",
         cache.format,
         count(cache.bytes_per_token),
-        cache.bytes as f64 / 1e6,
+        fixed(cache.bytes as f64 / 1e6, 1),
         count(cache.tokens)
     )
 }
