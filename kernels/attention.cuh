@@ -1,8 +1,8 @@
-// What attention_prefill.cu and attention_single.cu have in common: how keys and values lie in shared memory, and what becomes
-// of scores. A row has the same bits by either.
+// What attention_prefill.cu and attention_single.cu have in common: how keys and values lie in
+// shared memory, and what becomes of scores. A row has the same bits by either.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM, X_INT4, OUT_STRIDE, PREFILL_KEYS (keys of a tile), THREADS (of a block), RING; where a
-// family asks for it, SCORES_BITS and SOFT_CAP_BITS.
+// Macros: HEADS, KV_HEADS, HEAD_DIM, X_INT4, OUT_STRIDE, PREFILL_KEYS (keys of a tile), THREADS (of
+// a block), RING; where a family asks for it, SCORES_BITS and SOFT_CAP_BITS.
 #pragma once
 #include "common.cuh"
 
@@ -16,22 +16,23 @@
 constexpr int GROUP = HEADS / KV_HEADS;
 constexpr int KV_PANEL = 64 * PREFILL_KEYS, KV_BYTES = HEAD_DIM / 32 * KV_PANEL; // bytes
 
-constexpr float MASKED = -3e38f; // a score that weighs nothing, below LOWEST
-constexpr float LOWEST = -1e30f; // start of a running maximum: finite, so that no difference is inf - inf
-
 // ---- tiles ----
 
 DEVICE void copy_async(u32 to, const void *from, bool valid) { // 16 bytes; zeros if not `valid`
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
 }
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING> DEVICE void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// `count` rows of HEAD_DIM elements, `stride` elements apart, as panels at `to`; zeros from row `end` on: what lies
-// there must not meet a weight of 0. Row `skipped` is left to whoever else writes it.
-template <int COUNT> DEVICE void copy_tile(u32 to, const u16 *from, int stride, int end, int skipped = -1) {
+// `count` rows of HEAD_DIM elements, `stride` elements apart, as panels at `to`; zeros from row
+// `end` on: what lies there must not meet a weight of 0. Row `skipped` is left to whoever else
+// writes it.
+template <int COUNT>
+DEVICE void copy_tile(u32 to, const u16 *from, int stride, int end, int skipped = -1) {
     constexpr int PASS_ROWS = THREADS / 4; // four lanes a row and panel
     const int piece = threadIdx.x % 4;
     // The swizzle: address bits 4 and 5 are xored with bits 7 and 8, that is piece with row / 2.
@@ -45,21 +46,16 @@ template <int COUNT> DEVICE void copy_tile(u32 to, const u16 *from, int stride, 
         const u16 *source = from + (valid ? row * stride + piece * 8 : 0);
 #pragma unroll
         for (int panel = 0; panel < HEAD_DIM / 32; ++panel)
-            copy_async(there + pass * PASS_ROWS * 64 + panel * (64 * COUNT), source + panel * 32, valid);
+            copy_async(there + pass * PASS_ROWS * 64 + panel * (64 * COUNT), source + panel * 32,
+                       valid);
     }
 }
 
 // ---- scores ----
 
-DEVICE float exp2_fast(float x) { // 2 ulp
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
 #ifdef SOFT_CAP_BITS
-// c tanh(x / c) of a scaled score, as c (1 - 2 / (1 + exp(2 x / c))): absolute errors are of c 2^-22, where bf16 queries
-// and keys leave more of any score. Before the mask, which is no score.
+// c tanh(x / c) of a scaled score, as c (1 - 2 / (1 + exp(2 x / c))): absolute errors are of c
+// 2^-22, where bf16 queries and keys leave more of any score. Before the mask, which is no score.
 DEVICE float capped(float s) {
     const float cap = __uint_as_float(SOFT_CAP_BITS);
 #ifdef SCORES_BITS
@@ -72,8 +68,9 @@ DEVICE float capped(float s) {
 }
 #endif
 
-// A row's scores of a tile -> weights, relative to the new running maximum; returns what older weights are worth now. Four
-// lanes share the row: s[STRIDE n], s[STRIDE n + 1] are columns 8 n + 2 t, 8 n + 2 t + 1. The running sum is the lane's own.
+// A row's scores of a tile -> weights, relative to the new running maximum; returns what older
+// weights are worth now. Four lanes share the row: s[STRIDE n], s[STRIDE n + 1] are columns 8 n + 2
+// t, 8 n + 2 t + 1. The running sum is the lane's own.
 template <int STRIDE> DEVICE float softmax_row(float *s, float &running_max, float &running_sum) {
 #if defined SOFT_CAP_BITS
     const float scale = 1.4426950408889634f; // `capped` has done the rest
@@ -84,7 +81,8 @@ template <int STRIDE> DEVICE float softmax_row(float *s, float &running_max, flo
 #endif
     float max = running_max;
 #pragma unroll
-    for (int n = 0; n < PREFILL_KEYS / 8; ++n) max = fmaxf(max, fmaxf(s[STRIDE * n], s[STRIDE * n + 1]));
+    for (int n = 0; n < PREFILL_KEYS / 8; ++n)
+        max = fmaxf(max, fmaxf(s[STRIDE * n], s[STRIDE * n + 1]));
     max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
     max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 2));
     const float rescale = exp2_fast((running_max - max) * scale);
@@ -105,8 +103,8 @@ template <int STRIDE> DEVICE float softmax_row(float *s, float &running_max, flo
 
 // ---- output ----
 
-// Word (pair of bf16) of an output row that holds pair `pair` (0 .. 15) of the 32 columns from 32 segment on. In int4
-// order pair 4 u + i is columns 8 u + i and 8 u + i + 4 (see int4_order).
+// Word (pair of bf16) of an output row that holds pair `pair` (0 .. 15) of the 32 columns from 32
+// segment on. In int4 order pair 4 u + i is columns 8 u + i and 8 u + i + 4 (see int4_order).
 DEVICE int output_word(int segment, int pair) {
     return X_INT4 ? segment / 4 * 64 + pair * 4 + segment % 4 : segment * 16 + pair;
 }

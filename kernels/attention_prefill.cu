@@ -6,8 +6,8 @@
 //            context is seen, context_begin = context_end = own_begin)
 //   k_cache, v_cache  bf16 [KV_HEADS, capacity, HEAD_DIM]
 //
-// PAGED = 1: rows of many sequences (attention_single.cu has those of single tokens), each with keys and values in pages of
-// PREFILL_KEYS tokens, so that a tile of keys is a page. A block's rows are those of one of `tiles`, {first row in q and
+// PAGED = 1: rows of many sequences (attention_single.cu has those of single tokens), each with keys
+// and values in pages of PREFILL_KEYS tokens, so that a tile of keys is a page. A block's rows are those of one of `tiles`, {first row in q and
 // out, rows (1 to 64; 0: none), position of the first row, where its pages begin in `tables`}.
 //   k_cache, v_cache  bf16 [pages, KV_HEADS, PREFILL_KEYS, HEAD_DIM]
 //   grid: (HEADS, tiles). Keys are taken from position 0 on in tiles of PREFILL_KEYS, whatever else is in the step, so a
@@ -24,14 +24,14 @@
 //
 //   Flash attention with wgmma: a warpgroup owns 64 queries, S = Q K^T and O += P V accumulate in registers,
 //   and S, as it lies there, is P's fragment. Tile j + 1's S is computed before tile j's P V, so that the
-//   tensor cores work on P V during the softmax of the next tile. Keys and values come by cp.async, two tiles of each at
-//   a time.
+//   tensor cores work on P V during the softmax of the next tile. Keys and values come by cp.async,
+//   two tiles of each at a time.
 //   Shared memory holds a tile as panels of 32 elements: [HEAD_DIM / 32][tokens][32], with the 64-byte swizzle. That is
 //   a wgmma operand for K (contiguous along HEAD_DIM, the summed dimension) as well as for V (contiguous along N),
 //   for every HEAD_DIM.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128, 256), WINDOW (0: none), X_INT4, PACKED, PAGED, DYNAMIC_SHARED
-// (what the launch has); where a family asks for it, SCORES_BITS and SOFT_CAP_BITS.
+// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128, 256), WINDOW (0: none), X_INT4, PACKED, PAGED,
+// DYNAMIC_SHARED (what the launch has); where a family asks for it, SCORES_BITS and SOFT_CAP_BITS.
 #ifndef PACKED
 #define PACKED 0
 #endif

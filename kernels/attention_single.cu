@@ -1,50 +1,56 @@
-// Attention of single tokens: rows of many sequences, each the one new token of its tile, with keys and values in pages of
-// PREFILL_KEYS tokens.
+// Attention of single tokens: rows of many sequences, each the one new token of its tile, with keys
+// and values in pages of PREFILL_KEYS tokens.
 //
-//   out[i, h, :] = sum_j softmax_j(q[i, h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :], h' = h / (HEADS / KV_HEADS), over
-//   the positions j up to the token's own (with WINDOW > 0 also j > position - WINDOW); SCORES_BITS and SOFT_CAP_BITS as in
-//   attention_prefill.cu
+//   out[i, h, :] = sum_j softmax_j(q[i, h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :]
+//   with h' = h / (HEADS / KV_HEADS), over the positions j up to the token's own (with WINDOW > 0
+//   also j > position - WINDOW); SCORES_BITS and SOFT_CAP_BITS as in attention_prefill.cu
 //   tiles    for each {row in q and out, 1 (0: none), position, where its pages begin in `tables`}
 //   q        bf16 [rows, HEADS HEAD_DIM], rotated
 //   k_cache, v_cache  bf16 [pages, KV_HEADS, PREFILL_KEYS, HEAD_DIM]
-//   out      bf16 [rows, OUT_STRIDE], plain or (X_INT4 = 1) in int4 order, zeros beyond HEADS HEAD_DIM
+//   out      bf16 [rows, OUT_STRIDE], plain or (X_INT4 = 1) in int4 order, zeros beyond
+//            HEADS HEAD_DIM
 //   grid: (KV_HEADS QUERY_TILES, tiles), block: THREADS
 //
-// ROTATES = 1: no sequence has two tiles (a draft's tokens have one each), so all its keys and values but the new ones are of
-//   earlier steps, and are on their way before the kernel ahead has ended. The kernel then does rope.cu's work, too, one
-//   kernel less between product and attention: q is the product's result, the row's queries, keys and values; the new key and
-//   value go into their tiles and into the cache.
+// ROTATES = 1: no sequence has two tiles (a draft's tokens have one each), so all its keys and
+//   values but the new ones are of earlier steps, and are on their way before the kernel ahead has
+//   ended. The kernel then does rope.cu's work, too, one kernel less between product and attention:
+//   q is the product's result, the row's queries, keys and values; the new key and value go into
+//   their tiles and into the cache.
 //   q        bf16 [rows, (HEADS + 2 KV_HEADS) HEAD_DIM], not rotated
 //   table, bias, q_norm, k_norm  as rope.cu has them
 // ROTATES = 0: pages before the token's own are of earlier steps.
 //
-// A row has the bits that attention_prefill.cu gives it: keys are taken from the first page on, a tile at a time, and sums are
-// in its order. mma.sync and wgmma add up alike (kernels/NOTES.md), but with mma.sync four warps share a row's work: each has
-// 16 keys of a tile's scores, then all keys for a quarter of the output's columns. wgmma has a tile of 64 rows of which one
-// is needed, and one warp's softmax of 16 rows between its two products. The queries that share a key are rows of the same
-// mma.
-// Scores pass through shared memory, for one barrier a tile: in between, tile j + 1's scores are computed beside tile j's
-// softmax and output. Keys and values come by cp.async, RING tiles of each at a time, as panels with a swizzle
-// (attention.cuh), so that ldmatrix meets no bank twice.
+// A row has the bits that attention_prefill.cu gives it: keys are taken from the first page on, a
+// tile at a time, and sums are in its order. mma.sync and wgmma add up alike (kernels/NOTES.md),
+// but with mma.sync four warps share a row's work: each has 16 keys of a tile's scores, then all
+// keys for a quarter of the output's columns. wgmma has a tile of 64 rows of which one is needed,
+// and one warp's softmax of 16 rows between its two products. The queries that share a key are rows
+// of the same mma.
+// Scores pass through shared memory, for one barrier a tile: in between, tile j + 1's scores are
+// computed beside tile j's softmax and output. Keys and values come by cp.async, RING tiles of each
+// at a time, as panels with a swizzle (attention.cuh), so that ldmatrix meets no bank twice.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128, 256), WINDOW (0: none), X_INT4, ROTATES, RING (2 or more), THREADS (128),
-// DYNAMIC_SHARED (what the launch has), STATIC_SHARED (what there is beside it, at most); where a family asks for it,
-// SCORES_BITS and SOFT_CAP_BITS; with ROTATES those of rotate.cuh.
+// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128, 256), WINDOW (0: none), X_INT4, ROTATES, RING
+// (2 or more), THREADS (128), DYNAMIC_SHARED (what the launch has), STATIC_SHARED (what there is
+// beside it, at most); where a family asks for it, SCORES_BITS and SOFT_CAP_BITS; with ROTATES
+// those of rotate.cuh.
 #include "attention.cuh"
 #if ROTATES
 #include "rotate.cuh"
 #endif
 
 constexpr int WARPS = THREADS / 32;
-constexpr int QUERY_TILES = (GROUP + 15) / 16;       // of the queries that share a key
-constexpr int QUERIES = GROUP < 16 ? GROUP : 16;     // of a tile
-constexpr int HALVES = QUERIES > 8 ? 2 : 1;          // a lane's rows of an mma: lane / 4, and 8 more
+constexpr int QUERY_TILES = (GROUP + 15) / 16;   // of the queries that share a key
+constexpr int QUERIES = GROUP < 16 ? GROUP : 16; // of a tile
+constexpr int HALVES = QUERIES > 8 ? 2 : 1;      // a lane's rows of an mma: lane / 4, and 8 more
 constexpr int KEY_STEPS = HEAD_DIM / 16, VALUE_STEPS = PREFILL_KEYS / 16;
-constexpr int OUT_BLOCKS = HEAD_DIM / 8 / WARPS;     // of 8 columns, a warp's
-constexpr int PITCH = PREFILL_KEYS + 8;              // of a row of scores, spread over the banks
-static_assert(THREADS == 128 && PREFILL_KEYS == 16 * WARPS && HEAD_DIM % (8 * WARPS) == 0, "a warp's share");
+constexpr int OUT_BLOCKS = HEAD_DIM / 8 / WARPS; // of 8 columns, a warp's
+constexpr int PITCH = PREFILL_KEYS + 8;          // of a row of scores, spread over the banks
+static_assert(THREADS == 128 && PREFILL_KEYS == 16 * WARPS && HEAD_DIM % (8 * WARPS) == 0,
+              "a warp's share");
 static_assert(2 * RING * KV_BYTES == DYNAMIC_SHARED, "RING tiles of keys and of values");
-static_assert(QUERIES * (2 * HEAD_DIM + 8 * PITCH) + 4 * HEAD_DIM <= STATIC_SHARED, "queries, scores, the new key and value");
+static_assert(QUERIES * (2 * HEAD_DIM + 8 * PITCH) + 4 * HEAD_DIM <= STATIC_SHARED,
+              "queries, scores, the new key and value");
 
 // Four 8 x 8 matrices, a row of one from each lane: the fragments of keys; transposed: of values.
 DEVICE void load_matrices(u32 (&to)[4], u32 from) {
@@ -60,14 +66,16 @@ DEVICE void load_transposed(u32 (&to)[4], u32 from) {
                  : "memory");
 }
 
-// Where piece `piece` (8 elements) of a row of a tile lies, bytes from the tile's first: copy_tile's panels and swizzle.
+// Where piece `piece` (8 elements) of a row of a tile lies, bytes from the tile's first:
+// copy_tile's panels and swizzle.
 DEVICE int piece_offset(int row, int piece) {
     return piece / 4 * KV_PANEL + row * 64 + (piece % 4 ^ row / 2 % 4) * 16;
 }
 
 #if ROTATES
-// A lane's part of the head of a row at `from`, as attention takes it: 8 elements, and where it has two pieces the 8 that
-// they rotate with. A warp takes a head. A value is not normed and not rotated.
+// A lane's part of the head of a row at `from`, as attention takes it: 8 elements, and where it has
+// two pieces the 8 that they rotate with. A warp takes a head. A value is not normed and not
+// rotated.
 struct HeadPart {
     int first, second; // pieces; -1: none
     uint4 low, high;
@@ -76,7 +84,8 @@ struct HeadPart {
         first = rest < 0 ? lane : rest < HEAD_REST ? HEAD_PAIRS + lane : -1;
         second = rest < 0 ? lane + HEAD_PAIRS : -1;
     }
-    INSIDE void load(const u16 *from, const float *angles, bool is_value, const float *bias, const float *weight) {
+    INSIDE void load(const u16 *from, const float *angles, bool is_value, const float *bias,
+                     const float *weight) {
         Angles by;
         low = load_once(from + 8 * max(first, 0));
         high = load_once(from + 8 * max(second, 0));
@@ -104,8 +113,10 @@ struct HeadPart {
     }
     // The same lane's copy of a stored head into row `row` of a tile.
     INSIDE void place(const u16 *head, u8 *tile, int row) const {
-        if (first >= 0) *(uint4 *)(tile + piece_offset(row, first)) = *(const uint4 *)(head + 8 * first);
-        if (second >= 0) *(uint4 *)(tile + piece_offset(row, second)) = *(const uint4 *)(head + 8 * second);
+        if (first >= 0)
+            *(uint4 *)(tile + piece_offset(row, first)) = *(const uint4 *)(head + 8 * first);
+        if (second >= 0)
+            *(uint4 *)(tile + piece_offset(row, second)) = *(const uint4 *)(head + 8 * second);
     }
 };
 #define ROTATION_ARGUMENTS , const float *table BIAS_ARGUMENT NORM_ARGUMENTS
@@ -124,7 +135,8 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
     const int *pages = tables + of.w;
     const int kv_head = blockIdx.x / QUERY_TILES, query_tile = blockIdx.x % QUERY_TILES;
     const int first_head = kv_head * GROUP + 16 * query_tile;
-    const int queries = GROUP % 16 == 0 || QUERY_TILES == 1 ? QUERIES : min(GROUP - 16 * query_tile, 16);
+    const int queries =
+        GROUP % 16 == 0 || QUERY_TILES == 1 ? QUERIES : min(GROUP - 16 * query_tile, 16);
 
     extern __shared__ __align__(128) u8 shared[];
     __shared__ __align__(16) float scores[2][QUERIES][PITCH];
@@ -135,11 +147,14 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
     const int last = past / PREFILL_KEYS, end = last + 1;
     const int own_row = past % PREFILL_KEYS; // of the last tile
     auto page_of = [&](int tile) { return __ldg(pages + min(tile, last)); };
-    auto offset_of = [&](int page) { return ((u64)page * KV_HEADS + kv_head) * (PREFILL_KEYS * HEAD_DIM); };
+    auto offset_of = [&](int page) {
+        return ((u64)page * KV_HEADS + kv_head) * (PREFILL_KEYS * HEAD_DIM);
+    };
     auto copy = [&](u32 to, const u16 *cache, int tile, int page) {
         if (tile < end)
             copy_tile<PREFILL_KEYS>(to + tile % RING * KV_BYTES, cache + offset_of(page), HEAD_DIM,
-                                    past + 1 - tile * PREFILL_KEYS, ROTATES && tile == last ? own_row : -1);
+                                    past + 1 - tile * PREFILL_KEYS,
+                                    ROTATES && tile == last ? own_row : -1);
     };
     int first_pages[RING + 1];
 #pragma unroll
@@ -178,8 +193,8 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
 #else
         const float *weight = nullptr;
 #endif
-        part.load(q + (u64)of.x * QKV_WIDTH + head * HEAD_DIM, table + (u64)of.x * 2 * ROTARY_HALF, is_value, head_bias,
-                  weight);
+        part.load(q + (u64)of.x * QKV_WIDTH + head * HEAD_DIM, table + (u64)of.x * 2 * ROTARY_HALF,
+                  is_value, head_bias, weight);
         part.store(is_query ? rotated[vector] : fresh[is_value]);
         if (!is_query && query_tile == 0)
             part.store((is_value ? v_cache : k_cache) + offset_of(own_page) + own_row * HEAD_DIM);
@@ -213,12 +228,14 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
 #pragma unroll
             for (int high = 0; high < 2; ++high) {
                 const int row = r + 8 * h;
-                const u16 *from = rows + min(row, queries - 1) * HEAD_DIM + 16 * step + 8 * high + 2 * t;
+                const u16 *from =
+                    rows + min(row, queries - 1) * HEAD_DIM + 16 * step + 8 * high + 2 * t;
                 query[step][2 * h + high] = row < queries ? *(const u32 *)from : 0;
             }
     // a0 .. a3 of an mma from a row's two words and those of the row 8 below.
     auto multiply = [&](float (&c)[4], const u32 (&a)[2 * HALVES], u32 b0, u32 b1) {
-        mma_bf16(c, a[0], HALVES == 2 ? a[2 * HALVES - 2] : 0, a[1], HALVES == 2 ? a[2 * HALVES - 1] : 0, b0, b1);
+        mma_bf16(c, a[0], HALVES == 2 ? a[2 * HALVES - 2] : 0, a[1],
+                 HALVES == 2 ? a[2 * HALVES - 1] : 0, b0, b1);
     };
 
     // This warp's 16 keys of a tile.
@@ -257,7 +274,8 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
         for (int h = 0; h < HALVES; ++h)
 #pragma unroll
             for (int n = 0; n < PREFILL_KEYS / 8; ++n) {
-                const float2 two = *(const float2 *)&scores[tile % 2][min(r + 8 * h, QUERIES - 1)][8 * n + 2 * t];
+                const float2 two =
+                    *(const float2 *)&scores[tile % 2][min(r + 8 * h, QUERIES - 1)][8 * n + 2 * t];
                 s.of[h][2 * n] = two.x, s.of[h][2 * n + 1] = two.y;
             }
         return s;
@@ -295,7 +313,9 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
                 u32 values[4];
                 load_transposed(values, base + piece_offset(key, block));
                 multiply(o[n], weights[step], values[0], values[1]);
-                if (n + 1 < OUT_BLOCKS) multiply(o[n + 1 < OUT_BLOCKS ? n + 1 : n], weights[step], values[2], values[3]);
+                if (n + 1 < OUT_BLOCKS)
+                    multiply(o[n + 1 < OUT_BLOCKS ? n + 1 : n], weights[step], values[2],
+                             values[3]);
             }
         }
     };
@@ -306,7 +326,8 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
     int values_page = first_pages[RING - 1], keys_page = first_pages[RING];
 #pragma unroll 1
     for (int tile = begin; tile < last; ++tile) {
-        // Before the next tile's are stored, and the page long before it is used: loads in between wait for nothing.
+        // Before the next tile's are stored, and the page long before it is used: loads in between
+        // wait for nothing.
         const Scores s = load_scores(tile);
         const int next_page = page_of(tile + RING + 1);
         // The tile before's values and this one's keys are no longer in use.
@@ -335,20 +356,25 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
 #pragma unroll
         for (int n = 0; n < OUT_BLOCKS; ++n) {
             const float low = o[n][2 * h] * inverse, high = o[n][2 * h + 1] * inverse;
-            const int block = warp * OUT_BLOCKS + n, segment = head * (HEAD_DIM / 32) + block / 4, first = block % 4 * 4;
+            const int block = warp * OUT_BLOCKS + n, segment = head * (HEAD_DIM / 32) + block / 4,
+                      first = block % 4 * 4;
             u32 *to = (u32 *)out + (u64)of.x * (OUT_STRIDE / 2);
 #if X_INT4
-            // Columns 2 t and 2 t + 1 of eight; lanes t and t + 2 exchange one, for pairs (i, i + 4).
+            // Columns 2 t and 2 t + 1 of eight; lanes t and t + 2 exchange one, for pairs (i, i +
+            // 4).
             const float other = __shfl_xor_sync(0xffffffffu, t < 2 ? high : low, 2);
             const u32 word = t < 2 ? bf16_pair(low, other) : bf16_pair(other, high);
-            if (r + 8 * h < queries) to[output_word(segment, first + (t < 2 ? 2 * t : 2 * t - 3))] = word;
+            if (r + 8 * h < queries)
+                to[output_word(segment, first + (t < 2 ? 2 * t : 2 * t - 3))] = word;
 #else
             if (r + 8 * h < queries) to[output_word(segment, first + t)] = bf16_pair(low, high);
 #endif
         }
     }
-    constexpr int PADDING = OUT_STRIDE / 32 - HEADS * (HEAD_DIM / 32); // segments beyond the last head
+    constexpr int PADDING =
+        OUT_STRIDE / 32 - HEADS * (HEAD_DIM / 32); // segments beyond the last head
     if (PADDING > 0 && blockIdx.x == gridDim.x - 1)
         for (int i = threadIdx.x; i < PADDING * 16; i += THREADS)
-            ((u32 *)out)[(u64)of.x * (OUT_STRIDE / 2) + output_word(HEADS * (HEAD_DIM / 32) + i / 16, i % 16)] = 0;
+            ((u32 *)out)[(u64)of.x * (OUT_STRIDE / 2) +
+                         output_word(HEADS * (HEAD_DIM / 32) + i / 16, i % 16)] = 0;
 }

@@ -1,6 +1,7 @@
 // The largest of a row of logits as the next token, for decode.cu and logits.cu.
 //
-// Macros: DIVISOR_BITS and CAP_BITS, where a family has them; RING, NOT_FINITE and the places in `state` (decode.cu).
+// Macros: DIVISOR_BITS and CAP_BITS, where a family has them; RING, NOT_FINITE and the places in
+// `state` (decode.cu).
 #pragma once
 #include "common.cuh"
 
@@ -9,7 +10,8 @@ struct Best {
     float value;
     u32 row;
     INSIDE void take(float other, u32 other_row) {
-        if (other > value || (other != other && value == value) || (other == value && other_row < row))
+        if (other > value || (other != other && value == value) ||
+            (other == value && other_row < row))
             value = other, row = other_row;
     }
     INSIDE void take_warp() {
@@ -17,7 +19,8 @@ struct Best {
         for (int d = 16; d > 0; d /= 2)
             take(__shfl_xor_sync(0xffffffffu, value, d), __shfl_xor_sync(0xffffffffu, row, d));
     }
-    // One thread's: makes it the token behind `chosen` others, in `state` and in the host's mailbox.
+    // One thread's: makes it the token behind `chosen` others, in `state` and in the host's
+    // mailbox.
     INSIDE void hand_over(u32 chosen, int *state, volatile u64 *mailbox) const {
         const bool finite = value - value == 0.0f;
         state[STATE_POSITION] += 1;

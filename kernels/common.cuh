@@ -54,6 +54,35 @@ DEVICE float f16_to_f32(u16 v) {
     return f;
 }
 
+// Eight bf16 in a register quad.
+DEVICE void unpack(uint4 raw, float v[8]) {
+    v[0] = bf16_low(raw.x), v[1] = bf16_high(raw.x);
+    v[2] = bf16_low(raw.y), v[3] = bf16_high(raw.y);
+    v[4] = bf16_low(raw.z), v[5] = bf16_high(raw.z);
+    v[6] = bf16_low(raw.w), v[7] = bf16_high(raw.w);
+}
+
+DEVICE float exp2_fast(float x) { // 2 ulp
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// ---- attention ----
+
+constexpr float MASKED = -3e38f; // a score that weighs nothing, below LOWEST
+// Start of a running maximum: finite, so that no difference is inf - inf.
+constexpr float LOWEST = -1e30f;
+
+// What becomes of queries, keys and values before they are rotated: nothing, where a family does
+// not ask for it.
+#ifndef QKV_BIAS
+#define QKV_BIAS 0
+#endif
+#ifndef QK_NORM
+#define QK_NORM 0
+#endif
+
 // ---- loads and stores ----
 
 // 16 bytes that are read once: past L1.

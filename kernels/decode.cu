@@ -37,8 +37,8 @@
 // joins the residual stream); PLAIN_INPUTS (no norm before attention and MLP); LAYER_WINDOWS and ROTATIONS (phases of
 // attention say which window and which of two rotary embeddings they have). Without them the machine code is what it was.
 //
-// Of the cut (smq-engine/src/cuda/decode/plan.rs): WARPS, PRODUCERS, SLOTS, SLOT_BYTES, WEIGHT_BYTES
-// (of a slot), NESTED_BYTES, BOOK_BYTES, PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the largest that
+// Of the cut (smq-engine/src/cuda/decode/plan.rs): WARPS, PRODUCERS, SLOTS, LANDED, SLOT_BYTES,
+// WEIGHT_BYTES (of a slot), NESTED_BYTES, BOOK_BYTES, PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the largest that
 // a storage of these products needs, 0 with bf16 alone), NF4_TABLE_BYTES, DYNAMIC_SHARED.
 //
 // PAGED (0), PAGE_TOKENS: keys and values lie in pages (decode_attention.cuh), and the kernel's last argument has the
@@ -52,12 +52,6 @@
 
 #ifndef PAGED
 #define PAGED 0
-#endif
-#ifndef QKV_BIAS
-#define QKV_BIAS 0
-#endif
-#ifndef QK_NORM
-#define QK_NORM 0
 #endif
 #ifndef AFTER_NORM
 #define AFTER_NORM 0
@@ -164,20 +158,22 @@ struct Words {
     }
 };
 
-// Where teams of warps have slots of their own (decode_int4.cuh), a team goes from one of its slots to its next one, at most
-// TEAM_GAP later, whatever the others wait for, and so do the producers. A barrier tells two uses of a slot in a row apart,
-// and no more: whoever waits for a use has to know that the one before the last has arrived, or takes that for it. So a
-// slot is filled only once all those LANDED or more before it are there: then whatever a team waits for next, the use
-// before it has arrived. A producer waits for those that the slot LANDED before it did not wait for itself; none of them can
-// have been filled anew, since that would have waited for this one.
+// Where teams of warps have slots of their own (decode_int4.cuh), a team goes from one of its slots
+// to its next one, at most TEAM_GAP later, whatever the others wait for, and so do the producers. A
+// barrier tells two uses of a slot in a row apart, and no more: whoever waits for a use has to know
+// that the one before it has arrived, or takes the one before that for it. So a slot is filled only
+// once all those LANDED or more before it are there: then whatever a team waits for next, the use
+// before it has arrived. A producer waits for those that the slot LANDED before it did not wait for
+// itself; none of them can have been filled anew, since that would have waited for this one.
 #if INT4_CORES || NF4_CORES || LUT4_CORES
 #define APART 1
 #else
 #define APART 0
 #endif
-constexpr int TEAM_GAP = 5, LANDED = SLOTS >= 12 ? 4 : 3;
+constexpr int TEAM_GAP = 5;
 constexpr int WAITED_FOR = LANDED + PRODUCERS < 2 * LANDED ? LANDED + PRODUCERS : 2 * LANDED;
-static_assert(!APART || (LANDED + TEAM_GAP <= SLOTS && LANDED + WAITED_FOR - 1 <= SLOTS), "uses of a slot are told apart");
+static_assert(!APART || (LANDED + TEAM_GAP <= SLOTS && LANDED + WAITED_FOR - 1 <= SLOTS),
+              "uses of a slot are told apart");
 
 // A producer's side, one thread's. Producers take slots in turns, and each has one on its way:
 // alone, one thread's latency from slot to slot would bound the step, and more than PRODUCERS slots

@@ -24,9 +24,10 @@
 #pragma once
 
 constexpr int QUERIES = HEADS / KV_HEADS; // that share a key/value head
-// A lane keeps BATCH HEAD_DIM / 4 outputs in registers (at most 64: of 128, with the values beside them, most would be
-// spilled, and each token would read and write them all). More queries are other warps': GROUPS of MEMBERS warps go over
-// the same tokens, each for its own BATCH of queries. Where even that is not all of them, it takes several passes.
+// A lane keeps BATCH HEAD_DIM / 4 outputs in registers (at most 64: of 128, with the values beside
+// them, most would be spilled, and each token would read and write them all). More queries are
+// other warps': GROUPS of MEMBERS warps go over the same tokens, each for its own BATCH of queries.
+// Where even that is not all of them, it takes several passes.
 constexpr int MOST_QUERIES = 256 / HEAD_DIM;
 constexpr int BATCHES = (QUERIES + MOST_QUERIES - 1) / MOST_QUERIES;
 constexpr int BATCH = (QUERIES + BATCHES - 1) / BATCHES;
@@ -46,9 +47,6 @@ static_assert(PART_FLOATS == EXCHANGED_FLOATS, "what smq-engine leaves room for"
 static_assert(HEAD_DIM % SPLITS == 0 && SPLITS * KV_HEADS <= GRID && STAGE_TOKENS >= 8, "shape");
 // Scratch: rotated queries, times log2(e) / sqrt(HEAD_DIM); the new key and value; maxima and sums; outputs.
 static_assert(4 * (QUERIES + 1 + BATCH * WARPS) * HEAD_DIM + 8 * BATCH * WARPS <= PARTIAL_BYTES, "scratch");
-
-constexpr float MASKED = -3e38f; // a score that weighs nothing, below LOWEST
-constexpr float LOWEST = -1e30f; // start of a running maximum: finite, so that no difference is inf - inf
 
 #if LAYER_WINDOWS
 #define WINDOW_OF(phase) (int)phase.at(BIAS0)
@@ -108,17 +106,7 @@ DEVICE void produce_cache(const Words &phase, Pump &pump, int past, const int *p
     }
 }
 
-DEVICE float exp2_fast(float x) { // 2 ulp
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
-
-DEVICE void unpack(uint4 raw, float v[8]) {
-    v[0] = bf16_low(raw.x), v[1] = bf16_high(raw.x), v[2] = bf16_low(raw.y), v[3] = bf16_high(raw.y);
-    v[4] = bf16_low(raw.z), v[5] = bf16_high(raw.z), v[6] = bf16_low(raw.w), v[7] = bf16_high(raw.w);
-}
 
 // What a quad knows of the tokens that it has seen, for each query of the pass.
 struct Running {
@@ -388,24 +376,29 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
         merge_quads(running, lane);
 
         // The block's warps, one element a thread. A group's lie one behind the other.
-        auto part = [&](int b, int group, int member) { return (b * GROUPS + group) * MEMBERS + member; };
+        auto part = [&](int b, int group, int member) {
+            return (b * GROUPS + group) * MEMBERS + member;
+        };
 #pragma unroll
         for (int b = 0; b < BATCH; b++) {
             float *to = outputs + part(b, group, member) * HEAD_DIM + 8 * t + quad;
 #pragma unroll
             for (int i = 0; i < CHUNKS; i++) to[32 * i] = running.out[b][8 * i];
-            if (lane == 0) states[part(b, group, member)] = make_float2(running.max[b], running.sum[b]);
+            if (lane == 0)
+                states[part(b, group, member)] = make_float2(running.max[b], running.sum[b]);
         }
         sync_threads(1, CONSUMERS);
         for (int index = threadIdx.x; index < GROUPS * BATCH * HEAD_DIM; index += CONSUMERS) {
-            const int b = index / HEAD_DIM / GROUPS, of = index / HEAD_DIM % GROUPS, d = index % HEAD_DIM;
+            const int b = index / HEAD_DIM / GROUPS, of = index / HEAD_DIM % GROUPS;
+            const int d = index % HEAD_DIM;
             const int query = first_computed(of) + b;
             if (query < first_query(of)) continue; // another group's, or of the pass before
             float weights[MEMBERS];
             const float2 state = merge_weights<MEMBERS>(weights, states + part(b, of, 0));
             float sum = 0.0f;
 #pragma unroll
-            for (int m = 0; m < MEMBERS; m++) sum += weights[m] * outputs[part(b, of, m) * HEAD_DIM + d];
+            for (int m = 0; m < MEMBERS; m++)
+                sum += weights[m] * outputs[part(b, of, m) * HEAD_DIM + d];
             float *to = parts + ((kv_head * QUERIES + query) * SPLITS + split) * PART_FLOATS;
             store_tagged(to + d, sum, made.tag);
             if (d == 0) {
@@ -415,7 +408,8 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
         }
         // The head's blocks, one element of this block's slice a thread.
         for (int index = threadIdx.x; index < GROUPS * BATCH * SLICE; index += CONSUMERS) {
-            const int b = index / SLICE / GROUPS, of = index / SLICE % GROUPS, d = split * SLICE + index % SLICE;
+            const int b = index / SLICE / GROUPS, of = index / SLICE % GROUPS;
+            const int d = split * SLICE + index % SLICE;
             const int query = first_computed(of) + b;
             if (query < first_query(of)) continue;
             const int head = kv_head * QUERIES + query;

@@ -2,15 +2,20 @@
 #pragma once
 #include "best.cuh"
 
-// The first warp of the last block, which always has tiles: the best of all blocks. A block's entry is its logit and its
-// row with a tag above.
-DEVICE void choose(const Shape &s, const u64 *entries, int *state, int whole, volatile u64 *mailbox, int lane) {
+// The first warp of the last block, which always has tiles: the best of all blocks. A block's entry
+// is its logit and its row with a tag above.
+DEVICE void choose(const Shape &s, const u64 *entries, int *state, int whole, volatile u64 *mailbox,
+                   int lane) {
     const u32 chosen = (u32)state[STATE_CHOSEN], tag = (chosen + 1) & 3;
     Best best = {LEAST, 0x3fffffffu};
     for (int b = lane; b < GRID; b += 32) {
         if (first_of(s.tiles[2], b + 1) == first_of(s.tiles[2], b)) continue;
         u64 entry;
-        do asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(entry) : "l"(entries + b) : "memory");
+        do
+            asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];"
+                         : "=l"(entry)
+                         : "l"(entries + b)
+                         : "memory");
         while ((u32)(entry >> 62) != tag);
         best.take(__uint_as_float((u32)entry), (u32)(entry >> 32) & 0x3fffffffu);
     }

@@ -148,9 +148,10 @@ template <int K, int STORAGE> struct Team {
     INSIDE int first_tile() const { return ROTATES ? team : 0; }
     static constexpr int TILE_STEP = ROTATES ? TEAMS : 1;
     INSIDE int slot(int mine) const { return ROTATES ? mine : team + mine * TEAMS; }
-    // From a slot of a team to its next: with ROTATES over the others' tiles, else from its last of a tile, of which there are
-    // fewer than TEAMS behind, to its first of the next.
-    static_assert((ROTATES ? (TEAMS - 1) * KSPLIT + 1 : 2 * TEAMS - 1) <= TEAM_GAP, "what producers reckon with");
+    // From a slot of a team to its next: with ROTATES over the others' tiles, else from its last of
+    // a tile, of which there are fewer than TEAMS behind, to its first of the next.
+    static_assert((ROTATES ? (TEAMS - 1) * KSPLIT + 1 : 2 * TEAMS - 1) <= TEAM_GAP,
+                  "what producers reckon with");
     // Its lines of a slot, and the first of them there.
     INSIDE int lines(int mine) const { return LAST_LINES < TEAM_LINES && slot(mine) == KSPLIT - 1 ? LAST_LINES : TEAM_LINES; }
     INSIDE int first_line(int mine) const { return member * lines(mine); }

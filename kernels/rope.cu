@@ -99,7 +99,8 @@ KERNEL __launch_bounds__(ROPE_THREADS)
     __shared__ float factors[HEADS + KV_HEADS];
     for (int head = threadIdx.x / 32; head < HEADS + KV_HEADS; head += ROPE_THREADS / 32) {
         const float squares = head_squares(from + head * HEAD_DIM, bias_of(head, 0));
-        if (threadIdx.x % 32 == 0) factors[head] = QK_NORM == PER_HEAD ? norm_factor(squares, HEAD_DIM) : squares;
+        if (threadIdx.x % 32 == 0)
+            factors[head] = QK_NORM == PER_HEAD ? norm_factor(squares, HEAD_DIM) : squares;
     }
     __syncthreads();
 #if QK_NORM == WHOLE_WIDTH
@@ -121,7 +122,8 @@ KERNEL __launch_bounds__(ROPE_THREADS)
 #if QK_NORM
         const bool is_value = head >= HEADS + KV_HEADS;
         const int of_kind = QK_NORM == PER_HEAD ? 0 : head < HEADS ? head : head - HEADS;
-        const float *weight = is_value ? nullptr : (head < HEADS ? q_norm : k_norm) + of_kind * HEAD_DIM + i;
+        const float *norm = is_value ? nullptr : head < HEADS ? q_norm : k_norm;
+        const float *weight = is_value ? nullptr : norm + of_kind * HEAD_DIM + i;
         adjust(v, bias_of(head, i), weight, is_value ? 1.0f : factors[head]);
 #else
         adjust(v, bias_of(head, i), nullptr, 1.0f);

@@ -1,23 +1,17 @@
-// What becomes of a row's queries, keys and values between their product and attention: bias, norm of each head, rotation.
-// rope.cu does it for the rows of a pass, attention_prefill.cu for the one token of each of its tiles. Sums and products
-// are spelled out, so that a row has the same bits by either.
+// What becomes of a row's queries, keys and values between their product and attention: bias, norm
+// of each head, rotation. rope.cu does it for the rows of a pass, attention_single.cu for the one
+// token of each of its tiles. Sums and products are spelled out, so that a row has the same bits by
+// either.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF (multiple of 8); where a family has them QKV_BIAS; QK_NORM, EPS_BITS and
-// the numbers PER_HEAD, WHOLE_WIDTH (rope.cu says what they are).
+// Macros: HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF (multiple of 8); where a family has them QKV_BIAS;
+// QK_NORM, EPS_BITS and the numbers PER_HEAD, WHOLE_WIDTH (rope.cu says what they are).
 #pragma once
 #include "common.cuh"
 
-#ifndef QKV_BIAS
-#define QKV_BIAS 0
-#endif
-#ifndef QK_NORM
-#define QK_NORM 0
-#endif
-
 static_assert(ROTARY_HALF % 8 == 0 && 2 * ROTARY_HALF <= HEAD_DIM, "a thread rotates 8 pairs");
 constexpr int QKV_WIDTH = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
-// A head is so many pairs of 8 elements and the 8 that they rotate with, and then, if rotation is partial, so many times 8
-// elements that stay as they are.
+// A head is so many pairs of 8 elements and the 8 that they rotate with, and then, if rotation is
+// partial, so many times 8 elements that stay as they are.
 constexpr int HEAD_PAIRS = ROTARY_HALF / 8, HEAD_REST = HEAD_DIM / 8 - 2 * HEAD_PAIRS;
 
 #if QKV_BIAS
@@ -32,15 +26,13 @@ static_assert(QK_NORM == PER_HEAD || QK_NORM == WHOLE_WIDTH, "one of the two");
 #define NORM_ARGUMENTS
 #endif
 
-DEVICE void unpack(uint4 raw, float v[8]) {
-    v[0] = bf16_low(raw.x), v[1] = bf16_high(raw.x), v[2] = bf16_low(raw.y), v[3] = bf16_high(raw.y);
-    v[4] = bf16_low(raw.z), v[5] = bf16_high(raw.z), v[6] = bf16_low(raw.w), v[7] = bf16_high(raw.w);
-}
 DEVICE uint4 pack(const float v[8]) {
-    return make_uint4(bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]), bf16_pair(v[4], v[5]), bf16_pair(v[6], v[7]));
+    return make_uint4(bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]), bf16_pair(v[4], v[5]),
+                      bf16_pair(v[6], v[7]));
 }
 
-// 8 elements and the 8 that they rotate with, by angles whose sines come ROTARY_HALF after their cosines.
+// 8 elements and the 8 that they rotate with, by angles whose sines come ROTARY_HALF after their
+// cosines.
 struct Angles {
     float4 cosines[2], sines[2];
     INSIDE void load(const float *at) {
@@ -58,7 +50,8 @@ struct Angles {
     INSIDE void rotate(float a[8], float b[8]) const {
         const float c[8] = {cosines[0].x, cosines[0].y, cosines[0].z, cosines[0].w,
                             cosines[1].x, cosines[1].y, cosines[1].z, cosines[1].w};
-        const float s[8] = {sines[0].x, sines[0].y, sines[0].z, sines[0].w, sines[1].x, sines[1].y, sines[1].z, sines[1].w};
+        const float s[8] = {sines[0].x, sines[0].y, sines[0].z, sines[0].w,
+                            sines[1].x, sines[1].y, sines[1].z, sines[1].w};
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
             const float rotated = __fmaf_rn(a[e], c[e], -__fmul_rn(b[e], s[e]));
@@ -69,7 +62,8 @@ struct Angles {
 };
 
 #if QK_NORM
-// The sum of squares of a head, with its bias where there is one: a warp's, and the same in each lane.
+// The sum of squares of a head, with its bias where there is one: a warp's, and the same in each
+// lane.
 DEVICE float head_squares(const u16 *from, const float *bias) {
     float squares = 0.0f;
     for (int i = threadIdx.x % 32 * 2; i < HEAD_DIM; i += 64) {
@@ -90,8 +84,8 @@ DEVICE float norm_factor(float squares, int count) {
 #endif
 
 #if QKV_BIAS || QK_NORM
-// Elements of a head before the rotation: `bias` and `weight` are those of the first (no weight: a value, which is not
-// normed).
+// Elements of a head before the rotation: `bias` and `weight` are those of the first (no weight: a
+// value, which is not normed).
 DEVICE void adjust(float v[8], const float *bias, const float *weight, float factor) {
 #if QKV_BIAS
 #pragma unroll

@@ -296,11 +296,9 @@ impl Prefill {
             ),
             Some(tiles) => (
                 rope_args.ptr(seen),
-                match kind.rows {
-                    Rows::One | Rows::Packed | Rows::Paged => {
-                        attention_args.i32(cache.capacity as i32)
-                    }
-                    Rows::Single | Rows::Distinct => attention_args,
+                match kind.rows.are_single() {
+                    false => attention_args.i32(cache.capacity as i32),
+                    true => attention_args,
                 }
                 .ptr(tiles.tiles)
                 .ptr(tiles.tables),

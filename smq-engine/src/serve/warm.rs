@@ -42,8 +42,9 @@ pub fn warm_up(engine: &mut dyn BatchEngine) -> Result<()> {
     Ok(())
 }
 
-/// Chunks of a step, tokens of each, and how many of these are a draft. Devices round numbers of rows up, at the finest in eights
-/// above 8 and in 32s above 64; prompts of one shape are at most twice as long as others of it.
+/// Chunks of a step, tokens of each, and how many of these are a draft. Devices round numbers of
+/// rows up, at the finest in eights above 8 and in 32s above 64; prompts of one shape are at most
+/// twice as long as others of it.
 fn shapes(engine: &dyn BatchEngine) -> Vec<(usize, usize, usize)> {
     let most = engine.max_rows().min(engine.pages());
     let rows = (1..=8)

@@ -111,6 +111,13 @@ const WEIGHT_BYTES: usize = 8 * 128 * WARPS;
 /// row takes several slots (kernels/NOTES.md). A warp has as many registers among 16 as among 14.
 const PRODUCERS: usize = 4;
 
+/// Of a ring of so many, slots behind which all before them have to be there before one is filled,
+/// where teams of warps have slots of their own (`decode.cu` says why): as many as are on their way
+/// at a time where the ring is long enough to tell them apart.
+fn landed(slots: usize) -> usize {
+    if slots >= 12 { PRODUCERS } else { 3 }
+}
+
 /// The macros' names for each kind.
 macro_rules! kind_names {
     ($($n:literal)*) => {
@@ -295,6 +302,7 @@ impl Plan {
             ("WARPS", number(WARPS)),
             ("PRODUCERS", number(PRODUCERS)),
             ("SLOTS", number(slots)),
+            ("LANDED", number(landed(slots))),
             ("SLOT_BYTES", number(slot)),
             ("WEIGHT_BYTES", number(WEIGHT_BYTES)),
             ("NESTED_BYTES", number(NESTED_BYTES)),

@@ -60,8 +60,8 @@ pub enum Rows {
     Packed,
     /// Many sequences', in pages.
     Paged,
-    /// Many sequences', in pages, each row a tile of its own: a sequence has one, or the tokens of a
-    /// draft.
+    /// Many sequences', in pages, each row a tile of its own: a sequence has one, or the tokens of
+    /// a draft.
     Single,
     /// The same where no sequence has two, so that attention rotates the row itself.
     Distinct,
@@ -82,6 +82,14 @@ impl Rows {
         match drafted || !family::norms_by_head(c) {
             true => Self::Single,
             false => Self::Distinct,
+        }
+    }
+
+    /// Whether each is a tile of its own, which `attention_single.cu` computes.
+    pub(super) fn are_single(self) -> bool {
+        match self {
+            Self::One | Self::Packed | Self::Paged => false,
+            Self::Single | Self::Distinct => true,
         }
     }
 
@@ -143,19 +151,19 @@ impl Attention {
             rows,
             ring,
         };
-        match rows {
-            Rows::One | Rows::Packed | Rows::Paged => with_ring(2),
-            // The longest ring with which all blocks are at work at once hides the memory's latency
-            // best; where they come one after the other anyhow, two a multiprocessor do as well.
-            Rows::Single | Rows::Distinct => {
-                let blocks = (m * single_blocks(c)).div_ceil(SMS);
-                let fits = |a: &Self, blocks| a.fits(c) && a.blocks(c) >= blocks;
-                let rings = || SINGLE_RINGS.into_iter().rev().map(with_ring);
-                let all = rings().find(|a| fits(a, blocks));
-                all.or_else(|| rings().find(|a| fits(a, 2)))
-                    .unwrap_or(with_ring(SINGLE_RINGS[0]))
-            }
+        if !rows.are_single() {
+            return with_ring(2);
         }
+        // The longest ring with which all blocks are at work at once hides the memory's latency
+        // best; where they come one after the other anyhow, two a multiprocessor do as well.
+        let blocks = (m * single_blocks(c)).div_ceil(SMS);
+        let longest = |blocks| {
+            let mut rings = SINGLE_RINGS.into_iter().rev().map(with_ring);
+            rings.find(|a| a.fits(c) && a.blocks(c) >= blocks)
+        };
+        longest(blocks)
+            .or_else(|| longest(2))
+            .unwrap_or(with_ring(SINGLE_RINGS[0]))
     }
 
     /// Its macros in layers with this window; `order` is that of the output, 1 for int4.
@@ -168,22 +176,19 @@ impl Attention {
             ("OUT_STRIDE", padded(c.heads * c.head_dim) as i64),
             ("DYNAMIC_SHARED", self.shared(c) as i64),
         ]);
-        match self.rows {
-            Rows::One | Rows::Packed | Rows::Paged => {
-                defines.push(("PREFILL_WARPGROUPS", self.warpgroups as i64));
-                defines.extend(self.rows.defines());
-            }
-            Rows::Single | Rows::Distinct => {
-                defines.extend([
-                    ("ROTATES", self.rotates().into()),
-                    ("RING", self.ring as i64),
-                    ("THREADS", SINGLE_THREADS.into()),
-                    ("STATIC_SHARED", single_shared(c) as i64),
-                ]);
-                if self.rotates() {
-                    defines.extend(family::qkv_defines(c));
-                }
-            }
+        if self.rows.are_single() {
+            defines.extend([
+                ("ROTATES", self.rotates().into()),
+                ("RING", self.ring as i64),
+                ("THREADS", SINGLE_THREADS.into()),
+                ("STATIC_SHARED", single_shared(c) as i64),
+            ]);
+        } else {
+            defines.push(("PREFILL_WARPGROUPS", self.warpgroups as i64));
+            defines.extend(self.rows.defines());
+        }
+        if self.rotates() {
+            defines.extend(family::qkv_defines(c));
         }
         defines
     }
@@ -222,9 +227,9 @@ impl Attention {
     /// Its kernel file.
     #[must_use]
     pub fn file(self) -> &'static str {
-        match self.rows {
-            Rows::One | Rows::Packed | Rows::Paged => "attention_prefill.cu",
-            Rows::Single | Rows::Distinct => "attention_single.cu",
+        match self.rows.are_single() {
+            false => "attention_prefill.cu",
+            true => "attention_single.cu",
         }
     }
 
@@ -239,9 +244,10 @@ impl Attention {
 
     /// Dynamic shared memory of a block, bytes: its queries, and its tiles of keys and of values.
     fn shared(self, c: &ModelConfig) -> usize {
-        let queries = match self.rows {
-            Rows::One | Rows::Packed | Rows::Paged => self.tile(),
-            Rows::Single | Rows::Distinct => 0,
+        let queries = if self.rows.are_single() {
+            0
+        } else {
+            self.tile()
         };
         2 * c.head_dim * (queries + 2 * self.ring * KEYS)
     }
@@ -251,14 +257,15 @@ impl Attention {
         SM_SHARED_BYTES / (self.shared(c) + single_shared(c) + SYSTEM_SHARED_BYTES)
     }
 
-    /// Whether a model can take it: heads of 256 elements leave a block no room for the longer ring,
-    /// and what is normed over all heads together is not one head's.
+    /// Whether a model can take it: heads of 256 elements leave a block no room for the longer
+    /// ring, and what is normed over all heads together is not one head's.
     #[must_use]
     pub fn fits(self, c: &ModelConfig) -> bool {
         let rotates = !self.rotates() || family::norms_by_head(c);
-        let beside = match self.rows {
-            Rows::One | Rows::Packed | Rows::Paged => 0,
-            Rows::Single | Rows::Distinct => single_shared(c),
+        let beside = if self.rows.are_single() {
+            single_shared(c)
+        } else {
+            0
         };
         self.shared(c) + beside <= BLOCK_SHARED_BYTES && rotates
     }
@@ -270,9 +277,9 @@ impl Attention {
 
     /// The launch for so many tiles of rows.
     pub(crate) fn launch_tiles(self, c: &ModelConfig, tiles: usize) -> Launch {
-        let (blocks, threads) = match self.rows {
-            Rows::One | Rows::Packed | Rows::Paged => (c.heads, 2 * self.tile() as u32),
-            Rows::Single | Rows::Distinct => (single_blocks(c), SINGLE_THREADS),
+        let (blocks, threads) = match self.rows.are_single() {
+            false => (c.heads, 2 * self.tile() as u32),
+            true => (single_blocks(c), SINGLE_THREADS),
         };
         Launch::new([blocks as u32, tiles as u32], threads)
             .shared(self.shared(c) as u32)

@@ -8,7 +8,8 @@
 //! that is alone take another kernel, in an arithmetic of its own (`alone.rs`).
 //!
 //! Steps of single tokens are recorded as CUDA graphs, one for each number of rows up to 8, then in
-//! steps of 8 and of 32, apart for steps with drafts among them. Rows that fill a recorded step up write to a page of their own.
+//! steps of 8 and of 32, apart for steps with drafts among them. Rows that fill a recorded step up
+//! write to a page of their own.
 
 mod alone;
 mod choose;

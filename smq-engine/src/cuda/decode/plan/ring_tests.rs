@@ -4,14 +4,9 @@
 use rand::rngs::Xoshiro256PlusPlus as StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::{PRODUCERS, WARPS};
+use super::{PRODUCERS, WARPS, landed};
 
 const TEAMS: usize = WARPS / 4;
-
-/// Slots that have to be there before one is filled: `LANDED` of `decode.cu`.
-fn landed(slots: usize) -> usize {
-    if slots >= 12 { 4 } else { 3 }
-}
 
 /// The slots of each team in a product whose tiles take `ksplit` each.
 fn slots_of_teams(ksplit: usize, tiles: usize) -> Vec<Vec<usize>> {
