@@ -95,7 +95,7 @@ DEVICE float nf4_absmax_of(const LaneScales &scales, const u8 *slot, u32 nested,
     const u32 first = scales.bit / 8, at = scales.offset / 8 + block;
     const u8 code = slot[WEIGHT_BYTES + scales.run_offset + first % 16 + at];
     const float scale = *(const float *)(slot + nested + (first % 1024 + at) / 256 * 4);
-    return __fadd_rn(__fmul_rn(nf4_codes[code], scale), __int_as_float(scales.bias));
+    return nf4_absmax(nf4_codes[code], scale, __int_as_float(scales.bias));
 }
 
 template <int K> __device__ __noinline__ Multiplied multiply_nf4(Multiply m, LaneScales scales, u32 nested, u8 *scratch) {

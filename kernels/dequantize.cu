@@ -168,7 +168,8 @@ dequantize_nf4(const u8 *__restrict__ nibbles, const u8 *__restrict__ absmax, co
         if (index < chunks) {
             words[n] = ((const u32 *)nibbles)[before + index];
             u64 block = (before + index) / 8;
-            scale[n] = nf4_absmax(absmax[block], nested_absmax[block / 256], offset);
+            const float value = __uint_as_float(NF4_ABSMAX_BITS[absmax[block]]);
+            scale[n] = nf4_absmax(value, nested_absmax[block / 256], offset);
         }
     }
     wait_for_previous_kernel(); // it may still read `out`

@@ -1,39 +1,48 @@
 // Y = X W^T for several activation rows: W int4 in groups of GROUP columns, X bf16, f32 accumulation.
 //
-//   X        bf16 [m, XK], XK = K rounded up to 128, zeros beyond K; GROUP = 128: columns in int4 order within each
-//            128, else plain; given as a tensor map (below)
+//   X        bf16 [m, XK], XK = K rounded up to 128, zeros beyond K; GROUP = 128: columns in int4
+//            order within each 128, else plain; given as a tensor map (below)
 //   nibbles  [ROWS, K/2] bytes, low nibble = even column, two's complement
 //   scales   one per (row, group), row-major; see load_scale
 //
 // Epilogues (m tokens):
-//   EPILOGUE_BF16    out bf16 [m, OUT_STRIDE] = Y in the first ROWS columns, others beside it are left alone
+//   EPILOGUE_BF16    out bf16 [m, OUT_STRIDE] = Y in the first ROWS columns, others beside it are
+//                    left alone
 //   EPILOGUE_ADD     out f32 [m, ROWS] += Y, the residual stream; OVERWRITE = 1: out = Y
-//   EPILOGUE_SWIGLU  ROWS = 2 I, gate rows first: out bf16 [m, XI] = silu(gate) up, XI = I rounded up to 128,
-//                    zeros beyond I, columns plain or (OUT_INT4 = 1) in int4 order; GATE_GELU_TANH: gelu for silu
+//   EPILOGUE_SWIGLU  ROWS = 2 I, gate rows first: out bf16 [m, XI] = silu(gate) up, XI = I rounded
+//                    up to 128, zeros beyond I, columns plain or (OUT_INT4 = 1) in int4 order;
+//                    GATE_GELU_TANH: gelu for silu
 //
 // Tensor cores: wgmma m64nNk16 with weights as A, from registers, and tokens as N. Per warp, A is the
-// m16k16 fragment of mma.m16n8k16, and in int4 order the canonical nibbles are that fragment: 16 bytes of a
-// lane are its share of 128 columns of a row (8 k-steps), a part of each of them. Nothing is repacked.
-// Smaller groups need k-steps that lie in one, and the other kernels know no order for that: X is plain, and a lane takes
-// a byte of each word of a row. That is a permute for each pair of weights, and four times the shared memory's bytes.
+// m16k16 fragment of mma.m16n8k16, and in int4 order the canonical nibbles are that fragment: 16
+// bytes of a lane are its share of 128 columns of a row (8 k-steps), a part of each of them. Nothing
+// is repacked. Smaller groups need k-steps that lie in one, and the other kernels know no order for
+// that: X is plain, and a lane takes a byte of each word of a row. That is a permute for each pair
+// of weights, and four times the shared memory's bytes for them.
 //
-// Numerics: the tensor cores multiply the integers q (over 4) by X, exactly; each group's sum is multiplied
-// by its f32 scale and added up in f32. No weight is rounded.
+// Numerics: the tensor cores multiply the integers q (over 4) by X, exactly; each group's sum is
+// multiplied by its f32 scale and added up in f32. No weight is rounded. Neither TILE_M nor
+// WARPGROUPS nor the grid changes a bit of a token's outputs; SPLIT_K does.
 //
-// Block: WARPGROUPS consumers of 64 weight rows each, which share the tokens, and a producer warpgroup that
-// keeps STAGES steps of 128 columns on their way to shared memory: nibbles by cp.async, scales decoded to f32, tokens by
-// TMA as [2][TILE_M][64] bf16, two halves of 64 columns with the 128-byte swizzle. (Nibbles straight to
-// the consumers' registers: the compiler puts all those loads on one scoreboard, so waiting for the oldest
-// waits for the newest; slower up to 64 tokens.) A cluster is SPLIT_K blocks with the same weight rows and
-// consecutive steps: they add up through distributed shared memory in the order of steps. Same bits every run.
+// Block: WARPGROUPS consumers of 64 weight rows each, which share the tokens, and a producer
+// warpgroup that keeps STAGES steps of 128 columns on their way to shared memory: nibbles by
+// cp.async, scales decoded to f32, tokens by TMA as [2][TILE_M][64] bf16, two halves of 64 columns
+// with the 128-byte swizzle. (Nibbles straight to the consumers' registers: the compiler puts all
+// those loads on one scoreboard, so waiting for the oldest waits for the newest; slower up to 64
+// tokens.) A cluster is SPLIT_K blocks with the same weight rows and consecutive steps: they add up
+// through distributed shared memory in the order of steps. Same bits every run.
 //
-// LUT4 = 1: a nibble is an index into the 16 bytes of `book`, each a level plus 128 (gemm_lut4_weights.cuh); X's order and all else
-// are int4's, GROUP included.
+// LUT4 = 1: a nibble is an index into the 16 bytes of `book`, each a level plus 128
+// (gemm_lut4_weights.cuh); X's order and all else are int4's, GROUP included.
+// NF4 = 1: nibbles are codes, the high one of a byte first, whose levels are rounded to bf16
+// (gemm_nf4_weights.cuh); GROUP = 64, K a multiple of it; `scales` are absmax codes of a byte, `bias`
+// the bits of what is added to each absmax, `nested_absmax` f32, one for 256 of them.
 //
-// Macros: LUT4 (0), K (multiple of 32), ROWS (multiple of 8; SWIGLU: of 64), GROUP (128, 64, 32), EPILOGUE
-// and the numbers of those above, OUT_INT4, TILE_M (tokens a tile: 16, 32, 64, 96, 128), WARPGROUPS,
-// OUT_STRIDE (ROWS), SPLIT_K, STAGES, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, MIN_BLOCKS (blocks an SM, for the
-// register allocation; 1), DYNAMIC_SHARED (what the launch has).
+// Macros: LUT4 (0), NF4 (0), K (multiple of 32), ROWS (multiple of 8; SWIGLU: of 64), GROUP (128, 64,
+// 32), EPILOGUE and the numbers of those above, OUT_INT4, TILE_M (tokens a tile: 16, 32, 64, 104,
+// 128), WARPGROUPS, OUT_STRIDE (ROWS), SPLIT_K, STAGES, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA,
+// MIN_BLOCKS (blocks an SM, for the register allocation; 1), DYNAMIC_SHARED (what the launch has),
+// NF4_TABLE_BYTES (with NF4: what the launch leaves beside it).
 // Grid: x = ceil(UNITS / WARPGROUPS) SPLIT_K, UNITS = ceil(ROWS / 64), SWIGLU: XI / 32;
 //       y = token tiles, or fewer where SPLIT_K = 1: a block then loops over tiles y, y + gridDim.y, ...
 // Block: 128 (WARPGROUPS + 1) threads.
@@ -46,6 +55,9 @@
 #endif
 #ifndef LUT4
 #define LUT4 0
+#endif
+#ifndef NF4
+#define NF4 0
 #endif
 #ifndef OVERWRITE
 #define OVERWRITE 0
@@ -67,6 +79,8 @@
 #define BLOCK_ROWS (64 * WARPGROUPS)
 #define BLOCKS_8 (TILE_M / 8) // blocks of 8 tokens, the columns of four accumulators
 #define ACCUMULATORS (TILE_M / 2)
+// Groups whose sums the tensor cores may be at work on: where registers suffice one is added up beside the next.
+#define SUMS (PARTS == 1 && TILE_M <= 104 ? 2 : 1)
 #define EMITTED ((BLOCKS_8 + SPLIT_K - 1) / SPLIT_K) // of them by a block of a split
 #define ADDS (EPILOGUE == EPILOGUE_ADD && !OVERWRITE)
 #define RESIDUAL_AHEAD (ADDS && TILE_M <= 32)
@@ -139,12 +153,12 @@ DEVICE void wgmma(float (&c)[ACCUMULATORS], const u32 (&a)[4], u64 tokens, u32 a
     WGMMA(32, L16, "{%16, %17, %18, %19}, %20", "%21", C16(0));
 #elif TILE_M == 64
     WGMMA(64, L32, "{%32, %33, %34, %35}, %36", "%37", C16(0), C16(16));
-#elif TILE_M == 96
-    WGMMA(96, L48, "{%48, %49, %50, %51}, %52", "%53", C16(0), C16(16), C16(32));
+#elif TILE_M == 104
+    WGMMA(104, L52, "{%52, %53, %54, %55}, %56", "%57", C16(0), C16(16), C16(32), C4(48));
 #elif TILE_M == 128
     WGMMA(128, L64, "{%64, %65, %66, %67}, %68", "%69", C16(0), C16(16), C16(32), C16(48));
 #else
-#error "TILE_M is 16, 32, 64, 96 or 128"
+#error "TILE_M is 16, 32, 64, 104 or 128"
 #endif
 }
 
@@ -152,67 +166,7 @@ DEVICE void wgmma(float (&c)[ACCUMULATORS], const u32 (&a)[4], u64 tokens, u32 a
 
 #include "gemm_int4_weights.cuh"
 
-// Output column of fragment row r of a unit's warp `quarter`. SWIGLU: a warp has 8 gate rows and, as r + 8, the
-// up rows that go with them; for int4 order, a unit is columns 8 u .. 8 u + 7 of each lane t = quarter, which
-// are neighbours there.
-DEVICE int output_column(int unit, int quarter, int r) {
-    if (EPILOGUE != EPILOGUE_SWIGLU) return unit * 64 + 16 * quarter + r;
-    return OUT_INT4 ? unit / 4 * 128 + 32 * quarter + unit % 4 * 8 + r : unit * 32 + 8 * quarter + r;
-}
-
-// Weight row of row `i` of the block. One beyond the tensor becomes one that exists: what it gives is not stored.
-DEVICE int weight_row(int first_unit, int i) {
-    int unit = first_unit + i / 64, quarter = i % 64 / 16;
-#if EPILOGUE == EPILOGUE_SWIGLU
-    return min(output_column(unit, quarter, i % 8), INTERMEDIATE - 1) + (i % 16 < 8 ? 0 : INTERMEDIATE);
-#else
-    return min(output_column(unit, quarter, i % 16), ROWS - 1);
-#endif
-}
-
-// ---- output of one block of 8 tokens: v = rows r (0, 1) and r + 8 (2, 3), tokens 2t and 2t + 1 ----
-
-struct lane_output {
-    u16 *staged;     // the warpgroup's [TILE_M][OUT_PITCH] in shared memory, at the lane's token and column
-    float *residual; // at the lane's token 0 of the tile, row r
-    int tokens;      // of the tile that exist, less the lane's 2t
-    int row;         // output column of fragment row r
-};
-
-#if ADDS
-// What the block's outputs are added to.
-DEVICE float4 load_residual(const lane_output &lane, int block) {
-    const float *p = lane.residual + (u64)(8 * block) * ROWS;
-    bool first = 8 * block < lane.tokens, second = 8 * block + 1 < lane.tokens;
-    bool low = lane.row < ROWS, high = lane.row + 8 < ROWS;
-    return make_float4(first && low ? p[0] : 0.0f, second && low ? p[ROWS] : 0.0f, first && high ? p[8] : 0.0f,
-                       second && high ? p[ROWS + 8] : 0.0f);
-}
-#endif
-
-DEVICE void emit(const lane_output &lane, int block, float4 v, float4 residual) {
-#if EPILOGUE == EPILOGUE_ADD
-    float *p = lane.residual + (u64)(8 * block) * ROWS;
-    bool first = 8 * block < lane.tokens, second = 8 * block + 1 < lane.tokens;
-    bool low = lane.row < ROWS, high = lane.row + 8 < ROWS;
-    if (ADDS) v.x = residual.x + v.x, v.y = residual.y + v.y, v.z = residual.z + v.z, v.w = residual.w + v.w;
-    if (first && low) p[0] = v.x;
-    if (second && low) p[ROWS] = v.y;
-    if (first && high) p[8] = v.z;
-    if (second && high) p[ROWS + 8] = v.w;
-#elif EPILOGUE == EPILOGUE_SWIGLU
-    u16 *p = lane.staged + 8 * block * OUT_PITCH;
-    bool valid = lane.row < INTERMEDIATE;
-    p[0] = valid ? bf16_of(v.x / (1.0f + __expf(-gate_exponent(v.x))) * v.z) : 0;
-    p[OUT_PITCH] = valid ? bf16_of(v.y / (1.0f + __expf(-gate_exponent(v.y))) * v.w) : 0;
-#else
-    u16 *p = lane.staged + 8 * block * OUT_PITCH;
-    p[0] = bf16_of(v.x);
-    p[OUT_PITCH] = bf16_of(v.y);
-    p[8] = bf16_of(v.z);
-    p[OUT_PITCH + 8] = bf16_of(v.w);
-#endif
-}
+#include "gemm_int4_outputs.cuh"
 
 // ---- the kernel ----
 
@@ -230,6 +184,8 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
           int bias, int m, void *out
 #if LUT4
           , uint4 book
+#elif NF4
+          , const float *__restrict__ nested_absmax
 #endif
 ) {
     extern __shared__ u8 dynamic[];
@@ -239,7 +195,7 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
     let_next_kernel_start();
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     u32 split = SPLIT_K > 1 ? cluster_rank() : 0;
-    int begin = STEPS * split / SPLIT_K, count = STEPS * (split + 1) / SPLIT_K - begin; // steps of 128 columns
+    int begin = STEPS * split / SPLIT_K, count = (STEPS % SPLIT_K == 0 ? STEPS / SPLIT_K : STEPS * (split + 1) / SPLIT_K - begin); // steps of 128 columns
     int tiles = (m + TILE_M - 1) / TILE_M;
     int first_unit = blockIdx.x / SPLIT_K * WARPGROUPS;
 
@@ -251,6 +207,9 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
         fence_barrier_init();
     }
 
+#if NF4
+    fill_nf4_tables();
+#endif
     int slot = 0;
     u32 phase = 0;
     int warpgroup = warp / 4;
@@ -292,17 +251,29 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
         };
         auto load_scales = [&](uint2 (&words)[PARTS * decodes], int g) {
 #pragma unroll
-            for (int i = 0; i < PARTS * decodes; i++)
+            for (int i = 0; i < PARTS * decodes; i++) {
+#if NF4
+                const u32 block = scale_at(i, g);
+                words[i] = make_uint2(((const u8 *)scales)[block], __float_as_uint(nested_absmax[block / 256]));
+#else
                 words[i] = load_code_words((const u32 *)scales, 0, scale_at(i, g), SCALE_WIDTH);
+#endif
+            }
         };
         auto store_scales = [&](int slot, const uint2 (&words)[PARTS * decodes], int g) {
 #pragma unroll
             for (int i = 0; i < PARTS * decodes; i++) {
+#if NF4
+                const float absmax = nf4_absmax(nf4_codes[words[i].x], __uint_as_float(words[i].y), __int_as_float(bias));
+                const float scale = absmax * (1.0f / NF4_FACTOR);
+#else
                 const u32 code = code_in(words[i], 0, scale_at(i, g), SCALE_WIDTH);
-                const float scale = decode_scale(code, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, bias);
                 // Times 4: see quarter_pair; 64: gemm_lut4_weights.cuh.
+                const float scale = (LUT4 ? 64.0f : 4.0f) *
+                                    decode_scale(code, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, bias);
+#endif
                 if (thread + 128 * (i / PARTS) < BLOCK_ROWS)
-                    scale_slot[(slot * PARTS + i % PARTS) * BLOCK_ROWS + 128 * (i / PARTS)] = (LUT4 ? 64.0f : 4.0f) * scale;
+                    scale_slot[(slot * PARTS + i % PARTS) * BLOCK_ROWS + 128 * (i / PARTS)] = scale;
             }
             barrier_arrive_warp(full + slot);
         };
@@ -386,61 +357,93 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
 #endif
         };
 
-        float total[ACCUMULATORS], partial[ACCUMULATORS];
+        float total[ACCUMULATORS], first_sums[ACCUMULATORS], second_sums[ACCUMULATORS];
 #pragma unroll
-        for (int i = 0; i < ACCUMULATORS; i++) partial[i] = 0.0f;
+        for (int i = 0; i < ACCUMULATORS; i++) first_sums[i] = second_sums[i] = 0.0f;
         for (int tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
 #pragma unroll
             for (int i = 0; i < ACCUMULATORS; i++) total[i] = 0.0f;
-            u32 a[8][4];
+            u32 a[2][CHUNK_STEPS][4];
             step_weights weights;
+            auto load_weights = [&] {
+                barrier_wait(full + slot, phase);
+                weights.load(w + slot * (NIBBLE_BYTES / 16));
+            };
             auto dequantize = [&](int chunk) {
 #if LUT4
-                weights.dequantize(a, chunk, t, book);
+                weights.dequantize(a[chunk % 2], chunk, t, book);
 #else
-                weights.dequantize(a, chunk, t);
+                weights.dequantize(a[chunk % 2], chunk, t);
 #endif
             };
-            barrier_wait(full + slot, phase);
-            weights.load(w + slot * (NIBBLE_BYTES / 16));
-            dequantize(0);
-#pragma unroll 1
-            for (int g = 0; g < count; g++) {
+            auto multiply = [&](int chunk, float (&sums)[ACCUMULATORS]) {
                 u64 tokens = matrix_descriptor(shared_address(shared) + slot * TOKEN_BYTES);
-                const int used = slot;
+                wgmma_fence();
 #pragma unroll
-                for (int chunk = 0; chunk < CHUNKS; chunk++) {
-                    const bool last = chunk == CHUNKS - 1;
-                    const int part = chunk * PARTS / CHUNKS;
-                    wgmma_fence();
-#pragma unroll
-                    for (int s = 0; s < CHUNK_STEPS; s++) {
-                        const int step = chunk * CHUNK_STEPS + s;
-                        wgmma(partial, a[step], tokens + step / 4 * (HALF_BYTES / 16) + step % 4 * 2,
-                              s > 0 || (PARTS == 1 && chunk > 0));
-                    }
-                    wgmma_commit();
-                    const float *of_part = scale + (used * PARTS + part) * BLOCK_ROWS;
-                    float scale_r = of_part[0], scale_r8 = of_part[8];
-                    // The next chunk's weights while the tensor cores work on this one's.
-                    if (!last) {
-                        dequantize(chunk + 1);
-                    } else {
-                        if (++slot == STAGES) slot = 0, phase ^= 1;
-                        if (g + 1 < count) {
-                            barrier_wait(full + slot, phase);
-                            weights.load(w + slot * (NIBBLE_BYTES / 16));
-                            if (PARTS == 1) wgmma_wait<1>(); // the first chunk's registers are free
-                            dequantize(0);
-                        }
-                    }
-                    if (PARTS == 1 && !last) continue;
-                    wgmma_wait<0>(partial);
-                    if (last) barrier_arrive_warp(empty + used);
-#pragma unroll
-                    for (int n = 0; n < ACCUMULATORS; n++) total[n] += partial[n] * (n & 2 ? scale_r8 : scale_r);
+                for (int s = 0; s < CHUNK_STEPS; s++) {
+                    const int step = chunk * CHUNK_STEPS + s;
+                    wgmma(sums, a[chunk % 2][s], tokens + step / 4 * (HALF_BYTES / 16) + step % 4 * 2,
+                          s > 0 || chunk % (CHUNKS / PARTS) > 0);
                 }
+                wgmma_commit();
+            };
+            // A step. Where two groups' sums are under way its first chunk already is, and the next step's is begun
+            // unless this is the last: then one chunk is under way where the loop below closes, the first time, too.
+            // The compiler lets products run beside other instructions only where it can tell which they are.
+            auto take_step = [&](bool last, float (&sums)[ACCUMULATORS], float (&next_sums)[ACCUMULATORS]) {
+                const int used = slot;
+                if (SUMS == 1) multiply(0, sums);
+#pragma unroll
+                for (int chunk = 1; chunk <= CHUNKS; chunk++) {
+                    const int part = (chunk - 1) * PARTS / CHUNKS;
+                    const bool ends_step = chunk == CHUNKS, ends_group = chunk * PARTS / CHUNKS != part;
+                    const bool drains = ends_group && (SUMS == 1 || (ends_step && last));
+                    const float *of_part = scale + (used * PARTS + part) * BLOCK_ROWS;
+                    const float scale_r = of_part[0], scale_r8 = of_part[8];
+                    auto add_up = [&] {
+                        if (ends_step) barrier_arrive_warp(empty + used);
+#pragma unroll
+                        for (int n = 0; n < ACCUMULATORS; n++) total[n] += sums[n] * (n & 2 ? scale_r8 : scale_r);
+                    };
+                    if (ends_step) {
+                        if (++slot == STAGES) slot = 0, phase ^= 1;
+                        if (!last) load_weights();
+                    }
+                    // The registers are free again: a group's end waited for that, within one it is done here.
+                    if (CHUNKS > PARTS && chunk > 1) wgmma_wait<1>();
+                    if (!ends_step || !last) dequantize(chunk % CHUNKS);
+                    if (drains) {
+                        wgmma_wait<0>(sums);
+                        add_up();
+                    }
+                    if (!ends_step || (SUMS == 2 && !last)) multiply(chunk % CHUNKS, ends_group ? next_sums : sums);
+                    if (ends_group && !drains) {
+                        wgmma_wait<1>(sums);
+                        add_up();
+                    }
+                }
+            };
+            load_weights();
+            dequantize(0);
+            int g = 1;
+#if SUMS == 2
+            multiply(0, first_sums);
+#pragma unroll 1
+            for (; g + 1 < count; g += 2) {
+                take_step(false, first_sums, second_sums);
+                take_step(false, second_sums, first_sums);
             }
+            if (g < count) {
+                take_step(false, first_sums, second_sums);
+                take_step(true, second_sums, first_sums);
+            } else {
+                take_step(true, first_sums, second_sums);
+            }
+#else
+#pragma unroll 1
+            for (; g < count; g++) take_step(false, first_sums, first_sums);
+            take_step(true, first_sums, first_sums);
+#endif
 
             if (tile == (int)blockIdx.y) wait_for_previous_kernel(); // it may still read or write `out`
             u16 *staged = (u16 *)(shared + OUT_OFFSET + warpgroup * OUT_BYTES);

@@ -1,10 +1,12 @@
-// The weights of gemm_int4.cu from shared memory to the tensor cores' fragments: a step of 128 columns of a warp's 16 rows, 64
-// bytes each, to 8 k-steps of bf16, a chunk of CHUNK_STEPS of them at a time. In groups of 128 a k-step has columns in int4
-// order, else in plain order.
+// The weights of gemm_int4.cu from shared memory to the tensor cores' fragments: a step of 128
+// columns of a warp's 16 rows, 64 bytes each, to 8 k-steps of bf16, a chunk of CHUNK_STEPS of them
+// at a time. In groups of 128 a k-step has columns in int4 order, else in plain order.
 #pragma once
 
 #if LUT4
 #include "gemm_lut4_weights.cuh"
+#elif NF4
+#include "gemm_nf4_weights.cuh"
 #elif PARTS == 1
 #define LANE_PIECE(t) (t) // which 16 bytes of a row's step a lane begins to read at
 // q / 4 of nibbles i and i + 4 of a word as bf16, exact; the scale makes up for the 4. Where int4_pair shifts
@@ -27,13 +29,13 @@ struct step_weights {
     uint4 w, w8;
     INSIDE void load(const uint4 *from) { w = from[0], w8 = from[32]; }
     // The A fragments of a chunk's k-steps.
-    INSIDE void dequantize(u32 (&a)[8][4], int chunk, int) const {
+    INSIDE void dequantize(u32 (&a)[CHUNK_STEPS][4], int chunk, int) const {
 #pragma unroll
         for (int i = 0; i < CHUNK_STEPS; i++) {
             const int s = chunk * CHUNK_STEPS + i, first = s % 2 * 2;
             const u32 word = (&w.x)[s / 2], word8 = (&w8.x)[s / 2];
-            a[s][0] = quarter_pair(word, first), a[s][1] = quarter_pair(word8, first);
-            a[s][2] = quarter_pair(word, first + 1), a[s][3] = quarter_pair(word8, first + 1);
+            a[i][0] = quarter_pair(word, first), a[i][1] = quarter_pair(word8, first);
+            a[i][2] = quarter_pair(word, first + 1), a[i][3] = quarter_pair(word8, first + 1);
         }
     }
 };
@@ -55,15 +57,15 @@ struct step_weights {
     const uint4 *rows;
     INSIDE void load(const uint4 *from) { rows = from; }
     // The A fragments of a chunk's k-steps.
-    INSIDE void dequantize(u32 (&a)[8][4], int chunk, int t) const {
+    INSIDE void dequantize(u32 (&a)[CHUNK_STEPS][4], int chunk, int t) const {
 #pragma unroll
         for (int i = 0; i < CHUNK_STEPS; i += 2) {
             const int s = chunk * CHUNK_STEPS + i;
             const uint4 w = rows[s / 2], w8 = rows[32 + s / 2];
-            a[s][0] = quarter_neighbours(w.x, t), a[s][1] = quarter_neighbours(w8.x, t);
-            a[s][2] = quarter_neighbours(w.y, t), a[s][3] = quarter_neighbours(w8.y, t);
-            a[s + 1][0] = quarter_neighbours(w.z, t), a[s + 1][1] = quarter_neighbours(w8.z, t);
-            a[s + 1][2] = quarter_neighbours(w.w, t), a[s + 1][3] = quarter_neighbours(w8.w, t);
+            a[i][0] = quarter_neighbours(w.x, t), a[i][1] = quarter_neighbours(w8.x, t);
+            a[i][2] = quarter_neighbours(w.y, t), a[i][3] = quarter_neighbours(w8.y, t);
+            a[i + 1][0] = quarter_neighbours(w.z, t), a[i + 1][1] = quarter_neighbours(w8.z, t);
+            a[i + 1][2] = quarter_neighbours(w.w, t), a[i + 1][3] = quarter_neighbours(w8.w, t);
         }
     }
 };

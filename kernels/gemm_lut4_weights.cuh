@@ -45,7 +45,7 @@ struct step_weights {
     uint4 w, w8;
     INSIDE void load(const uint4 *from) { w = from[0], w8 = from[32]; }
     // The A fragments of a chunk's k-steps.
-    INSIDE void dequantize(u32 (&a)[8][4], int chunk, int, const uint4 &book) const {
+    INSIDE void dequantize(u32 (&a)[CHUNK_STEPS][4], int chunk, int, const uint4 &book) const {
 #pragma unroll
         for (int i = 0; i < CHUNK_STEPS; i += 2) {
             const int first = chunk * CHUNK_STEPS + i;
@@ -53,8 +53,8 @@ struct step_weights {
             level_pairs(pairs, book, (&w.x)[first / 2]), level_pairs(pairs8, book, (&w8.x)[first / 2]);
 #pragma unroll
             for (int s = 0; s < 2; s++) {
-                a[first + s][0] = pairs[2 * s], a[first + s][1] = pairs8[2 * s];
-                a[first + s][2] = pairs[2 * s + 1], a[first + s][3] = pairs8[2 * s + 1];
+                a[i + s][0] = pairs[2 * s], a[i + s][1] = pairs8[2 * s];
+                a[i + s][2] = pairs[2 * s + 1], a[i + s][3] = pairs8[2 * s + 1];
             }
         }
     }
@@ -73,14 +73,14 @@ struct step_weights {
     const uint4 *rows;
     INSIDE void load(const uint4 *from) { rows = from; }
     // The A fragments of a chunk's k-steps.
-    INSIDE void dequantize(u32 (&a)[8][4], int chunk, int t, const uint4 &book) const {
+    INSIDE void dequantize(u32 (&a)[CHUNK_STEPS][4], int chunk, int t, const uint4 &book) const {
 #pragma unroll
         for (int i = 0; i < CHUNK_STEPS; i += 2) {
             const int s = chunk * CHUNK_STEPS + i;
             const uint4 w = rows[s / 2], w8 = rows[32 + s / 2];
-            level_neighbours(a[s][0], a[s][2], book, w.x, w.y, t), level_neighbours(a[s][1], a[s][3], book, w8.x, w8.y, t);
-            level_neighbours(a[s + 1][0], a[s + 1][2], book, w.z, w.w, t);
-            level_neighbours(a[s + 1][1], a[s + 1][3], book, w8.z, w8.w, t);
+            level_neighbours(a[i][0], a[i][2], book, w.x, w.y, t), level_neighbours(a[i][1], a[i][3], book, w8.x, w8.y, t);
+            level_neighbours(a[i + 1][0], a[i + 1][2], book, w.z, w.w, t);
+            level_neighbours(a[i + 1][1], a[i + 1][3], book, w8.z, w8.w, t);
         }
     }
 };

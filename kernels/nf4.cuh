@@ -45,7 +45,7 @@ static __device__ const u32 NF4_ABSMAX_BITS[256] = {
     0x3f68999a, 0x3f6c3333, 0x3f6fcccd, 0x3f736666, 0x3f770000, 0x3f7a999a, 0x3f7e3333, 0x3f800000,
 };
 
-// The absmax of a block: each operation rounded, as on a CPU, and not fused.
-DEVICE float nf4_absmax(u8 code, float nested, float offset) {
-    return __fadd_rn(__fmul_rn(__uint_as_float(NF4_ABSMAX_BITS[code]), nested), offset);
+// The absmax of a block whose code has this value: each operation rounded, as on a CPU, not fused.
+DEVICE float nf4_absmax(float value, float nested, float offset) {
+    return __fadd_rn(__fmul_rn(value, nested), offset);
 }

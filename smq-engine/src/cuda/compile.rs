@@ -88,12 +88,20 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/decode_product.cuh"),
     ),
     (
+        "gemm_int4_outputs.cuh",
+        include_str!("../../../kernels/gemm_int4_outputs.cuh"),
+    ),
+    (
         "gemm_int4_weights.cuh",
         include_str!("../../../kernels/gemm_int4_weights.cuh"),
     ),
     (
         "gemm_lut4_weights.cuh",
         include_str!("../../../kernels/gemm_lut4_weights.cuh"),
+    ),
+    (
+        "gemm_nf4_weights.cuh",
+        include_str!("../../../kernels/gemm_nf4_weights.cuh"),
     ),
     ("nf4.cuh", include_str!("../../../kernels/nf4.cuh")),
     ("rotate.cuh", include_str!("../../../kernels/rotate.cuh")),

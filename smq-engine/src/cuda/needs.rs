@@ -107,7 +107,7 @@ fn products(matrices: &[DeviceMatrix], targets: &[Target], sms: usize, add: &mut
             }
         }
     }
-    if matrices.iter().any(|w| !w.is_grouped()) {
+    if !is_int4_product(matrices, 1) {
         // Each number of rows that a tile has.
         for (m, w) in [16, 32, 64, 128]
             .into_iter()

@@ -1,18 +1,19 @@
-//! Products of many activation rows: cuBLASLt for bf16 weights, `gemm_int4.cu` for int4 and code
-//! books, and for very many rows int4 weights are widened to bf16 first, NF4 weights for any
-//! number. FP8 weights meet activations quantized to FP8.
+//! Products of many activation rows: cuBLASLt for bf16 weights, `gemm_int4.cu` for those of four
+//! bits, which for very many rows are widened to bf16 first. FP8 weights meet activations quantized
+//! to FP8.
 
 use super::activations::Activations;
 use super::args::Args;
 use super::blas::{Blas, Form, Input, MatMul, Output, Scaled};
 use super::book;
-use super::contract::Defines;
+use super::contract::{BLOCK_SHARED_BYTES, Defines};
 use super::family::gate_define;
 use super::fp8::QuantizedRows;
 use super::gemm_bf16::bf16_call;
 use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
+use super::needs::SMS;
 use super::row_count::RowCount;
 use super::stream::Stream;
 use super::swiglu::{fuses_bf16, swiglu_call};
@@ -21,15 +22,27 @@ use super::weights::{DeviceMatrix, Format, LARGEST_GROUP};
 use crate::error::{Error, Result};
 use smq_model::architecture::Activation;
 
-/// Activation rows from which on int4 matrices of `rows` rows in all are widened to bf16 before they
-/// are multiplied.
+/// Activation rows from which on int4 matrices of `rows` rows in all, in groups of `group`, are
+/// widened to bf16 before they are multiplied.
 ///
 /// From so many on, widening them once and cuBLASLt's product are faster than the int4 kernel:
-/// sooner for matrices of few rows, whose tiles do not fill the GPU.
+/// sooner for matrices of few rows, as soon as their tiles take the multiprocessors a second round.
 #[must_use]
-pub fn int4_widened_from(rows: usize) -> usize {
-    if rows < 8192 { 384 } else { 1024 }
+pub fn int4_widened_from(rows: usize, group: usize) -> usize {
+    match (rows < 8192, group == LARGEST_GROUP) {
+        (true, true) => (SMS / rows.div_ceil(128) * WIDE_TILE + 1).clamp(WIDENED_FROM, 1024),
+        (true, false) => WIDENED_FROM,
+        (false, _) => 1024,
+    }
 }
+
+/// The least of that, and NF4's: measured on an H200, Phi-3.5's 512 tokens take 9.3 ms with widened
+/// weights and 9.9 without.
+const WIDENED_FROM: usize = 384;
+
+/// Tokens of the widest tile of `gemm_int4.cu` in which the tensor cores go on while a group's sums
+/// are added up.
+const WIDE_TILE: usize = 104;
 
 /// Rows whose algorithm FP8 products of any number of rows have where they are to add up alike:
 /// about as many as a step of many sequences has.
@@ -61,15 +74,23 @@ pub struct RowProducts {
 #[must_use]
 pub(super) fn is_int4_product(matrices: &[DeviceMatrix], n: impl Into<RowCount>) -> bool {
     let rows = matrices.iter().map(|w| w.rows).sum();
-    let n = n.into();
-    matrices.iter().all(DeviceMatrix::is_grouped) && n.like() < int4_widened_from(rows)
+    let Some(group) = matrices[0].gemm_group() else {
+        return false;
+    };
+    let from = match matrices[0].format {
+        Format::Nf4 { .. } => WIDENED_FROM,
+        Format::Bf16 | Format::Int4 { .. } | Format::Lut4 { .. } | Format::Fp8 { .. } => {
+            int4_widened_from(rows, group)
+        }
+    };
+    matrices.iter().all(|w| w.gemm_group() == Some(group)) && n.into().like() < from
 }
 
 /// Whether the product with `matrices` wants its activations in int4 order: where the int4 kernel
 /// does it, of the largest groups; smaller ones lie within the kernel's steps in plain order only.
 #[must_use]
 pub fn reads_int4_order(matrices: &[DeviceMatrix], n: impl Into<RowCount>) -> bool {
-    is_int4_product(matrices, n) && matrices[0].group() == LARGEST_GROUP
+    is_int4_product(matrices, n) && matrices[0].gemm_group() == Some(LARGEST_GROUP)
 }
 
 /// Whether the product with `matrices` can join gate and up, in this order.
@@ -80,7 +101,7 @@ pub(super) fn joins_gate_and_up(
     int4_order: bool,
 ) -> bool {
     let n = n.into();
-    let by_int4 = matrices.len() == 1 && reads_int4_order(matrices, n);
+    let by_int4 = matrices.len() == 1 && is_int4_product(matrices, n);
     by_int4 || (!int4_order && fuses_bf16(matrices, n))
 }
 
@@ -291,6 +312,9 @@ pub fn widen_defines(w: &DeviceMatrix) -> Defines {
     defines
 }
 
+/// Bytes of the tables that `gemm_int4.cu` has for NF4 beside what its launch gives it.
+const NF4_TABLE_BYTES: usize = 4 * (256 * 32 + 256);
+
 /// The macro of a kernel file that is compiled for a code book.
 fn book_define(w: &DeviceMatrix) -> Option<(&'static str, i64)> {
     match w.format {
@@ -364,16 +388,24 @@ enum Epilogue {
 }
 
 impl Cut {
+    /// Tokens of a tile for `m` tokens, where so many tiles take the GPU `rounds` of blocks, each as
+    /// long as its tile is wide and then some: measured on an H200, a round of Phi-3.5's gate_up
+    /// takes 12, 17 to 18 and 21 to 22 us with tiles of 64, 104 and 128.
+    fn tile(m: usize, rounds: impl Fn(usize) -> usize) -> usize {
+        let widths = [(16, 52), (32, 68), (64, 100), (WIDE_TILE, 140), (128, 170)];
+        let covers = widths.iter().position(|(tile, _)| *tile >= m);
+        let candidates = &widths[..covers.map_or(widths.len(), |last| last + 1)];
+        // Of equals the widest, which reads the weights least often.
+        let best =
+            (candidates.iter().rev()).min_by_key(|(tile, cost)| rounds(m.div_ceil(*tile)) * cost);
+        best.map_or(128, |(tile, _)| *tile)
+    }
+
     /// As measured best on an H100 for the shapes of Phi-3.5.
     #[must_use]
     pub fn new(w: &DeviceMatrix, n: impl Into<RowCount>, target: Target, sms: usize) -> Self {
         let n = n.into();
         let m = n.m;
-        let tiles = m.div_ceil(128);
-        let tile = [16, 32, 64, 128]
-            .into_iter()
-            .find(|t| *t >= m.div_ceil(tiles))
-            .unwrap_or(128);
         let (epilogue, order, stride) = match target {
             // Beside other matrices the rows of the output are longer.
             Target::Bf16(_, stride) => (Epilogue::Bf16, false, Some(stride)),
@@ -387,22 +419,14 @@ impl Cut {
             Target::Swiglu(_, _, activation) => gate_define(activation),
         };
         let swiglu = epilogue == Epilogue::Swiglu;
-        let loops = swiglu && tiles > 1;
-        let stages = match tile {
-            16 | 32 => 8,
-            64 => 6,
-            // Where a block loops over token tiles, its ring keeps running; groups of 32 leave no
-            // room for that.
-            _ if loops && w.group() > 32 => 5,
-            _ => 4,
-        };
         let units = if swiglu {
             (w.rows / 2).div_ceil(128) * 4
         } else {
             w.rows.div_ceil(64)
         };
         // The kernel takes 128 columns at a time, which have so many scales.
-        let (steps, parts) = (w.cols.div_ceil(128), 128 / w.group());
+        let group = w.gemm_group().unwrap_or(LARGEST_GROUP);
+        let (steps, parts) = (w.cols.div_ceil(128), 128 / group);
         let fits = |split: usize, warpgroups: usize| {
             units.div_ceil(warpgroups) * split <= sms && split <= steps
         };
@@ -412,24 +436,42 @@ impl Cut {
             (split, 2)
         } else if n.alike && fits(2, 3) {
             // In two parts for any number of rows; three warpgroups have the registers for few.
-            (2, if tile <= 32 { 3 } else { 2 })
+            (2, if m <= 32 { 3 } else { 2 })
         } else {
             (1, 2)
         };
         let blocks = units.div_ceil(warpgroups);
+        let tile = Self::tile(m, |tiles| {
+            if swiglu {
+                tiles
+            } else {
+                (blocks * split * tiles).div_ceil(sms)
+            }
+        });
+        let loops = swiglu && m > tile;
         let columns = if swiglu { 32 } else { 64 } + 8;
         let staged = match epilogue {
             Epilogue::Add => 0,
             Epilogue::Bf16 | Epilogue::Swiglu => warpgroups * tile * columns * 2,
         };
-        let shared = stages * (tile * 256 + warpgroups * 64 * (64 + 4 * parts))
-            + staged
-            + 16 * stages
-            + 1024;
+        let tables = match w.format {
+            Format::Nf4 { .. } => NF4_TABLE_BYTES,
+            Format::Bf16 | Format::Int4 { .. } | Format::Lut4 { .. } | Format::Fp8 { .. } => 0,
+        };
+        let stage = tile * 256 + warpgroups * 64 * (64 + 4 * parts) + 16;
+        let room = (BLOCK_SHARED_BYTES - tables - staged - 1024) / stage;
+        let stages = room.min(match tile {
+            16 | 32 => 8,
+            64 => 6,
+            // Where a block loops over token tiles, its ring keeps running.
+            _ if loops || tile == WIDE_TILE => 5,
+            _ => 4,
+        });
+        let shared = stages * stage + staged + 1024;
         let mut defines = vec![
             ("K", w.cols as i64),
             ("ROWS", w.rows as i64),
-            ("GROUP", w.group() as i64),
+            ("GROUP", group as i64),
             ("EPILOGUE_BF16", Epilogue::Bf16 as i64),
             ("EPILOGUE_ADD", Epilogue::Add as i64),
             ("EPILOGUE_SWIGLU", Epilogue::Swiglu as i64),
@@ -446,6 +488,9 @@ impl Cut {
         defines.extend(more);
         defines.extend(w.scale_defines());
         defines.extend(book_define(w));
+        if tables > 0 {
+            defines.extend([("NF4", 1), ("NF4_TABLE_BYTES", tables as i64)]);
+        }
         Self {
             defines,
             grid: [
@@ -491,7 +536,8 @@ pub fn int4_call(
         args: match w.format {
             // A byte is a level plus 128.
             Format::Lut4 { levels, .. } => args.value(&book::words(levels, 128)),
-            Format::Bf16 | Format::Int4 { .. } | Format::Nf4 { .. } | Format::Fp8 { .. } => args,
+            Format::Nf4 { nested_absmax, .. } => args.ptr(nested_absmax.ptr()),
+            Format::Bf16 | Format::Int4 { .. } | Format::Fp8 { .. } => args,
         },
     })
 }

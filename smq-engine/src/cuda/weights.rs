@@ -5,6 +5,7 @@ mod values;
 
 use std::borrow::Cow;
 
+use smq_format::nf4::BLOCK_ELEMS;
 use smq_format::scale::ScaleFormat;
 use smq_format::{Levels, TensorData};
 
@@ -85,12 +86,14 @@ pub enum Format {
 }
 
 impl DeviceMatrix {
-    /// Whether it is nibbles with scales of groups: int4, or a code book.
+    /// Columns of a row that share a scale where `gemm_int4.cu` multiplies it, `None` where that
+    /// kernel cannot: it takes int4 and code books in their groups, and NF4 whose blocks lie in rows.
     #[must_use]
-    pub fn is_grouped(&self) -> bool {
+    pub fn gemm_group(&self) -> Option<usize> {
         match self.format {
-            Format::Int4 { .. } | Format::Lut4 { .. } => true,
-            Format::Bf16 | Format::Nf4 { .. } | Format::Fp8 { .. } => false,
+            Format::Int4 { group, .. } | Format::Lut4 { group, .. } => Some(group),
+            Format::Nf4 { .. } => self.cols.is_multiple_of(BLOCK_ELEMS).then_some(BLOCK_ELEMS),
+            Format::Bf16 | Format::Fp8 { .. } => None,
         }
     }
 

@@ -45,11 +45,11 @@ pub(crate) fn logits(checkpoint: &str, name: &str, method: Option<Method>) -> Ou
         Some(method) => given.quantized_as(method, "all"),
     };
     let source = model.open();
-    // int4 projections that lie apart are widened at any length, fused ones never at these. NF4
-    // always is, but the twin rounds its weights, too.
+    // int4 projections that lie apart are widened at any length, fused ones never at these. NF4's
+    // levels are rounded, where the twin rounds its weights.
     let fused = source.contains("model.layers.0.self_attn.qkv_proj.weight");
     let grouped = matches!(method, Some(Method::Int4(_) | Method::Lut4 { .. }));
-    let widened = grouped && !fused;
+    let widened = (grouped && !fused) || method == Some(Method::Nf4);
     let decode = match method {
         Some(Method::Fp8) => Path::Fp8Decode,
         _ => Path::Decode,

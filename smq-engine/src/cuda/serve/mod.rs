@@ -167,7 +167,11 @@ impl CudaBatch {
         match self.graphs.get(&shape) {
             Some(Recorded::Graph(graph)) => graph.launch(&stream),
             Some(Recorded::Seen) => {
-                let graph = Graph::capture(&stream, |_| queue(self))?;
+                // What another engine of the process asks of the driver meanwhile can spoil a
+                // recording. Then this step is queued as it is, and the next one is recorded.
+                let Ok(graph) = Graph::capture(&stream, |_| queue(self)) else {
+                    return queue(self);
+                };
                 graph.launch(&stream)?;
                 self.graphs.insert(shape, Recorded::Graph(graph));
                 Ok(())
