@@ -44,6 +44,8 @@
 // PAGED (0), PAGE_TOKENS: keys and values lie in pages (decode_attention.cuh), and the kernel's last argument has the
 // sequence's, i32 each.
 //
+// KV_CODE (KV_BF16) and the numbers that it may be: how keys and values are cached (kv_codes.cuh).
+//
 // What both sides call by a number: PHASE_WORDS, WORD_KIND and so on (enum Word), ATTENTION_KIND,
 // SCALES_WIDTH_AT, SCALES_MANTISSA_AT; BF16, INT4, NF4, FP8, LUT4; STORE, RESIDUAL, SWIGLU, LOGITS;
 // EXCHANGED_FLOATS (of a block's part of attention); RING, NOT_FINITE and the places in `state`.
@@ -84,7 +86,7 @@ enum Word {
     W0 = WORD_WEIGHTS,      // weights of up to three segments; attention: keys, values
     W1 = W0 + 2,
     W2 = W0 + 4,
-    S0 = WORD_SCALES_AT, // scales; lut4: the book is before them
+    S0 = WORD_SCALES_AT, // scales; lut4: the book is before them; attention: S1, S2 those of keys and values
     S1 = S0 + 2,
     S2 = S0 + 4,
     FIRST1 = WORD_FIRST1, // index in S1 of segment 1's first scale; attention: positions that the cache holds

@@ -8,11 +8,13 @@
 // With QK_NORM queries and keys are normed before they are rotated: a warp takes a head at a time (PER_HEAD), or every block
 // adds up the squares of all queries and of all keys (WHOLE_WIDTH). W2 and S0 are then the weights, f32.
 //
-// Also rotates q and k (RoPE) and writes the new rows of k and v, rounded to bf16, into the cache.
+// Also rotates q and k (RoPE) and writes the new rows of k and v, rounded to bf16 and then to what
+// the cache has (kv_codes.cuh), into the cache.
 //
 //   X          f32 [(HEADS + 2 KV_HEADS) HEAD_DIM], tagged, not rotated
-//   W0, W1     keys, values, bf16 [KV_HEADS, capacity, HEAD_DIM]; `past` rows are filled. PAGED = 1: bf16 [pages, KV_HEADS,
-//              PAGE_TOKENS, HEAD_DIM], and `pages` has the sequence's, in order
+//   W0, W1     keys, values, u8 [KV_HEADS, capacity, KV_ROW]; `past` rows are filled. PAGED = 1: [pages, KV_HEADS,
+//              PAGE_TOKENS, KV_ROW], and `pages` has the sequence's, in order
+//   S1, S2     scales of keys and of values, u8 [KV_HEADS, capacity, KV_SCALES], where rows have any
 //   SUMS       parts, f32 [HEADS, SPLITS, PART_FLOATS], tagged: output, maximum and sum of each block
 //   OUT        f32 [HEADS HEAD_DIM], tagged
 //
@@ -21,7 +23,13 @@
 // token and keeps its own running maximum, sum and output: at one row the phase is bound by memory and latency, so tensor
 // cores would not help, and f32 arithmetic loses nothing. At the end the quads of a warp are added up, then the
 // warps of a block, then the blocks, each of which finishes a slice of HEAD_DIM. The order of additions is fixed.
+//
+// Codes of fewer bits than bf16 are widened in registers, and a scale is multiplied where it is the
+// same for all that it belongs to: a row's with its score and with its weight, a group's (int4) with
+// the group's share of the score and, as a row's, with the weight. Values times scales are exact in
+// bf16, so this changes no bit of what is read, only where f32 sums round.
 #pragma once
+#include "kv_codes.cuh"
 
 constexpr int QUERIES = HEADS / KV_HEADS; // that share a key/value head
 // A lane keeps BATCH HEAD_DIM / 4 outputs in registers (at most 64: of 128, with the values beside
@@ -38,10 +46,18 @@ constexpr int GROUPS = BATCHES > 5 && WARPS % 6 == 0   ? 6
                                                        : 1;
 constexpr int MEMBERS = WARPS / GROUPS;
 constexpr int PASSES = (BATCHES + GROUPS - 1) / GROUPS;
-constexpr int CHUNKS = HEAD_DIM / 32;    // 16-byte pieces of a token that a lane reads: from element 32 c + 8 t on
+constexpr int CHUNKS = HEAD_DIM / 32;    // eights of a token that a lane reads: from element 32 c + 8 t on
 constexpr int SLICE = HEAD_DIM / SPLITS; // output elements that a block finishes
 constexpr int PART_FLOATS = HEAD_DIM + 4;
-constexpr int STAGE_TOKENS = WEIGHT_BYTES / (4 * HEAD_DIM) / 8 * 8;
+// A slot: codes of keys, of values, scales of keys, of values. A bulk copy begins at a multiple of
+// 16 bytes and takes as many, so that scales come for whole 16 tokens around those of the stage.
+constexpr int STAGE_TOKENS =
+    (WEIGHT_BYTES - 60 * KV_SCALES) / (2 * (KV_ROW + KV_SCALES)) / 8 * 8;
+constexpr int SCALE_TOKENS = (STAGE_TOKENS + 30) / 16 * 16;
+constexpr int VALUES_AT = STAGE_TOKENS * KV_ROW, SCALES_AT = 2 * VALUES_AT;
+constexpr int VALUE_SCALES_AT = SCALE_TOKENS * KV_SCALES; // behind those of keys
+static_assert(KV_ROW % 16 == 0 && SCALES_AT + 2 * VALUE_SCALES_AT <= WEIGHT_BYTES, "a slot");
+static_assert(!PAGED || KV_SCALES == 0, "pages have no scales");
 static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 256 && 2 * ROTARY_HALF <= HEAD_DIM && HEADS % KV_HEADS == 0, "shape");
 static_assert(PART_FLOATS == EXCHANGED_FLOATS, "what smq-engine leaves room for");
 static_assert(HEAD_DIM % SPLITS == 0 && SPLITS * KV_HEADS <= GRID && STAGE_TOKENS >= 8, "shape");
@@ -71,7 +87,7 @@ struct Share {
 // Where a token's row of a head begins among pages.
 DEVICE u64 paged_row(const int *pages, int head, int token) {
     const u64 page = load_relaxed(pages + token / PAGE_TOKENS);
-    return ((page * KV_HEADS + head) * PAGE_TOKENS + token % PAGE_TOKENS) * HEAD_DIM;
+    return ((page * KV_HEADS + head) * PAGE_TOKENS + token % PAGE_TOKENS) * KV_UNITS;
 }
 #endif
 
@@ -80,25 +96,33 @@ DEVICE void produce_cache(const Words &phase, Pump &pump, int past, const int *p
 #if !PAGED
     const u64 head = (u64)(blockIdx.x / SPLITS) * phase.at(FIRST1);
 #endif
-    const u16 *keys = phase.pointer<const u16>(W0), *values = phase.pointer<const u16>(W1);
+    const KvUnit *keys = phase.pointer<const KvUnit>(W0), *values = phase.pointer<const KvUnit>(W1);
     const Share share(past, WINDOW_OF(phase));
 #pragma unroll 1
     for (int pass = 0; pass < PASSES; pass++) {
 #pragma unroll 1
         for (int stage = pump.skip; stage < share.stages; stage += PRODUCERS) {
             const int token = share.begin + stage * STAGE_TOKENS, count = min(share.limit - token, STAGE_TOKENS);
-            u8 *slot = pump.next(4 * count * HEAD_DIM);
+            const int from = token & ~15, scales = ((token + count + 15) & ~15) - from;
+            u8 *slot = pump.next(2 * (count * KV_ROW + scales * KV_SCALES));
 #if PAGED
             for (int done = 0; done < count;) {
                 const int rows = min(count - done, PAGE_TOKENS - (token + done) % PAGE_TOKENS);
                 const u64 at = paged_row(pages, blockIdx.x / SPLITS, token + done);
-                pump.copy(slot + 2 * done * HEAD_DIM, keys + at, 2 * rows * HEAD_DIM);
-                pump.copy(slot + 2 * (STAGE_TOKENS + done) * HEAD_DIM, values + at, 2 * rows * HEAD_DIM);
+                pump.copy(slot + done * KV_ROW, keys + at, rows * KV_ROW);
+                pump.copy(slot + (STAGE_TOKENS + done) * KV_ROW, values + at, rows * KV_ROW);
                 done += rows;
             }
 #else
-            pump.copy(slot, keys + (head + token) * HEAD_DIM, 2 * count * HEAD_DIM);
-            pump.copy(slot + 2 * STAGE_TOKENS * HEAD_DIM, values + (head + token) * HEAD_DIM, 2 * count * HEAD_DIM);
+            pump.copy(slot, keys + (head + token) * KV_UNITS, count * KV_ROW);
+            pump.copy(slot + VALUES_AT, values + (head + token) * KV_UNITS, count * KV_ROW);
+            if constexpr (KV_SCALES > 0) {
+                const u64 at = (head + from) * KV_SCALES;
+                const u8 *key_scales = phase.pointer<const u8>(S1) + at;
+                const u8 *value_scales = phase.pointer<const u8>(S2) + at;
+                pump.copy(slot + SCALES_AT, key_scales, scales * KV_SCALES);
+                pump.copy(slot + SCALES_AT + VALUE_SCALES_AT, value_scales, scales * KV_SCALES);
+            }
 #endif
             pump.done();
         }
@@ -113,29 +137,48 @@ struct Running {
     float max[BATCH], sum[BATCH], out[BATCH][8 * CHUNKS];
 };
 
-// One token a quad: its key and value from this lane's first element on. One that is not visible may hold anything.
-DEVICE void attend(Running &running, const u16 *key, const u16 *value, bool visible, const float *queries) {
+// A token's key or value as it is cached: codes from this lane's first element on, and the scales.
+struct Row {
+    const KvUnit *codes;
+    const u8 *scales;
+    INSIDE KvEight eight(int c) const { return *(const KvEight *)(codes + 4 * KV_EIGHT * c); }
+    // What share c of the row is multiplied with, where each has its own.
+    INSIDE float group_scale(int c) const {
+        return KV_SCALES > 1 ? kv_scale(scales[c]) : 1.0f;
+    }
+    // What the whole row is, where it has one.
+    INSIDE float row_scale() const { return KV_SCALES == 1 ? kv_scale(scales[0]) : 1.0f; }
+};
+
+// One token a quad. One that is not visible may hold anything.
+DEVICE void attend(Running &running, Row key, Row value, bool visible, const float *queries) {
     float scores[BATCH] = {};
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
         float k[8];
-        unpack(*(const uint4 *)(key + 32 * c), k);
+        kv_values(key.eight(c), k);
+        const float scale = key.group_scale(c);
 #pragma unroll
         for (int b = 0; b < BATCH; b++) {
             const float4 *q = (const float4 *)(queries + b * HEAD_DIM + 32 * c);
             const float4 q0 = q[0], q1 = q[1];
-            scores[b] += (q0.x * k[0] + q0.z * k[2] + q1.x * k[4] + q1.z * k[6]) +
-                         (q0.y * k[1] + q0.w * k[3] + q1.y * k[5] + q1.w * k[7]); // two chains: half the latency
+            scores[b] += scale * ((q0.x * k[0] + q0.z * k[2] + q1.x * k[4] + q1.z * k[6]) +
+                                  (q0.y * k[1] + q0.w * k[3] + q1.y * k[5] + q1.w * k[7])); // two chains: half the latency
         }
     }
-    float v[CHUNKS][8];
+    const float key_scale = key.row_scale();
+    float v[CHUNKS][8], value_scales[CHUNKS];
 #pragma unroll
-    for (int c = 0; c < CHUNKS; c++)
-        unpack(visible ? *(const uint4 *)(value + 32 * c) : make_uint4(0, 0, 0, 0), v[c]);
+    for (int c = 0; c < CHUNKS; c++) {
+        kv_values(visible ? value.eight(c) : KvEight{}, v[c]);
+        value_scales[c] = KV_SCALES > 1 ? value.group_scale(c) : value.row_scale();
+        if (KV_SCALES > 0 && !visible) value_scales[c] = 0.0f;
+    }
 #pragma unroll
     for (int b = 0; b < BATCH; b++) {
         scores[b] += shuffle_xor(scores[b], 1);
         scores[b] += shuffle_xor(scores[b], 2);
+        scores[b] *= key_scale;
 #ifdef SOFT_CAP_BITS
         // c tanh(x / c) as c (1 - 2 / (1 + exp(2 x / c))), in units of ln 2.
         const float cap = __uint_as_float(SOFT_CAP_BITS) * 1.4426950408889634f;
@@ -147,10 +190,35 @@ DEVICE void attend(Running &running, const u16 *key, const u16 *value, bool visi
         running.max[b] = max;
         running.sum[b] = running.sum[b] * rescale + weight;
 #pragma unroll
-        for (int e = 0; e < 8 * CHUNKS; e++)
-            running.out[b][e] = running.out[b][e] * rescale + weight * v[e / 8][e % 8];
+        for (int c = 0; c < CHUNKS; c++) {
+            const float scaled = weight * value_scales[c];
+#pragma unroll
+            for (int e = 0; e < 8; e++) {
+                float &out = running.out[b][8 * c + e];
+                out = out * rescale + scaled * v[c][e];
+            }
+        }
     }
 }
+
+#if KV_CODE != KV_BF16
+static_assert(2 * (KV_ROW + KV_SCALES) <= 4 * HEAD_DIM, "encoded where a warp's outputs will be");
+
+// A key or value, bf16 in shared memory, into codes and scales there. By a whole warp.
+DEVICE void encode_new(const u16 *row, u8 *codes, u8 *scales, int lane) {
+    u16 v[KV_GROUPS];
+#pragma unroll
+    for (int c = 0; c < KV_GROUPS; c++) v[c] = row[32 * c + lane];
+    kv_encode(v, codes, scales, lane);
+}
+
+// These into the cache.
+DEVICE void cache_new(u8 *row, u8 *row_scales, const u8 *codes, const u8 *scales, int lane) {
+    static_assert(KV_ROW <= 8 * 32, "eight bytes a lane");
+    if (lane < KV_ROW / 8) ((uint2 *)row)[lane] = ((const uint2 *)codes)[lane];
+    if (lane < KV_SCALES) row_scales[lane] = scales[lane];
+}
+#endif
 
 // Adds up the eight quads of a warp. Afterwards max and sum are the warp's, and lane 4 quad + t holds in out[b][8 c]
 // the sum of element 32 c + 8 t + quad: at each step a lane gives half of its elements away and keeps the other.
@@ -285,7 +353,7 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
     const int split = blockIdx.x % SPLITS, kv_head = blockIdx.x / SPLITS;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane / 4, t = lane % 4;
     float *queries = (float *)c.partial;
-    u16 *new_key = (u16 *)(queries + QUERIES * HEAD_DIM), *new_value = new_key + HEAD_DIM;
+    u16 *new_key = (u16 *)(queries + QUERIES * HEAD_DIM), *new_value = new_key + HEAD_DIM; // bf16
     float2 *states = (float2 *)(new_value + HEAD_DIM);  // [BATCH][WARPS]: max, sum
     float *outputs = (float *)(states + BATCH * WARPS); // [BATCH][WARPS][HEAD_DIM]
     const float *qkv = phase.pointer<const float>(X);
@@ -293,9 +361,13 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
 #if PAGED
     const u64 row = paged_row(pages, kv_head, past);
 #else
-    const u64 row = ((u64)kv_head * phase.at(FIRST1) + past) * HEAD_DIM;
+    const u64 row = ((u64)kv_head * phase.at(FIRST1) + past) * KV_UNITS;
 #endif
-    u16 *key_row = phase.pointer<u16>(W0) + row, *value_row = phase.pointer<u16>(W1) + row;
+    KvUnit *key_row = phase.pointer<KvUnit>(W0) + row, *value_row = phase.pointer<KvUnit>(W1) + row;
+#if KV_CODE != KV_BF16
+    const u64 scale_row = ((u64)kv_head * phase.at(FIRST1) + past) * KV_SCALES;
+    u8 *key_scales = phase.pointer<u8>(S1) + scale_row, *value_scales = phase.pointer<u8>(S2) + scale_row;
+#endif
     const Tag in = {tag_of(c.steps, phase.at(USE_IN)), phase.at(CHECK)};
     const Tag made = {tag_of(c.steps, phase.at(USE_OUT)), TAG_MASK};
     const Share share(past, WINDOW_OF(phase));
@@ -335,9 +407,15 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
             queries[vector * HEAD_DIM + low] = a * scale;
             queries[vector * HEAD_DIM + high] = b * scale;
         } else {
-            u16 *copy = is_key ? new_key : new_value, *cached = is_key ? key_row : value_row;
+            u16 *copy = is_key ? new_key : new_value;
+#if KV_CODE == KV_BF16
+            u16 *cached = is_key ? key_row : value_row;
             copy[low] = cached[low] = bf16_of(a);
             copy[high] = cached[high] = bf16_of(b);
+#else
+            copy[low] = bf16_of(a);
+            copy[high] = bf16_of(b);
+#endif
         }
     }
     sync_threads(1, CONSUMERS);
@@ -356,9 +434,30 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
 #pragma unroll
             for (int e = 0; e < 8 * CHUNKS; e++) running.out[b][e] = 0.0f;
         }
-        // The warp whose turns come last takes the new token.
-        if (split == 0 && member == MEMBERS - 1)
-            attend(running, new_key + 8 * t, new_value + 8 * t, quad == 0, own_queries);
+        // The warp whose turns come last takes the new token, as it is cached. Of fewer bits than
+        // bf16 it encodes it itself, where its outputs will be: the others need not wait for it.
+#if KV_CODE == KV_BF16
+        if (split == 0 && member == MEMBERS - 1) {
+            const Row key = {new_key + 8 * t, nullptr}, value = {new_value + 8 * t, nullptr};
+            attend(running, key, value, quad == 0, own_queries);
+        }
+#else
+        if (split == 0 && member == MEMBERS - 1) {
+            u8 *codes = (u8 *)(outputs + (group * MEMBERS + member) * HEAD_DIM);
+            u8 *scales = codes + 2 * KV_ROW;
+            const Row key = {codes + KV_EIGHT * t, scales};
+            const Row value = {codes + KV_ROW + KV_EIGHT * t, scales + KV_SCALES};
+            encode_new(new_key, codes, scales, lane);
+            encode_new(new_value, codes + KV_ROW, scales + KV_SCALES, lane);
+            __syncwarp();
+            if (pass == 0 && group == 0) {
+                cache_new(key_row, key_scales, codes, scales, lane);
+                cache_new(value_row, value_scales, codes + KV_ROW, scales + KV_SCALES, lane);
+            }
+            attend(running, key, value, quad == 0, own_queries);
+            __syncwarp();
+        }
+#endif
         int turn = member; // of eight tokens, counted through the stages
 #pragma unroll 1
         for (int stage = 0; stage < share.stages; stage++) {
@@ -367,8 +466,11 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
 #pragma unroll 1
             for (; turn < (stage + 1) * (STAGE_TOKENS / 8); turn += MEMBERS) {
                 const int token = 8 * turn - stage * STAGE_TOKENS + quad;
-                const u16 *key = (const u16 *)c.ring.at(c.at) + token * HEAD_DIM + 8 * t;
-                attend(running, key, key + STAGE_TOKENS * HEAD_DIM, begin + token < share.limit, own_queries);
+                const KvUnit *codes = (const KvUnit *)c.ring.at(c.at) + token * KV_UNITS + KV_EIGHT * t;
+                const u8 *scales = c.ring.at(c.at) + SCALES_AT + ((begin & 15) + token) * KV_SCALES;
+                const Row key = {codes, scales};
+                const Row value = {codes + STAGE_TOKENS * KV_UNITS, scales + VALUE_SCALES_AT};
+                attend(running, key, value, begin + token < share.limit, own_queries);
             }
             c.ring.release(c.at, 1);
             c.at.advance();

@@ -40,6 +40,7 @@ const SOURCES: &[(&str, &str)] = &[
         "gemm_int4.cu",
         include_str!("../../../kernels/gemm_int4.cu"),
     ),
+    ("kv_cache.cu", include_str!("../../../kernels/kv_cache.cu")),
     ("leave.cu", include_str!("../../../kernels/leave.cu")),
     ("logits.cu", include_str!("../../../kernels/logits.cu")),
     ("measure.cu", include_str!("../../../kernels/measure.cu")),
@@ -102,6 +103,10 @@ const HEADERS: &[(&str, &str)] = &[
     (
         "gemm_nf4_weights.cuh",
         include_str!("../../../kernels/gemm_nf4_weights.cuh"),
+    ),
+    (
+        "kv_codes.cuh",
+        include_str!("../../../kernels/kv_codes.cuh"),
     ),
     ("nf4.cuh", include_str!("../../../kernels/nf4.cuh")),
     ("rotate.cuh", include_str!("../../../kernels/rotate.cuh")),

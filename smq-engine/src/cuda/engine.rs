@@ -3,10 +3,11 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::decode::{Cache, Parts, Step, step_plan};
+use super::decode::{Parts, Step, step_plan};
 use super::device::Gpu;
 use super::family::{beyond_one_kernel, rotations};
 use super::kernels::Kernels;
+use super::kv::Cache;
 use super::limits;
 use super::memory::DeviceBuffer;
 use super::packing::pack;
@@ -41,6 +42,8 @@ pub struct CudaEngine {
     prefill: Prefill,
     /// Whether `decode.cu` makes this family's steps.
     in_one_kernel: bool,
+    /// How keys and values are held.
+    code: KvCode,
     /// Cache and the step recorded for it.
     sequence: Option<Sequence>,
     /// Whether LongRoPE's long factors are in use.
@@ -89,7 +92,7 @@ impl CudaEngine {
     /// # Errors
     /// As [`CudaEngine::load_with`].
     pub(crate) fn load_on(gpu: Arc<Gpu>, source: &Source, options: &LoadOptions) -> Result<Self> {
-        limits::kv_cache(options.kv_cache)?;
+        let code = limits::kv_cache(options.kv_cache)?;
         let mut config = ModelConfig::of(source)?;
         if let Some(max) = options.max_tokens {
             config.max_positions = config.max_positions.min(max);
@@ -119,6 +122,7 @@ impl CudaEngine {
             state,
             prefill,
             in_one_kernel,
+            code,
             sequence: None,
             long: false,
             tokens: Vec::new(),
@@ -170,13 +174,9 @@ impl CudaEngine {
         let c = &self.config;
         let capacity = len.next_multiple_of(CAPACITY_STEP);
         let what = format!("the KV cache of {capacity} tokens");
-        let memory = DeviceBuffer::new(self.gpu(), Cache::bytes(c, capacity), &what)?;
+        let memory = DeviceBuffer::new(self.gpu(), Cache::bytes(c, self.code, capacity), &what)?;
         memory.fill(self.gpu().main(), 0)?;
-        let cache = Cache {
-            span: memory.span(),
-            capacity,
-            side_bytes: c.kv_heads * capacity * c.head_dim * 2,
-        };
+        let cache = Cache::new(memory.span(), c, self.code, capacity);
         let parts = Parts {
             kernels: &self.kernels,
             config: c,
@@ -362,7 +362,12 @@ impl Engine for CudaEngine {
 
     fn kv_cache(&self) -> KvCacheReport {
         let capacity = self.sequence.as_ref().map_or(0, |s| s.cache.capacity);
-        KvCacheReport::of(KvCacheFormat::Coded(KvCode::Bf16), &self.config, capacity)
+        let format = KvCacheFormat::Coded(self.code);
+        KvCacheReport {
+            // With the room in which a prompt's keys and values are bf16.
+            bytes: Cache::bytes(&self.config, self.code, capacity),
+            ..KvCacheReport::of(format, &self.config, capacity)
+        }
     }
 
     fn start(&mut self, capacity: usize) -> Result<()> {

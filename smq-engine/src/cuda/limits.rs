@@ -140,17 +140,29 @@ fn grows(rope: &RopeConfig) -> bool {
     }
 }
 
-/// Refuses a cache that the kernels do not read.
-pub(super) fn kv_cache(format: Option<KvCacheFormat>) -> Result<()> {
+/// How keys and values of one sequence are held, where the kernels know that.
+pub(super) fn kv_cache(format: Option<KvCacheFormat>) -> Result<KvCode> {
     match format {
-        None | Some(KvCacheFormat::Coded(KvCode::Bf16)) => Ok(()),
-        Some(
-            other @ (KvCacheFormat::F32
-            | KvCacheFormat::Coded(KvCode::Fp8 | KvCode::Int8 | KvCode::Int4)),
-        ) => Err(Error::config(format!(
-            "--kv-cache {other} does not run with --device cuda, only bf16; leave it out, or run \
-             with --device cpu"
-        ))),
+        None => Ok(KvCode::Bf16),
+        Some(KvCacheFormat::Coded(code)) => Ok(code),
+        Some(KvCacheFormat::F32) => Err(Error::config(
+            "--kv-cache f32 does not run with --device cuda, whose keys and values are bf16; leave \
+             it out, or run with --device cpu",
+        )),
+    }
+}
+
+/// As [`kv_cache`], of many sequences in pages.
+pub(super) fn kv_cache_in_pages(format: Option<KvCacheFormat>) -> Result<KvCode> {
+    match kv_cache(format)? {
+        KvCode::Bf16 => Ok(KvCode::Bf16),
+        other @ (KvCode::Fp8 | KvCode::Int8 | KvCode::Int4) => {
+            let other = KvCacheFormat::Coded(other);
+            Err(Error::config(format!(
+                "--kv-cache {other} does not run with --device cuda for many sequences at once, or \
+                 with guessed tokens, only bf16; leave it out, or run with --device cpu"
+            )))
+        }
     }
 }
 

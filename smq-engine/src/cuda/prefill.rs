@@ -262,7 +262,12 @@ impl Prefill {
         } = parts;
         let layer = &model.layers[index];
         let stream = kernels.gpu().main();
-        let (keys, values) = cache.layer(index);
+        // Kernels read and write bf16: where the cache is not, in one layer's room for it.
+        let coded = cache.coded(c, index);
+        let (keys, values) = match &coded {
+            None => cache.layer(index),
+            Some(rows) => (rows.wide[0], rows.wide[1]),
+        };
         let one = std::slice::from_ref::<DeviceMatrix>;
         let Pass { m, past, kind, .. } = *pass;
         let n = RowCount {
@@ -333,8 +338,15 @@ impl Prefill {
             self.enter(stream, b, m, index, next)?;
             let qkv = Target::Bf16(b.qkv.ptr(), width);
             products.run(kernels, stream, &layer.qkv, n, &b.h, qkv)?;
+            if let Some(rows) = coded.filter(|_| past > 0) {
+                rows.widen(kernels, c, cache.code, past)?.run(stream)?;
+            }
             if let Some(rope) = &rope {
                 rope.run(stream)?;
+            }
+            if let Some(rows) = coded {
+                rows.encode(kernels, c, cache.code, (past, m))?
+                    .run(stream)?;
             }
             attention.run(stream)?;
             let left = self.left(b);

@@ -83,6 +83,26 @@ impl KvCode {
         };
         Bytes { codes, scales }
     }
+
+    /// The codes of a row of any length, and its scales.
+    #[must_use]
+    pub fn encode(self, row: &[f32]) -> [Vec<u8>; 2] {
+        let bytes = self.row(row.len());
+        let (mut codes, mut scales) = (vec![0; bytes.codes], vec![0; bytes.scales]);
+        encode(self, row, &mut codes, &mut scales);
+        [codes, scales]
+    }
+
+    /// What is read of rows of `d` elements, whose codes and scales these are.
+    ///
+    /// # Panics
+    /// Where these are not those of whole rows.
+    #[must_use]
+    pub fn decode(self, d: usize, codes: &[u8], scales: &[u8]) -> Vec<f32> {
+        let mut out = vec![0.0; codes.len() / self.row(d).codes * d];
+        decode(self, d, codes, scales, &mut out);
+        out
+    }
 }
 
 impl fmt::Display for KvCacheFormat {

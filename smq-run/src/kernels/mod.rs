@@ -12,6 +12,7 @@ mod coded_rows;
 mod copies;
 mod dequantize;
 mod host;
+mod kv_cache;
 mod lab;
 mod products;
 mod prompt_attention;
@@ -50,6 +51,7 @@ pub(crate) fn run(options: &Options, on_kernel: &mut dyn FnMut(&KernelReport)) -
     dequantize::run(&mut lab)?;
     attention::run(&mut lab)?;
     prompt_attention::run(&mut lab)?;
+    kv_cache::run(&mut lab)?;
     row_kernels::run(&mut lab)?;
     let kernels = std::mem::take(&mut lab.reports);
     Ok(Report {

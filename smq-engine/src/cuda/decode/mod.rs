@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::args::Args;
 use super::family::{Rotation, rotation_of, rotations};
 use super::kernels::{Call, Kernels};
+use super::kv::{Cache, kv_defines};
 use super::launch::Launch;
 use super::memory::{DeviceBuffer, Span};
 use super::module::Kernel;
@@ -18,35 +19,10 @@ use super::state::State;
 use super::stream::Stream;
 use super::weights::{DeviceMatrix, DeviceModel};
 use crate::error::Result;
+use crate::kv::KvCode;
 use plan::{Epilogue, Kind, Plan};
 use program::{Buffers, Phase, Uses};
 use smq_model::ModelConfig;
-
-/// The keys and values of every layer, bf16 `[kv_heads, capacity, head_dim]` each.
-#[derive(Debug, Clone, Copy)]
-pub struct Cache {
-    /// Layer 0's keys, then its values, then layer 1's.
-    pub span: Span,
-    /// Positions.
-    pub capacity: usize,
-    /// Bytes of one layer's keys.
-    pub side_bytes: usize,
-}
-
-impl Cache {
-    /// Bytes that `capacity` positions take.
-    #[must_use]
-    pub fn bytes(c: &ModelConfig, capacity: usize) -> usize {
-        2 * c.layers * c.kv_heads * capacity * c.head_dim * 2
-    }
-
-    /// Addresses of a layer's keys and values.
-    #[must_use]
-    pub fn layer(&self, index: usize) -> (u64, u64) {
-        let keys = self.span.ptr() + (2 * index * self.side_bytes) as u64;
-        (keys, keys + self.side_bytes as u64)
-    }
-}
 
 /// What a pass through the model works with.
 #[derive(Debug, Clone, Copy)]
@@ -91,7 +67,20 @@ impl Decoder {
         c: &ModelConfig,
         products: &[(&[DeviceMatrix], Epilogue)],
     ) -> Result<Self> {
-        Self::of(kernels, c, products, None)
+        Self::with_cache(kernels, c, products, KvCode::Bf16)
+    }
+
+    /// As [`Decoder::new`], with a cache that is held so.
+    ///
+    /// # Errors
+    /// As [`Decoder::new`].
+    pub fn with_cache(
+        kernels: &Kernels,
+        c: &ModelConfig,
+        products: &[(&[DeviceMatrix], Epilogue)],
+        code: KvCode,
+    ) -> Result<Self> {
+        Self::of(kernels, c, products, code, None)
     }
 
     /// As [`Decoder::new`], where `paged` says so of a sequence in pages.
@@ -99,10 +88,12 @@ impl Decoder {
         kernels: &Kernels,
         c: &ModelConfig,
         products: &[(&[DeviceMatrix], Epilogue)],
+        code: KvCode,
         paged: Option<Paged>,
     ) -> Result<Self> {
         let sms = kernels.gpu().sm_count();
         let mut plan = plan_of(c, products, sms as usize)?;
+        plan.defines.extend(kv_defines(code));
         if paged.is_some() {
             plan.defines.extend(paged_defines());
         }
@@ -209,9 +200,9 @@ impl Step {
             config: c,
             model,
             state,
-            ..
+            cache,
         } = *parts;
-        let decoder = Decoder::of(kernels, c, &products(model), paged)?;
+        let decoder = Decoder::of(kernels, c, &products(model), cache.code, paged)?;
         let phases: Vec<[u32; word::WORDS]> =
             phases(&decoder, parts)?.into_iter().map(|p| p.0).collect();
         let memory = DeviceBuffer::new(
@@ -335,10 +326,12 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Result<Vec<Phase>> {
             ..Buffers::default()
         };
         let attention = Phase::attention(cache.layer(i), cache.capacity, &attention, uses(i));
+        let scales = cache.coded(c, i).map_or([0; 2], |rows| rows.scales);
         // A window that no sequence outgrows is none.
         let window = c.windows.layer(i).filter(|w| *w < c.max_positions);
         let qk_norm = layer.qk_norm.map_or([0; 2], |norms| norms.map(Span::ptr));
-        list.push(attention.of_layer(window.unwrap_or(0), rotation_of(c, i), qk_norm));
+        let attention = attention.of_layer(window.unwrap_or(0), rotation_of(c, i), qk_norm);
+        list.push(attention.scaled(scales));
         let of_attention = decoder.product(
             one(&layer.o),
             Epilogue::Residual,

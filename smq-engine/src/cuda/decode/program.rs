@@ -118,6 +118,14 @@ impl Phase {
         self
     }
 
+    /// Attention whose keys and values are codes, with these scales.
+    #[must_use]
+    pub fn scaled(mut self, [keys, values]: [u64; 2]) -> Self {
+        self.address(word::SCALES_AT + 2, keys);
+        self.address(word::SCALES_AT + 4, values);
+        self
+    }
+
     /// The product into the residual stream with a norm of it first, of these weights.
     #[must_use]
     pub(super) fn normed(mut self, weights: u64) -> Self {

@@ -7,10 +7,11 @@ use super::CudaBatch;
 use super::alone::Alone;
 use super::choose::{Chooser, Rows};
 use super::inputs::Layout;
-use crate::cuda::decode::{Cache, Parts};
+use crate::cuda::decode::Parts;
 use crate::cuda::device::Gpu;
 use crate::cuda::family::{Rotation, rotations};
 use crate::cuda::kernels::Kernels;
+use crate::cuda::kv::Cache;
 use crate::cuda::limits;
 use crate::cuda::memory::{DeviceBuffer, Span};
 use crate::cuda::pinned::PinnedBuffer;
@@ -42,7 +43,7 @@ impl CudaBatch {
     /// # Errors
     /// As [`CudaBatch::load`].
     pub(crate) fn load_on(gpu: Arc<Gpu>, source: &Source, options: &BatchOptions) -> Result<Self> {
-        limits::kv_cache(options.kv_cache)?;
+        let code = limits::kv_cache_in_pages(options.kv_cache)?;
         let mut config = ModelConfig::of(source)?;
         if let Some(max) = options.max_tokens {
             config.max_positions = config.max_positions.min(max);
@@ -64,6 +65,7 @@ impl CudaBatch {
             span: Span::at(0, 0),
             capacity: 0,
             side_bytes: 0,
+            code,
         };
         prefill.reserve_steps(&Parts {
             kernels: &kernels,
@@ -81,7 +83,7 @@ impl CudaBatch {
         let inv_freq = DeviceBuffer::new(&gpu, size_of_val(&half[..]), "rotary frequencies")?;
         inv_freq.upload(stream, 0, &half)?;
 
-        let of_page = Cache::bytes(&config, KEYS);
+        let of_page = Cache::bytes(&config, code, KEYS);
         let free = gpu.memory()?.0.saturating_sub(LEFT_FREE) / 10 * 9;
         // One more for rows that fill up a recorded step.
         let pages = match options.kv_tokens {
@@ -100,6 +102,7 @@ impl CudaBatch {
             span: memory.span(),
             capacity: (pages + 1) * KEYS,
             side_bytes: memory.bytes() / (2 * config.layers),
+            code,
         };
         let max_rows = options.max_rows.min(WANTED_ROWS);
         let of_tables = 4 * WANTED_ROWS * config.max_positions.div_ceil(KEYS).min(pages);

@@ -18,9 +18,10 @@ mod load;
 
 use std::collections::HashMap;
 
-use super::decode::{Cache, Parts};
+use super::decode::Parts;
 use super::graph::Graph;
 use super::kernels::Kernels;
+use super::kv::Cache;
 use super::memory::{DeviceBuffer, Span};
 use super::pinned::PinnedBuffer;
 use super::prefill::attention::KEYS;
