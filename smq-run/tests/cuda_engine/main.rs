@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use smq_convert::ScaleChoice;
 use smq_engine::cuda::Gpu;
+use smq_engine::{KvCacheFormat, KvCode};
 
 mod batch;
 mod drafts;
@@ -17,6 +18,7 @@ mod errors;
 mod families;
 mod given;
 mod greedy;
+mod kv_cache;
 mod log_probs;
 mod logits;
 mod models;
@@ -75,7 +77,13 @@ fn tests() -> Vec<(String, Test)> {
         let test = move || logits::quantized(scales);
         add(&format!("logits_{scales}"), Box::new(test));
     }
-    let fixed: [(&str, Plain); 58] = [
+    for code in [KvCode::Fp8, KvCode::Int8, KvCode::Int4] {
+        let name = |what: &str| format!("kv_cache_{what}_{}", KvCacheFormat::Coded(code));
+        add(&name("logits"), Box::new(move || kv_cache::logits(code)));
+        add(&name("shapes"), Box::new(move || kv_cache::shapes(code)));
+        add(&name("repeats"), Box::new(move || kv_cache::repeats(code)));
+    }
+    let fixed: [(&str, Plain); 60] = [
         ("batch_scores_c0", batch::scores_c0),
         ("batch_scores_int4", batch::scores_int4),
         ("batch_scores_lut4", batch::scores_lut4),
@@ -127,6 +135,8 @@ fn tests() -> Vec<(String, Test)> {
         ("rows_of_continuations", rows::continuations),
         ("rows_of_two_engines", rows::two_engines),
         ("perplexity", log_probs::perplexity_of_the_sample),
+        ("kv_cache_stale_buffers", kv_cache::stale_buffers),
+        ("kv_cache_refused", kv_cache::refused),
         ("stale_buffers_c0", stale::unquantized),
         ("stale_buffers_int4", stale::int4),
         ("families_c0", families::unquantized),

@@ -24,6 +24,7 @@
 
 use std::collections::HashMap;
 
+use smq_engine::KvCacheFormat;
 use smq_engine::model::{Decoder, Precision, Sequence};
 use smq_model::Source;
 
@@ -45,7 +46,17 @@ impl Reference {
         tokens: &[u32],
         lengths: impl IntoIterator<Item = usize>,
     ) -> Self {
-        Self::with(source, tokens, lengths, |len| len)
+        Self::with(source, tokens, lengths, KvCacheFormat::F32, |len| len)
+    }
+
+    /// As [`Reference::new`], with keys and values held so.
+    pub(crate) fn cached(
+        source: &Source,
+        tokens: &[u32],
+        lengths: impl IntoIterator<Item = usize>,
+        format: KvCacheFormat,
+    ) -> Self {
+        Self::with(source, tokens, lengths, format, |len| len)
     }
 
     /// All of `tokens` are one sequence, whose length decides them.
@@ -54,19 +65,21 @@ impl Reference {
         tokens: &[u32],
         lengths: impl IntoIterator<Item = usize>,
     ) -> Self {
-        Self::with(source, tokens, lengths, |_| tokens.len())
+        let format = KvCacheFormat::F32;
+        Self::with(source, tokens, lengths, format, |_| tokens.len())
     }
 
     fn with(
         source: &Source,
         tokens: &[u32],
         lengths: impl IntoIterator<Item = usize>,
+        format: KvCacheFormat,
         whole: impl Fn(usize) -> usize,
     ) -> Self {
         let lengths: Vec<usize> = lengths.into_iter().collect();
         let all = |precision| {
             let decoder = Decoder::load_with(source, precision).unwrap();
-            let logits = after(&decoder, tokens, &lengths, &whole);
+            let logits = after(&decoder, tokens, &lengths, format, &whole);
             (logits, decoder.config().layers)
         };
         let (exact, layers) = all(Precision::F32);
@@ -95,6 +108,7 @@ fn after(
     decoder: &Decoder<'_>,
     tokens: &[u32],
     lengths: &[usize],
+    format: KvCacheFormat,
     whole: impl Fn(usize) -> usize,
 ) -> HashMap<usize, Vec<f32>> {
     let c = decoder.config();
@@ -108,7 +122,7 @@ fn after(
         let Some(&most) = lengths.iter().max() else {
             continue;
         };
-        let mut sequence = Sequence::new(c, most, long);
+        let mut sequence = Sequence::with_cache(c, format, most, long);
         let hidden = decoder
             .extend(&mut sequence, &tokens[..most], most)
             .unwrap();

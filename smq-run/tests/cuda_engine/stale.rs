@@ -46,13 +46,23 @@ fn work(engine: &mut CudaEngine, tokens: &[u32]) -> Vec<Vec<f32>> {
     all
 }
 
-/// A token whose embedding is NaN makes NaN of every buffer that it passes through.
 fn of(name: &str, model: &Model) -> Outcome {
+    none(failures(name, model, |source| {
+        CudaEngine::load(source, None).unwrap()
+    }))
+}
+
+/// A token whose embedding is NaN makes NaN of every buffer that it passes through.
+pub(crate) fn failures(
+    name: &str,
+    model: &Model,
+    load: impl Fn(&Source) -> CudaEngine,
+) -> Vec<String> {
     model.spoil(&embedding_row(&model.open(), POISON), 0xff);
     let source = model.open();
     let tokens = sample_tokens(1032);
     assert!(!tokens.contains(&POISON));
-    let mut engine = CudaEngine::load(&source, None)?;
+    let mut engine = load(&source);
     let clean = work(&mut engine, &tokens);
     let finite = |l: &Vec<f32>| l.iter().all(|v| v.is_finite());
     let mut failures = Vec::new();
@@ -69,7 +79,7 @@ fn of(name: &str, model: &Model) -> Outcome {
         log_probs.iter().all(|p| p.is_nan()) && [prompt, step].iter().flatten().all(|v| v.is_nan())
     };
     // One that has only ever seen NaN, and one that has worked before.
-    let mut fresh = CudaEngine::load(&source, None)?;
+    let mut fresh = load(&source);
     for (what, engine) in [
         ("a fresh engine", &mut fresh),
         ("a used engine", &mut engine),
@@ -88,5 +98,5 @@ fn of(name: &str, model: &Model) -> Outcome {
             }
         }
     }
-    none(failures)
+    failures
 }

@@ -1,0 +1,188 @@
+//! Caches of fewer bits than bf16: logits against the CPU with the same cache, the same bits on
+//! every run, and what is refused.
+//!
+//! An element that lies near a tie is rounded the other way here or there, by a step of its format:
+//! what follows is held to the twin's distance from f32, for the twin meets the same ties
+//! (reference.rs, FP8).
+
+use std::ops::ControlFlow;
+
+use serde_json::{Value, json};
+use smq_engine::cuda::{CudaBatch, CudaEngine};
+use smq_engine::serve::BatchOptions;
+use smq_engine::{Engine, KvCacheFormat, KvCode, LoadOptions};
+use smq_model::Source;
+
+use crate::logits::{DECODED, decoding, of_prompts};
+use crate::models::{self, E5M5, Model, any_tokens, sample_tokens};
+use crate::reference::{Path, Reference};
+use crate::{Outcome, none, same_bits, stale};
+
+/// Decode steps after a prompt.
+const STEPS: usize = 8;
+
+pub(crate) fn load(source: &Source, code: KvCode) -> CudaEngine {
+    let options = LoadOptions {
+        kv_cache: Some(KvCacheFormat::Coded(code)),
+        ..LoadOptions::default()
+    };
+    CudaEngine::load_with(source, &options).unwrap()
+}
+
+/// Prompts with steps after each, then token by token.
+fn of(
+    name: &str,
+    source: &Source,
+    code: KvCode,
+    tokens: &[u32],
+    prompts: &[usize],
+    widened: bool,
+) -> Vec<String> {
+    let format = KvCacheFormat::Coded(code);
+    let name = format!("{name}, {format} cache");
+    let lengths = prompts
+        .iter()
+        .flat_map(|p| *p..=p + STEPS)
+        .chain(1..=DECODED);
+    let reference = Reference::cached(source, tokens, lengths, format);
+    let mut engine = load(source, code);
+    let all = (prompts, STEPS);
+    let mut failures = of_prompts(&name, &mut engine, &reference, tokens, all, |_| widened);
+    let path = Path::Fp8Decode;
+    failures.extend(decoding(&name, &mut engine, &reference, tokens, path));
+    failures
+}
+
+/// The fixture: one tile of tokens and its neighbours, more than one chunk, LongRoPE's long factors.
+pub(crate) fn logits(code: KvCode) -> Outcome {
+    let tokens = sample_tokens(2300 + STEPS);
+    let prompts = [1, 127, 129, 700, 2300];
+    let mut failures = of(
+        "C0",
+        &Model::fixture().open(),
+        code,
+        &tokens,
+        &prompts,
+        false,
+    );
+    let int4 = Model::fixture().quantized(E5M5, "all");
+    failures.extend(of("int4", &int4.open(), code, &tokens, &prompts[..3], true));
+    none(failures)
+}
+
+/// Heads of every size, shared or not; a window that begins anywhere in a tile; norms of queries and
+/// keys; and a family whose steps the kernels of prompts make.
+pub(crate) fn shapes(code: KvCode) -> Outcome {
+    let mut window = models::phi(384, 6, 2);
+    window["sliding_window"] = 50.into();
+    let of_family = |class: &str, model_type: &str, heads: [usize; 3], more: Value| {
+        let [heads, kv_heads, head_dim] = heads;
+        let mut config = json!({
+            "architectures": [class], "model_type": model_type, "torch_dtype": "bfloat16",
+            "hidden_size": 256, "intermediate_size": 576, "num_hidden_layers": 3,
+            "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
+            "vocab_size": 4096, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+            "max_position_embeddings": 4096, "tie_word_embeddings": false,
+        });
+        let map = config.as_object_mut().unwrap();
+        map.extend(more.as_object().unwrap().clone());
+        config
+    };
+    let gemma = json!({
+        "sliding_window": 48, "query_pre_attn_scalar": 224, "tie_word_embeddings": true,
+    });
+    let mut failures = Vec::new();
+    for (name, config) in [
+        ("heads of 96", models::phi(384, 4, 4)),
+        ("heads of 128, of which four share", models::phi(512, 4, 1)),
+        ("heads of 64 with a window", window),
+        ("Llama", models::llama()),
+        (
+            "Qwen3",
+            of_family("Qwen3ForCausalLM", "qwen3", [4, 2, 64], json!({})),
+        ),
+        (
+            "Gemma 2, heads of 256",
+            of_family("Gemma2ForCausalLM", "gemma2", [4, 2, 256], gemma),
+        ),
+    ] {
+        let model = Model::synthetic(&config);
+        let source = model.open();
+        let tokens = any_tokens(130 + STEPS, 1000);
+        let prompts = [1, 5, 64, 130];
+        failures.extend(of(name, &source, code, &tokens, &prompts, false));
+    }
+    none(failures)
+}
+
+/// Greedy text and log-probabilities twice, the second time in a cache that has grown.
+pub(crate) fn repeats(code: KvCode) -> Outcome {
+    let model = Model::fixture().quantized(E5M5, "all");
+    let source = model.open();
+    let mut engine = load(&source, code);
+    let tokens = sample_tokens(700);
+    let mut work = |room: usize| {
+        let mut text = Vec::new();
+        engine.start(room).unwrap();
+        let mut on_token = |token, _| {
+            text.push(token);
+            Ok(ControlFlow::Continue(()))
+        };
+        engine.greedy(&tokens[..300], 60, &mut on_token).unwrap();
+        engine.start(room).unwrap();
+        let mut logits = engine.extend(&tokens[..650]).unwrap().logits.to_vec();
+        logits.extend(engine.log_probs(&tokens).unwrap().iter().map(|p| *p as f32));
+        (text, logits)
+    };
+    let (text, logits) = work(300);
+    let mut failures = Vec::new();
+    for room in [300, 1500] {
+        let (again, others) = work(room);
+        if again != text || !same_bits(&logits, &others) {
+            failures.push(format!("{code:?}, room for {room}: other bits"));
+        }
+    }
+    none(failures)
+}
+
+pub(crate) fn stale_buffers() -> Outcome {
+    let mut failures = Vec::new();
+    for code in [KvCode::Fp8, KvCode::Int8, KvCode::Int4] {
+        let name = format!("{code:?} cache");
+        let model = Model::fixture_copy();
+        failures.extend(stale::failures(&name, &model, |source| load(source, code)));
+    }
+    none(failures)
+}
+
+/// In words that say what to do.
+pub(crate) fn refused() -> Outcome {
+    let source = Model::fixture().open();
+    let mut failures = Vec::new();
+    let mut check = |message: Option<String>, words: &[&str]| {
+        let message = message.unwrap_or_else(|| "taken".to_owned());
+        if !words.iter().all(|word| message.contains(word)) {
+            failures.push(message);
+        }
+    };
+    let plain = LoadOptions {
+        kv_cache: Some(KvCacheFormat::F32),
+        ..LoadOptions::default()
+    };
+    let loaded = CudaEngine::load_with(&source, &plain).err();
+    check(
+        loaded.map(|e| e.to_string()),
+        &["--kv-cache f32", "--device cpu"],
+    );
+    for code in [KvCode::Fp8, KvCode::Int8, KvCode::Int4] {
+        let options = BatchOptions {
+            kv_tokens: Some(1024),
+            kv_cache: Some(KvCacheFormat::Coded(code)),
+            ..BatchOptions::default()
+        };
+        let loaded = CudaBatch::load(&source, &options).err();
+        let words = ["many sequences", "only bf16", "--device cpu"];
+        check(loaded.map(|e| e.to_string()), &words);
+    }
+    none(failures)
+}
