@@ -61,6 +61,10 @@ const HEADERS: &[(&str, &str)] = &[
     ("best.cuh", include_str!("../../../kernels/best.cuh")),
     ("common.cuh", include_str!("../../../kernels/common.cuh")),
     (
+        "decode_attend.cuh",
+        include_str!("../../../kernels/decode_attend.cuh"),
+    ),
+    (
         "decode_attention.cuh",
         include_str!("../../../kernels/decode_attention.cuh"),
     ),

@@ -1,0 +1,146 @@
+// What a quad of lanes makes of one token of the cache in a decode step's attention, and how the
+// quads of a warp and the parts of several warps or blocks are added up. Included by
+// decode_attention.cuh, which says the equation and the grid.
+//
+//   score = q . k              of each query of the lane's BATCH; lane t of a quad has elements
+//                              32 c + 8 t .. + 7 of key, value and output, c < CHUNKS
+//   out = out 2^(max - max') + 2^(score - max') v, max' the larger of both maxima; as sum, of v = 1
+//
+// Codes of fewer bits than bf16 are widened in registers, and a scale is multiplied where it is the
+// same for all that it belongs to: a row's with its score and with its weight, a group's (int4) with
+// the group's share of the score and, as a row's, with the weight. Values times scales are exact in
+// bf16, so this changes no bit of what is read, only where f32 sums round.
+#pragma once
+
+DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+
+// What a quad knows of the tokens that it has seen, for each query of the pass.
+struct Running {
+    float max[BATCH], sum[BATCH], out[BATCH][8 * CHUNKS];
+};
+
+// A token's key or value as it is cached: codes from this lane's first element on, and the scales.
+struct Row {
+    const KvUnit *codes;
+    const u8 *scales;
+    INSIDE KvEight eight(int c) const { return *(const KvEight *)(codes + 4 * KV_EIGHT * c); }
+    // What share c of the row is multiplied with, where each has its own.
+    INSIDE float group_scale(int c) const {
+        return KV_SCALES > 1 ? kv_scale(scales[c]) : 1.0f;
+    }
+    // What the whole row is, where it has one.
+    INSIDE float row_scale() const { return KV_SCALES == 1 ? kv_scale(scales[0]) : 1.0f; }
+};
+
+// One token a quad. One that is not visible may hold anything.
+DEVICE void attend(Running &running, Row key, Row value, bool visible, const float *queries) {
+    float scores[BATCH] = {};
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+        float k[8];
+        kv_values(key.eight(c), k);
+        const float scale = key.group_scale(c);
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            const float4 *q = (const float4 *)(queries + b * HEAD_DIM + 32 * c);
+            const float4 q0 = q[0], q1 = q[1];
+            scores[b] += scale * ((q0.x * k[0] + q0.z * k[2] + q1.x * k[4] + q1.z * k[6]) +
+                                  (q0.y * k[1] + q0.w * k[3] + q1.y * k[5] + q1.w * k[7])); // two chains: half the latency
+        }
+    }
+    const float key_scale = key.row_scale();
+    float v[CHUNKS][8], value_scales[CHUNKS];
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) {
+        kv_values(visible ? value.eight(c) : KvEight{}, v[c]);
+        value_scales[c] = KV_SCALES > 1 ? value.group_scale(c) : value.row_scale();
+        if (KV_SCALES > 0 && !visible) value_scales[c] = 0.0f;
+    }
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) {
+        scores[b] += shuffle_xor(scores[b], 1);
+        scores[b] += shuffle_xor(scores[b], 2);
+        scores[b] *= key_scale;
+#ifdef SOFT_CAP_BITS
+        // c tanh(x / c) as c (1 - 2 / (1 + exp(2 x / c))), in units of ln 2.
+        const float cap = __uint_as_float(SOFT_CAP_BITS) * 1.4426950408889634f;
+        scores[b] = cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(fminf(scores[b], 100.0f)));
+#endif
+        if (!visible) scores[b] = MASKED;
+        const float max = fmaxf(running.max[b], scores[b]);
+        const float rescale = exp2_fast(running.max[b] - max), weight = exp2_fast(scores[b] - max);
+        running.max[b] = max;
+        running.sum[b] = running.sum[b] * rescale + weight;
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++) {
+            const float scaled = weight * value_scales[c];
+#pragma unroll
+            for (int e = 0; e < 8; e++) {
+                float &out = running.out[b][8 * c + e];
+                out = out * rescale + scaled * v[c][e];
+            }
+        }
+    }
+}
+
+#if KV_CODE != KV_BF16
+static_assert(2 * (KV_ROW + KV_SCALES) <= 4 * HEAD_DIM, "encoded where a warp's outputs will be");
+
+// A key or value, bf16 in shared memory, into codes and scales there. By a whole warp.
+DEVICE void encode_new(const u16 *row, u8 *codes, u8 *scales, int lane) {
+    u16 v[KV_GROUPS];
+#pragma unroll
+    for (int c = 0; c < KV_GROUPS; c++) v[c] = row[32 * c + lane];
+    kv_encode(v, codes, scales, lane);
+}
+
+// These into the cache.
+DEVICE void cache_new(u8 *row, u8 *row_scales, const u8 *codes, const u8 *scales, int lane) {
+    static_assert(KV_ROW <= 8 * 32, "eight bytes a lane");
+    if (lane < KV_ROW / 8) ((uint2 *)row)[lane] = ((const uint2 *)codes)[lane];
+    if (lane < KV_SCALES) row_scales[lane] = scales[lane];
+}
+#endif
+
+// Adds up the eight quads of a warp. Afterwards max and sum are the warp's, and lane 4 quad + t holds in out[b][8 c]
+// the sum of element 32 c + 8 t + quad: at each step a lane gives half of its elements away and keeps the other.
+DEVICE void merge_quads(Running &running, int lane) {
+#pragma unroll
+    for (int b = 0; b < BATCH; b++) {
+        float max = running.max[b];
+#pragma unroll
+        for (int step = 16; step >= 4; step /= 2) max = fmaxf(max, shuffle_xor(max, step));
+        const float rescale = exp2_fast(running.max[b] - max);
+        running.max[b] = max;
+        running.sum[b] *= rescale;
+#pragma unroll
+        for (int e = 0; e < 8 * CHUNKS; e++) running.out[b][e] *= rescale;
+#pragma unroll
+        for (int step = 16; step >= 4; step /= 2) {
+            running.sum[b] += shuffle_xor(running.sum[b], step);
+            const bool upper = lane & step;
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+                for (int e = 0; e < step / 4; e++) {
+                    const float low = running.out[b][8 * c + e], high = running.out[b][8 * c + e + step / 4];
+                    running.out[b][8 * c + e] = (upper ? high : low) + shuffle_xor(upper ? low : high, step);
+                }
+        }
+    }
+}
+
+// weights[i] = what the outputs of part i (of maximum and sum parts[i]) count in the whole; returns the whole's two. The
+// maximum is one that a tag does not change.
+template <int N> DEVICE float2 merge_weights(float weights[N], const float2 *parts) {
+    float2 whole = make_float2(LOWEST, 0.0f);
+#pragma unroll
+    for (int i = 0; i < N; i++) whole.x = fmaxf(whole.x, parts[i].x);
+    whole.x = __uint_as_float(__float_as_uint(whole.x) & ~3u);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        weights[i] = exp2_fast(parts[i].x - whole.x);
+        whole.y += weights[i] * parts[i].y;
+    }
+    return whole;
+}
