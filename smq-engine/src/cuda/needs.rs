@@ -5,6 +5,7 @@ use super::decode::{paged_defines, step_plan};
 use super::family::{beyond_one_kernel, leave_defines, leaves, windows};
 use super::fp8::fp8_defines;
 use super::gemm_bf16::Bf16Cut;
+use super::kv::{KV_FILE, kv_cache_defines, kv_defines};
 use super::limits;
 use super::prefill::attention::{Attention, Rows, rope_defines};
 use super::prefill::{CHUNK, ROW_THREADS, logits_defines, row_defines};
@@ -14,6 +15,7 @@ use super::serve::choose_defines;
 use super::swiglu::{SwigluCut, fuses_bf16};
 use super::weights::{DeviceMatrix, DeviceModel, Format};
 use crate::error::Result;
+use crate::kv::KvCode;
 use smq_model::ModelConfig;
 use smq_model::Source;
 
@@ -41,11 +43,13 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
     ];
     if beyond_one_kernel(&c, sms).is_empty() {
         let step = step_plan(&c, &model, sms)?.defines;
-        let paged = step.iter().copied().chain(paged_defines()).collect();
-        list.extend([("decode.cu", step), ("decode.cu", paged)]);
+        let with = |more: Defines| ("decode.cu", [&step[..], &more].concat());
+        list.extend(KvCode::SMALLER.map(|code| with(kv_defines(code))));
+        list.extend([with(paged_defines().into()), with(Defines::new())]);
     } else {
         list.push(("logits.cu", logits_defines(&c)));
     }
+    list.extend(KvCode::SMALLER.map(|code| (KV_FILE, kv_cache_defines(&c, code))));
     let leaves = leaves(&c);
     if leaves {
         list.push(("leave.cu", leave_defines(&c, ROW_THREADS)));
@@ -163,7 +167,8 @@ mod tests {
             ("attention_prefill.cu", 10),
             ("attention_single.cu", 12),
             ("swiglu_bf16.cu", 4),
-            ("decode.cu", 2),
+            ("decode.cu", 5),
+            ("kv_cache.cu", 3),
         ];
         assert!(all.iter().all(|(file, n)| count(file) == *n), "{files:?}");
         assert_eq!(files.len(), all.iter().map(|(_, n)| n).sum::<usize>());

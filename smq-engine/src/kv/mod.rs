@@ -74,6 +74,9 @@ impl KvCacheFormat {
 }
 
 impl KvCode {
+    /// Those of fewer bits than bf16.
+    pub const SMALLER: [Self; 3] = [Self::Fp8, Self::Int8, Self::Int4];
+
     /// What a head's keys of one token take, or its values.
     pub(crate) fn row(self, head_dim: usize) -> Bytes {
         let (codes, scales) = match self {

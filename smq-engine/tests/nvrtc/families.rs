@@ -9,7 +9,9 @@ use smq_format::ScaleChoice;
 use smq_model::ModelConfig;
 use smq_model::architecture::Activation;
 
-use crate::variants::{Layer, Shape, Variant, formats, int4, matrix, step};
+use crate::variants::{
+    Layer, Shape, Variant, formats, int4, matrix, of_smaller_caches, smaller_caches, step,
+};
 
 /// A config of each family with what it has beyond the others, of the sizes of a well-known model's
 /// heads.
@@ -98,6 +100,7 @@ fn of_family((name, config): &(&'static str, Value)) -> Vec<Variant> {
         let defines = leave_defines(&c, ROW_THREADS);
         cases.push(("leave.cu", String::new(), defines));
     }
+    cases.extend(smaller_caches(&c));
     for rows in Rows::ALL {
         cases.push(("rope.cu", format!("{rows:?}"), rope_defines(&c, rows)));
     }
@@ -129,7 +132,11 @@ fn of_family((name, config): &(&'static str, Value)) -> Vec<Variant> {
         let stored = formats().into_iter();
         for (how, format) in stored.filter(|(how, _)| ["bf16", "int4", "NF4"].contains(how)) {
             let layer = Layer::new(&shape, |rows, cols| matrix(rows, cols, format));
-            cases.push(("decode.cu", how.to_owned(), step(&c, &layer.products())));
+            let step = step(&c, &layer.products());
+            if how == "bf16" {
+                cases.extend(of_smaller_caches(how, &step));
+            }
+            cases.push(("decode.cu", how.to_owned(), step));
         }
     }
     let named = |(file, case, defines)| Variant {

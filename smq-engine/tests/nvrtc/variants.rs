@@ -1,13 +1,13 @@
 //! Every kernel file with the macros of the models that are tested, as the engine cuts them for an
 //! H100.
 
-use smq_engine::KvCode;
 use smq_engine::cuda::{
     Attention, Bf16Cut, Cut, Defines, DeviceMatrix, Epilogue, Format, KV_FILE, Kind, Plan, Rows,
     SMS, Span, SwigluCut, Target, calibrate_defines, choose_defines, fp8_defines, fuses_bf16,
     kv_cache_defines, kv_defines, measure, paged_defines, reads_int4_order, rope_defines,
     row_defines, widen_defines,
 };
+use smq_engine::{KvCacheFormat, KvCode};
 use smq_format::scale::ScaleFormat;
 use smq_format::{Levels, ScaleChoice};
 use smq_model::ModelConfig;
@@ -72,13 +72,6 @@ const SHAPES: [Shape; 3] = [
     },
 ];
 
-/// Caches of fewer bits than bf16.
-const CACHES: [(&str, KvCode); 3] = [
-    ("fp8", KvCode::Fp8),
-    ("int8", KvCode::Int8),
-    ("int4", KvCode::Int4),
-];
-
 /// What the test compiles.
 pub(crate) fn kernel_variants() -> Vec<Variant> {
     let mut list = Vec::new();
@@ -107,12 +100,8 @@ fn of_shape(s: &Shape) -> Vec<Variant> {
         let layer = Layer::new(s, |rows, cols| matrix(rows, cols, format));
         cases.push(("decode.cu", stored.to_owned(), step(&c, &layer.products())));
         cases.extend(fused_swiglu(&layer));
-        for (cache, code) in CACHES {
-            if stored == "bf16" || stored == "int4" {
-                let mut coded = step(&c, &layer.products());
-                coded.extend(kv_defines(code));
-                cases.push(("decode.cu", format!("{stored}, {cache} cache"), coded));
-            }
+        if stored == "bf16" || stored == "int4" {
+            cases.extend(of_smaller_caches(stored, &step(&c, &layer.products())));
         }
         if matches!(format, Format::Bf16) {
             let mut paged = step(&c, &layer.products());
@@ -159,15 +148,13 @@ fn of_shape(s: &Shape) -> Vec<Variant> {
 }
 
 /// A kernel file, what the macros are for, and these.
-type Case = (&'static str, String, Defines);
+pub(crate) type Case = (&'static str, String, Defines);
 
 /// What does not depend on how weights are stored.
 fn of_any_weights(c: &ModelConfig) -> Vec<Case> {
     let mut cases = vec![("rows.cu", String::new(), row_defines(c, SMS))];
     cases.push(("choose.cu", String::new(), choose_defines(c.vocab)));
-    for (cache, code) in CACHES {
-        cases.push((KV_FILE, cache.to_owned(), kv_cache_defines(c, code)));
-    }
+    cases.extend(smaller_caches(c));
     for rows in Rows::ALL {
         cases.push(("rope.cu", format!("{rows:?}"), rope_defines(c, rows)));
     }
@@ -184,6 +171,23 @@ fn of_any_weights(c: &ModelConfig) -> Vec<Case> {
         }
     }
     cases
+}
+
+/// What a prompt's pass does with caches of fewer bits than bf16.
+pub(crate) fn smaller_caches(c: &ModelConfig) -> [Case; 3] {
+    KvCode::SMALLER.map(|code| {
+        let cache = KvCacheFormat::Coded(code).to_string();
+        (KV_FILE, cache, kv_cache_defines(c, code))
+    })
+}
+
+/// A step with these caches.
+pub(crate) fn of_smaller_caches(stored: &str, step: &[(&'static str, i64)]) -> [Case; 3] {
+    KvCode::SMALLER.map(|code| {
+        let cache = KvCacheFormat::Coded(code);
+        let defines = [step, &kv_defines(code)].concat();
+        ("decode.cu", format!("{stored}, {cache} cache"), defines)
+    })
 }
 
 /// A product of bf16 weights in a step of many sequences.

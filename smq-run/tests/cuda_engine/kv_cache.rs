@@ -147,7 +147,7 @@ pub(crate) fn repeats(code: KvCode) -> Outcome {
 
 pub(crate) fn stale_buffers() -> Outcome {
     let mut failures = Vec::new();
-    for code in [KvCode::Fp8, KvCode::Int8, KvCode::Int4] {
+    for code in KvCode::SMALLER {
         let name = format!("{code:?} cache");
         let model = Model::fixture_copy();
         failures.extend(stale::failures(&name, &model, |source| load(source, code)));
@@ -174,7 +174,7 @@ pub(crate) fn refused() -> Outcome {
         loaded.map(|e| e.to_string()),
         &["--kv-cache f32", "--device cpu"],
     );
-    for code in [KvCode::Fp8, KvCode::Int8, KvCode::Int4] {
+    for code in KvCode::SMALLER {
         let options = BatchOptions {
             kv_tokens: Some(1024),
             kv_cache: Some(KvCacheFormat::Coded(code)),

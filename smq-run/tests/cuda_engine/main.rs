@@ -77,7 +77,7 @@ fn tests() -> Vec<(String, Test)> {
         let test = move || logits::quantized(scales);
         add(&format!("logits_{scales}"), Box::new(test));
     }
-    for code in [KvCode::Fp8, KvCode::Int8, KvCode::Int4] {
+    for code in KvCode::SMALLER {
         let name = |what: &str| format!("kv_cache_{what}_{}", KvCacheFormat::Coded(code));
         add(&name("logits"), Box::new(move || kv_cache::logits(code)));
         add(&name("shapes"), Box::new(move || kv_cache::shapes(code)));
