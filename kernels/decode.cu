@@ -86,7 +86,8 @@ enum Word {
     W0 = WORD_WEIGHTS,      // weights of up to three segments; attention: keys, values
     W1 = W0 + 2,
     W2 = W0 + 4,
-    S0 = WORD_SCALES_AT, // scales; lut4: the book is before them; attention: S1, S2 those of keys and values
+    // Scales; lut4: the book is before them; attention: S1, S2 those of keys and values.
+    S0 = WORD_SCALES_AT,
     S1 = S0 + 2,
     S2 = S0 + 4,
     FIRST1 = WORD_FIRST1, // index in S1 of segment 1's first scale; attention: positions that the cache holds

@@ -7,9 +7,9 @@
 //   out = out 2^(max - max') + 2^(score - max') v, max' the larger of both maxima; as sum, of v = 1
 //
 // Codes of fewer bits than bf16 are widened in registers, and a scale is multiplied where it is the
-// same for all that it belongs to: a row's with its score and with its weight, a group's (int4) with
-// the group's share of the score and, as a row's, with the weight. Values times scales are exact in
-// bf16, so this changes no bit of what is read, only where f32 sums round.
+// same for all that it belongs to: a row's with its score and with its weight, a group's (int4)
+// with the group's share of the score and, as a row's, with the weight. Values times scales are
+// exact in bf16, so this changes no bit of what is read, only where f32 sums round.
 #pragma once
 
 DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
@@ -44,8 +44,9 @@ DEVICE void attend(Running &running, Row key, Row value, bool visible, const flo
         for (int b = 0; b < BATCH; b++) {
             const float4 *q = (const float4 *)(queries + b * HEAD_DIM + 32 * c);
             const float4 q0 = q[0], q1 = q[1];
+            // Two chains: half the latency.
             scores[b] += scale * ((q0.x * k[0] + q0.z * k[2] + q1.x * k[4] + q1.z * k[6]) +
-                                  (q0.y * k[1] + q0.w * k[3] + q1.y * k[5] + q1.w * k[7])); // two chains: half the latency
+                                  (q0.y * k[1] + q0.w * k[3] + q1.y * k[5] + q1.w * k[7]));
         }
     }
     const float key_scale = key.row_scale();
@@ -102,8 +103,9 @@ DEVICE void cache_new(u8 *row, u8 *row_scales, const u8 *codes, const u8 *scales
 }
 #endif
 
-// Adds up the eight quads of a warp. Afterwards max and sum are the warp's, and lane 4 quad + t holds in out[b][8 c]
-// the sum of element 32 c + 8 t + quad: at each step a lane gives half of its elements away and keeps the other.
+// Adds up the eight quads of a warp. Afterwards max and sum are the warp's, and lane 4 quad + t
+// holds in out[b][8 c] the sum of element 32 c + 8 t + quad: at each step a lane gives half of its
+// elements away and keeps the other.
 DEVICE void merge_quads(Running &running, int lane) {
 #pragma unroll
     for (int b = 0; b < BATCH; b++) {
@@ -123,15 +125,16 @@ DEVICE void merge_quads(Running &running, int lane) {
             for (int c = 0; c < CHUNKS; c++)
 #pragma unroll
                 for (int e = 0; e < step / 4; e++) {
-                    const float low = running.out[b][8 * c + e], high = running.out[b][8 * c + e + step / 4];
-                    running.out[b][8 * c + e] = (upper ? high : low) + shuffle_xor(upper ? low : high, step);
+                    float &low = running.out[b][8 * c + e];
+                    const float high = running.out[b][8 * c + e + step / 4];
+                    low = (upper ? high : low) + shuffle_xor(upper ? low : high, step);
                 }
         }
     }
 }
 
-// weights[i] = what the outputs of part i (of maximum and sum parts[i]) count in the whole; returns the whole's two. The
-// maximum is one that a tag does not change.
+// weights[i] = what the outputs of part i (of maximum and sum parts[i]) count in the whole; returns
+// the whole's two. The maximum is one that a tag does not change.
 template <int N> DEVICE float2 merge_weights(float weights[N], const float2 *parts) {
     float2 whole = make_float2(LOWEST, 0.0f);
 #pragma unroll

@@ -12,9 +12,10 @@
 // the cache has (kv_codes.cuh), into the cache.
 //
 //   X          f32 [(HEADS + 2 KV_HEADS) HEAD_DIM], tagged, not rotated
-//   W0, W1     keys, values, u8 [KV_HEADS, capacity, KV_ROW]; `past` rows are filled. PAGED = 1: [pages, KV_HEADS,
-//              PAGE_TOKENS, KV_ROW], and `pages` has the sequence's, in order
-//   S1, S2     scales of keys and of values, u8 [KV_HEADS, capacity, KV_SCALES], where rows have any
+//   W0, W1     keys, values, KvUnit [KV_HEADS, capacity, KV_UNITS]; `past` rows are filled. PAGED =
+//              1: [pages, KV_HEADS, PAGE_TOKENS, KV_UNITS], and `pages` has the sequence's, in order
+//   S1, S2     scales of keys and of values, u8 [KV_HEADS, capacity, KV_SCALES], where rows have
+//              any
 //   SUMS       parts, f32 [HEADS, SPLITS, PART_FLOATS], tagged: output, maximum and sum of each block
 //   OUT        f32 [HEADS HEAD_DIM], tagged
 //
@@ -41,7 +42,7 @@ constexpr int GROUPS = BATCHES > 5 && WARPS % 6 == 0   ? 6
                                                        : 1;
 constexpr int MEMBERS = WARPS / GROUPS;
 constexpr int PASSES = (BATCHES + GROUPS - 1) / GROUPS;
-constexpr int CHUNKS = HEAD_DIM / 32;    // eights of a token that a lane reads: from element 32 c + 8 t on
+constexpr int CHUNKS = HEAD_DIM / 32;    // eights of a token that a lane reads, from 32 c + 8 t on
 constexpr int SLICE = HEAD_DIM / SPLITS; // output elements that a block finishes
 constexpr int PART_FLOATS = HEAD_DIM + 4;
 // A slot: codes of keys, of values, scales of keys, of values. A bulk copy begins at a multiple of
@@ -230,7 +231,8 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
     KvUnit *key_row = phase.pointer<KvUnit>(W0) + row, *value_row = phase.pointer<KvUnit>(W1) + row;
 #if KV_CODE != KV_BF16
     const u64 scale_row = ((u64)kv_head * phase.at(FIRST1) + past) * KV_SCALES;
-    u8 *key_scales = phase.pointer<u8>(S1) + scale_row, *value_scales = phase.pointer<u8>(S2) + scale_row;
+    u8 *key_scales = phase.pointer<u8>(S1) + scale_row;
+    u8 *value_scales = phase.pointer<u8>(S2) + scale_row;
 #endif
     const Tag in = {tag_of(c.steps, phase.at(USE_IN)), phase.at(CHECK)};
     const Tag made = {tag_of(c.steps, phase.at(USE_OUT)), TAG_MASK};
@@ -330,8 +332,9 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
 #pragma unroll 1
             for (; turn < (stage + 1) * (STAGE_TOKENS / 8); turn += MEMBERS) {
                 const int token = 8 * turn - stage * STAGE_TOKENS + quad;
-                const KvUnit *codes = (const KvUnit *)c.ring.at(c.at) + token * KV_UNITS + KV_EIGHT * t;
-                const u8 *scales = c.ring.at(c.at) + SCALES_AT + ((begin & 15) + token) * KV_SCALES;
+                const u8 *slot = c.ring.at(c.at);
+                const KvUnit *codes = (const KvUnit *)slot + token * KV_UNITS + KV_EIGHT * t;
+                const u8 *scales = slot + SCALES_AT + ((begin & 15) + token) * KV_SCALES;
                 const Row key = {codes, scales};
                 const Row value = {codes + STAGE_TOKENS * KV_UNITS, scales + VALUE_SCALES_AT};
                 attend(running, key, value, begin + token < share.limit, own_queries);

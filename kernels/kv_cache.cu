@@ -45,7 +45,8 @@ struct Row {
     }
 };
 #define ROW(index)                                                                                 \
-    Row(keys, values, key_codes, value_codes, key_scales, value_scales, capacity, first, rows, index)
+    Row(keys, values, key_codes, value_codes, key_scales, value_scales, capacity, first, rows,     \
+        index)
 
 KERNEL __launch_bounds__(KV_THREADS) widen_rows(LAYER_ARGUMENTS) {
     let_next_kernel_start();

@@ -1,7 +1,7 @@
 // Rows of the key/value cache (spec/cache.md): a row is a head's keys or values of one token.
 //
-//   codes    KV_UNITS: bf16, E4M3 or int8 of each element, or bytes of two nibbles, the even element
-//            in the low one
+//   codes    KV_UNITS: bf16, E4M3 or int8 of each element, or bytes of two nibbles, the even
+//            element in the low one
 //   scales   KV_SCALES bytes: none of bf16; the exponent of a power of two; or of int4 sign |
 //            exponent(5) | mantissa(2) of each 32 elements
 //
@@ -57,7 +57,8 @@ DEVICE u32 kv_code(float v) { return (u32)min(max(__float2int_rn(v), -127), 127)
 #endif
 
 #if KV_CODE != KV_BF16
-// A row, of which a lane has elements 32 c + lane, bf16, into its codes and scales. By a whole warp.
+// A row, of which a lane has elements 32 c + lane, bf16, into its codes and scales. By a whole
+// warp.
 DEVICE void kv_encode(const u16 v[KV_GROUPS], u8 *codes, u8 *scales, int lane) {
 #if KV_CODE == KV_INT4
 #pragma unroll
@@ -65,17 +66,22 @@ DEVICE void kv_encode(const u16 v[KV_GROUPS], u8 *codes, u8 *scales, int lane) {
         // The first element of largest magnitude.
         const u32 best = __reduce_max_sync(0xffffffffu, (v[c] & 0x7fffu) << 5 | 31 - lane);
         const u32 magnitude = best >> 5;
-        const bool is_negative = __shfl_sync(0xffffffffu, (u32)v[c], 31 - (best & 31)) & 0x8000u;
+        const u32 first = __shfl_sync(0xffffffffu, (u32)v[c], 31 - (best & 31));
+        const bool is_negative = first & 0x8000u;
         // An eighth of it, rounded to two bits of mantissa, half to even; a subnormal is zero.
         const u32 eighth = __float_as_uint(__uint_as_float(magnitude << 16) * 0.125f);
         const u32 rounded = eighth + 0xfffffu + (eighth >> 21 & 1);
         const int field = (int)(rounded >> 23) - 127 + 21;
-        u32 code = field > 0 ? min((u32)field << 2 | (rounded >> 21 & 3), 127u) : field == 0 ? 4u : 0u;
+        // Under the window 0 or the smallest, over it the largest.
+        u32 code = field > 0    ? min((u32)field << 2 | (rounded >> 21 & 3), 127u)
+                   : field == 0 ? 4u
+                                : 0u;
         if (eighth < 0x00800000u) code = 0;
         if (code && !is_negative) code |= 128u;
         if (magnitude >= KV_INFINITE) code = 1;
         const float scale = kv_scale(code);
-        const int q = code > 1 ? min(max(__float2int_rn(__fdiv_rn(bf16_to_f32(v[c]), scale)), -8), 7) : 0;
+        const int nearest = __float2int_rn(__fdiv_rn(bf16_to_f32(v[c]), scale));
+        const int q = code > 1 ? min(max(nearest, -8), 7) : 0;
         const u32 odd = __shfl_down_sync(0xffffffffu, (u32)q, 1);
         if (lane % 2 == 0) codes[16 * c + lane / 2] = (u8)((u32)q & 15 | (odd & 15) << 4);
         if (lane == 0) scales[c] = (u8)code;
@@ -101,7 +107,9 @@ DEVICE void kv_encode(const u16 v[KV_GROUPS], u8 *codes, u8 *scales, int lane) {
 }
 #endif
 
-// Eight codes, of elements 8 i .. 8 i + 7 of a row: as values before they are multiplied with their scale.
+// Eight codes, of elements 8 i .. 8 i + 7 of a row, as values before they are multiplied with their
+// scale: of E4M3 by the conversion to pairs of f16, an instruction for two, of integers by numbers
+// whose lowest bits a code takes, from which an addition leaves it.
 #if KV_CODE == KV_BF16
 typedef uint4 KvEight;
 DEVICE void kv_values(KvEight raw, float v[8]) { unpack(raw, v); }

@@ -195,12 +195,12 @@ mod tests {
         ModelConfig::of(&smq_model::Source::open(&fixture).unwrap()).unwrap()
     }
 
-    /// Nothing overlaps, all begins at 16 bytes as bulk copies need it, and the last part ends where
-    /// the memory does.
+    /// Nothing overlaps, all begins at 16 bytes as bulk copies need it, and the last part ends
+    /// where the memory does.
     #[test]
     fn parts_of_a_cache_lie_side_by_side() {
         let c = config();
-        for code in [KvCode::Bf16, KvCode::Fp8, KvCode::Int8, KvCode::Int4] {
+        for code in [KvCode::Bf16].into_iter().chain(KvCode::SMALLER) {
             let bytes = Cache::bytes(&c, code, 256);
             let cache = Cache::new(Span::at(1 << 20, bytes), &c, code, 256);
             let mut at = 1 << 20;

@@ -113,12 +113,16 @@ fn rows(lab: &mut Lab<'_>, code: KvCode, layer: &'static str) -> Result<()> {
                 let (own, scale, read) = of_row(row);
                 got == own && got_scales == scale && same(&wide, &read)
             } else {
-                let was: Vec<f32> = input[row * d..(row + 1) * d].iter().map(|v| v.to_f32()).collect();
+                let was = &input[row * d..(row + 1) * d];
+                let was: Vec<f32> = was.iter().map(|v| v.to_f32()).collect();
                 got.iter().chain(got_scales).all(|b| *b == 0xff) && same(&wide, &was)
             };
             (!fine).then(|| {
                 let (own, scale, _) = of_row(row);
-                format!("row {row} has {got:?}, {got_scales:?}, not {own:?}, {scale:?}, and is read as {wide:?}")
+                format!(
+                    "row {row} has {got:?}, {got_scales:?}, not {own:?}, {scale:?}, and is read as \
+                     {wide:?}"
+                )
             })
         })
         .collect();

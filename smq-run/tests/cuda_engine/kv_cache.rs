@@ -53,7 +53,8 @@ fn of(
     failures
 }
 
-/// The fixture: one tile of tokens and its neighbours, more than one chunk, LongRoPE's long factors.
+/// The fixture: one tile of tokens and its neighbours, more than one chunk, LongRoPE's long
+/// factors.
 pub(crate) fn logits(code: KvCode) -> Outcome {
     let tokens = sample_tokens(2300 + STEPS);
     let prompts = [1, 127, 129, 700, 2300];
@@ -70,8 +71,8 @@ pub(crate) fn logits(code: KvCode) -> Outcome {
     none(failures)
 }
 
-/// Heads of every size, shared or not; a window that begins anywhere in a tile; norms of queries and
-/// keys; and a family whose steps the kernels of prompts make.
+/// Heads of every size, shared or not; a window that begins anywhere in a tile; norms of queries
+/// and keys; and a family whose steps the kernels of prompts make.
 pub(crate) fn shapes(code: KvCode) -> Outcome {
     let mut window = models::phi(384, 6, 2);
     window["sliding_window"] = 50.into();
