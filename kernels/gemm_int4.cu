@@ -357,9 +357,9 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
 #endif
         };
 
-        float total[ACCUMULATORS], first_sums[ACCUMULATORS], second_sums[ACCUMULATORS];
+        float total[ACCUMULATORS], group_sums[SUMS][ACCUMULATORS];
 #pragma unroll
-        for (int i = 0; i < ACCUMULATORS; i++) first_sums[i] = second_sums[i] = 0.0f;
+        for (int i = 0; i < SUMS * ACCUMULATORS; i++) group_sums[i / ACCUMULATORS][i % ACCUMULATORS] = 0.0f;
         for (int tile = blockIdx.y; tile < tiles; tile += gridDim.y) {
 #pragma unroll
             for (int i = 0; i < ACCUMULATORS; i++) total[i] = 0.0f;
@@ -425,24 +425,25 @@ gemm_int4(const __grid_constant__ tensor_map x_map, const u8 *__restrict__ nibbl
             };
             load_weights();
             dequantize(0);
-            int g = 1;
 #if SUMS == 2
-            multiply(0, first_sums);
+            multiply(0, group_sums[0]);
+            int left = count;
 #pragma unroll 1
-            for (; g + 1 < count; g += 2) {
-                take_step(false, first_sums, second_sums);
-                take_step(false, second_sums, first_sums);
+            for (; left > 2; left -= 2) {
+                take_step(false, group_sums[0], group_sums[1]);
+                take_step(false, group_sums[1], group_sums[0]);
             }
-            if (g < count) {
-                take_step(false, first_sums, second_sums);
-                take_step(true, second_sums, first_sums);
+            if (left == 2) {
+                take_step(false, group_sums[0], group_sums[1]);
+                take_step(true, group_sums[1], group_sums[0]);
             } else {
-                take_step(true, first_sums, second_sums);
+                take_step(true, group_sums[0], group_sums[1]);
             }
 #else
+            // The last is not peeled off: without its branch the compiler widens the next step's weights only once
+            // the tensor cores are done with this one's.
 #pragma unroll 1
-            for (; g < count; g++) take_step(false, first_sums, first_sums);
-            take_step(true, first_sums, first_sums);
+            for (int left = count; left > 0; left--) take_step(left == 1, group_sums[0], group_sums[0]);
 #endif
 
             if (tile == (int)blockIdx.y) wait_for_previous_kernel(); // it may still read or write `out`

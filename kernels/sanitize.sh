@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# memcheck and racecheck of every kernel at work on the bundled checkpoint: each way of storing weights, a short prompt and
-# one of over 1024 tokens, each with decode steps, scores of many sequences packed into one pass, steps of many sequences with
-# their keys and values in pages, and calibrations.
+# memcheck and racecheck of every kernel at work on the bundled checkpoint: each way of storing
+# weights, a short prompt and one of over 1024 tokens, each with decode steps, scores of many
+# sequences packed into one pass, steps of many sequences with their keys and values in pages, each
+# way of storing keys and values, and calibrations.
 #
 #     kernels/sanitize.sh [OUT_DIR]
 #
-# Needs a GPU and compute-sanitizer (CUDA's own). SMQ_BIN is where the release binaries are, JOBS how many run at once
-# (racecheck takes gigabytes of memory each).
-# One line a run; the tools' own reports stay in OUT_DIR. Fails if any run reports anything.
+# Needs a GPU and compute-sanitizer (CUDA's own). SMQ_BIN is where the release binaries are, JOBS how
+# many run at once (racecheck takes gigabytes of memory each), ONLY which runs are wanted, as a
+# pattern of their names ("racecheck int4 many"). One line a run; the tools' own reports stay in
+# OUT_DIR. Fails if any run reports anything.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,6 +39,7 @@ check() { # TOOL MODEL WORK
     local tool=$1 file=$out/$2.smq work=$3 log=$out/$1-$2-$3.txt
     [ "$2" = bf16 ] && file=$model
     local command=(generate "$file" --greedy --raw -n 3 -p Hi)
+    [[ $work = cache-* ]] && command=(generate "$file" --greedy --raw -n 3 --kv-cache "${work#cache-}" -p "$long")
     [ "$work" = long ] && command=(generate "$file" --greedy --raw -n 3 -p "$long")
     [ "$work" = endings ] && command=(eval hellaswag "$file" --data tests/fixtures/eval/hellaswag.jsonl)
     # Twice a number of sequences for the warm-up, whose steps are recorded, and once more, replayed.
@@ -81,4 +84,7 @@ for tool in memcheck racecheck; do
     for name in int4 lut4 nf4; do
         echo "$tool $name calibrate"
     done
-done | xargs -P "${JOBS:-4}" -L 1 bash -c 'check "$@"' check
+    for cache in fp8 int8 int4; do
+        echo "$tool int4 cache-$cache"
+    done
+done | grep -E "${ONLY:-.}" | xargs -P "${JOBS:-4}" -L 1 bash -c 'check "$@"' check
