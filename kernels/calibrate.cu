@@ -1,30 +1,37 @@
-// Calibrated rounding (spec/method.md, "Calibrated rounding") on the GPU: everything between the products, which are
-// cuBLASLt's, and the factorizations, which are cuSOLVER's. The CPU's twin is smq-convert/src/calibrate.
+// Calibrated rounding (spec/method.md, "Calibrated rounding") on the GPU: everything between the
+// products, which are cuBLASLt's, and the factorizations, which are cuSOLVER's. The CPU's twin is
+// smq-convert/src/calibrate.
 //
-// split_difference  high + low = x - y, each bf16, up to 2^-17 of it.     grid: tokens, block: 256
+// split_difference  high + low = x - y, each bf16, up to 2^-17 of it.
 //   x, y      bf16 [tokens, stride];  high, low  bf16 [tokens, n]
-// add_block         sum += block, f32 onto f64.                           grid: any, block: 256
-// diagonal_of       out[i] = h[i, i], f64.                                grid: ceil(n / 256), block: 256
-// gather_damped     out[i, j] = h[from[i], from[j]], plus `damping` where i = j; f64 [n, n].  grid: (n / 64, n), block: 64
-// upper_of          u[i, j] = l[n-1-i, n-1-j] for j >= i, else 0. l is f64 [n, n], stored by columns, u is f32, by rows.
-//                                                                         grid: (n / 32, n / 32), block: (32, 8)
-// narrow            f64 to f32.                                           grid: any, block: 256
-// whole_of          s[i, j] = h[i, j] + d[i, j] + d[j, i] + c[i, j], f64 to f32.  grid: (n / 32, n / 32), block: (32, 8)
-// permute           out[r, j] = t[r, order[j]].                           grid: rows, block: 256
-// round_nearest     codes of w under their scales.                        grid: any, block: 256
+//                                                              grid: tokens, block: 256
+// add_block         sum += block, f32 onto f64.                grid: any, block: 256
+// diagonal_of       out[i] = h[i, i], f64.                     grid: ceil(n / 256), block: 256
+// gather_damped     out[i, j] = h[from[i], from[j]], plus `damping` where i = j; f64 [n, n].
+//                                                              grid: (n / 64, n), block: 64
+// upper_of          u[i, j] = l[n-1-i, n-1-j] for j >= i, else 0. l is f64 [n, n], stored by
+//                   columns, u is f32, by rows.              grid: (n / 32, n / 32), block: (32, 8)
+// narrow            f64 to f32.                                grid: any, block: 256
+// whole_of          s[i, j] = h[i, j] + d[i, j] + d[j, i] + c[i, j], f64 to f32.
+//                                                            grid: (n / 32, n / 32), block: (32, 8)
+// permute           out[r, j] = t[r, order[j]].                grid: rows, block: 256
+// round_nearest     codes of w under their scales.             grid: any, block: 256
 // round_block       the column loop over up to 128 columns of every row, in the order of rounding:
-//                       v = nearest level * s,  e = (w_j - v) / U_jj,  w_k -= e U_jk  for the block's k > j
-//                   leaves -e in `errors`, f32 [rows, 128], for the product that hands them on to the columns behind.
-//                   A warp takes ROWS rows at a time, of which a lane holds 4 columns; the block of U is in shared
-//                   memory. Multiplication and subtraction are not fused, as on the CPU.
-//                                                                         grid: ceil(rows / 32), block: 256
-// errors_of         e = value of the code - w.                            grid: any, block: 256
-// stand_in          bf16 of the codes' values.                            grid: any, block: 256
-// dot               partial sums of a . b, f64.                           grid: PARTS, block: 256
-// losses            partial sums of e . p and of shift . (p + damping e), shift = t - w, f64.  grid: PARTS, block: 256
+//                       v = nearest level * s,  e = (w_j - v) / U_jj,
+//                       w_k -= e U_jk  for the block's k > j
+//                   It leaves -e in `errors`, f32 [rows, 128], for the product that hands them on
+//                   to the columns behind. A warp takes ROWS rows at a time, of which a lane holds
+//                   4 columns; the block of U is in shared memory. Multiplication and subtraction
+//                   are not fused, as they are not on the CPU.    grid: ceil(rows / 32), block: 256
+// errors_of         e = value of the code - w.                 grid: any, block: 256
+// stand_in          bf16 of the codes' values.                 grid: any, block: 256
+// dot               partial sums of a . b, f64.                grid: PARTS, block: 256
+// losses            partial sums of e . p and of shift . (p + damping e), shift = t - w, f64.
+//                                                              grid: PARTS, block: 256
 //
 // A weight at a row and a column has the scale (row * row_stride + column) / run.
-// Macros: PARTS (blocks of a sum, so that its order is the same on every GPU).
+// Macros: PARTS, the blocks of a sum, which are a constant so that its order is the same on every
+// GPU.
 #include "common.cuh"
 
 constexpr int THREADS = 256;
@@ -61,7 +68,8 @@ struct Levels {
 };
 
 #define FOR_EACH(i, count) \
-    for (u64 i = blockIdx.x * (u64)THREADS + threadIdx.x; i < (count); i += (u64)gridDim.x * THREADS)
+    for (u64 i = blockIdx.x * (u64)THREADS + threadIdx.x; i < (count); \
+         i += (u64)gridDim.x * THREADS)
 
 KERNEL __launch_bounds__(THREADS)
     split_difference(const u16 *x, const u16 *y, u16 *high, u16 *low, int n, int stride) {

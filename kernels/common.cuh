@@ -1,8 +1,9 @@
 // What every kernel file shares. Self-contained: NVRTC needs no CUDA header for it.
 //
-// Kernels are compiled for one model at a time: shapes are macros (-DHIDDEN=3072 ...), so loops have
-// constant bounds and division by a constant is a multiplication. Macros also carry every number that
-// smq-engine knows too, or a static_assert holds it against one, so that neither can change alone.
+// Kernels are compiled for one model at a time: shapes are macros (-DHIDDEN=3072 ...), so loops
+// have constant bounds and division by a constant is a multiplication. Macros also carry every
+// number that smq-engine knows too, or a static_assert holds it against one, so that neither can
+// change alone.
 //
 // Macros of every file (smq-engine/src/cuda/contract.rs): SCALES_MINI, SCALES_F16, SCALES_F32,
 // TAG_MASK; of those that join gate and up, GATE_GELU_TANH where that is the gate's function.
@@ -19,8 +20,9 @@ typedef unsigned long long u64;
 
 // ---- programmatic dependent launch (PTX ISA, griddepcontrol; needs sm_90) ----
 
-// Everything that the kernel before this one in the stream wrote is visible afterwards. Before it, a
-// kernel may touch only what no kernel of the step writes: weights, and cache rows of earlier steps.
+// Everything that the kernel before this one in the stream wrote is visible afterwards. Before it,
+// a kernel may touch only what no kernel of the step writes, which is weights and the cache's rows
+// of earlier steps.
 DEVICE void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -96,9 +98,10 @@ DEVICE uint4 load_once(const void *p) {
 
 // ---- values that carry a tag ----
 //
-// Blocks of one kernel hand f32 values over without a barrier: the two lowest mantissa bits say which use of the
-// buffer a value belongs to, so whoever needs it reads until they fit. 22 bits of mantissa are left, more than
-// what the products keep of an activation. NaN and infinity stay not finite.
+// Blocks of one kernel hand f32 values over without a barrier: the two lowest mantissa bits say
+// which use of the buffer a value belongs to, so whoever needs it reads until they fit. 22 bits of
+// mantissa are left, more than what the products keep of an activation. NaN and infinity stay not
+// finite.
 
 static_assert(TAG_MASK == 3, "the two lowest bits");
 DEVICE void store_tagged(float *p, float v, u32 tag) {
@@ -169,8 +172,9 @@ DEVICE u32 int4_pair(u32 word, int i) {
 //
 // SCALES_MINI is a stream of sign | exponent | mantissa codes, LSB first.
 
-// The words in which code `i` of an LSB-first stream of `width`-bit codes lies, counted from bit `first_bit` of `words`.
-// Both that a code may touch are read: a stream ends in 8 zero bytes.
+// The words in which code `i` of an LSB-first stream of `width`-bit codes lies, counted from bit
+// `first_bit` of `words`. Both that a code may touch are read, which is safe because a stream ends
+// in 8 zero bytes.
 DEVICE uint2 load_code_words(const u32 *words, u64 first_bit, u32 i, int width) {
     words += first_bit + (u64)i * (u32)width >> 5;
     return make_uint2(words[0], words[1]);
@@ -184,7 +188,8 @@ DEVICE u32 load_code(const u32 *words, u64 first_bit, u32 i, int width) {
     return code_in(load_code_words(words, first_bit, i, width), first_bit, i, width);
 }
 
-// The value of a valid code (codes are checked on load). MINI: `mantissa` bits of mantissa, tensor-wide `bias`.
+// The value of a valid code; codes are checked when a model is loaded. Of MINI, `mantissa` is its
+// bits of mantissa, and `bias` is the whole tensor's.
 DEVICE float decode_scale(u32 code, int format, int width, int mantissa, int bias) {
     if (format == SCALES_F32) return __uint_as_float(code);
     if (format == SCALES_F16) return f16_to_f32((u16)code);
@@ -201,8 +206,9 @@ DEVICE float load_scale(const void *scales, u32 i, int format, int width, int ma
 
 // ---- activations of many rows ----
 
-// Position of column k in a row in int4 order, the order in which the multi-row int4 products read activations: within
-// each 128 columns, k = 32 t + 8 j + 4 half + i lies at 16 s + 8 (i & 1) + 2 t + half, s = 2 j + i / 2 (README.md).
+// Position of column k in a row in int4 order, the order in which the multi-row int4 products read
+// activations: within each 128 columns, k = 32 t + 8 j + 4 half + i lies at
+// 16 s + 8 (i & 1) + 2 t + half, s = 2 j + i / 2 (README.md).
 DEVICE u32 int4_order(u32 k) {
     u32 kk = k % 128, t = kk / 32, j = kk % 32 / 8, i = kk % 4, half = kk % 8 / 4;
     return k / 128 * 128 + 16 * (2 * j + i / 2) + 8 * (i & 1) + 2 * t + half;
@@ -268,8 +274,9 @@ DEVICE void barrier_arrive(u64 *barrier, u32 arrivals = 1) {
 #define SANITIZE 0 // 1: for compute-sanitizer, see README.md
 #endif
 
-// Arrives for the whole warp, whose lanes are done with what the barrier guards. compute-sanitizer's racecheck does not
-// follow a lane's reads to another lane's arrival behind __syncwarp (README.md), so for it every lane arrives.
+// Arrives for the whole warp, whose lanes are done with what the barrier guards. The racecheck of
+// compute-sanitizer does not follow a lane's reads to another lane's arrival behind __syncwarp
+// (README.md), so for it every lane arrives.
 #if SANITIZE
 #define A_WARP 32 // arrivals that a barrier expects of it
 DEVICE void barrier_arrive_warp(u64 *barrier, u32 arrivals = 1) {

@@ -1,48 +1,57 @@
-// A decode step as one kernel: every layer of a token, from its embedding to the choice of the next.
+// A decode step as one kernel: every layer of a token, from its embedding to the choice of the next
+// one.
 //
-// Bound by the weights' bytes, so the memory pipe must never run dry. One block an SM stays for the whole step. Its
-// last warps, the producers, copy weights, and the cached keys and values, into a ring in shared memory (bulk copies)
-// in the order of the phases; they wait for nothing but room, since these depend on nothing in this step. The other
-// warps consume. While they wait for activations at the border of two phases the ring fills, and what it holds
-// (about 8 us of memory's time) is then worked off faster than memory brings more.
+// The step is bound by the weights' bytes, so the memory pipe must never run dry. One block an SM
+// stays for the whole step. Its last warps, the producers, copy weights, and the cached keys and
+// values, into a ring in shared memory by bulk copies in the order of the phases; they wait for
+// nothing but room, since these depend on nothing in this step. The other warps consume. While they
+// wait for activations at the border of two phases the ring fills, and what it holds, about 8 us of
+// memory's time, is then worked off faster than memory brings more.
 //
-// Blocks hand activations over as tagged values (common.cuh): no barrier of the grid, no fence, one trip through L2.
-// A buffer may be overwritten two phases after it was read: by then its overwriter has seen results that need every
-// block's reading done. Each is used once a layer, so that holds for all.
+// Blocks hand activations over as tagged values (common.cuh), which takes no barrier of the grid,
+// no fence and one trip through L2. A buffer may be overwritten two phases after it was read: by
+// then its overwriter has seen results that need every block's reading done. Each is used once a
+// layer, so that holds for all.
 //
-// begin    residual = embedding[token] (f32, a register of the row's thread); hidden = residual * norm; sums of squares
-// phases   `program`, PHASE_WORDS each (enum Word): products (decode_product.cuh) and attention (decode_attention.cuh)
-// choice   the last product's epilogue: the last block takes the largest logit (lowest id among equals; NaN wins, so that it
-//          is not lost) into `state` and the host's mailbox: a step needs nothing from the host.
+// begin    residual = embedding[token] (f32, a register of the row's thread);
+//          hidden = residual * norm; sums of squares
+// phases   `program`, PHASE_WORDS each (enum Word): products (decode_product.cuh) and attention
+//          (decode_attention.cuh)
+// choice   the last product's epilogue: the last block takes the largest logit into `state` and the
+//          host's mailbox, so that a step needs nothing from the host. Of equals the lowest id
+//          wins, and NaN wins over all, so that it is not lost.
 //
 // state: STATE_POSITION: tokens in the cache, STATE_CHOSEN: tokens chosen, STATE_TOKEN: token,
 //   STATE_STEPS: whole steps done.
 // mailbox: RING u64 in host memory, slot chosen % RING = (chosen + 1) << 32 | id; the host knows a
 //   new entry by its upper half. An id of NOT_FINITE says that a logit was not finite.
 //
-// The kernel is launched as a programmatic dependent of the step before: a block starts when that one's has left its SM,
-// and copies the first weights before it waits.
+// The kernel is launched as a programmatic dependent of the step before: a block starts when that
+// one's has left its SM, and copies the first weights before it waits.
 //
 // grid: GRID = number of SMs, all resident at once (one block an SM, by its shared memory);
 //   block: 32 (WARPS + PRODUCERS).
 //
 // Macros of the model and the GPU: HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF, WINDOW
-// (0: none), SPLITS, EPS_BITS, GRID; INT4_GROUP (128, 64, 32); LUT4_SHIFTED; BF16_CORES, BF16_CORE0_K and so on;
-// and of each kind of product i < KINDS (at most MOST_KINDS): KINDi_K, KINDi_STORAGE,
-// KINDi_EPILOGUE, KINDi_SEG0, KINDi_SEG1, KINDi_SEG2.
+// (0: none), SPLITS, EPS_BITS, GRID; INT4_GROUP (128, 64, 32); LUT4_SHIFTED; BF16_CORES,
+// BF16_CORE0_K and so on; and of each kind of product i < KINDS (at most MOST_KINDS): KINDi_K,
+// KINDi_STORAGE, KINDi_EPILOGUE, KINDi_SEG0, KINDi_SEG1, KINDi_SEG2.
 //
-// Of a family, each only where it asks for it: EMBEDDING_BITS, RESIDUAL_BITS, SCORES_BITS, SOFT_CAP_BITS, DIVISOR_BITS and
-// CAP_BITS (f32: factors of the embedding, of what joins the residual stream and of scores, the cap of scores, what logits
-// are divided by and their cap); GATE_GELU_TANH; QKV_BIAS; QK_NORM with PER_HEAD and WHOLE_WIDTH; AFTER_NORM (a norm of what
-// joins the residual stream); PLAIN_INPUTS (no norm before attention and MLP); LAYER_WINDOWS and ROTATIONS (phases of
-// attention say which window and which of two rotary embeddings they have). Without them the machine code is what it was.
+// Of a family, each only where it asks for it: EMBEDDING_BITS, RESIDUAL_BITS, SCORES_BITS,
+// SOFT_CAP_BITS, DIVISOR_BITS and CAP_BITS (f32: factors of the embedding, of what joins the
+// residual stream and of scores, the cap of scores, what logits are divided by and their cap);
+// GATE_GELU_TANH; QKV_BIAS; QK_NORM with PER_HEAD and WHOLE_WIDTH; AFTER_NORM (a norm of what joins
+// the residual stream); PLAIN_INPUTS (no norm before attention and MLP); LAYER_WINDOWS and
+// ROTATIONS (phases of attention say which window and which of two rotary embeddings they have).
+// Without them no code is compiled for them.
 //
 // Of the cut (smq-engine/src/cuda/decode/plan.rs): WARPS, PRODUCERS, SLOTS, LANDED, SLOT_BYTES,
-// WEIGHT_BYTES (of a slot), NESTED_BYTES, BOOK_BYTES, PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the largest that
-// a storage of these products needs, 0 with bf16 alone), NF4_TABLE_BYTES, DYNAMIC_SHARED.
+// WEIGHT_BYTES (of a slot), NESTED_BYTES, BOOK_BYTES, PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the
+// largest that a storage of these products needs, 0 with bf16 alone), NF4_TABLE_BYTES,
+// DYNAMIC_SHARED.
 //
-// PAGED (0), PAGE_TOKENS: keys and values lie in pages (decode_attention.cuh), and the kernel's last argument has the
-// sequence's, i32 each.
+// PAGED (0), PAGE_TOKENS: keys and values lie in pages (decode_attention.cuh), and the kernel's
+// last argument has the sequence's, i32 each.
 //
 // KV_CODE (KV_BF16) and the numbers that it may be: how keys and values are cached (kv_codes.cuh).
 //
@@ -90,15 +99,18 @@ enum Word {
     S0 = WORD_SCALES_AT,
     S1 = S0 + 2,
     S2 = S0 + 4,
-    FIRST1 = WORD_FIRST1, // index in S1 of segment 1's first scale; attention: positions that the cache holds
-    BIAS0 = WORD_BIAS,    // NF4: the offset's bits; attention: the layer's window (0: none), which rotary embedding
+    // Index in S1 of segment 1's first scale; attention: positions that the cache holds.
+    FIRST1 = WORD_FIRST1,
+    // NF4: the offset's bits; attention: the layer's window (0: none), which rotary embedding.
+    BIAS0 = WORD_BIAS,
     BIAS1 = BIAS0 + 1,
     BIAS2 = BIAS0 + 2,
     SCALES = WORD_SCALES, // format | width << SCALES_WIDTH_AT | mantissa << SCALES_MANTISSA_AT
     RUN_BYTES = WORD_RUN_BYTES,
     X = WORD_X,
-    SUMS = WORD_SUMS,           // of squares of the input; attention: where blocks exchange their parts; RESIDUAL with
-                                // AFTER_NORM: of squares of the product
+    // Of squares of the input; attention: where blocks exchange their parts; RESIDUAL with
+    // AFTER_NORM: of squares of the product.
+    SUMS = WORD_SUMS,
     NEXT_NORM = WORD_NEXT_NORM, // of the next RESIDUAL phase, or 0; STORE with QKV_BIAS: the bias
     OUT = WORD_OUT,
     OUT_SUMS = WORD_OUT_SUMS, // sums of squares of the output; the head's: best logits
@@ -213,8 +225,10 @@ struct Consumer {
     Ring ring;
     Cursor at;
     u32 steps;      // whole steps done
-    u8 *scratch;    // PARTIAL_BYTES for every other phase that the block has a part in: of two in a row, the barrier in the
-    u8 *partial;    //   later one parts the earlier one's last reading from the next writing. This phase's
+    // PARTIAL_BYTES for every other phase that the block has a part in: of two in a row, the
+    // barrier in the later one parts the earlier one's last reading from the next writing.
+    u8 *scratch;
+    u8 *partial; // this phase's
     int turn;
     u8 *exchange;   // of activations, EXCHANGE_BYTES a warp
     float residual; // of row 8 first_tile + threadIdx.x of the residual stream
@@ -295,7 +309,8 @@ DEVICE void publish_squares(float square, float *sums, u32 tag, int rows) {
 #define KIND_8(f)
 #endif
 static_assert(MOST_KINDS == 9, "as many as are listed here");
-#define FOR_KINDS(f) KIND_0(f) KIND_1(f) KIND_2(f) KIND_3(f) KIND_4(f) KIND_5(f) KIND_6(f) KIND_7(f) KIND_8(f)
+#define FOR_KINDS(f)                                                                               \
+    KIND_0(f) KIND_1(f) KIND_2(f) KIND_3(f) KIND_4(f) KIND_5(f) KIND_6(f) KIND_7(f) KIND_8(f)
 // BF16_CORE(K), INT4_CORE(K) and so on for every K that products stored so have.
 #if BF16_CORES > 0
 #define BF16_CORE_0 BF16_CORE(BF16_CORE0_K)
@@ -410,7 +425,8 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     __syncthreads();
 
     if (warp >= WARPS) {
-        if (lane > 0) return; // a copy is one thread's, and a warp's would be issued one after the other
+        // A copy is one thread's, and a warp's would be issued one after the other.
+        if (lane > 0) return;
         const int producer = warp - WARPS;
         Pump pump = {ring, {producer, 0}, {-1, 0}, producer, producer};
         int past = -1;

@@ -1,11 +1,13 @@
-// FP8 weights of a decode product (decode_product.cuh): E4M3, one f32 scale a row, times activations rounded to E4M3 with one
-// scale for all of x: absmax / 448, as the prompt's kernels have it.
+// FP8 weights of a decode product (decode_product.cuh): E4M3, one f32 scale a row, times
+// activations rounded to E4M3 with one scale for all of x, which is absmax / 448, as the prompt's
+// kernels have it.
 //
-// 128 bytes of a row are 128 columns, a half is 64. Both sides are exact in f16: mma.m16n8k16, f16 x f16 -> f32, so that
-// sums are f32's (tensor cores add FP8 products with fewer bits). Column 4 half of b holds that half's x.
+// 128 bytes of a row are 128 columns, a half is 64. Both sides are exact in f16: mma.m16n8k16,
+// f16 x f16 -> f32, so that sums are f32's (tensor cores add FP8 products with fewer bits). Column
+// 4 half of b holds that half's x.
 //
-// Every warp has a line of each slot; the rows' scales follow a slot's weights. Rows are multiples of 16 bytes: a last line may
-// be short.
+// Every warp has a line of each slot, and the rows' scales follow a slot's weights. Rows are
+// multiples of 16 bytes, so a last line may be short.
 #pragma once
 
 #if FP8_CORES
@@ -90,7 +92,7 @@ template <int K> __device__ __noinline__ Multiplied multiply_fp8(Multiply m, Lan
             if (chunk * WARPS + warp < LINES) {
                 const int stride = min(S.row_bytes - chunk * 128 * WARPS, 128 * WARPS);
                 const u8 *base = slot + lane / 8 * stride + warp * 128 + lane % 8 * 16;
-                // What follows a short line in the slot may be NaN, which its x of 0 would not hide.
+                // What follows a short line in the slot may be NaN, which an x of 0 would not hide.
                 const bool there = K % 128 == 0 || 128 * (chunk * WARPS + warp) + lane % 8 * 16 < K;
                 const uint4 none = {0, 0, 0, 0}, low = there ? *(const uint4 *)base : none;
                 const uint4 high = there ? *(const uint4 *)(base + 4 * stride) : none;

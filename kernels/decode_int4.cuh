@@ -1,18 +1,21 @@
-// int4 weights of a decode product (decode_product.cuh), in groups of 128, or PARTS of 64 or 32 of these.
+// int4 weights of a decode product (decode_product.cuh), in groups of 128, or PARTS of 64 or 32 of
+// these.
 //
-// 128 bytes of a row are 256 columns, a half is 128. mma.m16n8k32, s8 x s8 -> s32: w & 0xf0f0f0f0 and the same of
-// w << 4 are 8 nibbles as 16 q, three instructions. x comes as 23-bit fixed point relative to the half's largest
-// magnitude, three limbs of 8 bits (balanced digits), one a column. The sum of a group is exact in s32; it is scaled
-// in f32. Not an approximation of W4A16: bf16 activations have 8 bits. The tile's scale codes follow each slot's
-// weights and are decoded beside the mmas.
+// 128 bytes of a row are 256 columns, a half is 128. mma.m16n8k32, s8 x s8 -> s32: w & 0xf0f0f0f0
+// and the same of w << 4 are 8 nibbles as 16 q, in three instructions. x comes as 23-bit fixed
+// point relative to the half's largest magnitude, in three limbs of 8 bits (balanced digits), one a
+// column. The sum of a group is exact in s32; it is scaled in f32. This is no approximation of
+// W4A16, since bf16 activations have 8 bits. The tile's scale codes follow each slot's weights and
+// are decoded beside the mmas.
 //
-// An mma adds up over the four lanes of a row, so these have to be in one group. In groups of 128 a lane's four words are 16
-// consecutive bytes of a half; else each of its parts gives every lane 4 / PARTS words. Such loads of two rows meet in the same
-// banks: of groups of 64, a line takes 16 instead of 8 cycles of the shared-memory pipe, of the 82 that it takes to read.
+// An mma adds up over the four lanes of a row, so these have to be in one group. In groups of 128 a
+// lane's four words are 16 consecutive bytes of a half; else each of its parts gives every lane
+// 4 / PARTS words. Such loads of two rows meet in the same banks: of groups of 64, a line takes 16
+// instead of 8 cycles of the shared-memory pipe, of the 82 that it takes to read.
 //
-// A slot is four warps', up to three (WARPS / 4) lines each, and the others have other slots or tiles
-// (Team): what a slot costs beside its lines, waiting for it and adding up over lanes, is paid by
-// four warps instead of twelve, and instructions are what bounds this loop.
+// A slot is four warps', up to three (WARPS / 4) lines each, and the others have other slots or
+// tiles (Team): what a slot costs beside its lines, waiting for it and adding up over lanes, is paid
+// by four warps instead of twelve, and instructions are what bounds this loop.
 #pragma once
 
 constexpr int INT4_PARTS = 128 / INT4_GROUP; // groups of a half line
@@ -25,17 +28,21 @@ DEVICE int int4_scale_row(int lane) { return INT4_PARTS == 1 ? lane / 2 % 8 : la
 // An integer of up to 22 bits in the mantissa of 1.5 * 2^23: no conversion, an addition undoes it.
 #define INT_IN_FLOAT 0x4b400000
 
-// int4: one line's part of x. Every element is converted once, by the lane that loads it, and handed over in shared memory:
-// converting what each lane needs would do every element several times, and that is on the critical path.
-// BOOK: for a code book (decode_lut4.cuh), whose weights come in the order of columns and not as 16 q.
+// int4: one line's part of x. Every element is converted once, by the lane that loads it, and
+// handed over in shared memory: converting what each lane needs would do every element several
+// times, and that is on the critical path. BOOK is for a code book (decode_lut4.cuh), whose weights
+// come in the order of columns and not as 16 q.
 template <bool BOOK> struct __align__(16) LimbsOfLine {
-    u32 limbs[3][64]; // word 2 lane + odd: that limb of the lane's even or odd ones of 8 consecutive elements; BOOK: first or last 4
+    // Word 2 lane + odd is that limb of the lane's even or odd ones of 8 consecutive elements, or
+    // with BOOK of its first or last 4.
+    u32 limbs[3][64];
     float unit[2];    // of the fixed point over 16, of each half; BOOK: not over 16
     INSIDE void store(uint4 a, uint4 b, int lane) {
         u32 bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
         const u32 largest = untag_largest(bits);
-        // 2^(21 - e) with 2^e <= largest < 2^(e + 1): |fixed point| < 2^22. Tiny groups keep a finite factor, and a group
-        // with an element that is not finite gets a unit that is NaN, so that it is not lost.
+        // 2^(21 - e) with 2^e <= largest < 2^(e + 1): |fixed point| < 2^22. Tiny groups keep a
+        // finite factor, and a group with an element that is not finite gets a unit that is NaN, so
+        // that it is not lost.
         const bool finite = largest < 0x7f800000u;
         const u32 exponent = finite ? max(largest >> 23, 30u) : 127u;
         const float factor = __uint_as_float((127 + 21 + 127 - exponent) << 23);
@@ -68,7 +75,9 @@ static_assert(sizeof(LineLimbs) <= EXCHANGE_BYTES, "a warp exchanges a line's");
 // A lane's part of it: its b registers, column r = lane / 4 being limb r % 4 of half r / 4.
 template <bool BOOK> struct LimbsOfLane {
     using Line = LimbsOfLine<BOOK>;
-    u32 b[8];    // word u of a lane's 32 elements, in the order of its weights: b[2u] its even, b[2u + 1] its odd ones (BOOK: 4 and 4)
+    // Word u of a lane's 32 elements, in the order of its weights: b[2u] has its even ones and
+    // b[2u + 1] its odd ones, or with BOOK 4 and 4.
+    u32 b[8];
     float scale; // the unit of half lane / 4 % 2, the half of this lane's c
     INSIDE void load(const Line &from, int lane) {
         const int r = lane / 4, t = lane % 4, part = r % 4;
@@ -109,8 +118,9 @@ DEVICE void load_words(u32 (&words)[4], const u8 *from) {
     }
 }
 
-// The scales of the 8 rows of `LINES` lines, which the lanes of a warp load: in groups of 128 two lines' at a time, one in
-// each half of the lanes; else those of one row of a line by four lanes.
+// The scales of the 8 rows of `LINES` lines, which the lanes of a warp load: in groups of 128 two
+// lines' at a time, one in each half of the lanes, and else those of one row of a line by four
+// lanes.
 template <int LINES> constexpr int SCALE_LOADS = INT4_PARTS == 1 ? (LINES + 1) / 2 : LINES * INT4_PARTS / 2;
 constexpr int LOADS_A_LINE = (INT4_PARTS + 1) / 2;
 // Load `n` of a lane: the line, and the group of the line's.
@@ -134,15 +144,16 @@ DEVICE void mma_s8(int c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
 }
 
 // int4, code books and NF4: what a warp has of the slots of a product. Tiles of fewer slots than
-// there are teams go around the teams, each with all slots of its tiles; else each team has the same
-// MINE slots of every tile. The four share a slot's lines evenly: the last slot may have fewer than
-// the others.
+// there are teams go around the teams, each with all slots of its tiles; else each team has the
+// same MINE slots of every tile. The four share a slot's lines evenly: the last slot may have fewer
+// than the others.
 template <int K, int STORAGE> struct Team {
     static constexpr Shape S = {K, STORAGE, STORE, 0, 0, 0};
     static constexpr int LINES = S.lines, KSPLIT = S.ksplit;
     static constexpr bool ROTATES = KSPLIT < TEAMS;
     static constexpr int MINE = ROTATES ? KSPLIT : (KSPLIT + TEAMS - 1) / TEAMS;
-    static constexpr int LAST_LINES = (LINES - (KSPLIT - 1) * WARPS + FOUR - 1) / FOUR; // a warp's of the last slot
+    // Lines that a warp has of the last slot.
+    static constexpr int LAST_LINES = (LINES - (KSPLIT - 1) * WARPS + FOUR - 1) / FOUR;
     int warp, lane, team, member;
     INSIDE Team() : warp(threadIdx.x / 32), lane(threadIdx.x % 32), team(warp / FOUR), member(warp % FOUR) {}
     INSIDE int first_tile() const { return ROTATES ? team : 0; }
@@ -209,7 +220,8 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
     SquareSums squares;
     squares.load(m.sums, lane);
 
-    // c0 and c1 are columns 2t and 2t + 1; of a row of the first half (r even) columns 0..3 count, else 4..7.
+    // c0 and c1 are columns 2t and 2t + 1. Of a row of the first half (r even) columns 0..3 count,
+    // and of one of the second columns 4..7.
     const bool counts = t / 2 == r % 2;
     const float limb0 = counts ? (t % 2 ? 65536.0f : 1.0f) : 0.0f, limb1 = counts && t % 2 == 0 ? 256.0f : 0.0f;
     const float base0 = -12582912.0f * limb0, base1 = -12582912.0f * limb1;

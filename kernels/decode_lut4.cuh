@@ -1,21 +1,27 @@
-// Weights of a decode product (decode_product.cuh) that are indices into a code book: decode_int4.cuh with another way from a
-// nibble to a byte of the mma's fragment. Lines, slots, limbs, scales and the order of sums are int4's.
+// Weights of a decode product (decode_product.cuh) that are indices into a code book:
+// decode_int4.cuh with another way from a nibble to a byte of the mma's fragment. Lines, slots,
+// limbs, scales and the order of sums are int4's.
 //
-// prmt looks up four nibbles in 8 bytes: bits 0 to 2 of a nibble choose one, and where bit 3 is set the byte's sign fills the
-// result. So it looks four up in the lower half of a book, and four of word ^ 0x88888888 in the upper half, and what the half
-// that is not meant gives is 0 or -1, as the sign of its byte at that index has it: known for each index, and taken off the byte
-// that is meant (smq-engine/src/cuda/book.rs). No select: the mma adds both halves. Four instructions for four nibbles
-// and the shift of their word, where int4 has three for eight; two mmas for one.
+// prmt looks up four nibbles in 8 bytes: bits 0 to 2 of a nibble choose one, and where bit 3 is set
+// the byte's sign fills the result. So it looks four up in the lower half of a book, and four of
+// word ^ 0x88888888 in the upper half. What the half that is not meant gives is 0 or -1, by the
+// sign of its byte at that index; this is known for each index, and is taken off the byte that is
+// meant (smq-engine/src/cuda/book.rs). So nothing selects: the mma adds both halves. That is four
+// instructions for four nibbles and the shift of their word, where int4 has three for eight, and
+// two mmas for one.
 //
-// A byte holds all that unless index 7 is negative and index 15 is 127, which would have to be 128. Then all levels are one
-// less, and a third mma, with 1 for all weights, adds one (LUT4_SHIFTED: a model has such a book; `shift` is 0 for the others).
+// A byte holds all that unless index 7 is negative and index 15 is 127, which would have to be 128.
+// Then all levels are one less, and a third mma, with 1 for all weights, adds one (LUT4_SHIFTED: a
+// model has such a book; `shift` is 0 for the others).
 //
-// Bounds: a byte is -128 to 127, a balanced digit of x -128 to 127, and a group has 128 at most, so each mma's sum is at most 2^21
-// in magnitude, and the sum of levels times digits too, since it is what levels of a byte give: exact in s32, and in the 22
-// bits that INT_IN_FLOAT leaves, which is int4's own bound (its weights are 16 q).
+// Bounds: a byte is -128 to 127, a balanced digit of x -128 to 127, and a group has 128 at most, so
+// each mma's sum is at most 2^21 in magnitude, and so is the sum of levels times digits, since it
+// is what levels of a byte give. It is exact in s32, and in the 22 bits that INT_IN_FLOAT leaves,
+// which is int4's own bound (its weights are 16 q).
 //
-// BOOK_BYTES before its scales a tensor has its book: 8 bytes of the lower half, 8 of the upper, and `shift` in each byte of a
-// word. It comes with the codes of every slot, behind them, one a run: so nothing waits for it, and a tile's is its segment's.
+// BOOK_BYTES before its scales a tensor has its book: 8 bytes of the lower half, 8 of the upper,
+// and `shift` in each byte of a word. It comes with the codes of every slot, behind them, one a
+// run: so nothing waits for it, and a tile's is its segment's.
 #pragma once
 
 #if LUT4_CORES
@@ -95,7 +101,8 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
                 load_words(lows, from), load_words(highs, from + 4 * stride);
 #pragma unroll
                 for (int part = 0; part < INT4_PARTS; part++) {
-                    // Of the lower and of the upper half, apart: an mma waits for the one before it.
+                    // Of the lower and of the upper half, apart, because an mma waits for the one
+                    // before it.
                     int d[4] = {INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT}, e[4] = {};
 #pragma unroll
                     for (int w = part * PART_WORDS; w < (part + 1) * PART_WORDS; w++) {

@@ -1,17 +1,19 @@
-// NF4 weights of a decode product (decode_product.cuh): blocks of 64 columns with doubly quantized absmax.
+// NF4 weights of a decode product (decode_product.cuh): blocks of 64 columns with doubly quantized
+// absmax.
 //
-// 128 bytes of a row are 256 columns, four blocks. mma.m16n8k16, f16 x f16 -> f32. The 16 values are f16 (2^-12 of exact). A
-// table in shared memory has the pair of values of every byte, once for each lane, so that no look-up meets another
-// lane's bank: three instructions for two weights, on three pipes, and about half of the shared-memory pipe's time at the
-// rate that memory brings them (byte permutes took six, more than the integer pipe has). x is scaled by a power of two
-// of each half and comes as hi + lo, f16 each: column 2 block + part of b holds that part of that block's x.
+// 128 bytes of a row are 256 columns, four blocks. mma.m16n8k16, f16 x f16 -> f32. The 16 values
+// are f16, which is within 2^-12 of exact. A table in shared memory has the pair of values of every
+// byte, once for each lane, so that no look-up meets another lane's bank: that takes three
+// instructions for two weights, on three pipes, and about half of the shared-memory pipe's time at
+// the rate that memory brings them (byte permutes took six, more than the integer pipe has). x is
+// scaled by a power of two of each half and comes as hi + lo, f16 each: column 2 block + part of b
+// holds that part of that block's x.
 //
-// A warp's 8-byte shared load covers 2 rows x 128 bytes, and four of them (e = 0..3) the 8 rows. Row r = lane / 4 of load e's
-// half of a fragment is then weight row 2 e + r / 4 and block (r % 4) ^ e, and of its c the pair of columns of that block
-// counts, which lane t = lane % 4 = (r % 4) ^ e has: of the four loads' pairs each lane has one that counts, block t of row
-// nf4_row, and that block's absmax to scale it by.
-//
-// Teams, slots and lines as for int4; the slot's codes are bytes, then follow the scales of the codes.
+// A warp's 8-byte shared load covers 2 rows x 128 bytes, and four of them (e = 0..3) the 8 rows.
+// Row r = lane / 4 of load e's half of a fragment is then weight row 2 e + r / 4 and block (r % 4)
+// ^ e, and of its c the pair of columns of that block counts, which lane t = lane % 4 = (r % 4) ^ e
+// has: of the four loads' pairs each lane has one that counts, block t of row nf4_row, and that
+// block's absmax to scale it by.
 #pragma once
 
 // The row of a tile whose sums a lane has.
@@ -21,7 +23,8 @@ DEVICE int nf4_row(int lane) { return 2 * ((lane ^ lane / 4) % 4) + lane / 16; }
 #include "nf4.cuh"
 
 __shared__ float nf4_codes[256];
-__shared__ __align__(128) u32 nf4_pairs[256][32]; // of every byte, for every lane: its low nibble's f16 below
+// Of every byte, for every lane; the low nibble's f16 is below the other.
+__shared__ __align__(128) u32 nf4_pairs[256][32];
 static_assert(sizeof nf4_codes + sizeof nf4_pairs == NF4_TABLE_BYTES, "what smq-engine leaves room for");
 
 DEVICE u32 f16_pair(float low, float high) {
@@ -76,7 +79,8 @@ DEVICE void fill_nf4_tables() {
     for (int i = threadIdx.x; i < 256; i += CONSUMERS) nf4_codes[i] = __uint_as_float(NF4_ABSMAX_BITS[i]);
 }
 
-// The pair of byte `byte` of a word from a lane's table: a permute, a multiplication (another pipe's) and a load.
+// The pair of byte `byte` of a word from a lane's table: a permute, a multiplication (another
+// pipe's) and a load.
 DEVICE u32 nf4_pair(u32 table, u32 word, int byte) {
     const u32 at = __byte_perm(word, 0, 0x4440 + byte) * (u32)sizeof nf4_pairs[0] + table;
     u32 pair;
@@ -89,8 +93,8 @@ DEVICE u32 nested_in_slot(const Shape &s, const LaneScales &scales, u32 run_byte
     return WEIGHT_BYTES + (s.paired ? 2 : 1) * run_bytes + (scales.run_offset ? NESTED_BYTES : 0);
 }
 
-// The absmax of block `block` of a lane's row; `nested` is nested_in_slot. Scales of 256 codes each are there from a
-// multiple of four on.
+// The absmax of block `block` of a lane's row; `nested` is nested_in_slot. Scales of 256 codes each
+// are there from a multiple of four on.
 DEVICE float nf4_absmax_of(const LaneScales &scales, const u8 *slot, u32 nested, int block) {
     const u32 first = scales.bit / 8, at = scales.offset / 8 + block;
     const u8 code = slot[WEIGHT_BYTES + scales.run_offset + first % 16 + at];

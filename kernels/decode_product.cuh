@@ -1,31 +1,37 @@
-// A product of a decode step: y[rows] = W[rows, K] x[K] for one activation row, W bf16, int4, NF4, FP8 or lut4 (a code book).
+// A product of a decode step: y[rows] = W[rows, K] x[K] for one activation row, where W is bf16,
+// int4, NF4, FP8 or lut4 (a code book).
 //
-// A block owns a contiguous run of tiles of 8 weight rows. A tile takes ksplit slots of the ring, each up to WARPS lines: 128
-// bytes of each of the 8 rows. A warp keeps the x of its lines in registers, in fragment order, for all tiles.
+// A block owns a contiguous run of tiles of 8 weight rows. A tile takes ksplit slots of the ring,
+// each up to WARPS lines: 128 bytes of each of the 8 rows. A warp keeps the x of its lines in
+// registers, in fragment order, for all tiles.
 //
-// A 16-byte shared load of a warp covers 4 rows x 128 bytes, whole lines without bank conflicts. In mma terms,
-// fragment row r = lane / 4 is then weight row r / 2 and half r % 2 of those 128 bytes. The halves meet
-// different x, so they get different columns of b: columns 0..3 hold x of the first half, 4..7 of the second, and
-// only the matching quarter of c is used. One activation row leaves 7 of 8 columns free anyway.
+// A 16-byte shared load of a warp covers 4 rows x 128 bytes, whole lines without bank conflicts. In
+// mma terms, fragment row r = lane / 4 is then weight row r / 2 and half r % 2 of those 128 bytes.
+// The halves meet different x, so they get different columns of b: columns 0..3 hold x of the first
+// half, 4..7 of the second, and only the matching quarter of c is used. One activation row leaves 7
+// of 8 columns free anyway.
 //
-//   bf16  128 bytes = 64 columns, a half is 32. mma.m16n8k16 in f32; x = hi + lo, bf16 each (2^-17), one a column. Every
-//         warp has a line of each slot.
+//   bf16  128 bytes = 64 columns, a half is 32. mma.m16n8k16 in f32; x = hi + lo, bf16 each
+//         (2^-17), one a column. Every warp has a line of each slot.
 //   int4, NF4, FP8, lut4  decode_int4.cuh, decode_nf4.cuh, decode_fp8.cuh, decode_lut4.cuh.
 //
-// Every warp's partial sums of a row meet in shared memory and are added in the order of warps: deterministic.
+// Every warp's partial sums of a row meet in shared memory and are added in the order of warps, so
+// that the sum is deterministic.
 //
-//   STORE      out[rows] = y, or (QKV_BIAS) y + bias, tagged                                                (qkv)
-//   RESIDUAL   residual += y; out = residual * norm, tagged; out_sums[block] = the block's sum of residual^2 (o, down)
-//              With AFTER_NORM y is normed first: the blocks exchange their sums of y^2, one more trip through L2. With
-//              RESIDUAL_BITS what is added has that factor
-//   SWIGLU     segment 0 is the gate, 1 the up projection, a tile 4 rows of each; out = silu(gate) up, tagged
-//   LOGITS     out = y, or what DIVISOR_BITS and CAP_BITS make of it; each block's largest to the last block, which chooses
-// All but RESIDUAL follow a norm (with PLAIN_INPUTS LOGITS alone): x is x w (RMSNorm's weight), and 1 / sqrt(mean(x^2) + eps) multiplies y; sums[GRID] are
-// partial sums of x^2.
+//   STORE      out[rows] = y, or (QKV_BIAS) y + bias, tagged                                  (qkv)
+//   RESIDUAL   residual += y; out = residual * norm, tagged; out_sums[block] = the block's sum of
+//              residual^2 (o, down). With AFTER_NORM y is normed first: the blocks exchange their
+//              sums of y^2, one more trip through L2. With RESIDUAL_BITS what is added has that
+//              factor
+//   SWIGLU     segment 0 is the gate, 1 the up projection, a tile 4 rows of each;
+//              out = silu(gate) up, tagged
+//   LOGITS     out = y, or what DIVISOR_BITS and CAP_BITS make of it; each block's largest goes to
+//              the last block, which chooses
+// All but RESIDUAL follow a norm (with PLAIN_INPUTS LOGITS alone): x is x w (RMSNorm's weight), and
+// 1 / sqrt(mean(x^2) + eps) multiplies y; sums[GRID] are partial sums of x^2.
 //
-// Up to 3 segments (q, k, v apart) of SEG0, SEG1, SEG2 rows, multiples of 8 (SWIGLU: 4). Scales may be read up to 35 bytes
-// past their stream's end.
-#pragma once
+// Up to 3 segments (q, k, v apart) of SEG0, SEG1, SEG2 rows, multiples of 8 (SWIGLU: 4). Scales may
+// be read up to 35 bytes past their stream's end.
 
 // Whether weights are laid out as int4's.
 #if LUT4_CORES
@@ -34,8 +40,8 @@
 #define IS_INT4(storage) ((storage) == INT4)
 #endif
 
-// A kind of product, as the producers and the epilogues need it; what multiplies is compiled for each storage and K apart.
-// All that takes a division is worked out here.
+// A kind of product, as the producers and the epilogues need it; what multiplies is compiled for
+// each storage and K apart. All that takes a division is worked out here.
 struct Shape {
     int k, storage, epilogue;
     bool paired;
@@ -76,13 +82,14 @@ struct Place {
     }
 };
 
-// Bit at which the scale codes of run `run` of a tile begin: run 1, of the up projection, may lie in a stream of both.
+// Bit at which the scale codes of run `run` of a tile begin: run 1, of the up projection, may lie
+// in a stream of both.
 DEVICE u32 first_bit(const Shape &s, const Place &place, int run, u32 first1, u32 width) {
     return ((run ? first1 : 0) + place.row * s.groups) * width;
 }
 
-// NF4: the scales of 256 codes each follow a stream of codes, at the next multiple of 16 bytes. A tile needs a few: whole
-// 16 bytes around them, NESTED_BYTES.
+// NF4: the scales of 256 codes each follow a stream of codes, at the next multiple of 16 bytes. A
+// tile needs a few of them, and takes NESTED_BYTES, the whole 16 bytes around them.
 DEVICE u32 nested_at(const Shape &s, int segment, u32 first1) {
     const int rows = s.step * (s.paired ? s.tiles[0] : s.tiles[segment] - (segment ? s.tiles[segment - 1] : 0));
     const u32 codes = s.paired && first1 ? 2 * first1 : (u32)(rows * s.groups);
@@ -111,7 +118,8 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
         const u8 *from1 = w1 + (u64)place.row * row_bytes; // the up projection's rows
 #pragma unroll 1
         for (; chunk < s.ksplit; chunk += PRODUCERS) {
-            const int bytes = min(row_bytes - chunk * 128 * WARPS, 128 * WARPS); // of a row in this slot
+            // Bytes of a row in this slot.
+            const int bytes = min(row_bytes - chunk * 128 * WARPS, 128 * WARPS);
             u8 *slot = pump.next(8 * bytes + code_bytes);
             // Rows that are contiguous in the file are one copy.
             if (s.ksplit > 1) {
@@ -167,8 +175,8 @@ DEVICE Parts to_parts(uint4 a, uint4 b, int lane) {
     return out;
 }
 
-// The x of a warp's lines: columns from column(i) on for each of N, those from K on count as zero. All are asked for at
-// once, and again until they are there.
+// The x of a warp's lines: columns from column(i) on for each of N, those from K on count as zero.
+// All are asked for at once, and again until they are there.
 template <int K, int N> struct Elements {
     uint4 v[N][2];
     template <class Column> INSIDE void wait(const float *x, Tag tag, Column column) {
@@ -192,8 +200,8 @@ template <int K, int N> struct Elements {
     }
 };
 
-// Takes the tags off eight elements of a lane, and returns the bits of the largest magnitude of its half warp's: they compare
-// as magnitudes do, NaN and infinity above all numbers.
+// Takes the tags off eight elements of a lane, and returns the bits of the largest magnitude of its
+// half warp's: they compare as magnitudes do, NaN and infinity above all numbers.
 DEVICE u32 untag_largest(u32 (&bits)[8]) {
     u32 largest = 0;
 #pragma unroll
@@ -276,7 +284,8 @@ struct SquareSums {
     }
 };
 
-// Eight lanes share two rows of a tile, and each adds up one: its row of the tile, in lanes with lane & 6 == 0.
+// Eight lanes share two rows of a tile, and each adds up one: its row of the tile, in lanes with
+// lane & 6 == 0.
 DEVICE float add_lanes(float row0, float row4, int lane) {
     float keep = lane % 2 ? row4 : row0, give = lane % 2 ? row0 : row4;
     keep += __shfl_xor_sync(0xffffffffu, give, 1);
@@ -284,9 +293,12 @@ DEVICE float add_lanes(float row0, float row4, int lane) {
     return keep + __shfl_xor_sync(0xffffffffu, keep, 4);
 }
 
-// The sums over K of `count` tiles' rows, in parts of warps: partial[8 tile + row][part]. Functions of their own for each K, not
-// inlined: a step goes through all of its code once a layer, so code is read from the instruction cache or from memory.
-constexpr int FOUR = 4, TEAMS = WARPS / FOUR, TEAM_LINES = WARPS / FOUR; // teams of four warps; a warp's lines in a slot
+// The sums over K of `count` tiles' rows, in parts of warps: partial[8 tile + row][part]. They are
+// functions of their own for each K, and not inlined: a step goes through all of its code once a
+// layer, so code is read from the instruction cache or from memory.
+//
+// Teams of four warps, and the lines that a warp has in a slot.
+constexpr int FOUR = 4, TEAMS = WARPS / FOUR, TEAM_LINES = WARPS / FOUR;
 // Parts that a row's sum has.
 DEVICE int parts_of(const Shape &s) {
     if (s.storage == BF16 || s.storage == FP8) return min(s.lines, WARPS);

@@ -1,4 +1,5 @@
-// Weights back to bf16, for products with so many rows that a bf16 GEMM wins: int4 (w' = q s'), code books, NF4 and FP8.
+// Weights back to bf16, for products with so many rows that a bf16 GEMM wins: int4 (w' = q s'),
+// code books, NF4 and FP8.
 //
 // dequantize_int4:
 //   nibbles  [*, K/2] bytes, low nibble = even column, two's complement
@@ -6,20 +7,22 @@
 //   out      [rows, OUT_K] bf16: rows first_row .. first_row + rows - 1 of the tensor
 //
 // OUT_INT4 = 0: columns in plain order, OUT_K = K.
-// OUT_INT4 = 1: columns in int4 order within each group of 128 (the order in which gemm_int4 takes its
-//   activations), OUT_K = K rounded up to 128, zeros beyond K.
+// OUT_INT4 = 1: columns in int4 order within each group of 128 (the order in which gemm_int4 takes
+//   its activations), OUT_K = K rounded up to 128, zeros beyond K.
 //
-// q is exact in f32, the product is rounded to f32 and then, to nearest even, to bf16: the bits are those
-// of `bf16(q as f32 * s)` on a CPU.
+// q is exact in f32, the product is rounded to f32 and then, to nearest even, to bf16: the bits are
+// those of `bf16(q as f32 * s)` on a CPU.
 //
-// dequantize_nf4, dequantize_fp8: the same bits as a CPU's too. The blobs are a file's (spec/format.md), columns come in plain
-// order, and GROUP, OUT_INT4 and the scale macros do not matter. NF4's blocks run over rows: K / 64 need not be whole.
+// dequantize_nf4, dequantize_fp8: their bits are a CPU's, too. The blobs are a file's
+// (spec/format.md), columns come in plain order, and GROUP, OUT_INT4 and the scale macros do not
+// matter. NF4's blocks run over rows: K / 64 need not be whole.
 //
-// Macros: LUT4 (1 for dequantize_lut4 too), K (a multiple of 32), GROUP (a multiple of 32), OUT_INT4, SCALE_FORMAT, SCALE_WIDTH,
-// SCALE_MANTISSA, THREADS, CHUNKS_A_BLOCK.
+// Macros: LUT4 (1 for dequantize_lut4 too), K (a multiple of 32), GROUP (a multiple of 32),
+// OUT_INT4, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, THREADS, CHUNKS_A_BLOCK.
 // Grid: ceil(rows * OUT_K / 8 / CHUNKS_A_BLOCK) blocks of THREADS.
-// The kernel moves 2.5 bytes a weight and does little else. A thread makes chunks of 8 outputs, so that a
-// warp reads 128 and writes 512 contiguous bytes; it has CHUNKS of them in flight (more did not help).
+// The kernel moves 2.5 bytes a weight and does little else. A thread makes chunks of 8 outputs, so
+// that a warp reads 128 and writes 512 contiguous bytes; it has CHUNKS of them in flight, since
+// more did not help.
 #include "common.cuh"
 #include "nf4.cuh"
 
@@ -102,8 +105,8 @@ dequantize_int4(const u8 *__restrict__ nibbles, const void *__restrict__ scales,
 }
 
 #if LUT4
-// As dequantize_int4 in plain order, but that a nibble is an index into the 16 bytes of `book`: the bits of
-// `bf16(level as f32 * s)` on a CPU.
+// As dequantize_int4 in plain order, but that a nibble is an index into the 16 bytes of `book`: the
+// bits of `bf16(level as f32 * s)` on a CPU.
 KERNEL __launch_bounds__(THREADS)
 dequantize_lut4(const u8 *__restrict__ nibbles, const void *__restrict__ scales, int bias, uint4 book, int rows, int first_row,
                 u16 *__restrict__ out) {
@@ -146,8 +149,9 @@ dequantize_lut4(const u8 *__restrict__ nibbles, const void *__restrict__ scales,
 }
 #endif
 
-// nibbles [*, K/2] bytes, high nibble = even column; absmax one byte a block of 64 elements of the whole tensor;
-// nested_absmax one f32 for 256 of these. Grid: ceil(rows * K / 8 / CHUNKS_A_BLOCK).
+// nibbles [*, K/2] bytes, high nibble = even column; absmax one byte a block of 64 elements of the
+// whole tensor; nested_absmax one f32 for 256 of these.
+// Grid: ceil(rows * K / 8 / CHUNKS_A_BLOCK).
 KERNEL __launch_bounds__(THREADS)
 dequantize_nf4(const u8 *__restrict__ nibbles, const u8 *__restrict__ absmax, const float *__restrict__ nested_absmax,
                float offset, int rows, int first_row, u16 *__restrict__ out) {
@@ -187,8 +191,8 @@ dequantize_nf4(const u8 *__restrict__ nibbles, const u8 *__restrict__ absmax, co
     }
 }
 
-// The value of an E4M3 code that is no NaN. Shifted into an f16's exponent and mantissa it means 2^-8 of its value,
-// subnormal codes too, since the formats' biases differ by 8.
+// The value of an E4M3 code that is no NaN. Shifted into an f16's exponent and mantissa it means
+// 2^-8 of its value, subnormal codes too, since the formats' biases differ by 8.
 DEVICE float e4m3_to_f32(u32 code) { return f16_to_f32((u16)((code & 0x7f) << 7 | (code & 0x80) << 8)) * 256.0f; }
 
 // codes [*, K] bytes of E4M3, none of them NaN; scales one f32 a row. Grid as above.

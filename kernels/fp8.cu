@@ -1,13 +1,16 @@
-// Activations as FP8, for products with FP8 weights (spec/method.md, "FP8"): a scale for each token.
+// Activations as FP8, for products with FP8 weights (spec/method.md, "FP8"): a scale for each
+// token.
 //
-// quantize_rows: scales[m] = max(max |x[m]|, 1e-12) / 448, codes[m, K] = E4M3(x[m] / scales[m]), to nearest even.
+// quantize_rows: scales[m] = max(max |x[m]|, 1e-12) / 448,
+//                codes[m, K] = E4M3(x[m] / scales[m]), to nearest even.
 //   x       [*, stride] bf16, plain order, columns 0 .. K - 1; stride in elements
 //   codes   [*, K] bytes
 //   scales  [*] f32
 //   Grid: rows, block: THREADS.
 //
-// Both divisions are IEEE's, so that codes and scales are the bits of the CPU engine for the same activations. A row of
-// zeros gets the floor's scale and codes of zero. A thread keeps its part of the row in registers: the row is read once.
+// Both divisions are IEEE's, so that codes and scales are the bits of the CPU engine for the same
+// activations. A row of zeros gets the floor's scale and codes of zero. A thread keeps its part of
+// the row in registers, so that the row is read once.
 //
 // Macros: K (a multiple of 16), THREADS.
 #include "common.cuh"

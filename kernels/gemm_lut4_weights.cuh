@@ -1,10 +1,13 @@
-// The weights of gemm_int4.cu that are indices into a code book, as gemm_int4_weights.cuh has int4's.
+// The weights of gemm_int4.cu that are indices into a code book, as gemm_int4_weights.cuh has
+// int4's.
 //
-// A level plus 128 is a byte u, and the bf16 with the bits u means u 2^-133: the first two binades are one linear scale. Times
-// 2^127, less 2, that is level / 64, exactly: 8 bits. The scale makes up for the 64.
+// A level plus 128 is a byte u, and the bf16 with the bits u means u 2^-133: the first two binades
+// are one linear scale. Times 2^127, less 2, that is level / 64, exactly: 8 bits. The scale makes
+// up for the 64.
 #pragma once
 
-// Four nibbles, in the low 16 bits, as prmt looks them up: their bits 0 to 2, and which half of the book bit 3 says.
+// Four nibbles, in the low 16 bits, as prmt looks them up: their bits 0 to 2, and which half of the
+// book bit 3 says.
 struct Indices {
     u32 index, half;
     INSIDE Indices(u32 word) : index(word & 0x77777777u), half((word >> 1 & 0x44444444u) | 0x32103210u) {}
@@ -68,7 +71,8 @@ DEVICE void level_neighbours(u32 &x, u32 &y, const uint4 &book, u32 word_x, u32 
     x = level_pair(__byte_perm(bytes, 0, 0x4140)), y = level_pair(__byte_perm(bytes, 0, 0x4342));
 }
 
-// A lane's weights of a step: byte t of each word of fragment rows r and r + 8. Two words are a k-step.
+// A lane's weights of a step: byte t of each word of fragment rows r and r + 8. Two words are a
+// k-step.
 struct step_weights {
     const uint4 *rows;
     INSIDE void load(const uint4 *from) { rows = from; }

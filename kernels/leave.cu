@@ -1,20 +1,24 @@
-// Between two products of a prompt's pass, where a family does more with what attention and MLP give than add it to the
-// residual stream: the output of one block joins the stream, and the input of the next one is made.
+// Between two products of a prompt's pass, where a family does more with what attention and MLP
+// give than add it to the residual stream: the output of one block joins the stream, and the input
+// of the next one is made.
 //
 // leave_rows   z = y[m] + bias; with weights `after`, z = z / sqrt(mean(z^2) + eps) * after;
 //              x[m] += RESIDUAL z;
-//              out[m] (bf16, XK columns, plain or int4 order) = x[m] / sqrt(mean(x[m]^2) + eps) * before, or without weights
-//              `before` x[m] itself; columns HIDDEN .. XK zero
+//              out[m] (bf16, XK columns, plain or int4 order) =
+//              x[m] / sqrt(mean(x[m]^2) + eps) * before, or without weights `before` x[m] itself;
+//              columns HIDDEN .. XK zero
 //   x        f32 [rows, HIDDEN], the residual stream
 //   y        f32 [rows, HIDDEN], or null: x stays as it is
 //   bias, after, before  f32 [HIDDEN], or null
 //   out      bf16 [rows, XK], or null: nothing follows
 //   grid: rows, block: ROW_THREADS
 //
-// Bound by memory: a thread moves 8 columns at a time and keeps them, so that each array is touched once. Which parts there
-// are is an argument, since no branch costs anything beside memory here.
+// The kernel is bound by memory: a thread moves 8 columns at a time and keeps them, so that each
+// array is touched once. Which parts there are is an argument, since no branch costs anything
+// beside memory here.
 //
-// Macros: HIDDEN (multiple of 8), EPS_BITS, RESIDUAL_BITS (an f32), ROW_THREADS. The order is an argument.
+// Macros: HIDDEN (multiple of 8), EPS_BITS, RESIDUAL_BITS (an f32), ROW_THREADS. The order is an
+// argument.
 #include "common.cuh"
 
 static_assert(ROW_THREADS == 256, "as the loops here count");

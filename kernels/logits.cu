@@ -1,18 +1,24 @@
-// Behind the head, where decode.cu does not do it: what a family makes of logits, and the choice of one sequence's next token.
+// Behind the head, where decode.cu does not do it: what a family makes of logits, and the choice of
+// one sequence's next token.
 //
-// finish_logits   logits[m, i] = c tanh(logits[m, i] / (DIVISOR c)), or without CAP_BITS logits[m, i] / DIVISOR
+// finish_logits   logits[m, i] = c tanh(logits[m, i] / (DIVISOR c)), or without CAP_BITS
+//                 logits[m, i] / DIVISOR
 //   logits   f32 [rows, VOCAB]
-//   grid: (ceil(VOCAB / (4 FINISH_THREADS)), rows), block: FINISH_THREADS. Bound by memory: a thread has 16 bytes.
+//   grid: (ceil(VOCAB / (4 FINISH_THREADS)), rows), block: FINISH_THREADS. It is bound by memory: a
+//   thread has 16 bytes.
 //
-// choose_token    the largest logit (lowest id among equals; NaN wins, so that it is not lost) goes into `state` and into the
-//                 mailbox of the host, as decode.cu has them
+// choose_token    the largest logit goes into `state` and into the mailbox of the host, as
+//                 decode.cu has them. Of equals the lowest id wins, and NaN wins over all, so that
+//                 it is not lost
 //   logits   f32 [VOCAB]
 //   state    i32: places STATE_POSITION, STATE_CHOSEN, STATE_TOKEN
-//   mailbox  RING u64 in host memory: slot chosen % RING = (chosen + 1) << 32 | id, or NOT_FINITE for an id
-//   grid: 1, block: CHOOSE_THREADS. One block reads a MiB of logits at most; a step's weights are a thousand times that.
+//   mailbox  RING u64 in host memory: slot chosen % RING = (chosen + 1) << 32 | id, or NOT_FINITE
+//            for an id
+//   grid: 1, block: CHOOSE_THREADS. One block reads a MiB of logits at most; a step's weights are a
+//   thousand times that.
 //
-// Macros: VOCAB (multiple of 8), DIVISOR_BITS, CAP_BITS (only where there is a cap), FINISH_THREADS, CHOOSE_THREADS, RING,
-// NOT_FINITE and the places in `state`.
+// Macros: VOCAB (multiple of 8), DIVISOR_BITS, CAP_BITS (only where there is a cap),
+// FINISH_THREADS, CHOOSE_THREADS, RING, NOT_FINITE and the places in `state`.
 #include "best.cuh"
 
 static_assert(VOCAB % 8 == 0, "16 bytes a thread");

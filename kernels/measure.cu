@@ -1,12 +1,12 @@
 // What memory alone allows: `smq-run kernels` holds every other kernel against these two.
 //
-// read_bytes: reads `words` 16-byte words and keeps nothing. The store that never happens, unless the words' xor is one
-//   value of 2^32, keeps the loads.
+// read_bytes: reads `words` 16-byte words and keeps nothing. The store that never happens, unless
+//   the words' xor is one value of 2^32, keeps the loads.
 // copy_bytes: to[i] = from[i], i < words.
 //
-// grid: ceil(words / (THREADS LOADS)), block: THREADS. A thread has LOADS words in flight, and a warp's loads cover 512
-// contiguous bytes. Like the decode products, both load before they wait for the kernel ahead of them: what they read
-// depends on nothing.
+// grid: ceil(words / (THREADS LOADS)), block: THREADS. A thread has LOADS words in flight, and a
+// warp's loads cover 512 contiguous bytes. Like the decode products, both load before they wait for
+// the kernel ahead of them, since what they read depends on nothing.
 //
 // Macros: LOADS, THREADS.
 

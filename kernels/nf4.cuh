@@ -1,5 +1,5 @@
-// NF4 with double quantization (spec/format.md, nf4-dq): the values of the codes, as the bits of an f32. A test compares
-// them with smq-format's.
+// NF4 with double quantization (spec/format.md, nf4-dq): the values of the codes, as the bits of an
+// f32. A test compares them with smq-format's.
 #pragma once
 #include "common.cuh"
 

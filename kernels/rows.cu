@@ -1,21 +1,23 @@
 // Row-wise kernels of a prompt's pass (many activation rows).
 //
-// embed_rows:  x[m, HIDDEN] (f32) = embedding[tokens[m]], times the f32 of EMBEDDING_BITS.   grid: rows, block: 256
-// norm_rows:   out[m, XK] (bf16) = x[m] / sqrt(mean(x[m]^2) + eps) * weight, in plain or in int4 order
-//              (common.cuh), columns HIDDEN .. XK zero.                            grid: rows, block: 256
-// norm_some_rows: the same of x[rows[m]].                                          grid: rows, block: 256
-// swiglu_rows: out[m, XI] (bf16) = silu(gate[m]) * up[m] of gate_up[m, 2 INTERMEDIATE] (bf16), plain or int4
-//              order; with GATE_GELU_TANH gelu in place of silu, with GATE_UP_BIAS after bias (f32 [2 INTERMEDIATE])
-//              is added.                                           grid: (ceil(XI / 2048), rows), block: 256
-// last_row:    next_x = x * norm of one row and its sum of squares for the head's product, as decode.cu
-//              reads them.                                                           grid: 1, block: 1024
-// score_rows:  log_probs[m] = logits[m, target[m]] - ln sum exp logits[m] of f32 logits [rows, VOCAB], sums in f64
-//              over threads; is_top[m] = 1 where target[m] is the first of the largest logits, else 0.
-//                                                                                   grid: rows, block: 512
+// embed_rows:  x[m, HIDDEN] (f32) = embedding[tokens[m]], times the f32 of EMBEDDING_BITS.
+//                                                            grid: rows, block: 256
+// norm_rows:   out[m, XK] (bf16) = x[m] / sqrt(mean(x[m]^2) + eps) * weight, in plain or in int4
+//              order (common.cuh), columns HIDDEN .. XK zero.
+//                                                            grid: rows, block: 256
+// norm_some_rows: the same of x[rows[m]].                    grid: rows, block: 256
+// swiglu_rows: out[m, XI] (bf16) = silu(gate[m]) * up[m] of gate_up[m, 2 INTERMEDIATE] (bf16),
+//              plain or int4 order; with GATE_GELU_TANH gelu in place of silu, with GATE_UP_BIAS
+//              after bias (f32 [2 INTERMEDIATE]) is added.grid: (ceil(XI / 2048), rows), block: 256
+// last_row:    next_x = x * norm of one row and its sum of squares for the head's product, as
+//              decode.cu reads them.                         grid: 1, block: 1024
+// score_rows:  log_probs[m] = logits[m, target[m]] - ln sum exp logits[m] of f32 logits
+//              [rows, VOCAB], sums in f64 over threads; is_top[m] = 1 where target[m] is the first
+//              of the largest logits, else 0.                   grid: rows, block: 512
 //
-// Bound by memory; a thread moves 16 bytes at a time.
-// Macros: HIDDEN, INTERMEDIATE, VOCAB, EPS_BITS, GRID (partial sums of last_row), and threads of the
-// launches' blocks: ROW_THREADS, LAST_ROW_THREADS, SCORE_THREADS. The order is an argument,
+// They are bound by memory, so a thread moves 16 bytes at a time.
+// Macros: HIDDEN, INTERMEDIATE, VOCAB, EPS_BITS, GRID (partial sums of last_row), and threads of
+// the launches' blocks: ROW_THREADS, LAST_ROW_THREADS, SCORE_THREADS. The order is an argument,
 // int4_order. Where a family has them: EMBEDDING_BITS, GATE_GELU_TANH, GATE_UP_BIAS.
 
 #include "common.cuh"

@@ -1,23 +1,29 @@
-// out = silu(X Wg^T) (X Wu^T), or (GATE_GELU_TANH) gelu in its place: gate and up projections of a short prompt or of a step of many sequences, in bf16, f32 sums.
+// out = silu(X Wg^T) (X Wu^T), or (GATE_GELU_TANH) gelu in place of silu: gate and up projections
+// of a short prompt or of a step of many sequences, in bf16, with sums in f32.
 //
 //   X    bf16 [m, XK] plain; tensor map 2-D: sizes {XK, rows of the buffer}, box {64, TILE_M}
-//   W    bf16 [2 I, K], gate rows first; tensor map 4-D: sizes {K, 8, 2, I / 8} of column, row of eight, gate or up, and
-//        eight; box {64, 8, 2, 8}: 64 gate rows and their up rows, eights in turns
+//   W    bf16 [2 I, K], gate rows first; tensor map 4-D: sizes {K, 8, 2, I / 8} of column, row of
+//        eight, gate or up, and eight; box {64, 8, 2, 8}: 64 gate rows and their up rows, eights in
+//        turns
 //        both: 128-byte swizzle, no interleave, no fill of NaN
 //   out  bf16 [m, I]
 //
-// Bound by memory: every weight is read once, while the tokens come from L2 again for each block (as many bytes at 128
-// tokens; two blocks that share those reads by multicast are no faster). 39 us for Phi-3.5's at 128 tokens, 36 at 16, where
-// reading the weights alone takes 32.5; cuBLASLt takes 39.4 at 128, and writes gate and up for swiglu_rows to read again.
+// The kernel is bound by memory: every weight is read once, while the tokens come from L2 again for
+// each block (as many bytes at 128 tokens; two blocks that share those reads by multicast are no
+// faster). It takes 39 us for Phi-3.5's at 128 tokens and 36 at 16, where reading the weights alone
+// takes 32.5; cuBLASLt takes 39.4 at 128, and writes gate and up for swiglu_rows to read again.
 //
-// Tensor cores: wgmma m64nNk16 with weights as A and tokens as B, both from shared memory. A consumer warpgroup has 32 gate
-// rows and their up rows: in a warp's 16 rows of the result, rows 0 .. 7 are gate's and 8 .. 15 up's, so a thread has both.
+// Tensor cores: wgmma m64nNk16 with weights as A and tokens as B, both from shared memory. A
+// consumer warpgroup has 32 gate rows and their up rows: in a warp's 16 rows of the result, rows
+// 0 .. 7 are gate's and 8 .. 15 up's, so a thread has both.
 //
-// Block: two consumer warpgroups and a producer warp; a ring of STAGES stages of 64 columns: W [128][64], X [TILE_M][64]. Weights
-// are on their way before the previous kernel is done.
+// A block has two consumer warpgroups and a producer warp, and a ring of STAGES stages of 64
+// columns: W [128][64], X [TILE_M][64]. Weights are on their way before the previous kernel is
+// done.
 //
 // Macros: K (multiple of 64), INTERMEDIATE (multiple of 64), TILE_M (16, 32, 64, 128), STAGES, and
-// what the launch has: THREADS a block, DYNAMIC_SHARED. Grid: x = tiles of tokens, y = INTERMEDIATE / 64.
+// what the launch has: THREADS a block, DYNAMIC_SHARED. Grid: x = tiles of tokens,
+// y = INTERMEDIATE / 64.
 #include "wgmma_bf16.cuh"
 
 #define STEPS (K / 64)
@@ -96,7 +102,8 @@ swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ te
             if (step > 0) barrier_arrive_warp(empty + (step - 1) % STAGES);
         }
         wgmma_wait<0>(c);
-        // Through shared memory, for whole sectors to write. Accumulators 4 j .. are tokens 8 j + 2 t and + 1: gate, gate, up, up.
+        // Through shared memory, so that whole sectors are written. Accumulators 4 j .. are tokens
+        // 8 j + 2 t and + 1: gate, gate, up, up.
         u16 *staged = (u16 *)(shared + OUT_OFFSET);
 #pragma unroll
         for (int j = 0; j < TILE_M / 8; j++)

@@ -1,5 +1,6 @@
-// What products on Hopper's tensor cores share (PTX ISA, wgmma and cp.async.bulk.tensor; sm_90a): boxes of a matrix by tensor
-// map, descriptors of them in shared memory, and lists of accumulator registers for the instructions' text.
+// What products on Hopper's tensor cores share (PTX ISA, wgmma and cp.async.bulk.tensor; sm_90a):
+// boxes of a matrix by tensor map, descriptors of them in shared memory, and lists of accumulator
+// registers for the instructions' text.
 #pragma once
 #include "common.cuh"
 
@@ -14,15 +15,16 @@ DEVICE void load_box(const tensor_map *map, u32 destination, u64 *barrier, int c
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int PENDING> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
-// For the products that write `accumulators`, to read these then. The compiler may move arithmetic on registers across the
-// wait itself, but not across their mention after it.
+// For the products that write `accumulators`, to read these then. The compiler may move arithmetic
+// on registers across the wait itself, but not across their mention after it.
 template <int PENDING, int N> DEVICE void wgmma_wait(float (&accumulators)[N]) {
     wgmma_wait<PENDING>();
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(accumulators[i])::"memory");
 }
 
-// Of rows of 64 bf16 with the 128-byte swizzle: 1024 bytes from eight rows to the next. A k-step of 16 on is 32 bytes on.
+// Of rows of 64 bf16 with the 128-byte swizzle: it is 1024 bytes from eight rows to the next, and
+// 32 bytes from a k-step of 16 to the next.
 DEVICE u64 matrix_descriptor(u32 address) {
     return (u64)((address & 0x3ffff) >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
