@@ -14,8 +14,8 @@
 // instead of 8 cycles of the shared-memory pipe, of the 82 that it takes to read.
 //
 // A slot is four warps', up to three (WARPS / 4) lines each, and the others have other slots or
-// tiles (Team): what a slot costs beside its lines, waiting for it and adding up over lanes, is paid
-// by four warps instead of twelve, and instructions are what bounds this loop.
+// tiles (Team): what a slot costs beside its lines, waiting for it and adding up over lanes, is
+// paid by four warps instead of twelve, and instructions are what bounds this loop.
 #pragma once
 
 constexpr int INT4_PARTS = 128 / INT4_GROUP; // groups of a half line

@@ -58,7 +58,9 @@ struct Shape {
 };
 
 __constant__ Shape SHAPES[] = {
-#define SHAPE(i) {KIND##i##_K, KIND##i##_STORAGE, KIND##i##_EPILOGUE, KIND##i##_SEG0, KIND##i##_SEG1, KIND##i##_SEG2},
+#define SHAPE(i)                                                                                   \
+    {KIND##i##_K,    KIND##i##_STORAGE, KIND##i##_EPILOGUE,                                        \
+     KIND##i##_SEG0, KIND##i##_SEG1,    KIND##i##_SEG2},
     FOR_KINDS(SHAPE)
 #undef SHAPE
     {128, BF16, STORE, 8, 0, 0} // so that there is one
@@ -411,19 +413,22 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     const Multiply m = {phase.pointer<const float>(X), normed ? phase.pointer<const float>(SUMS) : nullptr, tag, tiles.count, c.at,
                         partial};
     Multiplied done = {};
-#define BF16_CORE(K)                                                                                                   \
+#define BF16_CORE(K)                                                                               \
     if (s.storage == BF16 && s.k == K) done = multiply_bf16<K>(m);
-#define INT4_CORE(K)                                                                                                   \
+#define INT4_CORE(K)                                                                               \
     if (s.storage == INT4 && s.k == K) done = multiply_int4<K>(m, scales, packed, c.exchange);
-#define NF4_CORE(K)                                                                                                    \
-    if (s.storage == NF4 && s.k == K) done = multiply_nf4<K>(m, scales, nested_in_slot(s, scales, phase.at(RUN_BYTES)), c.exchange);
-#define FP8_CORE(K)                                                                                                    \
+#define NF4_CORE(K)                                                                                \
+    if (s.storage == NF4 && s.k == K)                                                              \
+        done = multiply_nf4<K>(m, scales, nested_in_slot(s, scales, phase.at(RUN_BYTES)),          \
+                               c.exchange);
+#define FP8_CORE(K)                                                                                \
     if (s.storage == FP8 && s.k == K) done = multiply_fp8<K>(m, scales, c.exchange);
 #if LUT4_CORES
     // One a run, behind the codes.
     const u32 book = WEIGHT_BYTES + (s.paired ? 2 : 1) * phase.at(RUN_BYTES), books = book | (s.paired ? book + BOOK_BYTES : book) << 16;
-#define LUT4_CORE(K)                                                                                                   \
-    if (s.storage == LUT4 && s.k == K) done = multiply_lut4<K>(m, scales, packed, books, c.exchange);
+#define LUT4_CORE(K)                                                                               \
+    if (s.storage == LUT4 && s.k == K)                                                             \
+        done = multiply_lut4<K>(m, scales, packed, books, c.exchange);
 #endif
     FOR_CORES
     c.at = done.next;

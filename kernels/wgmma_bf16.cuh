@@ -5,10 +5,11 @@
 
 #define ACCUMULATORS (TILE_M / 2)
 
-#define WGMMA(n, list, inputs, predicate, ...)                                                                         \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " predicate ", 0;\n"                                                \
-                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" list "}, " inputs ", p, 1, 1, 0, 0;\n}\n" \
-                 : __VA_ARGS__                                                                                         \
+#define WGMMA(n, list, inputs, predicate, ...)                                                     \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " predicate ", 0;\n"                            \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" list "}, " inputs    \
+                 ", p, 1, 1, 0, 0;\n}\n"                                                           \
+                 : __VA_ARGS__                                                                     \
                  : "l"(a), "l"(b), "r"(accumulate))
 // c[64, TILE_M] (+)= a[64, 16] b[TILE_M, 16]^T. Asynchronous: c is in use until the wait.
 DEVICE void wgmma(float (&c)[ACCUMULATORS], u64 a, u64 b, u32 accumulate) {
