@@ -9,7 +9,7 @@ use safetensors::SafeTensors;
 use smq_convert::{ExportFormat, ExportOptions, export};
 use smq_format::header::MAGIC;
 use smq_format::scale::{MiniFloat, ScaleFormat};
-use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, bits};
+use smq_format::{Dtype, Provenance, Scheme, SmqFile, SmqWriter, TensorData, bits};
 use smq_fuzz::{Hashes, Mutate, Random, change_json, fold, mutate_smq, scratch};
 
 /// Largest number of elements of all tensors that is exported.
@@ -59,7 +59,7 @@ fn run(data: &[u8]) {
     let path = scratch.path().join("model.smq");
     match data.starts_with(&MAGIC) {
         true => std::fs::write(&path, data).expect("the scratch file can be written"),
-        false => write_with(&path, data),
+        false => write_with(&path, data, fold(data) / 72 % 2 == 0),
     }
     let Ok(file) = SmqFile::open(&path) else {
         return;
@@ -94,14 +94,9 @@ fn run(data: &[u8]) {
     }
 }
 
-/// Whether dequantized shards hold every tensor, and in f32 its exact values.
+/// Whether dequantized shards hold every tensor, and in f32 its exact values, and whether those of
+/// FP8 for compressed-tensors hold its codes and scales.
 fn check(file: &SmqFile, format: ExportFormat, shards: &[std::path::PathBuf]) {
-    let dtype = match format {
-        ExportFormat::Safetensors(dtype) => dtype,
-        ExportFormat::CompressedTensors { .. }
-        | ExportFormat::Gptq { .. }
-        | ExportFormat::Mlx { .. } => return,
-    };
     let mut found = BTreeMap::new();
     for shard in shards {
         let bytes = std::fs::read(shard).expect("a shard that was written can be read");
@@ -111,6 +106,20 @@ fn check(file: &SmqFile, format: ExportFormat, shards: &[std::path::PathBuf]) {
             assert!(twice.is_none(), "a tensor is in one shard");
         }
     }
+    let dtype = match format {
+        ExportFormat::Safetensors(dtype) => dtype,
+        ExportFormat::CompressedTensors { .. } => {
+            for tensor in file.tensors() {
+                if let TensorData::Fp8 { codes, scales } = tensor.data() {
+                    let scale = format!("{}_scale", tensor.name());
+                    assert_eq!(found[tensor.name()].1, codes);
+                    assert_eq!(found[&scale].1, scales.bytes);
+                }
+            }
+            return;
+        }
+        ExportFormat::Gptq { .. } | ExportFormat::Mlx { .. } => return,
+    };
     assert_eq!(found.len(), file.tensors().len());
     for tensor in file.tensors() {
         let (shape, bytes) = &found[tensor.name()];
@@ -129,18 +138,27 @@ fn check(file: &SmqFile, format: ExportFormat, shards: &[std::path::PathBuf]) {
     }
 }
 
-/// Writes a file of an int4 and a raw tensor with this config.json.
-fn write_with(path: &Path, config: &[u8]) {
+/// Writes a file of an int4 or FP8 tensor and a raw one with this config.json.
+fn write_with(path: &Path, config: &[u8], fp8: bool) {
     let mini = MiniFloat::for_largest(5, 5, 0.75).expect("the widths are in range");
     let scales = ScaleFormat::Mini(mini);
     let mut writer = SmqWriter::create(path, true).expect("the scratch file can be written");
     writer
         .add_file("config.json", config)
         .expect("a known name is accepted");
-    let scheme = Scheme::Int4 { group: 4, scales };
     let codes = [0.75, -0.5, 0.0, 0.375].map(|s| scales.encode(s).code);
     let stream = bits::pack(codes, scales.width_bits());
-    let blobs: [&[u8]; 2] = [&[0xe1, 0x87, 0x03, 0x5f, 0x21, 0x0c], &stream];
+    let rows = [0.75f32, -0.5].map(f32::to_le_bytes);
+    let (scheme, blobs): (_, [&[u8]; 2]) = match fp8 {
+        true => {
+            let codes = &[0x7e, 0xfe, 0, 0x80, 1, 0x38, 0xb8, 0x81, 0x40, 0x77];
+            (Scheme::Fp8, [codes, rows.as_flattened()])
+        }
+        false => {
+            let nibbles = &[0xe1, 0x87, 0x03, 0x5f, 0x21, 0x0c];
+            (Scheme::Int4 { group: 4, scales }, [nibbles, &stream])
+        }
+    };
     let name = "model.layers.0.mlp.up_proj.weight";
     let added = writer.add_tensor(name, &[2, 5], Dtype::Bf16, scheme, &blobs);
     added.expect("a tensor of its shape is accepted");
