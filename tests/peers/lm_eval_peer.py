@@ -1,18 +1,23 @@
 #!/usr/bin/env python3
-"""Runs the real lm-evaluation-harness on local files and writes what it scored, one JSON line an item.
+"""Runs the real lm-evaluation-harness on local files and writes what it scored, one JSON line an
+item.
 
-    lm_eval_peer.py MODEL_DIR --data DIR --out DIR [--limit N] [--tasks lambada,hellaswag,arc,gsm8k] [--golden FILE]
+    lm_eval_peer.py MODEL_DIR --data DIR --out DIR [--limit N]
+                    [--tasks lambada,hellaswag,arc,gsm8k] [--golden FILE]
 
-MODEL_DIR is a Hugging Face checkpoint, run by transformers on the CPU in f32, by default at batch size 1. The tasks are the
-harness's own YAML files (lambada_openai, hellaswag, arc_challenge, gsm8k) with nothing changed but where the data
-comes from; zero-shot; gsm8k with the chat template where the tokenizer has one. DIR holds TASK.jsonl or the files as
-they are published (see FILES); only their first N items are used, and they are written to OUT/TASK.data.jsonl, so that
-`smq-run eval TASK MODEL --data OUT/TASK.data.jsonl` sees the same items. Then compare_lm_eval.py compares. --golden
-writes everything into one file besides: tests/fixtures/eval/golden.json is that of phi3-tiny on tests/fixtures/eval.
+MODEL_DIR is a Hugging Face checkpoint, run by transformers on the CPU in f32, by default at batch
+size 1. The tasks are the harness's own YAML files (lambada_openai, hellaswag, arc_challenge, gsm8k)
+with nothing changed but where the data comes from, without examples, and gsm8k with the chat
+template where the tokenizer has one. DIR holds TASK.jsonl or the files as they are published (see
+FILES); only their first N items are used, and they are written to OUT/TASK.data.jsonl, so that
+`smq-run eval TASK MODEL --data OUT/TASK.data.jsonl` sees the same items. Then compare_lm_eval.py
+compares. --golden writes everything into one file besides: tests/fixtures/eval/golden.json is that
+of phi3-tiny on tests/fixtures/eval.
 
-With --url http://HOST:PORT the harness asks a server through its `local-completions` in place of running the model, as
-MODEL_DIR's tokenizer encodes it; `smq-run serve MODEL` is such a server.
-Needs lm-eval 0.4 (with datasets; its extra `api` for --url), transformers, and torch without --url; nothing is downloaded.
+With --url http://HOST:PORT the harness asks a server through its `local-completions` in place of
+running the model, as MODEL_DIR's tokenizer encodes it; `smq-run serve MODEL` is such a server.
+Needs lm-eval 0.4 (with datasets; its extra `api` for --url), transformers, and torch without --url;
+nothing is downloaded.
 """
 
 import argparse
@@ -35,7 +40,11 @@ TASKS = {
 }
 FILES = {
     "lambada": ["lambada.jsonl", "lambada/lambada_openai_test.jsonl"],
-    "hellaswag": ["hellaswag.jsonl", "hellaswag/hellaswag_val_activitynet913.jsonl", "hellaswag/hellaswag_val.jsonl"],
+    "hellaswag": [
+        "hellaswag.jsonl",
+        "hellaswag/hellaswag_val_activitynet913.jsonl",
+        "hellaswag/hellaswag_val.jsonl",
+    ],
     "arc": ["arc.jsonl", "arc/arc_challenge_test.jsonl"],
     "gsm8k": ["gsm8k.jsonl", "gsm8k/test.jsonl"],
 }
@@ -66,13 +75,17 @@ def hugging_face_form(task, row):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--limit", type=int, default=100)
     parser.add_argument("--tasks", default="lambada,hellaswag,arc,gsm8k")
-    parser.add_argument("--max-gen-toks", type=int, help="new tokens of gsm8k [default: the harness's, 256]")
+    parser.add_argument(
+        "--max-gen-toks", type=int, help="new tokens of gsm8k [default: the harness's, 256]"
+    )
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--bootstrap-iters", type=int, default=100000)
     parser.add_argument("--url")
@@ -92,14 +105,17 @@ def main():
     for task in args.tasks.split(","):
         name, yaml, split = TASKS[task]
         data = (args.out / f"{task}.data.jsonl").absolute()
-        data.write_text("".join(json.dumps(row) + "\n" for row in items(task, args.data, args.limit)), encoding="utf-8")
+        rows = items(task, args.data, args.limit)
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        no_validation = "" if split == "validation" else "validation_split: null\n"
         (yaml_dir / f"{task}.yaml").write_text(
             f"include: {own / yaml}\ntask: local_{name}\ndataset_path: json\ndataset_name: null\n"
             f"dataset_kwargs:\n  data_files:\n    {split}: {data}\n"
-            "training_split: null\nfewshot_split: null\n" + ("" if split == "validation" else "validation_split: null\n")
+            "training_split: null\nfewshot_split: null\n" + no_validation
         )
         manager = lm_eval.tasks.TaskManager(include_path=str(yaml_dir), include_defaults=False)
         chat = task == "gsm8k" and templated
+        limited = task == "gsm8k" and args.max_gen_toks
         result = lm_eval.simple_evaluate(
             model=model,
             tasks=[f"local_{name}"],
@@ -107,18 +123,21 @@ def main():
             task_manager=manager,
             apply_chat_template=chat,
             bootstrap_iters=args.bootstrap_iters,
-            gen_kwargs={"max_gen_toks": args.max_gen_toks} if task == "gsm8k" and args.max_gen_toks else None,
+            gen_kwargs={"max_gen_toks": args.max_gen_toks} if limited else None,
         )
         golden[task] = write(args.out / task, result, f"local_{name}", chat, args.batch_size)
     if args.golden:
-        args.golden.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(golden, indent=1, ensure_ascii=False) + "\n"
+        args.golden.write_text(text, encoding="utf-8")
 
 
 def harness_model(args):
     if args.url is None:
         from lm_eval.models.huggingface import HFLM
 
-        return HFLM(pretrained=args.model, dtype="float32", device="cpu", batch_size=args.batch_size)
+        return HFLM(
+            pretrained=args.model, dtype="float32", device="cpu", batch_size=args.batch_size
+        )
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     with urllib.request.urlopen(f"{args.url}/v1/models") as models:
@@ -138,7 +157,8 @@ def write(stem, result, name, chat, batch_size):
     merged = {}
     for sample in result["samples"][name]:
         item = merged.setdefault(sample["doc_id"], {"index": sample["doc_id"], "metrics": {}})
-        first = sample["arguments"][0] if isinstance(sample["arguments"], list) else sample["arguments"]["gen_args_0"]
+        arguments = sample["arguments"]
+        first = arguments[0] if isinstance(arguments, list) else arguments["gen_args_0"]
         item["context"] = first[0] if isinstance(first, (list, tuple)) else first["arg_0"]
         responses = [r[0] if isinstance(r, (list, tuple)) else r for r in sample["resps"]]
         if isinstance(responses[0], str):
@@ -156,7 +176,9 @@ def write(stem, result, name, chat, batch_size):
         "chat_template": chat,
         "batch_size": batch_size,
         "items": len(merged),
-        "results": {k: v for k, v in result["results"][name].items() if isinstance(v, (int, float))},
+        "results": {
+            k: v for k, v in result["results"][name].items() if isinstance(v, (int, float))
+        },
         "config": {k: result["config"].get(k) for k in ("bootstrap_iters", "gen_kwargs")},
         "lm_eval_version": result.get("lm_eval_version"),
         "transformers_version": result.get("transformers_version"),
