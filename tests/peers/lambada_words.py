@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Which words lose by quantization: the last words that LAMBADA asks for, or any of the same passages.
+"""Which words lose by quantization: the last words that LAMBADA asks for, or any of the same
+passages.
 
-    lambada_words.py LAMBADA.jsonl CHECKPOINT FILE.smq... --work DIR [--json FILE] [--smq-run BINARY] [--device cpu]
+    lambada_words.py LAMBADA.jsonl CHECKPOINT FILE.smq... --work DIR
+                     [--json FILE] [--smq-run BINARY] [--device cpu]
 
 Scores, in CHECKPOINT (C0) and every FILE, with `smq-run eval lambada`:
   last     the last word of the first 400 passages, as published
   random   a word drawn from the second half of each of the first 250, given what precedes it
   longer   the last word of the first 100, after three other passages
-and prints each FILE's mean change of log-likelihood, in nats, with a 95 % interval; also that of the words that occur earlier
-in the text and of those that do not. --json keeps every item's. What DIR has is not scored again.
-Needs nothing but Python.
+and prints each FILE's mean change of log-likelihood, in nats, with a 95 % interval; also that of
+the words that occur earlier in the text and of those that do not. --json keeps every item's. What
+DIR has is not scored again. Needs nothing but Python.
 """
 
 import argparse
@@ -45,9 +47,11 @@ def scores(model, kind, texts, args):
     data, out = args.work / f"{kind}.jsonl", args.work / f"{kind}-{model.stem}.jsonl"
     data.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
     if not out.exists():
-        command = [args.smq_run, "eval", "lambada", model, "--data", data, "--device", args.device, "--out", out]
+        command = [args.smq_run, "eval", "lambada", model, "--data", data]
+        command += ["--device", args.device, "--out", out]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return [round(json.loads(line)["log_likelihoods"][0], 4) for line in out.read_text().splitlines()]
+    lines = out.read_text().splitlines()
+    return [round(json.loads(line)["log_likelihoods"][0], 4) for line in lines]
 
 
 def change(these):
@@ -56,7 +60,9 @@ def change(these):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("checkpoint", type=pathlib.Path)
     parser.add_argument("files", type=pathlib.Path, nargs="+")
@@ -72,14 +78,25 @@ def main():
     for kind, texts in kinds.items():
         seen = [occurs_before(t) for t in texts]
         base = scores(args.checkpoint, kind, texts, args)
-        report[kind] = {"earlier": [int(s) for s in seen], "log_likelihoods": {args.checkpoint.stem: base}}
-        print(f"{kind}: {len(texts)} words, {sum(seen)} of them earlier in the text; C0 {statistics.mean(base):.3f}")
+        report[kind] = {
+            "earlier": [int(s) for s in seen],
+            "log_likelihoods": {args.checkpoint.stem: base},
+        }
+        print(
+            f"{kind}: {len(texts)} words, {sum(seen)} of them earlier in the text;"
+            f" C0 {statistics.mean(base):.3f}"
+        )
         for file in args.files:
             these = scores(file, kind, texts, args)
             report[kind]["log_likelihoods"][file.stem] = these
             by = [a - b for a, b in zip(these, base, strict=True)]
-            parts = {"all": by, "earlier": [d for d, s in zip(by, seen) if s], "new": [d for d, s in zip(by, seen) if not s]}
-            shown = ["{} {:+.3f} ± {:.3f}".format(name, *change(part)) for name, part in parts.items() if len(part) > 1]
+            parts = {
+                "all": by,
+                "earlier": [d for d, s in zip(by, seen) if s],
+                "new": [d for d, s in zip(by, seen) if not s],
+            }
+            parts = {name: change(part) for name, part in parts.items() if len(part) > 1}
+            shown = [f"{name} {mean:+.3f} ± {half:.3f}" for name, (mean, half) in parts.items()]
             print(f"  {file.stem}: {'; '.join(shown)}")
     if args.json:
         args.json.write_text(json.dumps(report, separators=(",", ":")) + "\n")

@@ -4,8 +4,9 @@
     make_int4.py compressed-tensors OUT.safetensors
     make_int4.py auto-round OUT.safetensors
 
-Each tensor NAME of 32 outputs has the parts that the package saves, under the package's names, and NAME.dequantized, f32 [out, in]: what the
-package itself makes of these parts, with the scales widened to f32 first. Needs torch and the package that is named.
+Each tensor NAME of 32 outputs has the parts that the package saves, under the package's names, and
+NAME.dequantized, f32 [out, in]: what the package itself makes of these parts, with the scales
+widened to f32 first. Needs torch and the package that is named.
 """
 
 import sys
@@ -27,7 +28,7 @@ def scales_of(w, group, dtype):
 
 
 def compressed_tensors():
-    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor as Compressor
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
     cases = {
@@ -40,10 +41,12 @@ def compressed_tensors():
         args = QuantizationArgs(num_bits=4, symmetric=True, strategy=strategy, group_size=group)
         scheme = QuantizationScheme(targets=["Linear"], weights=args)
         w = weight(seed).to(dtype)
-        parts = Compressor.compress({"weight": w, "weight_scale": scales_of(w, group or COLUMNS, dtype)}, scheme)
+        whole = {"weight": w, "weight_scale": scales_of(w, group or COLUMNS, dtype)}
+        parts = PackedQuantizationCompressor.compress(whole, scheme)
         wide = {**parts, "weight_scale": parts["weight_scale"].float()}
         tensors |= {f"{name}.{part}": value for part, value in parts.items()}
-        tensors[f"{name}.dequantized"] = Compressor.decompress(wide, scheme)["weight"]
+        whole = PackedQuantizationCompressor.decompress(wide, scheme)
+        tensors[f"{name}.dequantized"] = whole["weight"]
     return tensors
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What a step of many sequences costs the engine, and what it costs the thread between two steps.
 
-    step_time.py SMQ_RUN MODEL [--device cuda] [--clients 1,8,64] [--prompt-len 64] [--output-len 256]
+    step_time.py SMQ_RUN MODEL [--device cuda] [--clients 1,8,64]
+                 [--prompt-len 64] [--output-len 256]
 
 Starts a server, puts load on it by `smq-run load` with each number of clients, and reads from
 /metrics how many steps that took, how long the engine computed them, and how long it waited for its
@@ -39,7 +40,8 @@ def main():
     parser.add_argument("--vocab", type=int, default=1000)
     args = parser.parse_args()
     command = [args.smq_run, "--device", args.device, "serve", args.model, "--port", "0"]
-    command += ["--until-stdin-ends", "--kv-tokens", str(64 * (args.prompt_len + args.output_len + 64))]
+    tokens = 64 * (args.prompt_len + args.output_len + 64)
+    command += ["--until-stdin-ends", "--kv-tokens", str(tokens)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     url = server.stdout.readline().strip().rsplit(" ", 1)[1]
     with urllib.request.urlopen(f"{url}/version") as answer:
@@ -57,8 +59,10 @@ def main():
         steps, engine, host = (after - b for after, b in zip(figures(url), before))
         if index > 0:
             print(
-                f"{clients} clients: {steps:.0f} steps, {1e6 * engine / steps:.1f} us each in the engine,"
-                f" {1e6 * host / steps:.1f} us between two; {level['output_throughput']:.0f} tokens/s,"
+                f"{clients} clients: {steps:.0f} steps,"
+                f" {1e6 * engine / steps:.1f} us each in the engine,"
+                f" {1e6 * host / steps:.1f} us between two;"
+                f" {level['output_throughput']:.0f} tokens/s,"
                 f" TPOT {level['median_tpot_ms']:.3f} ms"
             )
     server.stdin.close()
