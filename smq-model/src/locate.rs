@@ -37,13 +37,15 @@ impl Located {
 /// Hugging Face cache where nothing is there and `given` may be a repository's id.
 ///
 /// # Errors
-/// [`Error::Model`] where the cache has no such repository, with what to do.
+/// [`Error::Model`] where the cache has no such repository, or where nothing is there and a model
+/// beside it has a name much like it, with what to do.
 pub(crate) fn locate(given: &Path) -> Result<Located> {
     // A link that leads nowhere is there: what is wrong with it is said where it is opened.
-    if given.symlink_metadata().is_err()
-        && let Some(located) = hub::find(given)?
-    {
-        return Ok(located);
+    if given.symlink_metadata().is_err() {
+        refuse_typo(given)?;
+        if let Some(located) = hub::find(given)? {
+            return Ok(located);
+        }
     }
     Ok(Located {
         path: given.to_path_buf(),
@@ -51,12 +53,55 @@ pub(crate) fn locate(given: &Path) -> Result<Located> {
     })
 }
 
+/// Refuses a path where nothing is, if a model beside it is likely to be meant.
+fn refuse_typo(given: &Path) -> Result<()> {
+    match meant(given) {
+        Some(other) => {
+            let message = format!(
+                "no such file or directory; did you mean {}?",
+                other.display()
+            );
+            Err(Error::model(given, message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The model beside `given` whose name is nearest to it: without its `.smq`, or with one letter in
+/// five wrong, missing, too much, or in its neighbour's place.
+fn meant(given: &Path) -> Option<PathBuf> {
+    let name = given.file_name()?.to_str()?;
+    let directory = given.parent()?;
+    let directory = match directory.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => directory,
+    };
+    let reach = (name.chars().count() / 5).max(1);
+    let near = std::fs::read_dir(directory).ok()?.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let other = entry.file_name().into_string().ok()?;
+        let apart = match other.strip_suffix(".smq") == Some(name) {
+            true => 0,
+            false => strsim::damerau_levenshtein(&other, name),
+        };
+        let is_model = [".smq", ".safetensors"]
+            .iter()
+            .any(|end| other.ends_with(end))
+            || entry.path().join("config.json").is_file();
+        (apart <= reach && is_model).then_some((apart, other))
+    });
+    near.min().map(|(_, other)| given.with_file_name(other))
+}
+
 /// Opens a .smq file, or says what was given instead.
 ///
 /// # Errors
-/// [`Error::Model`] for a directory or a file of another kind; [`Error::Format`] for a damaged
-/// file.
+/// [`Error::Model`] for a directory, a file of another kind, or a name that is only much like that
+/// of a model; [`Error::Format`] for a damaged file.
 pub fn open_smq(path: &Path) -> Result<SmqFile> {
+    if path.symlink_metadata().is_err() {
+        refuse_typo(path)?;
+    }
     if path.is_dir() {
         let message =
             "is a directory; give a .smq file, which smq-convert makes of a checkpoint directory";

@@ -99,6 +99,39 @@ fn a_file_of_another_kind_is_named_with_what_to_give() {
 }
 
 #[test]
+fn a_name_much_like_a_models_gets_that_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("smollm2.smq"), "").unwrap();
+    std::fs::write(at("smollm3.txt"), "").unwrap();
+    std::fs::create_dir(at("checkpoint")).unwrap();
+    std::fs::write(at("checkpoint/config.json"), "{}").unwrap();
+    for (given, meant) in [
+        ("smolm2.smq", "smollm2.smq"),
+        ("smollm2", "smollm2.smq"),
+        ("mollsm2.smq", "smollm2.smq"),
+        ("chekpoint", "checkpoint"),
+        ("chekcpoint", "checkpoint"),
+    ] {
+        let message = format!(
+            "{}: no such file or directory; did you mean {}?",
+            at(given).display(),
+            at(meant).display()
+        );
+        assert_eq!(
+            Source::open(&at(given)).unwrap_err().to_string(),
+            message,
+            "{given}"
+        );
+        assert_eq!(open_smq(&at(given)).unwrap_err().to_string(), message);
+    }
+    for given in ["smollm3.tx", "phi35.smq", "check"] {
+        let message = Source::open(&at(given)).unwrap_err().to_string();
+        assert!(!message.contains("did you mean"), "{message}");
+    }
+}
+
+#[test]
 fn what_is_no_repositorys_id_is_only_absent() {
     for name in [
         "./org/name",

@@ -75,14 +75,13 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
     print_notes(checkpoint.notes());
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("{}: cannot create it", options.out.display()))?;
-    let (line, protocol) = measure(
+    let mut lines = vec![measure(
         options.device,
         &options.checkpoint,
         &text,
         "C0",
         "bf16, not quantized",
-    )?;
-    let mut lines = vec![line];
+    )?];
     for (config, what, method, name) in configs() {
         let path = options.out.join(format!("{name}.smq"));
         convert_to(&checkpoint, &path, &options.target, method)?;
@@ -96,37 +95,34 @@ pub(crate) fn run(options: &DemoOptions) -> anyhow::Result<()> {
         ))?;
         let errors = inspect::error_table(&report, 8, inspect::Sort::default());
         show(&format!("{errors}\n"))?;
-        let (mut line, _) = measure(options.device, &path, &text, config, what)?;
+        let mut line = measure(options.device, &path, &text, config, what)?;
         line.bits_per_weight = report.sizes.bits_per_quantized_weight;
         line.rel_mse = report.totals.as_ref().map(|t| t.mean_rel_mse);
         lines.push(line);
     }
     show(&format!(
-        "{}\n\nperplexity on {}: {protocol}\nspeed: batch 1, 128-token prompt, 64 new tokens, mean \
-         of 3 runs after 1 warm-up\n",
+        "{}\n\nperplexity on {}: {}\nspeed: batch 1, 128-token prompt, 64 new tokens, mean of 3 \
+         runs after 1 warm-up\n",
         table(&lines),
-        options.text.file_name().unwrap_or_default().display()
+        options.text.file_name().unwrap_or_default().display(),
+        PplOptions::default().protocol_in_short()
     ))
 }
 
-/// Perplexity and decode speed of one model, and the perplexity's protocol.
+/// Perplexity and decode speed of one model.
 fn measure(
     device: Device,
     model: &Path,
     text: &str,
     config: &'static str,
     what: &'static str,
-) -> anyhow::Result<(Line, String)> {
+) -> anyhow::Result<Line> {
     let source = Source::open(model)?;
     let tokenizer = Tokenizer::load(&source)?;
     let started = std::time::Instant::now();
     let mut engine = smq_engine::load(&source, device, None)?;
     let load = started.elapsed();
-    let PplReport {
-        perplexity,
-        protocol,
-        ..
-    } = perplexity(
+    let PplReport { perplexity, .. } = perplexity(
         &mut *engine,
         &tokenizer,
         text,
@@ -134,7 +130,7 @@ fn measure(
         |_, _, _| (),
     )?;
     let timed = bench(&mut *engine, &source, load, &BenchOptions::default())?;
-    let line = Line {
+    Ok(Line {
         config,
         what,
         file_bytes: source.file_bytes(),
@@ -142,8 +138,7 @@ fn measure(
         rel_mse: None,
         perplexity,
         tokens_per_s: timed.decode_tokens_per_s,
-    };
-    Ok((line, protocol))
+    })
 }
 
 fn table(lines: &[Line]) -> Table {

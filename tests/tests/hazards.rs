@@ -169,15 +169,15 @@ fn inputs() {
         ("smq-convert /dev/null DIR/out.smq", "/dev/null is a device, not a regular file"),
         ("smq-convert --to safetensors DIR/fifo DIR/out", "DIR/fifo is a FIFO, not a regular file"),
         ("smq-convert --to safetensors DIR/checkpoint DIR/out", "DIR/checkpoint: is a directory; give a .smq file, which smq-convert makes of a checkpoint directory"),
-        ("smq-run generate --prompt a DIR/missing", "cannot load DIR/missing: DIR/missing: cannot open it: No such file or directory (os error 2)"),
-        ("smq-run generate --prompt a DIR/dangling", "cannot load DIR/dangling: DIR/dangling: cannot follow this symbolic link: No such file or directory (os error 2)"),
-        ("smq-run generate --prompt a DIR/circle", "cannot load DIR/circle: DIR/circle: cannot follow this symbolic link: Too many levels of symbolic links (os error 40)"),
-        ("smq-run generate --prompt a DIR/dir", "cannot load DIR/dir: DIR/dir: no model.safetensors, no model.safetensors.index.json and no other .safetensors file in it"),
-        ("smq-run generate --prompt a DIR/fifo", "cannot load DIR/fifo: DIR/fifo is a FIFO, not a regular file"),
-        ("smq-run generate --prompt a DIR/link-to-fifo", "cannot load DIR/link-to-fifo: DIR/link-to-fifo is a FIFO, not a regular file"),
-        ("smq-run generate --prompt a DIR/empty", "cannot load DIR/empty: DIR/empty: file is 0 bytes, shorter than the 256-byte header"),
-        ("smq-run generate --prompt a DIR/text", "cannot load DIR/text: DIR/text: not an .smq file: the first 8 bytes are 73 6f 6d 65 20 74 65 78, expected 89 53 4d 51 0d 0a 1a 0a"),
-        ("smq-run generate --prompt a /dev/null", "cannot load /dev/null: /dev/null is a device, not a regular file"),
+        ("smq-run generate --prompt a DIR/missing", "DIR/missing: cannot open it: No such file or directory (os error 2)"),
+        ("smq-run generate --prompt a DIR/dangling", "DIR/dangling: cannot follow this symbolic link: No such file or directory (os error 2)"),
+        ("smq-run generate --prompt a DIR/circle", "DIR/circle: cannot follow this symbolic link: Too many levels of symbolic links (os error 40)"),
+        ("smq-run generate --prompt a DIR/dir", "DIR/dir: no model.safetensors, no model.safetensors.index.json and no other .safetensors file in it"),
+        ("smq-run generate --prompt a DIR/fifo", "DIR/fifo is a FIFO, not a regular file"),
+        ("smq-run generate --prompt a DIR/link-to-fifo", "DIR/link-to-fifo is a FIFO, not a regular file"),
+        ("smq-run generate --prompt a DIR/empty", "DIR/empty: file is 0 bytes, shorter than the 256-byte header"),
+        ("smq-run generate --prompt a DIR/text", "DIR/text: not an .smq file: the first 8 bytes are 73 6f 6d 65 20 74 65 78, expected 89 53 4d 51 0d 0a 1a 0a"),
+        ("smq-run generate --prompt a /dev/null", "/dev/null is a device, not a regular file"),
     ]);
 }
 
@@ -231,10 +231,7 @@ fn inputs_within_a_checkpoint() {
         let problem = format!("DIR/checkpoint/{name}{problem}");
         scratch.refused(&[
             ("smq-convert DIR/checkpoint DIR/out.smq", &problem),
-            (
-                "smq-run generate --prompt a DIR/checkpoint",
-                &format!("cannot load DIR/checkpoint: {problem}"),
-            ),
+            ("smq-run generate --prompt a DIR/checkpoint", &problem),
         ]);
     }
     let scratch = Scratch::new();
@@ -246,7 +243,7 @@ fn inputs_within_a_checkpoint() {
         ),
         (
             "smq-run generate --prompt a DIR/checkpoint",
-            "cannot load DIR/checkpoint: DIR/checkpoint/model.safetensors: not a complete safetensors file: header too small; download it again",
+            "DIR/checkpoint/model.safetensors: not a complete safetensors file: header too small; download it again",
         ),
     ]);
 }

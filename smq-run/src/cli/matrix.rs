@@ -17,7 +17,8 @@ use smq_convert::number::count;
 
 #[derive(Debug, Args)]
 pub(super) struct MatrixArgs {
-    /// The file that registers what is measured
+    /// The file that registers what is measured; without one at the default path, the copy of it
+    /// that the program has
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
     /// The checkpoint directory, not quantized

@@ -181,8 +181,7 @@ impl Global {
 impl Opened {
     fn new(model: &Path, global: &Global) -> anyhow::Result<Self> {
         let start = Instant::now();
-        let source =
-            Source::open(model).with_context(|| format!("cannot load {}", model.display()))?;
+        let source = Source::open(model)?;
         print_notes(source.notes());
         let opening = start.elapsed();
         if global.verify {

@@ -106,9 +106,10 @@ pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
         )?;
         writeln!(
             out,
-            "{} tokens scored in {} windows of {}",
+            "{} tokens scored in {} window{} of {}",
             count(result.tokens_scored),
             count(result.windows),
+            if result.windows == 1 { "" } else { "s" },
             count(result.window)
         )?;
         args.explain

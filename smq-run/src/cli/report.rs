@@ -12,7 +12,8 @@ use smq_convert::cli::{after_work, show};
 pub(super) struct ReportArgs {
     /// The results directory of `smq-run matrix`
     results: PathBuf,
-    /// The file that registered what was measured
+    /// The file that registered what was measured; without one at the default path, the copy of it
+    /// that the program has
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
 }
