@@ -25,6 +25,8 @@ const TOP: i32 = 10;
 const BOTTOM: i32 = 62;
 /// Pixels that keep the projections apart.
 const GAP: i32 = 8;
+/// Pixels from one layer's number to the next: narrow pages draw them larger.
+const NUMBERS_APART: i32 = 26;
 /// Tensors that a page can show as lines of at least two pixels.
 const MAX_LINES: usize = 800;
 /// Cells of a line (`MAX_ROW_BLOCKS` of the format; a file that has more is cut).
@@ -143,11 +145,13 @@ fn names(canvas: &Canvas<'_>, s: &Series<'_>, lines: &[Line<'_>], line_height: i
     let mut previous = None;
     for line in lines.iter().filter(|_| s.in_layers) {
         let layer = line.tensor.layer;
-        if line.top < free || layer == previous {
+        // The next projection's first number comes right below the last line.
+        let meets_next = previous.is_some() && line.top + NUMBERS_APART > last.top + line_height;
+        if line.top < free || layer == previous || meets_next {
             continue;
         }
         previous = layer;
-        free = line.top + 18;
+        free = line.top + NUMBERS_APART;
         let number = layer.map(|n| n.to_string()).unwrap_or_default();
         let at = (LEFT - 6, line.top + line_height / 2);
         canvas.draw(&Text::new(number, at, style.clone()))?;
