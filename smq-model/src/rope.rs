@@ -93,15 +93,22 @@ impl RopeConfig {
     /// sequence of any other length.
     #[must_use]
     pub fn grows(&self, len: usize) -> bool {
+        self.fixed_up_to().is_some_and(|most| len > most)
+    }
+
+    /// Tokens of the longest sequence whose frequencies are those of any shorter one, where a longer
+    /// one has its own; `None` where none has.
+    #[must_use]
+    pub fn fixed_up_to(&self) -> Option<usize> {
         match self.scaling {
             RopeScaling::None
             | RopeScaling::Linear { .. }
             | RopeScaling::Llama3 { .. }
             | RopeScaling::Yarn { .. }
-            | RopeScaling::LongRope { .. } => false,
+            | RopeScaling::LongRope { .. } => None,
             RopeScaling::Dynamic {
                 original_positions, ..
-            } => len > original_positions,
+            } => Some(original_positions),
         }
     }
 

@@ -9,7 +9,7 @@ use smq_model::architecture::{
     Activation, Architecture, Biases, Multipliers, NormWeight, Norms, QkNorm, Rotations, SoftCaps,
     Windows,
 };
-use smq_model::{ModelConfig, NamedMatrix, RopeConfig, RopeScaling, Tables};
+use smq_model::{ModelConfig, NamedMatrix, Tables};
 
 /// Elements of a head, of which there are kernels.
 const HEAD_DIMS: [usize; 5] = [32, 64, 96, 128, 256];
@@ -41,7 +41,7 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
         },
         activation: Activation::Silu | Activation::GeluTanh,
         rms_norm_eps: _,
-        max_positions: _,
+        max_positions,
         windows: Windows::Alike(_) | Windows::ByLayer(_),
         tables: Tables::Both | Tables::Embedding | Tables::Head,
         rope,
@@ -96,10 +96,6 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
     };
     let absent = [
         (
-            ropes.iter().any(|rope| grows(rope)),
-            "dynamic scaling of its rotary embedding",
-        ),
-        (
             ropes[0].rotary_dim != ropes[1].rotary_dim,
             "rotary embeddings of several widths",
         ),
@@ -116,6 +112,14 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
             absent.join(", ")
         )));
     }
+    // Keys in the cache would be of many lengths' frequencies.
+    let fixed_up_to = ropes.iter().filter_map(|rope| rope.fixed_up_to()).min();
+    if let Some(limit) = fixed_up_to.filter(|most| max_positions > most) {
+        return Err(Error::config(format!(
+            "this {name} has dynamic scaling of its rotary embedding, which changes with every token beyond {limit}; \
+             --device cuda does not compute that: give --context {limit}, or run with --device cpu"
+        )));
+    }
     if !HEAD_DIMS.contains(head_dim) {
         return Err(Error::config(format!(
             "heads of {head_dim} elements do not run with --device cuda, only those of 32, 64, 96, 128 and 256; run \
@@ -127,18 +131,6 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
 
 /// Heads that `rope.cu` norms together: a thread each.
 const MOST_NORMED_HEADS: usize = ROPE_THREADS as usize;
-
-/// Whether frequencies depend on how long a sequence is: keys in the cache would be of many.
-fn grows(rope: &RopeConfig) -> bool {
-    match rope.scaling {
-        RopeScaling::None
-        | RopeScaling::Linear { .. }
-        | RopeScaling::Llama3 { .. }
-        | RopeScaling::Yarn { .. }
-        | RopeScaling::LongRope { .. } => false,
-        RopeScaling::Dynamic { .. } => true,
-    }
-}
 
 /// How keys and values of one sequence are held, where the kernels know that.
 pub(super) fn kv_cache(format: Option<KvCacheFormat>) -> Result<KvCode> {
@@ -346,7 +338,7 @@ mod tests {
         for (keys, words) in [
             (
                 with("llama", "rope_scaling", dynamic.clone()),
-                &["dynamic scaling"][..],
+                &["dynamic scaling", "beyond 64", "give --context 64"][..],
             ),
             (
                 with("qwen3", "rope_scaling", dynamic),
@@ -364,6 +356,20 @@ mod tests {
                 assert!(message.contains(word), "{shown}: {message}");
             }
         }
+    }
+
+    /// Up to its own length a dynamic embedding is a plain one.
+    #[test]
+    fn a_dynamic_embedding_runs_as_far_as_it_does_not_change() {
+        let mut config = base();
+        config["model_type"] = "llama".into();
+        config["rope_scaling"] = json!({"type": "dynamic", "factor": 2.0});
+        let mut c = ModelConfig::from_json(config.to_string().as_bytes()).unwrap();
+        assert_eq!(c.max_positions, 128);
+        assert!(check(&c, 132).is_err());
+        c.max_positions = 64;
+        check(&c, 132).unwrap();
+        assert_eq!(c.rope.grown_inv_freq(64), c.rope.inv_freq(false));
     }
 
     #[test]

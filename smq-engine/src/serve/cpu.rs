@@ -59,14 +59,12 @@ impl<'a> CpuBatch<'a> {
             decoder.limit(max_tokens);
         }
         let c = decoder.config();
-        if c.rope.grows(c.max_positions) {
+        if let Some(limit) = c.rope.fixed_up_to().filter(|most| c.max_positions > *most) {
             // Each length has frequencies of its own there, so that what is cached of a sequence
             // depends on how it was cut.
-            let limit = (0..c.max_positions).rfind(|len| !c.rope.grows(*len));
             return Err(Error::Input(format!(
                 "the model's dynamic rotary embedding changes with every token beyond {limit}, which \
-                 many sequences at once do not do; give --context {limit}",
-                limit = limit.unwrap_or(0)
+                 many sequences at once do not do; give --context {limit}"
             )));
         }
         Ok(Self {

@@ -13,7 +13,7 @@ use smq_engine::cuda::{CudaEngine, Need, SMS, kernels_of};
 use smq_model::{ConfigFile, ModelConfig};
 
 use crate::logits::of_all;
-use crate::models::{E5M5, Model, sample_tokens};
+use crate::models::{self, E5M5, Model, any_tokens, sample_tokens};
 use crate::reference::{Path, argmax};
 use crate::{Outcome, batch, none, rows};
 
@@ -350,6 +350,29 @@ pub(crate) fn batch_fast() -> Outcome {
 pub(crate) fn continuations() -> Outcome {
     let of = |(name, model): (String, Model)| rows::continuations_of(&name, &model.open());
     none(models().into_iter().flat_map(of).collect())
+}
+
+/// A dynamic rotary embedding, within the length up to which it does not change.
+pub(crate) fn dynamic_rope() -> Outcome {
+    let mut config = models::llama();
+    config["rope_scaling"] = json!({"type": "dynamic", "factor": 2.0});
+    let model = Model::synthetic(&config);
+    let (source, context) = (model.open(), 2048);
+    if CudaEngine::load(&source, None).is_ok() {
+        return none(vec!["a longer context is taken".into()]);
+    }
+    let tokens = any_tokens(300 + STEPS, 1000);
+    // Too little work for each multiprocessor: the kernels of prompts make the steps.
+    let (prompts, path) = ((&PROMPTS[..], STEPS), Path::Prompt);
+    none(of_all(
+        "dynamic",
+        &source,
+        Some(context),
+        &tokens,
+        prompts,
+        false,
+        path,
+    ))
 }
 
 /// Every model's outcome, by its name.

@@ -83,7 +83,7 @@ fn tests() -> Vec<(String, Test)> {
         add(&name("shapes"), Box::new(move || kv_cache::shapes(code)));
         add(&name("repeats"), Box::new(move || kv_cache::repeats(code)));
     }
-    let fixed: [(&str, Plain); 60] = [
+    let fixed: [(&str, Plain); 61] = [
         ("batch_scores_c0", batch::scores_c0),
         ("batch_scores_int4", batch::scores_int4),
         ("batch_scores_lut4", batch::scores_lut4),
@@ -146,6 +146,7 @@ fn tests() -> Vec<(String, Test)> {
         ("families_batch_invariant", families::batch_invariant),
         ("families_batch_fast", families::batch_fast),
         ("families_continuations", families::continuations),
+        ("families_dynamic_rope", families::dynamic_rope),
         ("bad_requests", errors::bad_requests),
         ("unsupported_models", errors::unsupported_models),
         ("damaged_weights", errors::damaged_weights),

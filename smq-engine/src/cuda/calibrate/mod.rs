@@ -88,7 +88,11 @@ impl Calibrator {
     /// [`Error::Input`] for windows of several lengths or a token outside the vocabulary.
     pub fn new(source: &Source, windows: &[Vec<u32>]) -> Result<Self> {
         let gpu = Gpu::open(0)?;
-        let config = ModelConfig::of(source)?;
+        let mut config = ModelConfig::of(source)?;
+        // Nothing longer than a window is computed.
+        if let Some(longest) = windows.iter().map(Vec::len).max() {
+            config.max_positions = config.max_positions.min(longest);
+        }
         limits::check(&config, gpu.sm_count() as usize)?;
         limits::calibration(&config)?;
         streams::check(&config, windows)?;
