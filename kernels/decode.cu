@@ -81,7 +81,8 @@
 static_assert(SLOTS % PRODUCERS == 0, "a slot is always the same producer's");
 static_assert(WEIGHT_BYTES == 8 * 128 * WARPS && WEIGHT_BYTES <= SLOT_BYTES,
               "a slot has 8 rows of a line a warp, then scale codes");
-static_assert(DYNAMIC_SHARED == SLOTS * SLOT_BYTES + 128 + 2 * PARTIAL_BYTES, "the ring, then two phases' scratch");
+static_assert(DYNAMIC_SHARED == SLOTS * SLOT_BYTES + 128 + 2 * PARTIAL_BYTES,
+              "the ring, then two phases' scratch");
 static_assert(KINDS <= MOST_KINDS && KINDS <= ATTENTION_KIND, "every kind has a number of its own");
 
 extern __shared__ __align__(128) u8 shared[];
@@ -116,13 +117,16 @@ enum Word {
     OUT_SUMS = WORD_OUT_SUMS, // sums of squares of the output; the head's: best logits
 };
 static_assert(PHASE_WORDS == 32, "a word a lane");
-static_assert(SCALES_WIDTH_AT == 8 && SCALES_MANTISSA_AT == 16, "format and width have a byte each");
+static_assert(SCALES_WIDTH_AT == 8 && SCALES_MANTISSA_AT == 16,
+              "format and width have a byte each");
 
 // One word a lane.
 struct Phase {
     u32 word;
     INSIDE u32 at(int i) const { return __shfl_sync(0xffffffffu, word, i); }
-    template <class T> INSIDE T *pointer(int i) const { return (T *)((u64)at(i + 1) << 32 | at(i)); }
+    template <class T> INSIDE T *pointer(int i) const {
+        return (T *)((u64)at(i + 1) << 32 | at(i));
+    }
 };
 
 // The tag of use `use` of a buffer in the step after `steps` steps. Consecutive uses differ.
@@ -154,7 +158,9 @@ struct Ring {
     INSIDE u8 *at(const Cursor &c) const { return slots + c.slot * SLOT_BYTES; }
     INSIDE void wait(const Cursor &c) const { barrier_wait(&full[c.slot], c.parity); }
     // By each warp that shares the slot: WARPS / weight of them.
-    INSIDE void release(const Cursor &c, int weight) const { barrier_arrive_warp(&empty[c.slot], weight); }
+    INSIDE void release(const Cursor &c, int weight) const {
+        barrier_arrive_warp(&empty[c.slot], weight);
+    }
 };
 __shared__ u64 barriers[2 * SLOTS]; // full, empty
 INSIDE Ring Cursor::ring() { return {shared, barriers, barriers + SLOTS}; }
@@ -166,10 +172,13 @@ struct Words {
         const uint4 q = quads[i / 4];
         return i % 4 == 0 ? q.x : i % 4 == 1 ? q.y : i % 4 == 2 ? q.z : q.w;
     }
-    template <class T> INSIDE T *pointer(int i) const { return (T *)((u64)at(i + 1) << 32 | at(i)); }
+    template <class T> INSIDE T *pointer(int i) const {
+        return (T *)((u64)at(i + 1) << 32 | at(i));
+    }
     INSIDE Words(const u32 *program, int phase) {
 #pragma unroll
-        for (int i = 0; i < PHASE_WORDS / 4; i++) quads[i] = *(const uint4 *)(program + PHASE_WORDS * phase + 4 * i);
+        for (int i = 0; i < PHASE_WORDS / 4; i++)
+            quads[i] = *(const uint4 *)(program + PHASE_WORDS * phase + 4 * i);
     }
 };
 
@@ -210,7 +219,9 @@ struct Pump {
         barrier_expect(&ring.full[head.slot], bytes);
         return ring.at(head);
     }
-    INSIDE void copy(u8 *to, const void *from, int bytes) { bulk_copy(to, from, bytes, &ring.full[head.slot]); }
+    INSIDE void copy(u8 *to, const void *from, int bytes) {
+        bulk_copy(to, from, bytes, &ring.full[head.slot]);
+    }
     INSIDE void done() {
         last = head;
         head.advance(PRODUCERS);
@@ -387,7 +398,8 @@ static_assert(MOST_KINDS == 9, "as many as are listed here");
 #else
 #define LUT4_CORE_2
 #endif
-static_assert(BF16_CORES <= 3 && INT4_CORES <= 3 && NF4_CORES <= 3 && FP8_CORES <= 3 && LUT4_CORES <= 3,
+static_assert(BF16_CORES <= 3 && INT4_CORES <= 3 && NF4_CORES <= 3 && FP8_CORES <= 3 &&
+                  LUT4_CORES <= 3,
               "no more are listed here");
 #define FOR_CORES \
     BF16_CORE_0 BF16_CORE_1 BF16_CORE_2 \
@@ -400,8 +412,9 @@ static_assert(BF16_CORES <= 3 && INT4_CORES <= 3 && NF4_CORES <= 3 && FP8_CORES 
 #include "decode_attention.cuh"
 
 KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
-    decode(const u32 *program, int phases, int whole, int *state, const u16 *embedding, const float *norm,
-           const float *first_norm, const float *inv_freq, float attention_factor, float *hidden, float *hidden_sums, volatile u64 *mailbox
+    decode(const u32 *program, int phases, int whole, int *state, const u16 *embedding,
+           const float *norm, const float *first_norm, const float *inv_freq,
+           float attention_factor, float *hidden, float *hidden_sums, volatile u64 *mailbox
 #if ROTATIONS > 1
            , const float *other_inv_freq, float other_attention_factor
 #endif
@@ -472,7 +485,8 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
         rope[3 * ROTARY_HALF + i] = sinf(angle) * other_attention_factor;
 #endif
     }
-    const int first = 8 * first_of(ROW_TILES, blockIdx.x), rows = 8 * first_of(ROW_TILES, blockIdx.x + 1) - first;
+    const int first = 8 * first_of(ROW_TILES, blockIdx.x),
+              rows = 8 * first_of(ROW_TILES, blockIdx.x + 1) - first;
     const int row = first + threadIdx.x;
     if (whole) {
         const u32 tag = tag_of(c.steps, 0);

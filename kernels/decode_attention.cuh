@@ -1,29 +1,37 @@
 // Attention of a decode step: the new token over one sequence's key/value cache.
 //
-//   out[h, :] = sum_j softmax_j(q[h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :],  h' = h / (HEADS / KV_HEADS)
-//   over the positions j <= past (with WINDOW > 0 also j > past - WINDOW); row `past` is the new one. SCORES_BITS replaces
-//   1 / sqrt(HEAD_DIM) by an f32; with SOFT_CAP_BITS what is scaled becomes c tanh(x / c) before the softmax.
-//   LAYER_WINDOWS = 1: the phase says what WINDOW is, in word BIAS0; ROTATIONS > 1: which angles, in word BIAS1.
+//   out[h, :] = sum_j softmax_j(q[h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :],
+//   h' = h / (HEADS / KV_HEADS),
+//   over the positions j <= past (with WINDOW > 0 also j > past - WINDOW); row `past` is the new
+//   one. SCORES_BITS replaces 1 / sqrt(HEAD_DIM) by an f32; with SOFT_CAP_BITS what is scaled
+//   becomes c tanh(x / c) before the softmax.
+//   LAYER_WINDOWS = 1: the phase says what WINDOW is, in word BIAS0; ROTATIONS > 1: which angles,
+//   in word BIAS1.
 //
-// With QK_NORM queries and keys are normed before they are rotated: a warp takes a head at a time (PER_HEAD), or every block
-// adds up the squares of all queries and of all keys (WHOLE_WIDTH). W2 and S0 are then the weights, f32.
+// With QK_NORM queries and keys are normed before they are rotated: a warp takes a head at a time
+// (PER_HEAD), or every block adds up the squares of all queries and of all keys (WHOLE_WIDTH). W2
+// and S0 are then the weights, f32.
 //
 // Also rotates q and k (RoPE) and writes the new rows of k and v, rounded to bf16 and then to what
 // the cache has (kv_codes.cuh), into the cache.
 //
 //   X          f32 [(HEADS + 2 KV_HEADS) HEAD_DIM], tagged, not rotated
 //   W0, W1     keys, values, KvUnit [KV_HEADS, capacity, KV_UNITS]; `past` rows are filled. PAGED =
-//              1: [pages, KV_HEADS, PAGE_TOKENS, KV_UNITS], and `pages` has the sequence's, in order
+//              1: [pages, KV_HEADS, PAGE_TOKENS, KV_UNITS], and `pages` has the sequence's, in
+//              order
 //   S1, S2     scales of keys and of values, u8 [KV_HEADS, capacity, KV_SCALES], where rows have
 //              any
-//   SUMS       parts, f32 [HEADS, SPLITS, PART_FLOATS], tagged: output, maximum and sum of each block
+//   SUMS       parts, f32 [HEADS, SPLITS, PART_FLOATS], tagged: output, maximum and sum of each
+//              block
 //   OUT        f32 [HEADS HEAD_DIM], tagged
 //
-// SPLITS blocks share a key/value head and all queries of it; they divide the cached tokens evenly, whatever `past` is.
-// Keys and values of STAGE_TOKENS tokens come through the ring. Eight tokens are a warp's turn, a quad of lanes takes a
-// token and keeps its own running maximum, sum and output: at one row the phase is bound by memory and latency, so tensor
-// cores would not help, and f32 arithmetic loses nothing. At the end the quads of a warp are added up, then the
-// warps of a block, then the blocks, each of which finishes a slice of HEAD_DIM. The order of additions is fixed.
+// SPLITS blocks share a key/value head and all queries of it; they divide the cached tokens evenly,
+// whatever `past` is. Keys and values of STAGE_TOKENS tokens come through the ring. Eight tokens
+// are a warp's turn, a quad of lanes takes a token and keeps its own running maximum, sum and
+// output: at one row the phase is bound by memory and latency, so tensor cores would not help, and
+// f32 arithmetic loses nothing. At the end the quads of a warp are added up, then the warps of a
+// block, then the blocks, each of which finishes a slice of HEAD_DIM. The order of additions is
+// fixed.
 #pragma once
 #include "kv_codes.cuh"
 
@@ -54,11 +62,15 @@ constexpr int VALUES_AT = STAGE_TOKENS * KV_ROW, SCALES_AT = 2 * VALUES_AT;
 constexpr int VALUE_SCALES_AT = SCALE_TOKENS * KV_SCALES; // behind those of keys
 static_assert(KV_ROW % 16 == 0 && SCALES_AT + 2 * VALUE_SCALES_AT <= WEIGHT_BYTES, "a slot");
 static_assert(!PAGED || KV_SCALES == 0, "pages have no scales");
-static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 256 && 2 * ROTARY_HALF <= HEAD_DIM && HEADS % KV_HEADS == 0, "shape");
+static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 256 && 2 * ROTARY_HALF <= HEAD_DIM &&
+                  HEADS % KV_HEADS == 0,
+              "shape");
 static_assert(PART_FLOATS == EXCHANGED_FLOATS, "what smq-engine leaves room for");
 static_assert(HEAD_DIM % SPLITS == 0 && SPLITS * KV_HEADS <= GRID && STAGE_TOKENS >= 8, "shape");
-// Scratch: rotated queries, times log2(e) / sqrt(HEAD_DIM); the new key and value; maxima and sums; outputs.
-static_assert(4 * (QUERIES + 1 + BATCH * WARPS) * HEAD_DIM + 8 * BATCH * WARPS <= PARTIAL_BYTES, "scratch");
+// Scratch: rotated queries, times log2(e) / sqrt(HEAD_DIM); the new key and value; maxima and sums;
+// outputs.
+static_assert(4 * (QUERIES + 1 + BATCH * WARPS) * HEAD_DIM + 8 * BATCH * WARPS <= PARTIAL_BYTES,
+              "scratch");
 
 #if LAYER_WINDOWS
 #define WINDOW_OF(phase) (int)phase.at(BIAS0)
@@ -98,7 +110,8 @@ DEVICE void produce_cache(const Words &phase, Pump &pump, int past, const int *p
     for (int pass = 0; pass < PASSES; pass++) {
 #pragma unroll 1
         for (int stage = pump.skip; stage < share.stages; stage += PRODUCERS) {
-            const int token = share.begin + stage * STAGE_TOKENS, count = min(share.limit - token, STAGE_TOKENS);
+            const int token = share.begin + stage * STAGE_TOKENS,
+                      count = min(share.limit - token, STAGE_TOKENS);
             const int from = token & ~15, scales = ((token + count + 15) & ~15) - from;
             u8 *slot = pump.next(2 * (count * KV_ROW + scales * KV_SCALES));
 #if PAGED
@@ -128,8 +141,8 @@ DEVICE void produce_cache(const Words &phase, Pump &pump, int past, const int *p
 
 #include "decode_attend.cuh"
 
-// What queries are multiplied with, so that their products with keys are in units of ln 2; with a soft cap, twice their
-// products' part of the cap.
+// What queries are multiplied with, so that their products with keys are in units of ln 2; with a
+// soft cap, twice their products' part of the cap.
 DEVICE float query_scale() {
 #ifdef SCORES_BITS
     float scale = 1.4426950408889634f * __uint_as_float(SCORES_BITS);
@@ -161,7 +174,8 @@ DEVICE float own_squares(const float *x, int count, Tag tag) {
 }
 #endif
 
-// The block's queries, and in block 0 of a head the new key and value behind them, normed but for the value.
+// The block's queries, and in block 0 of a head the new key and value behind them, normed but for
+// the value.
 DEVICE void norm_heads(const Phase &phase, Tag tag, int kv_head, int split, float *staged) {
     const float *qkv = phase.pointer<const float>(X);
     const float *q_norm = phase.pointer<const float>(W2), *k_norm = phase.pointer<const float>(S0);
@@ -169,7 +183,8 @@ DEVICE void norm_heads(const Phase &phase, Tag tag, int kv_head, int split, floa
 #if QK_NORM == WHOLE_WIDTH
     __shared__ float sums[2][WARPS];
     const float of_queries = warp_sum(own_squares(qkv, HEADS * HEAD_DIM, tag));
-    const float of_keys = split == 0 ? warp_sum(own_squares(qkv + HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, tag)) : 0.0f;
+    const float of_keys =
+        split == 0 ? warp_sum(own_squares(qkv + HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, tag)) : 0.0f;
     if (lane == 0) sums[0][warp] = of_queries, sums[1][warp] = of_keys;
     sync_threads(1, CONSUMERS);
 #endif
@@ -177,7 +192,8 @@ DEVICE void norm_heads(const Phase &phase, Tag tag, int kv_head, int split, floa
     for (int vector = warp; vector < vectors; vector += WARPS) {
         const bool is_query = vector < QUERIES, is_key = vector == QUERIES;
         const int head = is_query ? kv_head * QUERIES + vector : kv_head;
-        const float *x = qkv + (is_query ? head : HEADS + (is_key ? 0 : KV_HEADS) + head) * HEAD_DIM;
+        const float *x =
+            qkv + (is_query ? head : HEADS + (is_key ? 0 : KV_HEADS) + head) * HEAD_DIM;
         float v[CHUNKS], squares = 0.0f;
         u32 raw[CHUNKS];
         bool here;
@@ -212,7 +228,8 @@ DEVICE void norm_heads(const Phase &phase, Tag tag, int kv_head, int split, floa
 }
 #endif
 
-DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float *rope, const int *pages) {
+DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float *rope,
+                          const int *pages) {
     if (blockIdx.x >= KV_HEADS * SPLITS) return;
     take_scratch(c);
     const int split = blockIdx.x % SPLITS, kv_head = blockIdx.x / SPLITS;
@@ -250,7 +267,8 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
     for (int index = threadIdx.x; index < pairs; index += CONSUMERS) {
         const int vector = index / (HEAD_DIM / 2), i = index % (HEAD_DIM / 2);
         const bool is_query = vector < QUERIES, is_key = vector == QUERIES;
-        const int head = is_query ? kv_head * QUERIES + vector : HEADS + (is_key ? 0 : KV_HEADS) + kv_head;
+        const int head =
+            is_query ? kv_head * QUERIES + vector : HEADS + (is_key ? 0 : KV_HEADS) + kv_head;
         const bool rotates = i < ROTARY_HALF;
         const int low = rotates ? i : 2 * i, high = rotates ? i + ROTARY_HALF : 2 * i + 1;
 #if QK_NORM
@@ -396,7 +414,8 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
                     raw[s][2] = load_relaxed(from + s * PART_FLOATS + HEAD_DIM + 1);
                 }
 #pragma unroll
-                for (int s = 0; s < SPLITS; s++) here &= made.on(raw[s][0]) && made.on(raw[s][1]) && made.on(raw[s][2]);
+                for (int s = 0; s < SPLITS; s++)
+                    here &= made.on(raw[s][0]) && made.on(raw[s][1]) && made.on(raw[s][2]);
             } while (!here);
 #pragma unroll
             for (int s = 0; s < SPLITS; s++) {

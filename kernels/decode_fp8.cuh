@@ -24,7 +24,8 @@ DEVICE u32 round_to_e4m3(float low, float high) {
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(two) : "f"(high), "f"(low));
     return two;
 }
-template <int K> __device__ __noinline__ Multiplied multiply_fp8(Multiply m, LaneScales scales, u8 *scratch) {
+template <int K>
+__device__ __noinline__ Multiplied multiply_fp8(Multiply m, LaneScales scales, u8 *scratch) {
     constexpr Shape S = {K, FP8, STORE, 0, 0, 0};
     constexpr int LINES = S.lines, KSPLIT = S.ksplit;
     static_assert(K % 16 == 0, "rows are copied in 16 bytes");
@@ -53,8 +54,9 @@ template <int K> __device__ __noinline__ Multiplied multiply_fp8(Multiply m, Lan
 #pragma unroll
     for (int i = 0; i < KSPLIT; i++) {
         raw[i].x &= ~3u, raw[i].y &= ~3u, raw[i].z &= ~3u, raw[i].w &= ~3u; // without the tags
-        largest = max(max(max(raw[i].x & 0x7fffffffu, raw[i].y & 0x7fffffffu), raw[i].z & 0x7fffffffu),
-                      max(raw[i].w & 0x7fffffffu, largest));
+        largest =
+            max(max(max(raw[i].x & 0x7fffffffu, raw[i].y & 0x7fffffffu), raw[i].z & 0x7fffffffu),
+                max(raw[i].w & 0x7fffffffu, largest));
     }
     largest = __reduce_max_sync(0xffffffffu, largest);
     if (lane == 0) maxima[warp] = largest;
@@ -67,8 +69,10 @@ template <int K> __device__ __noinline__ Multiplied multiply_fp8(Multiply m, Lan
     u32 *exchange = (u32 *)(scratch + warp * FP8_LINE_BYTES);
 #pragma unroll
     for (int i = 0; i < KSPLIT; i++) {
-        const u32 low = round_to_e4m3(__uint_as_float(raw[i].x) / x_scale, __uint_as_float(raw[i].y) / x_scale);
-        const u32 high = round_to_e4m3(__uint_as_float(raw[i].z) / x_scale, __uint_as_float(raw[i].w) / x_scale);
+        const u32 low =
+            round_to_e4m3(__uint_as_float(raw[i].x) / x_scale, __uint_as_float(raw[i].y) / x_scale);
+        const u32 high =
+            round_to_e4m3(__uint_as_float(raw[i].z) / x_scale, __uint_as_float(raw[i].w) / x_scale);
         __syncwarp();
         *(uint2 *)(exchange + 2 * lane) = make_uint2(f16_of_e4m3(low), f16_of_e4m3(high));
         __syncwarp();
@@ -88,7 +92,9 @@ template <int K> __device__ __noinline__ Multiplied multiply_fp8(Multiply m, Lan
         for (int chunk = 0; chunk < KSPLIT; chunk++) {
             ring.wait(m.at);
             const u8 *slot = ring.at(m.at);
-            if (chunk == 0) scale = *(const float *)(slot + WEIGHT_BYTES + scales.run_offset + ((scales.bit & 127) + scales.offset) / 8);
+            if (chunk == 0)
+                scale = *(const float *)(slot + WEIGHT_BYTES + scales.run_offset +
+                                         ((scales.bit & 127) + scales.offset) / 8);
             if (chunk * WARPS + warp < LINES) {
                 const int stride = min(S.row_bytes - chunk * 128 * WARPS, 128 * WARPS);
                 const u8 *base = slot + lane / 8 * stride + warp * 128 + lane % 8 * 16;
@@ -96,11 +102,13 @@ template <int K> __device__ __noinline__ Multiplied multiply_fp8(Multiply m, Lan
                 const bool there = K % 128 == 0 || 128 * (chunk * WARPS + warp) + lane % 8 * 16 < K;
                 const uint4 none = {0, 0, 0, 0}, low = there ? *(const uint4 *)base : none;
                 const uint4 high = there ? *(const uint4 *)(base + 4 * stride) : none;
-                const u32 lows[4] = {low.x, low.y, low.z, low.w}, highs[4] = {high.x, high.y, high.z, high.w};
+                const u32 lows[4] = {low.x, low.y, low.z, low.w},
+                          highs[4] = {high.x, high.y, high.z, high.w};
 #pragma unroll
                 for (int w = 0; w < 4; w++)
-                    mma_f16(acc, f16_of_e4m3(lows[w]), f16_of_e4m3(highs[w]), f16_of_e4m3(lows[w] >> 16),
-                            f16_of_e4m3(highs[w] >> 16), b[chunk][2 * w], b[chunk][2 * w + 1]);
+                    mma_f16(acc, f16_of_e4m3(lows[w]), f16_of_e4m3(highs[w]),
+                            f16_of_e4m3(lows[w] >> 16), f16_of_e4m3(highs[w] >> 16),
+                            b[chunk][2 * w], b[chunk][2 * w + 1]);
             }
             ring.release(m.at, 1);
             m.at.advance();
@@ -108,7 +116,8 @@ template <int K> __device__ __noinline__ Multiplied multiply_fp8(Multiply m, Lan
         scales.advance(tile, 1);
         const float total = add_lanes(counts ? acc[0] : 0.0f, counts ? acc[2] : 0.0f, lane);
         if ((lane & 6) == 0 && warp < LINES)
-            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + warp] = total * (scale * x_scale);
+            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + warp] =
+                total * (scale * x_scale);
     }
     return {m.at, squares.sum(m.sums, m.tag, lane)};
 }

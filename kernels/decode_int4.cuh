@@ -49,12 +49,14 @@ template <bool BOOK> struct __align__(16) LimbsOfLine {
         u32 y[8]; // the bytes of the fixed point plus 0x808080 are its balanced digits plus 128
 #pragma unroll
         for (int i = 0; i < 8; i++)
-            y[i] = __float_as_uint(fmaf(__uint_as_float(bits[i]), factor, 12582912.0f)) - INT_IN_FLOAT + 0x808080;
+            y[i] = __float_as_uint(fmaf(__uint_as_float(bits[i]), factor, 12582912.0f)) -
+                   INT_IN_FLOAT + 0x808080;
         u32 out[3][2];
 #pragma unroll
         for (int odd = 0; odd < 2; odd++) {
             const int first = BOOK ? 4 * odd : odd, step = BOOK ? 1 : 2;
-            const u32 y0 = y[first], y1 = y[first + step], y2 = y[first + 2 * step], y3 = y[first + 3 * step];
+            const u32 y0 = y[first], y1 = y[first + step], y2 = y[first + 2 * step],
+                      y3 = y[first + 3 * step];
             u32 low01 = __byte_perm(y0, y1, 0x5140), low23 = __byte_perm(y2, y3, 0x5140);
             u32 top01 = __byte_perm(y0, y1, 0x0062), top23 = __byte_perm(y2, y3, 0x0062);
             out[0][odd] = __byte_perm(low01, low23, 0x5410) ^ 0x80808080u;
@@ -62,8 +64,11 @@ template <bool BOOK> struct __align__(16) LimbsOfLine {
             out[2][odd] = __byte_perm(top01, top23, 0x5410) ^ 0x80808080u;
         }
 #pragma unroll
-        for (int i = 0; i < 3; i++) *(uint2 *)(limbs[i] + 2 * lane) = make_uint2(out[i][0], out[i][1]);
-        if (lane % 16 == 0) unit[lane / 16] = finite ? __uint_as_float((exponent - (BOOK ? 21 : 25)) << 23) : __uint_as_float(0x7fffffffu);
+        for (int i = 0; i < 3; i++)
+            *(uint2 *)(limbs[i] + 2 * lane) = make_uint2(out[i][0], out[i][1]);
+        if (lane % 16 == 0)
+            unit[lane / 16] = finite ? __uint_as_float((exponent - (BOOK ? 21 : 25)) << 23)
+                                     : __uint_as_float(0x7fffffffu);
     }
 };
 using LineLimbs = LimbsOfLine<false>;
@@ -101,7 +106,9 @@ template <bool BOOK> struct LimbsOfLane {
 using Limbs = LimbsOfLane<false>;
 
 // A lane's four words of a row of a line: the first byte's place, and what is there.
-DEVICE int first_byte(int lane) { return INT4_PARTS == 1 ? lane % 8 * 16 : lane / 4 % 2 * 64 + lane % 4 * 4 * PART_WORDS; }
+DEVICE int first_byte(int lane) {
+    return INT4_PARTS == 1 ? lane % 8 * 16 : lane / 4 % 2 * 64 + lane % 4 * 4 * PART_WORDS;
+}
 DEVICE void load_words(u32 (&words)[4], const u8 *from) {
     if constexpr (INT4_PARTS == 1) {
         const uint4 v = *(const uint4 *)from;
@@ -121,24 +128,28 @@ DEVICE void load_words(u32 (&words)[4], const u8 *from) {
 // The scales of the 8 rows of `LINES` lines, which the lanes of a warp load: in groups of 128 two
 // lines' at a time, one in each half of the lanes, and else those of one row of a line by four
 // lanes.
-template <int LINES> constexpr int SCALE_LOADS = INT4_PARTS == 1 ? (LINES + 1) / 2 : LINES * INT4_PARTS / 2;
+template <int LINES>
+constexpr int SCALE_LOADS = INT4_PARTS == 1 ? (LINES + 1) / 2 : LINES * INT4_PARTS / 2;
 constexpr int LOADS_A_LINE = (INT4_PARTS + 1) / 2;
 // Load `n` of a lane: the line, and the group of the line's.
 template <int LINES> DEVICE int scale_line(int n, int lane) {
     return INT4_PARTS == 1 ? 2 * n + (2 * n + 1 < LINES ? lane / 16 : 0) : n / LOADS_A_LINE;
 }
 DEVICE int scale_group(int n, int lane) {
-    return INT4_PARTS == 1 ? lane % 2 : INT4_PARTS * (lane / 2 % 2) + n % LOADS_A_LINE * 2 + lane % 2;
+    return INT4_PARTS == 1 ? lane % 2
+                           : INT4_PARTS * (lane / 2 % 2) + n % LOADS_A_LINE * 2 + lane % 2;
 }
 // Which load has group `part` of a half of a row of a line, and in which lane.
-DEVICE int scale_load(int line, int part) { return INT4_PARTS == 1 ? line / 2 : (line * INT4_PARTS + part) / 2; }
+DEVICE int scale_load(int line, int part) {
+    return INT4_PARTS == 1 ? line / 2 : (line * INT4_PARTS + part) / 2;
+}
 DEVICE int scale_lane(int line, int row, int half, int part) {
     return INT4_PARTS == 1 ? 16 * (line % 2) + 2 * row + half : 4 * row + 2 * half + part % 2;
 }
 
 DEVICE void mma_s8(int c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
@@ -155,7 +166,8 @@ template <int K, int STORAGE> struct Team {
     // Lines that a warp has of the last slot.
     static constexpr int LAST_LINES = (LINES - (KSPLIT - 1) * WARPS + FOUR - 1) / FOUR;
     int warp, lane, team, member;
-    INSIDE Team() : warp(threadIdx.x / 32), lane(threadIdx.x % 32), team(warp / FOUR), member(warp % FOUR) {}
+    INSIDE Team()
+        : warp(threadIdx.x / 32), lane(threadIdx.x % 32), team(warp / FOUR), member(warp % FOUR) {}
     INSIDE int first_tile() const { return ROTATES ? team : 0; }
     static constexpr int TILE_STEP = ROTATES ? TEAMS : 1;
     INSIDE int slot(int mine) const { return ROTATES ? mine : team + mine * TEAMS; }
@@ -164,37 +176,49 @@ template <int K, int STORAGE> struct Team {
     static_assert((ROTATES ? (TEAMS - 1) * KSPLIT + 1 : 2 * TEAMS - 1) <= TEAM_GAP,
                   "what producers reckon with");
     // Its lines of a slot, and the first of them there.
-    INSIDE int lines(int mine) const { return LAST_LINES < TEAM_LINES && slot(mine) == KSPLIT - 1 ? LAST_LINES : TEAM_LINES; }
+    INSIDE int lines(int mine) const {
+        return LAST_LINES < TEAM_LINES && slot(mine) == KSPLIT - 1 ? LAST_LINES : TEAM_LINES;
+    }
     INSIDE int first_line(int mine) const { return member * lines(mine); }
     INSIDE int line(int mine, int i) const { return slot(mine) * WARPS + first_line(mine) + i; }
     INSIDE bool has(int mine, int i) const {
-        return (LAST_LINES == TEAM_LINES || i < lines(mine)) && (LINES % FOUR == 0 || line(mine, i) < LINES);
+        return (LAST_LINES == TEAM_LINES || i < lines(mine)) &&
+               (LINES % FOUR == 0 || line(mine, i) < LINES);
     }
     // Bytes from row to row.
-    INSIDE int stride(int mine) const { return KSPLIT == 1 ? S.row_bytes : min(S.row_bytes - slot(mine) * 128 * WARPS, 128 * WARPS); }
+    INSIDE int stride(int mine) const {
+        return KSPLIT == 1 ? S.row_bytes : min(S.row_bytes - slot(mine) * 128 * WARPS, 128 * WARPS);
+    }
     // Where its sum of a row goes among those of the others.
     INSIDE int part() const { return ROTATES ? member : warp; }
     // The x of its lines.
-    template <class Part> INSIDE void load(Part (&x)[MINE][TEAM_LINES], const Multiply &m, u8 *scratch) const {
+    template <class Part>
+    INSIDE void load(Part (&x)[MINE][TEAM_LINES], const Multiply &m, u8 *scratch) const {
         typename Part::Line *exchange = (typename Part::Line *)scratch;
         if constexpr (ROTATES) {
             // Every line by one warp, a slot's at a time.
             Elements<K, KSPLIT> raw;
-            raw.wait(m.x, m.tag, [&](int i) { return i * WARPS + warp < LINES ? 256 * (i * WARPS + warp) + 8 * lane : K; });
+            raw.wait(m.x, m.tag, [&](int i) {
+                return i * WARPS + warp < LINES ? 256 * (i * WARPS + warp) + 8 * lane : K;
+            });
 #pragma unroll
             for (int mine = 0; mine < MINE; mine++) {
                 if (mine > 0) sync_threads(1, CONSUMERS);
-                if (mine * WARPS + warp < LINES) exchange[warp].store(raw.v[mine][0], raw.v[mine][1], lane);
+                if (mine * WARPS + warp < LINES)
+                    exchange[warp].store(raw.v[mine][0], raw.v[mine][1], lane);
                 sync_threads(1, CONSUMERS);
 #pragma unroll
                 for (int i = 0; i < TEAM_LINES; i++)
-                    x[mine][i].load(exchange[min(first_line(mine) + i, LINES - 1 - mine * WARPS)], lane);
+                    x[mine][i].load(exchange[min(first_line(mine) + i, LINES - 1 - mine * WARPS)],
+                                    lane);
             }
         } else {
 #pragma unroll
             for (int mine = 0; mine < MINE; mine++) {
                 Elements<K, TEAM_LINES> raw;
-                raw.wait(m.x, m.tag, [&](int i) { return has(mine, i) ? min(256 * line(mine, i) + 8 * lane, K) : K; });
+                raw.wait(m.x, m.tag, [&](int i) {
+                    return has(mine, i) ? min(256 * line(mine, i) + 8 * lane, K) : K;
+                });
 #pragma unroll
                 for (int i = 0; i < TEAM_LINES; i++) {
                     __syncwarp();
@@ -208,7 +232,8 @@ template <int K, int STORAGE> struct Team {
 };
 
 template <int K>
-__device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, u32 packed, u8 *scratch) {
+__device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, u32 packed,
+                                                 u8 *scratch) {
     using Mine = Team<K, INT4>;
     constexpr int KSPLIT = Mine::KSPLIT, MINE = Mine::MINE;
     const Mine of;
@@ -223,7 +248,8 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
     // c0 and c1 are columns 2t and 2t + 1. Of a row of the first half (r even) columns 0..3 count,
     // and of one of the second columns 4..7.
     const bool counts = t / 2 == r % 2;
-    const float limb0 = counts ? (t % 2 ? 65536.0f : 1.0f) : 0.0f, limb1 = counts && t % 2 == 0 ? 256.0f : 0.0f;
+    const float limb0 = counts ? (t % 2 ? 65536.0f : 1.0f) : 0.0f,
+                limb1 = counts && t % 2 == 0 ? 256.0f : 0.0f;
     const float base0 = -12582912.0f * limb0, base1 = -12582912.0f * limb1;
     scales.advance(0, of.first_tile());
 #pragma unroll 1
@@ -236,12 +262,14 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
             ring.wait(at);
             const u8 *slot = ring.at(at);
             const int stride = of.stride(mine);
-            const u8 *base = slot + lane / 8 * stride + of.first_line(mine) * 128 + first_byte(lane);
+            const u8 *base =
+                slot + lane / 8 * stride + of.first_line(mine) * 128 + first_byte(lane);
             float scale[SCALE_LOADS<TEAM_LINES>];
 #pragma unroll
             for (int n = 0; n < SCALE_LOADS<TEAM_LINES>; n++) {
                 const int line = of.line(mine, scale_line<TEAM_LINES>(n, lane));
-                scale[n] = scales.load(slot, 2 * INT4_PARTS * line + scale_group(n, lane), Mine::S.groups, packed);
+                scale[n] = scales.load(slot, 2 * INT4_PARTS * line + scale_group(n, lane),
+                                       Mine::S.groups, packed);
             }
 #pragma unroll
             for (int i = 0; i < TEAM_LINES; i++) {
@@ -255,12 +283,14 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
                     int d[4] = {INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT};
 #pragma unroll
                     for (int w = part * PART_WORDS; w < (part + 1) * PART_WORDS; w++)
-                        mma_s8(d, lows[w] << 4 & 0xf0f0f0f0u, highs[w] << 4 & 0xf0f0f0f0u, lows[w] & 0xf0f0f0f0u,
-                               highs[w] & 0xf0f0f0f0u, a.b[2 * w], a.b[2 * w + 1]);
+                        mma_s8(d, lows[w] << 4 & 0xf0f0f0f0u, highs[w] << 4 & 0xf0f0f0f0u,
+                               lows[w] & 0xf0f0f0f0u, highs[w] & 0xf0f0f0f0u, a.b[2 * w],
+                               a.b[2 * w + 1]);
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
                         const int holder = scale_lane(i, 4 * h + lane / 8, r % 2, part);
-                        const float s = __shfl_sync(0xffffffffu, scale[scale_load(i, part)], holder);
+                        const float s =
+                            __shfl_sync(0xffffffffu, scale[scale_load(i, part)], holder);
                         const float exact = fmaf(__int_as_float(d[2 * h]), limb0, base0) +
                                             fmaf(__int_as_float(d[2 * h + 1]), limb1, base1);
                         sum[h] = fmaf(exact, a.scale * s, sum[h]);
@@ -271,7 +301,8 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
         }
         scales.advance(tile, Mine::TILE_STEP);
         const float total = add_lanes(sum[0], sum[1], lane);
-        if ((lane & 6) == 0) m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + of.part()] = total;
+        if ((lane & 6) == 0)
+            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + of.part()] = total;
     }
     return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
 }

@@ -57,7 +57,8 @@ struct Looked {
 
 // books: where a slot has those of a tile's first four rows, and of its last, half the word above.
 template <int K>
-__device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, u32 packed, u32 books, u8 *scratch) {
+__device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, u32 packed,
+                                                 u32 books, u8 *scratch) {
     using Mine = Team<K, LUT4>;
     constexpr int KSPLIT = Mine::KSPLIT, MINE = Mine::MINE;
     const Mine of;
@@ -70,7 +71,8 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
     squares.load(m.sums, lane);
 
     const bool counts = t / 2 == r % 2; // as in multiply_int4, as all that follows
-    const float limb0 = counts ? (t % 2 ? 65536.0f : 1.0f) : 0.0f, limb1 = counts && t % 2 == 0 ? 256.0f : 0.0f;
+    const float limb0 = counts ? (t % 2 ? 65536.0f : 1.0f) : 0.0f,
+                limb1 = counts && t % 2 == 0 ? 256.0f : 0.0f;
     const float base0 = -12582912.0f * limb0, base1 = -12582912.0f * limb1;
     scales.advance(0, of.first_tile());
 #pragma unroll 1
@@ -85,12 +87,14 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
             Book first, last; // of lows and highs
             first.load(slot + (books & 0xffff)), last.load(slot + (books >> 16));
             const int stride = of.stride(mine);
-            const u8 *base = slot + lane / 8 * stride + of.first_line(mine) * 128 + first_byte(lane);
+            const u8 *base =
+                slot + lane / 8 * stride + of.first_line(mine) * 128 + first_byte(lane);
             float scale[SCALE_LOADS<TEAM_LINES>];
 #pragma unroll
             for (int n = 0; n < SCALE_LOADS<TEAM_LINES>; n++) {
                 const int line = of.line(mine, scale_line<TEAM_LINES>(n, lane));
-                scale[n] = scales.load(slot, 2 * INT4_PARTS * line + scale_group(n, lane), Mine::S.groups, packed);
+                scale[n] = scales.load(slot, 2 * INT4_PARTS * line + scale_group(n, lane),
+                                       Mine::S.groups, packed);
             }
 #pragma unroll
             for (int i = 0; i < TEAM_LINES; i++) {
@@ -107,17 +111,22 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
 #pragma unroll
                     for (int w = part * PART_WORDS; w < (part + 1) * PART_WORDS; w++) {
                         const Looked low(first, lows[w]), high(last, highs[w]);
-                        mma_s8(d, low.lower[0], high.lower[0], low.lower[1], high.lower[1], a.b[2 * w], a.b[2 * w + 1]);
-                        mma_s8(e, low.upper[0], high.upper[0], low.upper[1], high.upper[1], a.b[2 * w], a.b[2 * w + 1]);
+                        mma_s8(d, low.lower[0], high.lower[0], low.lower[1], high.lower[1],
+                               a.b[2 * w], a.b[2 * w + 1]);
+                        mma_s8(e, low.upper[0], high.upper[0], low.upper[1], high.upper[1],
+                               a.b[2 * w], a.b[2 * w + 1]);
                         if (LUT4_SHIFTED)
-                            mma_s8(d, first.shift, last.shift, first.shift, last.shift, a.b[2 * w], a.b[2 * w + 1]);
+                            mma_s8(d, first.shift, last.shift, first.shift, last.shift, a.b[2 * w],
+                                   a.b[2 * w + 1]);
                     }
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
                         const int holder = scale_lane(i, 4 * h + lane / 8, r % 2, part);
-                        const float s = __shfl_sync(0xffffffffu, scale[scale_load(i, part)], holder);
-                        const float exact = fmaf(__int_as_float(d[2 * h] + e[2 * h]), limb0, base0) +
-                                            fmaf(__int_as_float(d[2 * h + 1] + e[2 * h + 1]), limb1, base1);
+                        const float s =
+                            __shfl_sync(0xffffffffu, scale[scale_load(i, part)], holder);
+                        const float exact =
+                            fmaf(__int_as_float(d[2 * h] + e[2 * h]), limb0, base0) +
+                            fmaf(__int_as_float(d[2 * h + 1] + e[2 * h + 1]), limb1, base1);
                         sum[h] = fmaf(exact, a.scale * s, sum[h]);
                     }
                 }
@@ -126,7 +135,8 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
         }
         scales.advance(tile, Mine::TILE_STEP);
         const float total = add_lanes(sum[0], sum[1], lane);
-        if ((lane & 6) == 0) m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + of.part()] = total;
+        if ((lane & 6) == 0)
+            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + of.part()] = total;
     }
     return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
 }

@@ -25,7 +25,8 @@ DEVICE int nf4_row(int lane) { return 2 * ((lane ^ lane / 4) % 4) + lane / 16; }
 __shared__ float nf4_codes[256];
 // Of every byte, for every lane; the low nibble's f16 is below the other.
 __shared__ __align__(128) u32 nf4_pairs[256][32];
-static_assert(sizeof nf4_codes + sizeof nf4_pairs == NF4_TABLE_BYTES, "what smq-engine leaves room for");
+static_assert(sizeof nf4_codes + sizeof nf4_pairs == NF4_TABLE_BYTES,
+              "what smq-engine leaves room for");
 
 DEVICE u32 f16_pair(float low, float high) {
     u32 pair;
@@ -46,13 +47,16 @@ struct __align__(16) LineHalves {
         u32 hi[4], lo[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const float even = __uint_as_float(bits[2 * i]) * factor, odd = __uint_as_float(bits[2 * i + 1]) * factor;
+            const float even = __uint_as_float(bits[2 * i]) * factor,
+                        odd = __uint_as_float(bits[2 * i + 1]) * factor;
             hi[i] = f16_pair(odd, even);
             lo[i] = f16_pair(odd - f16_to_f32((u16)hi[i]), even - f16_to_f32((u16)(hi[i] >> 16)));
         }
         *(uint4 *)(parts[0] + 4 * lane) = make_uint4(hi[0], hi[1], hi[2], hi[3]);
         *(uint4 *)(parts[1] + 4 * lane) = make_uint4(lo[0], lo[1], lo[2], lo[3]);
-        if (lane % 16 == 0) unit[lane / 16] = finite ? __uint_as_float(exponent << 23) : __uint_as_float(0x7fffffffu);
+        if (lane % 16 == 0)
+            unit[lane / 16] =
+                finite ? __uint_as_float(exponent << 23) : __uint_as_float(0x7fffffffu);
     }
 };
 
@@ -65,7 +69,8 @@ struct Halves {
     float unit;
     INSIDE void load(const LineHalves &from, int lane) {
         const int r = lane / 4, t = lane % 4;
-        const uint4 *words = (const uint4 *)(from.parts[r % 2] + 32 * (r / 2) + 8 * t), p = words[0], q = words[1];
+        const uint4 *words = (const uint4 *)(from.parts[r % 2] + 32 * (r / 2) + 8 * t),
+                    p = words[0], q = words[1];
         b[0] = p.x, b[1] = p.y, b[2] = p.z, b[3] = p.w;
         b[4] = q.x, b[5] = q.y, b[6] = q.z, b[7] = q.w;
         unit = from.unit[t / 2];
@@ -75,8 +80,10 @@ struct Halves {
 // By all consumers, before their first barrier.
 DEVICE void fill_nf4_tables() {
     auto value = [](int code) { return __uint_as_float(NF4_VALUE_BITS[code]); };
-    for (int i = threadIdx.x; i < 256 * 32; i += CONSUMERS) nf4_pairs[i / 32][i % 32] = f16_pair(value(i / 32 % 16), value(i / 512));
-    for (int i = threadIdx.x; i < 256; i += CONSUMERS) nf4_codes[i] = __uint_as_float(NF4_ABSMAX_BITS[i]);
+    for (int i = threadIdx.x; i < 256 * 32; i += CONSUMERS)
+        nf4_pairs[i / 32][i % 32] = f16_pair(value(i / 32 % 16), value(i / 512));
+    for (int i = threadIdx.x; i < 256; i += CONSUMERS)
+        nf4_codes[i] = __uint_as_float(NF4_ABSMAX_BITS[i]);
 }
 
 // The pair of byte `byte` of a word from a lane's table: a permute, a multiplication (another
@@ -102,7 +109,9 @@ DEVICE float nf4_absmax_of(const LaneScales &scales, const u8 *slot, u32 nested,
     return nf4_absmax(nf4_codes[code], scale, __int_as_float(scales.bias));
 }
 
-template <int K> __device__ __noinline__ Multiplied multiply_nf4(Multiply m, LaneScales scales, u32 nested, u8 *scratch) {
+template <int K>
+__device__ __noinline__ Multiplied multiply_nf4(Multiply m, LaneScales scales, u32 nested,
+                                                u8 *scratch) {
     static_assert(K % 64 == 0, "blocks lie in one row");
     using Mine = Team<K, NF4>;
     constexpr int KSPLIT = Mine::KSPLIT, MINE = Mine::MINE;
@@ -132,7 +141,9 @@ template <int K> __device__ __noinline__ Multiplied multiply_nf4(Multiply m, Lan
             for (int i = 0; i < TEAM_LINES; i++) {
                 if (!of.has(mine, i)) break;
                 const u8 *base = slot + r / 4 * stride + (of.first_line(mine) + i) * 128 + 8 * t;
-                const float absmax = nf4_absmax_of(scales, slot, nested, min(4 * of.line(mine, i) + t, Mine::S.groups - 1));
+                const float absmax =
+                    nf4_absmax_of(scales, slot, nested,
+                                  min(4 * of.line(mine, i) + t, Mine::S.groups - 1));
                 const Halves &a = x[mine][i];
                 u32 words[4][2];
                 float d[2][4] = {};
@@ -148,16 +159,19 @@ template <int K> __device__ __noinline__ Multiplied multiply_nf4(Multiply m, Lan
 #pragma unroll
                     for (int byte = 0; byte < 4; byte++)
 #pragma unroll
-                        for (int e = 0; e < 4; e++) pairs[byte][e] = nf4_pair(table, words[e][j], byte);
+                        for (int e = 0; e < 4; e++)
+                            pairs[byte][e] = nf4_pair(table, words[e][j], byte);
 #pragma unroll
                     for (int byte = 0; byte < 4; byte += 2)
 #pragma unroll
                         for (int g = 0; g < 2; g++)
-                            mma_f16(d[g], pairs[byte][2 * g], pairs[byte][2 * g + 1], pairs[byte + 1][2 * g],
-                                    pairs[byte + 1][2 * g + 1], a.b[4 * j + byte], a.b[4 * j + byte + 1]);
+                            mma_f16(d[g], pairs[byte][2 * g], pairs[byte][2 * g + 1],
+                                    pairs[byte + 1][2 * g], pairs[byte + 1][2 * g + 1],
+                                    a.b[4 * j + byte], a.b[4 * j + byte + 1]);
                 }
                 // Of the lane's eight sums, the pair of the load that counts.
-                const float low = second ? d[1][0] + d[1][1] : d[0][0] + d[0][1], high = second ? d[1][2] + d[1][3] : d[0][2] + d[0][3];
+                const float low = second ? d[1][0] + d[1][1] : d[0][0] + d[0][1],
+                            high = second ? d[1][2] + d[1][3] : d[0][2] + d[0][3];
                 const float exact = odd ? high : low;
                 sum = fmaf(exact, a.unit * absmax, sum); // of a block that is not there exact is 0
             }

@@ -51,8 +51,11 @@ struct Shape {
     int tiles[3]; // where segments end
     constexpr INSIDE Shape(int k, int storage, int epilogue, int rows0, int rows1, int rows2)
         : k(k), storage(storage), epilogue(epilogue), paired(epilogue == SWIGLU),
-          row_bytes(storage == BF16 ? 2 * k : storage == FP8 ? k : k / 2), lines((row_bytes + 127) / 128),
-          ksplit((lines + WARPS - 1) / WARPS), groups(storage == FP8 ? 1 : storage == NF4 ? k / 64 : (k + INT4_GROUP - 1) / INT4_GROUP),
+          row_bytes(storage == BF16 ? 2 * k : storage == FP8 ? k : k / 2),
+          lines((row_bytes + 127) / 128), ksplit((lines + WARPS - 1) / WARPS),
+          groups(storage == FP8   ? 1
+                 : storage == NF4 ? k / 64
+                                  : (k + INT4_GROUP - 1) / INT4_GROUP),
           step(paired ? 4 : 8), tiles{rows0 / step, (rows0 + (paired ? 0 : rows1)) / step,
                                       (rows0 + (paired ? 0 : rows1) + rows2) / step} {}
 };
@@ -93,14 +96,17 @@ DEVICE u32 first_bit(const Shape &s, const Place &place, int run, u32 first1, u3
 // NF4: the scales of 256 codes each follow a stream of codes, at the next multiple of 16 bytes. A
 // tile needs a few of them, and takes NESTED_BYTES, the whole 16 bytes around them.
 DEVICE u32 nested_at(const Shape &s, int segment, u32 first1) {
-    const int rows = s.step * (s.paired ? s.tiles[0] : s.tiles[segment] - (segment ? s.tiles[segment - 1] : 0));
+    const int rows =
+        s.step * (s.paired ? s.tiles[0] : s.tiles[segment] - (segment ? s.tiles[segment - 1] : 0));
     const u32 codes = s.paired && first1 ? 2 * first1 : (u32)(rows * s.groups);
     return (codes + 15) / 16 * 16;
 }
 
 DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
-    const u8 *w0 = phase.pointer<const u8>(W0), *w1 = phase.pointer<const u8>(W1), *w2 = phase.pointer<const u8>(W2);
-    const u8 *s0 = phase.pointer<const u8>(S0), *s1 = phase.pointer<const u8>(S1), *s2 = phase.pointer<const u8>(S2);
+    const u8 *w0 = phase.pointer<const u8>(W0), *w1 = phase.pointer<const u8>(W1),
+             *w2 = phase.pointer<const u8>(W2);
+    const u8 *s0 = phase.pointer<const u8>(S0), *s1 = phase.pointer<const u8>(S1),
+             *s2 = phase.pointer<const u8>(S2);
     const u32 first1 = phase.at(FIRST1), width = phase.at(SCALES) >> SCALES_WIDTH_AT & 255;
     const int runs = s.paired ? 2 : 1, run_bytes = s.storage != BF16 ? phase.at(RUN_BYTES) : 0;
 #if LUT4_CORES
@@ -128,8 +134,10 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
                 const u8 *second = s.paired ? from1 : from + 4 * row_bytes;
 #pragma unroll
                 for (int row = 0; row < 4; row++) {
-                    pump.copy(slot + row * bytes, from + row * row_bytes + chunk * 128 * WARPS, bytes);
-                    pump.copy(slot + (4 + row) * bytes, second + row * row_bytes + chunk * 128 * WARPS, bytes);
+                    pump.copy(slot + row * bytes, from + row * row_bytes + chunk * 128 * WARPS,
+                              bytes);
+                    pump.copy(slot + (4 + row) * bytes,
+                              second + row * row_bytes + chunk * 128 * WARPS, bytes);
                 }
             } else if (s.paired) {
                 pump.copy(slot, from, 4 * bytes);
@@ -142,14 +150,17 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
                 for (int run = 0; run < runs; run++) {
                     const u8 *scales = run ? s1 : segment == 0 ? s0 : segment == 1 ? s1 : s2;
                     const u32 bit = first_bit(s, place, run, first1, width);
-                    pump.copy(slot + WEIGHT_BYTES + run * run_bytes, scales + bit / 128 * 16, run_bytes);
+                    pump.copy(slot + WEIGHT_BYTES + run * run_bytes, scales + bit / 128 * 16,
+                              run_bytes);
 #if LUT4_CORES
                     if (s.storage == LUT4)
-                        pump.copy(slot + WEIGHT_BYTES + runs * run_bytes + run * BOOK_BYTES, scales - BOOK_BYTES, BOOK_BYTES);
+                        pump.copy(slot + WEIGHT_BYTES + runs * run_bytes + run * BOOK_BYTES,
+                                  scales - BOOK_BYTES, BOOK_BYTES);
 #endif
                     if (s.storage == NF4)
                         pump.copy(slot + WEIGHT_BYTES + runs * run_bytes + run * NESTED_BYTES,
-                                  scales + nested_at(s, segment, first1) + bit / 8 / 256 / 4 * 16, NESTED_BYTES);
+                                  scales + nested_at(s, segment, first1) + bit / 8 / 256 / 4 * 16,
+                                  NESTED_BYTES);
                 }
             pump.done();
         }
@@ -212,7 +223,8 @@ DEVICE u32 untag_largest(u32 (&bits)[8]) {
         largest = max(largest, bits[i] & 0x7fffffffu);
     }
 #pragma unroll
-    for (int d = 1; d < 16; d *= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+    for (int d = 1; d < 16; d *= 2)
+        largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
     return largest;
 }
 
@@ -241,11 +253,13 @@ struct LaneScales {
 #if SCALE_WIDTH
         const int format = SCALE_FORMAT, width = SCALE_WIDTH, mantissa = SCALE_MANTISSA;
 #else
-        const int format = packed & 255, width = packed >> SCALES_WIDTH_AT & 255, mantissa = packed >> SCALES_MANTISSA_AT;
+        const int format = packed & 255, width = packed >> SCALES_WIDTH_AT & 255,
+                  mantissa = packed >> SCALES_MANTISSA_AT;
 #endif
         const u32 at = (bit & 127) + offset + (u32)min(group, groups - 1) * width;
         const u32 *words = (const u32 *)(slot + WEIGHT_BYTES + run_offset) + (at >> 5);
-        const u32 code = __funnelshift_r(words[0], words[1], at & 31) & (0xffffffffu >> (32 - width));
+        const u32 code =
+            __funnelshift_r(words[0], words[1], at & 31) & (0xffffffffu >> (32 - width));
         const float scale = decode_scale(code, format, width, mantissa, bias);
         return group < groups ? scale : 0.0f;
     }
@@ -270,7 +284,8 @@ struct SquareSums {
     u32 part[A_LANE];
     INSIDE void load(const float *sums, int lane) {
 #pragma unroll
-        for (int i = 0; i < A_LANE; i++) part[i] = sums && 32 * i + lane < GRID ? load_relaxed(sums + 32 * i + lane) : 0;
+        for (int i = 0; i < A_LANE; i++)
+            part[i] = sums && 32 * i + lane < GRID ? load_relaxed(sums + 32 * i + lane) : 0;
     }
     INSIDE float sum(const float *sums, Tag tag, int lane) {
         if (!sums) return 0.0f;
@@ -279,7 +294,8 @@ struct SquareSums {
         for (int i = 0; i < A_LANE; i++) {
             const int b = 32 * i + lane;
             // Tagged ones come from the blocks that have rows of the residual stream.
-            const bool there = b < GRID && (tag.mask == 0 || first_of(ROW_TILES, b + 1) > first_of(ROW_TILES, b));
+            const bool there =
+                b < GRID && (tag.mask == 0 || first_of(ROW_TILES, b + 1) > first_of(ROW_TILES, b));
             sum += there ? tag.wait(part[i], sums + b) : 0.0f;
         }
         return warp_sum(sum);
@@ -320,7 +336,9 @@ template <int K> __device__ __noinline__ Multiplied multiply_bf16(Multiply m) {
         Elements<K, BATCH> raw;
         raw.wait(m.x, m.tag, [&](int i) {
             const int line = (first + i) * WARPS + warp;
-            return first + i < KSPLIT && line < LINES && r % 4 < 2 ? 64 * line + 32 * (r / 4) + 8 * t : K;
+            return first + i < KSPLIT && line < LINES && r % 4 < 2
+                       ? 64 * line + 32 * (r / 4) + 8 * t
+                       : K;
         });
 #pragma unroll
         for (int i = 0; i < BATCH; i++)
@@ -346,8 +364,10 @@ template <int K> __device__ __noinline__ Multiplied multiply_bf16(Multiply m) {
             ring.release(m.at, 1);
             m.at.advance();
         }
-        const float total = add_lanes(counts ? acc[0] + acc[1] : 0.0f, counts ? acc[2] + acc[3] : 0.0f, lane);
-        if ((lane & 6) == 0 && warp < LINES) m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + warp] = total;
+        const float total =
+            add_lanes(counts ? acc[0] + acc[1] : 0.0f, counts ? acc[2] + acc[3] : 0.0f, lane);
+        if ((lane & 6) == 0 && warp < LINES)
+            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + warp] = total;
     }
     return {m.at, squares.sum(m.sums, m.tag, lane)};
 }
@@ -361,7 +381,8 @@ template <int K> __device__ __noinline__ Multiplied multiply_bf16(Multiply m) {
 
 #include "decode_choose.cuh"
 
-DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state, int whole, volatile u64 *mailbox) {
+DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state, int whole,
+                    volatile u64 *mailbox) {
     const Tiles tiles(s);
     if (tiles.count == 0) return;
     take_scratch(c);
@@ -379,7 +400,9 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     if (s.storage != BF16) {
         const u32 width = packed >> SCALES_WIDTH_AT & 255;
         // The row whose scales a lane loads.
-        const int row = IS_INT4(s.storage) ? int4_scale_row(lane) : s.storage == NF4 ? nf4_row(lane) : 4 * (lane % 2) + lane / 8;
+        const int row = IS_INT4(s.storage) ? int4_scale_row(lane)
+                        : s.storage == NF4 ? nf4_row(lane)
+                                           : 4 * (lane % 2) + lane / 8;
         const int run_rows = s.step, run = row / run_rows;
         const Place place(s, tiles.first);
         scales.bit = first_bit(s, place, run, phase.at(FIRST1), width);
@@ -399,9 +422,10 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
 #if QKV_BIAS || AFTER_NORM
     // Asked for long before it is used: the bias, or the weight of the norm, of the thread's row.
     float of_row = 0.0f;
-    const float *of_rows = s.epilogue == STORE      ? (QKV_BIAS ? phase.pointer<const float>(NEXT_NORM) : nullptr)
-                           : s.epilogue == RESIDUAL ? (AFTER_NORM ? phase.pointer<const float>(W1) : nullptr)
-                                                    : nullptr;
+    const float *of_rows =
+        s.epilogue == STORE      ? (QKV_BIAS ? phase.pointer<const float>(NEXT_NORM) : nullptr)
+        : s.epilogue == RESIDUAL ? (AFTER_NORM ? phase.pointer<const float>(W1) : nullptr)
+                                 : nullptr;
     if (of_rows && threadIdx.x < rows) of_row = of_rows[first_row + threadIdx.x];
 #endif
     float *partial = (float *)c.partial;
@@ -410,7 +434,8 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
         sync_threads(1, CONSUMERS);
         partial = (float *)c.scratch;
     }
-    const Multiply m = {phase.pointer<const float>(X), normed ? phase.pointer<const float>(SUMS) : nullptr, tag, tiles.count, c.at,
+    const Multiply m = {phase.pointer<const float>(X),
+                        normed ? phase.pointer<const float>(SUMS) : nullptr, tag, tiles.count, c.at,
                         partial};
     Multiplied done = {};
 #define BF16_CORE(K)                                                                               \
@@ -425,7 +450,8 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     if (s.storage == FP8 && s.k == K) done = multiply_fp8<K>(m, scales, c.exchange);
 #if LUT4_CORES
     // One a run, behind the codes.
-    const u32 book = WEIGHT_BYTES + (s.paired ? 2 : 1) * phase.at(RUN_BYTES), books = book | (s.paired ? book + BOOK_BYTES : book) << 16;
+    const u32 book = WEIGHT_BYTES + (s.paired ? 2 : 1) * phase.at(RUN_BYTES),
+              books = book | (s.paired ? book + BOOK_BYTES : book) << 16;
 #define LUT4_CORE(K)                                                                               \
     if (s.storage == LUT4 && s.k == K)                                                             \
         done = multiply_lut4<K>(m, scales, packed, books, c.exchange);
@@ -433,7 +459,8 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     FOR_CORES
     c.at = done.next;
 
-    const float factor = normed ? 1.0f / sqrtf(done.square_sum / HIDDEN + __uint_as_float(EPS_BITS)) : 1.0f;
+    const float factor =
+        normed ? 1.0f / sqrtf(done.square_sum / HIDDEN + __uint_as_float(EPS_BITS)) : 1.0f;
     sync_threads(1, CONSUMERS);
 
     const int parts = parts_of(s);
@@ -456,9 +483,11 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     if (s.epilogue == STORE) {
 #if QKV_BIAS
         for (int i = threadIdx.x; i < rows; i += CONSUMERS)
-            store_tagged(out + i, row_sum(i) + (i < CONSUMERS ? of_row : of_rows[first_row + i]), out_tag);
+            store_tagged(out + i, row_sum(i) + (i < CONSUMERS ? of_row : of_rows[first_row + i]),
+                         out_tag);
 #else
-        for (int i = threadIdx.x; i < rows; i += CONSUMERS) store_tagged(out + i, row_sum(i), out_tag);
+        for (int i = threadIdx.x; i < rows; i += CONSUMERS)
+            store_tagged(out + i, row_sum(i), out_tag);
 #endif
     } else if (s.epilogue == SWIGLU) {
         for (int i = threadIdx.x; i < rows; i += CONSUMERS) {
@@ -509,8 +538,11 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
         u64 *entries = (u64 *)out_sums;
         if (threadIdx.x == 0) {
             for (int v = 1; v < WARPS; v++) best.take(bests[v].value, bests[v].row);
-            const u64 entry = (u64)((((u32)state[STATE_CHOSEN] + 1) & 3) << 30 | best.row) << 32 | __float_as_uint(best.value);
-            asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(entries + blockIdx.x), "l"(entry) : "memory");
+            const u64 entry = (u64)((((u32)state[STATE_CHOSEN] + 1) & 3) << 30 | best.row) << 32 |
+                              __float_as_uint(best.value);
+            asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(entries + blockIdx.x),
+                         "l"(entry)
+                         : "memory");
         }
         if (blockIdx.x == GRID - 1 && warp == 0) choose(s, entries, state, whole, mailbox, lane);
     }
