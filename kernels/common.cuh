@@ -105,7 +105,9 @@ DEVICE uint4 load_once(const void *p) {
 
 static_assert(TAG_MASK == 3, "the two lowest bits");
 DEVICE void store_tagged(float *p, float v, u32 tag) {
-    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p), "r"((__float_as_uint(v) & ~3u) | tag) : "memory");
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(p),
+                 "r"((__float_as_uint(v) & ~3u) | tag)
+                 : "memory");
 }
 DEVICE u32 load_relaxed(const void *p) {
     u32 v;
@@ -127,7 +129,9 @@ DEVICE float untagged(u32 v) { return __uint_as_float(v & ~3u); }
 struct Tag {
     u32 tag, mask;
     INSIDE bool on(u32 v) const { return ((v ^ tag) & mask) == 0; }
-    INSIDE bool on(uint4 v) const { return (((v.x ^ tag) | (v.y ^ tag) | (v.z ^ tag) | (v.w ^ tag)) & mask) == 0; }
+    INSIDE bool on(uint4 v) const {
+        return (((v.x ^ tag) | (v.y ^ tag) | (v.z ^ tag) | (v.w ^ tag)) & mask) == 0;
+    }
     // Loads it again until it is there; without the tag, so that results do not depend on it.
     INSIDE float wait(u32 v, const float *p) const {
         while (!on(v)) v = load_relaxed(p);
@@ -150,8 +154,8 @@ DEVICE void mma_bf16(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1)
 
 // The same of f16.
 DEVICE void mma_f16(float c[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
@@ -164,7 +168,9 @@ DEVICE u32 int4_pair(u32 word, int i) {
     u32 pair;
     // (word >> 4 i & 0x000f000f) ^ 0x43084308
     asm("lop3.b32 %0, %1, 0x000f000f, 0x43084308, 0x6a;" : "=r"(pair) : "r"(word >> (4 * i)));
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(pair), "r"(0x3f803f80u), "r"(0xc308c308u));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(pair)
+        : "r"(pair), "r"(0x3f803f80u), "r"(0xc308c308u));
     return pair;
 }
 
@@ -221,7 +227,8 @@ DEVICE void store_eight(u16 *row, int k, const float v[8], bool in_int4_order) {
 #pragma unroll
         for (int i = 0; i < 4; i++) *(u32 *)(row + int4_order(k + i)) = bf16_pair(v[i], v[i + 4]);
     } else {
-        uint4 out = {bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]), bf16_pair(v[4], v[5]), bf16_pair(v[6], v[7])};
+        uint4 out = {bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]), bf16_pair(v[4], v[5]),
+                     bf16_pair(v[6], v[7])};
         *(uint4 *)(row + k) = out;
     }
 }
@@ -260,14 +267,20 @@ DEVICE void store_block_sum(float v, float *sums, int parts) {
 DEVICE u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 
 DEVICE void barrier_init(u64 *barrier, u32 arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+                 "r"(arrivals)
+                 : "memory");
 }
 
 // After initialising barriers, before the copy engine uses them.
-DEVICE void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+DEVICE void fence_barrier_init() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 
 DEVICE void barrier_arrive(u64 *barrier, u32 arrivals = 1) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+                 "r"(arrivals)
+                 : "memory");
 }
 
 #ifndef SANITIZE
@@ -292,8 +305,10 @@ DEVICE void barrier_arrive_warp(u64 *barrier, u32 arrivals = 1) {
 
 // Arrives and announces the bytes that copies will bring.
 DEVICE void barrier_expect(u64 *barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+        "r"(bytes)
+        : "memory");
 }
 
 // Before bulk copies that read what other kernels stored.
@@ -312,11 +327,14 @@ DEVICE void barrier_wait(u64 *barrier, u32 parity) {
 
 // `bytes` is a multiple of 16, both addresses are 16-byte aligned.
 DEVICE void bulk_copy(void *to_shared, const void *from, u32 bytes, u64 *barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                     shared_address(to_shared)),
-                 "l"(from), "r"(bytes), "r"(shared_address(barrier))
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+            "r"(shared_address(to_shared)),
+        "l"(from), "r"(bytes), "r"(shared_address(barrier))
+        : "memory");
 }
 
 // Waits for the first `threads` threads of the block (whole warps) at barrier `id` (0 to 15).
-DEVICE void sync_threads(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+DEVICE void sync_threads(int id, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}

@@ -9,17 +9,22 @@
 #include "gemm_nf4_weights.cuh"
 #elif PARTS == 1
 #define LANE_PIECE(t) (t) // which 16 bytes of a row's step a lane begins to read at
-// q / 4 of nibbles i and i + 4 of a word as bf16, exact; the scale makes up for the 4. Where int4_pair shifts
-// for every i, odd ones here stay 4 bits higher: there the nibble n = q + 8 is the bf16 n 2^-129 (the first
-// two binades are one linear scale), and n 2^-129 2^127 - 2 = q / 4.
+// q / 4 of nibbles i and i + 4 of a word as bf16, exact; the scale makes up for the 4. Where
+// int4_pair shifts for every i, odd ones here stay 4 bits higher: there the nibble n = q + 8 is the
+// bf16 n 2^-129 (the first two binades are one linear scale), and n 2^-129 2^127 - 2 = q / 4.
 DEVICE u32 quarter_pair(u32 word, int i) {
     u32 pair, shifted = i < 2 ? word : word >> 8;
     if (i % 2 == 0) {
-        asm("lop3.b32 %0, %1, 0x000f000f, 0x43084308, 0x6a;" : "=r"(pair) : "r"(shifted)); // 136 + q
-        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(pair), "r"(0x3e803e80u), "r"(0xc208c208u));
+        // This is 136 + q.
+        asm("lop3.b32 %0, %1, 0x000f000f, 0x43084308, 0x6a;" : "=r"(pair) : "r"(shifted));
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+            : "=r"(pair)
+            : "r"(pair), "r"(0x3e803e80u), "r"(0xc208c208u));
     } else {
         asm("lop3.b32 %0, %1, 0x00f000f0, 0x00800080, 0x6a;" : "=r"(pair) : "r"(shifted));
-        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(pair), "r"(0x7f007f00u), "r"(0xc000c000u));
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+            : "=r"(pair)
+            : "r"(pair), "r"(0x7f007f00u), "r"(0xc000c000u));
     }
     return pair;
 }
@@ -41,18 +46,21 @@ struct step_weights {
 };
 #else
 #define LANE_PIECE(t) 0
-// q / 4 of the two nibbles of byte t of a word as bf16, exact; the scale makes up for the 4. The byte goes into both halves
-// of the pair. The lower one keeps its low nibble, made 136 + q as in int4_pair; the upper one its high nibble, which stays
-// 4 bits higher: there n = q + 8 is the bf16 n 2^-129 (the first two binades are one linear scale), and
-// n 2^-129 2^127 - 2 = q / 4.
+// q / 4 of the two nibbles of byte t of a word as bf16, exact; the scale makes up for the 4. The
+// byte goes into both halves of the pair. The lower one keeps its low nibble, made 136 + q as in
+// int4_pair; the upper one its high nibble, which stays 4 bits higher: there n = q + 8 is the bf16
+// n 2^-129 (the first two binades are one linear scale), and n 2^-129 2^127 - 2 = q / 4.
 DEVICE u32 quarter_neighbours(u32 word, int t) {
     u32 pair = __byte_perm(word, 0, 0x4040 | t << 8 | t);
     asm("lop3.b32 %0, %1, 0x00f0000f, 0x00804308, 0x6a;" : "=r"(pair) : "r"(pair));
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(pair), "r"(0x7f003e80u), "r"(0xc000c208u));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(pair)
+        : "r"(pair), "r"(0x7f003e80u), "r"(0xc000c208u));
     return pair;
 }
 
-// A lane's weights of a step: byte t of each word of fragment rows r and r + 8. Two words are a k-step.
+// A lane's weights of a step: byte t of each word of fragment rows r and r + 8. Two words are a
+// k-step.
 struct step_weights {
     const uint4 *rows;
     INSIDE void load(const uint4 *from) { rows = from; }

@@ -10,7 +10,8 @@
 // book bit 3 says.
 struct Indices {
     u32 index, half;
-    INSIDE Indices(u32 word) : index(word & 0x77777777u), half((word >> 1 & 0x44444444u) | 0x32103210u) {}
+    INSIDE Indices(u32 word)
+        : index(word & 0x77777777u), half((word >> 1 & 0x44444444u) | 0x32103210u) {}
     INSIDE u32 low(const uint4 &book) const { return look_up(book, index, half); }
     INSIDE u32 high(const uint4 &book) const { return look_up(book, index >> 16, half >> 16); }
     // prmt itself: __byte_perm would take bit 3 off each index, which is off already.
@@ -27,7 +28,9 @@ struct Indices {
 // Two bytes, each in the low half of 16 bits whose upper half is 0.
 DEVICE u32 level_pair(u32 bytes) {
     u32 pair;
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(bytes), "r"(0x7f007f00u), "r"(0xc000c000u));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(pair)
+        : "r"(bytes), "r"(0x7f007f00u), "r"(0xc000c000u));
     return pair;
 }
 
@@ -39,7 +42,8 @@ DEVICE void level_pairs(u32 (&pairs)[4], const uint4 &book, u32 word) {
     const Indices four(word);
     const u32 low = four.low(book), high = four.high(book);
     const u32 first = __byte_perm(low, high, 0x5410), last = __byte_perm(low, high, 0x7632);
-    pairs[0] = level_pair(first & 0x00ff00ffu), pairs[1] = level_pair(__byte_perm(first, 0, 0x4341));
+    pairs[0] = level_pair(first & 0x00ff00ffu),
+        pairs[1] = level_pair(__byte_perm(first, 0, 0x4341));
     pairs[2] = level_pair(last & 0x00ff00ffu), pairs[3] = level_pair(__byte_perm(last, 0, 0x4341));
 }
 
@@ -53,7 +57,8 @@ struct step_weights {
         for (int i = 0; i < CHUNK_STEPS; i += 2) {
             const int first = chunk * CHUNK_STEPS + i;
             u32 pairs[4], pairs8[4];
-            level_pairs(pairs, book, (&w.x)[first / 2]), level_pairs(pairs8, book, (&w8.x)[first / 2]);
+            level_pairs(pairs, book, (&w.x)[first / 2]),
+                level_pairs(pairs8, book, (&w8.x)[first / 2]);
 #pragma unroll
             for (int s = 0; s < 2; s++) {
                 a[i + s][0] = pairs[2 * s], a[i + s][1] = pairs8[2 * s];
@@ -82,7 +87,8 @@ struct step_weights {
         for (int i = 0; i < CHUNK_STEPS; i += 2) {
             const int s = chunk * CHUNK_STEPS + i;
             const uint4 w = rows[s / 2], w8 = rows[32 + s / 2];
-            level_neighbours(a[i][0], a[i][2], book, w.x, w.y, t), level_neighbours(a[i][1], a[i][3], book, w8.x, w8.y, t);
+            level_neighbours(a[i][0], a[i][2], book, w.x, w.y, t),
+                level_neighbours(a[i][1], a[i][3], book, w8.x, w8.y, t);
             level_neighbours(a[i + 1][0], a[i + 1][2], book, w.z, w.w, t);
             level_neighbours(a[i + 1][1], a[i + 1][3], book, w8.z, w8.w, t);
         }

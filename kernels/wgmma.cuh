@@ -8,13 +8,18 @@ struct __align__(64) tensor_map { u64 words[16]; };
 
 // Box at (column, row) of a matrix to shared memory.
 DEVICE void load_box(const tensor_map *map, u32 destination, u64 *barrier, int column, int row) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
-                 "[%4];" ::"r"(destination), "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier)) : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+        "[%1, {%2, %3}], [%4];" ::"r"(destination),
+        "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+        : "memory");
 }
 
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int PENDING> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory"); }
+template <int PENDING> DEVICE void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
 // For the products that write `accumulators`, to read these then. The compiler may move arithmetic
 // on registers across the wait itself, but not across their mention after it.
 template <int PENDING, int N> DEVICE void wgmma_wait(float (&accumulators)[N]) {
