@@ -1,37 +1,45 @@
-// Attention of a prompt: `rows` new tokens in cache rows past .. past + rows - 1. They are one sequence's, whose positions
-// those are, or (PACKED = 1) several sequences', each row with what it sees.
+// Attention of a prompt: `rows` new tokens in cache rows past .. past + rows - 1. They are one
+// sequence's, whose positions those are, or (PACKED = 1) several sequences', each row with what it
+// sees.
 //
-//   seen     PACKED = 1: for each row {context_begin, context_end, own_begin, position}. The row in cache row c sees cache
-//            rows context_begin .. context_end - 1 and own_begin .. c; context_begin is the first of all (where no
-//            context is seen, context_begin = context_end = own_begin)
+//   seen     PACKED = 1: for each row {context_begin, context_end, own_begin, position}. The row in
+//            cache row c sees cache rows context_begin .. context_end - 1 and own_begin .. c;
+//            context_begin is the first of all (where no context is seen,
+//            context_begin = context_end = own_begin)
 //   k_cache, v_cache  bf16 [KV_HEADS, capacity, HEAD_DIM]
 //
-// PAGED = 1: rows of many sequences (attention_single.cu has those of single tokens), each with keys
-// and values in pages of PREFILL_KEYS tokens, so that a tile of keys is a page. A block's rows are those of one of `tiles`, {first row in q and
-// out, rows (1 to 64; 0: none), position of the first row, where its pages begin in `tables`}.
+// PAGED = 1: rows of many sequences (attention_single.cu has those of single tokens), each with
+// keys and values in pages of PREFILL_KEYS tokens, so that a tile of keys is a page. A block's rows
+// are those of one of `tiles`, {first row in q and out, rows (1 to 64; 0: none), position of the
+// first row, where its pages begin in `tables`}.
 //   k_cache, v_cache  bf16 [pages, KV_HEADS, PREFILL_KEYS, HEAD_DIM]
-//   grid: (HEADS, tiles). Keys are taken from position 0 on in tiles of PREFILL_KEYS, whatever else is in the step, so a
-//   row's result is the same bits however its sequence is cut and whatever it is computed beside.
+//   grid: (HEADS, tiles). Keys are taken from position 0 on in tiles of PREFILL_KEYS, whatever else
+//   is in the step, so a row's result is the same bits however its sequence is cut and whatever it
+//   is computed beside.
 //
-// attention_prefill out[i, h, :] = sum_j softmax_j(q[i, h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :],
-//                   h' = h / (HEADS / KV_HEADS), j <= past + i (with WINDOW > 0 also j > past + i - WINDOW), or the
-//                   cache rows that row i sees (then WINDOW is in `seen`). SCORES_BITS replaces 1 / sqrt(HEAD_DIM) by
-//                   the f32 of these bits; with SOFT_CAP_BITS what is scaled becomes c tanh(x / c) before the softmax
+// attention_prefill out[i, h, :] =
+//                     sum_j softmax_j(q[i, h, :] . k[j, h', :] / sqrt(HEAD_DIM)) v[j, h', :],
+//                   h' = h / (HEADS / KV_HEADS), j <= past + i (with WINDOW > 0 also
+//                   j > past + i - WINDOW), or the cache rows that row i sees (then WINDOW is in
+//                   `seen`). SCORES_BITS replaces 1 / sqrt(HEAD_DIM) by the f32 of these bits; with
+//                   SOFT_CAP_BITS what is scaled becomes c tanh(x / c) before the softmax
 //   q        bf16 [rows, HEADS HEAD_DIM], rotated
-//   out      bf16 [rows, OUT_STRIDE], plain or (X_INT4 = 1) in int4 order, zeros beyond HEADS HEAD_DIM
+//   out      bf16 [rows, OUT_STRIDE], plain or (X_INT4 = 1) in int4 order, zeros beyond
+//            HEADS HEAD_DIM
 //   grid: (HEADS, ceil(rows / (64 PREFILL_WARPGROUPS))), block: 128 PREFILL_WARPGROUPS.
 //   The last rows see most keys, so their blocks come first.
 //
-//   Flash attention with wgmma: a warpgroup owns 64 queries, S = Q K^T and O += P V accumulate in registers,
-//   and S, as it lies there, is P's fragment. Tile j + 1's S is computed before tile j's P V, so that the
-//   tensor cores work on P V during the softmax of the next tile. Keys and values come by cp.async,
-//   two tiles of each at a time.
-//   Shared memory holds a tile as panels of 32 elements: [HEAD_DIM / 32][tokens][32], with the 64-byte swizzle. That is
-//   a wgmma operand for K (contiguous along HEAD_DIM, the summed dimension) as well as for V (contiguous along N),
-//   for every HEAD_DIM.
+//   Flash attention with wgmma: a warpgroup owns 64 queries, S = Q K^T and O += P V accumulate in
+//   registers, and S, as it lies there, is P's fragment. Tile j + 1's S is computed before tile j's
+//   P V, so that the tensor cores work on P V during the softmax of the next tile. Keys and values
+//   come by cp.async, two tiles of each at a time.
+//   Shared memory holds a tile as panels of 32 elements: [HEAD_DIM / 32][tokens][32], with the
+//   64-byte swizzle. That is a wgmma operand for K (contiguous along HEAD_DIM, the summed
+//   dimension) as well as for V (contiguous along N), for every HEAD_DIM.
 //
-// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128, 256), WINDOW (0: none), X_INT4, PACKED, PAGED,
-// DYNAMIC_SHARED (what the launch has); where a family asks for it, SCORES_BITS and SOFT_CAP_BITS.
+// Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128, 256), WINDOW (0: none), X_INT4, PACKED,
+// PAGED, DYNAMIC_SHARED (what the launch has); where a family asks for it, SCORES_BITS and
+// SOFT_CAP_BITS.
 #ifndef PACKED
 #define PACKED 0
 #endif
@@ -39,7 +47,8 @@
 #define PAGED 0
 #endif
 #ifndef PREFILL_WARPGROUPS
-#define PREFILL_WARPGROUPS 2 // or 1: a little faster for up to 512 rows, but keys and values are read twice as often
+// Or 1: a little faster for up to 512 rows, but keys and values are read twice as often.
+#define PREFILL_WARPGROUPS 2
 #endif
 #ifndef PREFILL_BLOCKS
 // an SM, as far as registers go
@@ -59,19 +68,22 @@ template <int PENDING> DEVICE void wait_for_tiles() { // and lets wgmma see them
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-static_assert(HEAD_DIM % 32 == 0 && (HEAD_DIM <= 128 || HEAD_DIM == 256) && HEADS % KV_HEADS == 0, "shape");
+static_assert(HEAD_DIM % 32 == 0 && (HEAD_DIM <= 128 || HEAD_DIM == 256) && HEADS % KV_HEADS == 0,
+              "shape");
 static_assert(!PAGED || (!PACKED && PREFILL_WARPGROUPS == 1), "a block of pages has one warpgroup");
 
 constexpr int TILE_ROWS = 64 * PREFILL_WARPGROUPS;
 constexpr int Q_PANEL = 64 * TILE_ROWS, Q_BYTES = HEAD_DIM / 32 * Q_PANEL;
-constexpr int OUT_WORDS = HEAD_DIM / 2;                // of a row of the block's output
-constexpr int STAGED_STRIDE = OUT_WORDS + 4;           // that in shared memory, spread over the banks
-static_assert(TILE_ROWS * STAGED_STRIDE * 4 <= Q_BYTES + 2 * RING * KV_BYTES, "the output is staged where the tiles were");
+constexpr int OUT_WORDS = HEAD_DIM / 2;      // of a row of the block's output
+constexpr int STAGED_STRIDE = OUT_WORDS + 4; // that in shared memory, spread over the banks
+static_assert(TILE_ROWS * STAGED_STRIDE * 4 <= Q_BYTES + 2 * RING * KV_BYTES,
+              "the output is staged where the tiles were");
 
-static_assert(Q_BYTES + 2 * RING * KV_BYTES == DYNAMIC_SHARED, "queries, and RING tiles of keys and of values");
+static_assert(Q_BYTES + 2 * RING * KV_BYTES == DYNAMIC_SHARED,
+              "queries, and RING tiles of keys and of values");
 
-// A matrix of panels with the 64-byte swizzle: 8 rows are 512 bytes. `panels`: bytes from a panel to the next, if the
-// contiguous dimension is not the summed one.
+// A matrix of panels with the 64-byte swizzle: 8 rows are 512 bytes. `panels`: bytes from a panel
+// to the next, if the contiguous dimension is not the summed one.
 DEVICE u64 panels_descriptor(u32 address, u32 panels) {
     return (u64)(address >> 4) | (u64)(panels >> 4) << 16 | (u64)(512 >> 4) << 32 | (u64)2 << 62;
 }
@@ -80,15 +92,17 @@ DEVICE u64 panels_descriptor(u32 address, u32 panels) {
 DEVICE void multiply_keys(float (&c)[PREFILL_KEYS / 2], u64 a, u64 b, int accumulate) {
     static_assert(PREFILL_KEYS == 64, "the product's N");
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" L32 "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" L32
+                 "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
                  : C16(0), C16(16)
                  : "l"(a), "l"(b), "r"(accumulate));
 }
 
 #define MULTIPLY(n, list, inputs, ...) MULTIPLY_BY(b, n, list, inputs, __VA_ARGS__)
-#define MULTIPLY_BY(b, n, list, inputs, ...)                                                                      \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" list "}, " inputs ", 1, 1, 1, 1;\n" \
-                 : __VA_ARGS__                                                                                    \
+#define MULTIPLY_BY(b, n, list, inputs, ...)                                                       \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" list "}, " inputs    \
+                 ", 1, 1, 1, 1;\n"                                                                 \
+                 : __VA_ARGS__                                                                     \
                  : "r"(p[0]), "r"(p[1]), "r"(p[2]), "r"(p[3]), "l"(b))
 // c[64, HEAD_DIM] += p b, p a fragment of 64 x 16, b from shared memory, contiguous along HEAD_DIM.
 DEVICE void multiply_values(float (&c)[HEAD_DIM / 2], const u32 *p, u64 b) {
@@ -108,13 +122,15 @@ DEVICE void multiply_values(float (&c)[HEAD_DIM / 2], const u32 *p, u64 b) {
 #endif
 }
 
-// A thread's two rows (r and r + 8 of its warp's 16): running maximum of the scores, sum of its weights.
+// A thread's two rows (r and r + 8 of its warp's 16): running maximum of the scores, sum of its
+// weights.
 struct Rows {
     float max[2], sum[2];
 };
 
-// Scores of a tile -> weights, relative to the new running maximum; rescale = what older weights are worth now.
-// Scores s[4 n .. 4 n + 3] are columns 8 n + 2 t, 8 n + 2 t + 1 of row r, then of row r + 8.
+// Scores of a tile -> weights, relative to the new running maximum; rescale = what older weights
+// are worth now. Scores s[4 n .. 4 n + 3] are columns 8 n + 2 t, 8 n + 2 t + 1 of row r, then of
+// row r + 8.
 DEVICE void softmax(float (&s)[PREFILL_KEYS / 2], Rows &rows, float rescale[2]) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) rescale[h] = softmax_row<4>(s + 2 * h, rows.max[h], rows.sum[h]);
@@ -122,8 +138,8 @@ DEVICE void softmax(float (&s)[PREFILL_KEYS / 2], Rows &rows, float rescale[2]) 
 
 KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
 #if PAGED
-    attention_prefill(const u16 *q, const u16 *k_cache, const u16 *v_cache, int capacity, const int4 *tiles,
-                      const int *tables, u16 *out) {
+    attention_prefill(const u16 *q, const u16 *k_cache, const u16 *v_cache, int capacity,
+                      const int4 *tiles, const int *tables, u16 *out) {
     let_next_kernel_start();
     // The host wrote these before the step's first kernel.
     const int4 of = tiles[blockIdx.y];
@@ -134,19 +150,22 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     out += (u64)of.x * OUT_STRIDE;
     constexpr int first_row = 0;
 #else
-    attention_prefill(const u16 *q, const u16 *k_cache, const u16 *v_cache, int capacity, int rows, int past,
-                      const int4 *seen, u16 *out) {
+    attention_prefill(const u16 *q, const u16 *k_cache, const u16 *v_cache, int capacity, int rows,
+                      int past, const int4 *seen, u16 *out) {
     let_next_kernel_start();
     const int first_row = (gridDim.y - 1 - blockIdx.y) * TILE_ROWS;
 #endif
     extern __shared__ __align__(1024) u8 shared[];
-    const u32 q_tile = shared_address(shared), k_tiles = q_tile + Q_BYTES, v_tiles = k_tiles + RING * KV_BYTES;
+    const u32 q_tile = shared_address(shared), k_tiles = q_tile + Q_BYTES,
+              v_tiles = k_tiles + RING * KV_BYTES;
 
     const int head = blockIdx.x;
     const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32, t = lane % 4;
-    const int group_row = first_row + 64 * warpgroup;                  // the warpgroup's first
-    const int row = group_row + threadIdx.x % 128 / 32 * 16 + lane / 4; // this thread's, and row + 8
-    const int last_row = min(first_row + TILE_ROWS, rows) - 1, last_group_row = min(group_row + 63, rows - 1);
+    const int group_row = first_row + 64 * warpgroup; // the warpgroup's first
+    // This thread's are this row and row + 8.
+    const int row = group_row + threadIdx.x % 128 / 32 * 16 + lane / 4;
+    const int last_row = min(first_row + TILE_ROWS, rows) - 1,
+              last_group_row = min(group_row + 63, rows - 1);
 
     wait_for_previous_kernel();
 #if PACKED
@@ -177,8 +196,8 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     };
     auto copy_keys_or_values = [&](u32 to, const u16 *cache, int tile) {
         if (tile < end)
-            copy_tile<PREFILL_KEYS>(to + tile % RING * KV_BYTES, cache + tile_offset(tile), HEAD_DIM,
-                                    past + rows - tile * PREFILL_KEYS);
+            copy_tile<PREFILL_KEYS>(to + tile % RING * KV_BYTES, cache + tile_offset(tile),
+                                    HEAD_DIM, past + rows - tile * PREFILL_KEYS);
     };
     auto copy_keys = [&](int tile) { copy_keys_or_values(k_tiles, k_cache, tile); };
     auto copy_values = [&](int tile) { copy_keys_or_values(v_tiles, v_cache, tile); };
@@ -223,7 +242,8 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
             (WINDOW > 0 && first_key <= past + group_row + 63 - WINDOW))
 #pragma unroll
             for (int i = 0; i < PREFILL_KEYS / 2; ++i) {
-                const int key = first_key + i / 4 * 8 + 2 * t + i % 2, position = past + row + i / 2 % 2 * 8;
+                const int key = first_key + i / 4 * 8 + 2 * t + i % 2,
+                          position = past + row + i / 2 % 2 * 8;
                 if (key > position || (WINDOW > 0 && key <= position - WINDOW)) s[i] = MASKED;
             }
 #endif
@@ -233,8 +253,8 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
 #pragma unroll
         for (int i = 0; i < PREFILL_KEYS / 4; ++i) p[i] = bf16_pair(s[2 * i], s[2 * i + 1]);
     };
-    // After it this tile's values and the next tile's keys are there and the tiles before are no longer in use; the
-    // last values and keys that the ring has room for are on their way.
+    // After it this tile's values and the next tile's keys are there and the tiles before are no
+    // longer in use; the last values and keys that the ring has room for are on their way.
     auto next_tiles = [&](int tile) {
         wait_for_tiles<RING - 2>();
         sync_threads(1, THREADS);
@@ -243,7 +263,8 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         commit_copies();
     };
     auto copy_queries = [&]() {
-        copy_tile<TILE_ROWS>(q_tile, q + ((u64)first_row * HEADS + head) * HEAD_DIM, HEADS * HEAD_DIM, rows - first_row);
+        copy_tile<TILE_ROWS>(q_tile, q + ((u64)first_row * HEADS + head) * HEAD_DIM,
+                             HEADS * HEAD_DIM, rows - first_row);
     };
 
     copy_queries();
@@ -273,9 +294,11 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
             weigh(tile + 1);
             // Mostly no maximum grows, and nothing needs rescaling.
             const bool rescales = __any_sync(0xffffffffu, rescale[0] != 1.0f || rescale[1] != 1.0f);
-            // The softmax comes before the wait, while the tensor cores work: a branch, which is never taken, keeps ptxas
-            // from moving the wait ahead of it. Not the one below: a warpgroup's warps must all wait at one place.
-            if (capacity == 0) asm volatile("wgmma.wait_group.sync.aligned 0;\n\ttrap;" ::: "memory");
+            // The softmax comes before the wait, while the tensor cores work: a branch, which is
+            // never taken, keeps ptxas from moving the wait ahead of it. Not the one below: a
+            // warpgroup's warps must all wait at one place.
+            if (capacity == 0)
+                asm volatile("wgmma.wait_group.sync.aligned 0;\n\ttrap;" ::: "memory");
             wgmma_wait<0>(o);
             if (rescales)
 #pragma unroll
@@ -304,10 +327,12 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         for (int n = 0; n < HEAD_DIM / 8; ++n) {
             const float low = o[4 * n + 2 * h] * inverse, high = o[4 * n + 2 * h + 1] * inverse;
 #if X_INT4
-            // Columns 2 t and 2 t + 1 of eight; lanes t and t + 2 exchange one, for pairs (i, i + 4).
+            // Columns 2 t and 2 t + 1 of eight; lanes t and t + 2 exchange one, for pairs
+            // (i, i + 4).
             const float other = __shfl_xor_sync(0xffffffffu, t < 2 ? high : low, 2);
             const int i = t < 2 ? 2 * t : 2 * t - 3;
-            to[(n % 4 * 4 + i) * (HEAD_DIM / 32) + n / 4] = t < 2 ? bf16_pair(low, other) : bf16_pair(other, high);
+            to[(n % 4 * 4 + i) * (HEAD_DIM / 32) + n / 4] =
+                t < 2 ? bf16_pair(low, other) : bf16_pair(other, high);
 #else
             to[4 * n + t] = bf16_pair(low, high);
 #endif
@@ -317,15 +342,18 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     constexpr int SEGMENTS = HEAD_DIM / 32;
     for (int index = threadIdx.x; index < TILE_ROWS * OUT_WORDS; index += THREADS) {
         const int i = index / OUT_WORDS, word = index % OUT_WORDS;
-        const int segment = X_INT4 ? word % SEGMENTS : word / 16, pair = X_INT4 ? word / SEGMENTS : word % 16;
+        const int segment = X_INT4 ? word % SEGMENTS : word / 16,
+                  pair = X_INT4 ? word / SEGMENTS : word % 16;
         if (first_row + i < rows)
-            ((u32 *)out)[(u64)(first_row + i) * (OUT_STRIDE / 2) + output_word(head * SEGMENTS + segment, pair)] =
+            ((u32 *)out)[(u64)(first_row + i) * (OUT_STRIDE / 2) +
+                         output_word(head * SEGMENTS + segment, pair)] =
                 staged[i * STAGED_STRIDE + word];
     }
     constexpr int PADDING = OUT_STRIDE / 32 - HEADS * SEGMENTS; // segments beyond the last head
     if (PADDING > 0 && head == HEADS - 1)
         for (int index = threadIdx.x; index < TILE_ROWS * PADDING * 16; index += THREADS) {
-            const int i = index / (PADDING * 16 + (PADDING == 0)), word = index % (PADDING * 16 + (PADDING == 0));
+            const int i = index / (PADDING * 16 + (PADDING == 0)),
+                      word = index % (PADDING * 16 + (PADDING == 0));
             if (first_row + i < rows)
                 ((u32 *)out)[(u64)(first_row + i) * (OUT_STRIDE / 2) +
                              output_word(HEADS * SEGMENTS + word / 16, word % 16)] = 0;

@@ -99,8 +99,10 @@ KERNEL gather_damped(const double *h, const int *from, double damping, double *o
 }
 
 // tile[a][b] = from[(row + a) * n + column + b] for a tile of the matrix.
-DEVICE void load_tile(double (&tile)[TILE][TILE + 1], const double *from, int row, int column, int n) {
-    for (int a = threadIdx.y; a < TILE; a += 8) tile[a][threadIdx.x] = from[(u64)(row + a) * n + column + threadIdx.x];
+DEVICE void load_tile(double (&tile)[TILE][TILE + 1], const double *from, int row, int column,
+                      int n) {
+    for (int a = threadIdx.y; a < TILE; a += 8)
+        tile[a][threadIdx.x] = from[(u64)(row + a) * n + column + threadIdx.x];
     __syncthreads();
 }
 
@@ -136,7 +138,8 @@ KERNEL __launch_bounds__(THREADS) permute(const float *t, const int *order, floa
 }
 
 KERNEL __launch_bounds__(THREADS)
-    round_nearest(const float *w, Scales scales, Levels levels, signed char *codes, int n, u64 count) {
+    round_nearest(const float *w, Scales scales, Levels levels, signed char *codes, int n,
+                  u64 count) {
     FOR_EACH(i, count) {
         const u32 row = i / n, column = i % n;
         codes[i] = (signed char)levels.code(w[i], scales.at(row, column));
@@ -144,8 +147,8 @@ KERNEL __launch_bounds__(THREADS)
 }
 
 KERNEL __launch_bounds__(THREADS, 2)
-    round_block(float *w, const int *order, Scales scales, Levels levels, const float *u, float *errors,
-                signed char *codes, int n, int first, int rows) {
+    round_block(float *w, const int *order, Scales scales, Levels levels, const float *u,
+                float *errors, signed char *codes, int n, int first, int rows) {
     extern __shared__ float4 block[]; // [BLOCK][BLOCK / 4]
     const int width = min(BLOCK, n - first), lane = threadIdx.x % 32, column = lane * 4;
     for (int i = threadIdx.x; i < BLOCK * BLOCK / 4; i += THREADS) {
@@ -181,9 +184,11 @@ KERNEL __launch_bounds__(THREADS, 2)
             const float diagonal = __shfl_sync(~0u, of_u[i], owner);
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
-                const float x = __shfl_sync(~0u, v[r][i], owner), scale = __shfl_sync(~0u, s[r][i], owner);
+                const float x = __shfl_sync(~0u, v[r][i], owner),
+                            scale = __shfl_sync(~0u, s[r][i], owner);
                 const int nearest = levels.code(x, scale);
-                const float error = __fdiv_rn(__fsub_rn(x, __fmul_rn(levels.value(nearest), scale)), diagonal);
+                const float error =
+                    __fdiv_rn(__fsub_rn(x, __fmul_rn(levels.value(nearest), scale)), diagonal);
                 if (lane == owner) code[r][i] = nearest, e[r][i] = -error;
                 // Columns before this one have zeros in U; this one has been rounded.
 #pragma unroll
@@ -195,7 +200,8 @@ KERNEL __launch_bounds__(THREADS, 2)
     for (int r = 0; r < ROWS; ++r) {
         const u64 row = row0 + r;
         if (row >= rows) break;
-        *(float4 *)(errors + row * BLOCK + column) = make_float4(e[r][0], e[r][1], e[r][2], e[r][3]);
+        *(float4 *)(errors + row * BLOCK + column) =
+            make_float4(e[r][0], e[r][1], e[r][2], e[r][3]);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
             if (inside) codes[row * n + place[i]] = (signed char)code[r][i];
@@ -203,7 +209,8 @@ KERNEL __launch_bounds__(THREADS, 2)
 }
 
 KERNEL __launch_bounds__(THREADS)
-    errors_of(const signed char *codes, Scales scales, Levels levels, const float *w, float *e, int n, u64 count) {
+    errors_of(const signed char *codes, Scales scales, Levels levels, const float *w, float *e,
+              int n, u64 count) {
     FOR_EACH(i, count) {
         const u32 row = i / n, column = i % n;
         e[i] = __fsub_rn(__fmul_rn(levels.value(codes[i]), scales.at(row, column)), w[i]);
@@ -238,7 +245,8 @@ KERNEL __launch_bounds__(THREADS) dot(const float *a, const float *b, double *pa
 }
 
 KERNEL __launch_bounds__(THREADS)
-    losses(const float *e, const float *p, const float *t, const float *w, double damping, double *parts, u64 count) {
+    losses(const float *e, const float *p, const float *t, const float *w, double damping,
+           double *parts, u64 count) {
     __shared__ double shared[THREADS];
     double output = 0.0, cross = 0.0;
     FOR_EACH(i, count) {

@@ -40,7 +40,8 @@ static_assert(CHUNKS_A_BLOCK == THREADS * CHUNKS, "whole chunks a thread");
 // Nibble words that feed one chunk: in int4 order its pairs come from four of them.
 #define WORDS (OUT_INT4 ? 4 : 1)
 
-static_assert(K % 32 == 0 && GROUP % 32 == 0, "a word of eight nibbles lies in one row and one group");
+static_assert(K % 32 == 0 && GROUP % 32 == 0,
+              "a word of eight nibbles lies in one row and one group");
 
 // Column of the first nibble in word `w` of chunk `c` of a row.
 DEVICE u32 word_column(u32 c, int w) {
@@ -52,11 +53,13 @@ DEVICE u32 word_column(u32 c, int w) {
 #endif
 }
 
-DEVICE u32 scaled_pair(u32 pair, float scale) { return bf16_pair(bf16_low(pair) * scale, bf16_high(pair) * scale); }
+DEVICE u32 scaled_pair(u32 pair, float scale) {
+    return bf16_pair(bf16_low(pair) * scale, bf16_high(pair) * scale);
+}
 
 KERNEL __launch_bounds__(THREADS)
-dequantize_int4(const u8 *__restrict__ nibbles, const void *__restrict__ scales, int bias, int rows, int first_row,
-                u16 *__restrict__ out) {
+    dequantize_int4(const u8 *__restrict__ nibbles, const void *__restrict__ scales, int bias,
+                    int rows, int first_row, u16 *__restrict__ out) {
     let_next_kernel_start();
     u32 chunks = (u32)rows * CHUNKS_A_ROW;
     u32 first = blockIdx.x * CHUNKS_A_BLOCK + threadIdx.x;
@@ -73,8 +76,8 @@ dequantize_int4(const u8 *__restrict__ nibbles, const void *__restrict__ scales,
             scale[n][w] = 0.0f;
             if (index < chunks && column < K) {
                 words[n][w] = ((const u32 *)(nibbles + (u64)row * (K / 2)))[column / 8];
-                scale[n][w] = load_scale(scales, row * GROUPS + column / GROUP, SCALE_FORMAT, SCALE_WIDTH,
-                                         SCALE_MANTISSA, bias);
+                scale[n][w] = load_scale(scales, row * GROUPS + column / GROUP, SCALE_FORMAT,
+                                         SCALE_WIDTH, SCALE_MANTISSA, bias);
             }
         }
     }
@@ -108,13 +111,14 @@ dequantize_int4(const u8 *__restrict__ nibbles, const void *__restrict__ scales,
 // As dequantize_int4 in plain order, but that a nibble is an index into the 16 bytes of `book`: the
 // bits of `bf16(level as f32 * s)` on a CPU.
 KERNEL __launch_bounds__(THREADS)
-dequantize_lut4(const u8 *__restrict__ nibbles, const void *__restrict__ scales, int bias, uint4 book, int rows, int first_row,
-                u16 *__restrict__ out) {
+    dequantize_lut4(const u8 *__restrict__ nibbles, const void *__restrict__ scales, int bias,
+                    uint4 book, int rows, int first_row, u16 *__restrict__ out) {
     static_assert(!OUT_INT4, "plain order alone");
     __shared__ float values[16];
     let_next_kernel_start();
     if (threadIdx.x < 16) {
-        const u32 i = threadIdx.x / 4, word = i == 0 ? book.x : i == 1 ? book.y : i == 2 ? book.z : book.w;
+        const u32 i = threadIdx.x / 4,
+                  word = i == 0 ? book.x : i == 1 ? book.y : i == 2 ? book.z : book.w;
         values[threadIdx.x] = (float)(int)(signed char)(word >> 8 * (threadIdx.x % 4));
     }
     __syncthreads();
@@ -130,7 +134,8 @@ dequantize_lut4(const u8 *__restrict__ nibbles, const void *__restrict__ scales,
         scale[n] = 0.0f;
         if (index < chunks) {
             words[n] = ((const u32 *)(nibbles + (u64)row * (K / 2)))[column / 8];
-            scale[n] = load_scale(scales, row * GROUPS + column / GROUP, SCALE_FORMAT, SCALE_WIDTH, SCALE_MANTISSA, bias);
+            scale[n] = load_scale(scales, row * GROUPS + column / GROUP, SCALE_FORMAT, SCALE_WIDTH,
+                                  SCALE_MANTISSA, bias);
         }
     }
     wait_for_previous_kernel(); // it may still read `out`
@@ -153,8 +158,9 @@ dequantize_lut4(const u8 *__restrict__ nibbles, const void *__restrict__ scales,
 // whole tensor; nested_absmax one f32 for 256 of these.
 // Grid: ceil(rows * K / 8 / CHUNKS_A_BLOCK).
 KERNEL __launch_bounds__(THREADS)
-dequantize_nf4(const u8 *__restrict__ nibbles, const u8 *__restrict__ absmax, const float *__restrict__ nested_absmax,
-               float offset, int rows, int first_row, u16 *__restrict__ out) {
+    dequantize_nf4(const u8 *__restrict__ nibbles, const u8 *__restrict__ absmax,
+                   const float *__restrict__ nested_absmax, float offset, int rows, int first_row,
+                   u16 *__restrict__ out) {
     __shared__ float values[16];
     let_next_kernel_start();
     if (threadIdx.x < 16) values[threadIdx.x] = __uint_as_float(NF4_VALUE_BITS[threadIdx.x]);
@@ -193,12 +199,14 @@ dequantize_nf4(const u8 *__restrict__ nibbles, const u8 *__restrict__ absmax, co
 
 // The value of an E4M3 code that is no NaN. Shifted into an f16's exponent and mantissa it means
 // 2^-8 of its value, subnormal codes too, since the formats' biases differ by 8.
-DEVICE float e4m3_to_f32(u32 code) { return f16_to_f32((u16)((code & 0x7f) << 7 | (code & 0x80) << 8)) * 256.0f; }
+DEVICE float e4m3_to_f32(u32 code) {
+    return f16_to_f32((u16)((code & 0x7f) << 7 | (code & 0x80) << 8)) * 256.0f;
+}
 
 // codes [*, K] bytes of E4M3, none of them NaN; scales one f32 a row. Grid as above.
 KERNEL __launch_bounds__(THREADS)
-dequantize_fp8(const u8 *__restrict__ codes, const float *__restrict__ scales, int rows, int first_row,
-               u16 *__restrict__ out) {
+    dequantize_fp8(const u8 *__restrict__ codes, const float *__restrict__ scales, int rows,
+                   int first_row, u16 *__restrict__ out) {
     let_next_kernel_start();
     u32 chunks = (u32)rows * (K / 8);
     u32 first = blockIdx.x * CHUNKS_A_BLOCK + threadIdx.x;
@@ -223,7 +231,8 @@ dequantize_fp8(const u8 *__restrict__ codes, const float *__restrict__ scales, i
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             u32 pair = (i < 2 ? words[n].x : words[n].y) >> (16 * (i & 1));
-            p[i] = bf16_pair(e4m3_to_f32(pair & 255) * scale[n], e4m3_to_f32(pair >> 8 & 255) * scale[n]);
+            p[i] = bf16_pair(e4m3_to_f32(pair & 255) * scale[n],
+                             e4m3_to_f32(pair >> 8 & 255) * scale[n]);
         }
         ((uint4 *)out)[index] = make_uint4(p[0], p[1], p[2], p[3]);
     }

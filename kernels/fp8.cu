@@ -33,7 +33,8 @@ DEVICE u32 codes_of(u32 a, u32 b, float scale) {
 }
 
 KERNEL __launch_bounds__(THREADS)
-quantize_rows(const u16 *__restrict__ x, int stride, u8 *__restrict__ codes, float *__restrict__ scales) {
+    quantize_rows(const u16 *__restrict__ x, int stride, u8 *__restrict__ codes,
+                  float *__restrict__ scales) {
     __shared__ float maxima[THREADS / 32];
     let_next_kernel_start();
     wait_for_previous_kernel();
@@ -50,7 +51,8 @@ quantize_rows(const u16 *__restrict__ x, int stride, u8 *__restrict__ codes, flo
             largest = fmaxf(largest, fmaxf(fabsf(bf16_low(pairs[i])), fabsf(bf16_high(pairs[i]))));
     }
 #pragma unroll
-    for (int d = 16; d > 0; d /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+    for (int d = 16; d > 0; d /= 2)
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, d));
     if (threadIdx.x % 32 == 0) maxima[threadIdx.x / 32] = largest;
     __syncthreads();
 #pragma unroll
@@ -61,6 +63,7 @@ quantize_rows(const u16 *__restrict__ x, int stride, u8 *__restrict__ codes, flo
     for (int c = 0; c < CHUNKS; c++) {
         int k = (c * THREADS + threadIdx.x) * 8;
         if (k >= K) break;
-        *(uint2 *)(codes + m * K + k) = make_uint2(codes_of(v[c].x, v[c].y, scale), codes_of(v[c].z, v[c].w, scale));
+        *(uint2 *)(codes + m * K + k) =
+            make_uint2(codes_of(v[c].x, v[c].y, scale), codes_of(v[c].z, v[c].w, scale));
     }
 }

@@ -41,11 +41,13 @@ DEVICE void load_eight(float v[8], const float *from) {
     v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
 }
 
-DEVICE float inverse_rms(float square_sum) { return 1.0f / sqrtf(square_sum / HIDDEN + __uint_as_float(EPS_BITS)); }
+DEVICE float inverse_rms(float square_sum) {
+    return 1.0f / sqrtf(square_sum / HIDDEN + __uint_as_float(EPS_BITS));
+}
 
 KERNEL __launch_bounds__(ROW_THREADS)
-    leave_rows(float *x, const float *y, const float *bias, const float *after, const float *before, u16 *out,
-               int int4_order) {
+    leave_rows(float *x, const float *y, const float *bias, const float *after, const float *before,
+               u16 *out, int int4_order) {
     let_next_kernel_start();
     constexpr int STEPS = (XK / 8 + ROW_THREADS - 1) / ROW_THREADS;
     __shared__ float sums[2][ROW_THREADS / 32];

@@ -34,7 +34,8 @@ KERNEL __launch_bounds__(FINISH_THREADS) finish_logits(float *logits) {
     *at = make_float4(finished(v.x), finished(v.y), finished(v.z), finished(v.w));
 }
 
-KERNEL __launch_bounds__(CHOOSE_THREADS) choose_token(const float *logits, int *state, volatile u64 *mailbox) {
+KERNEL __launch_bounds__(CHOOSE_THREADS)
+    choose_token(const float *logits, int *state, volatile u64 *mailbox) {
     let_next_kernel_start();
     wait_for_previous_kernel();
     __shared__ Best bests[32];

@@ -1,14 +1,17 @@
 // Rotation of a prompt's queries and keys: `rows` new tokens in cache rows past .. past + rows - 1.
 //
 // PAGED = 1: rows of many sequences, whose keys and values go into pages of PAGE_TOKENS tokens:
-//   seen     for each row {place: page * PAGE_TOKENS + token, 1 with LongRoPE's long factors, 0, position}
+//   seen     for each row {place: page * PAGE_TOKENS + token, 1 with LongRoPE's long factors, 0,
+//            position}
 //   k_cache, v_cache  bf16 [pages, KV_HEADS, PAGE_TOKENS, HEAD_DIM]
 //   inv_freq f32 [2, ROTARY_HALF], of the short and of the long factors
 //
-// rotation_table    table[i, :, j] = attention_factor (cos, sin)(p inv_freq[j]) for the position p of row i: past + i, or
-//                   (PACKED or PAGED = 1) seen[i].position (attention_prefill.cu).
+// rotation_table    table[i, :, j] = attention_factor (cos, sin)(p inv_freq[j]) for the position p
+//                   of row i: past + i, or (PACKED or PAGED = 1) seen[i].position
+//                   (attention_prefill.cu).
 //   table    f32 [rows, 2, ROTARY_HALF]
-//   grid: rows, block: ROTARY_HALF rounded up to 32. Once a pass: every layer rotates by the same angles.
+//   grid: rows, block: ROTARY_HALF rounded up to 32. Once a pass: every layer rotates by the same
+//   angles.
 //
 // rope_and_cache    rotates q and k, writes q_out and the new rows of both caches.
 //   qkv      bf16 [rows, (HEADS + 2 KV_HEADS) HEAD_DIM]
@@ -18,14 +21,17 @@
 //
 // Where a family has them, before the rotation:
 //   QKV_BIAS = 1   bias f32 [(HEADS + 2 KV_HEADS) HEAD_DIM] is added to queries, keys and values
-//   QK_NORM        queries and keys are divided by sqrt(mean of squares + eps) and multiplied with q_norm and k_norm, f32:
-//                  PER_HEAD: each head by itself, all with the same HEAD_DIM weights; WHOLE_WIDTH: all heads of a row
-//                  together, with weights for each element
-// Both in f32, on the products' bf16 results, with one rounding at the end. A warp adds up the squares of a head at a
-// time, whatever other rows there are, and the row is then read again, from L1.
+//   QK_NORM        queries and keys are divided by sqrt(mean of squares + eps) and multiplied with
+//                  q_norm and k_norm, f32: PER_HEAD: each head by itself, all with the same
+//                  HEAD_DIM weights; WHOLE_WIDTH: all heads of a row together, with weights for
+//                  each element
+// Both in f32, on the products' bf16 results, with one rounding at the end. A warp adds up the
+// squares of a head at a time, whatever other rows there are, and the row is then read again, from
+// L1.
 //
 // Macros: HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF (multiple of 8), PACKED, PAGED, PAGE_TOKENS (with
-// PAGED), BLOCK_THREADS (of rope_and_cache); QKV_BIAS; QK_NORM, EPS_BITS and the numbers PER_HEAD, WHOLE_WIDTH.
+// PAGED), BLOCK_THREADS (of rope_and_cache); QKV_BIAS; QK_NORM, EPS_BITS and the numbers PER_HEAD,
+// WHOLE_WIDTH.
 #include "rotate.cuh"
 
 #ifndef PACKED
@@ -38,7 +44,8 @@
 constexpr int ROPE_THREADS = 256;
 static_assert(ROPE_THREADS == BLOCK_THREADS, "as smq-engine launches it");
 
-KERNEL rotation_table(const float *inv_freq, float attention_factor, int past, const int4 *seen, float *table) {
+KERNEL rotation_table(const float *inv_freq, float attention_factor, int past, const int4 *seen,
+                      float *table) {
     let_next_kernel_start();
     wait_for_previous_kernel();
     const int row = blockIdx.x, j = threadIdx.x;
@@ -53,14 +60,17 @@ KERNEL rotation_table(const float *inv_freq, float attention_factor, int past, c
 
 KERNEL __launch_bounds__(ROPE_THREADS)
 #if PAGED
-    rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, const int4 *seen, const float *table
-                   BIAS_ARGUMENT NORM_ARGUMENTS) {
+    rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, const int4 *seen,
+                   const float *table BIAS_ARGUMENT NORM_ARGUMENTS) {
     let_next_kernel_start();
-    const int row = blockIdx.x, place = seen[row].x, page = place / PAGE_TOKENS, token = place % PAGE_TOKENS;
-    auto cached = [&](int kv_head) { return (((u64)page * KV_HEADS + kv_head) * PAGE_TOKENS + token) * HEAD_DIM; };
+    const int row = blockIdx.x, place = seen[row].x, page = place / PAGE_TOKENS,
+              token = place % PAGE_TOKENS;
+    auto cached = [&](int kv_head) {
+        return (((u64)page * KV_HEADS + kv_head) * PAGE_TOKENS + token) * HEAD_DIM;
+    };
 #else
-    rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, int capacity, int past, const float *table
-                   BIAS_ARGUMENT NORM_ARGUMENTS) {
+    rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, int capacity, int past,
+                   const float *table BIAS_ARGUMENT NORM_ARGUMENTS) {
     let_next_kernel_start();
     const int row = blockIdx.x;
     auto cached = [&](int kv_head) { return ((u64)kv_head * capacity + past + row) * HEAD_DIM; };
@@ -70,11 +80,12 @@ KERNEL __launch_bounds__(ROPE_THREADS)
     auto destination = [&](int head) {
         if (head < HEADS) return q_out + ((u64)row * HEADS + head) * HEAD_DIM;
         const int kv_head = head - HEADS;
-        return kv_head < KV_HEADS ? k_cache + cached(kv_head) : v_cache + cached(kv_head - KV_HEADS);
+        return kv_head < KV_HEADS ? k_cache + cached(kv_head)
+                                  : v_cache + cached(kv_head - KV_HEADS);
     };
 
-    // All loads first. 8 elements and the 8 that they rotate with; then what is only copied: the rest of q and k, if
-    // rotation is partial, and the values.
+    // All loads first. 8 elements and the 8 that they rotate with; then what is only copied: the
+    // rest of q and k, if rotation is partial, and the values.
     constexpr int PAIRS = (HEADS + KV_HEADS) * HEAD_PAIRS, REST = (HEADS + KV_HEADS) * HEAD_REST;
     constexpr int COPIES = REST + KV_HEADS * (HEAD_DIM / 8);
     constexpr int PAIR_ROUNDS = (PAIRS + ROPE_THREADS - 1) / ROPE_THREADS;
@@ -104,7 +115,8 @@ KERNEL __launch_bounds__(ROPE_THREADS)
     }
     __syncthreads();
 #if QK_NORM == WHOLE_WIDTH
-    const int first = threadIdx.x < HEADS ? 0 : HEADS, count = threadIdx.x < HEADS ? HEADS : KV_HEADS;
+    const int first = threadIdx.x < HEADS ? 0 : HEADS,
+              count = threadIdx.x < HEADS ? HEADS : KV_HEADS;
     static_assert(HEADS + KV_HEADS <= ROPE_THREADS, "a thread a head");
     float factor = 0.0f;
     if (threadIdx.x < HEADS + KV_HEADS) {

@@ -22,7 +22,8 @@
 
 #include "common.cuh"
 
-static_assert(ROW_THREADS == 256 && LAST_ROW_THREADS == 1024 && SCORE_THREADS == 512, "as the loops here count");
+static_assert(ROW_THREADS == 256 && LAST_ROW_THREADS == 1024 && SCORE_THREADS == 512,
+              "as the loops here count");
 
 #define XK ((HIDDEN + 127) / 128 * 128)
 #define XI ((INTERMEDIATE + 127) / 128 * 128)
@@ -55,8 +56,10 @@ KERNEL __launch_bounds__(256) embed_rows(const int *tokens, const u16 *embedding
     for (int k = threadIdx.x * 8; k < HIDDEN; k += 256 * 8) {
         uint4 v = *(const uint4 *)(row + k);
         float4 *to = (float4 *)(x + m * HIDDEN + k);
-        to[0] = make_float4(embedded(bf16_low(v.x)), embedded(bf16_high(v.x)), embedded(bf16_low(v.y)), embedded(bf16_high(v.y)));
-        to[1] = make_float4(embedded(bf16_low(v.z)), embedded(bf16_high(v.z)), embedded(bf16_low(v.w)), embedded(bf16_high(v.w)));
+        to[0] = make_float4(embedded(bf16_low(v.x)), embedded(bf16_high(v.x)),
+                            embedded(bf16_low(v.y)), embedded(bf16_high(v.y)));
+        to[1] = make_float4(embedded(bf16_low(v.z)), embedded(bf16_high(v.z)),
+                            embedded(bf16_low(v.w)), embedded(bf16_high(v.w)));
     }
 }
 
@@ -92,7 +95,8 @@ DEVICE void norm(const float *x, const int *rows, const float *weight, u16 *out,
     for (int s = 0; s < STEPS; s++) {
         int k = (s * 256 + threadIdx.x) * 8;
         if (k >= XK) break;
-        const float weights[8] = {w[s][0].x, w[s][0].y, w[s][0].z, w[s][0].w, w[s][1].x, w[s][1].y, w[s][1].z, w[s][1].w};
+        const float weights[8] = {w[s][0].x, w[s][0].y, w[s][0].z, w[s][0].w,
+                                  w[s][1].x, w[s][1].y, w[s][1].z, w[s][1].w};
         float y[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) y[i] = k < HIDDEN ? v[s][i] * factor * weights[i] : 0.0f;
@@ -100,7 +104,8 @@ DEVICE void norm(const float *x, const int *rows, const float *weight, u16 *out,
     }
 }
 
-KERNEL __launch_bounds__(256) norm_rows(const float *x, const float *weight, u16 *out, int int4_order) {
+KERNEL __launch_bounds__(256)
+    norm_rows(const float *x, const float *weight, u16 *out, int int4_order) {
     norm(x, 0, weight, out, int4_order);
 }
 
@@ -115,7 +120,8 @@ KERNEL __launch_bounds__(256)
 #define GATE_UP_BIAS_ARGUMENT
 #endif
 
-KERNEL __launch_bounds__(256) swiglu_rows(const u16 *gate_up, u16 *out, int int4_order GATE_UP_BIAS_ARGUMENT) {
+KERNEL __launch_bounds__(256)
+    swiglu_rows(const u16 *gate_up, u16 *out, int int4_order GATE_UP_BIAS_ARGUMENT) {
     let_next_kernel_start();
     wait_for_previous_kernel();
     const u64 m = blockIdx.y;
@@ -143,7 +149,8 @@ KERNEL __launch_bounds__(256) swiglu_rows(const u16 *gate_up, u16 *out, int int4
     store_eight(out + m * XI, k, y, int4_order);
 }
 
-KERNEL __launch_bounds__(1024) last_row(const float *x, const float *norm, float *next_x, float *square_sums) {
+KERNEL __launch_bounds__(1024)
+    last_row(const float *x, const float *norm, float *next_x, float *square_sums) {
     let_next_kernel_start();
     wait_for_previous_kernel();
     float square_sum = 0.0f;
@@ -165,7 +172,8 @@ KERNEL __launch_bounds__(512)
     float largest = __uint_as_float(0xff800000u);
     for (int i = threadIdx.x; i < VOCAB; i += 512) largest = fmaxf(largest, row[i]);
 #pragma unroll
-    for (int d = 16; d > 0; d /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, d));
+    for (int d = 16; d > 0; d /= 2)
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, d));
     if (threadIdx.x % 32 == 0) maxima[threadIdx.x / 32] = largest;
     __syncthreads();
 #pragma unroll

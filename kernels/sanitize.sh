@@ -6,8 +6,8 @@
 #
 #     kernels/sanitize.sh [OUT_DIR]
 #
-# Needs a GPU and compute-sanitizer (CUDA's own). SMQ_BIN is where the release binaries are, JOBS how
-# many run at once (racecheck takes gigabytes of memory each), ONLY which runs are wanted, as a
+# Needs a GPU and compute-sanitizer (CUDA's own). SMQ_BIN is where the release binaries are, JOBS
+# how many run at once (racecheck takes gigabytes of memory each), ONLY which runs are wanted, as a
 # pattern of their names ("racecheck int4 many"). One line a run; the tools' own reports stay in
 # OUT_DIR. Fails if any run reports anything.
 set -euo pipefail
@@ -17,7 +17,10 @@ bin=${SMQ_BIN:-target/release}
 out=${1:-$(mktemp -d)}
 model=tests/fixtures/phi3-tiny
 mkdir -p "$out"
-command -v compute-sanitizer >/dev/null || { echo "compute-sanitizer is not on the PATH: it comes with the CUDA toolkit" >&2; exit 2; }
+command -v compute-sanitizer >/dev/null || {
+    echo "compute-sanitizer is not on the PATH: it comes with the CUDA toolkit" >&2
+    exit 2
+}
 
 convert() { # NAME OPTION...
     local name=$1
@@ -39,16 +42,22 @@ check() { # TOOL MODEL WORK
     local tool=$1 file=$out/$2.smq work=$3 log=$out/$1-$2-$3.txt
     [ "$2" = bf16 ] && file=$model
     local command=(generate "$file" --greedy --raw -n 3 -p Hi)
-    [[ $work = cache-* ]] && command=(generate "$file" --greedy --raw -n 3 --kv-cache "${work#cache-}" -p "$long")
+    [[ $work = cache-* ]] &&
+        command=(generate "$file" --greedy --raw -n 3 --kv-cache "${work#cache-}" -p "$long")
     [ "$work" = long ] && command=(generate "$file" --greedy --raw -n 3 -p "$long")
-    [ "$work" = endings ] && command=(eval hellaswag "$file" --data tests/fixtures/eval/hellaswag.jsonl)
-    # Twice a number of sequences for the warm-up, whose steps are recorded, and once more, replayed.
-    [ "$work" = many ] && command=(bench "$file" --sequences 1,3,20 --prompt-tokens 70 --output-tokens 4 --warmup 2 --repeats 1)
+    [ "$work" = endings ] &&
+        command=(eval hellaswag "$file" --data tests/fixtures/eval/hellaswag.jsonl)
+    # Twice a number of sequences for the warm-up, whose steps are recorded, and once more,
+    # replayed.
+    [ "$work" = many ] &&
+        command=(bench "$file" --sequences 1,3,20 --prompt-tokens 70 --output-tokens 4 --warmup 2
+            --repeats 1)
     [ "$work" = lines ] && command=(eval lambada "$file" --data "$out/lines.jsonl")
     local program=smq-run
     if [ "$work" = calibrate ]; then
         program=smq-convert
-        command=(--force --target all --calibrate tests/fixtures/sample.txt --calibrate-tokens 512 --calibrate-window 128)
+        command=(--force --target all --calibrate tests/fixtures/sample.txt
+            --calibrate-tokens 512 --calibrate-window 128)
         [ "$2" = int4 ] || command+=(--scheme "$2")
         # The options stand before CHECKPOINT and OUT.smq, --device among them.
         command+=(--device cuda -- "$model" "$out/$tool-$2-calibrated.smq")
@@ -56,14 +65,17 @@ check() { # TOOL MODEL WORK
         command+=(--device cuda)
     fi
     # Learning a kernel's number of parameters ends with a call that fails, by design: not reported.
-    compute-sanitizer --tool "$tool" --report-api-errors no "$bin/$program" "${command[@]}" >"$log" 2>&1 </dev/null
+    compute-sanitizer --tool "$tool" --report-api-errors no \
+        "$bin/$program" "${command[@]}" >"$log" 2>&1 </dev/null
     local status=$? summary others=0
     # A tool that could not attach has no summary.
     summary=$(grep -o 'SUMMARY:.*' "$log" | tail -n 1)
     if [[ $summary != "SUMMARY: 0 "* ]]; then
-        # racecheck finds hazards within one of cuBLASLt's own kernels (nvjet), which are not ours to mend.
+        # racecheck finds hazards within one of cuBLASLt's own kernels (nvjet), which are not ours
+        # to mend.
         others=$(grep ' access at ' "$log" | grep -vc 'access at nvjet' || true)
-        [[ $tool = racecheck && $summary = *hazard* ]] && grep -q 'access at nvjet' "$log" || others=all
+        [[ $tool = racecheck && $summary = *hazard* ]] && grep -q 'access at nvjet' "$log" ||
+            others=all
     fi
     if [ $status = 0 ] && [ -n "$summary" ] && [ "$others" = 0 ]; then
         echo "clean   $tool $2 $work"

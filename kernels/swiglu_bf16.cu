@@ -36,19 +36,23 @@
 #define SHARED_BYTES (BARRIER_OFFSET + 16 * STAGES + 1024) // 1024: the swizzle's alignment
 #define CONSUMERS 256
 
-static_assert(SHARED_BYTES == DYNAMIC_SHARED, "smq-engine launches with what the layout above takes");
+static_assert(SHARED_BYTES == DYNAMIC_SHARED,
+              "smq-engine launches with what the layout above takes");
 static_assert(THREADS == CONSUMERS + 32, "two warpgroups and a warp");
 static_assert(K % 64 == 0 && INTERMEDIATE % 64 == 0, "whole boxes");
 
 // 64 gate rows from row 8 `eight` on and their up rows.
 DEVICE void load_weights(const tensor_map *map, u32 to, u64 *barrier, int column, int eight) {
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
-                 "[%1, {%2, %3, %3, %4}], [%5];" ::"r"(to), "l"(map), "r"(column), "r"(0), "r"(eight),
-                 "r"(shared_address(barrier)) : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+        "[%1, {%2, %3, %3, %4}], [%5];" ::"r"(to),
+        "l"(map), "r"(column), "r"(0), "r"(eight), "r"(shared_address(barrier))
+        : "memory");
 }
 
 KERNEL __launch_bounds__(THREADS, 1)
-swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ tensor_map w_map, int m, u16 *out) {
+    swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ tensor_map w_map,
+                int m, u16 *out) {
     extern __shared__ u8 dynamic[];
     u8 *shared = dynamic + (-shared_address(dynamic) & 1023);
     u64 *full = (u64 *)(shared + BARRIER_OFFSET), *empty = full + STAGES;
@@ -70,11 +74,13 @@ swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ te
             auto weights = [&](int step) {
                 const int slot = step % STAGES;
                 barrier_expect(full + slot, STAGE_BYTES);
-                load_weights(&w_map, stages + slot * STAGE_BYTES, full + slot, 64 * step, 8 * blockIdx.y);
+                load_weights(&w_map, stages + slot * STAGE_BYTES, full + slot, 64 * step,
+                             8 * blockIdx.y);
             };
             auto tokens = [&](int step) {
                 const int slot = step % STAGES;
-                load_box(&x_map, stages + slot * STAGE_BYTES + W_BYTES, full + slot, 64 * step, TILE_M * blockIdx.x);
+                load_box(&x_map, stages + slot * STAGE_BYTES + W_BYTES, full + slot, 64 * step,
+                         TILE_M * blockIdx.x);
             };
             constexpr int AHEAD = STEPS < STAGES ? STEPS : STAGES;
             for (int step = 0; step < AHEAD; step++) weights(step);
@@ -92,7 +98,8 @@ swiglu_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ te
 #pragma unroll 1
         for (int step = 0; step < STEPS; step++) {
             const u32 stage = stages + step % STAGES * STAGE_BYTES;
-            const u64 a = matrix_descriptor(stage + warpgroup * 8192), b = matrix_descriptor(stage + W_BYTES);
+            const u64 a = matrix_descriptor(stage + warpgroup * 8192),
+                      b = matrix_descriptor(stage + W_BYTES);
             barrier_wait(full + step % STAGES, step / STAGES & 1);
             wgmma_fence();
 #pragma unroll
