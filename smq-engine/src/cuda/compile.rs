@@ -69,6 +69,10 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/decode_attention.cuh"),
     ),
     (
+        "decode_bf16.cuh",
+        include_str!("../../../kernels/decode_bf16.cuh"),
+    ),
+    (
         "decode_choose.cuh",
         include_str!("../../../kernels/decode_choose.cuh"),
     ),
@@ -81,6 +85,10 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/decode_int4.cuh"),
     ),
     (
+        "decode_kinds.cuh",
+        include_str!("../../../kernels/decode_kinds.cuh"),
+    ),
+    (
         "decode_lut4.cuh",
         include_str!("../../../kernels/decode_lut4.cuh"),
     ),
@@ -91,6 +99,10 @@ const HEADERS: &[(&str, &str)] = &[
     (
         "decode_product.cuh",
         include_str!("../../../kernels/decode_product.cuh"),
+    ),
+    (
+        "gemm_int4_layout.cuh",
+        include_str!("../../../kernels/gemm_int4_layout.cuh"),
     ),
     (
         "gemm_int4_outputs.cuh",
