@@ -162,7 +162,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     const int head = blockIdx.x;
     const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32, t = lane % 4;
     const int group_row = first_row + 64 * warpgroup; // the warpgroup's first
-    // This thread's are this row and row + 8.
+    // The thread's rows are this one and row + 8.
     const int row = group_row + threadIdx.x % 128 / 32 * 16 + lane / 4;
     const int last_row = min(first_row + TILE_ROWS, rows) - 1,
               last_group_row = min(group_row + 63, rows - 1);

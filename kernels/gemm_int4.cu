@@ -145,7 +145,7 @@ KERNEL __cluster_dims__(SPLIT_K, 1, 1) __launch_bounds__(THREADS, MIN_BLOCKS)
     let_next_kernel_start();
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     u32 split = SPLIT_K > 1 ? cluster_rank() : 0;
-    // Steps of 128 columns.
+    // Both count steps of 128 columns.
     int begin = STEPS * split / SPLIT_K,
         count = (STEPS % SPLIT_K == 0 ? STEPS / SPLIT_K : STEPS * (split + 1) / SPLIT_K - begin);
     int tiles = (m + TILE_M - 1) / TILE_M;
@@ -153,7 +153,7 @@ KERNEL __cluster_dims__(SPLIT_K, 1, 1) __launch_bounds__(THREADS, MIN_BLOCKS)
 
     if (threadIdx.x == 0) {
         for (int s = 0; s < STAGES; s++) {
-            // Tokens, scales by warp, nibbles by thread.
+            // The tokens' arrival, scales' by warp and nibbles' by thread.
             barrier_init(full + s, 1 + 4 * A_WARP + 128);
             barrier_init(empty + s, A_WARP * 4 * WARPGROUPS);
         }
@@ -185,7 +185,7 @@ KERNEL __cluster_dims__(SPLIT_K, 1, 1) __launch_bounds__(THREADS, MIN_BLOCKS)
             scale_index[i] =
                 weight_row(first_unit, (thread + 128 * i) % BLOCK_ROWS) * GROUPS + PARTS * begin;
         }
-        // The thread's columns of the last step.
+        // Whether the thread's columns of the last step are beyond K.
         bool beyond_last = 32 * (thread % 4) >= COLUMNS_OF_LAST;
         u32 nibble_slot = shared_address(shared) + NIBBLE_OFFSET + thread * 16;
         float *scale_slot = (float *)(shared + SCALE_OFFSET) + thread;
@@ -420,7 +420,7 @@ KERNEL __cluster_dims__(SPLIT_K, 1, 1) __launch_bounds__(THREADS, MIN_BLOCKS)
                 take_step(left == 1, group_sums[0], group_sums[0]);
 #endif
 
-            // It may still read or write `out`.
+            // That one may still read or write `out`.
             if (tile == (int)blockIdx.y) wait_for_previous_kernel();
             u16 *staged = (u16 *)(shared + OUT_OFFSET + warpgroup * OUT_BYTES);
             output.staged = staged + 2 * t * OUT_PITCH + staged_column;

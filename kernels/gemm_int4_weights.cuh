@@ -15,7 +15,7 @@
 DEVICE u32 quarter_pair(u32 word, int i) {
     u32 pair, shifted = i < 2 ? word : word >> 8;
     if (i % 2 == 0) {
-        // This is 136 + q.
+        // The pair becomes 136 + q.
         asm("lop3.b32 %0, %1, 0x000f000f, 0x43084308, 0x6a;" : "=r"(pair) : "r"(shifted));
         asm("fma.rn.bf16x2 %0, %1, %2, %3;"
             : "=r"(pair)
