@@ -111,6 +111,12 @@ fn of_shape(s: &Shape) -> Vec<Variant> {
                 cases.extend(of_many_sequences(part, &w, target));
             }
         }
+        if matches!(format, Format::Nf4 { .. }) {
+            for (part, w, target) in layer.parts() {
+                let case = format!("{stored}, {part}");
+                cases.extend(of_many_rows(&case, &w, target, s.fused));
+            }
+        }
         let (Format::Int4 {
             group,
             format: ScaleFormat::Mini(_),
@@ -215,7 +221,7 @@ fn fused_swiglu(layer: &Layer) -> Vec<Case> {
     fused.map(case).collect()
 }
 
-/// A prompt's product with int4 weights: by its own kernel, where the matrix is whole, and widened.
+/// A prompt's product with weights of four bits: by its own kernel, where the matrix is whole, and widened.
 fn of_many_rows(case: &str, w: &DeviceMatrix, target: Target, fused: bool) -> Vec<Case> {
     let mut cases = vec![("dequantize.cu", case.to_owned(), widen_defines(w))];
     if fused || matches!(target, Target::Add(_)) {
@@ -357,9 +363,9 @@ impl Layer {
     /// Of a prompt, the first of several, each with where it goes.
     fn parts(&self) -> [(&'static str, DeviceMatrix, Target); 4] {
         let (qkv, gate_up) = (self.qkv[0], self.gate_up[0]);
-        let joined = match reads_int4_order(&[gate_up], 1) {
-            true => Target::Swiglu(0, true, Activation::Silu),
-            false => Target::Bf16(0, gate_up.rows),
+        let joined = match gate_up.gemm_group() {
+            Some(_) => Target::Swiglu(0, reads_int4_order(&[self.down], 1), Activation::Silu),
+            None => Target::Bf16(0, gate_up.rows),
         };
         [
             ("qkv", qkv, Target::Bf16(0, qkv.rows)),
