@@ -330,7 +330,7 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
 
     Phase phase = {program[lane]};
 #if NF4_CORES
-    fill_nf4_tables();
+    fill_nf4_tables(CONSUMERS, f16_pair); // the low nibble's level below the other's
 #endif
     wait_for_previous_kernel();
     const int past = state[STATE_POSITION];

@@ -22,12 +22,6 @@ DEVICE int nf4_row(int lane) { return 2 * ((lane ^ lane / 4) % 4) + lane / 16; }
 #if NF4_CORES
 #include "nf4.cuh"
 
-__shared__ float nf4_codes[256];
-// Of every byte, for every lane; the low nibble's f16 is below the other.
-__shared__ __align__(128) u32 nf4_pairs[256][32];
-static_assert(sizeof nf4_codes + sizeof nf4_pairs == NF4_TABLE_BYTES,
-              "what smq-engine leaves room for");
-
 DEVICE u32 f16_pair(float low, float high) {
     u32 pair;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
@@ -76,15 +70,6 @@ struct Halves {
         unit = from.unit[t / 2];
     }
 };
-
-// By all consumers, before their first barrier.
-DEVICE void fill_nf4_tables() {
-    auto value = [](int code) { return __uint_as_float(NF4_VALUE_BITS[code]); };
-    for (int i = threadIdx.x; i < 256 * 32; i += CONSUMERS)
-        nf4_pairs[i / 32][i % 32] = f16_pair(value(i / 32 % 16), value(i / 512));
-    for (int i = threadIdx.x; i < 256; i += CONSUMERS)
-        nf4_codes[i] = __uint_as_float(NF4_ABSMAX_BITS[i]);
-}
 
 // The pair of byte `byte` of a word from a lane's table: a permute, a multiplication (another
 // pipe's) and a load.

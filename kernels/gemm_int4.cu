@@ -161,7 +161,7 @@ KERNEL __cluster_dims__(SPLIT_K, 1, 1) __launch_bounds__(THREADS, MIN_BLOCKS)
     }
 
 #if NF4
-    fill_nf4_tables();
+    fill_nf4_tables(THREADS, nf4_levels);
 #endif
     int slot = 0;
     u32 phase = 0;

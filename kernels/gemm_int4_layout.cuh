@@ -63,3 +63,4 @@ static_assert(SPLIT_K == 1 || STAGES >= WARPGROUPS, "partial sums reuse the toke
 static_assert(SPLIT_K <= STEPS, "each block of a split has a step");
 static_assert(GROUP == 128 || GROUP == 64 || GROUP == 32,
               "a step has whole groups, and a group whole words");
+static_assert(!NF4 || (GROUP == 64 && K % 64 == 0), "NF4's blocks lie in rows");

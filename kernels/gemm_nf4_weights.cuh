@@ -6,26 +6,17 @@
 // scale makes up: with this one no level is off by more than 0.0016 of itself. Without a factor it
 // would be 0.0031, and a weight that is widened to bf16 is off by up to 0.0039.
 //
-// A table in shared memory has the pair of levels of every byte, once for each lane, so that no
-// look-up meets another lane's bank: a permute, a multiplication and a load for a pair.
+// A table in shared memory has the pair of levels of every byte (nf4.cuh): a permute, a
+// multiplication and a load for a pair.
 #pragma once
 #include "nf4.cuh"
 
 #define NF4_FACTOR 1.18881f
 #define LANE_PIECE(t) 0
 
-__shared__ float nf4_codes[256];   // values of absmax codes
-__shared__ u32 nf4_pairs[256][32]; // of every byte, for every lane: its high nibble's level below
-static_assert(sizeof nf4_codes + sizeof nf4_pairs == NF4_TABLE_BYTES,
-              "what smq-engine leaves room for");
-
-// By all threads, before their first barrier.
-DEVICE void fill_nf4_tables() {
-    auto level = [](int code) { return __uint_as_float(NF4_VALUE_BITS[code]) * NF4_FACTOR; };
-    for (int i = threadIdx.x; i < 256 * 32; i += THREADS)
-        nf4_pairs[i / 32][i % 32] = bf16_pair(level(i / 512), level(i / 32 % 16));
-    for (int i = threadIdx.x; i < 256; i += THREADS)
-        nf4_codes[i] = __uint_as_float(NF4_ABSMAX_BITS[i]);
+// A pair of them, the high nibble's below.
+DEVICE u32 nf4_levels(float low, float high) {
+    return bf16_pair(high * NF4_FACTOR, low * NF4_FACTOR);
 }
 
 // A lane's weights of a step: byte t of each word of fragment rows r and r + 8. Two words are a
@@ -42,8 +33,8 @@ struct step_weights {
         for (int i = 0; i < CHUNK_STEPS; i += 2) {
             const int s = chunk * CHUNK_STEPS + i;
             const uint4 w = rows[s / 2], w8 = rows[32 + s / 2];
-            a[i][0] = pair(w.x, t), a[i][1] = pair(w8.x, t), a[i][2] = pair(w.y, t),
-                a[i][3] = pair(w8.y, t);
+            a[i][0] = pair(w.x, t), a[i][1] = pair(w8.x, t);
+            a[i][2] = pair(w.y, t), a[i][3] = pair(w8.y, t);
             a[i + 1][0] = pair(w.z, t), a[i + 1][1] = pair(w8.z, t);
             a[i + 1][2] = pair(w.w, t), a[i + 1][3] = pair(w8.w, t);
         }

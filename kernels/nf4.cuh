@@ -49,3 +49,22 @@ static __device__ const u32 NF4_ABSMAX_BITS[256] = {
 DEVICE float nf4_absmax(float value, float nested, float offset) {
     return __fadd_rn(__fmul_rn(value, nested), offset);
 }
+
+#ifdef NF4_TABLE_BYTES
+__shared__ float nf4_codes[256]; // values of absmax codes
+// Of every byte a pair of levels, once for every lane, so that no look-up meets another lane's
+// bank.
+__shared__ __align__(128) u32 nf4_pairs[256][32];
+static_assert(sizeof nf4_codes + sizeof nf4_pairs == NF4_TABLE_BYTES,
+              "what smq-engine leaves room for");
+
+// By `threads` threads, before their first barrier. `pair` makes one of the levels of a byte's low
+// and of its high nibble.
+template <typename Pair> DEVICE void fill_nf4_tables(int threads, Pair pair) {
+    auto value = [](int code) { return __uint_as_float(NF4_VALUE_BITS[code]); };
+    for (int i = threadIdx.x; i < 256 * 32; i += threads)
+        nf4_pairs[i / 32][i % 32] = pair(value(i / 32 % 16), value(i / 512));
+    for (int i = threadIdx.x; i < 256; i += threads)
+        nf4_codes[i] = __uint_as_float(NF4_ABSMAX_BITS[i]);
+}
+#endif

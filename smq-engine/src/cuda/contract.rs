@@ -11,6 +11,9 @@ pub type Defines = Vec<(&'static str, i64)>;
 /// Bytes of shared memory that a block can have, static and dynamic, on Hopper.
 pub const BLOCK_SHARED_BYTES: usize = 227 << 10;
 
+/// Bytes of the tables that NF4's products keep in shared memory (`nf4.cuh`).
+pub(super) const NF4_TABLE_BYTES: usize = 4 * (256 * 32 + 256);
+
 /// Bits of a tagged value that say which use of its buffer it belongs to.
 pub(super) const TAG_MASK: u32 = 3;
 

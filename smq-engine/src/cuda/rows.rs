@@ -6,7 +6,7 @@ use super::activations::Activations;
 use super::args::Args;
 use super::blas::{Blas, Form, Input, MatMul, Output, Scaled};
 use super::book;
-use super::contract::{BLOCK_SHARED_BYTES, Defines};
+use super::contract::{BLOCK_SHARED_BYTES, Defines, NF4_TABLE_BYTES};
 use super::family::gate_define;
 use super::fp8::QuantizedRows;
 use super::gemm_bf16::bf16_call;
@@ -311,9 +311,6 @@ pub fn widen_defines(w: &DeviceMatrix) -> Defines {
     defines.extend(book_define(w));
     defines
 }
-
-/// Bytes of the tables that `gemm_int4.cu` has for NF4 beside what its launch gives it.
-const NF4_TABLE_BYTES: usize = 4 * (256 * 32 + 256);
 
 /// The macro of a kernel file that is compiled for a code book.
 fn book_define(w: &DeviceMatrix) -> Option<(&'static str, i64)> {

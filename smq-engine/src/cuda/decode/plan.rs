@@ -2,7 +2,7 @@
 
 use super::word;
 use crate::cuda::book::{BOOK_BYTES, Halves};
-use crate::cuda::contract::{BLOCK_SHARED_BYTES, Defines, attention_defines};
+use crate::cuda::contract::{BLOCK_SHARED_BYTES, Defines, NF4_TABLE_BYTES, attention_defines};
 use crate::cuda::weights::{DeviceMatrix, Format, LARGEST_GROUP};
 use crate::cuda::{family, limits, state};
 use crate::error::{Error, Result};
@@ -99,8 +99,6 @@ pub struct Kind {
     shifted: bool,
 }
 
-/// Bytes of NF4's tables.
-const NF4_TABLE_BYTES: usize = 4 * (256 * 32 + 256);
 /// Bytes copied for one run of NF4's scales of codes.
 const NESTED_BYTES: usize = 48;
 /// Warps of a block that multiply; lines of 128 bytes of 8 rows in a slot.
