@@ -8,6 +8,10 @@ with smq-run on the .smq file.
     check_export.py compressed-tensors EXPORT FILE.smq    transformers with compressed-tensors
     check_export.py vllm EXPORT FILE.smq                  vLLM's CPU build, of compressed-tensors or
                                                           gptq; not run in CI
+    check_export.py onnxruntime-genai EXPORT FILE.smq     its model builder and runtime, of gptq;
+                                                          not run in CI
+    check_export.py llama.cpp EXPORT FILE.smq             llama.cpp's converter, of gptq, whose
+        --dense DIR --converter convert_hf_to_gguf.py     weights alone are compared; not run in CI
 
 This must agree, and the script exits with 1 where something does not:
 
@@ -44,9 +48,24 @@ The mean of the long windows must then agree to 0.02, which notices what the pro
 such as a norm or a rotation, and greedy tokens are counted only. vLLM rounds the activations of
 int4 models to int8 on some processors, which is turned off here unless VLLM_CPU_INT4_W4A8 is set.
 
+llama.cpp's converter multiplies each number from -8 to 7 by its scale in f32, as --dense does. An
+f16 scale has 11 bits and such a number 4, so that the product has at most 15 of f32's 24 bits and
+lies far within its range: neither of them rounds. The other tensors only widen. So the bound is 0,
+and all tensors of the GGUF file, of which the converter is asked for f32, must be those of --dense,
+bit for bit. Of Llama models it puts the rows of q and k into another order, which is undone first.
+
+onnxruntime-genai's builder takes q, k and v to one matrix and Phi-3's gate and up projection to
+two, widens the scales to f32 and keeps the integers. What it wrote is dequantized here once more,
+with a bound of 0 for the same reason. Its kernel rounds activations to int8, a scale for each block
+of a row, at accuracy level 4, which is the default, and the builder quantizes embedding and head to
+int4 by itself. Neither is ours to judge. So the script asks for level 1, which is f32, and for
+embedding and head as they are. Then nothing but the order of sums differs, as in the other readers
+of f32. With --accuracy-level 4 the mean alone must agree, to 0.02, and greedy tokens are counted.
+
 Needs numpy and transformers (5.24.0 was used), and what the reader is made of: torch, optimum and
 gptqmodel; mlx[cpu] and mlx-lm; torch and compressed-tensors; vllm-cpu (0.32.0 with torch 2.13.0 and
-transformers 5.19.0 was used). vLLM chooses LongRoPE's factors by the longest context that it is to
+transformers 5.19.0 was used); torch, onnx and onnxruntime-genai; torch, sentencepiece and the gguf
+of the converter's own version. vLLM chooses LongRoPE's factors by the longest context that it is to
 take, which is --window and one here: the bundled checkpoint has its short ones up to --window 511.
 """
 
@@ -57,6 +76,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 
@@ -152,6 +172,18 @@ def fp8_weights(tensors, _config):
         yield name, e4m3(tensors.stored(name)) * tensors.stored(f"{name}_scale").astype(np.float32)
 
 
+def joined(weights):
+    """With q, k and v of a layer as one matrix, and gate and up projection as one."""
+    out = dict(weights)
+    for name in weights:
+        above, _, last = name.removesuffix(".weight").rpartition(".")
+        for whole, parts in JOINED.items():
+            if last == parts[0]:
+                rows = [out.pop(f"{above}.{part}.weight") for part in parts]
+                out[f"{above}.{whole}.weight"] = np.concatenate(rows)
+    return out
+
+
 WEIGHTS = {"gptq": gptq_weights, "mlx": mlx_weights, "pack-quantized": packed_weights,
            "float-quantized": fp8_weights}
 
@@ -171,12 +203,85 @@ def same_weights(weights, dense):
     return bool(weights) and unequal == 0
 
 
+def unequal_bits(ours, theirs):
+    return int((ours.view(np.uint32) != theirs.view(np.uint32)).sum())
+
+
+def same_gguf(config, args):
+    """Whether llama.cpp's converter has the tensors of --dense, and no others of the model."""
+    dense, made = Tensors(args.dense), dict(gguf_tensors(config, args))
+    unequal = sum(unequal_bits(values, dense.stored(name)) for name, values in made.items())
+    absent = sorted(set(dense.found) - set(made))
+    print(f"GGUF: {len(made)} tensors, {sum(values.size for values in made.values())} elements, "
+          f"{unequal} differ from the dense; not in it: {', '.join(absent) or 'none'}")
+    return bool(made) and unequal == 0 and not absent
+
+
+def run_tool(*arguments):
+    """A program in Python that makes something of the export; ends with its last words if it
+    fails."""
+    ran = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
+    if ran.returncode:
+        sys.exit("\n".join(ran.stderr.splitlines()[-12:]))
+
+
+def gguf_tensors(config, args):
+    """What the converter makes of the export, by the names that its tensors have there."""
+    import gguf
+
+    with tempfile.TemporaryDirectory() as directory:
+        source, out = pathlib.Path(directory) / "export", pathlib.Path(directory) / "model.gguf"
+        source.mkdir()
+        for path in pathlib.Path(args.export).resolve().iterdir():
+            (source / path.name).symlink_to(path)
+        if config["model_type"] == "phi3" and not (source / "tokenizer.model").exists():
+            write_tokenizer_model(source)
+        run_tool(args.converter, source, "--outtype", "f32", "--outfile", out)
+        reader = gguf.GGUFReader(out)
+        name_of = reader.fields["general.architecture"].contents()
+        kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == name_of)
+        names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
+        theirs = {names.get_name(name, try_suffixes=(".weight", ".bias")): name
+                  for name in Tensors(args.dense).found}
+        for tensor in reader.tensors:
+            if tensor.name.startswith("rope_f"):  # of the configuration, not of the weights
+                continue
+            values = np.array(tensor.data)
+            heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}
+            part = tensor.name.split(".")[-2]
+            if name_of == "llama" and part in heads:
+                # Pairs of rows that rotate together are a half of a head apart for transformers,
+                # and neighbours in GGUF.
+                pairs = values.reshape(config[heads[part]], -1, 2, *values.shape[1:])
+                values = np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
+            yield theirs[tensor.name], values
+
+
+def write_tokenizer_model(directory):
+    """The converter refuses Phi-3 without sentencepiece's file, whatever the weights are. Of a
+    checkpoint that has none, the vocabulary of tokenizer.json stands in for it here, where nothing
+    is made of it."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    stored = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    added = {token["content"]: token["id"] for token in stored["added_tokens"]}
+    pieces = {**stored["model"]["vocab"], **added}
+    model = sentencepiece_model_pb2.ModelProto()
+    kinds = model.SentencePiece
+    for piece in sorted(pieces, key=pieces.get):
+        kind = kinds.CONTROL if piece in added else kinds.NORMAL
+        model.pieces.add(piece=piece, score=0,
+                         type=kinds.UNKNOWN if piece == "<unk>" else kind)
+    (directory / "tokenizer.model").write_bytes(model.SerializeToString())
+
+
+# These layers' rows are one matrix in some programs and in some models.
+JOINED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
+
+
 class Products:
     """Compares what layers make of their inputs with products in f64, where their weights are
     known by name. `dtype_bits` are the bits of mantissa that inputs and outputs have."""
-
-    # vLLM joins these layers' rows to one.
-    JOINED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 
     def __init__(self, weights, fp8, dtype_bits):
         self.weights, self.fp8, self.dtype_bits = weights, fp8, dtype_bits
@@ -186,7 +291,7 @@ class Products:
         for name, module in model.named_modules():
             above, _, last = name.rpartition(".")
             parts = [name] if f"{name}.weight" in self.weights else [
-                f"{above}.{part}" for part in self.JOINED.get(last, [])]
+                f"{above}.{part}" for part in JOINED.get(last, [])]
             parts = [f"{part}.weight" for part in parts]
             if parts and all(part in self.weights for part in parts):
                 self.watched.update(parts)
@@ -255,7 +360,6 @@ class Torch(Reader):
     def logits(self, ids):
         with self.torch.no_grad():
             return self.model(self.torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
-
 
     def watch(self, products):
         products.watch(self.model)
@@ -329,6 +433,74 @@ class Vllm:
         return self.run([ids], max_tokens=count)[0].outputs[0].token_ids
 
 
+class OnnxruntimeGenai:
+    """Its model builder, and its runtime on what that has written."""
+
+    def __init__(self, path, args):
+        import onnxruntime_genai
+
+        self.genai, self.directory = onnxruntime_genai, tempfile.TemporaryDirectory()
+        # Release 0.18.0 ignores the older names of these options, such as int4_accuracy_level,
+        # though it says that they still work.
+        run_tool("-m", "onnxruntime_genai.models.builder", "-i", path, "-o",
+                 f"{self.directory.name}/model", "-c", f"{self.directory.name}/cache", "-p", "int4",
+                 "-e", "cpu", "--extra_options", f"accuracy_level={args.accuracy_level}",
+                 "nodes_to_exclude=/lm_head/MatMul,/model/embed_tokens/Gather")
+        self.read(f"{self.directory.name}/model", args.accuracy_level)
+        self.model = onnxruntime_genai.Model(f"{self.directory.name}/model")
+
+    def read(self, path, level):
+        """`MatMulNBits`: rows of blocks, two numbers a byte with the first one low, and zero points
+        in the same way, of which each row begins a byte."""
+        import onnx
+
+        graph = onnx.load(f"{path}/model.onnx").graph
+        tensors = {tensor.name: tensor for tensor in graph.initializer}
+        halves = lambda codes: np.stack([codes & 15, codes >> 4], axis=-1).astype(np.float32)
+        self.weights, self.kinds = {}, set()
+        for node in graph.node:
+            if node.op_type != "MatMulNBits":
+                continue
+            if [item.i for item in node.attribute if item.name == "accuracy_level"] != [level]:
+                sys.exit(f"{node.name} has not the accuracy level {level} that was asked for")
+            codes, scales, zeros = (onnx.numpy_helper.to_array(tensors[name])
+                                    for name in node.input[1:4])
+            rows, blocks = codes.shape[:2]
+            numbers = halves(codes).reshape(rows, blocks, -1)
+            numbers -= halves(zeros).reshape(rows, -1)[:, :blocks, None]
+            name = node.name.strip("/").removesuffix("/MatMulNBits").replace("/", ".")
+            self.weights[name.replace(".attn.", ".self_attn.") + ".weight"] = (
+                scales.reshape(rows, blocks, 1) * numbers).reshape(rows, -1)
+            self.kinds.add(f"{node.op_type} of accuracy level {level}")
+
+    def same_weights(self, weights):
+        ours, theirs = joined(weights), joined(self.weights)
+        unequal = sum(unequal_bits(np.ascontiguousarray(values), theirs[name])
+                      for name, values in ours.items() if name in theirs)
+        print(f"ONNX: {len(theirs)} of {len(ours)} matrices, {unequal} elements differ "
+              "from the export")
+        return set(ours) == set(theirs) and unequal == 0
+
+    def started(self, ids, more):
+        params = self.genai.GeneratorParams(self.model)
+        params.set_search_options(max_length=len(ids) + more, do_sample=False)
+        generator = self.genai.Generator(self.model, params)
+        generator.append_tokens(np.array(ids, np.int32))
+        return generator
+
+    def losses(self, windows):
+        return [window_loss(self.started(window, 1).get_output("logits")[0], window)
+                for window in windows]
+
+    def greedy(self, ids, count):
+        """With its cache, and on where a text would end, as smq-run's ids do."""
+        generator, out = self.started(ids, count + 1), []
+        for _ in range(count):
+            out.append(int(generator.get_output("logits")[0, -1].argmax()))
+            generator.append_tokens(np.array(out[-1:], np.int32))
+        return out
+
+
 def vllm_schemes(model):
     """What its linear layers are, compressed-tensors' by their scheme."""
     methods = (getattr(module, "scheme", getattr(module, "quant_method", None))
@@ -338,7 +510,7 @@ def vllm_schemes(model):
 
 
 READERS = {"gptq": Torch, "gptqmodel": Gptqmodel, "mlx": Mlx, "compressed-tensors": Torch,
-           "vllm": Vllm}
+           "vllm": Vllm, "onnxruntime-genai": OnnxruntimeGenai}
 
 
 def smq_run(binary, *arguments):
@@ -423,7 +595,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     here = pathlib.Path(__file__).resolve().parents[2]
-    parser.add_argument("reader", choices=list(READERS))
+    parser.add_argument("reader", choices=[*READERS, "llama.cpp"])
     parser.add_argument("export", metavar="EXPORT")
     parser.add_argument("file", metavar="FILE.smq")
     parser.add_argument("--dense", metavar="DIR",
@@ -438,27 +610,43 @@ def main():
                         help="instead of the built-in prompts; may be repeated")
     parser.add_argument("--tokens", type=int, default=16,
                         help="greedy tokens a prompt (default: 16)")
+    parser.add_argument("--converter", metavar="PROGRAM",
+                        help="llama.cpp's convert_hf_to_gguf.py, which llama.cpp needs")
+    parser.add_argument("--accuracy-level", type=int, choices=[1, 4], default=1,
+                        help="of onnxruntime-genai: 1 for f32 (default), 4 for int8 activations")
     args = parser.parse_args()
+    if args.reader == "llama.cpp" and not (args.converter and args.dense):
+        parser.error("llama.cpp needs --converter and --dense")
 
     from transformers import AutoTokenizer
 
     config = json.loads((pathlib.Path(args.export) / "config.json").read_text())
     form = form_of(config)
     args.fp8 = form == "float-quantized"
-    args.rounds = args.fp8 or args.reader in ("gptqmodel", "vllm")
+    bf16 = args.reader in ("gptqmodel", "vllm")
+    genai = args.reader == "onnxruntime-genai"
+    args.rounds = args.fp8 or bf16 or genai and args.accuracy_level == 4
     if args.tolerance is None:
         args.tolerance = 0.02 if args.rounds else 1e-4
     weights = dict(WEIGHTS[form](Tensors(args.export), config))
     agreed = [same_weights(weights, args.dense)] if args.dense else []
+    if args.reader == "llama.cpp":
+        return verdict([*agreed, same_gguf(config, args)])
     model = READERS[args.reader](args.export, args)
     print(f"quantized modules: {', '.join(sorted(model.kinds)) or 'none'}")
     tokenizer = AutoTokenizer.from_pretrained(args.export)
     agreed.append(bool(model.kinds))
-    if args.rounds:
+    if genai:
+        agreed.append(model.same_weights(weights))
+    elif args.rounds:
         agreed.append(same_products(model, tokenizer, weights, args))
     agreed += [same_losses(model, tokenizer, args), same_tokens(model, tokenizer, args)]
     if args.fp8:
         agreed.append(same_short_losses(model, tokenizer, args))
+    return verdict(agreed)
+
+
+def verdict(agreed):
     print("ok" if all(agreed) else "FAILED")
     return 0 if all(agreed) else 1
 
