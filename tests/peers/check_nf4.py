@@ -5,29 +5,33 @@
     check_nf4.py --check DIR FILE.smq    what smq-convert --scheme nf4 --target . made of it
     check_nf4.py --golden OUT            the vectors of tests/fixtures/nf4
 
-Needs bitsandbytes 0.50.2, torch and safetensors. Exact: nibbles; second-level codes, nested absmax and weights, in f32 and
-bf16, given the file's offset. Within 1e-6 relative: the offset, whose sum torch takes in another order.
+Needs bitsandbytes 0.50.2, torch and safetensors. Exact: nibbles; second-level codes, nested absmax
+and weights, in f32 and bf16, given the file's offset. Within 1e-6 relative: the offset, whose sum
+torch takes in another order.
 """
 import argparse, json, os, pathlib, struct, sys
 
 import bitsandbytes
 import torch
-from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise, quantize_4bit, quantize_blockwise
+from bitsandbytes.functional import (dequantize_4bit, dequantize_blockwise, quantize_4bit,
+                                     quantize_blockwise)
 from safetensors.torch import load_file, save_file
 
 VERSION = "0.50.2"
 
 
 def tensors():
-    """Name -> tensor: sizes that 64 and 64 * 256 divide and do not, outliers, zeros, ties, tiny values, three types."""
+    """Name -> tensor: sizes that 64 and 64 * 256 divide and do not, outliers, zeros, ties, tiny
+    values, three types."""
     generator = torch.Generator().manual_seed(7)
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator) * 0.02
 
     made = {f"normal_{rows}x{columns}": normal(rows, columns)
-            for rows, columns in [(1, 1), (1, 63), (1, 64), (1, 65), (3, 43), (7, 129), (5, 100), (64, 256), (127, 129),
-                                  (128, 128), (129, 128), (96, 576), (300, 192), (33, 1001)]}
+            for rows, columns in [(1, 1), (1, 63), (1, 64), (1, 65), (3, 43), (7, 129), (5, 100),
+                                  (64, 256), (127, 129), (128, 128), (129, 128), (96, 576),
+                                  (300, 192), (33, 1001)]}
     outliers = normal(64, 512)
     outliers[torch.rand(64, 512, generator=generator) < 0.002] *= 80
     made["outliers"] = outliers
@@ -44,7 +48,8 @@ def tensors():
     # Every value of the code and every midpoint, times powers of two, whose reciprocals are exact.
     code = bitsandbytes.functional.get_4bit_type("nf4", device="cpu")
     middle = (code[1:] + code[:-1]) / 2
-    ties = torch.cat([code, middle, torch.nextafter(middle, torch.tensor(9.0)), torch.nextafter(middle, torch.tensor(-9.0))])
+    beside = [torch.nextafter(middle, torch.tensor(to)) for to in (9.0, -9.0)]
+    ties = torch.cat([code, middle, *beside])
     ties = torch.cat([ties, torch.ones(3)])
     made["ties"] = torch.stack([ties * 2.0 ** e for e in (-9, -3, 0, 5)])
     made["bf16"] = normal(96, 200).bfloat16()
@@ -64,7 +69,8 @@ class Smq:
     def __init__(self, path):
         self.bytes = pathlib.Path(path).read_bytes()
         offset, length = struct.unpack_from("<QQ", self.bytes, 24)
-        self.tensors = {t["name"]: t for t in json.loads(self.bytes[offset:offset + length])["tensors"]}
+        header = json.loads(self.bytes[offset:offset + length])
+        self.tensors = {tensor["name"]: tensor for tensor in header["tensors"]}
 
     def blob(self, name, i):
         blob = self.tensors[name]["blobs"][i]
@@ -74,18 +80,27 @@ class Smq:
         nibbles, absmax = (torch.frombuffer(self.blob(name, i), dtype=torch.uint8) for i in (0, 1))
         nested = torch.frombuffer(self.blob(name, 2), dtype=torch.float32)
         bits = self.tensors[name]["parameters"]["offset_bits"]
-        return nibbles, absmax, nested, torch.tensor(struct.unpack("<f", struct.pack("<I", bits))[0])
+        offset, = struct.unpack("<f", struct.pack("<I", bits))
+        return nibbles, absmax, nested, torch.tensor(offset)
+
+
+def plain_absmax(tensor):
+    """Each block's scale before it is quantized itself."""
+    return quantize_4bit(tensor, blocksize=64, quant_type="nf4",
+                         compress_statistics=False)[1].absmax
 
 
 def same(a, b):
-    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def compare(tensor, ours):
     """What differs."""
     nibbles, codes, nested, offset = ours
     packed, state = theirs(tensor)
-    absmax = quantize_4bit(tensor, blocksize=64, quant_type="nf4", compress_statistics=False)[1].absmax
+    absmax = plain_absmax(tensor)
     if not same(nibbles, packed):
         yield f"{int((nibbles != packed).sum())} of {len(packed)} bytes of nibbles"
     if not torch.isclose(offset, state.offset, rtol=1e-6, atol=0):
@@ -98,7 +113,8 @@ def compare(tensor, ours):
     # Their dequantization of our numbers.
     state.absmax, state.offset, state.state2, state.dtype = codes, offset, state2, torch.float32
     code = bitsandbytes.functional.get_4bit_type("nf4", device="cpu")
-    values = torch.stack([code[(nibbles >> 4).long()], code[(nibbles & 15).long()]], 1).flatten()[:tensor.numel()]
+    values = torch.stack([code[(nibbles >> 4).long()], code[(nibbles & 15).long()]], 1)
+    values = values.flatten()[:tensor.numel()]
     scales = (dequantize_blockwise(codes, state2) + offset).repeat_interleave(64)[:tensor.numel()]
     whole = dequantize_4bit(nibbles.unsqueeze(1), state).flatten()
     # Subnormal products may be flushed to zero there.
@@ -118,29 +134,33 @@ def check(directory, path):
             print(f"{name}: {difference}")
             bad += 1
     exact = sum(smq.nf4(name)[3] == theirs(source[name])[1].offset for name in compared)
-    print(f"{len(compared)} of {len(source)} tensors compared, {bad} differences; {int(exact)} offsets equal to the bit")
+    print(f"{len(compared)} of {len(source)} tensors compared, {bad} differences; "
+          f"{int(exact)} offsets equal to the bit")
     return bad or not compared
 
 
 def golden(directory):
-    """Small tensors and what bitsandbytes makes of them: safetensors with NAME.weight, .nibbles, .absmax, ..."""
-    chosen = ["normal_1x1", "normal_1x65", "normal_3x43", "normal_7x129", "outliers", "zero_blocks", "all_zero_short",
-              "constant", "tiny", "subnormal", "ties", "bf16", "f16"]
+    """Small tensors and what bitsandbytes makes of them: safetensors with NAME.weight, .nibbles,
+    .absmax, ..."""
+    chosen = ["normal_1x1", "normal_1x65", "normal_3x43", "normal_7x129", "outliers", "zero_blocks",
+              "all_zero_short", "constant", "tiny", "subnormal", "ties", "bf16", "f16"]
     out = {}
     for name, tensor in tensors().items():
         if name not in chosen:
             continue
         tensor = tensor if name == "bf16" else tensor[:6]
         packed, state = theirs(tensor)
-        parts = {"weight": tensor, "nibbles": packed, "codes": state.absmax, "nested_absmax": state.state2.absmax,
+        parts = {"weight": tensor, "nibbles": packed, "codes": state.absmax,
+                 "nested_absmax": state.state2.absmax,
                  "offset": state.offset.reshape(1),
-                 "absmax": quantize_4bit(tensor, blocksize=64, quant_type="nf4", compress_statistics=False)[1].absmax}
+                 "absmax": plain_absmax(tensor)}
         out |= {f"{name}.{part}": value.contiguous().clone() for part, value in parts.items()}
     out["map"] = bitsandbytes.functional.create_dynamic_map()
     out["code"] = bitsandbytes.functional.get_4bit_type("nf4", device="cpu")
     os.makedirs(directory, exist_ok=True)
     save_file(out, os.path.join(directory, "bitsandbytes-0.50.2.safetensors"),
-              metadata={"made_by": f"bitsandbytes {bitsandbytes.__version__}, torch {torch.__version__}, CPU"})
+              metadata={"made_by": f"bitsandbytes {bitsandbytes.__version__}, torch "
+                                   f"{torch.__version__}, CPU"})
 
 
 def main():

@@ -38,7 +38,8 @@ def processed(settings, prompt, new, logits, max_new_tokens):
         has_default_min_length=settings.get("min_length") is None, model_input_name="input_ids",
         inputs_tensor=ids, input_ids_length=len(prompt))
     processors = model._get_logits_processor(
-        config, input_ids_seq_length=len(prompt), encoder_input_ids=ids, device="cpu", model_kwargs={})
+        config, input_ids_seq_length=len(prompt), encoder_input_ids=ids, device="cpu",
+        model_kwargs={})
     return processors(torch.tensor([prompt + new]), torch.tensor([logits]))[0].tolist()
 
 
@@ -52,8 +53,8 @@ def case(name, settings, prompt=(7, 3, 9, 3, 9, 4), new=(5, 3, 9), logits=None, 
 
 
 def processor_cases():
-    config = LlamaConfig(vocab_size=VOCAB, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                         num_attention_heads=2)
+    config = LlamaConfig(vocab_size=VOCAB, hidden_size=16, intermediate_size=16,
+                         num_hidden_layers=1, num_attention_heads=2)
     processed.model = LlamaForCausalLM(config)
     random = torch.Generator().manual_seed(5)
     case.logits = [round(x, 3) for x in (3 * torch.randn(VOCAB, generator=random)).tolist()]
@@ -108,12 +109,14 @@ def processor_cases():
         for key, values in {"top_k": (1, 5, 39, 60), "top_p": (0.0, 0.25, 0.5, 0.9, 0.999),
                             "min_p": (0.0, 0.05, 0.5, 1.0), "typical_p": (0.1, 0.5, 0.9, 0.999),
                             "epsilon_cutoff": (0.001, 0.03, 0.2, 0.9),
-                            "eta_cutoff": (0.001, 0.03, 0.2, 0.9), "top_h": (0.1, 0.4, 0.8)}.items():
+                            "eta_cutoff": (0.001, 0.03, 0.2, 0.9),
+                            "top_h": (0.1, 0.4, 0.8)}.items():
             for value in values:
                 yield case(f"{key} {value}{of}", {**on, key: value}, logits=logits)
     yield case("out of range and off", {**on, "top_p": 1.5, "typical_p": 2.0, "epsilon_cutoff": 3.0,
                                         "eta_cutoff": -1.0})
-    every = {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3, "encoder_repetition_penalty": 1.1,
+    every = {"repetition_penalty": 1.2, "no_repeat_ngram_size": 3,
+             "encoder_repetition_penalty": 1.1,
              "bad_words_ids": [[1], [9, 6]], "min_new_tokens": 5, "suppress_tokens": [12, 13],
              "sequence_bias": [[[9, 8], 2.0]], "renormalize_logits": True, **eos}
     yield case("all greedy", every)
@@ -177,8 +180,8 @@ def byte_fallback():
              "lo", "▁Hel", "▁Hello", "or", "ld", "▁wor", "▁world", "▁x", "aa"]
     for word in words:
         vocab[word] = len(vocab)
-    merges = [("▁", "H"), ("▁", "w"), ("e", "l"), ("l", "o"), ("▁H", "el"), ("▁Hel", "lo"), ("o", "r"),
-              ("l", "d"), ("▁w", "or"), ("▁wor", "ld"), ("▁", "x"), ("a", "a")]
+    merges = [("▁", "H"), ("▁", "w"), ("e", "l"), ("l", "o"), ("▁H", "el"), ("▁Hel", "lo"),
+              ("o", "r"), ("l", "d"), ("▁w", "or"), ("▁wor", "ld"), ("▁", "x"), ("a", "a")]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>",
                                      byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"),
@@ -209,11 +212,11 @@ def stop_cases(fixture):
     cases = [
         ("byte level", byte_level, ids(byte_level, "Once upon a"),
          ids(byte_level, " time, there was a naïve 漢字 🦀.\nThe end<|end|> of it<|user|>"),
-         ["time", "a time", "upon a t", "once", ", t", ",t", "ere w", "ï", "\u00ef", "字", "🦀.", "\n",
-          ".\nThe", "<|end|>", "end<|end|>", "nd<", "<|user|>", "e", " ", "it<|user|>x"]),
+         ["time", "a time", "upon a t", "once", ", t", ",t", "ere w", "ï", "\u00ef", "字", "🦀.",
+          "\n", ".\nThe", "<|end|>", "end<|end|>", "nd<", "<|user|>", "e", " ", "it<|user|>x"]),
         ("byte fallback", fallback, ids(fallback, "Hello"),
-         tokens(fallback, ["▁world", "<0x0A>", "<0xF0>", "<0x9F>", "<0x8E>", "<0x89>", "▁x", ":", "aa",
-                           "aa", "</s>", "▁Hello", "<0xC3>", "<0xBC>"]),
+         tokens(fallback, ["▁world", "<0x0A>", "<0xF0>", "<0x9F>", "<0x8E>", "<0x89>", "▁x", ":",
+                           "aa", "aa", "</s>", "▁Hello", "<0xC3>", "<0xBC>"]),
          ["world", " world", "Hello world", "o w", "d\n", "\n", "🎉", "🎉 x", "aaa", "aaaa", "aaaaa",
           "</s>", "s> H", ":a", "ü", "<0x0A>", "<s>"]),
         ("word pieces", pieces, ids(pieces, "hello"),

@@ -1,21 +1,26 @@
 #!/usr/bin/env python3
-"""Times what PyTorch offers on this GPU at Phi-3.5-mini's shapes with random weights, and compares ours with it.
+"""Times what PyTorch offers on this GPU at Phi-3.5-mini's shapes with random weights, and compares
+ours with it.
 
     gpu_peers.py                                          every part
-    gpu_peers.py --parts layers,decode --json OUT         some; parts that OUT already has for this GPU are kept
-    gpu_peers.py --json OUT --ours BENCH.json KERNELS.json    `smq-run bench --json` and `smq-run kernels --json`
+    gpu_peers.py --parts layers,decode --json OUT         some; parts that OUT already has for this
+                                                          GPU are kept
+    gpu_peers.py --json OUT --ours BENCH.json KERNELS.json    `smq-run bench --json` and `smq-run
+                                                              kernels --json`
 
 Parts:
   ceilings  a kernel that only reads 4 GB, and a device copy
-  layers    one linear layer: bf16 (cuBLAS) and int4 (tinygemm, groups of 128), at several numbers of rows
+  layers    one linear layer: bf16 (cuBLAS) and int4 (tinygemm, groups of 128), at several
+            numbers of rows
   decode    a whole decode step at batch 1, a 128-token prompt in the cache, 256 new tokens
   prefill   a prompt in bf16, its keys and values stored, logits of the last position
 
-Everything is timed as the replay of a CUDA graph. A decode step is one graph that feeds itself: it embeds the last
-token, moves to the next position and ends on argmax, so that the host only launches. Every figure is the fastest of
-the settings tried: each peer is meant to be as strong as PyTorch lets it be. What was tried goes to standard error,
-with what failed or no longer fitted in --seconds. Outputs are checked against a plain computation before they are
-timed. Needs torch 2.11 or later, one GPU of compute capability 9.0 and 32 GB of its memory.
+Everything is timed as the replay of a CUDA graph. A decode step is one graph that feeds itself: it
+embeds the last token, moves to the next position and ends on argmax, so that the host only
+launches. Every figure is the fastest of the settings tried: each peer is meant to be as strong as
+PyTorch lets it be. What was tried goes to standard error, with what failed or no longer fitted in
+--seconds. Outputs are checked against a plain computation before they are timed. Needs torch 2.11
+or later, one GPU of compute capability 9.0 and 32 GB of its memory.
 """
 
 import argparse
@@ -48,14 +53,16 @@ PROMPT, NEW = 128, 256
 GROUP, TILES = 128, (2, 4, 8)
 # Four times the L2 cache of an H100: weights that are read in turn come from DRAM.
 ROTATE_BYTES = 200e6
-DECODE_CONFIGS = {"bf16": (), "int4 mlp": ("gate_up", "down"), "int4 all": ("qkv", "o", "gate_up", "down")}
+DECODE_CONFIGS = {"bf16": (), "int4 mlp": ("gate_up", "down"),
+                  "int4 all": ("qkv", "o", "gate_up", "down")}
 
 
 # ---- timing ----
 
 
 def capture(run):
-    """A CUDA graph of `run`, which was called before, so that nothing is compiled or tuned inside."""
+    """A CUDA graph of `run`, which was called before, so that nothing is compiled or tuned
+    inside."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -97,7 +104,8 @@ def rotated_us(call, operands):
 @triton.jit
 def read_kernel(source, sums, BLOCK: tl.constexpr):
     program = tl.program_id(0)
-    words = tl.load(source + program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK), eviction_policy="evict_first")
+    words = tl.load(source + program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK),
+                    eviction_policy="evict_first")
     tl.store(sums + program, tl.sum(words, 0))
 
 
@@ -118,7 +126,7 @@ def time_ceilings(_):
     return {"read_gb_per_s": 4 * words / best / 1e6, "copy_gb_per_s": 2 * 4 * words / copy / 1e6}
 
 
-# ---- linear layers: a weight is a bf16 matrix, or tinygemm's packed nibbles with scales and zero points ----
+# ---- linear layers: a weight is a bf16 matrix, or tinygemm's packed nibbles, scales and zeros ----
 
 
 def bf16_weight(layer):
@@ -129,7 +137,8 @@ def int4_weight(layer, inner_k_tiles):
     """Random nibbles, w = (nibble - 8) * scale; also what they mean, as bf16."""
     rows, cols = SHAPES[layer]
     packed = torch.randint(0, 256, (rows, cols // 2), dtype=torch.uint8, device="cuda")
-    scales = torch.rand(cols // GROUP, rows, 1, device="cuda").add(0.5).mul(0.004).to(torch.bfloat16)
+    scales = torch.rand(cols // GROUP, rows, 1, device="cuda").add(0.5).mul(0.004)
+    scales = scales.to(torch.bfloat16)
     tiles = torch.ops.aten._convert_weight_to_int4pack(packed, inner_k_tiles)
     return tiles, torch.cat([scales, torch.zeros_like(scales)], 2), packed
 
@@ -138,7 +147,8 @@ def int4_meaning(weight):
     """The dense matrix of an int4 weight: its even columns are the high nibbles."""
     _, scales, packed = weight
     nibbles = torch.stack([packed >> 4, packed & 15], 2).reshape(packed.shape[0], -1)
-    return ((nibbles.float() - 8) * scales[:, :, 0].float().t().repeat_interleave(GROUP, 1)).to(torch.bfloat16)
+    scales = scales[:, :, 0].float().t().repeat_interleave(GROUP, 1)
+    return ((nibbles.float() - 8) * scales).to(torch.bfloat16)
 
 
 def linear(x, weight):
@@ -173,7 +183,8 @@ def time_layers(_):
             bf16 = rotated_us(lambda w: F.linear(x, w), dense)
             int4 = math.inf
             for weights in packed.values():
-                check(f"tinygemm {layer}", linear(x, weights[0]), x.float() @ int4_meaning(weights[0]).float().t())
+                expected = x.float() @ int4_meaning(weights[0]).float().t()
+                check(f"tinygemm {layer}", linear(x, weights[0]), expected)
                 int4 = min(int4, rotated_us(lambda w: linear(x, w), weights))
             results.append({"layer": layer, "rows": rows, "bf16_us": bf16, "int4_us": int4})
         del dense, packed
@@ -202,13 +213,15 @@ def attend_written_out(q, keys, values, bias):
 
 def attend_sdpa(q, keys, values, bias):
     bias = bias.expand(1, HEADS, 1, -1)
-    return F.scaled_dot_product_attention(q[None, :, None], keys[None], values[None], attn_mask=bias)[0, :, 0]
+    out = F.scaled_dot_product_attention(q[None, :, None], keys[None], values[None], attn_mask=bias)
+    return out[0, :, 0]
 
 
 def project(x, delta, weights, cos, sin):
     """The residual stream, and queries, keys and values of every row, `[heads, rows, head_dim]`.
 
-    `delta` is what the layer before has yet to add, so that the addition and the norm after it can be one kernel.
+    `delta` is what the layer before has yet to add, so that the addition and the norm after it can
+    be one kernel.
     """
     x = x + delta
     qkv = linear(rms_norm(x, weights["input_norm"]), weights["qkv"])
@@ -255,8 +268,8 @@ class Model:
         self.norm = torch.ones(HIDDEN, dtype=torch.bfloat16, device="cuda")
         self.lm_head = bf16_weight("lm_head")
         side = (HEADS, positions, HEAD_DIM)
-        self.caches = [tuple(torch.randn(side, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-                       for _ in range(LAYERS)]
+        self.caches = [tuple(torch.randn(side, dtype=torch.bfloat16, device="cuda")
+                             for _ in range(2)) for _ in range(LAYERS)]
         angles = torch.outer(torch.arange(positions, device="cuda").float(),
                              10000.0 ** -(torch.arange(0, HEAD_DIM, 2, device="cuda") / HEAD_DIM))
         self.rope = torch.stack([angles.cos(), angles.sin()])
@@ -266,7 +279,8 @@ class Model:
         ones = torch.ones(HIDDEN, dtype=torch.bfloat16, device="cuda")
         weights = {"input_norm": ones, "post_norm": ones.clone()}
         for name in ("qkv", "o", "gate_up", "down"):
-            weights[name] = int4_weight(name, best_tiles(name))[:2] if name in int4 else bf16_weight(name)
+            weights[name] = (int4_weight(name, best_tiles(name))[:2] if name in int4
+                             else bf16_weight(name))
         return weights
 
 
@@ -291,13 +305,14 @@ def attempt(what, deadline, measure):
         outcome = f"{type(error).__name__}: {str(error)[:500]}"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    print(f"{what}: {outcome} (took {time.perf_counter() - start:.0f} s)", file=sys.stderr, flush=True)
+    took = time.perf_counter() - start
+    print(f"{what}: {outcome} (took {took:.0f} s)", file=sys.stderr, flush=True)
     return result
 
 
 PLAIN = {"assert_indirect_indexing": False}
-# One row times a matrix as a fused reduction whose Triton configuration is searched, which is how gpt-fast gets its
-# speed; without it such products are cuBLAS calls.
+# One row times a matrix as a fused reduction whose Triton configuration is searched, which is how
+# gpt-fast gets its speed; without it such products are cuBLAS calls.
 SEARCHED = {**PLAIN, "coordinate_descent_tuning": True}
 # In the order of trying them.
 DECODE_SETTINGS = {
@@ -321,14 +336,15 @@ def check_layer(model, run_layer, attend):
     outputs = []
     for layer in (run_layer, decode_layer(attend)):
         keys, values = (side.clone() for side in model.caches[0])
-        outputs.append((*layer(x, torch.zeros_like(x), model.layers[0], keys, values, model.rope, position,
-                               bias_at(position, PROMPT + NEW)), keys, values))
+        outputs.append((*layer(x, torch.zeros_like(x), model.layers[0], keys, values, model.rope,
+                               position, bias_at(position, PROMPT + NEW)), keys, values))
     for name, got, want in zip(("residual", "output", "keys", "values"), *outputs):
         check(f"compiled layer's {name}", got, want)
 
 
 def decode_ms(model, options, attend):
-    """Milliseconds a token: with each token fetched before the next step is launched, and without."""
+    """Milliseconds a token: with each token fetched before the next step is launched, and
+    without."""
     run_layer = compiled(decode_layer(attend), options=options)
     run_head, run_bias = compiled(greedy_head, options=options), compiled(bias_at, options=options)
     check_layer(model, run_layer, attend)
@@ -367,9 +383,11 @@ def time_decode(deadline):
     models = {config: Model(int4, PROMPT + NEW) for config, int4 in DECODE_CONFIGS.items()}
     best = {}
     for name, setting in DECODE_SETTINGS.items():
-        # From the fewest distinct kernels to the most: each configuration reuses what the one before compiled.
+        # From the fewest distinct kernels to the most: each configuration reuses what the one
+        # before compiled.
         for config in reversed(models):
-            if result := attempt(f"decode {config}, {name}", deadline, partial(decode_ms, models[config], *setting)):
+            run = partial(decode_ms, models[config], *setting)
+            if result := attempt(f"decode {config}, {name}", deadline, run):
                 best[config] = min(best.get(config, (result, name)), (result, name))
     return [{"config": config, "setting": name, "ms": fetched, "tokens_per_s": 1e3 / fetched,
              "ms_free_running": free, "tokens_per_s_free_running": 1e3 / free}
@@ -410,8 +428,8 @@ def time_prefill(deadline):
 def decode_config(report):
     """Which of DECODE_CONFIGS a bench report's model is, by the weight bytes that a token reads."""
     for config, int4 in DECODE_CONFIGS.items():
-        expected = sum((0.5 if name in int4 else 2) * math.prod(shape) * (1 if name == "lm_head" else LAYERS)
-                       for name, shape in SHAPES.items())
+        expected = sum((0.5 if name in int4 else 2) * math.prod(shape)
+                       * (1 if name == "lm_head" else LAYERS) for name, shape in SHAPES.items())
         # Scales add 2 to 7 % to int4 weights.
         if 0.98 < report["model"]["bytes_per_token"] / expected < 1.1:
             return config
@@ -427,7 +445,8 @@ def print_report(peers, ours):
     kernels = [k for r in ours for k in r.get("kernels", [])]
     print(f"{peers['gpu']}, torch {peers['torch']}; NNx: ours is that many times as fast")
     if c := peers.get("ceilings"):
-        print(f"\nread {c['read_gb_per_s']:.0f} GB/s, copy {c['copy_gb_per_s']:.0f} GB/s (read + written)")
+        print(f"\nread {c['read_gb_per_s']:.0f} GB/s, copy {c['copy_gb_per_s']:.0f} GB/s "
+              "(read + written)")
     for weights, peer in (("bf16", "cuBLAS"), ("int4", "tinygemm")):
         if "layers" in peers:
             print(f"\n{weights:8} rows  {peer + ', us':>12}   ours, us")
@@ -438,21 +457,25 @@ def print_report(peers, ours):
             cells = (f"{of(us, k.get('us'))} {k.get('kernel', '')}" for k in mine)
             print(f"{row['layer']:8} {row['rows']:4}  {us:12.1f}   {'  '.join(cells)}".rstrip())
     if "decode" in peers:
-        print("\ndecode     ms a token  tokens/s  tokens/s without fetching them   ours, ms a token")
+        print("\ndecode     ms a token  tokens/s  tokens/s without fetching them   "
+              "ours, ms a token")
     for row in peers.get("decode", []):
-        mine = [r for r in benches if decode_config(r) == row["config"] and r.get("decode_tokens_per_s")]
+        mine = [r for r in benches
+                if decode_config(r) == row["config"] and r.get("decode_tokens_per_s")]
         cells = (of(row["ms"], 1e3 / r["decode_tokens_per_s"]) for r in mine)
         print(f"{row['config']:10} {row['ms']:10.3f} {row['tokens_per_s']:9.0f} "
               f"{row['tokens_per_s_free_running']:31.0f}   {'  '.join(cells)}  ({row['setting']})")
     if "prefill" in peers:
         print("\nprefill        ms   ours, ms to the first token")
     for row in peers.get("prefill", []):
-        mine = [r for r in benches if r["options"]["prompt_tokens"] == row["tokens"] and decode_config(r)]
+        mine = [r for r in benches
+                if r["options"]["prompt_tokens"] == row["tokens"] and decode_config(r)]
         cells = (f"{of(row['ms'], r['ttft_ms']['p50'])} {decode_config(r)}" for r in mine)
         print(f"{row['tokens']:7} {row['ms']:9.2f}   {'  '.join(cells)}".rstrip())
 
 
-PARTS = {"ceilings": time_ceilings, "layers": time_layers, "decode": time_decode, "prefill": time_prefill}
+PARTS = {"ceilings": time_ceilings, "layers": time_layers, "decode": time_decode,
+         "prefill": time_prefill}
 
 
 def out_of_time(_signal, _frame):
@@ -460,10 +483,13 @@ def out_of_time(_signal, _frame):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated; empty: only print (default: all)")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS),
+                        help="comma-separated; empty: only print (default: all)")
     parser.add_argument("--ours", nargs="*", default=[], metavar="FILE", help="our figures, JSON")
-    parser.add_argument("--seconds", type=float, default=120, help="for a part that compiles (default: 120)")
+    parser.add_argument("--seconds", type=float, default=120,
+                        help="for a part that compiles (default: 120)")
     parser.add_argument("--json", metavar="OUT", help="read and update this file")
     args = parser.parse_args()
     parts = [part for part in args.parts.split(",") if part]

@@ -49,7 +49,8 @@ TEXTS = """() => [...document.querySelectorAll("svg")].flatMap(svg => {
     size: parseFloat(getComputedStyle(t).fontSize) * scale,
     cut: boxes[i].left < frame.left - 1 || boxes[i].right > frame.right + 1
       || boxes[i].top < frame.top - 1 || boxes[i].bottom > frame.bottom + 1,
-    covers: boxes.flatMap((b, j) => j > i && meet(boxes[i], b) ? [texts[j].textContent.trim()] : []),
+    covers: boxes.flatMap(
+      (b, j) => j > i && meet(boxes[i], b) ? [texts[j].textContent.trim()] : []),
   }));
 })"""
 
@@ -116,7 +117,8 @@ def make_report(options, work):
     if smq is None:
         smq = work / "phi3.smq"
         fixture = REPOSITORY / "tests/fixtures/phi3-tiny"
-        convert = [program(programs, "smq-convert"), fixture, smq, "--mbits", "5", "--target", "all"]
+        converter = program(programs, "smq-convert")
+        convert = [converter, fixture, smq, "--mbits", "5", "--target", "all"]
         subprocess.run(convert, check=True, capture_output=True)
     page = work / "report.html"
     inspect = [program(programs, "smq-inspect"), smq, "--html", page]
@@ -189,9 +191,8 @@ def settle(page):
 def check_points(page, check):
     """Each point names its tensor, with the error that the table has for it."""
     table = {row[0]["text"]: row for row in page.evaluate(ROWS)}
-    error = [h.inner_text().strip(" \u2191\u2193") for h in page.locator("#tensors th").all()].index(
-        SORTED_AT_FIRST
-    )
+    heads = page.locator("#tensors th").all()
+    error = [head.inner_text().strip(" \u2191\u2193") for head in heads].index(SORTED_AT_FIRST)
     for label in ("mean relative MSE by layer", "mean relative MSE by projection"):
         figure = page.locator(f'svg[aria-label="{label}"]')
         figure.scroll_into_view_if_needed()

@@ -23,7 +23,8 @@ INDEX = "model.safetensors.index.json"
 DROP = object()
 
 CHAT = (
-    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
 
@@ -74,7 +75,11 @@ CONFIGS = {
         "pad_token_id": 0,
         "resid_pdrop": 0.0,
         "rms_norm_eps": 1e-05,
-        "rope_parameters": {"partial_rotary_factor": 1.0, "rope_theta": 10000.0, "rope_type": "default"},
+        "rope_parameters": {
+            "partial_rotary_factor": 1.0,
+            "rope_theta": 10000.0,
+            "rope_type": "default",
+        },
         "sliding_window": None,
         "tie_word_embeddings": False,
         "transformers_version": "5.24.0",
@@ -106,7 +111,11 @@ class TokenizerFile:
         return {**json.loads(tokenizer_json(self.name)), **self.changes}
 
     def describe(self):
-        return {"$tokenizer": self.name, "set": self.changes} if self.changes else {"$tokenizer": self.name}
+        return (
+            {"$tokenizer": self.name, "set": self.changes}
+            if self.changes
+            else {"$tokenizer": self.name}
+        )
 
 
 def int4_exact(rows, columns, generator):
@@ -137,7 +146,11 @@ def tensors_of(family, shape=None, seed=0, tied=False):
     tensors = {"model.embed_tokens.weight": dense(s["vocab_size"], hidden)}
     for layer in range(s["num_hidden_layers"]):
         at = f"model.layers.{layer}."
-        q, k, v = dense(heads * dim, hidden), dense(kv_heads * dim, hidden), dense(kv_heads * dim, hidden)
+        q, k, v = (
+            dense(heads * dim, hidden),
+            dense(kv_heads * dim, hidden),
+            dense(kv_heads * dim, hidden),
+        )
         gate, up = (int4_exact(s["intermediate_size"], hidden, generator) for _ in range(2))
         if family == "phi3":
             tensors[at + "self_attn.qkv_proj.weight"] = torch.cat([q, k, v])
@@ -199,10 +212,14 @@ class Checkpoint:
     disagree.
     """
 
-    def __init__(self, family="llama", tokenizer="byte_level", chat=CHAT, shape=None, seed=0, tied=False):
+    def __init__(
+        self, family="llama", tokenizer="byte_level", chat=CHAT, shape=None, seed=0, tied=False
+    ):
         self.family, self.shape, self.seed, self.tied = family, dict(shape or {}), seed, tied
         config = {**CONFIGS[family], **self.shape, "tie_word_embeddings": tied}
-        tokenizer_config = dict(TOKENIZER_CONFIG) | ({} if chat is None else {"chat_template": chat})
+        tokenizer_config = dict(TOKENIZER_CONFIG) | (
+            {} if chat is None else {"chat_template": chat}
+        )
         self.files = {
             "config.json": config,
             "generation_config.json": {"bos_token_id": 1, "eos_token_id": 2},

@@ -157,7 +157,9 @@ class Theirs:
         """The rendered text and its ids, the assistant's turn opened."""
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": question})
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
         ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
         return text, ids
 
@@ -172,7 +174,9 @@ class Theirs:
         config = self.model.generation_config
         if config.stop_strings or config.token_healing:
             settings["tokenizer"] = self.tokenizer
-        out = self.model.generate(x, attention_mask=torch.ones_like(x), **settings)[0, len(ids) :].tolist()
+        out = self.model.generate(x, attention_mask=torch.ones_like(x), **settings)[
+            0, len(ids) :
+        ].tolist()
         stop = self.stop_ids()
         return out[:-1] if out and out[-1] in stop else out
 
@@ -231,11 +235,19 @@ class Answer:
 
     def theirs(self, theirs):
         with local_time(self.env):
-            ids = theirs.prompt_ids(self.prompt) if self.raw else theirs.chat(self.prompt, self.system)[1]
+            ids = (
+                theirs.prompt_ids(self.prompt)
+                if self.raw
+                else theirs.chat(self.prompt, self.system)[1]
+            )
         if not ids:
             raise ValueError("the prompt has no tokens")
         out = theirs.generate(ids, self.n, **self.settings)
-        return {"prompt_ids": ids, "ids": out, "text": theirs.tokenizer.decode(out, skip_special_tokens=True)}
+        return {
+            "prompt_ids": ids,
+            "ids": out,
+            "text": theirs.tokenizer.decode(out, skip_special_tokens=True),
+        }
 
     def ours(self, ours, path):
         return ours.generate(path, self.prompt, self.n, self.raw, self.system, self.flags, self.env)
@@ -247,12 +259,15 @@ class Answer:
             return f"prompt of {len(theirs['prompt_ids'])} tokens, ours {ours['prompt_tokens']}"
         if theirs["ids"] != ours["ids"]:
             return f"answer {theirs['ids']}, ours {ours['ids']}"
-        return None if theirs["text"] == ours["text"] else f"text {theirs['text']!r}, ours {ours['text']!r}"
+        return (
+            None
+            if theirs["text"] == ours["text"]
+            else f"text {theirs['text']!r}, ours {ours['text']!r}"
+        )
 
     def show(self, theirs):
-        return (
-            f"{len(theirs['prompt_ids'])} -> {','.join(map(str, theirs['ids'][:4]))}.. ({len(theirs['ids'])})"
-        )
+        prompt, ids = len(theirs["prompt_ids"]), theirs["ids"]
+        return f"{prompt} -> {','.join(map(str, ids[:4]))}.. ({len(ids)})"
 
 
 def Chat(question=QUESTION, n=6, **more):
@@ -300,7 +315,11 @@ class Stream(Answer):
         return {"text": text.removesuffix("\n")}
 
     def difference(self, theirs, ours):
-        return None if theirs["text"] == ours["text"] else f"streams {ours['text']!r}, not {theirs['text']!r}"
+        return (
+            None
+            if theirs["text"] == ours["text"]
+            else f"streams {ours['text']!r}, not {theirs['text']!r}"
+        )
 
 
 # Cases ----------------------------------------------------------------------
@@ -398,7 +417,10 @@ class Bench:
         key = checkpoint.plain_weights()
         if key is not None:
             names = ("config.json", "generation_config.json")
-            key = (key, *(json.dumps(checkpoint.files.get(n), sort_keys=True, default=str) for n in names))
+            key = (
+                key,
+                *(json.dumps(checkpoint.files.get(n), sort_keys=True, default=str) for n in names),
+            )
             # Other files may change what loads: an adapter, for example.
             key = (key, tuple(sorted(checkpoint.files)))
         return directory, Theirs(directory, None if key is None else self.models, key)
@@ -446,7 +468,9 @@ class Bench:
             else:
                 difference = check.difference(theirs, ours)
                 if difference is None and case.says and "stderr" in ours and path.is_dir():
-                    silent = [word for word in case.says if word.lower() not in ours["stderr"].lower()]
+                    silent = [
+                        word for word in case.says if word.lower() not in ours["stderr"].lower()
+                    ]
                     difference = f"runs without a word of {silent}" if silent else None
                 cells.append(Cell("differs", difference) if difference else Cell("equal"))
         order = {"differs": 0, "refused": 1, "equal": 2}

@@ -22,7 +22,8 @@ import tempfile
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from lib import Case, Theirs, torch, transformers  # noqa: E402, I001  (it silences transformers first)
+# It comes first, since it silences transformers.
+from lib import Case, Theirs, torch, transformers  # noqa: E402, I001
 from transformers import AutoConfig  # noqa: E402
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: E402
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING  # noqa: E402
@@ -90,7 +91,8 @@ def encoded(contents, base):
     if isinstance(contents, bytes):
         return {"$base64": base64.b64encode(contents).decode()}
     if isinstance(contents, dict) and isinstance(base, dict):
-        # By their JSON: to Python 64, 64.0 and True, 1 are equal, to whoever reads the file they are not.
+        # By their JSON: to Python 64, 64.0 and True, 1 are equal, to whoever reads the file they
+        # are not.
         changed = {
             k: v
             for k, v in contents.items()
@@ -115,7 +117,7 @@ def bases():
 
 
 def files_of(checkpoint, base=None, only=None):
-    """The base, and what differs from it; `only` some of the files where the others do not matter."""
+    """The base, and what differs from it; `only` some of the files where others do not matter."""
     base = base or checkpoint.family
     from_base, changed = bases()[base], {}
     for name in sorted({*from_base, *checkpoint.files} if only is None else only):
@@ -131,7 +133,7 @@ def files_of(checkpoint, base=None, only=None):
 
 
 def refusal_of(case):
-    """What ours may do that transformers does not, or must refuse although transformers does not."""
+    """What ours may do that transformers does not, or must refuse though transformers does not."""
     out = {}
     if case.must_refuse:
         out["must_refuse"] = True
@@ -158,7 +160,8 @@ class Recorder:
     def __init__(self, scratch):
         self.scratch, self.number = scratch, 0
         self.files = {
-            name: [] for name in ("tokenizer", "template", "streaming", "generation", "config", "blame")
+            name: []
+            for name in ("tokenizer", "template", "streaming", "generation", "config", "blame")
         }
 
     def record(self, kind, case):
@@ -167,8 +170,14 @@ class Recorder:
         self.number += 1
         directory = self.scratch / f"case-{self.number:04d}"
         weights = case.record in ("generation", "config", "blame")
-        made = case.checkpoint.write(directory) if weights else case.checkpoint.write_side_files(directory)
-        files = {"generation": {"base": "table"}, "streaming": {"only": TOKENIZER_FILES}}.get(case.record, {})
+        made = (
+            case.checkpoint.write(directory)
+            if weights
+            else case.checkpoint.write_side_files(directory)
+        )
+        files = {"generation": {"base": "table"}, "streaming": {"only": TOKENIZER_FILES}}.get(
+            case.record, {}
+        )
         entry = {"kind": kind, "name": case.name, **files_of(case.checkpoint, **files)}
         found = getattr(self, case.record)(case, Theirs(made))
         self.files[case.record].append({**entry, **found, **refusal_of(case)})
@@ -192,7 +201,9 @@ class Recorder:
     @staticmethod
     def chat(tokenizer, conversation, ids):
         messages, generation = conversation["messages"], conversation["add_generation_prompt"]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generation
+        )
         if not ids:
             return text
         return {"text": text, "ids": tokenizer(text, add_special_tokens=False)["input_ids"]}
@@ -207,7 +218,10 @@ class Recorder:
         return {**extra, "chat": chat}
 
     def streaming(self, case, theirs):
-        return {"ids": case.ids, "text": theirs.tokenizer.decode(case.ids, skip_special_tokens=True)}
+        return {
+            "ids": case.ids,
+            "text": theirs.tokenizer.decode(case.ids, skip_special_tokens=True),
+        }
 
     def generation(self, case, theirs):
         check = case.checks[0]
@@ -215,7 +229,9 @@ class Recorder:
         found = attempt(lambda: check.theirs(theirs))
         if isinstance(check, tables_of.Samples):
             out["prompt"] = theirs.prompt_ids(tables_of.PROMPT)
-            return out | (found if failed(found) else {"probabilities": [round(p, 9) for p in found]})
+            return out | (
+                found if failed(found) else {"probabilities": [round(p, 9) for p in found]}
+            )
         out |= {"prompt": theirs.prompt_ids(check.prompt), "max_new_tokens": check.n}
         return out | (found if failed(found) else {"ids": found["ids"]})
 
@@ -341,9 +357,13 @@ def tables():
     out = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in tables_of.TABLES:
-            model = Theirs(tables_of.checkpoint(name).write(f"{folder}/{name.replace(' ', '-')}")).model
+            model = Theirs(
+                tables_of.checkpoint(name).write(f"{folder}/{name.replace(' ', '-')}")
+            ).model
             with torch.no_grad():
-                out[name] = [f32(model(torch.tensor([[id]])).logits[0, 0]) for id in range(tables_of.SIZE)]
+                out[name] = [
+                    f32(model(torch.tensor([[id]])).logits[0, 0]) for id in range(tables_of.SIZE)
+                ]
     return out
 
 
@@ -365,7 +385,11 @@ def random_streams(count=120):
                 for _ in range(generator.randrange(2, 12))
             ]
             out.append(
-                {"tokenizer": name, "ids": ids, "text": tokenizer.decode(ids, skip_special_tokens=True)}
+                {
+                    "tokenizer": name,
+                    "ids": ids,
+                    "text": tokenizer.decode(ids, skip_special_tokens=True),
+                }
             )
     return out
 
@@ -381,7 +405,9 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="compare with what is there, and write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with what is there, and write nothing"
+    )
     args = parser.parse_args()
     scratch = pathlib.Path(tempfile.mkdtemp(prefix="smq-hf-record-"))
     recorder = Recorder(scratch)
@@ -389,7 +415,9 @@ def main():
         for case in importlib.import_module(f"cases.{kind}").cases():
             recorder.record(kind, case)
     shutil.rmtree(scratch)
-    base = {name: {f: encoded(c, None) for f, c in files.items()} for name, files in bases().items()}
+    base = {
+        name: {f: encoded(c, None) for f, c in files.items()} for name, files in bases().items()
+    }
     head = {"transformers": transformers.__version__, "base": base}
     heads = {
         "tokenizer": {**head, "texts": TEXTS, "conversations": CONVERSATIONS},
@@ -404,7 +432,9 @@ def main():
         path, text = OUT / f"{name}_cases.json", lines(heads[name], cases)
         total += len(text.encode())
         if args.check:
-            stale += [] if path.exists() and path.read_text(encoding="utf-8") == text else [path.name]
+            stale += (
+                [] if path.exists() and path.read_text(encoding="utf-8") == text else [path.name]
+            )
         else:
             path.write_text(text, encoding="utf-8")
         print(f"{path.name}: {len(cases)} cases, {len(text.encode())} bytes")

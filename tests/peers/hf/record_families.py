@@ -17,7 +17,8 @@ import tempfile
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from lib import Answer, Case, Theirs, torch, transformers  # noqa: E402, I001  (it silences transformers first)
+# It comes first, since it silences transformers.
+from lib import Answer, Case, Theirs, torch, transformers  # noqa: E402, I001
 from transformers import GenerationConfig  # noqa: E402
 
 from cases import families  # noqa: E402
@@ -73,7 +74,8 @@ def record():
             absent = [k for k in families.COMMON if k not in config]
             entry = {"name": case.name, "config": own, "losses": losses(directory, ids)}
             entry |= {"absent": absent} if absent else {}
-            # A case that is asked for losses alone is one where transformers' cache disagrees with it.
+            # A case that is asked for losses alone is one where transformers' cache disagrees with
+            # it.
             asked = any(isinstance(check, Answer) for check in case.checks)
             entry |= {"greedy": greedy(directory, ids) if asked else None}
             if case.name.endswith(": plain"):
@@ -105,7 +107,9 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="compare with what is there, and write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with what is there, and write nothing"
+    )
     args = parser.parse_args()
     head, cases = record()
     if args.check:

@@ -43,13 +43,19 @@ KINDS = [
 def arguments():
     kinds = "\n".join(f"  {number:2} {name}" for number, name in enumerate(KINDS, 1))
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=f"kinds:\n{kinds}", formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog=f"kinds:\n{kinds}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", help="kinds, by number or name, separated by commas")
     parser.add_argument("--case", help="only cases whose name contains this")
-    parser.add_argument("--bin", default=HERE.parents[2] / "target/release", help="where the programs are")
+    parser.add_argument(
+        "--bin", default=HERE.parents[2] / "target/release", help="where the programs are"
+    )
     parser.add_argument("--wide", action="store_true", help="do not cut what was said")
-    parser.add_argument("--keep", action="store_true", help="keep the checkpoints, and say where they are")
+    parser.add_argument(
+        "--keep", action="store_true", help="keep the checkpoints, and say where they are"
+    )
     parser.add_argument("--json", type=pathlib.Path, help="write the rows there too")
     return parser.parse_args()
 
@@ -74,7 +80,11 @@ def line(row, wide):
     said = lambda cell: cell.state if not cell.said else f"{cell.state}: {cell.said}"  # noqa: E731
     cells = (row.name, row.theirs, said(row.directory), said(row.smq))
     return " | ".join(
-        [cut(cells[0], None if wide else 64), *(cut(cell, width) for cell in cells[1:]), row.verdict]
+        [
+            cut(cells[0], None if wide else 64),
+            *(cut(cell, width) for cell in cells[1:]),
+            row.verdict,
+        ]
     )
 
 
@@ -96,7 +106,10 @@ def main():
                 row = bench.run(case)
             except Exception as error:  # the harness itself failed: never to be read as agreement
                 row = Row(
-                    case.name, "", Cell("differs", f"the harness: {type(error).__name__}: {error}"), Cell("-")
+                    case.name,
+                    "",
+                    Cell("differs", f"the harness: {type(error).__name__}: {error}"),
+                    Cell("-"),
                 )
             rows.append((kind, row))
             count = totals.setdefault(kind, {})
@@ -120,7 +133,9 @@ def main():
             }
             for kind, r in rows
         ]
-        args.json.write_text(json.dumps(table, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(
+            json.dumps(table, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
     if args.keep:
         print(f"the checkpoints are in {scratch}")
     else:

@@ -37,7 +37,9 @@ def configs():
         base.replace('"use_cache"', '"time_step_limit": [0.0, Infinity],\n "use_cache"'),
     )
     yield config("minus Infinity", base.replace('"use_cache"', '"floor": -Infinity,\n "use_cache"'))
-    yield config("NaN, which Python reads", base.replace('"use_cache"', '"note": NaN,\n "use_cache"'))
+    yield config(
+        "NaN, which Python reads", base.replace('"use_cache"', '"note": NaN,\n "use_cache"')
+    )
     yield config(
         "infinity as transformers 5 writes it",
         base.replace('"use_cache"', '"limit": {"__float__": "Infinity"},\n "use_cache"'),
@@ -76,17 +78,29 @@ def configs():
         "max_position_embeddings",
     )
     yield config("rope_parameters as text", text_of(rope_parameters="default"), "rope_parameters")
-    yield config("tie_word_embeddings as text", text_of(tie_word_embeddings="false"), "tie_word_embeddings")
+    yield config(
+        "tie_word_embeddings as text", text_of(tie_word_embeddings="false"), "tie_word_embeddings"
+    )
     yield Case("no config.json", Checkpoint().drop("config.json"), ONE, ("config.json",))
 
 
 def others():
     broken = '{"a": 1,}'
-    for name in ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"):
+    for name in (
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ):
         made = Checkpoint().file(name, broken)
         yield Case(f"{name}: a trailing comma", made, ONE, (name,), never=WRONG, record="blame")
         yield Case(
-            f"{name}: a list", Checkpoint().file(name, "[]"), ONE, (name,), never=WRONG, record="blame"
+            f"{name}: a list",
+            Checkpoint().file(name, "[]"),
+            ONE,
+            (name,),
+            never=WRONG,
+            record="blame",
         )
         yield Case(
             f"{name}: not UTF-8",
@@ -290,7 +304,10 @@ def paths():
         never=("hf download",),
     )
     yield Path(
-        "a path that is not there, with a dot", lambda b: "./nowhere", ("nowhere",), never=("hf download",)
+        "a path that is not there, with a dot",
+        lambda b: "./nowhere",
+        ("nowhere",),
+        never=("hf download",),
     )
     yield Path(
         "a .smq that is not there",
@@ -299,7 +316,11 @@ def paths():
         ("smq-run",),
         never=("hf download",),
     )
-    yield Path("a repository that is not a path", lambda b: "org/name", ("org/name", "hf download org/name"))
+    yield Path(
+        "a repository that is not a path",
+        lambda b: "org/name",
+        ("org/name", "hf download org/name"),
+    )
     yield Path(
         "a repository with dots and dashes",
         lambda b: "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -340,7 +361,9 @@ def quantized():
         lambda b: (
             Checkpoint()
             .config(quantization_config={"quant_method": "awq", "bits": 4})
-            .tensors(lambda t: {k.replace("up_proj.weight", "up_proj.qweight"): v for k, v in t.items()})
+            .tensors(
+                lambda t: {k.replace("up_proj.weight", "up_proj.qweight"): v for k, v in t.items()}
+            )
             .write(b.fresh())
         ),
         ("awq",),
@@ -375,7 +398,9 @@ class Cached:
         except Exception as error:
             answer, shown = None, f"{type(error).__name__}: {error}"
         done = bench.ours.generate("org/name", PROMPT, 4, raw=True, env={self.variable: str(home)})
-        converted = bench.ours.ask("smq-convert", "org/name", bench.fresh(), env={self.variable: str(home)})
+        converted = bench.ours.ask(
+            "smq-convert", "org/name", bench.fresh(), env={self.variable: str(home)}
+        )
         cells = []
         for one in (done, converted):
             if isinstance(one, Refusal):

@@ -56,7 +56,9 @@ class Export:
 
     def row(self, bench):
         if self.form[1] == "compressed-tensors" and not HAS_COMPRESSED_TENSORS:
-            return Row(self.name, "not asked: compressed-tensors is not installed", Cell("-"), Cell("-"))
+            return Row(
+                self.name, "not asked: compressed-tensors is not installed", Cell("-"), Cell("-")
+            )
         directory, theirs = bench.write(self.checkpoint)
         smq, out = directory.with_suffix(".smq"), bench.fresh()
         for step in ((*self.convert, directory, smq), (*self.form, smq, out)):
@@ -96,7 +98,9 @@ class Export:
         check = self.checks[0]
         ours = check.ours(bench.ours, smq)
         problem = (
-            f"refuses: {ours}" if isinstance(ours, Refusal) else check.difference(check.theirs(theirs), ours)
+            f"refuses: {ours}"
+            if isinstance(ours, Refusal)
+            else check.difference(check.theirs(theirs), ours)
         )
         return Cell("differs", f"converted again: {problem}") if problem else Cell("equal")
 
@@ -123,7 +127,10 @@ class Split:
         shown = "vLLM fuses them, and refuses" if self.fails else "vLLM loads it"
         if isinstance(done, Refusal):
             return Row(
-                self.name, shown, refusal_cell(done, self.words if self.fails else None, ()), Cell("-")
+                self.name,
+                shown,
+                refusal_cell(done, self.words if self.fails else None, ()),
+                Cell("-"),
             )
         stored = {}
         for file in out.glob("*.safetensors"):
@@ -131,7 +138,11 @@ class Split:
         uneven = []
         for layer in range(2):
             for parts in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
-                names = [n for n in stored if f"layers.{layer}." in n and any(f".{p}." in n for p in parts)]
+                names = [
+                    n
+                    for n in stored
+                    if f"layers.{layer}." in n and any(f".{p}." in n for p in parts)
+                ]
                 if len({n.rsplit(".", 1)[1] == "weight" for n in names}) > 1:
                     uneven.append("/".join(parts))
         if uneven:
@@ -147,7 +158,9 @@ class Split:
 def scales_are(dtype):
     def look(out):
         kinds = {
-            t.dtype for n, t in load_file(out / "model.safetensors").items() if n.endswith("weight_scale")
+            t.dtype
+            for n, t in load_file(out / "model.safetensors").items()
+            if n.endswith("weight_scale")
         }
         return None if kinds == {dtype} else f"scales are {', '.join(map(str, kinds))}, not {dtype}"
 
@@ -166,7 +179,9 @@ def integers_kept(scheme):
 def remote_code():
     for form in (PACKED, DENSE):
         kind = form[1]
-        yield Export(f"{kind}: auto_map without its files", exact("phi3").config(auto_map=REMOTE), form=form)
+        yield Export(
+            f"{kind}: auto_map without its files", exact("phi3").config(auto_map=REMOTE), form=form
+        )
         yield Export(
             f"{kind}: auto_map of another repository",
             exact().config(auto_map={k: f"org/name--{v}" for k, v in REMOTE.items()}),
@@ -174,7 +189,9 @@ def remote_code():
         )
         yield Export(
             f"{kind}: auto_map in tokenizer_config.json",
-            exact().tokenizer_config(auto_map={"AutoTokenizer": ["tokenization_my.MyTokenizer", None]}),
+            exact().tokenizer_config(
+                auto_map={"AutoTokenizer": ["tokenization_my.MyTokenizer", None]}
+            ),
             form=form,
         )
         yield Export(
@@ -190,11 +207,19 @@ def plain():
     yield Export("safetensors, the MLP alone quantized", Checkpoint(), ("--target", "mlp"), DENSE)
     yield Export("safetensors, a tied head", Checkpoint(tied=True), ("--target", "mlp"), DENSE)
     yield Export("compressed-tensors", exact())
-    yield Export("compressed-tensors, the MLP alone quantized", Checkpoint(shape=SHAPE), ("--target", "mlp"))
+    yield Export(
+        "compressed-tensors, the MLP alone quantized", Checkpoint(shape=SHAPE), ("--target", "mlp")
+    )
     yield Export("compressed-tensors, Phi-3", exact("phi3"))
-    yield Export("compressed-tensors, a tied head", Checkpoint(shape=SHAPE, tied=True), ("--target", "mlp"))
-    yield Export("compressed-tensors, groups of 32", exact(), ("--target", "all", "--group-size", "32"))
-    yield Export("compressed-tensors, one layer quantized", exact(), ("--target", r"layers\.0\..*_proj"))
+    yield Export(
+        "compressed-tensors, a tied head", Checkpoint(shape=SHAPE, tied=True), ("--target", "mlp")
+    )
+    yield Export(
+        "compressed-tensors, groups of 32", exact(), ("--target", "all", "--group-size", "32")
+    )
+    yield Export(
+        "compressed-tensors, one layer quantized", exact(), ("--target", r"layers\.0\..*_proj")
+    )
     yield Export(
         "compressed-tensors, scales in f16",
         exact(),
@@ -213,7 +238,9 @@ def plain():
     yield Export("compressed-tensors, a template in a file", template, ("--target", "mlp"))
     extra = exact().tensors(lambda t: {**t, "model.rotary_emb.inv_freq": torch.rand(16)})
     yield Export("compressed-tensors, a buffer that nobody reads", extra)
-    remade = exact().config(rope_parameters={"rope_theta": 5000.0, "rope_type": "linear", "factor": 2.0})
+    remade = exact().config(
+        rope_parameters={"rope_theta": 5000.0, "rope_type": "linear", "factor": 2.0}
+    )
     yield Export("compressed-tensors, a config of transformers 5", remade)
     old = exact().config(
         torch_dtype="bfloat16", _name_or_path="/home/somebody/model", transformers_version="4.43.0"
@@ -248,7 +275,10 @@ class Same:
                 return Row(self.name, "", refusal_cell(done, None, ()), Cell("-"))
         problem = integers_kept(self.scheme)(out)
         return Row(
-            self.name, "the same tensors", Cell("differs", problem) if problem else Cell("equal"), Cell("-")
+            self.name,
+            "the same tensors",
+            Cell("differs", problem) if problem else Cell("equal"),
+            Cell("-"),
         )
 
 
@@ -263,7 +293,9 @@ class Through:
 
     def row(self, bench):
         if not HAS_COMPRESSED_TENSORS:
-            return Row(self.name, "not asked: compressed-tensors is not installed", Cell("-"), Cell("-"))
+            return Row(
+                self.name, "not asked: compressed-tensors is not installed", Cell("-"), Cell("-")
+            )
         from .imports import dense_twin
 
         check = Losses()
@@ -271,7 +303,10 @@ class Through:
         second = check.theirs(Theirs(packed(self.scheme).write(bench.fresh())))
         problem = check.difference(first, second)
         return Row(
-            self.name, check.show(first), Cell("differs", problem) if problem else Cell("equal"), Cell("-")
+            self.name,
+            check.show(first),
+            Cell("differs", problem) if problem else Cell("equal"),
+            Cell("-"),
         )
 
 

@@ -2,8 +2,8 @@
 
 The weights are a function of a tensor's name and an element's index, so that a test without Python
 makes the same ones (`tests/fixtures/hf/families.json`). The names and shapes are transformers' own.
-Each projection is one that int4 holds exactly in groups of 32 and more, so that a .smq of any target
-gives the losses of the checkpoint.
+Each projection is one that int4 holds exactly in groups of 32 and more, so that a .smq of any
+target gives the losses of the checkpoint.
 """
 
 import dataclasses
@@ -50,8 +50,14 @@ TIED = {"tie_word_embeddings": True}
 FAMILIES = {
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 16, "rope_theta": 1e6, "attention_bias": False}),
     "qwen2": ("Qwen2ForCausalLM", {"rope_theta": 1e6}),
-    "mistral": ("MistralForCausalLM", {"sliding_window": None, "rope_theta": 1e6, "rms_norm_eps": 1e-5}),
-    "smollm3": ("SmolLM3ForCausalLM", {"pad_token_id": 0, "rope_theta": 5e6, "num_hidden_layers": 5}),
+    "mistral": (
+        "MistralForCausalLM",
+        {"sliding_window": None, "rope_theta": 1e6, "rms_norm_eps": 1e-5},
+    ),
+    "smollm3": (
+        "SmolLM3ForCausalLM",
+        {"pad_token_id": 0, "rope_theta": 5e6, "num_hidden_layers": 5},
+    ),
     "gemma3_text": (
         "Gemma3ForCausalLM",
         {"head_dim": 16, "sliding_window": 16, "query_pre_attn_scalar": 16, "num_hidden_layers": 7},
@@ -77,7 +83,17 @@ FAMILIES = {
     "llama": ("LlamaForCausalLM", {"rope_theta": 5e5}),
     "phi3": ("Phi3ForCausalLM", {"pad_token_id": 0}),
 }
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "gate_proj", "up_proj", "down_proj", "gate_up_proj")
+LINEAR = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "qkv_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "gate_up_proj",
+)
 
 
 def hashes(name, count):
@@ -85,7 +101,9 @@ def hashes(name, count):
     start = 0xCBF29CE484222325
     for byte in name.encode():
         start = (start ^ byte) * 0x100000001B3 % 2**64
-    z = numpy.uint64(start) + numpy.arange(count, dtype=numpy.uint64) * numpy.uint64(0x9E3779B97F4A7C15)
+    z = numpy.uint64(start) + numpy.arange(count, dtype=numpy.uint64) * numpy.uint64(
+        0x9E3779B97F4A7C15
+    )
     z = (z ^ (z >> numpy.uint64(30))) * numpy.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> numpy.uint64(27))) * numpy.uint64(0x94D049BB133111EB)
     return z ^ (z >> numpy.uint64(31))
@@ -113,7 +131,9 @@ def names_and_shapes(config):
     """Of a config.json, as transformers' model lists them."""
     config = dict(config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config.pop("model_type"), **config)
+        )
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     state = model.state_dict()
     return [(name, tuple(t.shape)) for name, t in state.items() if name not in tied]
@@ -125,7 +145,13 @@ class FamilyCheckpoint(Checkpoint):
     def __init__(self, model_type, **keys):
         super().__init__("llama")
         architecture, own = FAMILIES[model_type]
-        config = {"architectures": [architecture], "model_type": model_type, **COMMON, **own, **keys}
+        config = {
+            "architectures": [architecture],
+            "model_type": model_type,
+            **COMMON,
+            **own,
+            **keys,
+        }
         self.files["config.json"] = {k: v for k, v in config.items() if v is not DROP}
         self.files["tokenizer_config.json"]["chat_template"] = CHAT
 
@@ -136,7 +162,13 @@ class FamilyCheckpoint(Checkpoint):
             try:
                 listed = names_and_shapes(config)
             except Exception:  # transformers refuses the config: any tensors of the family will do
-                listed = names_and_shapes({**COMMON, **FAMILIES[config["model_type"]][1], "model_type": config["model_type"]})
+                listed = names_and_shapes(
+                    {
+                        **COMMON,
+                        **FAMILIES[config["model_type"]][1],
+                        "model_type": config["model_type"],
+                    }
+                )
             self._tensors = {name: values(name, shape, ones) for name, shape in listed}
         return {"model.safetensors": self._tensors}
 
@@ -167,34 +199,72 @@ def sizes():
         odd = {**ODD, "head_dim": DROP, "hidden_size": 84} if model_type == "phi3" else ODD
         yield case(model_type, "plain")
         yield case(model_type, "one key-value head, tied", record=None, **ONE_KV, **TIED)
-        yield case(model_type, "no grouped queries, odd sizes", record=None, **{**odd, "num_key_value_heads": 6})
+        yield case(
+            model_type,
+            "no grouped queries, odd sizes",
+            record=None,
+            **{**odd, "num_key_value_heads": 6},
+        )
         yield case(model_type, "odd sizes, grouped", record=None, **odd)
 
 
 def biases():
-    for model_type in ("llama", "qwen3", "smollm3", "gemma2", "gemma3_text", "granite", "olmo2", "olmo3"):
+    for model_type in (
+        "llama",
+        "qwen3",
+        "smollm3",
+        "gemma2",
+        "gemma3_text",
+        "granite",
+        "olmo2",
+        "olmo3",
+    ):
         yield case(model_type, "attention_bias", attention_bias=True)
     for model_type in ("llama", "smollm3", "granite"):
         yield case(model_type, "mlp_bias", mlp_bias=True)
-        yield case(model_type, "both biases, odd sizes", record=None, attention_bias=True, mlp_bias=True, **ODD)
+        yield case(
+            model_type,
+            "both biases, odd sizes",
+            record=None,
+            attention_bias=True,
+            mlp_bias=True,
+            **ODD,
+        )
     for model_type in ("qwen2", "mistral", "phi3"):
-        yield case(model_type, "attention_bias, which it does not read", attention_bias=True, mlp_bias=True)
+        yield case(
+            model_type, "attention_bias, which it does not read", attention_bias=True, mlp_bias=True
+        )
 
 
 def windows():
     yield case("mistral", "a window", sliding_window=16)
-    # Its cache of a window less one is all of the sequence: with a window of 1, generate() differs from one pass.
+    # Its cache of a window less one is all of the sequence: with a window of 1, generate() differs
+    # from one pass.
     yield case("mistral", "a window of 1", (NEAR, FAR), sliding_window=1)
     yield case("mistral", "the default window", sliding_window=DROP)
-    yield case("mistral", "default key-value heads", num_key_value_heads=DROP, num_attention_heads=8, head_dim=8)
+    yield case(
+        "mistral",
+        "default key-value heads",
+        num_key_value_heads=DROP,
+        num_attention_heads=8,
+        head_dim=8,
+    )
     for model_type in ("qwen2", "qwen3"):
-        yield case(model_type, "a window that is not used", sliding_window=16, use_sliding_window=False)
+        yield case(
+            model_type, "a window that is not used", sliding_window=16, use_sliding_window=False
+        )
         on = {"use_sliding_window": True, "sliding_window": 16}
         yield case(model_type, "a window from layer 2 on", max_window_layers=2, **on)
         yield case(model_type, "a window in every layer", max_window_layers=0, **on)
         yield case(model_type, "a window past the last layer", max_window_layers=3, **on)
         yield case(model_type, "max_window_layers left out", **on)
-        yield case(model_type, "a null window", use_sliding_window=True, sliding_window=None, max_window_layers=0)
+        yield case(
+            model_type,
+            "a null window",
+            use_sliding_window=True,
+            sliding_window=None,
+            max_window_layers=0,
+        )
         yield case(model_type, "layer_types", layer_types=layer_types("sfs"), **on)
         yield case(model_type, "layer_types of full attention", layer_types=layer_types("fff"))
         yield case(
@@ -203,7 +273,13 @@ def windows():
             words=("sliding_window",),
             layer_types=layer_types("sff"),
         )
-        yield case(model_type, "layer_types of too few", words=("layer_types",), layer_types=layer_types("sf"), **on)
+        yield case(
+            model_type,
+            "layer_types of too few",
+            words=("layer_types",),
+            layer_types=layer_types("sf"),
+            **on,
+        )
         yield case(
             model_type,
             "layer_types of another kind",
@@ -213,7 +289,9 @@ def windows():
     for model_type in ("gemma2", "gemma3_text", "olmo3"):
         six = {"num_hidden_layers": 6}
         yield case(model_type, "layer_types", layer_types=layer_types("fssfsf"), **six)
-        yield case(model_type, "layer_types of full attention", layer_types=layer_types("ffffff"), **six)
+        yield case(
+            model_type, "layer_types of full attention", layer_types=layer_types("ffffff"), **six
+        )
         yield case(model_type, "layer_types of windows", layer_types=layer_types("ssssss"), **six)
         yield case(model_type, "a null window", words=("sliding_window",), sliding_window=None)
         yield case(model_type, "a window of 2", sliding_window=2)
@@ -234,7 +312,12 @@ def smollm3():
     yield case("smollm3", "no_rope_layers", no_rope_layers=[0, 1, 1, 0, 1])
     yield case("smollm3", "no_rope_layers of all ones", no_rope_layers=[1, 1, 1, 1, 1])
     yield case("smollm3", "no_rope_layers longer than the layers", no_rope_layers=[1, 0] * 4)
-    yield case("smollm3", "no_rope_layers shorter than the layers", words=("no_rope_layers",), no_rope_layers=[1, 0])
+    yield case(
+        "smollm3",
+        "no_rope_layers shorter than the layers",
+        words=("no_rope_layers",),
+        no_rope_layers=[1, 0],
+    )
     yield case("smollm3", "an interval of 2", no_rope_layer_interval=2)
     yield case("smollm3", "windows where there is no rotation", no_rope_layer_interval=2, **on)
     yield case("smollm3", "layer_types", layer_types=layer_types("sfsff"), **on)
@@ -245,23 +328,44 @@ def gemma():
     yield case("gemma2", "no caps", attn_logit_softcapping=None, final_logit_softcapping=None)
     yield case("gemma2", "low caps", attn_logit_softcapping=2.0, final_logit_softcapping=5.0)
     yield case("gemma2", "a cap that is an integer", final_logit_softcapping=5, may_run=True)
-    yield case("gemma2", "default head_dim", head_dim=DROP, query_pre_attn_scalar=DROP, num_hidden_layers=2)
+    yield case(
+        "gemma2", "default head_dim", head_dim=DROP, query_pre_attn_scalar=DROP, num_hidden_layers=2
+    )
     yield case("gemma3_text", "caps", attn_logit_softcapping=2.0, final_logit_softcapping=5.0)
     yield case("gemma2", "silu", hidden_activation="silu")
     yield case("llama", "gelu_pytorch_tanh", hidden_act="gelu_pytorch_tanh")
     yield case("gemma3_text", "the default bases", rope_theta=DROP)
     old = {"rope_theta": 5e5, "rope_local_base_freq": 2e3}
     yield case("gemma3_text", "both bases, as transformers 4 wrote them", **old)
-    yield case("gemma3_text", "linear, as google writes it", rope_scaling={"factor": 8.0, "rope_type": "linear"}, **old)
-    yield case("gemma3_text", "rope_scaling with the old key", rope_scaling={"factor": 8.0, "type": "linear"}, **old)
+    yield case(
+        "gemma3_text",
+        "linear, as google writes it",
+        rope_scaling={"factor": 8.0, "rope_type": "linear"},
+        **old,
+    )
+    yield case(
+        "gemma3_text",
+        "rope_scaling with the old key",
+        rope_scaling={"factor": 8.0, "type": "linear"},
+        **old,
+    )
     new = {
         "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 7e5},
         "sliding_attention": {"rope_type": "default", "rope_theta": 3e3},
     }
     yield case("gemma3_text", "rope_parameters by kind", rope_parameters=new)
     yield case("gemma3_text", "rope_parameters by kind beside old keys", rope_parameters=new, **old)
-    yield case("gemma3_text", "rope_parameters of one kind", rope_parameters={"full_attention": new["full_attention"]}, **old)
-    yield case("gemma3_text", "rope_parameters that are flat", rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 7e5})
+    yield case(
+        "gemma3_text",
+        "rope_parameters of one kind",
+        rope_parameters={"full_attention": new["full_attention"]},
+        **old,
+    )
+    yield case(
+        "gemma3_text",
+        "rope_parameters that are flat",
+        rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 7e5},
+    )
     yield case(
         "gemma3_text",
         "rope_scaling beside flat rope_parameters",
@@ -277,21 +381,60 @@ def scalings():
     at = "original_max_position_embeddings"
     yarn = {"rope_type": "yarn", "factor": 4.0, at: 64}
     dynamic = {"rope_type": "dynamic", "factor": 4.0}
-    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, at: 64}
+    llama3 = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        at: 64,
+    }
     wide = {"head_dim": 32}
     flat = [f for f in FAMILIES if f not in ("gemma3_text", "olmo3", "phi3")]
     for model_type in flat:
         theta = {"rope_theta": 1e4, "record": "config" if model_type == "qwen2" else None}
-        yield case(model_type, "yarn", SWITCH, max_position_embeddings=256, rope_scaling=yarn, **wide, **theta)
-        yield case(model_type, "dynamic", SWITCH, max_position_embeddings=64, rope_scaling=dynamic, **theta)
-        yield case(model_type, "llama3", SWITCH, max_position_embeddings=512, rope_scaling=llama3, **wide, **theta)
+        yield case(
+            model_type,
+            "yarn",
+            SWITCH,
+            max_position_embeddings=256,
+            rope_scaling=yarn,
+            **wide,
+            **theta,
+        )
+        yield case(
+            model_type, "dynamic", SWITCH, max_position_embeddings=64, rope_scaling=dynamic, **theta
+        )
+        yield case(
+            model_type,
+            "llama3",
+            SWITCH,
+            max_position_embeddings=512,
+            rope_scaling=llama3,
+            **wide,
+            **theta,
+        )
     for model_type in ("gemma3_text", "olmo3"):
         at_both = {"rope_parameters": {"full_attention": {**yarn, "rope_theta": 1e4}}}
         yield case(model_type, "yarn", SWITCH, max_position_embeddings=256, **wide, **at_both)
-        yield case(model_type, "yarn by rope_scaling", SWITCH, max_position_embeddings=256, rope_scaling=yarn, **wide)
+        yield case(
+            model_type,
+            "yarn by rope_scaling",
+            SWITCH,
+            max_position_embeddings=256,
+            rope_scaling=yarn,
+            **wide,
+        )
         yield case(model_type, "dynamic", SWITCH, max_position_embeddings=64, rope_scaling=dynamic)
-        both = {kind: {**dynamic, "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")}
-        yield case(model_type, "dynamic in all layers", SWITCH, max_position_embeddings=64, rope_parameters=both)
+        both = {
+            kind: {**dynamic, "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")
+        }
+        yield case(
+            model_type,
+            "dynamic in all layers",
+            SWITCH,
+            max_position_embeddings=64,
+            rope_parameters=both,
+        )
         yield case(
             model_type,
             "yarn, truncate in it",
@@ -314,10 +457,33 @@ def scalings():
         "an original length of 16": {at: 16},
     }.items():
         scaling = {k: v for k, v in {**yarn, **keys}.items() if v is not DROP}
-        yield case("qwen2", f"yarn: {name}", max_position_embeddings=512, rope_scaling=scaling, head_dim=32, rope_theta=1e4)
-    yield case("qwen2", "yarn without a factor", words=("factor",), rope_scaling={"rope_type": "yarn", at: 64})
-    yield case("qwen2", "dynamic without a factor", words=("factor",), rope_scaling={"rope_type": "dynamic"})
-    yield case("qwen2", "longrope", words=("longrope",), rope_scaling={"rope_type": "longrope", "factor": 2.0}, must_refuse="(keys of both factors)")
+        yield case(
+            "qwen2",
+            f"yarn: {name}",
+            max_position_embeddings=512,
+            rope_scaling=scaling,
+            head_dim=32,
+            rope_theta=1e4,
+        )
+    yield case(
+        "qwen2",
+        "yarn without a factor",
+        words=("factor",),
+        rope_scaling={"rope_type": "yarn", at: 64},
+    )
+    yield case(
+        "qwen2",
+        "dynamic without a factor",
+        words=("factor",),
+        rope_scaling={"rope_type": "dynamic"},
+    )
+    yield case(
+        "qwen2",
+        "longrope",
+        words=("longrope",),
+        rope_scaling={"rope_type": "longrope", "factor": 2.0},
+        must_refuse="(keys of both factors)",
+    )
 
 
 @dataclasses.dataclass
@@ -334,7 +500,9 @@ class Selected:
         fused = self.model_type == "phi3"
         linear, mlp = (4 * layers, 2 * layers) if fused else (7 * layers, 3 * layers)
         for target, taken in (("all", linear), ("mlp", mlp)):
-            done = bench.ours.convert(directory, directory.with_suffix(f".{target}.smq"), "--target", target)
+            done = bench.ours.convert(
+                directory, directory.with_suffix(f".{target}.smq"), "--target", target
+            )
             if isinstance(done, Refusal):
                 return Row(self.name, "", refusal_cell(done, None, ()), Cell("-"))
             if f"selected: {taken} of {linear} linear weights" not in done or "warning" in done:
@@ -361,12 +529,19 @@ class ConvertsOnly:
             return Row(self.name, "", refusal_cell(done, None, ()), Cell("-"))
         silent = [word for word in self.says if word not in done]
         if silent:
-            return Row(self.name, "", Cell("differs", f"converts without a word of {silent}: {done}"), Cell("-"))
+            return Row(
+                self.name,
+                "",
+                Cell("differs", f"converts without a word of {silent}: {done}"),
+                Cell("-"),
+            )
         cells = []
         for path in (directory, smq):
             answer = bench.ours.generate(path, "The", 2, raw=True)
             refused = isinstance(answer, Refusal)
-            cells.append(refusal_cell(answer, self.words, ()) if refused else Cell("differs", "runs"))
+            cells.append(
+                refusal_cell(answer, self.words, ()) if refused else Cell("differs", "runs")
+            )
         return Row(self.name, "not asked", *cells)
 
 
@@ -379,7 +554,9 @@ def converted_only():
                 continue
             for expert in range(4):
                 out[name.replace(".mlp.", f".mlp.experts.{expert}.")] = tensor.clone()
-            out[name.split(".mlp.")[0] + ".mlp.gate.weight"] = torch.ones(4, 64, dtype=torch.bfloat16)
+            out[name.split(".mlp.")[0] + ".mlp.gate.weight"] = torch.ones(
+                4, 64, dtype=torch.bfloat16
+            )
         return out
 
     def mixtral(tensors):
@@ -398,7 +575,9 @@ def converted_only():
             if ".mlp." not in name:
                 out[name] = tensor
             elif name.endswith(".down_proj.weight"):
-                out[name.replace(".down_proj.weight", ".experts.down_proj")] = torch.stack([tensor] * 4)
+                out[name.replace(".down_proj.weight", ".experts.down_proj")] = torch.stack(
+                    [tensor] * 4
+                )
         return out
 
     def beside_a_tower(tensors):
@@ -413,14 +592,20 @@ def converted_only():
 
     moe = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 4}
     words = ("mixture of experts", "Qwen3ForCausalLM")
-    yield ConvertsOnly("qwen3_moe", made("qwen3", experts, **moe), ("48 of 48 linear weights",), words)
+    yield ConvertsOnly(
+        "qwen3_moe", made("qwen3", experts, **moe), ("48 of 48 linear weights",), words
+    )
     yield ConvertsOnly(
         "qwen3_moe, experts stacked",
         made("qwen3", stacked, **moe),
         ("12 of 15 linear weights", "three dimensions", "experts.down_proj"),
         words,
     )
-    mixtral_config = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 4}
+    mixtral_config = {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_local_experts": 4,
+    }
     yield ConvertsOnly(
         "mixtral",
         made("mistral", mixtral, **mixtral_config),
@@ -431,7 +616,13 @@ def converted_only():
     parts = {"text_config": gemma, "vision_config": {"hidden_size": 64}}
     yield ConvertsOnly(
         "gemma3 with a vision tower",
-        made("gemma3_text", beside_a_tower, architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3", **parts),
+        made(
+            "gemma3_text",
+            beside_a_tower,
+            architectures=["Gemma3ForConditionalGeneration"],
+            model_type="gemma3",
+            **parts,
+        ),
         ("49 of 49 linear weights", "vision"),
         ("text and something else", "Gemma3ForCausalLM"),
     )
@@ -442,7 +633,12 @@ def exports():
 
     for model_type in FAMILIES:
         for form in (DENSE, PACKED):
-            yield Export(f"{model_type}: {form[1]}", FamilyCheckpoint(model_type), form=form, checks=(NEAR, Answer()))
+            yield Export(
+                f"{model_type}: {form[1]}",
+                FamilyCheckpoint(model_type),
+                form=form,
+                checks=(NEAR, Answer()),
+            )
 
 
 def cases():
@@ -452,6 +648,8 @@ def cases():
     yield from smollm3()
     yield from gemma()
     yield from scalings()
-    yield from (Selected(f"{model_type}: what --target takes", model_type) for model_type in FAMILIES)
+    yield from (
+        Selected(f"{model_type}: what --target takes", model_type) for model_type in FAMILIES
+    )
     yield from converted_only()
     yield from exports()

@@ -81,7 +81,15 @@ def checkpoint(table="loop", **settings):
 
 
 def case(
-    name, words=None, n=16, change=None, flags=(), settings=None, prompt=PROMPT, may_run=False, **generation
+    name,
+    words=None,
+    n=16,
+    change=None,
+    flags=(),
+    settings=None,
+    prompt=PROMPT,
+    may_run=False,
+    **generation,
 ):
     made = checkpoint(**generation)
     if change:
@@ -93,7 +101,7 @@ def case(
 
 @dataclasses.dataclass
 class Samples:
-    """Many sampled tokens, each drawn from one distribution: the one that transformers draws from."""
+    """Many sampled tokens, each drawn from the one distribution that transformers draws from."""
 
     n: int = 300
     seeds: int = 3
@@ -115,7 +123,9 @@ class Samples:
     def ours(self, ours, path):
         drawn = []
         for seed in range(self.seeds):
-            report = ours.generate(path, PROMPT, self.n, raw=True, extra=("--seed", seed, *self.flags))
+            report = ours.generate(
+                path, PROMPT, self.n, raw=True, extra=("--seed", seed, *self.flags)
+            )
             if isinstance(report, Refusal):
                 return report
             drawn.append(report["ids"])
@@ -129,7 +139,10 @@ class Samples:
         for id, p in enumerate(theirs):
             share, spread = drawn.count(id) / len(drawn), math.sqrt(p * (1 - p) / len(drawn))
             if abs(share - p) > 5 * spread + 1e-9:
-                return f"draws {id} with a share of {share:.3f}, transformers with a probability of {p:.3f}"
+                return (
+                    f"draws {id} with a share of {share:.3f}, "
+                    f"transformers with a probability of {p:.3f}"
+                )
         if max(theirs) < 0.999 and ours["runs"][0] == ours["runs"][1]:
             return "draws the same with another seed"
         return None
@@ -149,7 +162,8 @@ def sampled(name, words=None, flags=(), record="generation", **generation):
 
 
 def no_end_of_a_class():
-    """LlamaConfig ends a text with </s> where config.json does not say what does; generate() does not."""
+    """LlamaConfig ends a text with </s> where config.json does not say what does, and generate()
+    does not."""
     table = looping_table()
     table[id_of("d")][2] = 7.0
     table[2][id_of("a")] = 6.0
@@ -175,13 +189,21 @@ def stops():
     yield case("the same eos twice", eos_token_id=[2, 2])
     yield case("eos as a letter", eos_token_id=id_of("d"))
     yield case("an eos that comes first", eos_token_id=[id_of("c")])
-    yield case("no eos in generation_config.json, one in config.json", eos_token_id=DROP, change=stale)
-    yield case("null eos in generation_config.json, one in config.json", eos_token_id=None, change=stale)
     yield case(
-        "an empty list of eos", ("generation_config.json", "eos_token_id"), may_run=True, eos_token_id=[]
+        "no eos in generation_config.json, one in config.json", eos_token_id=DROP, change=stale
     )
     yield case(
-        "an empty generation_config.json", change=lambda c: stale(c).file("generation_config.json", {})
+        "null eos in generation_config.json, one in config.json", eos_token_id=None, change=stale
+    )
+    yield case(
+        "an empty list of eos",
+        ("generation_config.json", "eos_token_id"),
+        may_run=True,
+        eos_token_id=[],
+    )
+    yield case(
+        "an empty generation_config.json",
+        change=lambda c: stale(c).file("generation_config.json", {}),
     )
     yield case(
         "no generation_config.json: config.json's eos",
@@ -192,9 +214,13 @@ def stops():
         change=lambda c: c.drop("generation_config.json").config(eos_token_id=DROP),
     )
     yield from no_end_of_a_class()
-    yield case("an eos beyond the vocabulary", ("generation_config.json", "eos_token_id"), eos_token_id=999)
+    yield case(
+        "an eos beyond the vocabulary", ("generation_config.json", "eos_token_id"), eos_token_id=999
+    )
     yield case("a negative eos", ("generation_config.json", "eos_token_id"), eos_token_id=-1)
-    yield case("an eos that is text", ("generation_config.json", "eos_token_id"), eos_token_id="</s>")
+    yield case(
+        "an eos that is text", ("generation_config.json", "eos_token_id"), eos_token_id="</s>"
+    )
     yield case(
         "the tokenizer's eos is another, and does not stop",
         change=lambda c: c.tokenizer_config(eos_token="<|end|>"),
@@ -217,20 +243,28 @@ def penalties():
     yield case("repetition_penalty 1.02", repetition_penalty=1.02)
     yield case("repetition_penalty below 1", repetition_penalty=0.5)
     yield case("repetition_penalty 1", repetition_penalty=1.0)
-    yield case("repetition_penalty 2, of a long prompt", prompt="abcdabcd efgh", repetition_penalty=2.0)
+    yield case(
+        "repetition_penalty 2, of a long prompt", prompt="abcdabcd efgh", repetition_penalty=2.0
+    )
     yield case("repetition_penalty 0", ("repetition_penalty",), repetition_penalty=0.0)
     yield case("repetition_penalty as text", ("repetition_penalty",), repetition_penalty="1.3")
     yield case("no_repeat_ngram_size 1", no_repeat_ngram_size=1)
     yield case("no_repeat_ngram_size 2", no_repeat_ngram_size=2)
     yield case("no_repeat_ngram_size 3", no_repeat_ngram_size=3)
-    yield case("no_repeat_ngram_size 3, some of it in the prompt", prompt="abcda", no_repeat_ngram_size=3)
+    yield case(
+        "no_repeat_ngram_size 3, some of it in the prompt", prompt="abcda", no_repeat_ngram_size=3
+    )
     yield case("no_repeat_ngram_size longer than all", no_repeat_ngram_size=40)
     yield case("no_repeat_ngram_size 0", no_repeat_ngram_size=0)
     yield case("suppress_tokens", suppress_tokens=[id_of("d"), 2])
-    yield case("suppress_tokens with the eos", suppress_tokens=[id_of("d")], eos_token_id=[2, id_of("d")])
+    yield case(
+        "suppress_tokens with the eos", suppress_tokens=[id_of("d")], eos_token_id=[2, id_of("d")]
+    )
     yield case("an empty suppress_tokens", suppress_tokens=[])
     yield case("suppress_tokens beyond the vocabulary", ("suppress_tokens",), suppress_tokens=[999])
-    yield case("begin_suppress_tokens", ("begin_suppress_tokens",), begin_suppress_tokens=[id_of("c")])
+    yield case(
+        "begin_suppress_tokens", ("begin_suppress_tokens",), begin_suppress_tokens=[id_of("c")]
+    )
     yield case("bad_words_ids of one token", bad_words_ids=[[id_of("d")]])
     yield case("bad_words_ids of a pair", bad_words_ids=[[id_of("c"), id_of("d")]])
     yield case(
@@ -239,7 +273,8 @@ def penalties():
     )
     yield case("bad_words_ids longer than all", bad_words_ids=[[id_of("a")] * 40])
     yield case(
-        "bad_words_ids of several lengths", bad_words_ids=[[id_of("d")], [id_of("g"), id_of("h")], [2]]
+        "bad_words_ids of several lengths",
+        bad_words_ids=[[id_of("d")], [id_of("g"), id_of("h")], [2]],
     )
     yield case("bad_words_ids with the eos, which stays allowed", bad_words_ids=[[2], [id_of("c")]])
     yield case("empty bad_words_ids", ("bad_words_ids",), bad_words_ids=[])
@@ -249,7 +284,10 @@ def penalties():
     yield case("min_new_tokens with two eos", min_new_tokens=6, eos_token_id=[2, id_of("d")])
     yield case("min_new_tokens without eos", min_new_tokens=6, eos_token_id=None)
     yield case(
-        "min_length 8, the prompt counted", ("min_length",), min_length=8, suppress_tokens=[id_of("a")]
+        "min_length 8, the prompt counted",
+        ("min_length",),
+        min_length=8,
+        suppress_tokens=[id_of("a")],
     )
     yield case(
         "min_new_tokens and min_length",
@@ -267,15 +305,22 @@ def penalties():
         min_new_tokens=10,
         eos_token_id=[2, id_of("h")],
     )
-    yield case("all tokens suppressed but one", suppress_tokens=[i for i in range(SIZE) if i != id_of("p")])
+    yield case(
+        "all tokens suppressed but one", suppress_tokens=[i for i in range(SIZE) if i != id_of("p")]
+    )
 
 
 def lengths():
     yield case(
-        "max_new_tokens in the file, none on the command line", ("max_new_tokens",), n=None, max_new_tokens=5
+        "max_new_tokens in the file, none on the command line",
+        ("max_new_tokens",),
+        n=None,
+        max_new_tokens=5,
     )
     yield case("max_new_tokens in the file, more on the command line", n=9, max_new_tokens=5)
-    yield case("max_length in the file, none on the command line", ("max_length",), n=None, max_length=9)
+    yield case(
+        "max_length in the file, none on the command line", ("max_length",), n=None, max_length=9
+    )
     yield case("max_length in the file, more on the command line", n=12, max_length=6)
     yield case("max_new_tokens 0", ("max_new_tokens",), max_new_tokens=0)
 
@@ -367,7 +412,9 @@ def sampling():
     yield sampled("do_sample with top_p 0", ("top_p",), top_p=0.0)
     yield sampled("do_sample with a temperature of 0.4", temperature=0.4)
     yield sampled("do_sample with a temperature of 3", temperature=3.0)
-    yield sampled("do_sample with temperature, top_k and top_p", temperature=0.8, top_k=8, top_p=0.7)
+    yield sampled(
+        "do_sample with temperature, top_k and top_p", temperature=0.8, top_k=8, top_p=0.7
+    )
     yield sampled("do_sample with suppress_tokens and top_k", suppress_tokens=[7, 8], top_k=3)
     yield sampled("do_sample with a temperature of 0", ("temperature",), temperature=0.0)
     yield sampled("do_sample with a negative temperature", ("temperature",), temperature=-1.0)
@@ -383,7 +430,10 @@ def sampling():
         yield sampled(f"do_sample with {key}", (key,), **{key: value})
     yield sampled("do_sample with num_beams 2", ("num_beams",), num_beams=2)
     yield sampled(
-        "do_sample with a penalty of what was said", repetition_penalty=1.0, no_repeat_ngram_size=0, top_k=5
+        "do_sample with a penalty of what was said",
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        top_k=5,
     )
     yield Case(
         "temperature without do_sample is not read",
@@ -410,7 +460,10 @@ def flags():
     greedy = {"do_sample": False}
     yield case("--greedy against do_sample", flags=("--greedy",), settings=greedy, **sampled_file)
     yield case(
-        "--temperature 0 against do_sample", flags=("--temperature", "0"), settings=greedy, **sampled_file
+        "--temperature 0 against do_sample",
+        flags=("--temperature", "0"),
+        settings=greedy,
+        **sampled_file,
     )
     spread = lambda **s: checkpoint("spread", **s)  # noqa: E731
     yield Case(
@@ -457,7 +510,10 @@ def measurements():
         yield Case(f"eval with {name} in generation_config.json", made, (Losses(),))
     broken = Checkpoint().file("generation_config.json", "{")
     yield Case(
-        "eval with a generation_config.json that is no JSON", broken, (Losses(),), ("generation_config.json",)
+        "eval with a generation_config.json that is no JSON",
+        broken,
+        (Losses(),),
+        ("generation_config.json",),
     )
 
 
@@ -470,19 +526,47 @@ class Benched:
 
     def row(self, bench):
         directory = self.checkpoint.write(bench.fresh())
-        arguments = ("bench", directory, "--prompt-tokens", 4, "--output-tokens", 2, "--device", "cpu")
+        arguments = (
+            "bench",
+            directory,
+            "--prompt-tokens",
+            4,
+            "--output-tokens",
+            2,
+            "--device",
+            "cpu",
+        )
         done = bench.ours.ask("smq-run", *arguments)
         refused = isinstance(done, Refusal)
-        return Row(self.name, "times it", Cell("differs", str(done)) if refused else Cell("equal"), Cell("-"))
+        return Row(
+            self.name,
+            "times it",
+            Cell("differs", str(done)) if refused else Cell("equal"),
+            Cell("-"),
+        )
 
 
 def benches():
-    yield Benched("bench with what generate refuses", Checkpoint().generation(num_beams=4, do_sample=True))
+    yield Benched(
+        "bench with what generate refuses", Checkpoint().generation(num_beams=4, do_sample=True)
+    )
     yield Benched("bench with a template that cannot be parsed", Checkpoint(chat="{% if %}{{"))
-    yield Benched("bench without a tokenizer", Checkpoint().drop("tokenizer.json", "tokenizer_config.json"))
+    yield Benched(
+        "bench without a tokenizer", Checkpoint().drop("tokenizer.json", "tokenizer_config.json")
+    )
 
 
 def cases():
     assert SHAPE["vocab_size"] > SIZE
-    for group in (stops, penalties, lengths, ignored, refusable, sampling, flags, measurements, benches):
+    for group in (
+        stops,
+        penalties,
+        lengths,
+        ignored,
+        refusable,
+        sampling,
+        flags,
+        measurements,
+        benches,
+    ):
         yield from group()

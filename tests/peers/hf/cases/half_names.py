@@ -16,7 +16,9 @@ WIDE = 64
 
 
 def block(prefix, *names, rows=WIDE):
-    return {f"{prefix}{name}.weight": torch.ones(rows, WIDE, dtype=torch.bfloat16) for name in names}
+    return {
+        f"{prefix}{name}.weight": torch.ones(rows, WIDE, dtype=torch.bfloat16) for name in names
+    }
 
 
 def attention(prefix, *names):
@@ -34,11 +36,17 @@ def embedded(*parts, embedding="model.embed_tokens", head="lm_head"):
 
 
 M = "model.layers.0."
-LLAMA = embedded(attention(f"{M}self_attn."), block(f"{M}mlp.", "gate_proj", "up_proj", "down_proj"))
+LLAMA = embedded(
+    attention(f"{M}self_attn."), block(f"{M}mlp.", "gate_proj", "up_proj", "down_proj")
+)
 MODELS = {
     "Mixtral": embedded(
         attention(f"{M}self_attn."),
-        block(f"{M}block_sparse_moe.", "gate", *(f"experts.{i}.w{j}" for i in range(2) for j in (1, 2, 3))),
+        block(
+            f"{M}block_sparse_moe.",
+            "gate",
+            *(f"experts.{i}.w{j}" for i in range(2) for j in (1, 2, 3)),
+        ),
     ),
     "Qwen-MoE": embedded(
         attention(f"{M}self_attn."),
@@ -54,7 +62,8 @@ MODELS = {
         ),
     ),
     "Phi-2": embedded(
-        attention(f"{M}self_attn.", "q_proj", "k_proj", "v_proj", "dense"), block(f"{M}mlp.", "fc1", "fc2")
+        attention(f"{M}self_attn.", "q_proj", "k_proj", "v_proj", "dense"),
+        block(f"{M}mlp.", "fc1", "fc2"),
     ),
     "GPT-NeoX": embedded(
         block(
@@ -87,11 +96,15 @@ MODELS = {
         embedding="model.decoder.embed_tokens",
     ),
     "MPT": embedded(
-        block("transformer.blocks.0.", "attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj"),
+        block(
+            "transformer.blocks.0.", "attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj"
+        ),
         embedding="transformer.wte",
     ),
     "DeepSeek": embedded(
-        attention(f"{M}self_attn.", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"),
+        attention(
+            f"{M}self_attn.", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"
+        ),
         block(
             f"{M}mlp.",
             "gate",
@@ -186,7 +199,11 @@ class Plan:
         if self.refuses:
             return Row(self.name, "refused", Cell("differs", "plans, and must refuse"), Cell("-"))
         text = done[0] + done[1]
-        taken = [n for n in self.tensors if any(n in line and "int4" in line for line in text.splitlines())]
+        taken = [
+            n
+            for n in self.tensors
+            if any(n in line and "int4" in line for line in text.splitlines())
+        ]
         linear = self.linear()
         counts = (len([n for n in taken if n in linear]), len(linear))
         return Row(
@@ -198,13 +215,17 @@ class Plan:
 
     def judge(self, text, taken, counts):
         if self.takes is not None:
-            wrong = [n for n in self.tensors if (n in taken) != any(part in n for part in self.takes)]
+            wrong = [
+                n for n in self.tensors if (n in taken) != any(part in n for part in self.takes)
+            ]
             if wrong:
                 return Cell("differs", f"takes or leaves {', '.join(wrong)}")
         told = re.search(r"(\d+) of (\d+) linear weights?, \d+\.\d %", text)
         if self.share and (not told or tuple(map(int, told.groups())) != counts):
             return Cell("differs", "does not say what share of the linear weights is taken")
-        lines = [line.lower() for line in text.splitlines() if re.search(r"warning|note", line, re.I)]
+        lines = [
+            line.lower() for line in text.splitlines() if re.search(r"warning|note", line, re.I)
+        ]
         silent = [w for w in self.warns if not any(w.lower() in line for line in lines)]
         return Cell("differs", f"no warning names {silent}") if silent else Cell("equal")
 
@@ -250,7 +271,13 @@ def cases():
         ("vision_tower",),
         takes=tuple(f"language_model.{M}{p}" for p in ("self_attn", "mlp")),
     )
-    yield Plan("a visual part with the same names, the default", VISUAL, (), ("visual",), takes=(f"{M}mlp",))
+    yield Plan(
+        "a visual part with the same names, the default",
+        VISUAL,
+        (),
+        ("visual",),
+        takes=(f"{M}mlp",),
+    )
     yield Plan(
         "a visual part with the same names, all",
         VISUAL,
@@ -268,11 +295,17 @@ def cases():
     yield Plan("an empty target", LLAMA, ("",), refuses=("--target",))
     yield Plan("a target of a space", LLAMA, (" ",), refuses=("--target",))
     yield Plan("a target that takes everything", LLAMA, (".*",), refuses=("embed_tokens",))
-    yield Plan("a target that takes the embedding by half", LLAMA, ("embed",), refuses=("embed_tokens",))
+    yield Plan(
+        "a target that takes the embedding by half", LLAMA, ("embed",), refuses=("embed_tokens",)
+    )
     # A head of its own may be meant; one that is the embedding may not.
-    yield Plan("a target that takes the head by half", LLAMA, ("lm_head",), takes=("lm_head",), share=False)
+    yield Plan(
+        "a target that takes the head by half", LLAMA, ("lm_head",), takes=("lm_head",), share=False
+    )
     yield Plan("a target that ends every name", LLAMA, (r"\.weight$",), refuses=("embed_tokens",))
-    yield Plan("the embedding of another family by half", MODELS["GPT-2"], ("wt",), refuses=("wte",))
+    yield Plan(
+        "the embedding of another family by half", MODELS["GPT-2"], ("wt",), refuses=("wte",)
+    )
     yield Plan(
         "the embedding in full",
         LLAMA,
@@ -292,7 +325,10 @@ def cases():
     yield Plan("a word that is nearly a name", LLAMA, ("ALL",), refuses=("all",))
     yield Plan("one projection", LLAMA, ("down_proj",), takes=("down_proj",))
     yield Plan(
-        "a pattern of Mixtral's experts", MODELS["Mixtral"], (r"experts\.\d+\.w\d",), takes=("experts.",)
+        "a pattern of Mixtral's experts",
+        MODELS["Mixtral"],
+        (r"experts\.\d+\.w\d",),
+        takes=("experts.",),
     )
 
 

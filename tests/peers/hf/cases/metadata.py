@@ -1,4 +1,4 @@
-"""Kind 10: config.json that contradicts itself or the weights, adapters, and declared quantization."""
+"""Kind 10: config.json that contradicts itself or the weights, adapters, declared quantization."""
 
 import torch
 
@@ -32,9 +32,13 @@ def families():
         "smollm3",
         "starcoder2",
     ):
-        yield config(f"model_type {other}, architectures Llama", ("model_type", other), model_type=other)
+        yield config(
+            f"model_type {other}, architectures Llama", ("model_type", other), model_type=other
+        )
     yield config("model_type llama, architectures Phi-3", both, architectures=["Phi3ForCausalLM"])
-    yield config("model_type phi3, architectures Llama", both, "phi3", architectures=["LlamaForCausalLM"])
+    yield config(
+        "model_type phi3, architectures Llama", both, "phi3", architectures=["LlamaForCausalLM"]
+    )
     yield config(
         "model_type llama, architectures Mistral",
         ("architecture", "Mistral"),
@@ -45,7 +49,9 @@ def families():
     yield config("an empty list of architectures", ("architecture",), architectures=[])
     yield config("architectures as text", ("architecture",), architectures="LlamaForCausalLM")
     yield config(
-        "two architectures", ("architecture",), architectures=["LlamaForCausalLM", "MistralForCausalLM"]
+        "two architectures",
+        ("architecture",),
+        architectures=["LlamaForCausalLM", "MistralForCausalLM"],
     )
     yield config(
         "two architectures, the second supported",
@@ -77,13 +83,20 @@ def families():
         },
     )
     bare = Checkpoint().config(architectures=["LlamaModel"])
-    bare.tensors(lambda t: {k.removeprefix("model."): v for k, v in t.items() if k != "lm_head.weight"})
+    bare.tensors(
+        lambda t: {k.removeprefix("model."): v for k, v in t.items() if k != "lm_head.weight"}
+    )
     yield case("LlamaModel, without a head and a prefix", bare, ("LlamaModel",))
     score = Checkpoint().config(architectures=["LlamaForSequenceClassification"])
     score.tensors(
-        lambda t: {**{k: v for k, v in t.items() if k != "lm_head.weight"}, "score.weight": torch.ones(2, 64)}
+        lambda t: {
+            **{k: v for k, v in t.items() if k != "lm_head.weight"},
+            "score.weight": torch.ones(2, 64),
+        }
     )
-    yield case("LlamaForSequenceClassification, without a head", score, ("LlamaForSequenceClassification",))
+    yield case(
+        "LlamaForSequenceClassification, without a head", score, ("LlamaForSequenceClassification",)
+    )
     nested = Checkpoint()
     inner = nested.files["config.json"]
     nested.file(
@@ -102,11 +115,18 @@ def families():
         ("text_config",),
         text_config={"hidden_size": 32, "model_type": "llama"},
     )
-    yield config("vision_config beside a plain config", ("vision_config",), vision_config={"hidden_size": 32})
+    yield config(
+        "vision_config beside a plain config", ("vision_config",), vision_config={"hidden_size": 32}
+    )
 
 
 def adapters():
-    lora = {"base_model_name_or_path": "org/base", "peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}
+    lora = {
+        "base_model_name_or_path": "org/base",
+        "peft_type": "LORA",
+        "r": 4,
+        "target_modules": ["q_proj"],
+    }
     weights = {f"base_model.model.{L0}self_attn.q_proj.lora_A.weight": torch.ones(4, 64)}
     beside = Checkpoint().file("adapter_config.json", lora)
     why = "(applies it where peft is installed, and says nothing where it is not)"
@@ -124,23 +144,30 @@ def adapters():
     )
     yield case(
         "adapter weights without a configuration beside a full model",
-        Checkpoint().layout(lambda t: {"model.safetensors": t, "adapter_model.safetensors": weights}),
+        Checkpoint().layout(
+            lambda t: {"model.safetensors": t, "adapter_model.safetensors": weights}
+        ),
         ("adapter_model.safetensors",),
         says=("adapter_model.safetensors",),
     )
-    alone = Checkpoint().drop("config.json", "generation_config.json").file("adapter_config.json", lora)
+    alone = (
+        Checkpoint().drop("config.json", "generation_config.json").file("adapter_config.json", lora)
+    )
     yield case(
         "an adapter alone",
         alone.layout(lambda t: {"adapter_model.safetensors": weights}),
         ("adapter_config.json", "org/base"),
     )
     yield case(
-        "a folder of adapters beside a full model", Checkpoint().file("lora/adapter_config.json", lora)
+        "a folder of adapters beside a full model",
+        Checkpoint().file("lora/adapter_config.json", lora),
     )
     yield case(
         "weights that were saved with an adapter inside",
         Checkpoint().tensors(
-            lambda t: {**{k.replace("q_proj.weight", "q_proj.base_layer.weight"): v for k, v in t.items()}}
+            lambda t: {
+                **{k.replace("q_proj.weight", "q_proj.base_layer.weight"): v for k, v in t.items()}
+            }
         ),
         ("q_proj.weight",),
     )
@@ -186,7 +213,10 @@ def quantizations():
         )
     yield config("a null quantization_config", quantization_config=None)
     yield config(
-        "an empty quantization_config", ("quantization_config",), may_run=True, quantization_config={}
+        "an empty quantization_config",
+        ("quantization_config",),
+        may_run=True,
+        quantization_config={},
     )
     yield config(
         "quantization_config as text",
@@ -236,27 +266,43 @@ def quantizations():
         lambda t: {**t, f"{L0}mlp.up_proj.weight": torch.zeros(4096, 1, dtype=torch.uint8)}
     )
     yield case("packed bytes that nothing declares", silent, ("up_proj.weight",))
-    nowhere = Checkpoint().tensors(lambda t: {**t, f"{L0}mlp.up_proj.weight_scale_inv": torch.ones(1, 1)})
+    nowhere = Checkpoint().tensors(
+        lambda t: {**t, f"{L0}mlp.up_proj.weight_scale_inv": torch.ones(1, 1)}
+    )
     yield case("a scale beside plain weights that nothing declares", nowhere, ("weight_scale_inv",))
 
 
 def sizes():
     more = Checkpoint()
     more.tensors(lambda _: tensors_of("llama", {"num_hidden_layers": 3}))
-    yield case("more layers in the files than in config.json", more, ("model.layers.2", "num_hidden_layers"))
-    yield config("more layers in config.json than in the files", ("model.layers.2",), num_hidden_layers=3)
-    yield config("no layers", ("num_hidden_layers",), num_hidden_layers=0)
-    yield config("a larger vocabulary in config.json", ("config.json", "embed_tokens", "416"), vocab_size=416)
+    yield case(
+        "more layers in the files than in config.json",
+        more,
+        ("model.layers.2", "num_hidden_layers"),
+    )
     yield config(
-        "a smaller vocabulary in config.json", ("config.json", "embed_tokens", "384"), vocab_size=384
+        "more layers in config.json than in the files", ("model.layers.2",), num_hidden_layers=3
+    )
+    yield config("no layers", ("num_hidden_layers",), num_hidden_layers=0)
+    yield config(
+        "a larger vocabulary in config.json", ("config.json", "embed_tokens", "416"), vocab_size=416
+    )
+    yield config(
+        "a smaller vocabulary in config.json",
+        ("config.json", "embed_tokens", "384"),
+        vocab_size=384,
     )
     yield config("another hidden_size", ("config.json", "32"), hidden_size=32)
-    yield config("another intermediate_size", ("config.json", "gate_proj", "96"), intermediate_size=96)
+    yield config(
+        "another intermediate_size", ("config.json", "gate_proj", "96"), intermediate_size=96
+    )
     yield config("another head_dim", ("config.json", "_proj"), head_dim=32)
     yield config("more key-value heads", ("config.json", "k_proj"), num_key_value_heads=4)
     yield config("fewer heads", ("config.json", "_proj"), num_attention_heads=2)
     yield config(
-        "a prompt longer than max_position_embeddings", max_position_embeddings=8, words=("context", "8")
+        "a prompt longer than max_position_embeddings",
+        max_position_embeddings=8,
+        words=("context", "8"),
     )
     yield config("is_encoder_decoder", ("is_encoder_decoder",), is_encoder_decoder=True)
     yield config("is_decoder", is_decoder=True)

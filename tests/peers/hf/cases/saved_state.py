@@ -33,7 +33,9 @@ def saved(name, truncation=None, padding=None, **more):
 
 
 def cases():
-    yield saved("truncation and padding to 128", truncation(128), padding({"Fixed": 128}), pad_token="<unk>")
+    yield saved(
+        "truncation and padding to 128", truncation(128), padding({"Fixed": 128}), pad_token="<unk>"
+    )
     yield saved("truncation to 16", truncation(16))
     yield saved("truncation to 16 from the left", truncation(16, "Left"), truncation_side="left")
     yield saved("truncation to 16 with a stride of 4", truncation(16, stride=4))
@@ -42,10 +44,15 @@ def cases():
     yield saved("truncation to 1, less than <s> and a token", truncation(1))
     yield saved("padding to the longest", padding=padding())
     yield saved("padding to a multiple of 8", padding=padding(multiple=8), pad_token="<unk>")
-    yield saved("padding to 64 on the left", padding=padding({"Fixed": 64}, "Left"), padding_side="left")
-    yield saved("padding with </s>", padding=padding({"Fixed": 64}, token="</s>", id=2), pad_token="</s>")
     yield saved(
-        "padding with a token that is not there", padding=padding({"Fixed": 64}, token="[PAD]", id=9999)
+        "padding to 64 on the left", padding=padding({"Fixed": 64}, "Left"), padding_side="left"
+    )
+    yield saved(
+        "padding with </s>", padding=padding({"Fixed": 64}, token="</s>", id=2), pad_token="</s>"
+    )
+    yield saved(
+        "padding with a token that is not there",
+        padding=padding({"Fixed": 64}, token="[PAD]", id=9999),
     )
     yield saved("a model_max_length of 16", model_max_length=16)
     yield saved(
@@ -58,7 +65,9 @@ def cases():
         pad_to_multiple_of=8,
     )
     yield saved("add_bos_token false, where tokenizer.json adds <s>", add_bos_token=False)
-    yield saved("add_eos_token true, where tokenizer.json adds none", add_bos_token=True, add_eos_token=True)
+    yield saved(
+        "add_eos_token true, where tokenizer.json adds none", add_bos_token=True, add_eos_token=True
+    )
     none = Checkpoint().tokenizer(post_processor=None).tokenizer_config(add_bos_token=True)
     yield Case("no post-processor, add_bos_token true", none, CHECKS, record="tokenizer")
     model = Checkpoint().files["tokenizer.json"].json()["model"]
@@ -74,4 +83,6 @@ def cases():
     )
     pieces = Checkpoint(tokenizer="sentencepiece")
     pieces.tokenizer(truncation=truncation(24), padding=padding({"Fixed": 48}, "Left"))
-    yield Case("truncation and padding of a SentencePiece tokenizer", pieces, CHECKS, record="tokenizer")
+    yield Case(
+        "truncation and padding of a SentencePiece tokenizer", pieces, CHECKS, record="tokenizer"
+    )

@@ -17,7 +17,13 @@ CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_e
 
 
 def added(content, **flags):
-    base = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    base = {
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
     return {"content": content, **base, **flags}
 
 
@@ -39,7 +45,9 @@ def case(name, checkpoint):
 
 
 def templates():
-    only_file = lambda text=CHAT: Checkpoint(chat=None).file("chat_template.jinja", text)  # noqa: E731
+    def only_file(text=CHAT):
+        return Checkpoint(chat=None).file("chat_template.jinja", text)
+
     yield case("saved again by transformers 5", resaved(Checkpoint()))
     yield case("chat_template.jinja alone", only_file())
     yield case(
@@ -78,8 +86,12 @@ def templates():
         "chat_template.json, which only processors read",
         Checkpoint(chat=INLINE).file("chat_template.json", {"chat_template": FILE}),
     )
-    yield case("chat_template.jinja with Windows line ends", only_file(CHAT.replace("\n", "\r\n") + "\r\n"))
-    yield case("an inline template with Windows line ends", Checkpoint(chat=CHAT.replace("\n", "\r\n")))
+    yield case(
+        "chat_template.jinja with Windows line ends", only_file(CHAT.replace("\n", "\r\n") + "\r\n")
+    )
+    yield case(
+        "an inline template with Windows line ends", Checkpoint(chat=CHAT.replace("\n", "\r\n"))
+    )
     yield case("a template that ends in two line ends", only_file(CHAT + "\n\n"))
     yield case("a template that begins with a byte order mark", only_file("\ufeff" + CHAT))
     yield Case("an empty chat_template.jinja", only_file(""), (Chat(),), words=("empty",))
@@ -111,7 +123,9 @@ def tokens():
     )
     # Without a template ours continues a prompt as plain text, and says so; transformers has no
     # such question.
-    yield Case("no tokenizer_config.json", Checkpoint().drop("tokenizer_config.json"), record="tokenizer")
+    yield Case(
+        "no tokenizer_config.json", Checkpoint().drop("tokenizer_config.json"), record="tokenizer"
+    )
     yield case(
         "no tokenizer_config.json, a template in a file",
         Checkpoint().drop("tokenizer_config.json").file("chat_template.jinja", FILE),
@@ -141,7 +155,9 @@ def slow_files():
     """The files of a GPT-2 tokenizer before tokenizer.json."""
     model = Checkpoint().files["tokenizer.json"].json()["model"]
     merges = "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]) + "\n"
-    checkpoint = Checkpoint().drop("tokenizer.json").tokenizer_config(tokenizer_class="GPT2Tokenizer")
+    checkpoint = (
+        Checkpoint().drop("tokenizer.json").tokenizer_config(tokenizer_class="GPT2Tokenizer")
+    )
     return checkpoint.file("vocab.json", model["vocab"]).file("merges.txt", merges)
 
 
@@ -168,7 +184,13 @@ class RoundTrip:
     """
 
     def __init__(self, name, checkpoint, into=None, gone=(), kept=()):
-        self.name, self.checkpoint, self.into, self.gone, self.kept = name, checkpoint, into, gone, kept
+        self.name, self.checkpoint, self.into, self.gone, self.kept = (
+            name,
+            checkpoint,
+            into,
+            gone,
+            kept,
+        )
 
     def row(self, bench):
         directory, theirs = bench.write(self.checkpoint)
@@ -176,7 +198,10 @@ class RoundTrip:
         for name, contents in (self.into or {}).items():
             write(out / name, contents)
         smq = directory.with_suffix(".smq")
-        for step in ((directory, smq, "--target", "mlp"), (smq, out, "--to", "safetensors", "--force")):
+        for step in (
+            (directory, smq, "--target", "mlp"),
+            (smq, out, "--to", "safetensors", "--force"),
+        ):
             done = bench.ours.convert(*step)
             if isinstance(done, Refusal):
                 # An adapter is more than a stale file: not to write beside one is an answer too.
@@ -195,7 +220,9 @@ class RoundTrip:
             except Exception as error:
                 problem = f"transformers on the export: {type(error).__name__}: {error}"
             ours = check.ours(bench.ours, out)
-            our_problem = f"refuses: {ours}" if isinstance(ours, Refusal) else check.difference(first, ours)
+            our_problem = (
+                f"refuses: {ours}" if isinstance(ours, Refusal) else check.difference(first, ours)
+            )
             cells.append((problem, our_problem))
         lost = [name for name in self.kept if not (out / name).exists()]
         problems = [f"left in the directory: {', '.join(left)}"] if left else []
@@ -235,7 +262,9 @@ def round_trips():
         {
             "model-00001-of-00002.safetensors": b"stale",
             "model-00002-of-00002.safetensors": b"stale",
-            "model.safetensors.index.json": {"weight_map": {"a": "model-00001-of-00002.safetensors"}},
+            "model.safetensors.index.json": {
+                "weight_map": {"a": "model-00001-of-00002.safetensors"}
+            },
         },
         gone=("model-00001-of-00002.safetensors", "model.safetensors.index.json"),
     )

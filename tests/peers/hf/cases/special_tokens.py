@@ -23,7 +23,13 @@ CHECKS = (Answer(), Chat(), Chat(SPOKEN), Answer(TEXTS[1]), Answer(TEXTS[3]))
 
 def case(name, checkpoint, **more):
     return Case(
-        name, checkpoint, more.pop("checks", CHECKS), record="tokenizer", texts=TEXTS, chats=(SPOKEN,), **more
+        name,
+        checkpoint,
+        more.pop("checks", CHECKS),
+        record="tokenizer",
+        texts=TEXTS,
+        chats=(SPOKEN,),
+        **more,
     )
 
 
@@ -74,7 +80,8 @@ def declared():
         wide(2).tokenizer_config(added_tokens_decoder=decoder(swapped)),
     )
     yield case(
-        "added_tokens.json", wide(2).file("added_tokens.json", {"<|im_start|>": 400, "<|im_end|>": 401})
+        "added_tokens.json",
+        wide(2).file("added_tokens.json", {"<|im_start|>": 400, "<|im_end|>": 401}),
     )
     yield case(
         "added_tokens.json in the other order of ids",
@@ -82,7 +89,9 @@ def declared():
     )
     yield case(
         "added_tokens.json beside an added_tokens_decoder, which alone counts",
-        wide(2).tokenizer_config(added_tokens_decoder=decoder(im)).file("added_tokens.json", {"<tool>": 402}),
+        wide(2)
+        .tokenizer_config(added_tokens_decoder=decoder(im))
+        .file("added_tokens.json", {"<tool>": 402}),
     )
     yield case(
         "added_tokens.json that names what tokenizer.json has",
@@ -106,14 +115,17 @@ def declared():
 def other_files():
     yield case(
         "bos in special_tokens_map.json alone",
-        Checkpoint().tokenizer_config(bos_token=DROP).file("special_tokens_map.json", {"bos_token": "<s>"}),
+        Checkpoint()
+        .tokenizer_config(bos_token=DROP)
+        .file("special_tokens_map.json", {"bos_token": "<s>"}),
     )
     yield case(
         "special_tokens_map.json with objects for tokens",
         Checkpoint()
         .tokenizer_config(bos_token=DROP, eos_token=DROP)
         .file(
-            "special_tokens_map.json", {"bos_token": added("<s>", rstrip=True), "eos_token": added("</s>")}
+            "special_tokens_map.json",
+            {"bos_token": added("<s>", rstrip=True), "eos_token": added("</s>")},
         ),
     )
     other = {"bos_token": "<|user|>", "eos_token": "<|end|>"}
@@ -126,7 +138,9 @@ def other_files():
         "the same beside an added_tokens_decoder, with which the map is not read",
         Checkpoint(chat=chat)
         .file("special_tokens_map.json", other)
-        .tokenizer_config(added_tokens_decoder=decoder({0: ("<unk>", {}), 1: ("<s>", {}), 2: ("</s>", {})})),
+        .tokenizer_config(
+            added_tokens_decoder=decoder({0: ("<unk>", {}), 1: ("<s>", {}), 2: ("</s>", {})})
+        ),
     )
     yield case(
         "special_tokens_map.json adds tokens that nothing else knows",
@@ -145,7 +159,9 @@ def other_files():
     )
     yield case(
         "special_tokens_map.json with extra_special_tokens",
-        wide(2).file("special_tokens_map.json", {"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]}),
+        wide(2).file(
+            "special_tokens_map.json", {"extra_special_tokens": ["<|im_start|>", "<|im_end|>"]}
+        ),
     )
 
 
@@ -167,19 +183,22 @@ def configured():
     yield case(
         "additional_special_tokens and extra_special_tokens, where the second counts",
         wide(2).tokenizer_config(
-            additional_special_tokens=["<tool>"], extra_special_tokens=["<|im_start|>", "<|im_end|>"]
+            additional_special_tokens=["<tool>"],
+            extra_special_tokens=["<|im_start|>", "<|im_end|>"],
         ),
     )
     yield case(
         "a token of one's own name",
         wide(1, "{{ tool_token }}{{ messages[0].content }}").tokenizer_config(tool_token="<tool>"),
     )
-    yield case("a pad token that is nowhere else", wide(1, CHAT).tokenizer_config(pad_token="[PAD]"))
+    yield case(
+        "a pad token that is nowhere else", wide(1, CHAT).tokenizer_config(pad_token="[PAD]")
+    )
     yield case(
         "sep, cls and mask tokens",
-        wide(2, "{{ cls_token }}{{ messages[0].content }}{{ sep_token }}{{ mask_token }}").tokenizer_config(
-            cls_token="<|user|>", sep_token="<tool>", mask_token="<extra>"
-        ),
+        wide(
+            2, "{{ cls_token }}{{ messages[0].content }}{{ sep_token }}{{ mask_token }}"
+        ).tokenizer_config(cls_token="<|user|>", sep_token="<tool>", mask_token="<extra>"),
     )
     yield case(
         "tokens as objects with __type",
@@ -198,10 +217,14 @@ def configured():
     yield case("no unk token", Checkpoint().tokenizer_config(unk_token=DROP))
     yield case("the eos is the bos", Checkpoint().tokenizer_config(eos_token="<s>"))
     yield case("split_special_tokens", Checkpoint().tokenizer_config(split_special_tokens=True))
-    yield case("split_special_tokens false", Checkpoint().tokenizer_config(split_special_tokens=False))
+    yield case(
+        "split_special_tokens false", Checkpoint().tokenizer_config(split_special_tokens=False)
+    )
     yield case(
         "a token beyond the model's vocabulary",
-        Checkpoint(chat=CHATML).tokenizer_config(additional_special_tokens=["<|im_start|>", "<|im_end|>"]),
+        Checkpoint(chat=CHATML).tokenizer_config(
+            additional_special_tokens=["<|im_start|>", "<|im_end|>"]
+        ),
         words=("400",),
         checks=(Chat(),),
     )
@@ -234,7 +257,8 @@ def flags():
     )
     own = Checkpoint()
     tokens = [
-        {**t, "rstrip": t["content"] == "<|end|>"} for t in own.files["tokenizer.json"].json()["added_tokens"]
+        {**t, "rstrip": t["content"] == "<|end|>"}
+        for t in own.files["tokenizer.json"].json()["added_tokens"]
     ]
     yield case("tokenizer.json itself strips", own.tokenizer(added_tokens=tokens))
     pieces = Checkpoint(tokenizer="sentencepiece")
@@ -281,7 +305,9 @@ def classes():
             checks=(Losses(), *CHECKS),
         )
     yield case(
-        "no tokenizer_class", Checkpoint().tokenizer_config(tokenizer_class=DROP), checks=(Losses(), *CHECKS)
+        "no tokenizer_class",
+        Checkpoint().tokenizer_config(tokenizer_class=DROP),
+        checks=(Losses(), *CHECKS),
     )
     yield case(
         "tokenizer_class in config.json",
@@ -317,8 +343,18 @@ def classes():
         pre_tokenizer={
             "type": "Sequence",
             "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": "[A-Za-z]"}, "behavior": "Isolated", "invert": False},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": "[A-Za-z]"},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                {
+                    "type": "ByteLevel",
+                    "add_prefix_space": False,
+                    "trim_offsets": True,
+                    "use_regex": True,
+                },
             ],
         }
     )

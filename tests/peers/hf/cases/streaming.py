@@ -42,7 +42,11 @@ def saying(checkpoint, ids):
 def case(name, checkpoint, ids, words=None):
     n = len(ids)
     made = Case(
-        name, saying(checkpoint, ids), (Answer(PROMPT, n), Stream(PROMPT, n)), words, record="streaming"
+        name,
+        saying(checkpoint, ids),
+        (Answer(PROMPT, n), Stream(PROMPT, n)),
+        words,
+        record="streaming",
     )
     made.ids = ids
     return made
@@ -57,14 +61,19 @@ def byte_alphabet():
     """GPT-2's letter for each byte."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [byte for byte in range(256) if byte not in plain]
-    return {**{byte: chr(byte) for byte in plain}, **{byte: chr(256 + i) for i, byte in enumerate(rest)}}
+    return {
+        **{byte: chr(byte) for byte in plain},
+        **{byte: chr(256 + i) for i, byte in enumerate(rest)},
+    }
 
 
 def ids_of(tokenizer, parts):
     """Ids of words (text) and bytes (numbers)."""
     vocabulary = read(TokenizerFile(tokenizer)).get_vocab()
     space = "▁" if tokenizer == "sentencepiece" else "Ġ"
-    names = [byte_token(tokenizer, p) if isinstance(p, int) else p.replace(" ", space) for p in parts]
+    names = [
+        byte_token(tokenizer, p) if isinstance(p, int) else p.replace(" ", space) for p in parts
+    ]
     return [vocabulary[name] for name in names]
 
 
@@ -74,7 +83,13 @@ SCRIPTS = {
     "a line end, a broken emoji, words": [0x0A, *BROKEN, " the", "in"],
     "a broken emoji, words": [*BROKEN, " the", "in"],
     "a whole two-byte letter, a broken byte, words": [0xC3, 0xBC, 0xE6, " the", "in"],
-    "a whole three-byte letter, a broken four-byte one, a word": [0xE6, 0x97, 0xA5, *BROKEN, " his"],
+    "a whole three-byte letter, a broken four-byte one, a word": [
+        0xE6,
+        0x97,
+        0xA5,
+        *BROKEN,
+        " his",
+    ],
     "a broken byte, a whole letter, a word": [0xE6, 0xC3, 0xBC, " the"],
     "two broken ones in a row": [*BROKEN, 0xE6, 0x97, " the"],
     "the end inside a letter": [" the", *BROKEN],
@@ -98,7 +113,9 @@ SCRIPTS = {
 def scripts():
     for tokenizer in ("sentencepiece", "byte_level"):
         for name, parts in SCRIPTS.items():
-            yield case(f"{tokenizer}: {name}", Checkpoint(tokenizer=tokenizer), ids_of(tokenizer, parts))
+            yield case(
+                f"{tokenizer}: {name}", Checkpoint(tokenizer=tokenizer), ids_of(tokenizer, parts)
+            )
 
 
 def special():
@@ -114,7 +131,11 @@ def special():
             Checkpoint(tokenizer=tokenizer),
             ids_of(tokenizer, [0xC3]) + [1] + ids_of(tokenizer, [0xBC, " the"]),
         )
-        plain = {"0": added("<unk>"), "1": added("<s>", special=False), "2": added("</s>", special=False)}
+        plain = {
+            "0": added("<unk>"),
+            "1": added("<s>", special=False),
+            "2": added("</s>", special=False),
+        }
         yield case(
             f"{tokenizer}: added tokens that are not special",
             Checkpoint(tokenizer=tokenizer)
@@ -128,9 +149,13 @@ def decoders():
     spaces = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     sentence = ids_of("sentencepiece", [" the", "in", " his", " of"])
     yield case(
-        "a Metaspace decoder", Checkpoint(tokenizer="sentencepiece").tokenizer(decoder=spaces), sentence
+        "a Metaspace decoder",
+        Checkpoint(tokenizer="sentencepiece").tokenizer(decoder=spaces),
+        sentence,
     )
-    yield case("no decoder", Checkpoint(tokenizer="sentencepiece").tokenizer(decoder=None), sentence)
+    yield case(
+        "no decoder", Checkpoint(tokenizer="sentencepiece").tokenizer(decoder=None), sentence
+    )
     fused = {
         "type": "Sequence",
         "decoders": [
@@ -181,7 +206,13 @@ def decoders():
 def random_scripts(count=12):
     """Whole and broken letters, words and special tokens in any order."""
     generator = random.Random(14)
-    letters = [list(c.encode()) for c in "aüñ日本語🎉👍é\n\t"] + [BROKEN, [0xE6], [0xC3], [0xFF], [0x80]]
+    letters = [list(c.encode()) for c in "aüñ日本語🎉👍é\n\t"] + [
+        BROKEN,
+        [0xE6],
+        [0xC3],
+        [0xFF],
+        [0x80],
+    ]
     for tokenizer in ("sentencepiece", "byte_level"):
         words = [[w] for w in (" the", "in", " his", " of", "ed", " was", "or", " to")]
         made = 0
@@ -191,7 +222,9 @@ def random_scripts(count=12):
             if generator.random() < 0.5:
                 ids.insert(generator.randrange(len(ids)), 2)
             made += 1
-            yield case(f"{tokenizer}: random bytes and words {made}", Checkpoint(tokenizer=tokenizer), ids)
+            yield case(
+                f"{tokenizer}: random bytes and words {made}", Checkpoint(tokenizer=tokenizer), ids
+            )
 
 
 def cases():

@@ -39,35 +39,48 @@ def to_json():
 def variables():
     yield case(
         "tools and documents are none, not absent",
-        "{{ tools is none }},{{ tools is defined }},{{ documents is none }},{% if tools %}T{% endif %}"
-        "{% if tools is not none %}N{% endif %}{% if not tools is defined or tools is none %}U{% endif %}"
+        "{{ tools is none }},{{ tools is defined }},{{ documents is none }},{% if tools %}"
+        "T{% endif %}"
+        "{% if tools is not none %}N{% endif %}{% if not tools is defined or tools is none %}"
+        "U{% endif %}"
         "{{ messages[0].content }}",
     )
     for token in ("bos", "eos", "unk", "sep", "cls", "pad", "mask"):
         declared = Checkpoint(
-            chat="{{ " + token + "_token }}{{ messages[0].content }}{{ " + token + "_token is defined }}"
+            chat="{{ "
+            + token
+            + "_token }}{{ messages[0].content }}{{ "
+            + token
+            + "_token is defined }}"
         )
         declared.tokenizer_config(**{token + "_token": "<|end|>"})
         yield Case(f"{token}_token declared", declared, CHECKS, record="template")
-    absent = "{{ sep_token }}{{ pad_token is defined }}{{ mask_token or 'none' }}{{ messages[0].content }}"
+    absent = (
+        "{{ sep_token }}{{ pad_token is defined }}{{ mask_token or 'none' }}"
+        "{{ messages[0].content }}"
+    )
     yield case("tokens that nothing declares", absent)
     yield case(
         "names that nothing declares",
         "{{ enable_thinking is defined }}{{ date_string is defined }}{{ custom_tools is defined }}"
-        "{{ builtin_tools is undefined }}{{ missing }}{{ messages[0].content }}{{ messages[0].tool_calls }}"
+        "{{ builtin_tools is undefined }}{{ missing }}{{ messages[0].content }}"
+        "{{ messages[0].tool_calls }}"
         "{{ messages[0]['name'] is defined }}{{ messages[0].get('name', 'nobody') }}",
     )
     yield case(
         "enable_thinking with a default",
-        "{% set t = enable_thinking if enable_thinking is defined else true %}{{ t }}{{ thinking | default(false) }}"
+        "{% set t = enable_thinking if enable_thinking is defined else true %}{{ t }}"
+        "{{ thinking | default(false) }}"
         "{{ messages[0].content }}",
     )
     yield case(
-        "add_generation_prompt", "{{ messages[0].content }}{% if add_generation_prompt %}GO{% endif %}"
+        "add_generation_prompt",
+        "{{ messages[0].content }}{% if add_generation_prompt %}GO{% endif %}",
     )
     yield case(
         "a set of the date, when it is not given",
-        "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}{{ date_string }}"
+        "{% if not date_string is defined %}{% set date_string = '26 Jul 2024' %}{% endif %}"
+        "{{ date_string }}"
         "{{ messages[0].content }}",
     )
     today = "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}"
@@ -80,19 +93,24 @@ def variables():
     )
     yield Case(
         "strftime_now with names and padding",
-        Checkpoint(chat="{{ strftime_now('%A, %B %e, %y %j %U %p %I%%') }}{{ messages[0].content }}"),
+        Checkpoint(
+            chat="{{ strftime_now('%A, %B %e, %y %j %U %p %I%%') }}{{ messages[0].content }}"
+        ),
         (Chat(),),
     )
     yield case(
         "dict and namespace",
         "{% set d = dict(a=1, b='x') %}{{ d.b }}{{ d['a'] }}{% set ns = namespace(n=0, s='') %}"
-        "{% for m in messages %}{% set ns.n = ns.n + 1 %}{% set ns.s = ns.s ~ m.role[0] %}{% endfor %}"
+        "{% for m in messages %}{% set ns.n = ns.n + 1 %}{% set ns.s = ns.s ~ m.role[0] %}"
+        "{% endfor %}"
         "{{ ns.n }}{{ ns.s }}{{ messages[0].content }}",
     )
     yield case(
         "range, lipsum's absence, cycler and joiner",
-        "{% for i in range(3) %}{{ i }}{% endfor %}{{ range(2, 9, 3) | list }}{% set j = joiner('; ') %}"
-        "{% for m in messages %}{{ j() }}{{ m.role }}{% endfor %}{% set y = cycler('a', 'b') %}{{ y.next() }}"
+        "{% for i in range(3) %}{{ i }}{% endfor %}{{ range(2, 9, 3) | list }}"
+        "{% set j = joiner('; ') %}"
+        "{% for m in messages %}{{ j() }}{{ m.role }}{% endfor %}{% set y = cycler('a', 'b') %}"
+        "{{ y.next() }}"
         "{{ y.next() }}{{ messages[0].content }}",
     )
 
@@ -102,13 +120,17 @@ def methods():
         yield expression(text, not any(word in text for word in ALWAYS))
     yield case(
         "methods of lists and dictionaries",
-        "{% set m = messages[0] %}{{ m.keys() | list }}{{ m.values() | list | length }}{% for k, v in m.items() %}"
-        "{{ k }}={{ v }};{% endfor %}{{ m.get('x') }}{{ m.get('x', 3) }}{{ [1, 2, 1].count(1) }}{{ ['a', 'b'].index('b') }}"
+        "{% set m = messages[0] %}{{ m.keys() | list }}{{ m.values() | list | length }}"
+        "{% for k, v in m.items() %}"
+        "{{ k }}={{ v }};{% endfor %}{{ m.get('x') }}{{ m.get('x', 3) }}{{ [1, 2, 1].count(1) }}"
+        "{{ ['a', 'b'].index('b') }}"
         "{{ m.copy().role }}{{ dict.fromkeys(['p', 'q'], 1) | list }}",
         ("template",),
     )
     refusal = "sandbox: lists do not change"
-    yield refused(refusal, "{% set l = [] %}{% set _ = l.append(1) %}{{ l }}{{ messages[0].content }}")
+    yield refused(
+        refusal, "{% set l = [] %}{% set _ = l.append(1) %}{{ l }}{{ messages[0].content }}"
+    )
     yield refused(
         "sandbox: dictionaries do not change",
         "{% set d = {} %}{{ d.update({'a': 1}) }}{{ messages[0].content }}",
@@ -132,23 +154,35 @@ def filters():
 def tests():
     yield case(
         "tests by name",
-        "{{ 1 is number }}{{ 1 is integer }}{{ 1.0 is float }}{{ true is boolean }}{{ true is true }}{{ 1 is true }}{{ 'a' is string }}"
-        "{{ [] is sequence }}{{ 'a' is sequence }}{{ {} is mapping }}{{ [] is iterable }}{{ 1 is iterable }}{{ none is none }}"
-        "{{ x is undefined }}{{ 4 is even }}{{ 3 is odd }}{{ 6 is divisibleby 3 }}{{ 'a' is lower }}{{ 'A' is upper }}{{ 1 is eq 1 }}"
-        "{{ 1 is ne 2 }}{{ 1 is lt 2 }}{{ 2 is ge 2 }}{{ 1 is in [1] }}{{ none is sameas none }}{{ range is callable }}"
-        "{{ 'trim' is filter }}{{ 'odd' is test }}{{ 1 is not string }}{{ messages[0] is mapping }}{{ messages[0].content is string }}",
+        "{{ 1 is number }}{{ 1 is integer }}{{ 1.0 is float }}{{ true is boolean }}"
+        "{{ true is true }}{{ 1 is true }}{{ 'a' is string }}"
+        "{{ [] is sequence }}{{ 'a' is sequence }}{{ {} is mapping }}{{ [] is iterable }}"
+        "{{ 1 is iterable }}{{ none is none }}"
+        "{{ x is undefined }}{{ 4 is even }}{{ 3 is odd }}{{ 6 is divisibleby 3 }}"
+        "{{ 'a' is lower }}{{ 'A' is upper }}{{ 1 is eq 1 }}"
+        "{{ 1 is ne 2 }}{{ 1 is lt 2 }}{{ 2 is ge 2 }}{{ 1 is in [1] }}{{ none is sameas none }}"
+        "{{ range is callable }}"
+        "{{ 'trim' is filter }}{{ 'odd' is test }}{{ 1 is not string }}{{ messages[0] is mapping }}"
+        "{{ messages[0].content is string }}",
         ("template",),
     )
     yield case(
         "content that may be a list of parts",
-        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text }}"
-        "{% endfor %}{% endif %}{% endfor %}{% if messages[0].content is iterable and messages[0].content is not mapping %}I{% endif %}",
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for p in m.content %}{{ p.text }}"
+        "{% endfor %}{% endif %}{% endfor %}"
+        "{% if messages[0].content is iterable and messages[0].content is not mapping %}"
+        "I{% endif %}",
     )
 
 
 def blocks():
-    loop = "{% for m in messages %}{{ loop.index }}{{ loop.index0 }}{{ loop.revindex }}{{ loop.first }}{{ loop.last }}{{ loop.length }}"
-    loop += "{{ loop.previtem.role if loop.previtem }}{{ loop.nextitem.role if loop.nextitem is defined }}{{ loop.cycle('a', 'b') }}"
+    loop = (
+        "{% for m in messages %}{{ loop.index }}{{ loop.index0 }}{{ loop.revindex }}"
+        "{{ loop.first }}{{ loop.last }}{{ loop.length }}"
+        "{{ loop.previtem.role if loop.previtem }}"
+        "{{ loop.nextitem.role if loop.nextitem is defined }}{{ loop.cycle('a', 'b') }}"
+    )
     yield case(
         "what a loop knows",
         loop + "{{ loop.changed(m.role) }}{{ loop.depth }}{{ m.content }}{% endfor %}",
@@ -156,28 +190,37 @@ def blocks():
     )
     yield case(
         "break and continue",
-        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}"
+        "{% break %}{% endfor %}",
     )
     yield case(
         "a loop with a condition and an else",
-        "{% for m in messages if m.role == 'tool' %}{{ m }}{% else %}no tools{% endfor %}{{ messages[0].content }}",
+        "{% for m in messages if m.role == 'tool' %}{{ m }}{% else %}no tools{% endfor %}"
+        "{{ messages[0].content }}",
     )
-    yield case("messages backwards", "{% for m in messages[::-1] %}{{ m.role }}:{{ m.content }}{% endfor %}")
+    yield case(
+        "messages backwards",
+        "{% for m in messages[::-1] %}{{ m.role }}:{{ m.content }}{% endfor %}",
+    )
     yield case(
         "the first message as system, the rest after it",
-        "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}{% set rest = messages[1:] %}{% else %}"
-        "{% set s = 'none' %}{% set rest = messages %}{% endif %}[{{ s }}]{% for m in rest %}{{ m['content'] | trim }}{% endfor %}",
+        "{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}"
+        "{% set rest = messages[1:] %}{% else %}"
+        "{% set s = 'none' %}{% set rest = messages %}{% endif %}[{{ s }}]{% for m in rest %}"
+        "{{ m['content'] | trim }}{% endfor %}",
     )
     yield case(
         "roles that must alternate",
-        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}"
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Roles must alternate') }}"
         "{% endif %}{{ m['content'] }}{% endfor %}",
         ("alternate",),
         checks=(Chat(), Chat(system="Be brief.")),
     )
     yield case(
         "no system message wanted",
-        "{% if messages[0].role == 'system' %}{{ raise_exception('No system role, please') }}{% endif %}{{ messages[0].content }}",
+        "{% if messages[0].role == 'system' %}{{ raise_exception('No system role, please') }}"
+        "{% endif %}{{ messages[0].content }}",
         ("No system role, please",),
         checks=(Chat(), Chat(system="Be brief.")),
     )
@@ -188,12 +231,14 @@ def blocks():
     )
     yield case(
         "a macro that calls a block",
-        "{% macro wrap() %}[{{ caller() }}]{% endmacro %}{% call wrap() %}{{ messages[0].content }}{% endcall %}",
+        "{% macro wrap() %}[{{ caller() }}]{% endmacro %}{% call wrap() %}{{ messages[0].content }}"
+        "{% endcall %}",
         ("template",),
     )
     yield case(
         "a filter block, a set block, a with block",
-        "{% filter upper %}{{ messages[0].content }}{% endfilter %}{% set x %}<{{ messages[0].role }}>{% endset %}{{ x }}"
+        "{% filter upper %}{{ messages[0].content }}{% endfilter %}{% set x %}"
+        "<{{ messages[0].role }}>{% endset %}{{ x }}"
         "{% with y = 3 %}{{ y }}{% endwith %}{{ y is defined }}",
     )
     yield case(
@@ -202,28 +247,35 @@ def blocks():
     )
     yield case(
         "a scope that does not leak",
-        "{% set x = 1 %}{% for m in messages %}{% set x = 2 %}{% endfor %}{{ x }}{% if true %}{% set x = 3 %}{% endif %}{{ x }}"
+        "{% set x = 1 %}{% for m in messages %}{% set x = 2 %}{% endfor %}{{ x }}{% if true %}"
+        "{% set x = 3 %}{% endif %}{{ x }}"
         "{{ messages[0].content }}",
     )
     yield case(
         "a recursive loop",
-        "{% for n in [1, [2, 3]] recursive %}{% if n is iterable %}({{ loop(n) }}){% else %}{{ n }}{% endif %}"
+        "{% for n in [1, [2, 3]] recursive %}{% if n is iterable %}({{ loop(n) }}){% else %}{{ n }}"
+        "{% endif %}"
         "{% endfor %}{{ messages[0].content }}",
         ("template",),
     )
     yield case(
         "unpacking",
-        "{% for a, b in [(1, 2), (3, 4)] %}{{ a }}-{{ b }};{% endfor %}{% set p, q = 'x', 'y' %}{{ p }}{{ q }}{{ messages[0].content }}",
+        "{% for a, b in [(1, 2), (3, 4)] %}{{ a }}-{{ b }};{% endfor %}{% set p, q = 'x', 'y' %}"
+        "{{ p }}{{ q }}{{ messages[0].content }}",
     )
     for space, text in {
-        "trimmed and stripped": "\n  {% for m in messages %}\n    {{ m.content }}\n  {% endfor %}\n\n end\n",
+        "trimmed and stripped": "\n  {% for m in messages %}\n    {{ m.content }}\n  {% endfor %}\n"
+        "\n end\n",
         "kept by plus": "  {%+ if true %}\n x {%+ endif +%}\n{{ messages[0].content }}",
-        "taken by minus": "a \n {%- for m in messages -%} \n {{- m.content -}} \n {%- endfor -%} \n b",
+        "taken by minus": "a \n {%- for m in messages -%} \n {{- m.content -}} \n {%- endfor -%} \n"
+        " b",
         "at the end": "{{ messages[0].content }}\n",
         "at the end, twice": "{{ messages[0].content }}\n\n",
         "after a comment": "{# c #}\n{{ messages[0].content }}",
         "before a block, a tab": "x\n\t{% if true %}\n{{ messages[0].content }}{% endif %}",
-        "Windows line ends": "{% for m in messages %}\r\n{{ m.content }}\r\n{% endfor %}\r\nend\r\n",
+        "Windows line ends": (
+            "{% for m in messages %}\r\n{{ m.content }}\r\n{% endfor %}\r\nend\r\n"
+        ),
         "an old Mac's": "a\rb{{ messages[0].content }}\r",
     }.items():
         yield case(f"white space {space}", text)
@@ -237,7 +289,11 @@ def blocks():
 
 
 def generation_blocks():
-    body = "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    body = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
+        "{% endfor %}"
+    )
     checks = (*CHECKS, Losses(), Answer())
     yield case("a generation block", body, checks=checks)
     yield case(
@@ -253,7 +309,8 @@ def generation_blocks():
     )
     yield case(
         "a generation block that sets a name",
-        "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}{{ messages[0].content }}",
+        "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}"
+        "{{ messages[0].content }}",
     )
     broken = "{% if messages %}{{ messages[0].content }"
     yield refused("a template that cannot be parsed", broken)
@@ -273,7 +330,9 @@ def generation_blocks():
         Checkpoint().file("chat_template.jinja", broken),
         (Answer(), Losses()),
     )
-    yield Case("a chat_template that is a number", Checkpoint(chat=7), (Chat(),), ("chat_template",))
+    yield Case(
+        "a chat_template that is a number", Checkpoint(chat=7), (Chat(),), ("chat_template",)
+    )
     for name, template, words in (
         ("an unknown filter", "{{ messages | nosuch }}", ("nosuch",)),
         ("an unknown test", "{{ 1 is nosuch }}", ("nosuch",)),
@@ -284,7 +343,11 @@ def generation_blocks():
         ("text and a number", "{{ 'a' + 1 }}", ()),
         ("an include", "{% include 'x' %}", ()),
         ("a division by zero", "{{ 1 // 0 }}", ()),
-        ("an exception of its own", "{{ raise_exception('nothing will do') }}", ("nothing will do",)),
+        (
+            "an exception of its own",
+            "{{ raise_exception('nothing will do') }}",
+            ("nothing will do",),
+        ),
         ("a loop over a number", "{% for x in 5 %}{% endfor %}", ()),
         ("an index out of range", "{{ messages[9].role }}", ()),
         ("an unknown function", "{{ nosuch() }}", ("nosuch",)),
@@ -303,7 +366,9 @@ def several():
         ("dictionary", {"rag": CHAT, "tool_use": CHAT}),
         ("list of one", [{"name": "rag", "template": CHAT}]),
     ):
-        yield case(f"a {name} of templates without default", several, ("default", "rag"), checks=(Chat(),))
+        yield case(
+            f"a {name} of templates without default", several, ("default", "rag"), checks=(Chat(),)
+        )
         yield Case(
             f"a {name} of templates without default, as plain text",
             Checkpoint(chat=several),
@@ -329,5 +394,7 @@ def cases():
     yield from several()
     for name, template in REAL.items():
         yield case(
-            f"in the manner of {name}", template, ("System role not supported",) if name == "Gemma" else None
+            f"in the manner of {name}",
+            template,
+            ("System role not supported",) if name == "Gemma" else None,
         )

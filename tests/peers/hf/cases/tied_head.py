@@ -34,9 +34,13 @@ def cases():
     for family in ("llama", "phi3"):
         yield case(f"{family}: true, with another head", flagged(True, family))
         yield case(f"{family}: true, without a head", Checkpoint(family, tied=True))
-        yield case(f"{family}: true, with a head equal to the embedding", flagged(True, family).tensors(same))
         yield case(
-            f"{family}: true, with a head that differs in one element", flagged(True, family).tensors(one_off)
+            f"{family}: true, with a head equal to the embedding",
+            flagged(True, family).tensors(same),
+        )
+        yield case(
+            f"{family}: true, with a head that differs in one element",
+            flagged(True, family).tensors(one_off),
         )
         yield case(
             f"{family}: false, without a head",
@@ -48,8 +52,12 @@ def cases():
             Checkpoint(family, tied=True).config(tie_word_embeddings=DROP),
             words=(HEAD,),
         )
-        yield case(f"{family}: no flag, with a head", Checkpoint(family).config(tie_word_embeddings=DROP))
-        yield case(f"{family}: false, with a head equal to the embedding", Checkpoint(family).tensors(same))
+        yield case(
+            f"{family}: no flag, with a head", Checkpoint(family).config(tie_word_embeddings=DROP)
+        )
+        yield case(
+            f"{family}: false, with a head equal to the embedding", Checkpoint(family).tensors(same)
+        )
     yield case(
         "true, a head and no embedding",
         flagged(True).tensors(lambda t: t.pop(EMBED) is None or None),
@@ -68,7 +76,8 @@ def cases():
     wide = lambda t: {**t, HEAD: t[EMBED].float()}  # noqa: E731
     yield case("true, a head of another type with the same values", flagged(True).tensors(wide))
     yield case(
-        "true, another head in f32", flagged(True).tensors(lambda t: {**t, HEAD: t[HEAD].float() * 1.001})
+        "true, another head in f32",
+        flagged(True).tensors(lambda t: {**t, HEAD: t[HEAD].float() * 1.001}),
     )
     yield case(
         "true, a head of more rows",
@@ -82,6 +91,8 @@ def cases():
     )
     yield case(
         "true, another head in a shard of its own",
-        flagged(True).layout(lambda t: shards(t, lambda k: 2 if k == HEAD else by_layer(k), count=3)),
+        flagged(True).layout(
+            lambda t: shards(t, lambda k: 2 if k == HEAD else by_layer(k), count=3)
+        ),
     )
     yield case("null, with a head", flagged(None), words=("tie_word_embeddings",))

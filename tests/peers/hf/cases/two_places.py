@@ -34,7 +34,9 @@ def old(**scaling):
 def llama_rope():
     yarn = {"factor": 4.0, "original_max_position_embeddings": 256, "rope_type": "yarn"}
     both = ("rope_scaling", "rope_parameters")
-    yield llama("rope_scaling beside rope_parameters, both default", rope_scaling={"rope_type": "default"})
+    yield llama(
+        "rope_scaling beside rope_parameters, both default", rope_scaling={"rope_type": "default"}
+    )
     yield llama(
         "rope_scaling linear beside rope_parameters",
         both,
@@ -82,9 +84,12 @@ def llama_rope():
     yield llama("as transformers 4 wrote it: rope_theta", **old())
     yield llama("as transformers 4 wrote it: linear", **old(type="linear", factor=4.0))
     yield llama(
-        "as transformers 4 wrote it: rope_type linear, factor an integer", **old(rope_type="linear", factor=4)
+        "as transformers 4 wrote it: rope_type linear, factor an integer",
+        **old(rope_type="linear", factor=4),
     )
-    yield llama("as transformers 4 wrote it: dynamic", ("dynamic",), **old(type="dynamic", factor=4.0))
+    yield llama(
+        "as transformers 4 wrote it: dynamic", ("dynamic",), **old(type="dynamic", factor=4.0)
+    )
     yield llama("as transformers 4 wrote it: yarn", ("yarn",), **old(**yarn))
     # Past the original length transformers recomputes the cache for Phi-3 alone; a Llama goes on
     # with short keys.
@@ -115,7 +120,9 @@ def llama_rope():
 
 def llama3_rope():
     at = "original_max_position_embeddings"
-    yield llama("llama3, original length inside", rope_parameters={**LLAMA3, at: 128, "rope_theta": 5000.0})
+    yield llama(
+        "llama3, original length inside", rope_parameters={**LLAMA3, at: 128, "rope_theta": 5000.0}
+    )
     yield llama(
         "llama3, original length 128 inside and 512 outside",
         (at,),
@@ -139,7 +146,9 @@ def llama3_rope():
         "llama3 without high_freq_factor",
         ("high_freq_factor",),
         rope_parameters={
-            k: v for k, v in {**LLAMA3, at: 128, "rope_theta": 5e3}.items() if k != "high_freq_factor"
+            k: v
+            for k, v in {**LLAMA3, at: 128, "rope_theta": 5e3}.items()
+            if k != "high_freq_factor"
         },
     )
     yield llama(
@@ -148,7 +157,12 @@ def llama3_rope():
     )
     yield llama(
         "linear with an attention_factor, which it does not read",
-        rope_parameters={"factor": 4.0, "rope_theta": 5000.0, "rope_type": "linear", "attention_factor": 3.0},
+        rope_parameters={
+            "factor": 4.0,
+            "rope_theta": 5000.0,
+            "rope_type": "linear",
+            "attention_factor": 3.0,
+        },
     )
     yield llama(
         "longrope, original length 64 inside and 128 outside",
@@ -156,7 +170,9 @@ def llama3_rope():
         **old(**LONGROPE, **{at: 64}),
         **{at: 128},
     )
-    yield llama("longrope with its own factor", ("longrope",), **old(**LONGROPE, **{at: 64, "factor": 32.0}))
+    yield llama(
+        "longrope with its own factor", ("longrope",), **old(**LONGROPE, **{at: 64, "factor": 32.0})
+    )
     yield llama(
         "longrope with its own attention_factor",
         ("longrope",),
@@ -165,9 +181,15 @@ def llama3_rope():
     yield llama(
         "partial_rotary_factor inside",
         ("partial_rotary_factor",),
-        rope_parameters={"partial_rotary_factor": 0.5, "rope_theta": 5000.0, "rope_type": "default"},
+        rope_parameters={
+            "partial_rotary_factor": 0.5,
+            "rope_theta": 5000.0,
+            "rope_type": "default",
+        },
     )
-    yield llama("partial_rotary_factor at the top", ("partial_rotary_factor",), partial_rotary_factor=0.5)
+    yield llama(
+        "partial_rotary_factor at the top", ("partial_rotary_factor",), partial_rotary_factor=0.5
+    )
     yield llama("partial_rotary_factor 1", partial_rotary_factor=1.0)
     yield llama(
         "partial_rotary_factor with linear",
@@ -184,9 +206,14 @@ def llama3_rope():
 def phi3_rope():
     at = "original_max_position_embeddings"
     yield phi3("as Phi-3.5 has it", **old(**LONGROPE), **{at: 64})
-    yield phi3("original length 64 outside, 32 inside", (at,), **old(**LONGROPE, **{at: 32}), **{at: 64})
     yield phi3(
-        "original length inside alone: 4096 counts", (at,), **old(**LONGROPE, **{at: 64}), **{at: DROP}
+        "original length 64 outside, 32 inside", (at,), **old(**LONGROPE, **{at: 32}), **{at: 64}
+    )
+    yield phi3(
+        "original length inside alone: 4096 counts",
+        (at,),
+        **old(**LONGROPE, **{at: 64}),
+        **{at: DROP},
     )
     yield phi3(
         "original length nowhere: 4096",
@@ -230,7 +257,9 @@ def phi3_rope():
         **old(**{**LONGROPE, "short_factor": SHORT[:7]}),
         **{at: 64},
     )
-    yield phi3("no long_factor", ("long_factor",), **old(type="longrope", short_factor=SHORT), **{at: 64})
+    yield phi3(
+        "no long_factor", ("long_factor",), **old(type="longrope", short_factor=SHORT), **{at: 64}
+    )
     yield phi3("factors as integers", **old(**{**LONGROPE, "short_factor": [1] * 8}), **{at: 64})
     yield phi3("an attention_factor", **old(**LONGROPE, attention_factor=1.7), **{at: 64})
     yield phi3("a factor", **old(**LONGROPE, factor=4.0), **{at: 64})
@@ -286,7 +315,9 @@ def defaults():
         yield case(f"{family}: no num_key_value_heads", full.config(num_key_value_heads=DROP))
         full = Checkpoint(family, shape={"num_key_value_heads": 4})
         yield case(f"{family}: null num_key_value_heads", full.config(num_key_value_heads=None))
-        yield case(f"{family}: no vocab_size", Checkpoint(family).config(vocab_size=DROP), ("vocab_size",))
+        yield case(
+            f"{family}: no vocab_size", Checkpoint(family).config(vocab_size=DROP), ("vocab_size",)
+        )
         yield case(
             f"{family}: no intermediate_size",
             Checkpoint(family).config(intermediate_size=DROP),
@@ -358,7 +389,12 @@ def other_families():
     }.items():
         # One of them counts: transformers cuts a Llama's cache to sliding_window, though not its
         # attention.
-        yield case(f"llama: {key}, a key of another family", Checkpoint().config(**{key: value}), (key,), FEW)
+        yield case(
+            f"llama: {key}, a key of another family",
+            Checkpoint().config(**{key: value}),
+            (key,),
+            FEW,
+        )
     for key, value in {
         "attention_bias": True,
         "mlp_bias": True,
@@ -372,7 +408,10 @@ def other_families():
         "lm_head_bias": False,
     }.items():
         yield case(
-            f"phi3: {key}, which changes nothing", Checkpoint("phi3").config(**{key: value}), (key,), FEW
+            f"phi3: {key}, which changes nothing",
+            Checkpoint("phi3").config(**{key: value}),
+            (key,),
+            FEW,
         )
     yield phi3("a sliding_window of 16", sliding_window=16)
     yield phi3(
@@ -388,7 +427,9 @@ def other_families():
         layer_types=["full_attention"] * 2,
     )
     yield phi3("a sliding_window of 0", ("sliding_window",), sliding_window=0)
-    yield llama("hidden_act swish, another name of silu", ("hidden_act", "swish"), hidden_act="swish")
+    yield llama(
+        "hidden_act swish, another name of silu", ("hidden_act", "swish"), hidden_act="swish"
+    )
     yield llama("hidden_act gelu", ("hidden_act", "gelu"), hidden_act="gelu")
     yield llama("attention_bias true, without biases", ("bias",), attention_bias=True)
     yield llama("mlp_bias true, without biases", ("bias",), mlp_bias=True)

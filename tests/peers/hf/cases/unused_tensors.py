@@ -39,7 +39,9 @@ UNUSED = {
     "complex numbers": {"model.freqs_cis": torch.ones(4, dtype=torch.complex64)},
     "a scalar": {"model.scale": torch.tensor(2.0)},
     "an empty tensor": {"model.empty": torch.zeros(0, 4)},
-    "a NaN in a layer beyond the last": {"model.layers.7.mlp.down_proj.weight": torch.full((64, 128), NAN)},
+    "a NaN in a layer beyond the last": {
+        "model.layers.7.mlp.down_proj.weight": torch.full((64, 128), NAN)
+    },
     "an int64 in a layer beyond the last": {
         "model.layers.7.self_attn.q_proj.weight": torch.ones(64, 64, dtype=torch.int64)
     },
@@ -62,7 +64,9 @@ def damaged(name, value, dtype=torch.bfloat16):
     def change(tensors):
         tensor = tensors[name].to(dtype).clone()
         # Row 311 of the embedding is a token that the sample text has.
-        tensor.view(-1, tensor.shape[-1])[311 % max(1, tensor.numel() // tensor.shape[-1]), 3] = value
+        tensor.view(-1, tensor.shape[-1])[311 % max(1, tensor.numel() // tensor.shape[-1]), 3] = (
+            value
+        )
         return {**tensors, name: tensor}
 
     return Checkpoint().tensors(change)
@@ -80,13 +84,20 @@ def cases():
         target=("--target", "mlp", "--mbits", "7"),
     )
     biases = {f"{L0}self_attn.q_proj.bias": torch.ones(64, dtype=torch.bfloat16)}
-    yield Case("a bias that config.json does not announce", with_tensors(biases), CHECKS, ("q_proj.bias",))
+    yield Case(
+        "a bias that config.json does not announce", with_tensors(biases), CHECKS, ("q_proj.bias",)
+    )
     zero = {f"{L0}self_attn.q_proj.bias": torch.zeros(64, dtype=torch.bfloat16)}
     yield Case(
-        "a bias of zeros that config.json does not announce", with_tensors(zero), CHECKS, ("q_proj.bias",)
+        "a bias of zeros that config.json does not announce",
+        with_tensors(zero),
+        CHECKS,
+        ("q_proj.bias",),
     )
     norms = {f"{L0}self_attn.q_norm.weight": torch.full((16,), 2.0)}
-    yield Case("norms of queries, which Llama does not have", with_tensors(norms), CHECKS, ("q_norm",))
+    yield Case(
+        "norms of queries, which Llama does not have", with_tensors(norms), CHECKS, ("q_norm",)
+    )
     head = {"lm_head.bias": torch.ones(400)}
     yield Case("a bias of the head", with_tensors(head), CHECKS, ("lm_head.bias",))
     # What is used must be numbers. transformers computes with whatever is there; ours may notice
@@ -99,7 +110,9 @@ def cases():
         "model.embed_tokens.weight",
         "lm_head.weight",
     ):
-        yield Case(f"a NaN in {name}", damaged(name, NAN), (Losses(),), ("damaged",), must_refuse=why)
+        yield Case(
+            f"a NaN in {name}", damaged(name, NAN), (Losses(),), ("damaged",), must_refuse=why
+        )
     yield Case(
         "an infinity in a weight",
         damaged(f"{L0}mlp.up_proj.weight", INF),
@@ -108,12 +121,19 @@ def cases():
         must_refuse=why,
     )
     integers = Checkpoint().tensors(
-        lambda t: {**t, f"{L0}mlp.up_proj.weight": (t[f"{L0}mlp.up_proj.weight"] * 16).to(torch.int64)}
+        lambda t: {
+            **t,
+            f"{L0}mlp.up_proj.weight": (t[f"{L0}mlp.up_proj.weight"] * 16).to(torch.int64),
+        }
     )
     yield Case("a used weight in int64", integers, (Losses(),), ("up_proj.weight", "i64"))
-    double = Checkpoint().tensors(lambda t: {**t, "model.norm.weight": t["model.norm.weight"].double()})
+    double = Checkpoint().tensors(
+        lambda t: {**t, "model.norm.weight": t["model.norm.weight"].double()}
+    )
     yield Case("a used weight in f64", double, (Losses(),), ("model.norm.weight", "f64"))
     mixed = Checkpoint().tensors(
-        lambda t: {k: v.half() if "attn" in k else v.float() if "norm" in k else v for k, v in t.items()}
+        lambda t: {
+            k: v.half() if "attn" in k else v.float() if "norm" in k else v for k, v in t.items()
+        }
     )
     yield Case("used weights in bf16, f16 and f32", mixed, CHECKS)

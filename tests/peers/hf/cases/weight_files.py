@@ -39,7 +39,11 @@ def whole_and_shards():
     )
     yield case(
         "model.safetensors beside an older index and one older shard",
-        lambda t: {**single(t), FIRST: shards(old(), by_layer)[FIRST], INDEX: shards(old(), by_layer)[INDEX]},
+        lambda t: {
+            **single(t),
+            FIRST: shards(old(), by_layer)[FIRST],
+            INDEX: shards(old(), by_layer)[INDEX],
+        },
         says=(INDEX,),
     )
     yield case(
@@ -52,7 +56,9 @@ def whole_and_shards():
         lambda t: {**single(t), INDEX: shard_index({k: "model.safetensors" for k in t})},
     )
     yield case(
-        "model.safetensors beside a malformed index", lambda t: {**single(t), INDEX: "{"}, words=(INDEX,)
+        "model.safetensors beside a malformed index",
+        lambda t: {**single(t), INDEX: "{"},
+        words=(INDEX,),
     )
     yield case(
         "model.safetensors beside shards without an index",
@@ -60,7 +66,8 @@ def whole_and_shards():
         says=(FIRST,),
     )
     yield case(
-        "model.safetensors beside pytorch_model.bin", lambda t: {**single(t), "pytorch_model.bin": b"old"}
+        "model.safetensors beside pytorch_model.bin",
+        lambda t: {**single(t), "pytorch_model.bin": b"old"},
     )
     yield case(
         "model.safetensors beside model.fp16.safetensors",
@@ -105,7 +112,9 @@ def other_names():
         lambda t: {"a.safetensors": t, "b.safetensors": old()},
         words=("a.safetensors", "b.safetensors"),
     )
-    yield case("shards without an index", lambda t: shards(t, by_layer, index=False), words=(INDEX,))
+    yield case(
+        "shards without an index", lambda t: shards(t, by_layer, index=False), words=(INDEX,)
+    )
     yield case(
         "pytorch_model.bin alone",
         lambda t: {"pytorch_model.bin": pickled(t)},
@@ -140,7 +149,11 @@ def broken_sets():
 
         return arrange
 
-    yield case("a shard of the index is missing", changed(lambda f: f.pop(SECOND) and None), words=(SECOND,))
+    yield case(
+        "a shard of the index is missing",
+        changed(lambda f: f.pop(SECOND) and None),
+        words=(SECOND,),
+    )
     yield case(
         "a shard is still being downloaded",
         changed(lambda f: f.update({SECOND + ".incomplete": b"\0" * 64}) or f.pop(SECOND) and None),
@@ -192,13 +205,19 @@ def broken_sets():
     )
     yield case(
         "an index with more keys than its own",
-        changed(lambda f: f[INDEX].update({"format": "pt", "metadata": {"total_size": 0, "note": "x"}})),
+        changed(
+            lambda f: f[INDEX].update({"format": "pt", "metadata": {"total_size": 0, "note": "x"}})
+        ),
     )
     yield case(
-        "an index of no tensors", changed(lambda f: f[INDEX].update({"weight_map": {}})), words=(INDEX,)
+        "an index of no tensors",
+        changed(lambda f: f[INDEX].update({"weight_map": {}})),
+        words=(INDEX,),
     )
     yield case(
-        "an index that is no JSON", changed(lambda f: f.update({INDEX: '{"weight_map": {'})), words=(INDEX,)
+        "an index that is no JSON",
+        changed(lambda f: f.update({INDEX: '{"weight_map": {'})),
+        words=(INDEX,),
     )
     yield case("an index that is a list", changed(lambda f: f.update({INDEX: []})), words=(INDEX,))
     yield case(
