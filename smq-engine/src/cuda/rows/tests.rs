@@ -208,8 +208,8 @@ fn every_route_has_scratch() {
 
 /// The rounds that Phi-3.5's products take of an H100's blocks choose the tile: 512 tokens are five
 /// tiles of 104 in three rounds for q, k and v (four of 128 would be three, too, and longer) and one
-/// round for o and down; gate_up's blocks loop over tiles, and four of 128 take as long as five of
-/// 104.
+/// round for o and down; gate_up's blocks loop over tiles, and four of 128 take no longer than five
+/// of 104.
 #[test]
 fn tiles_fill_rounds() {
     let tile = |w: &DeviceMatrix, m, target| Cut::new(w, m, target, SMS).tile;
@@ -220,7 +220,7 @@ fn tiles_fill_rounds() {
     for (m, expected) in [(8, 16), (17, 32), (64, 64), (65, 104), (104, 104)] {
         assert_eq!(tile(&gate_up, m, swiglu), expected, "{m} tokens");
     }
-    for (m, expected) in [(105, 128), (128, 128), (150, 104), (256, 128), (512, 104)] {
+    for (m, expected) in [(105, 128), (128, 128), (150, 104), (256, 128), (512, 128)] {
         assert_eq!(tile(&gate_up, m, swiglu), expected, "{m} tokens");
     }
     // One round of tiles is not left to cuBLASLt.
