@@ -16,7 +16,10 @@
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-all=(chat_template dequantize export open round_trip safetensors shard_index side_files tokenizer verify)
+all=(
+    chat_template dequantize export open round_trip
+    safetensors shard_index side_files tokenizer verify
+)
 triple=x86_64-unknown-linux-gnu
 rss_limit_mb=3072
 

@@ -32,20 +32,30 @@ def paragraphs(path, count):
 
 
 CODE = functions("smq-engine/src/serve/pages.rs", 3) + functions("smq-model/src/rope.rs", 1)
-TEXT = paragraphs("docs/src/serve.md", 1) + paragraphs("docs/src/run.md", 2) + paragraphs("docs/src/inspect.md", 1)
+TEXT = (
+    paragraphs("docs/src/serve.md", 1)
+    + paragraphs("docs/src/run.md", 2)
+    + paragraphs("docs/src/inspect.md", 1)
+)
 QUESTIONS = [
     "Why is the sky blue?",
     "Write a short story about a lighthouse keeper who finds a letter.",
     "How do I make bread at home?",
     "What should I look at when I buy a used bicycle?",
 ]
+WITHOUT_COMMENTS = "Write this function again with all comments removed."
+CORRECTED = "Copy this text and correct its spelling:"
+SUMMARY = "Summarize this text in its own words."
 GREEDY = ["--greedy"]
 # No four tokens come twice, so that no guess behind three that came before is right.
 NO_REPEATS = ["--temperature", "0.8", "--no-repeat-ngram-size", "4"]
 TASKS = {
-    "code, copied with a change": (GREEDY, [f"```rust\n{c}\n```\nWrite this function again with all comments removed." for c in CODE]),
-    "text, copied with corrections": (GREEDY, [f"Copy this text and correct its spelling:\n\n{t}" for t in TEXT]),
-    "summaries that may quote": (GREEDY, [f"{t}\n\nSummarize this text in its own words." for t in TEXT]),
+    "code, copied with a change": (
+        GREEDY,
+        [f"```rust\n{c}\n```\n{WITHOUT_COMMENTS}" for c in CODE],
+    ),
+    "text, copied with corrections": (GREEDY, [f"{CORRECTED}\n\n{t}" for t in TEXT]),
+    "summaries that may quote": (GREEDY, [f"{t}\n\n{SUMMARY}" for t in TEXT]),
     "questions": (GREEDY, QUESTIONS),
     "questions, sampled": (["--temperature", "0.8"], QUESTIONS),
     "no guess is right": (NO_REPEATS, QUESTIONS),
@@ -53,8 +63,9 @@ TASKS = {
 
 
 def generate(program, model, prompt, settings, tokens, guessing):
-    command = [program, "generate", model, "--device", "cpu", "-n", str(tokens), "--json", "--prompt", prompt]
-    done = subprocess.run([*command, *settings, *guessing], capture_output=True, text=True, check=True)
+    command = [program, "generate", model, "--device", "cpu", "-n", str(tokens), "--json"]
+    command += ["--prompt", prompt, *settings, *guessing]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
@@ -81,7 +92,9 @@ def main():
             times = [[], []]
             for _ in range(args.rounds):
                 for some, flags in zip(times, ([], guessing)):
-                    report = generate(args.program, args.model, prompt, settings, args.tokens, flags)
+                    report = generate(
+                        args.program, args.model, prompt, settings, args.tokens, flags
+                    )
                     some.append(report["tpot_ms"] / 1e3 if report["tpot_ms"] else 0.0)
                     if flags:
                         assert report["ids"] == plain["ids"], f"{prompt!r} has another text"
