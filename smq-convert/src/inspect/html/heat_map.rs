@@ -141,22 +141,35 @@ fn names(canvas: &Canvas<'_>, s: &Series<'_>, lines: &[Line<'_>], line_height: i
         (x, middle),
         style.clone(),
     ))?;
-    let mut free = i32::MIN;
-    let mut previous = None;
-    for line in lines.iter().filter(|_| s.in_layers) {
-        let layer = line.tensor.layer;
-        // The next projection's first number comes right below the last line.
-        let meets_next = previous.is_some() && line.top + NUMBERS_APART > last.top + line_height;
-        if line.top < free || layer == previous || meets_next {
-            continue;
+    if s.in_layers {
+        let layers: Vec<_> = lines.iter().map(|l| (l.top, l.tensor.layer)).collect();
+        for (top, layer) in numbered(&layers, last.top + line_height) {
+            let number = layer.map(|n| n.to_string()).unwrap_or_default();
+            let at = (LEFT - 6, top + line_height / 2);
+            canvas.draw(&Text::new(number, at, style.clone()))?;
         }
-        previous = layer;
-        free = line.top + NUMBERS_APART;
-        let number = layer.map(|n| n.to_string()).unwrap_or_default();
-        let at = (LEFT - 6, line.top + line_height / 2);
-        canvas.draw(&Text::new(number, at, style.clone()))?;
     }
     Ok(())
+}
+
+/// Those of a projection's lines, which end at `bottom`, whose layer is written beside them, each
+/// its place and layer: the first of a layer, as far from the number before it, and from the next
+/// projection's first one, as numbers need.
+fn numbered(lines: &[(i32, Option<u32>)], bottom: i32) -> Vec<(i32, Option<u32>)> {
+    let mut shown: Vec<(i32, Option<u32>)> = Vec::new();
+    for &(top, layer) in lines {
+        let fits = match shown.last() {
+            None => true,
+            // The next projection's first number comes right below the last line.
+            Some(&(before, of)) => {
+                layer != of && top >= before + NUMBERS_APART && top + NUMBERS_APART <= bottom
+            }
+        };
+        if fits {
+            shown.push((top, layer));
+        }
+    }
+    shown
 }
 
 fn x_axis(canvas: &Canvas<'_>, bottom: i32) -> Drawn {
@@ -245,5 +258,34 @@ impl Scale {
         canvas.draw(&Text::new(low, (x + 20, TOP + height - 6), style.clone()))?;
         canvas.draw(&Text::new("relative MSE", (x, TOP + height + 14), style))?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Thirty layers of two tensors each, in lines of any height, then the next projection's.
+    #[test]
+    fn numbers_keep_apart_from_each_other_and_from_the_next_projections() {
+        for line_height in 2..=14 {
+            let line = |i: i32| (TOP + i * line_height, Some(i as u32 / 2));
+            let lines: Vec<_> = (0..60).map(line).collect();
+            let bottom = TOP + 60 * line_height;
+            let shown = numbered(&lines, bottom);
+            assert_eq!(shown[0], lines[0], "{line_height}");
+            let tops = shown.iter().map(|(top, _)| *top).chain([bottom]);
+            let tops: Vec<_> = tops.collect();
+            assert!(
+                tops.windows(2).all(|w| w[1] - w[0] >= NUMBERS_APART),
+                "{tops:?}"
+            );
+            assert!(shown.windows(2).all(|w| w[0].1 < w[1].1), "{shown:?}");
+            // Not fewer than there is room for.
+            let room = (bottom - TOP) / (NUMBERS_APART + 2 * line_height);
+            assert!(shown.len() >= room as usize, "{line_height}: {shown:?}");
+        }
+        // A projection of one line has its number, however low it is.
+        assert_eq!(numbered(&[(3, Some(7))], 5), [(3, Some(7))]);
     }
 }
