@@ -5,8 +5,6 @@
 
 #if LUT4
 #include "gemm_lut4_weights.cuh"
-#elif NF4
-#include "gemm_nf4_weights.cuh"
 #elif PARTS == 1
 #define LANE_PIECE(t) (t) // which 16 bytes of a row's step a lane begins to read at
 // q / 4 of nibbles i and i + 4 of a word as bf16, exact; the scale makes up for the 4. Where
@@ -46,11 +44,14 @@ struct step_weights {
 };
 #else
 #define LANE_PIECE(t) 0
+#if NF4
+#include "gemm_nf4_weights.cuh"
+#else
 // q / 4 of the two nibbles of byte t of a word as bf16, exact; the scale makes up for the 4. The
 // byte goes into both halves of the pair. The lower one keeps its low nibble, made 136 + q as in
 // int4_pair; the upper one its high nibble, which stays 4 bits higher: there n = q + 8 is the bf16
 // n 2^-129 (the first two binades are one linear scale), and n 2^-129 2^127 - 2 = q / 4.
-DEVICE u32 quarter_neighbours(u32 word, int t) {
+DEVICE u32 neighbours(u32 word, int t) {
     u32 pair = __byte_perm(word, 0, 0x4040 | t << 8 | t);
     asm("lop3.b32 %0, %1, 0x00f0000f, 0x00804308, 0x6a;" : "=r"(pair) : "r"(pair));
     asm("fma.rn.bf16x2 %0, %1, %2, %3;"
@@ -58,6 +59,7 @@ DEVICE u32 quarter_neighbours(u32 word, int t) {
         : "r"(pair), "r"(0x7f003e80u), "r"(0xc000c208u));
     return pair;
 }
+#endif
 
 // A lane's weights of a step: byte t of each word of fragment rows r and r + 8. Two words are a
 // k-step.
@@ -70,10 +72,10 @@ struct step_weights {
         for (int i = 0; i < CHUNK_STEPS; i += 2) {
             const int s = chunk * CHUNK_STEPS + i;
             const uint4 w = rows[s / 2], w8 = rows[32 + s / 2];
-            a[i][0] = quarter_neighbours(w.x, t), a[i][1] = quarter_neighbours(w8.x, t);
-            a[i][2] = quarter_neighbours(w.y, t), a[i][3] = quarter_neighbours(w8.y, t);
-            a[i + 1][0] = quarter_neighbours(w.z, t), a[i + 1][1] = quarter_neighbours(w8.z, t);
-            a[i + 1][2] = quarter_neighbours(w.w, t), a[i + 1][3] = quarter_neighbours(w8.w, t);
+            a[i][0] = neighbours(w.x, t), a[i][1] = neighbours(w8.x, t);
+            a[i][2] = neighbours(w.y, t), a[i][3] = neighbours(w8.y, t);
+            a[i + 1][0] = neighbours(w.z, t), a[i + 1][1] = neighbours(w8.z, t);
+            a[i + 1][2] = neighbours(w.w, t), a[i + 1][3] = neighbours(w8.w, t);
         }
     }
 };

@@ -12,6 +12,12 @@ pub fn count(n: impl Display) -> String {
     grouped(&n.to_string())
 }
 
+/// So many of something: `1 tensor`, `1,234 tensors`.
+#[must_use]
+pub fn plural(n: usize, what: &str) -> String {
+    format!("{} {what}{}", count(n), if n == 1 { "" } else { "s" })
+}
+
 /// A number with so many digits behind the point: `1,234.6`.
 #[must_use]
 pub fn fixed(value: f64, digits: usize) -> String {

@@ -12,7 +12,7 @@ use smq_format::Dtype;
 use super::{after_work, progress_bar, stdout};
 use crate::directory::DEFAULT_SHARD_BYTES;
 use crate::export::{ExportFormat, ExportOptions, ExportSummary, Half, export};
-use crate::number::count;
+use crate::number::{count, plural};
 
 /// Options of the way there, which the way back has not.
 const OF_CONVERSION: [&str; 27] = [
@@ -158,12 +158,10 @@ fn print_summary(
     let mut out = stdout();
     writeln!(
         out,
-        "{}: {} of tensors in {} safetensors file{}, {} from quantized ones; every hash verified, \
-         {:.2} s",
+        "{}: {} of tensors in {}, {} from quantized ones; every hash verified, {:.2} s",
         out_dir.display(),
         DecimalBytes(summary.tensor_bytes),
-        count(summary.shards.len()),
-        if summary.shards.len() == 1 { "" } else { "s" },
+        plural(summary.shards.len(), "safetensors file"),
         count(summary.quantized_tensors),
         summary.elapsed.as_secs_f64(),
     )?;

@@ -11,7 +11,7 @@ use super::task::Task;
 use super::{print_notes, stdout};
 use crate::apply::{ScaleChange, scale_change};
 use crate::import::Import;
-use crate::number::{count, fixed};
+use crate::number::{count, fixed, plural};
 use crate::target::Coverage;
 use crate::{Auto, Checkpoint, Method, Plan, Summary};
 
@@ -131,11 +131,9 @@ impl<'a> About<'a> {
     fn imported(&self, import: &Import) -> String {
         let exactly = matches!(self.change, Some((change, _)) if change.changed == 0);
         format!(
-            "imported{}: {} int4 tensor{} in {} ({}), integers {}; errors are against \
-             its own q * s",
+            "imported{}: {} in {} ({}), integers {}; errors are against its own q * s",
             if exactly { " exactly" } else { "" },
-            count(import.tensors),
-            if import.tensors == 1 { "" } else { "s" },
+            plural(import.tensors, "int4 tensor"),
             import.grouping,
             import.form,
             match &self.change {

@@ -13,7 +13,7 @@ use super::{Global, Opened};
 use crate::eval::ppl::{MAX_TEXT_BYTES, PplOptions, PplReport, perplexity};
 use crate::output::{create, is_stdout, put_json};
 use smq_convert::cli::JsonArgs;
-use smq_convert::number::{count, fixed};
+use smq_convert::number::{count, fixed, plural};
 use smq_engine::KvCacheFormat;
 use smq_format::read_text;
 use smq_model::Tokenizer;
@@ -106,10 +106,9 @@ pub(super) fn run(args: &PplArgs, global: &Global) -> anyhow::Result<()> {
         )?;
         writeln!(
             out,
-            "{} tokens scored in {} window{} of {}",
+            "{} tokens scored in {} of {}",
             count(result.tokens_scored),
-            count(result.windows),
-            if result.windows == 1 { "" } else { "s" },
+            plural(result.windows, "window"),
             count(result.window)
         )?;
         args.explain

@@ -54,6 +54,20 @@ fn inputs(seed: u64, rows: usize, d: usize) -> Vec<bf16> {
     all
 }
 
+/// A buffer's bf16.
+fn numbers(bytes: &[u8]) -> Vec<f32> {
+    let pairs = bytes.chunks_exact(2);
+    pairs
+        .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
+        .collect()
+}
+
+/// Whether all are alike; the sign of a NaN is not told.
+fn same(a: &[f32], b: &[f32]) -> bool {
+    let mut pairs = a.iter().zip(b);
+    pairs.all(|(a, b)| a == b || (a.is_nan() && b.is_nan()))
+}
+
 fn rows(lab: &mut Lab<'_>, code: KvCode, layer: &'static str) -> Result<()> {
     let mut c = lab.config.clone();
     c.layers = 1;
@@ -101,14 +115,7 @@ fn rows(lab: &mut Lab<'_>, code: KvCode, layer: &'static str) -> Result<()> {
             let row_in_side = row % side;
             let got = &stored[base + row_in_side * codes..][..codes];
             let got_scales = &stored[base + side * codes + row_in_side * scales..][..scales];
-            let wide: Vec<f32> = after[2 * row * d..2 * (row + 1) * d]
-                .chunks_exact(2)
-                .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
-                .collect();
-            let same = |a: &[f32], b: &[f32]| {
-                let mut pairs = a.iter().zip(b);
-                pairs.all(|(a, b)| a == b || (a.is_nan() && b.is_nan()))
-            };
+            let wide = numbers(&after[2 * row * d..2 * (row + 1) * d]);
             let fine = if is_written(row) {
                 let (own, scale, read) = of_row(row);
                 got == own && got_scales == scale && same(&wide, &read)
@@ -139,19 +146,10 @@ fn rows(lab: &mut Lab<'_>, code: KvCode, layer: &'static str) -> Result<()> {
     let written = (0..2 * side).filter(|row| is_written(*row));
     for row in written {
         let at = 2 * row * d..2 * (row + 1) * d;
-        // The sign of a NaN is not told.
-        let numbers = |bytes: &[u8]| -> Vec<f32> {
-            let pairs = bytes.chunks_exact(2);
-            pairs
-                .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())
-                .collect()
-        };
         let (a, b) = (numbers(&read_back[at.clone()]), numbers(&after[at]));
-        let same = a
-            .iter()
-            .zip(&b)
-            .all(|(a, b)| a == b || (a.is_nan() && b.is_nan()));
-        worst.require(same, || format!("row {row} is widened to {a:?}, not {b:?}"));
+        worst.require(same(&a, &b), || {
+            format!("row {row} is widened to {a:?}, not {b:?}")
+        });
     }
     let format = KvCacheFormat::Coded(code);
     let check = Check::new(

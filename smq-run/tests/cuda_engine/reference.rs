@@ -48,7 +48,7 @@ impl Reference {
         tokens: &[u32],
         lengths: impl IntoIterator<Item = usize>,
     ) -> Self {
-        Self::with(source, tokens, lengths, KvCacheFormat::F32, |len| len)
+        Self::cached(source, tokens, lengths, KvCacheFormat::F32)
     }
 
     /// As [`Reference::new`], with keys and values held so.

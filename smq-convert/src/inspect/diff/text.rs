@@ -4,6 +4,7 @@ use super::super::number::{bytes, count, printable, scientific};
 use super::super::overview::{plain_table, right_align};
 use super::super::tensor_name::{Shared, elide};
 use super::{Change, Counted, Diff, Fact, TensorDiff};
+use crate::number::plural;
 
 /// Widest line of the table; names are shortened to fit.
 const LINE_WIDTH: usize = 120;
@@ -74,10 +75,6 @@ pub fn diff_text(diff: &Diff, top: usize, file_bytes: u64) -> String {
     }
     out.push_str(&summary(diff));
     out
-}
-
-fn plural(n: usize, what: &str) -> String {
-    format!("{} {what}{}", count(n), if n == 1 { "" } else { "s" })
 }
 
 fn facts(changes: &[Change]) -> String {
