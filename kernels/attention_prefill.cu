@@ -160,7 +160,8 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
               v_tiles = k_tiles + RING * KV_BYTES;
 
     const int head = blockIdx.x;
-    const int warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32, t = lane % 4;
+    const int warpgroup = PREFILL_WARPGROUPS > 1 ? warpgroup_of_thread() : 0,
+              lane = threadIdx.x % 32, t = lane % 4;
     const int group_row = first_row + 64 * warpgroup; // the warpgroup's first
     // The thread's rows are this one and row + 8.
     const int row = group_row + threadIdx.x % 128 / 32 * 16 + lane / 4;

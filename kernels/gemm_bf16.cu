@@ -100,7 +100,7 @@ gemm_bf16(const __grid_constant__ tensor_map x_map, const __grid_constant__ tens
         return;
     }
 
-    const int warpgroup = warp / 4, quarter = warp % 4, r = lane / 4, t = lane % 4;
+    const int warpgroup = warpgroup_of_thread(), quarter = warp % 4, r = lane / 4, t = lane % 4;
     float c[ACCUMULATORS];
 #pragma unroll 1
     for (int step = 0; step < count; step++) {

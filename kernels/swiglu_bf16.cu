@@ -93,7 +93,7 @@ KERNEL __launch_bounds__(THREADS, 1)
             }
         }
     } else {
-        const int warpgroup = warp / 4, quarter = warp % 4, r = lane / 4, t = lane % 4;
+        const int warpgroup = warpgroup_of_thread(), quarter = warp % 4, r = lane / 4, t = lane % 4;
         float c[ACCUMULATORS];
 #pragma unroll 1
         for (int step = 0; step < STEPS; step++) {
