@@ -28,27 +28,39 @@ template <int PENDING> DEVICE void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// `count` rows of HEAD_DIM elements, `stride` elements apart, as panels at `to`; zeros from row
-// `end` on: what lies there must not meet a weight of 0. Row `skipped` is left to whoever else
-// writes it.
+// Where a thread's first 16 bytes of a tile lie, four lanes a row and panel. The swizzle: address
+// bits 4 and 5 are xored with bits 7 and 8, that is the piece with row / 2.
+DEVICE u32 place_in_tile() {
+    return threadIdx.x / 4 * 64 + (threadIdx.x % 4 ^ threadIdx.x / 8 % 4) * 16;
+}
+// And of where it comes from, in elements.
+DEVICE int piece_of_tile(int stride) { return threadIdx.x / 4 * stride + threadIdx.x % 4 * 8; }
+
+// COUNT rows of HEAD_DIM elements, `stride` elements apart, as panels: `to` and `from` are the
+// thread's own. Of the rows from the thread's first on there are `present`; the others become
+// zeros, since what lies there must not meet a weight of 0. Row `skipped`, so counted, is left to
+// whoever else writes it.
 template <int COUNT>
-DEVICE void copy_tile(u32 to, const u16 *from, int stride, int end, int skipped = -1) {
-    constexpr int PASS_ROWS = THREADS / 4; // four lanes a row and panel
-    const int piece = threadIdx.x % 4;
-    // The swizzle: address bits 4 and 5 are xored with bits 7 and 8, that is piece with row / 2.
-    const u32 there = to + threadIdx.x / 4 * 64 + (piece ^ threadIdx.x / 8 % 4) * 16;
+DEVICE void copy_pieces(u32 to, const u16 *from, int stride, int present, int skipped = -1) {
+    constexpr int PASS_ROWS = THREADS / 4;
 #pragma unroll
     for (int pass = 0; pass * PASS_ROWS < COUNT; ++pass) {
-        const int row = pass * PASS_ROWS + threadIdx.x / 4;
-        if (COUNT % PASS_ROWS != 0 && row >= COUNT) break;
+        const int row = pass * PASS_ROWS;
+        if (COUNT % PASS_ROWS != 0 && row + threadIdx.x / 4 >= COUNT) break;
         if (row == skipped) continue;
-        const bool valid = row < end;
-        const u16 *source = from + (valid ? row * stride + piece * 8 : 0);
 #pragma unroll
         for (int panel = 0; panel < HEAD_DIM / 32; ++panel)
-            copy_async(there + pass * PASS_ROWS * 64 + panel * (64 * COUNT), source + panel * 32,
-                       valid);
+            copy_async(to + row * 64 + panel * (64 * COUNT), from + row * stride + panel * 32,
+                       row < present);
     }
+}
+
+// The same of whole tiles, whose rows end at `end`.
+template <int COUNT>
+DEVICE void copy_tile(u32 to, const u16 *from, int stride, int end, int skipped = -1) {
+    const int row = threadIdx.x / 4;
+    copy_pieces<COUNT>(to + place_in_tile(), from + piece_of_tile(stride), stride, end - row,
+                       skipped - row);
 }
 
 // ---- scores ----

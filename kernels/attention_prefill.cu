@@ -38,25 +38,20 @@
 //   dimension) as well as for V (contiguous along N), for every HEAD_DIM.
 //
 // Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128, 256), WINDOW (0: none), X_INT4, PACKED,
-// PAGED, DYNAMIC_SHARED (what the launch has); where a family asks for it, SCORES_BITS and
-// SOFT_CAP_BITS.
+// PAGED, PREFILL_WARPGROUPS (2, or 1: a little faster for up to 512 rows, but keys and values are
+// read twice as often), DYNAMIC_SHARED (what the launch has); where a family asks for it,
+// SCORES_BITS and SOFT_CAP_BITS.
 #ifndef PACKED
 #define PACKED 0
 #endif
 #ifndef PAGED
 #define PAGED 0
 #endif
-#ifndef PREFILL_WARPGROUPS
-// Or 1: a little faster for up to 512 rows, but keys and values are read twice as often.
-#define PREFILL_WARPGROUPS 2
-#endif
-#ifndef PREFILL_BLOCKS
-// an SM, as far as registers go
+// Blocks an SM, as far as registers go.
 #if HEAD_DIM > 128
 #define PREFILL_BLOCKS 1
 #else
 #define PREFILL_BLOCKS ((HEAD_DIM <= 96 && !PACKED ? 4 : 2) / PREFILL_WARPGROUPS)
-#endif
 #endif
 #define RING 2
 #define THREADS (128 * PREFILL_WARPGROUPS)
@@ -187,21 +182,28 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     const int end = (past + last_row) / PREFILL_KEYS + 1;
     const int group_end = group_row < rows ? (past + last_group_row) / PREFILL_KEYS + 1 : begin;
 
-    // A tile's first element in a cache.
-    auto tile_offset = [&](int tile) {
+    // What a thread copies of every tile. The compiler would rather make these anew for each than
+    // keep them, in four times the instructions that the copies are.
+    const int positions = PAGED ? PREFILL_KEYS : capacity; // of a head, one after the other
+    const u64 from_head = (u64)(head / GROUP) * positions * HEAD_DIM + piece_of_tile(HEAD_DIM);
+    const u16 *keys_from = k_cache + from_head, *values_from = v_cache + from_head;
+    u32 keys_to = k_tiles + place_in_tile();
+    int present = past + rows - (int)threadIdx.x / 4; // rows of the cache, from the thread's first
+    asm volatile("" : "+l"(keys_from), "+l"(values_from), "+r"(keys_to), "+r"(present));
+    auto copy_keys_or_values = [&](u32 to, const u16 *from, int tile) {
+        if (tile >= end) return;
 #if PAGED
-        return ((u64)__ldg(pages + tile) * KV_HEADS + head / GROUP) * (PREFILL_KEYS * HEAD_DIM);
+        from += (u64)__ldg(pages + tile) * (KV_HEADS * PREFILL_KEYS * HEAD_DIM);
 #else
-        return (u64)(head / GROUP) * capacity * HEAD_DIM + (u64)tile * PREFILL_KEYS * HEAD_DIM;
+        from += (u64)tile * (PREFILL_KEYS * HEAD_DIM);
 #endif
+        copy_pieces<PREFILL_KEYS>(to + tile % RING * KV_BYTES, from, HEAD_DIM,
+                                  present - tile * PREFILL_KEYS);
     };
-    auto copy_keys_or_values = [&](u32 to, const u16 *cache, int tile) {
-        if (tile < end)
-            copy_tile<PREFILL_KEYS>(to + tile % RING * KV_BYTES, cache + tile_offset(tile),
-                                    HEAD_DIM, past + rows - tile * PREFILL_KEYS);
+    auto copy_keys = [&](int tile) { copy_keys_or_values(keys_to, keys_from, tile); };
+    auto copy_values = [&](int tile) {
+        copy_keys_or_values(keys_to + RING * KV_BYTES, values_from, tile);
     };
-    auto copy_keys = [&](int tile) { copy_keys_or_values(k_tiles, k_cache, tile); };
-    auto copy_values = [&](int tile) { copy_keys_or_values(v_tiles, v_cache, tile); };
 
     float s[PREFILL_KEYS / 2], o[HEAD_DIM / 2], rescale[2];
     u32 p[PREFILL_KEYS / 4];
@@ -232,12 +234,21 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         for (int i = 0; i < PREFILL_KEYS / 2; ++i) s[i] = capped(s[i]);
 #endif
 #if PACKED
+        // Mostly all of a warp's rows see the whole tile.
+        bool whole = true;
 #pragma unroll
-        for (int i = 0; i < PREFILL_KEYS / 2; ++i) {
-            const int key = first_key + i / 4 * 8 + 2 * t + i % 2, h = i / 2 % 2;
-            const bool in_context = key >= sees[h].x && key < sees[h].y;
-            if (!in_context && (key < sees[h].z || key > past + row + 8 * h)) s[i] = MASKED;
+        for (int h = 0; h < 2; ++h) {
+            const int last_key = first_key + PREFILL_KEYS - 1;
+            whole &= (first_key >= sees[h].x && last_key < sees[h].y) ||
+                     (first_key >= sees[h].z && last_key <= past + row + 8 * h);
         }
+        if (!__all_sync(0xffffffffu, whole))
+#pragma unroll
+            for (int i = 0; i < PREFILL_KEYS / 2; ++i) {
+                const int key = first_key + i / 4 * 8 + 2 * t + i % 2, h = i / 2 % 2;
+                const bool in_context = key >= sees[h].x && key < sees[h].y;
+                if (!in_context && (key < sees[h].z || key > past + row + 8 * h)) s[i] = MASKED;
+            }
 #else
         if (first_key + PREFILL_KEYS - 1 > past + group_row ||
             (WINDOW > 0 && first_key <= past + group_row + 63 - WINDOW))

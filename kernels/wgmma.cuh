@@ -15,9 +15,9 @@ DEVICE void load_box(const tensor_map *map, u32 destination, u64 *barrier, int c
         : "memory");
 }
 
-// The thread's warpgroup of its block, in a way that tells the compiler that a warp's lanes have the
-// same: descriptors that depend on it are then made by the uniform datapath. From threadIdx alone
-// each would be made by every lane and moved over, word by word.
+// The thread's warpgroup of its block, in a way that tells the compiler that a warp's lanes have
+// the same: descriptors that depend on it are then made by the uniform datapath. From threadIdx
+// alone each would be made by every lane and moved over, word by word.
 DEVICE int warpgroup_of_thread() { return __shfl_sync(0xffffffffu, threadIdx.x / 128, 0); }
 
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
