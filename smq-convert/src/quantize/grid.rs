@@ -53,10 +53,17 @@ impl Grid {
         }
     }
 
-    /// Codes of `w / s` into `q`, and their errors.
-    pub(super) fn quantize(&self, kernel: &Kernel, w: &[f32], s: f32, q: &mut [i8]) -> GroupError {
+    /// Codes of `w / s` into `q`, and their errors. `largest` is the largest magnitude in `w`, here
+    /// and below.
+    pub(super) fn quantize(
+        &self,
+        kernel: &Kernel,
+        (w, largest): (&[f32], f32),
+        s: f32,
+        q: &mut [i8],
+    ) -> GroupError {
         match self {
-            Grid::Int4 => kernel.quantize(w, s, q),
+            Grid::Int4 => kernel.quantize(w, largest, s, q),
             Grid::Book(book) => kernel.quantize_levels(w, s, book, q),
         }
     }
@@ -65,13 +72,13 @@ impl Grid {
     pub(super) fn quantize_beside(
         &self,
         kernel: &Kernel,
-        w: &[f32],
+        (w, largest): (&[f32], f32),
         s: f32,
         exact: f32,
         q: &mut [i8],
     ) -> [GroupError; 2] {
         match self {
-            Grid::Int4 => kernel.quantize_beside(w, s, exact, q),
+            Grid::Int4 => kernel.quantize_beside(w, largest, s, exact, q),
             Grid::Book(book) => [
                 kernel.quantize_levels(w, s, book, q),
                 kernel.errors_levels(w, exact, book),
@@ -80,9 +87,14 @@ impl Grid {
     }
 
     /// The errors that [`Grid::quantize`] would have.
-    pub(super) fn errors(&self, kernel: &Kernel, w: &[f32], s: f32) -> GroupError {
+    pub(super) fn errors(
+        &self,
+        kernel: &Kernel,
+        (w, largest): (&[f32], f32),
+        s: f32,
+    ) -> GroupError {
         match self {
-            Grid::Int4 => kernel.errors(w, s),
+            Grid::Int4 => kernel.errors(w, largest, s),
             Grid::Book(book) => kernel.errors_levels(w, s, book),
         }
     }

@@ -14,6 +14,7 @@ mod nf4_kernel;
 mod restore;
 mod settled;
 mod statistics;
+mod sums;
 
 use rayon::prelude::*;
 use smq_format::scale::{ScaleFormat, Zero, round_mantissa};
@@ -252,7 +253,9 @@ fn quantize_grid(
                 for g in stale {
                     let range = g * options.group..columns.min((g + 1) * options.group);
                     let (w, q) = (&buffer.weights[range.clone()], &mut buffer.codes[range]);
-                    groups[g].errors = grid.quantize(&kernel, w, groups[g].stored, q);
+                    // Not finite weights have been refused.
+                    let largest = kernel.max_abs(w).unwrap_or(f32::INFINITY);
+                    groups[g].errors = grid.quantize(&kernel, (w, largest), groups[g].stored, q);
                 }
                 kernel.pack_row(&buffer.codes, nibbles);
             });
@@ -336,6 +339,7 @@ fn quantize_group(
     }
     let exact = grid.exact_scale(options.rule, w, max_abs);
     let mut stored = round_scale(options, exact);
+    let w = (w, max_abs);
     let [mut errors, exact_errors] = match stored == exact {
         true => [grid.quantize(kernel, w, stored, q); 2],
         false => grid.quantize_beside(kernel, w, stored, exact, q),

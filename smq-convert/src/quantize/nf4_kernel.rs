@@ -3,7 +3,8 @@
 use smq_format::nf4::{BLOCK_ELEMS, MIDPOINTS, VALUES, pack};
 use smq_format::{Dtype, widen};
 
-use super::kernel::{GroupError, Kernel, LANES, Sums, for_each_isa, max_abs};
+use super::kernel::{GroupError, Kernel, LANES, for_each_isa, max_abs};
+use super::sums::Sums;
 
 /// bitsandbytes' floor under a block's absmax where it divides by that.
 const ABSMAX_FLOOR: f32 = 1e-38;
@@ -62,10 +63,19 @@ fn nf4_codes(w: &[f32], absmax: f32, q: &mut [u8]) {
     }
 }
 
-/// The number of midpoints below `v`; without branches, so that loops over it are wide.
+/// The number of midpoints below `v`: a search that halves what is left, where each step picks
+/// among the midpoints that it may ask for next. Without branches, so that loops over it are wide;
+/// asking all fifteen takes half as long again.
 #[inline(always)]
-fn nf4_code(v: f32) -> u8 {
-    MIDPOINTS.iter().map(|m| u8::from(v > *m)).sum()
+pub(super) fn nf4_code(v: f32) -> u8 {
+    let pick = |high: bool, of: [f32; 2]| if high { of[1] } else { of[0] };
+    let eight = v > MIDPOINTS[7];
+    let of_eight = |i: usize| pick(eight, [MIDPOINTS[i], MIDPOINTS[i + 8]]);
+    let four = v > of_eight(3);
+    let of_four = |i: usize| pick(four, [of_eight(i), of_eight(i + 4)]);
+    let two = v > of_four(1);
+    let one = v > pick(two, [of_four(0), of_four(2)]);
+    u8::from(eight) << 3 | u8::from(four) << 2 | u8::from(two) << 1 | u8::from(one)
 }
 
 #[inline(always)]
@@ -81,19 +91,14 @@ fn nf4_errors(
     let mut w = [0.0; BLOCK_ELEMS];
     for ((bytes, nibbles), (absmax, out)) in blocks.zip(absmax.iter().zip(out)) {
         widen(dtype, bytes, &mut w);
-        let mut sums = [Sums::default(), Sums::default()];
+        let (mut sums, mut exact_sums) = (Sums::default(), Sums::default());
         let halves = w.as_chunks::<LANES>().0.iter();
         for (w, nibbles) in halves.zip(nibbles.as_chunks::<{ LANES / 2 }>().0) {
             let values = values(nibbles);
-            for (sums, absmax) in sums.iter_mut().zip(absmax) {
-                let mut stored = [0.0; LANES];
-                for (stored, value) in stored.iter_mut().zip(values) {
-                    *stored = value * absmax;
-                }
-                sums.accumulate(w, &stored);
-            }
+            sums.accumulate::<true>(w, &values.map(|value| value * absmax[0]));
+            exact_sums.accumulate::<false>(w, &values.map(|value| value * absmax[1]));
         }
-        *out = [sums[0].total(), sums[1].total()];
+        *out = sums.total_beside(&exact_sums);
     }
 }
 

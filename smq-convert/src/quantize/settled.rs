@@ -95,6 +95,7 @@ pub(crate) fn settled(
                     exact_errors: kernel.compare(w, w),
                 };
                 if group.exact != 0.0 {
+                    let w = (w, largest);
                     group.exact_errors = grid.errors(&kernel, w, group.exact);
                     group.errors.clipped = grid.errors(&kernel, w, scale).clipped;
                 }

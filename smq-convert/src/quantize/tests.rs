@@ -97,13 +97,13 @@ proptest! {
         for kernel in Kernel::available() {
             prop_assert_eq!(kernel.max_abs(&w), Some(max));
             let mut q = vec![99i8; w.len()];
-            let errors = kernel.quantize(&w, s, &mut q);
+            let errors = kernel.quantize(&w, max, s, &mut q);
             prop_assert_eq!(&q, &codes);
             prop_assert_eq!(errors.clipped, clipped);
-            prop_assert_eq!(kernel.errors(&w, s), errors);
+            prop_assert_eq!(kernel.errors(&w, max, s), errors);
             let mut beside = vec![99i8; w.len()];
-            let both = kernel.quantize_beside(&w, s, max / divisor, &mut beside);
-            prop_assert_eq!(both, [errors, kernel.errors(&w, max / divisor)]);
+            let both = kernel.quantize_beside(&w, max, s, max / divisor, &mut beside);
+            prop_assert_eq!(both, [errors, kernel.errors(&w, max, max / divisor)]);
             prop_assert_eq!(&beside, &codes);
             let (mut rel_mse, mut cosine) = ([0.0; 2], [0.0; 2]);
             kernel.figures(&both, w.len(), &mut rel_mse, &mut cosine);

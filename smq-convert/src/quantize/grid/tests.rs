@@ -113,7 +113,7 @@ proptest! {
         prop_assume!(s > 0.0 && w.iter().all(|w| (w / s).fract().abs() != 0.5));
         let kernel = Kernel::detect();
         let (mut as_int4, mut as_book) = (vec![0; w.len()], vec![0; w.len()]);
-        let errors = kernel.quantize(&w, s, &mut as_int4);
+        let errors = kernel.quantize(&w, max, s, &mut as_int4);
         prop_assert_eq!(kernel.quantize_levels(&w, s, &book, &mut as_book), errors);
         prop_assert!(as_int4.iter().zip(&as_book).all(|(a, b)| a + 8 == *b));
     }

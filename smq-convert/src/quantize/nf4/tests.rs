@@ -6,8 +6,9 @@ use std::path::Path;
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype as SourceDtype;
-use smq_format::nf4::{ABSMAX_VALUES, VALUES, ZERO_CODE, dequantize_naive};
+use smq_format::nf4::{ABSMAX_VALUES, MIDPOINTS, VALUES, ZERO_CODE, dequantize_naive};
 
+use super::super::nf4_kernel::nf4_code;
 use super::super::remeasure;
 use super::*;
 
@@ -74,6 +75,17 @@ fn golden_vectors() {
         tensors += 1;
     }
     assert_eq!(tensors, 13);
+}
+
+/// Every midpoint and its neighbours, and what is no number.
+#[test]
+fn a_code_is_the_number_of_midpoints_below() {
+    let about = MIDPOINTS.map(|m| [m.next_down(), m, m.next_up()]);
+    let others = [f32::NEG_INFINITY, -1.0, 0.0, 1.0, f32::INFINITY, f32::NAN];
+    for v in about.into_iter().flatten().chain(others) {
+        let below = MIDPOINTS.iter().filter(|m| v > **m).count();
+        assert_eq!(usize::from(nf4_code(v)), below, "{v}");
+    }
 }
 
 /// Every definition in one place, element by element, in plain arithmetic.
