@@ -47,6 +47,6 @@ pub use cpu::CpuEngine;
 pub use engine::{Continuations, Engine, Step, TokenScore, log_sum_exp, sampled};
 pub use error::{Error, Result};
 pub use kv::{KvCacheFormat, KvCacheReport, KvCode};
-pub use load::{Device, LoadOptions, load, load_with};
+pub use load::{Device, LoadOptions, Opening, load, load_with};
 pub use report::{GpuInfo, LoadReport};
 pub use summary::{Summary, percentile};

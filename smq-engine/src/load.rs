@@ -1,13 +1,15 @@
 //! Which engine runs a model.
 
 use std::str::FromStr;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 use smq_model::Source;
 
 use crate::cpu::CpuEngine;
 use crate::cuda::{CudaEngine, Gpu};
 use crate::engine::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kv::KvCacheFormat;
 
 /// Which engine to use.
@@ -57,6 +59,66 @@ impl FromStr for Device {
     }
 }
 
+/// A device, or one that a thread is opening while this one reads a model: the driver of a GPU
+/// takes 0.2 s to start.
+#[derive(Debug)]
+pub struct Opening {
+    device: Device,
+    thread: Option<JoinHandle<Result<Option<Arc<Gpu>>>>>,
+}
+
+impl Opening {
+    /// Has a thread open `device`, where it is no CPU.
+    #[must_use]
+    pub fn begin(device: Device) -> Self {
+        let thread = match device {
+            Device::Cpu => None,
+            // Where there is no thread to be had, it is opened once it is needed.
+            Device::Auto | Device::Cuda => thread::Builder::new().spawn(move || open(device)).ok(),
+        };
+        Self { device, thread }
+    }
+
+    /// The GPU, once it is open; none for the CPU.
+    pub(crate) fn finish(mut self) -> Result<Option<Arc<Gpu>>> {
+        let failed = |_| Error::Cuda("a thread failed while it opened the GPU".into());
+        let Some(thread) = self.thread.take() else {
+            return open(self.device);
+        };
+        let gpu = thread.join().map_err(failed)??;
+        if let Some(gpu) = &gpu {
+            gpu.use_here()?;
+        }
+        Ok(gpu)
+    }
+}
+
+impl From<Device> for Opening {
+    /// A device that is opened once it is needed.
+    fn from(device: Device) -> Self {
+        let thread = None;
+        Self { device, thread }
+    }
+}
+
+impl Drop for Opening {
+    /// A process must not end while its driver starts.
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn open(device: Device) -> Result<Option<Arc<Gpu>>> {
+    match device {
+        // A GPU that cannot run the kernels is none; whoever asks for it is told why.
+        Device::Auto => Ok(Gpu::open(0).ok()),
+        Device::Cpu => Ok(None),
+        Device::Cuda => Gpu::open(0).map(Some),
+    }
+}
+
 /// What an engine of one sequence is loaded for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions {
@@ -89,16 +151,10 @@ pub fn load(
 /// As [`load`], and for a cache that the device does not have.
 pub fn load_with<'s>(
     source: &'s Source,
-    device: Device,
+    device: impl Into<Opening>,
     options: &LoadOptions,
 ) -> Result<Box<dyn Engine + 's>> {
-    let gpu = match device {
-        // A GPU that cannot run the kernels is none; whoever asks for it is told why.
-        Device::Auto => Gpu::open(0).ok(),
-        Device::Cpu => None,
-        Device::Cuda => Some(Gpu::open(0)?),
-    };
-    if let Some(gpu) = gpu {
+    if let Some(gpu) = device.into().finish()? {
         return Ok(Box::new(CudaEngine::load_on(gpu, source, options)?));
     }
     let format = options.kv_cache.unwrap_or(KvCacheFormat::F32);

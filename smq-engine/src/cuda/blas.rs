@@ -14,6 +14,7 @@ use cudarc::cublaslt::sys as lt;
 use descriptors::{Layout, Operation, Preferences};
 
 use super::device::Gpu;
+use super::libraries::CUBLASLT;
 use super::memory::DeviceBuffer;
 use super::stream::Stream;
 use crate::error::{Error, Result};
@@ -125,8 +126,7 @@ impl Blas {
     /// # Errors
     /// [`Error::Cuda`] with the remedy if cuBLASLt is not installed or the memory is not there.
     pub fn new(gpu: &Gpu, workspace: usize) -> Result<Self> {
-        // SAFETY: opens the library and closes it again; its initialisers are its own.
-        if !unsafe { lt::is_culib_present() } {
+        if !CUBLASLT.is_there() {
             return Err(Error::Cuda(
                 "cuBLASLt (libcublasLt.so.13) was not found, which multiplies large matrices; install the \
                  CUDA 13 toolkit, or `pip install nvidia-cublas` and put its folder (nvidia/cu13/lib) on \

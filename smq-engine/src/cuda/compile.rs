@@ -9,6 +9,7 @@ use cudarc::nvrtc::sys::{self as nvrtc, nvrtcProgram, nvrtcResult};
 
 use super::cache;
 use super::contract::common_defines;
+use super::libraries::NVRTC;
 use crate::error::{Error, Result};
 
 /// Every kernel file by name.
@@ -207,8 +208,7 @@ pub fn compile_uncached(
 /// # Errors
 /// [`Error::Cuda`] with the remedy if NVRTC is not installed.
 pub fn nvrtc_version() -> Result<(i32, i32)> {
-    // SAFETY: opens NVRTC and closes it again; its initialisers are its own.
-    if !unsafe { nvrtc::is_culib_present() } {
+    if !NVRTC.is_there() {
         return Err(Error::Cuda(
             "NVRTC (libnvrtc.so.13) was not found, which compiles the kernels; install the CUDA 13 toolkit, \
              or `pip install nvidia-cuda-nvrtc` and put its folder (nvidia/cu13/lib) on LD_LIBRARY_PATH, or \

@@ -7,6 +7,7 @@ use cudarc::driver::{CudaContext, DriverError, result, sys};
 use sys::CUdevice_attribute as Attribute;
 
 use super::during::During;
+use super::libraries::{DRIVER, open_beside};
 use super::stream::Stream;
 use crate::error::{Error, Result};
 
@@ -65,7 +66,8 @@ impl Gpu {
                 NEEDED_CAPABILITY.0, NEEDED_CAPABILITY.1
             )));
         }
-        let context = CudaContext::new(ordinal).during(&opening)?;
+        // The driver is at it for 0.1 s.
+        let context = open_beside(|| CudaContext::new(ordinal)).during(&opening)?;
         // SAFETY: buffers here carry no events: every copy names its stream, and its caller orders
         // it.
         unsafe { context.disable_event_tracking() };
@@ -142,6 +144,14 @@ impl Gpu {
         &self.copy
     }
 
+    /// Makes its context this thread's, as opening it does for the thread that opens it.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub(crate) fn use_here(&self) -> Result<()> {
+        self.context.bind_to_thread().during("using the GPU")
+    }
+
     /// The driver's context, which everything allocated on the GPU keeps open.
     #[must_use]
     pub fn context(&self) -> &Arc<CudaContext> {
@@ -149,14 +159,9 @@ impl Gpu {
     }
 }
 
-fn driver_is_present() -> bool {
-    // SAFETY: opens libcuda and closes it again; its initialisers are the driver's own.
-    unsafe { sys::is_culib_present() }
-}
-
 /// The CUDA version the driver supports (13.1 is 13010), if that is enough.
 fn driver_cuda_version() -> Result<i32> {
-    if !driver_is_present() {
+    if !DRIVER.is_there() {
         return Err(Error::Cuda(
             "no NVIDIA driver: libcuda.so.1 was not found; install the driver (580 or newer), or run with \
              --device cpu"
@@ -266,6 +271,6 @@ mod tests {
     #[test]
     fn without_a_driver_it_says_so() {
         let says_so = Gpu::open(0).is_err_and(|e| e.to_string().contains("no NVIDIA driver"));
-        assert_eq!(says_so, !driver_is_present());
+        assert_eq!(says_so, !DRIVER.is_there());
     }
 }

@@ -27,6 +27,7 @@ mod graph;
 mod kernels;
 mod kv;
 mod launch;
+mod libraries;
 mod limits;
 pub mod measure;
 mod memory;

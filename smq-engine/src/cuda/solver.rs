@@ -6,6 +6,7 @@ use std::ptr;
 use cudarc::cusolver::sys as cs;
 
 use super::device::Gpu;
+use super::libraries::CUSOLVER;
 use super::memory::{DeviceBuffer, Span};
 use super::stream::Stream;
 use crate::error::{Error, Result};
@@ -37,8 +38,7 @@ impl Solver {
     /// # Errors
     /// [`Error::Cuda`] with the remedy if cuSOLVER is not installed or memory is not there.
     pub(super) fn new(gpu: &Gpu, n: usize) -> Result<Self> {
-        // SAFETY: opens the library and closes it again; its initialisers are its own.
-        if !unsafe { cs::is_culib_present() } {
+        if !CUSOLVER.is_there() {
             return Err(Error::Cuda(
                 "cuSOLVER (libcusolver.so.12) was not found, which calibration factorizes with; install the CUDA 13 \
                  toolkit, or `pip install nvidia-cusolver` and put its folder (nvidia/cu13/lib) on LD_LIBRARY_PATH, or \

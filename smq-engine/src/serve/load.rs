@@ -4,10 +4,10 @@ use smq_model::Source;
 
 use super::batch::BatchEngine;
 use super::cpu::CpuBatch;
-use crate::cuda::{CudaBatch, Gpu};
+use crate::cuda::CudaBatch;
 use crate::error::Result;
 use crate::kv::KvCacheFormat;
-use crate::load::Device;
+use crate::load::Opening;
 
 /// Tokens that the CPU engine has room for, where nothing else is asked for.
 pub const CPU_KV_TOKENS: usize = 16_384;
@@ -53,16 +53,10 @@ impl Default for BatchOptions {
 /// If the device is not there, the model does not fit together, or there is no memory for the pages.
 pub fn load_batch<'s>(
     source: &'s Source,
-    device: Device,
+    device: impl Into<Opening>,
     options: &BatchOptions,
 ) -> Result<Box<dyn BatchEngine + 's>> {
-    let gpu = match device {
-        // A GPU that cannot run the kernels is none; whoever asks for it is told why.
-        Device::Auto => Gpu::open(0).ok(),
-        Device::Cpu => None,
-        Device::Cuda => Some(Gpu::open(0)?),
-    };
-    match gpu {
+    match device.into().finish()? {
         Some(gpu) => Ok(Box::new(CudaBatch::load_on(gpu, source, options)?)),
         None => Ok(Box::new(CpuBatch::load(source, options)?)),
     }

@@ -61,7 +61,7 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
         repeats: args.repeats,
         ..BenchOptions::default()
     };
-    let opened = Opened::new(&args.model, global)?;
+    let opened = Opened::for_engine(&args.model, global)?;
     let json = create(args.json.target(), &opened.inputs(&[]))?;
     let to_stdout = is_stdout(json.as_ref());
     if !args.sequences.is_empty() {

@@ -141,7 +141,7 @@ struct Chat<'m> {
 }
 
 pub(super) fn run(args: &ChatArgs, global: &Global) -> anyhow::Result<()> {
-    let opened = Opened::new(&args.model, global)?;
+    let opened = Opened::for_engine(&args.model, global)?;
     let tokenizer = Tokenizer::load(&opened.source)?;
     let model = args.model.display();
     ensure!(

@@ -68,7 +68,7 @@ struct Report<'a> {
 }
 
 pub(super) fn run(args: &GenerateArgs, global: &Global) -> anyhow::Result<()> {
-    let opened = Opened::new(&args.model, global)?;
+    let opened = Opened::for_engine(&args.model, global)?;
     let tokenizer = Tokenizer::load(&opened.source)?;
     let vocab = ModelConfig::of(&opened.source)?.vocab;
     let settings = args.settings.settings(&opened.source, vocab)?;

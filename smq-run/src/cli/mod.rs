@@ -22,6 +22,7 @@ mod task;
 mod unused;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -30,7 +31,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::eval::task::{Prompts, Task};
 use smq_convert::cli::{print_note, print_notes};
 use smq_engine::serve::{BatchEngine, BatchOptions, load_batch};
-use smq_engine::{Device, Engine, KvCacheFormat, LoadOptions};
+use smq_engine::{Device, Engine, KvCacheFormat, LoadOptions, Opening};
 use smq_model::Source;
 
 /// Run a .smq file or a Hugging Face checkpoint directory: generate text, time it, evaluate it.
@@ -128,6 +129,8 @@ struct Opened {
     context: Option<usize>,
     kv_cache: Option<KvCacheFormat>,
     opening: Duration,
+    /// The device for the first engine, where it is being opened already.
+    being_opened: Mutex<Option<Opening>>,
 }
 
 /// Runs one command.
@@ -180,6 +183,20 @@ impl Global {
 
 impl Opened {
     fn new(model: &Path, global: &Global) -> anyhow::Result<Self> {
+        Self::beside(None, model, global)
+    }
+
+    /// As [`new`](Self::new), where an engine will follow: a thread opens the GPU meanwhile, and
+    /// while the tokenizer is read.
+    fn for_engine(model: &Path, global: &Global) -> anyhow::Result<Self> {
+        Self::beside(Some(Opening::begin(global.device())), model, global)
+    }
+
+    fn beside(
+        being_opened: Option<Opening>,
+        model: &Path,
+        global: &Global,
+    ) -> anyhow::Result<Self> {
         let start = Instant::now();
         let source = Source::open(model)?;
         print_notes(source.notes());
@@ -193,6 +210,7 @@ impl Opened {
             context: global.context,
             kv_cache: global.kv_cache,
             opening,
+            being_opened: Mutex::new(being_opened),
         })
     }
 
@@ -218,6 +236,12 @@ impl Opened {
         inputs
     }
 
+    fn device_to_load(&self) -> Opening {
+        let being_opened = self.being_opened.lock();
+        let being_opened = being_opened.unwrap_or_else(PoisonError::into_inner).take();
+        being_opened.unwrap_or_else(|| self.device.into())
+    }
+
     /// The engine, and how long opening and loading took (without verification).
     fn load(&self) -> anyhow::Result<(Box<dyn Engine + '_>, Duration)> {
         let start = Instant::now();
@@ -226,7 +250,7 @@ impl Opened {
             max_tokens: self.context,
             kv_cache: self.kv_cache,
         };
-        let engine = smq_engine::load_with(&self.source, self.device, &options)
+        let engine = smq_engine::load_with(&self.source, self.device_to_load(), &options)
             .with_context(|| format!("cannot load {path}"))?;
         let loading = start.elapsed();
         for note in &engine.config().notes {
@@ -243,7 +267,7 @@ impl Opened {
             kv_cache: self.kv_cache,
             ..options.clone()
         };
-        let engine = load_batch(&self.source, self.device, &options)
+        let engine = load_batch(&self.source, self.device_to_load(), &options)
             .with_context(|| format!("cannot load {path}"))?;
         for note in &engine.config().notes {
             print_note(note);

@@ -81,7 +81,7 @@ struct LimitArgs {
 pub(super) fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<()> {
     let keys = args.api_key_file.as_deref().map(Keys::read).transpose()?;
     // It is kept until the program ends: the scheduler's thread reads weights from it.
-    let opened: &'static Opened = Box::leak(Box::new(Opened::new(&args.model, global)?));
+    let opened: &'static Opened = Box::leak(Box::new(Opened::for_engine(&args.model, global)?));
     let batch = BatchOptions {
         kv_tokens: args.kv_tokens,
         max_rows: args.max_sequences,
