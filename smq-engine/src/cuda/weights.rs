@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use smq_format::nf4::BLOCK_ELEMS;
 use smq_format::scale::ScaleFormat;
-use smq_format::{Levels, TensorData};
+use smq_format::{Levels, Scales, TensorData};
 
 use super::arena::Arena;
 use super::book::{BOOK_BYTES, book_bytes};
@@ -237,17 +237,20 @@ impl DeviceModel {
         source: &'s Source,
         c: &ModelConfig,
     ) -> Result<PlacedModel<'s>> {
-        let mut pieces = Vec::new();
+        let (mut pieces, mut scales) = (Vec::new(), Vec::new());
         let (arena, mut model) = Arena::build(gpu, "the weights", |arena| {
             pieces.clear();
+            scales.clear();
             let mut placer = Placer {
                 source,
                 arena,
                 pieces: &mut pieces,
+                scales: &mut scales,
                 grouped: None,
             };
             placer.model(c)
         })?;
+        check_codes(&scales)?;
         model._arena = arena;
         Ok(PlacedModel { model, pieces })
     }
@@ -255,12 +258,13 @@ impl DeviceModel {
     /// The model's shapes and formats, its weights nowhere.
     ///
     /// # Errors
-    /// As [`place`](Self::place), but for memory.
+    /// As [`place`](Self::place), but for memory and for what the weights are.
     pub(super) fn sizes(source: &Source, c: &ModelConfig) -> Result<Self> {
         let mut placer = Placer {
             source,
             arena: &mut Arena::sizes(),
             pieces: &mut Vec::new(),
+            scales: &mut Vec::new(),
             grouped: None,
         };
         placer.model(c)
@@ -282,6 +286,8 @@ struct Placer<'a, 's, 'p> {
     source: &'s Source,
     arena: &'a mut Arena,
     pieces: &'p mut Vec<(Cow<'s, [u8]>, Span)>,
+    /// Scales whose codes are to be checked, and the names of their matrices.
+    scales: &'p mut Vec<(String, Scales<'s>)>,
     /// The groups of the first int4 matrix, and its name.
     grouped: Option<(usize, String)>,
 }
@@ -382,7 +388,7 @@ impl<'s> Placer<'_, 's, '_> {
                 group,
             } => {
                 let group = self.group(m, group)?;
-                check_codes(&m.name, scales)?;
+                self.scales.push((m.name.clone(), scales));
                 let format = scales.format;
                 let stream = self.arena.take(scales.stream.len() + SLACK)?;
                 let place = stream.part(0, scales.stream.len())?;
@@ -401,7 +407,7 @@ impl<'s> Placer<'_, 's, '_> {
                 levels,
             } => {
                 let group = self.group(m, group)?;
-                check_codes(&m.name, scales)?;
+                self.scales.push((m.name.clone(), scales));
                 let book = book_bytes(levels).ok_or_else(|| limits::widest_book(&m.name))?;
                 // The book before the scales, as decode_lut4.cuh wants it.
                 let length = scales.stream.len();
@@ -440,7 +446,10 @@ impl<'s> Placer<'_, 's, '_> {
                 (Cow::Borrowed(nibbles), format)
             }
             TensorData::Fp8 { codes, scales } => {
-                check_fp8(&m.name, codes)?;
+                // Gigabytes are looked at once: not while sizes are counted.
+                if self.arena.buffer().is_some() {
+                    check_fp8(&m.name, codes)?;
+                }
                 let finite = scales.decode_all();
                 finite.map_err(|e| Error::tensor(&m.name, e.to_string()))?;
                 let scales = self.place(Cow::Borrowed(scales.bytes))?;

@@ -11,6 +11,7 @@ fn groups(matrices: &[(usize, usize)]) -> std::result::Result<Vec<usize>, String
         source: &source,
         arena: &mut Arena::sizes(),
         pieces: &mut Vec::new(),
+        scales: &mut Vec::new(),
         grouped: None,
     };
     let mut place = |(i, &(group, cols)): (usize, &(usize, usize))| {

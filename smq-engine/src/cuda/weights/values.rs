@@ -27,16 +27,21 @@ pub(super) fn to_bf16(dtype: Dtype, bytes: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// The kernels decode any code; only valid ones mean something.
-pub(super) fn check_codes(name: &str, scales: Scales<'_>) -> Result<()> {
+/// The kernels decode any code; only valid ones mean something. The scales of all matrices at once:
+/// those of one are too few for many threads, which take longer to wake than to check them.
+pub(super) fn check_codes(scales: &[(String, Scales<'_>)]) -> Result<()> {
     const CHUNK: usize = 1 << 14;
-    (0..scales.count.div_ceil(CHUNK))
-        .into_par_iter()
-        .try_for_each(|i| {
-            let range = i * CHUNK..((i + 1) * CHUNK).min(scales.count);
-            let mut out = vec![0.0; range.len()];
-            scales
-                .decode(range, &mut out)
-                .map_err(|e| Error::tensor(name, e.to_string()))
-        })
+    let chunks = scales.iter().flat_map(|(name, scales)| {
+        let first = (0..scales.count).step_by(CHUNK);
+        first.map(move |first| (name, scales, first..(first + CHUNK).min(scales.count)))
+    });
+    let chunks: Vec<_> = chunks.collect();
+    chunks.into_par_iter().try_for_each_init(
+        || vec![0.0; CHUNK],
+        |out, (name, scales, range)| {
+            let out = &mut out[..range.len()];
+            let decoded = scales.decode(range, out);
+            decoded.map_err(|e| Error::tensor(name, e.to_string()))
+        },
+    )
 }
