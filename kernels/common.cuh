@@ -87,12 +87,15 @@ constexpr float LOWEST = -1e30f;
 
 // ---- loads and stores ----
 
-// 16 bytes that are read once: past L1.
+// 16 bytes that are read once: past L1. Not with .nc, which says that nobody writes them while the
+// kernel runs: the kernel ahead of it may, and ptxas has moved such loads ahead of
+// wait_for_previous_kernel. Nor is a pointer to what that one writes __restrict__ and const.
 DEVICE uint4 load_once(const void *p) {
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
+                 : "l"(p)
+                 : "memory");
     return v;
 }
 

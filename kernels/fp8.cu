@@ -33,8 +33,7 @@ DEVICE u32 codes_of(u32 a, u32 b, float scale) {
 }
 
 KERNEL __launch_bounds__(THREADS)
-    quantize_rows(const u16 *__restrict__ x, int stride, u8 *__restrict__ codes,
-                  float *__restrict__ scales) {
+    quantize_rows(const u16 *x, int stride, u8 *codes, float *scales) {
     __shared__ float maxima[THREADS / 32];
     let_next_kernel_start();
     wait_for_previous_kernel();
