@@ -168,7 +168,7 @@ fn print_sequences(file: &SequencesFile<'_>) -> std::io::Result<()> {
 }
 
 /// What a cache takes, in words.
-fn room(cache: &KvCacheReport) -> String {
+pub(super) fn room(cache: &KvCacheReport) -> String {
     format!(
         "{}, {} bytes a token, {} MB for {} tokens",
         cache.format,

@@ -7,11 +7,12 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
+use super::bench::room;
 use super::draft::DraftArgs;
 use super::generate::at_least_one;
 use super::{Global, Opened};
 use crate::serve::{Keys, Limits, ServeOptions, serve};
-use smq_convert::cli::interrupts;
+use smq_convert::cli::{interrupts, print_note};
 use smq_engine::serve::{BatchEngine, BatchOptions, Scheduler, warm_up};
 
 #[derive(Debug, Args)]
@@ -91,6 +92,7 @@ pub(super) fn run(args: &ServeArgs, global: &Global) -> anyhow::Result<()> {
     // Before the model, which takes what memory is left on a GPU.
     let guessing = args.draft.load(opened, global, &batch)?;
     let mut engine = opened.load_batch(&batch)?;
+    print_note(&format!("the KV cache is {}", room(&engine.kv_cache())));
     if engine.gpu().is_some() {
         warm_up(&mut engine).context("cannot compute the first steps")?;
     }

@@ -86,12 +86,15 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Of a model, whose name is a label of each.
-    pub(super) fn new(model: &str) -> prometheus::Result<Self> {
+    /// Of a model, whose name is a label of each, and of a cache that has room for so many tokens.
+    pub(super) fn new(model: &str, kv_tokens: usize) -> prometheus::Result<Self> {
         let labels = [("model_name", model), ("engine", "0")];
         let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let registry = Registry::new_custom(None, Some(labels.into()))?;
         let keep = Keeper(&registry);
+        let room = "Tokens that the KV cache has room for.";
+        keep.gauge("smq:kv_cache_tokens", room)?
+            .set(kv_tokens as i64);
         let metrics = Self {
             running: keep.gauge("vllm:num_requests_running", "Sequences that have pages.")?,
             waiting: keep.gauge(

@@ -117,7 +117,8 @@ pub(crate) fn serve<E: BatchEngine + 'static>(
             "{file} sets {list}, which requests may set otherwise"
         ));
     }
-    let metrics = Arc::new(Metrics::new(&options.name)?);
+    let kv_tokens = scheduler.engine().kv_cache().tokens;
+    let metrics = Arc::new(Metrics::new(&options.name, kv_tokens)?);
     let worker = Worker::start(scheduler, metrics.clone(), options.check_pages)?;
     let ServeOptions {
         address,

@@ -92,7 +92,7 @@ fn worker_behind(gate: Arc<Mutex<()>>) -> Worker {
     let source = Source::open(&fixture).unwrap();
     let config = ModelConfig::of(&source).unwrap();
     let engine = Fake { config, gate };
-    let metrics = Arc::new(Metrics::new("fake").unwrap());
+    let metrics = Arc::new(Metrics::new("fake", 0).unwrap());
     Worker::start(Scheduler::new(engine).unwrap(), metrics, true).unwrap()
 }
 

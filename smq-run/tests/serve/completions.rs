@@ -66,6 +66,24 @@ fn a_completion_is_what_generate_says() {
     assert_eq!(answer["usage"]["completion_tokens"], 16);
 }
 
+/// Among others, whose texts come in the same steps, and in a cache that says how much it holds.
+#[test]
+fn a_completion_with_every_cache_is_what_generate_says_with_it() {
+    for cache in ["f32", "bf16", "fp8", "int8", "int4"] {
+        let with = ["--kv-cache", cache];
+        let server = Server::start(&[&with[..], &["--kv-tokens", "2080"]].concat());
+        assert_eq!(server.metric("smq:kv_cache_tokens", ""), 2080.0);
+        let prompts = ["The cat", PROMPT, "In the beginning there was"];
+        let body = json!({"prompt": prompts, "max_tokens": 40, "n": 2});
+        let answer = server.ok(PATH, &body);
+        for (index, choice) in answer["choices"].as_array().unwrap().iter().enumerate() {
+            let options = [&with[..], &["--raw", "-n", "40"]].concat();
+            let alone = generated(prompts[index / 2], &options);
+            assert_eq!(choice["text"], alone["text"], "{cache}, choice {index}");
+        }
+    }
+}
+
 #[test]
 fn a_stream_is_the_whole_in_parts() {
     let server = Server::start(&[]);

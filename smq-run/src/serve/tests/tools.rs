@@ -114,7 +114,7 @@ fn answered(template: &str, text: &str, more: &Value) -> String {
         script: script.into_iter(),
         end: settings.eos_ids[0],
     };
-    let metrics = Arc::new(Metrics::new("scripted").unwrap());
+    let metrics = Arc::new(Metrics::new("scripted", 0).unwrap());
     let worker = Worker::start(Scheduler::new(engine).unwrap(), metrics.clone(), true).unwrap();
     let limits = Limits {
         body_bytes: 1 << 20,
