@@ -37,9 +37,9 @@ DEVICE u32 place_in_tile() {
 DEVICE int piece_of_tile(int stride) { return threadIdx.x / 4 * stride + threadIdx.x % 4 * 8; }
 
 // COUNT rows of HEAD_DIM elements, `stride` elements apart, as panels: `to` and `from` are the
-// thread's own. Of the rows from the thread's first on there are `present`; the others become
-// zeros, since what lies there must not meet a weight of 0. Row `skipped`, so counted, is left to
-// whoever else writes it.
+// thread's own. Of the rows from the thread's first on there are `present`; the others are not read
+// and become zeros, since what lies there must not meet a weight of 0. Row `skipped`, so counted,
+// is left to whoever else writes it.
 template <int COUNT>
 DEVICE void copy_pieces(u32 to, const u16 *from, int stride, int present, int skipped = -1) {
     constexpr int PASS_ROWS = THREADS / 4;
