@@ -1,5 +1,5 @@
-// The weights of gemm_int4.cu that are NF4 (spec/format.md, nf4-dq), for gemm_int4_weights.cuh, which
-// has them as int4's in groups of 64.
+// The weights of gemm_int4.cu that are NF4 (spec/format.md, nf4-dq), for gemm_int4_weights.cuh,
+// which has them as int4's in groups of 64.
 //
 // A level is rounded to bf16, as the tensor cores take it. Which of the levels that hurts depends
 // on where they lie between powers of two, so they are multiplied by a factor first, for which the

@@ -37,8 +37,8 @@ enum Epilogue {
 }
 
 impl Cut {
-    /// Tokens of a tile for `m` tokens, where so many tiles take the GPU `rounds` of blocks, each as
-    /// long as its tile is wide and then some: measured on an H200, a round of Phi-3.5's gate_up
+    /// Tokens of a tile for `m` tokens, where so many tiles take the GPU `rounds` of blocks, each
+    /// as long as its tile is wide and then some: measured on an H200, a round of Phi-3.5's gate_up
     /// takes 12, 17 to 18 and 21 to 22 us with tiles of 64, 104 and 128.
     fn tile(m: usize, rounds: impl Fn(usize) -> usize) -> usize {
         let widths = [(16, 52), (32, 68), (64, 100), (WIDE_TILE, 140), (128, 170)];
