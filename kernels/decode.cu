@@ -33,9 +33,10 @@
 //   block: 32 (WARPS + PRODUCERS).
 //
 // Macros of the model and the GPU: HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF, WINDOW
-// (0: none), SPLITS, EPS_BITS, GRID; INT4_GROUP (128, 64, 32); LUT4_SHIFTED; BF16_CORES,
-// BF16_CORE0_K and so on; and of each kind of product i < KINDS (at most MOST_KINDS): KINDi_K,
-// KINDi_STORAGE, KINDi_EPILOGUE, KINDi_SEG0, KINDi_SEG1, KINDi_SEG2.
+// (0: none), SPLITS, EPS_BITS, GRID; INT4_GROUP (128, 64, 32); LUT4_SHIFTED; of each kind of
+// product i < KINDS (at most MOST_KINDS): KINDi_K, KINDi_STORAGE, KINDi_EPILOGUE, KINDi_SEG0,
+// KINDi_SEG1, KINDi_SEG2; and how many of them are stored so: INT4_KINDS, NF4_KINDS, FP8_KINDS,
+// LUT4_KINDS.
 //
 // Of a family, each only where it asks for it: EMBEDDING_BITS, RESIDUAL_BITS, SCORES_BITS,
 // SOFT_CAP_BITS, DIVISOR_BITS and CAP_BITS (f32: factors of the embedding, of what joins the
@@ -81,8 +82,9 @@
 static_assert(SLOTS % PRODUCERS == 0, "a slot is always the same producer's");
 static_assert(WEIGHT_BYTES == 8 * 128 * WARPS && WEIGHT_BYTES <= SLOT_BYTES,
               "a slot has 8 rows of a line a warp, then scale codes");
-static_assert(DYNAMIC_SHARED == SLOTS * SLOT_BYTES + 128 + 2 * PARTIAL_BYTES,
-              "the ring, then two phases' scratch");
+constexpr int SCRATCH_AT = SLOTS * SLOT_BYTES + 128, WORDS_AT = SCRATCH_AT + 2 * PARTIAL_BYTES;
+static_assert(DYNAMIC_SHARED == WORDS_AT + PRODUCERS * 2 * 4 * PHASE_WORDS,
+              "the ring, two phases' scratch, two phases' words for each producer");
 static_assert(KINDS <= MOST_KINDS && KINDS <= ATTENTION_KIND, "every kind has a number of its own");
 
 extern __shared__ __align__(128) u8 shared[];
@@ -165,22 +167,24 @@ struct Ring {
 __shared__ u64 barriers[2 * SLOTS]; // full, empty
 INSIDE Ring Cursor::ring() { return {shared, barriers, barriers + SLOTS}; }
 
-// The same words, all in one thread.
+// The same words for one thread, in shared memory: in registers they would be half of those that a
+// producer needs, and the next phase's beside them the other half.
 struct Words {
-    uint4 quads[PHASE_WORDS / 4];
-    INSIDE u32 at(int i) const {
-        const uint4 q = quads[i / 4];
-        return i % 4 == 0 ? q.x : i % 4 == 1 ? q.y : i % 4 == 2 ? q.z : q.w;
-    }
+    const u32 *words;
+    INSIDE u32 at(int i) const { return words[i]; }
     template <class T> INSIDE T *pointer(int i) const {
-        return (T *)((u64)at(i + 1) << 32 | at(i));
-    }
-    INSIDE Words(const u32 *program, int phase) {
-#pragma unroll
-        for (int i = 0; i < PHASE_WORDS / 4; i++)
-            quads[i] = *(const uint4 *)(program + PHASE_WORDS * phase + 4 * i);
+        return (T *)*(const u64 *)(words + i);
     }
 };
+
+// Copies a phase's words, of which there are a few, while the thread goes on.
+DEVICE void fetch_words(u32 *to, const u32 *program, int phase) {
+#pragma unroll
+    for (int i = 0; i < PHASE_WORDS; i += 4)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared_address(to + i)),
+                     "l"(program + PHASE_WORDS * phase + i)
+                     : "memory");
+}
 
 // Where teams of warps have slots of their own (decode_int4.cuh), a team goes from one of its slots
 // to its next one, at most TEAM_GAP later, whatever the others wait for, and so do the producers. A
@@ -189,7 +193,7 @@ struct Words {
 // once all those LANDED or more before it are there: then whatever a team waits for next, the use
 // before it has arrived. A producer waits for those that the slot LANDED before it did not wait for
 // itself; none of them can have been filled anew, since that would have waited for this one.
-#if INT4_CORES || NF4_CORES || LUT4_CORES
+#if INT4_KINDS || NF4_KINDS || LUT4_KINDS
 #define APART 1
 #else
 #define APART 0
@@ -236,29 +240,52 @@ struct Consumer {
     Ring ring;
     Cursor at;
     u32 steps;      // whole steps done
-    // PARTIAL_BYTES for every other phase that the block has a part in: of two in a row, the
-    // barrier in the later one parts the earlier one's last reading from the next writing.
-    u8 *scratch;
-    u8 *partial; // this phase's
-    int turn;
+    // Where in `shared` this phase's scratch is: PARTIAL_BYTES for every other phase that the block
+    // has a part in. Of two in a row, the barrier in the later one parts the earlier one's last
+    // reading from the next writing.
+    int partial;
     u8 *exchange;   // of activations, EXCHANGE_BYTES a warp
     float residual; // of row 8 first_tile + threadIdx.x of the residual stream
-    float norm;     // its weight in the next norm
 };
 
 // At the start of a phase in which the block has a part.
 DEVICE void take_scratch(Consumer &c) {
-    c.turn ^= 1;
-    c.partial = c.scratch + c.turn * PARTIAL_BYTES;
+    c.partial = 2 * SCRATCH_AT + PARTIAL_BYTES - c.partial;
+}
+
+// A block of 512 threads gets 128 registers each. Producers do with fewer, and what they leave lets
+// a warp that multiplies have three lines in registers, with a chain of mmas each.
+constexpr int CONSUMER_REGISTERS = 144, PRODUCER_REGISTERS = 80;
+static_assert(WARPS % 4 == 0 && PRODUCERS == 4, "whole warpgroups take and leave registers");
+static_assert(CONSUMERS * CONSUMER_REGISTERS + 32 * PRODUCERS * PRODUCER_REGISTERS <= 65536,
+              "an SM has no more");
+template <bool MORE> DEVICE void set_registers() {
+#if __CUDA_ARCH__ >= 900
+    if (MORE) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
+    else asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(PRODUCER_REGISTERS));
+#endif
 }
 
 constexpr int ROW_TILES = HIDDEN / 8; // of a product into the residual stream
-DEVICE int first_of(int tiles, int block) { return (int)((u64)tiles * block / GRID); }
+DEVICE int first_of(int tiles, int block) { return (int)((u32)tiles * (u32)block / GRID); }
+
+constexpr int MOST_WARPS = ((ROW_TILES + GRID - 1) / GRID * 8 + 31) / 32;
+static_assert(MOST_WARPS <= WARPS, "one thread a row");
+
+// Weights of the block's rows in the next norm, each its row's thread's. They come from memory by a
+// copy that nobody waits for until they are used: a register would be waited for at the next call,
+// some thousand cycles in which the block publishes nothing and asks for nothing.
+__shared__ float next_norms[32 * MOST_WARPS];
+DEVICE void ask_for_norm(const float *norm) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(
+                     shared_address(next_norms + threadIdx.x)),
+                 "l"(norm)
+                 : "memory");
+}
+DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // 2^-22 relative.
 DEVICE void publish_squares(float square, float *sums, u32 tag, int rows) {
-    constexpr int MOST_WARPS = ((ROW_TILES + GRID - 1) / GRID * 8 + 31) / 32;
-    static_assert(MOST_WARPS <= WARPS, "one thread a row");
     __shared__ float squares[MOST_WARPS];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp >= MOST_WARPS) return;
@@ -304,14 +331,18 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     __syncthreads();
 
     if (warp >= WARPS) {
+        set_registers<false>();
         // A copy is one thread's, and a warp's would be issued one after the other.
         if (lane > 0) return;
         const int producer = warp - WARPS;
         Pump pump = {ring, {producer, 0}, {-1, 0}, producer, producer};
         int past = -1;
-        Words phase(program, 0);
+        u32 *words = (u32 *)(shared + WORDS_AT) + producer * 2 * PHASE_WORDS;
+        fetch_words(words, program, 0);
         for (int p = 0; p < phases; p++) {
-            const Words next(program, min(p + 1, phases - 1));
+            wait_for_copies();
+            fetch_words(words + (p + 1) % 2 * PHASE_WORDS, program, min(p + 1, phases - 1));
+            const Words phase = {words + p % 2 * PHASE_WORDS};
             const u32 kind = phase.at(KIND);
             if (kind == ATTENTION_KIND && past < 0) {
                 // Only from here on does what it copies depend on the step before.
@@ -323,13 +354,14 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
                 produce_cache(phase, pump, past, pages);
             else
                 produce(SHAPES[kind], phase, pump);
-            phase = next;
         }
+        wait_for_copies();
         return;
     }
 
+    set_registers<true>();
     Phase phase = {program[lane]};
-#if NF4_CORES
+#if NF4_KINDS
     fill_nf4_tables(CONSUMERS, f16_pair); // the low nibble's level below the other's
 #endif
     wait_for_previous_kernel();
@@ -339,8 +371,7 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
 #else
     u8 *exchange = nullptr;
 #endif
-    u8 *scratch = shared + SLOTS * SLOT_BYTES + 128;
-    Consumer c = {ring, {0, 0}, (u32)state[STATE_STEPS], scratch, scratch, 0, exchange, 0.0f, 0.0f};
+    Consumer c = {ring, {0, 0}, (u32)state[STATE_STEPS], SCRATCH_AT, exchange, 0.0f};
     for (int i = threadIdx.x; i < ROTARY_HALF; i += CONSUMERS) {
         float angle = (float)past * inv_freq[i];
         rope[i] = cosf(angle) * attention_factor;
@@ -370,9 +401,9 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
         publish_squares(c.residual * c.residual, hidden_sums, tag, rows);
     }
 #if PLAIN_INPUTS
-    c.norm = 1.0f;
+    if (threadIdx.x < rows) next_norms[threadIdx.x] = 1.0f;
 #else
-    if (first_norm && threadIdx.x < rows) c.norm = first_norm[row];
+    if (first_norm && threadIdx.x < rows) ask_for_norm(first_norm + row);
 #endif
     sync_threads(1, CONSUMERS);
 
@@ -381,8 +412,11 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
         const u32 kind = phase.at(KIND);
         if (kind == ATTENTION_KIND)
             consume_cache(phase, c, past, rope, pages);
-        else
-            consume(SHAPES[kind], phase, c, state, whole, mailbox);
+#define CONSUME(i)                                                                                 \
+    else if (kind == i)                                                                            \
+        consume<KIND##i##_K, KIND##i##_STORAGE, KIND##i##_EPILOGUE, KIND##i##_SEG0,                \
+                KIND##i##_SEG1, KIND##i##_SEG2>(phase, c, state, whole, mailbox);
+        FOR_KINDS(CONSUME)
         phase = next;
     }
 }

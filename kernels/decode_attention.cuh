@@ -234,7 +234,7 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
     take_scratch(c);
     const int split = blockIdx.x % SPLITS, kv_head = blockIdx.x / SPLITS;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane / 4, t = lane % 4;
-    float *queries = (float *)c.partial;
+    float *queries = (float *)(shared + c.partial);
     u16 *new_key = (u16 *)(queries + QUERIES * HEAD_DIM), *new_value = new_key + HEAD_DIM; // bf16
     float2 *states = (float2 *)(new_value + HEAD_DIM);  // [BATCH][WARPS]: max, sum
     float *outputs = (float *)(states + BATCH * WARPS); // [BATCH][WARPS][HEAD_DIM]
@@ -318,19 +318,18 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
 #pragma unroll
             for (int e = 0; e < 8 * CHUNKS; e++) running.out[b][e] = 0.0f;
         }
-        // The warp whose turns come last takes the new token, as it is cached. Of fewer bits than
-        // bf16 it encodes it itself, where its outputs will be: the others need not wait for it.
+        // The warp whose turns come last takes the new token, as it is cached, before them. Of
+        // fewer bits than bf16 it encodes it itself, where its outputs will be: the others need not
+        // wait for it.
+        const bool has_new = split == 0 && member == MEMBERS - 1;
 #if KV_CODE == KV_BF16
-        if (split == 0 && member == MEMBERS - 1) {
-            const Row key = {new_key + 8 * t, nullptr}, value = {new_value + 8 * t, nullptr};
-            attend(running, key, value, quad == 0, own_queries);
-        }
+        const Row new_rows[2] = {{new_key + 8 * t, nullptr}, {new_value + 8 * t, nullptr}};
 #else
-        if (split == 0 && member == MEMBERS - 1) {
-            u8 *codes = (u8 *)(outputs + (group * MEMBERS + member) * HEAD_DIM);
-            u8 *scales = codes + 2 * KV_ROW;
-            const Row key = {codes + KV_EIGHT * t, scales};
-            const Row value = {codes + KV_ROW + KV_EIGHT * t, scales + KV_SCALES};
+        u8 *codes = (u8 *)(outputs + (group * MEMBERS + member) * HEAD_DIM);
+        u8 *scales = codes + 2 * KV_ROW;
+        const Row new_rows[2] = {{codes + KV_EIGHT * t, scales},
+                                 {codes + KV_ROW + KV_EIGHT * t, scales + KV_SCALES}};
+        if (has_new) {
             encode_new(new_key, codes, scales, lane);
             encode_new(new_value, codes + KV_ROW, scales + KV_SCALES, lane);
             __syncwarp();
@@ -338,14 +337,13 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
                 cache_new(key_row, key_scales, codes, scales, lane);
                 cache_new(value_row, value_scales, codes + KV_ROW, scales + KV_SCALES, lane);
             }
-            attend(running, key, value, quad == 0, own_queries);
-            __syncwarp();
         }
 #endif
-        int turn = member; // of eight tokens, counted through the stages
+        // Turns of eight tokens, counted through the stages; stage -1 is the new token's.
+        int turn = has_new ? member - MEMBERS : member;
 #pragma unroll 1
-        for (int stage = 0; stage < share.stages; stage++) {
-            c.ring.wait(c.at);
+        for (int stage = has_new ? -1 : 0; stage < share.stages; stage++) {
+            if (stage >= 0) c.ring.wait(c.at);
             const int begin = share.begin + stage * STAGE_TOKENS;
 #pragma unroll 1
             for (; turn < (stage + 1) * (STAGE_TOKENS / 8); turn += MEMBERS) {
@@ -355,11 +353,14 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
                 const u8 *scales = slot + SCALES_AT + ((begin & 15) + token) * KV_SCALES;
                 const Row key = {codes, scales};
                 const Row value = {codes + STAGE_TOKENS * KV_UNITS, scales + VALUE_SCALES_AT};
-                attend(running, key, value, begin + token < share.limit, own_queries);
+                attend(running, stage < 0 ? new_rows[0] : key, stage < 0 ? new_rows[1] : value,
+                       stage < 0 ? quad == 0 : begin + token < share.limit, own_queries);
             }
+            if (stage < 0) continue;
             c.ring.release(c.at, 1);
             c.at.advance();
         }
+        __syncwarp(); // the outputs will be where the new token's codes are
         merge_quads(running, lane);
 
         // The block's warps, one element a thread. A group's lie one behind the other.

@@ -66,7 +66,7 @@ template <int K> __device__ __noinline__ Multiplied multiply_bf16(Multiply m) {
         const float total =
             add_lanes(counts ? acc[0] + acc[1] : 0.0f, counts ? acc[2] + acc[3] : 0.0f, lane);
         if ((lane & 6) == 0 && warp < LINES)
-            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + warp] = total;
+            m.part(8 * tile + 4 * (lane % 2) + lane / 8, warp) = total;
     }
     return {m.at, squares.sum(m.sums, m.tag, lane)};
 }

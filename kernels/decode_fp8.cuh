@@ -10,7 +10,7 @@
 // multiples of 16 bytes, so a last line may be short.
 #pragma once
 
-#if FP8_CORES
+#if FP8_KINDS
 #define FP8_LINE_BYTES (2 * 128) // a line's activations as f16
 static_assert(FP8_LINE_BYTES <= EXCHANGE_BYTES, "a warp exchanges a line's");
 
@@ -116,7 +116,7 @@ __device__ __noinline__ Multiplied multiply_fp8(Multiply m, LaneScales scales, u
         scales.advance(tile, 1);
         const float total = add_lanes(counts ? acc[0] : 0.0f, counts ? acc[2] : 0.0f, lane);
         if ((lane & 6) == 0 && warp < LINES)
-            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + warp] =
+            m.part(8 * tile + 4 * (lane % 2) + lane / 8, warp) =
                 total * (scale * x_scale);
     }
     return {m.at, squares.sum(m.sums, m.tag, lane)};

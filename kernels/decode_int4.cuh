@@ -37,9 +37,8 @@ template <bool BOOK> struct __align__(16) LimbsOfLine {
     // with BOOK of its first or last 4.
     u32 limbs[3][64];
     float unit[2];    // of the fixed point over 16, of each half; BOOK: not over 16
-    INSIDE void store(uint4 a, uint4 b, int lane) {
-        u32 bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        const u32 largest = untag_largest(bits);
+    INSIDE void store(const Eight &x, int lane) {
+        const u32 largest = x.largest;
         // 2^(21 - e) with 2^e <= largest < 2^(e + 1): |fixed point| < 2^22. Tiny groups keep a
         // finite factor, and a group with an element that is not finite gets a unit that is NaN, so
         // that it is not lost.
@@ -49,7 +48,7 @@ template <bool BOOK> struct __align__(16) LimbsOfLine {
         u32 y[8]; // the bytes of the fixed point plus 0x808080 are its balanced digits plus 128
 #pragma unroll
         for (int i = 0; i < 8; i++)
-            y[i] = __float_as_uint(fmaf(__uint_as_float(bits[i]), factor, 12582912.0f)) -
+            y[i] = __float_as_uint(fmaf(__uint_as_float(x.bits[i]), factor, 12582912.0f)) -
                    INT_IN_FLOAT + 0x808080;
         u32 out[3][2];
 #pragma unroll
@@ -73,11 +72,12 @@ template <bool BOOK> struct __align__(16) LimbsOfLine {
 };
 using LineLimbs = LimbsOfLine<false>;
 
-#if INT4_CORES
+#if INT4_KINDS
 static_assert(sizeof(LineLimbs) <= EXCHANGE_BYTES, "a warp exchanges a line's");
 #endif
 
-// A lane's part of it: its b registers, column r = lane / 4 being limb r % 4 of half r / 4.
+// A lane's part of it: its b registers, column r = lane / 4 being limb r % 4 of half r / 4. There
+// are three: the fourth column is the third again, and what comes of it is multiplied by 0.
 template <bool BOOK> struct LimbsOfLane {
     using Line = LimbsOfLine<BOOK>;
     // Word u of a lane's 32 elements, in the order of its weights: b[2u] has its even ones and
@@ -89,15 +89,14 @@ template <bool BOOK> struct LimbsOfLane {
         const u32 *half = from.limbs[min(part, 2)] + 32 * (r / 4);
         if constexpr (INT4_PARTS < 4) {
             const uint4 *words = (const uint4 *)(half + 2 * PART_WORDS * t);
-            uint4 p = words[0], q = words[INT4_PARTS == 1 ? 1 : 4], none = {0, 0, 0, 0};
-            if (part == 3) p = none, q = none;
+            const uint4 p = words[0], q = words[INT4_PARTS == 1 ? 1 : 4];
             b[0] = p.x, b[1] = p.y, b[2] = p.z, b[3] = p.w;
             b[4] = q.x, b[5] = q.y, b[6] = q.z, b[7] = q.w;
         } else {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const uint2 p = *(const uint2 *)(half + 8 * i + 2 * t);
-                b[2 * i] = part == 3 ? 0 : p.x, b[2 * i + 1] = part == 3 ? 0 : p.y;
+                b[2 * i] = p.x, b[2 * i + 1] = p.y;
             }
         }
         scale = from.unit[r % 2];
@@ -131,6 +130,9 @@ DEVICE void load_words(u32 (&words)[4], const u8 *from) {
 template <int LINES>
 constexpr int SCALE_LOADS = INT4_PARTS == 1 ? (LINES + 1) / 2 : LINES * INT4_PARTS / 2;
 constexpr int LOADS_A_LINE = (INT4_PARTS + 1) / 2;
+// Lines whose mmas go in turns: an mma waits for the one before it in its sum, of which a group of
+// 128 has four.
+constexpr int TOGETHER = INT4_PARTS == 1 ? TEAM_LINES : 1;
 // Load `n` of a lane: the line, and the group of the line's.
 template <int LINES> DEVICE int scale_line(int n, int lane) {
     return INT4_PARTS == 1 ? 2 * n + (2 * n + 1 < LINES ? lane / 16 : 0) : n / LOADS_A_LINE;
@@ -201,11 +203,12 @@ template <int K, int STORAGE> struct Team {
             raw.wait(m.x, m.tag, [&](int i) {
                 return i * WARPS + warp < LINES ? 256 * (i * WARPS + warp) + 8 * lane : K;
             });
+            Eight own[KSPLIT];
+            untag(own, raw.v);
 #pragma unroll
             for (int mine = 0; mine < MINE; mine++) {
                 if (mine > 0) sync_threads(1, CONSUMERS);
-                if (mine * WARPS + warp < LINES)
-                    exchange[warp].store(raw.v[mine][0], raw.v[mine][1], lane);
+                if (mine * WARPS + warp < LINES) exchange[warp].store(own[mine], lane);
                 sync_threads(1, CONSUMERS);
 #pragma unroll
                 for (int i = 0; i < TEAM_LINES; i++)
@@ -219,10 +222,12 @@ template <int K, int STORAGE> struct Team {
                 raw.wait(m.x, m.tag, [&](int i) {
                     return has(mine, i) ? min(256 * line(mine, i) + 8 * lane, K) : K;
                 });
+                Eight own[TEAM_LINES];
+                untag(own, raw.v);
 #pragma unroll
                 for (int i = 0; i < TEAM_LINES; i++) {
                     __syncwarp();
-                    exchange[warp].store(raw.v[i][0], raw.v[i][1], lane);
+                    exchange[warp].store(own[i], lane);
                     __syncwarp();
                     x[mine][i].load(exchange[warp], lane);
                 }
@@ -271,38 +276,58 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
                 scale[n] = scales.load(slot, 2 * INT4_PARTS * line + scale_group(n, lane),
                                        Mine::S.groups, packed);
             }
+            // Of a line that is not there x is 0, where lines do not go around.
+            auto here = [&](int i) { return !Mine::ROTATES || of.has(mine, i); };
 #pragma unroll
-            for (int i = 0; i < TEAM_LINES; i++) {
-                if (!of.has(mine, i)) break;
-                const u8 *from = base + 128 * i;
-                const Limbs &a = x[mine][i];
-                u32 lows[4], highs[4];
-                load_words(lows, from), load_words(highs, from + 4 * stride);
+            for (int first = 0; first < TEAM_LINES; first += TOGETHER) {
+                u32 lows[TOGETHER][4], highs[TOGETHER][4];
+                int d[TOGETHER][INT4_PARTS][4];
 #pragma unroll
-                for (int part = 0; part < INT4_PARTS; part++) {
-                    int d[4] = {INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT};
+                for (int i = 0; i < TOGETHER; i++) {
+                    if (!here(first + i)) break;
+                    const u8 *from = base + 128 * (first + i);
+                    load_words(lows[i], from), load_words(highs[i], from + 4 * stride);
 #pragma unroll
-                    for (int w = part * PART_WORDS; w < (part + 1) * PART_WORDS; w++)
-                        mma_s8(d, lows[w] << 4 & 0xf0f0f0f0u, highs[w] << 4 & 0xf0f0f0f0u,
-                               lows[w] & 0xf0f0f0f0u, highs[w] & 0xf0f0f0f0u, a.b[2 * w],
-                               a.b[2 * w + 1]);
+                    for (int part = 0; part < INT4_PARTS; part++)
 #pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        const int holder = scale_lane(i, 4 * h + lane / 8, r % 2, part);
-                        const float s =
-                            __shfl_sync(0xffffffffu, scale[scale_load(i, part)], holder);
-                        const float exact = fmaf(__int_as_float(d[2 * h]), limb0, base0) +
-                                            fmaf(__int_as_float(d[2 * h + 1]), limb1, base1);
-                        sum[h] = fmaf(exact, a.scale * s, sum[h]);
+                        for (int c = 0; c < 4; c++) d[i][part][c] = INT_IN_FLOAT;
+                }
+                // All of the slot is in registers: it can be filled again.
+                if (first + TOGETHER >= TEAM_LINES) ring.release(at, TEAMS);
+#pragma unroll
+                for (int w = 0; w < 4; w++)
+#pragma unroll
+                    for (int i = 0; i < TOGETHER; i++) {
+                        if (!here(first + i)) break;
+                        const u32 low = lows[i][w], high = highs[i][w];
+                        const Limbs &a = x[mine][first + i];
+                        mma_s8(d[i][w / PART_WORDS], low << 4 & 0xf0f0f0f0u,
+                               high << 4 & 0xf0f0f0f0u, low & 0xf0f0f0f0u, high & 0xf0f0f0f0u,
+                               a.b[2 * w], a.b[2 * w + 1]);
                     }
+#pragma unroll
+                for (int i = 0; i < TOGETHER; i++) {
+                    if (!here(first + i)) break;
+#pragma unroll
+                    for (int part = 0; part < INT4_PARTS; part++)
+#pragma unroll
+                        for (int h = 0; h < 2; h++) {
+                            const int load = scale_load(first + i, part);
+                            const int holder =
+                                scale_lane(first + i, 4 * h + lane / 8, r % 2, part);
+                            const float s = __shfl_sync(0xffffffffu, scale[load], holder);
+                            const int *sums = d[i][part] + 2 * h;
+                            const float exact = fmaf(__int_as_float(sums[0]), limb0, base0) +
+                                                fmaf(__int_as_float(sums[1]), limb1, base1);
+                            sum[h] = fmaf(exact, x[mine][first + i].scale * s, sum[h]);
+                        }
                 }
             }
-            ring.release(at, TEAMS);
         }
         scales.advance(tile, Mine::TILE_STEP);
         const float total = add_lanes(sum[0], sum[1], lane);
         if ((lane & 6) == 0)
-            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + of.part()] = total;
+            m.part(8 * tile + 4 * (lane % 2) + lane / 8, of.part()) = total;
     }
     return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
 }

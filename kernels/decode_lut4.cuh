@@ -24,7 +24,7 @@
 // run: so nothing waits for it, and a tile's is its segment's.
 #pragma once
 
-#if LUT4_CORES
+#if LUT4_KINDS
 static_assert(sizeof(LimbsOfLine<true>) <= EXCHANGE_BYTES, "a warp exchanges a line's");
 static_assert(BOOK_BYTES % 16 == 0 && BOOK_BYTES >= 20, "whole pieces of a bulk copy");
 
@@ -136,7 +136,7 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
         scales.advance(tile, Mine::TILE_STEP);
         const float total = add_lanes(sum[0], sum[1], lane);
         if ((lane & 6) == 0)
-            m.partial[(8 * tile + 4 * (lane % 2) + lane / 8) * WARPS + of.part()] = total;
+            m.part(8 * tile + 4 * (lane % 2) + lane / 8, of.part()) = total;
     }
     return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
 }

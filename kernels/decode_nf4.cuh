@@ -19,7 +19,7 @@
 // The row of a tile whose sums a lane has.
 DEVICE int nf4_row(int lane) { return 2 * ((lane ^ lane / 4) % 4) + lane / 16; }
 
-#if NF4_CORES
+#if NF4_KINDS
 #include "nf4.cuh"
 
 DEVICE u32 f16_pair(float low, float high) {
@@ -31,9 +31,8 @@ DEVICE u32 f16_pair(float low, float high) {
 struct __align__(16) LineHalves {
     u32 parts[2][128]; // hi, lo: pairs of neighbours, the odd one below, as a byte has weights
     float unit[2];     // of each half
-    INSIDE void store(uint4 a, uint4 b, int lane) {
-        u32 bits[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        const u32 largest = untag_largest(bits);
+    INSIDE void store(const Eight &x, int lane) {
+        const u32 largest = x.largest;
         // |v factor| < 2; tiny halves keep a finite factor, and one that is not finite becomes NaN.
         const bool finite = largest < 0x7f800000u;
         const u32 exponent = finite ? max(largest >> 23, 30u) : 127u;
@@ -41,8 +40,8 @@ struct __align__(16) LineHalves {
         u32 hi[4], lo[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const float even = __uint_as_float(bits[2 * i]) * factor,
-                        odd = __uint_as_float(bits[2 * i + 1]) * factor;
+            const float even = __uint_as_float(x.bits[2 * i]) * factor,
+                        odd = __uint_as_float(x.bits[2 * i + 1]) * factor;
             hi[i] = f16_pair(odd, even);
             lo[i] = f16_pair(odd - f16_to_f32((u16)hi[i]), even - f16_to_f32((u16)(hi[i] >> 16)));
         }
@@ -165,7 +164,7 @@ __device__ __noinline__ Multiplied multiply_nf4(Multiply m, LaneScales scales, u
         scales.advance(tile, Mine::TILE_STEP);
         sum += __shfl_xor_sync(0xffffffffu, sum, 5); // the row's other blocks
         sum += __shfl_xor_sync(0xffffffffu, sum, 10);
-        if (r % 4 == 0) m.partial[(8 * tile + nf4_row(lane)) * WARPS + of.part()] = sum;
+        if (r % 4 == 0) m.part(8 * tile + nf4_row(lane), of.part()) = sum;
     }
     return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
 }

@@ -33,7 +33,7 @@
 // be read up to 35 bytes past their stream's end.
 
 // Whether weights are laid out as int4's.
-#if LUT4_CORES
+#if LUT4_KINDS
 #define IS_INT4(storage) ((storage) == INT4 || (storage) == LUT4)
 #else
 #define IS_INT4(storage) ((storage) == INT4)
@@ -81,8 +81,9 @@ struct Tiles {
 struct Place {
     int segment, row;
     INSIDE Place(const Shape &s, int tile) {
-        segment = tile < s.tiles[0] ? 0 : tile < s.tiles[1] ? 1 : 2;
-        row = s.step * (segment == 0 ? tile : tile - s.tiles[segment - 1]);
+        const bool only = s.tiles[0] == s.tiles[2];
+        segment = only || tile < s.tiles[0] ? 0 : tile < s.tiles[1] ? 1 : 2;
+        row = s.step * (segment == 0 ? tile : tile - (segment == 1 ? s.tiles[0] : s.tiles[1]));
     }
 };
 
@@ -108,7 +109,7 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
              *s2 = phase.pointer<const u8>(S2);
     const u32 first1 = phase.at(FIRST1), width = phase.at(SCALES) >> SCALES_WIDTH_AT & 255;
     const int runs = s.paired ? 2 : 1, run_bytes = s.storage != BF16 ? phase.at(RUN_BYTES) : 0;
-#if LUT4_CORES
+#if LUT4_KINDS
     const int beside = s.storage == NF4 ? NESTED_BYTES : s.storage == LUT4 ? BOOK_BYTES : 0;
 #else
     const int beside = s.storage == NF4 ? NESTED_BYTES : 0;
@@ -151,7 +152,7 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
                     const u32 bit = first_bit(s, place, run, first1, width);
                     pump.copy(slot + WEIGHT_BYTES + run * run_bytes, scales + bit / 128 * 16,
                               run_bytes);
-#if LUT4_CORES
+#if LUT4_KINDS
                     if (s.storage == LUT4)
                         pump.copy(slot + WEIGHT_BYTES + runs * run_bytes + run * BOOK_BYTES,
                                   scales - BOOK_BYTES, BOOK_BYTES);
@@ -167,47 +168,7 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
     pump.end(tiles.count * s.ksplit);
 }
 
-// ---- activations ----
-
-// The x of a warp's lines: columns from column(i) on for each of N, those from K on count as zero.
-// All are asked for at once, and again until they are there.
-template <int K, int N> struct Elements {
-    uint4 v[N][2];
-    template <class Column> INSIDE void wait(const float *x, Tag tag, Column column) {
-        u32 missing = 0;
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            v[i][0] = v[i][1] = make_uint4(0, 0, 0, 0);
-            if (column(i) < K) missing |= 1u << i;
-        }
-        while (__any_sync(0xffffffffu, missing)) {
-#pragma unroll
-            for (int i = 0; i < N; i++)
-                if (missing >> i & 1) {
-                    v[i][0] = load_relaxed_16(x + column(i));
-                    v[i][1] = load_relaxed_16(x + column(i) + 4);
-                }
-#pragma unroll
-            for (int i = 0; i < N; i++)
-                if (tag.on(v[i][0]) && tag.on(v[i][1])) missing &= ~(1u << i);
-        }
-    }
-};
-
-// Takes the tags off eight elements of a lane, and returns the bits of the largest magnitude of its
-// half warp's: they compare as magnitudes do, NaN and infinity above all numbers.
-DEVICE u32 untag_largest(u32 (&bits)[8]) {
-    u32 largest = 0;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        bits[i] &= ~3u;
-        largest = max(largest, bits[i] & 0x7fffffffu);
-    }
-#pragma unroll
-    for (int d = 1; d < 16; d *= 2)
-        largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, d));
-    return largest;
-}
+#include "decode_input.cuh"
 
 // ---- the product ----
 
@@ -248,39 +209,19 @@ struct LaneScales {
 
 // What a phase's multiplication gets and leaves.
 struct Multiply {
-    const float *x, *sums; // input; its blocks' sums of squares, or null
+    const float *x, *sums; // input; its blocks' sums of squares, or null in all warps but one
     Tag tag;               // of both
     int count;             // tiles
     Cursor at;
-    float *partial; // [8 count][WARPS]
+    int partial; // where in `shared`, f32 [8 count][WARPS]
+    // Of the sum of a row of the tiles, the part that a warp has.
+    INSIDE float &part(int row, int warp) const {
+        return ((float *)(shared + partial))[row * WARPS + warp];
+    }
 };
 struct Multiplied {
     Cursor next;
     float square_sum; // of the input
-};
-
-// Sums of squares come with x, and are needed only at the end.
-struct SquareSums {
-    static constexpr int A_LANE = (GRID + 31) / 32;
-    u32 part[A_LANE];
-    INSIDE void load(const float *sums, int lane) {
-#pragma unroll
-        for (int i = 0; i < A_LANE; i++)
-            part[i] = sums && 32 * i + lane < GRID ? load_relaxed(sums + 32 * i + lane) : 0;
-    }
-    INSIDE float sum(const float *sums, Tag tag, int lane) {
-        if (!sums) return 0.0f;
-        float sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < A_LANE; i++) {
-            const int b = 32 * i + lane;
-            // Tagged ones come from the blocks that have rows of the residual stream.
-            const bool there =
-                b < GRID && (tag.mask == 0 || first_of(ROW_TILES, b + 1) > first_of(ROW_TILES, b));
-            sum += there ? tag.wait(part[i], sums + b) : 0.0f;
-        }
-        return warp_sum(sum);
-    }
 };
 
 // Eight lanes share two rows of a tile, and each adds up one: its row of the tile, in lanes with
@@ -299,8 +240,8 @@ DEVICE float add_lanes(float row0, float row4, int lane) {
 // Teams of four warps, and the lines that a warp has in a slot.
 constexpr int FOUR = 4, TEAMS = WARPS / FOUR, TEAM_LINES = WARPS / FOUR;
 // Parts that a row's sum has.
-DEVICE int parts_of(const Shape &s) {
-    if (s.storage == BF16 || s.storage == FP8) return min(s.lines, WARPS);
+constexpr INSIDE int parts_of(const Shape &s) {
+    if (s.storage == BF16 || s.storage == FP8) return s.lines < WARPS ? s.lines : WARPS;
     return s.ksplit < TEAMS ? FOUR : WARPS;
 }
 
@@ -314,8 +255,13 @@ DEVICE int parts_of(const Shape &s) {
 
 #include "decode_choose.cuh"
 
-DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state, int whole,
+// Compiled for each kind of product: what is known of it then is not computed in each layer, on a
+// path on which every block waits for the last one.
+template <int K, int STORAGE, int EPILOGUE, int ROWS0, int ROWS1, int ROWS2>
+DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole,
                     volatile u64 *mailbox) {
+    constexpr Shape s = {K, STORAGE, EPILOGUE, ROWS0, ROWS1, ROWS2};
+    static_assert((u64)s.tiles[2] * GRID < 1ull << 32, "what first_of reckons with");
     const Tiles tiles(s);
     if (tiles.count == 0) return;
     take_scratch(c);
@@ -331,7 +277,10 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     [[maybe_unused]] LaneScales scales = {};
     [[maybe_unused]] const u32 packed = phase.at(SCALES);
     if (s.storage != BF16) {
-        const u32 width = packed >> SCALES_WIDTH_AT & 255;
+        const u32 width = s.storage == NF4   ? 8
+                          : s.storage == FP8 ? 32
+                          : SCALE_WIDTH      ? SCALE_WIDTH
+                                             : packed >> SCALES_WIDTH_AT & 255;
         // The row whose scales a lane loads.
         const int row = IS_INT4(s.storage) ? int4_scale_row(lane)
                         : s.storage == NF4 ? nf4_row(lane)
@@ -342,14 +291,14 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
         scales.step = run_rows * s.groups * width;
         scales.offset = row % run_rows * s.groups * width;
         scales.run_offset = run * phase.at(RUN_BYTES);
-        const int bias[3] = {(int)phase.at(BIAS0), (int)phase.at(BIAS1), (int)phase.at(BIAS2)};
+        const int bias0 = phase.at(BIAS0), bias1 = phase.at(BIAS1), bias2 = phase.at(BIAS2);
         const int segment = s.paired ? run : place.segment;
-        scales.bias = segment == 0 ? bias[0] : segment == 1 ? bias[1] : bias[2];
+        scales.bias = segment == 0 ? bias0 : segment == 1 ? bias1 : bias2;
 #if SEGMENTED
         // A tile of a paired product, or of the first segment, begins none.
         scales.next_tile[0] = s.paired ? -1 : s.tiles[0] - tiles.first;
         scales.next_tile[1] = s.paired ? -1 : s.tiles[1] - tiles.first;
-        scales.next_bias[0] = bias[1], scales.next_bias[1] = bias[2];
+        scales.next_bias[0] = bias1, scales.next_bias[1] = bias2;
 #endif
     }
 #if QKV_BIAS || AFTER_NORM
@@ -361,45 +310,49 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
                                  : nullptr;
     if (of_rows && threadIdx.x < rows) of_row = of_rows[first_row + threadIdx.x];
 #endif
-    float *partial = (float *)c.partial;
+    int partial = c.partial;
     if (s.epilogue == LOGITS) {
         // It takes both phases' scratch, and the one before may still be read.
         sync_threads(1, CONSUMERS);
-        partial = (float *)c.scratch;
+        partial = SCRATCH_AT;
     }
-    const Multiply m = {phase.pointer<const float>(X),
-                        normed ? phase.pointer<const float>(SUMS) : nullptr, tag, tiles.count, c.at,
-                        partial};
+    // The last warp's team has the fewest tiles.
+    const bool adds_squares = normed && warp == WARPS - 1;
+    const float *sums = phase.pointer<const float>(SUMS);
+    const Multiply m = {phase.pointer<const float>(X), adds_squares ? sums : nullptr, tag,
+                        tiles.count, c.at, partial};
     Multiplied done = {};
-#define BF16_CORE(K)                                                                               \
-    if (s.storage == BF16 && s.k == K) done = multiply_bf16<K>(m);
-#define INT4_CORE(K)                                                                               \
-    if (s.storage == INT4 && s.k == K) done = multiply_int4<K>(m, scales, packed, c.exchange);
-#define NF4_CORE(K)                                                                                \
-    if (s.storage == NF4 && s.k == K)                                                              \
-        done = multiply_nf4<K>(m, scales, nested_in_slot(s, scales, phase.at(RUN_BYTES)),          \
+    if constexpr (STORAGE == BF16) done = multiply_bf16<K>(m);
+    if constexpr (STORAGE == INT4) done = multiply_int4<K>(m, scales, packed, c.exchange);
+#if NF4_KINDS
+    if constexpr (STORAGE == NF4)
+        done = multiply_nf4<K>(m, scales, nested_in_slot(s, scales, phase.at(RUN_BYTES)),
                                c.exchange);
-#define FP8_CORE(K)                                                                                \
-    if (s.storage == FP8 && s.k == K) done = multiply_fp8<K>(m, scales, c.exchange);
-#if LUT4_CORES
+#endif
+#if FP8_KINDS
+    if constexpr (STORAGE == FP8) done = multiply_fp8<K>(m, scales, c.exchange);
+#endif
+#if LUT4_KINDS
     // One a run, behind the codes.
     const u32 book = WEIGHT_BYTES + (s.paired ? 2 : 1) * phase.at(RUN_BYTES),
               books = book | (s.paired ? book + BOOK_BYTES : book) << 16;
-#define LUT4_CORE(K)                                                                               \
-    if (s.storage == LUT4 && s.k == K)                                                             \
+    if constexpr (STORAGE == LUT4)
         done = multiply_lut4<K>(m, scales, packed, books, c.exchange);
 #endif
-    FOR_CORES
     c.at = done.next;
 
-    const float factor =
-        normed ? 1.0f / sqrtf(done.square_sum / HIDDEN + __uint_as_float(EPS_BITS)) : 1.0f;
+    // Who reads it publishes rows then, and the next one comes when all rows of later phases are
+    // there.
+    __shared__ float norm_factor;
+    if (adds_squares && lane == 0)
+        norm_factor = 1.0f / sqrtf(done.square_sum / HIDDEN + __uint_as_float(EPS_BITS));
     sync_threads(1, CONSUMERS);
+    const float factor = normed ? norm_factor : 1.0f;
 
-    const int parts = parts_of(s);
+    constexpr int parts = parts_of(s);
     auto row_sum = [&](int row) {
         float y = 0.0f;
-        const float4 *from = (const float4 *)(partial + row * WARPS);
+        const float4 *from = (const float4 *)(shared + partial) + row * (WARPS / 4);
 #pragma unroll
         for (int v = 0; v < WARPS / 4; v++) {
             if (4 * v >= parts) break;
@@ -415,14 +368,17 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
     const u32 out_tag = tag_of(c.steps, phase.at(USE_OUT));
     if (s.epilogue == STORE) {
 #if QKV_BIAS
+#pragma unroll 1
         for (int i = threadIdx.x; i < rows; i += CONSUMERS)
             store_tagged(out + i, row_sum(i) + (i < CONSUMERS ? of_row : of_rows[first_row + i]),
                          out_tag);
 #else
+#pragma unroll 1
         for (int i = threadIdx.x; i < rows; i += CONSUMERS)
             store_tagged(out + i, row_sum(i), out_tag);
 #endif
     } else if (s.epilogue == SWIGLU) {
+#pragma unroll 1
         for (int i = threadIdx.x; i < rows; i += CONSUMERS) {
             const float gate = row_sum(i / 4 * 8 + i % 4), up = row_sum(i / 4 * 8 + 4 + i % 4);
             store_tagged(out + i, gate / (1.0f + expf(-gate_exponent(gate))) * up, out_tag);
@@ -450,15 +406,17 @@ DEVICE void consume(const Shape &s, const Phase &phase, Consumer &c, int *state,
             y *= __uint_as_float(RESIDUAL_BITS);
 #endif
             y = c.residual + y;
-            store_tagged(out + threadIdx.x, y * c.norm, out_tag);
+            wait_for_copies();
+            store_tagged(out + threadIdx.x, y * next_norms[threadIdx.x], out_tag);
             c.residual = y;
         }
         publish_squares(y * y, out_sums, out_tag, rows);
-        // For the next of these phases, long before it: a call waits for all loads before it.
+        // For the next of these phases, long before it.
         const float *norms = phase.pointer<const float>(NEXT_NORM);
-        if (norms && threadIdx.x < rows) c.norm = norms[first_row + threadIdx.x];
+        if (norms && threadIdx.x < rows) ask_for_norm(norms + first_row + threadIdx.x);
     } else {
         Best best = {LEAST, 0x3fffffffu};
+#pragma unroll 1
         for (int i = threadIdx.x; i < rows; i += CONSUMERS) {
             const float y = finished(row_sum(i));
             out[i] = y;

@@ -82,6 +82,10 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/decode_fp8.cuh"),
     ),
     (
+        "decode_input.cuh",
+        include_str!("../../../kernels/decode_input.cuh"),
+    ),
+    (
         "decode_int4.cuh",
         include_str!("../../../kernels/decode_int4.cuh"),
     ),

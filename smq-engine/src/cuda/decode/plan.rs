@@ -109,6 +109,9 @@ const WEIGHT_BYTES: usize = 8 * 128 * WARPS;
 /// row takes several slots (kernels/NOTES.md). A warp has as many registers among 16 as among 14.
 const PRODUCERS: usize = 4;
 
+/// Slots of a ring: as many as fit a block's shared memory, and as many for each producer.
+const MOST_SLOTS: usize = 16;
+
 /// Of a ring of so many, slots behind which all before them have to be there before one is filled,
 /// where teams of warps have slots of their own (`decode.cu` says why): as many as are on their way
 /// at a time where the ring is long enough to tell them apart.
@@ -130,13 +133,12 @@ macro_rules! kind_names {
     };
 }
 const KIND_NAMES: [[&str; 6]; 9] = kind_names!(0 1 2 3 4 5 6 7 8);
-/// The number of different columns of the products of each storage, and these.
-const CORE_NAMES: [[&str; 4]; 5] = [
-    ["BF16_CORES", "BF16_CORE0_K", "BF16_CORE1_K", "BF16_CORE2_K"],
-    ["INT4_CORES", "INT4_CORE0_K", "INT4_CORE1_K", "INT4_CORE2_K"],
-    ["NF4_CORES", "NF4_CORE0_K", "NF4_CORE1_K", "NF4_CORE2_K"],
-    ["FP8_CORES", "FP8_CORE0_K", "FP8_CORE1_K", "FP8_CORE2_K"],
-    ["LUT4_CORES", "LUT4_CORE0_K", "LUT4_CORE1_K", "LUT4_CORE2_K"],
+/// How many kinds of product there are of each storage that has code of its own to compile.
+const STORED_SO: [(&str, Storage); 4] = [
+    ("INT4_KINDS", Storage::Int4),
+    ("NF4_KINDS", Storage::Nf4),
+    ("FP8_KINDS", Storage::Fp8),
+    ("LUT4_KINDS", Storage::Lut4),
 ];
 
 impl Kind {
@@ -243,12 +245,8 @@ impl Plan {
     /// rows do not fit shared memory.
     pub fn new(c: &ModelConfig, products: &[(Kind, Defines)], sms: usize) -> Result<Self> {
         let (mut kinds, mut scales) = (Vec::new(), Vec::new());
-        // Columns by storage: at most three each, the width of the stream, of the heads, of the
-        // MLP.
-        let mut cores: [Vec<i64>; CORE_NAMES.len()] = Default::default();
         for (kind, format) in products {
             push_new(&mut kinds, kind.alike());
-            push_new(&mut cores[kind.storage as usize], kind.cols as i64);
             match kind.storage {
                 Storage::Int4 | Storage::Lut4 => push_new(&mut scales, format.clone()),
                 Storage::Bf16 | Storage::Nf4 | Storage::Fp8 => {}
@@ -264,7 +262,7 @@ impl Plan {
         let exchange = exchange.max().unwrap_or(0);
         let tables = kinds.iter().map(|k| k.storage.table_bytes());
         let tables = tables.max().unwrap_or(0);
-        let slot = (WEIGHT_BYTES + codes).next_multiple_of(128);
+        let slot = (WEIGHT_BYTES + codes).next_multiple_of(32);
         let queries = c.heads / c.kv_heads;
         let batch = queries.div_ceil(queries.div_ceil(256 / c.head_dim));
         let attention = 4 * (queries + 1 + batch * WARPS) * c.head_dim + 8 * batch * WARPS;
@@ -275,20 +273,25 @@ impl Plan {
             .max()
             .unwrap_or(0)
             .next_multiple_of(128);
-        let angles = 8 * c.rope.rotary_dim * family::rotations(c).len();
-        let fixed = 1024 + angles + 16 * 64 + WARPS * exchange + tables + 1024;
-        let slots = BLOCK_SHARED_BYTES.saturating_sub(fixed + 128 + 2 * partial) / slot;
+        // Two phases' scratch, and as many words for each producer.
+        let beside_ring = 128 + 2 * partial + PRODUCERS * 2 * 4 * word::WORDS;
+        // What is static: angles, the ring's barriers, weights of the next norm, what warps exchange,
+        // tables, and some hundred bytes of others.
+        let angles = 4 * c.rope.rotary_dim * family::rotations(c).len();
+        let norms = 4 * (8 * (c.hidden / 8).div_ceil(sms)).next_multiple_of(32);
+        let fixed = angles + 16 * MOST_SLOTS + norms + WARPS * exchange + tables + 384;
+        let slots = BLOCK_SHARED_BYTES.saturating_sub(fixed + beside_ring) / slot;
         // Where teams of warps have slots of their own, they are told apart by two rounds of them.
         let rounds = match kinds.iter().any(|k| k.storage.is_by_teams()) {
             true => 2,
             false => 1,
         };
         if slots < rounds * PRODUCERS {
-            let needed = fixed + 128 + 2 * partial + rounds * PRODUCERS * slot;
+            let needed = fixed + beside_ring + rounds * PRODUCERS * slot;
             return Err(limits::shared_memory(needed, BLOCK_SHARED_BYTES));
         }
-        let slots = slots.min(64) / PRODUCERS * PRODUCERS;
-        let shared = slots * slot + 128 + 2 * partial;
+        let slots = slots.min(MOST_SLOTS) / PRODUCERS * PRODUCERS;
+        let shared = slots * slot + beside_ring;
         let number = |n: usize| n as i64;
         let mut defines = attention_defines(c, c.windows.alike());
         defines.extend([
@@ -341,17 +344,9 @@ impl Plan {
             [all] => defines.extend(all.iter().copied()),
             _ => defines.push(("SCALE_WIDTH", 0)),
         }
-        for (cols, names) in cores.into_iter().zip(CORE_NAMES) {
-            if cols.len() >= names.len() {
-                return Err(Error::config(format!(
-                    "its products that are stored alike have {} different numbers of columns; --device cuda runs up to \
-                     {}, so run with --device cpu",
-                    cols.len(),
-                    names.len() - 1
-                )));
-            }
-            let values = [&[number(cols.len())], &cols[..]].concat();
-            defines.extend(names.into_iter().zip(values));
+        for (name, storage) in STORED_SO {
+            let stored_so = kinds.iter().filter(|k| k.storage == storage);
+            defines.push((name, number(stored_so.count())));
         }
         for (kind, names) in kinds.iter().zip(KIND_NAMES) {
             let [s0, s1, s2] = kind.segments.map(number);
