@@ -2,9 +2,11 @@
 // shared memory, and what becomes of scores. A row has the same bits by either.
 //
 // Macros: HEADS, KV_HEADS, HEAD_DIM, X_INT4, OUT_STRIDE, PREFILL_KEYS (keys of a tile), THREADS (of
-// a block), RING; where a family asks for it, SCORES_BITS and SOFT_CAP_BITS.
+// a block), RING; where a family asks for it, SCORES_BITS and SOFT_CAP_BITS; in pages also KV_CODE
+// and what it may be (kv_codes.cuh; attention_codes.cuh has tiles of codes).
 #pragma once
 #include "common.cuh"
+#include "kv_codes.cuh"
 
 #ifndef PREFILL_KEYS
 #define PREFILL_KEYS 64

@@ -12,7 +12,8 @@
 // keys and values in pages of PREFILL_KEYS tokens, so that a tile of keys is a page. A block's rows
 // are those of one of `tiles`, {first row in q and out, rows (1 to 64; 0: none), position of the
 // first row, where its pages begin in `tables`}.
-//   k_cache, v_cache  bf16 [pages, KV_HEADS, PREFILL_KEYS, HEAD_DIM]
+//   k_cache, v_cache  KvUnit [pages, KV_HEADS, PREFILL_KEYS, KV_UNITS], bf16 or codes; of codes
+//   k_scales, v_scales  u8 [pages, KV_HEADS, PREFILL_KEYS, KV_SCALES]  (kv_codes.cuh)
 //   grid: (HEADS, tiles). Keys are taken from position 0 on in tiles of PREFILL_KEYS, whatever else
 //   is in the step, so a row's result is the same bits however its sequence is cut and whatever it
 //   is computed beside.
@@ -36,11 +37,14 @@
 //   Shared memory holds a tile as panels of 32 elements: [HEAD_DIM / 32][tokens][32], with the
 //   64-byte swizzle. That is a wgmma operand for K (contiguous along HEAD_DIM, the summed
 //   dimension) as well as for V (contiguous along N), for every HEAD_DIM.
+//   Codes of fewer bits than bf16 (in pages) come as they are, RING tiles of each, and the block
+//   widens a tile of keys and one of values between two barriers: their elements in the order of
+//   attention_codes.cuh, in which queries are put, too. Values times scales are exact.
 //
 // Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128, 256), WINDOW (0: none), X_INT4, PACKED,
 // PAGED, PREFILL_WARPGROUPS (2, or 1: a little faster for up to 512 rows, but keys and values are
 // read twice as often), DYNAMIC_SHARED (what the launch has); where a family asks for it,
-// SCORES_BITS and SOFT_CAP_BITS.
+// SCORES_BITS and SOFT_CAP_BITS; KV_CODE and what it may be.
 #ifndef PACKED
 #define PACKED 0
 #endif
@@ -50,6 +54,8 @@
 // Blocks an SM, as far as registers go.
 #if HEAD_DIM > 128
 #define PREFILL_BLOCKS 1
+#elif HEAD_DIM > 64 && HEAD_DIM <= 96 && defined KV_CODE
+#define PREFILL_BLOCKS 3 // as many as there is shared memory for
 #else
 #define PREFILL_BLOCKS ((HEAD_DIM <= 96 && !PACKED ? 4 : 2) / PREFILL_WARPGROUPS)
 #endif
@@ -57,6 +63,9 @@
 #define THREADS (128 * PREFILL_WARPGROUPS)
 #include "attention.cuh"
 #include "wgmma.cuh"
+#if KV_CODE != KV_BF16
+#include "attention_codes.cuh"
+#endif
 
 template <int PENDING> DEVICE void wait_for_tiles() { // and lets wgmma see them, after a barrier
     wait_for_copies<PENDING>();
@@ -66,16 +75,23 @@ template <int PENDING> DEVICE void wait_for_tiles() { // and lets wgmma see them
 static_assert(HEAD_DIM % 32 == 0 && (HEAD_DIM <= 128 || HEAD_DIM == 256) && HEADS % KV_HEADS == 0,
               "shape");
 static_assert(!PAGED || (!PACKED && PREFILL_WARPGROUPS == 1), "a block of pages has one warpgroup");
+static_assert(PAGED || KV_CODE == KV_BF16, "codes lie in pages");
 
 constexpr int TILE_ROWS = 64 * PREFILL_WARPGROUPS;
 constexpr int Q_PANEL = 64 * TILE_ROWS, Q_BYTES = HEAD_DIM / 32 * Q_PANEL;
 constexpr int OUT_WORDS = HEAD_DIM / 2;      // of a row of the block's output
 constexpr int STAGED_STRIDE = OUT_WORDS + 4; // that in shared memory, spread over the banks
-static_assert(TILE_ROWS * STAGED_STRIDE * 4 <= Q_BYTES + 2 * RING * KV_BYTES,
-              "the output is staged where the tiles were");
-
+#if KV_CODE == KV_BF16
+constexpr int WIDE_TILES = RING; // of keys, and of values
 static_assert(Q_BYTES + 2 * RING * KV_BYTES == DYNAMIC_SHARED,
               "queries, and RING tiles of keys and of values");
+#else
+constexpr int WIDE_TILES = 1;
+static_assert(Q_BYTES + 2 * (KV_BYTES + RING * CODES_BYTES) == DYNAMIC_SHARED,
+              "queries, a tile of keys and one of values, and RING of each in codes");
+#endif
+static_assert(TILE_ROWS * STAGED_STRIDE * 4 <= Q_BYTES + 2 * WIDE_TILES * KV_BYTES,
+              "the output is staged where the tiles were");
 
 // A matrix of panels with the 64-byte swizzle: 8 rows are 512 bytes. `panels`: bytes from a panel
 // to the next, if the contiguous dimension is not the summed one.
@@ -131,10 +147,57 @@ DEVICE void softmax(float (&s)[PREFILL_KEYS / 2], Rows &rows, float rescale[2]) 
     for (int h = 0; h < 2; ++h) rescale[h] = softmax_row<4>(s + 2 * h, rows.max[h], rows.sum[h]);
 }
 
+#if KV_CODE != KV_BF16
+// Queries of a head, whose rows are HEADS HEAD_DIM elements apart, into their tile in the order of
+// keys' elements; zeros from row `end` on.
+DEVICE void place_queries(u8 *tile, const u16 *from, int end) {
+    constexpr int UNITS = HEAD_DIM / 8 / KV_PARTS; // of KV_PARTS pieces
+#pragma unroll 1
+    for (int index = threadIdx.x; index < TILE_ROWS * UNITS; index += THREADS) {
+        const int row = index % TILE_ROWS, unit = index / TILE_ROWS;
+        u32 words[4 * KV_PARTS] = {};
+        if (row < end) {
+            const u16 *at = from + (u64)row * (HEADS * HEAD_DIM) + unit * 8 * KV_PARTS;
+#pragma unroll
+            for (int i = 0; i < KV_PARTS; ++i) {
+                const uint4 four = ((const uint4 *)at)[i];
+                words[4 * i] = four.x, words[4 * i + 1] = four.y;
+                words[4 * i + 2] = four.z, words[4 * i + 3] = four.w;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < KV_PARTS; ++i)
+            *(uint4 *)(tile + wide_offset(Q_PANEL, row, KV_PARTS * unit + i)) =
+                make_uint4(query_word(words, i, 0), query_word(words, i, 1),
+                           query_word(words, i, 2), query_word(words, i, 3));
+    }
+}
+
+// A tile of codes into bf16; zeros from row `end` on. Eight lanes have eight rows' same piece, so
+// that neither codes nor what is widened meet a bank twice.
+DEVICE void widen_tile(u8 *wide, const u8 *tile, int end) {
+    constexpr int PIECES = PREFILL_KEYS * KV_PIECES;
+#pragma unroll 1 // registers are products'
+    for (int index = threadIdx.x; index < PIECES; index += THREADS) {
+        const int row = index % PREFILL_KEYS, piece = index / PREFILL_KEYS;
+        const uint4 codes = *(const uint4 *)(tile + code_offset(row, piece));
+        const u8 *scales = tile + SCALES_AT + row * KV_SCALES;
+        const u32 scale = row < end ? scale_bf16(scales[KV_SCALES > 1 ? piece : 0]) : 0;
+        const PairScale by(scale | scale << 16);
+#pragma unroll
+        for (int i = 0; i < KV_PARTS; ++i)
+            *(uint4 *)(wide + wide_offset(KV_PANEL, row, KV_PARTS * piece + i)) =
+                make_uint4(scaled_pair(codes.x, i, by), scaled_pair(codes.y, i, by),
+                           scaled_pair(codes.z, i, by), scaled_pair(codes.w, i, by));
+    }
+}
+#endif
+
 KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
 #if PAGED
-    attention_prefill(const u16 *q, const u16 *k_cache, const u16 *v_cache, int capacity,
-                      const int4 *tiles, const int *tables, u16 *out) {
+    attention_prefill(const u16 *q, const KvUnit *k_cache, const KvUnit *v_cache,
+                      SCALE_ARGUMENTS int capacity, const int4 *tiles, const int *tables,
+                      u16 *out) {
     let_next_kernel_start();
     // The host wrote these before the step's first kernel.
     const int4 of = tiles[blockIdx.y];
@@ -152,7 +215,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
 #endif
     extern __shared__ __align__(1024) u8 shared[];
     const u32 q_tile = shared_address(shared), k_tiles = q_tile + Q_BYTES,
-              v_tiles = k_tiles + RING * KV_BYTES;
+              v_tiles = k_tiles + WIDE_TILES * KV_BYTES;
 
     const int head = blockIdx.x;
     const int warpgroup = PREFILL_WARPGROUPS > 1 ? warpgroup_of_thread() : 0,
@@ -182,6 +245,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     const int end = (past + last_row) / PREFILL_KEYS + 1;
     const int group_end = group_row < rows ? (past + last_group_row) / PREFILL_KEYS + 1 : begin;
 
+#if KV_CODE == KV_BF16
     // What a thread copies of every tile. The compiler would rather make these anew for each than
     // keep them, in four times the instructions that the copies are.
     const int positions = PAGED ? PREFILL_KEYS : capacity; // of a head, one after the other
@@ -204,6 +268,31 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     auto copy_values = [&](int tile) {
         copy_keys_or_values(keys_to + RING * KV_BYTES, values_from, tile);
     };
+#else
+    // Codes of keys, RING tiles, and behind them of values.
+    u8 *codes = shared + Q_BYTES + 2 * KV_BYTES;
+    auto codes_of = [&](int is_value, int tile) {
+        return codes + (is_value * RING + tile % RING) * CODES_BYTES;
+    };
+    auto copy_keys_or_values = [&](int is_value, int tile) {
+        if (tile >= end) return;
+        const u64 first = ((u64)__ldg(pages + tile) * KV_HEADS + head / GROUP) * PREFILL_KEYS;
+        copy_codes(shared_address(codes_of(is_value, tile)),
+                   (is_value ? v_cache : k_cache) + first * KV_ROW,
+                   (is_value ? v_scales : k_scales) + first * KV_SCALES,
+                   past + rows - tile * PREFILL_KEYS);
+    };
+    auto copy_keys = [&](int tile) { copy_keys_or_values(0, tile); };
+    auto copy_values = [&](int tile) { copy_keys_or_values(1, tile); };
+    // Into the tile of keys, or of values, which products no longer read. Seen by them after a
+    // barrier.
+    auto widen = [&](int is_value, int tile) {
+        if (tile < end)
+            widen_tile(shared + Q_BYTES + is_value * KV_BYTES, codes_of(is_value, tile),
+                       past + rows - tile * PREFILL_KEYS);
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    };
+#endif
 
     float s[PREFILL_KEYS / 2], o[HEAD_DIM / 2], rescale[2];
     u32 p[PREFILL_KEYS / 4];
@@ -213,7 +302,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
 
     auto start_scores = [&](int tile) {
         const u64 a = panels_descriptor(q_tile + 64 * 64 * warpgroup, 16);
-        const u64 b = panels_descriptor(k_tiles + tile % RING * KV_BYTES, 16);
+        const u64 b = panels_descriptor(k_tiles + tile % WIDE_TILES * KV_BYTES, 16);
 #pragma unroll
         for (int step = 0; step < HEAD_DIM / 16; ++step)
             multiply_keys(s, a + (step / 2 * Q_PANEL + step % 2 * 32 >> 4),
@@ -221,7 +310,7 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         wgmma_commit();
     };
     auto start_output = [&](int tile) {
-        const u64 b = panels_descriptor(v_tiles + tile % RING * KV_BYTES, KV_PANEL);
+        const u64 b = panels_descriptor(v_tiles + tile % WIDE_TILES * KV_BYTES, KV_PANEL);
 #pragma unroll
         for (int step = 0; step < PREFILL_KEYS / 16; ++step)
             multiply_values(o, p + 4 * step, b + (16 * 64 * step >> 4));
@@ -273,10 +362,19 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         copy_values(tile + RING - 1);
         copy_keys(tile + RING);
         commit_copies();
+#if KV_CODE != KV_BF16
+        widen(0, tile + 1);
+        widen(1, tile);
+        sync_threads(1, THREADS);
+#endif
     };
     auto copy_queries = [&]() {
+#if KV_CODE != KV_BF16
+        place_queries(shared, q + head * HEAD_DIM, rows);
+#else
         copy_tile<TILE_ROWS>(q_tile, q + ((u64)first_row * HEADS + head) * HEAD_DIM,
                              HEADS * HEAD_DIM, rows - first_row);
+#endif
     };
 
     copy_queries();
@@ -290,6 +388,10 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
     }
     wait_for_tiles<RING - 1>();
     sync_threads(1, THREADS);
+#if KV_CODE != KV_BF16
+    widen(0, begin);
+    sync_threads(1, THREADS);
+#endif
     int tile = begin;
     if (begin < group_end) {
         wgmma_fence();
@@ -323,7 +425,9 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         wgmma_wait<0>(o);
         ++tile;
     }
+#if KV_CODE == KV_BF16
     for (; tile < end; ++tile) next_tiles(tile); // the other warpgroups' tiles
+#endif
 
     // Through shared memory, for whole sectors to write.
     sync_threads(1, THREADS);
@@ -338,7 +442,11 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 8; ++n) {
             const float low = o[4 * n + 2 * h] * inverse, high = o[4 * n + 2 * h + 1] * inverse;
-#if X_INT4
+#if KV_CODE != KV_BF16
+            // The columns of word t of a piece's pair n % KV_PARTS.
+            const int column = 8 * KV_PARTS * (n / KV_PARTS) + 2 * KV_PARTS * t + n % KV_PARTS;
+            ((u16 *)to)[column] = bf16_of(low), ((u16 *)to)[column + KV_PARTS] = bf16_of(high);
+#elif X_INT4
             // Columns 2 t and 2 t + 1 of eight; lanes t and t + 2 exchange one, for pairs
             // (i, i + 4).
             const float other = __shfl_xor_sync(0xffffffffu, t < 2 ? high : low, 2);
@@ -356,10 +464,15 @@ KERNEL __launch_bounds__(THREADS, PREFILL_BLOCKS)
         const int i = index / OUT_WORDS, word = index % OUT_WORDS;
         const int segment = X_INT4 ? word % SEGMENTS : word / 16,
                   pair = X_INT4 ? word / SEGMENTS : word % 16;
+#if KV_CODE == KV_BF16
+        const u32 two = staged[i * STAGED_STRIDE + word];
+#else
+        const u32 two =
+            staged_word((const u16 *)(staged + i * STAGED_STRIDE), 16 * segment + pair);
+#endif
         if (first_row + i < rows)
             ((u32 *)out)[(u64)(first_row + i) * (OUT_STRIDE / 2) +
-                         output_word(head * SEGMENTS + segment, pair)] =
-                staged[i * STAGED_STRIDE + word];
+                         output_word(head * SEGMENTS + segment, pair)] = two;
     }
     constexpr int PADDING = OUT_STRIDE / 32 - HEADS * SEGMENTS; // segments beyond the last head
     if (PADDING > 0 && head == HEADS - 1)

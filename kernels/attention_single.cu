@@ -6,7 +6,8 @@
 //   also j > position - WINDOW); SCORES_BITS and SOFT_CAP_BITS as in attention_prefill.cu
 //   tiles    for each {row in q and out, 1 (0: none), position, where its pages begin in `tables`}
 //   q        bf16 [rows, HEADS HEAD_DIM], rotated
-//   k_cache, v_cache  bf16 [pages, KV_HEADS, PREFILL_KEYS, HEAD_DIM]
+//   k_cache, v_cache  KvUnit [pages, KV_HEADS, PREFILL_KEYS, KV_UNITS], bf16 or codes; of codes
+//            k_scales, v_scales  u8 [pages, KV_HEADS, PREFILL_KEYS, KV_SCALES]  (kv_codes.cuh)
 //   out      bf16 [rows, OUT_STRIDE], plain or (X_INT4 = 1) in int4 order, zeros beyond
 //            HEADS HEAD_DIM
 //   grid: (KV_HEADS QUERY_TILES, tiles), block: THREADS
@@ -30,11 +31,21 @@
 // computed beside tile j's softmax and output. Keys and values come by cp.async, RING tiles of each
 // at a time, as panels with a swizzle (attention.cuh), so that ldmatrix meets no bank twice.
 //
+// Codes of fewer bits than bf16 stay codes in shared memory (attention_codes.cuh): a tile is read
+// by ldmatrix as if two or four of them were a bf16, and a lane widens what it has, in registers.
+// Scales of fp8 and int8 are powers of two, which a product's sum, or its other factor, is
+// multiplied with as well as the codes; int4's are multiplied with the codes. Nothing is rounded on
+// the way, so that the bits are those of attention_prefill.cu, which widens a tile. The warp that
+// rotates the new key or value encodes it: this step, too, attends to what is cached.
+//
 // Macros: HEADS, KV_HEADS, HEAD_DIM (32, 64, 96, 128, 256), WINDOW (0: none), X_INT4, ROTATES, RING
 // (2 or more), THREADS (128), DYNAMIC_SHARED (what the launch has), STATIC_SHARED (what there is
 // beside it, at most); where a family asks for it, SCORES_BITS and SOFT_CAP_BITS; with ROTATES
-// those of rotate.cuh.
+// those of rotate.cuh; KV_CODE and what it may be.
 #include "attention.cuh"
+#if KV_CODE != KV_BF16
+#include "attention_codes.cuh"
+#endif
 #if ROTATES
 #include "rotate.cuh"
 #endif
@@ -48,7 +59,12 @@ constexpr int OUT_BLOCKS = HEAD_DIM / 8 / WARPS; // of 8 columns, a warp's
 constexpr int PITCH = PREFILL_KEYS + 8;          // of a row of scores, spread over the banks
 static_assert(THREADS == 128 && PREFILL_KEYS == 16 * WARPS && HEAD_DIM % (8 * WARPS) == 0,
               "a warp's share");
-static_assert(2 * RING * KV_BYTES == DYNAMIC_SHARED, "RING tiles of keys and of values");
+#if KV_CODE == KV_BF16
+constexpr int TILE_BYTES = KV_BYTES;
+#else
+constexpr int TILE_BYTES = CODES_BYTES;
+#endif
+static_assert(2 * RING * TILE_BYTES == DYNAMIC_SHARED, "RING tiles of keys and of values");
 static_assert(QUERIES * (2 * HEAD_DIM + 8 * PITCH) + 4 * HEAD_DIM <= STATIC_SHARED,
               "queries, scores, the new key and value");
 
@@ -66,11 +82,13 @@ DEVICE void load_transposed(u32 (&to)[4], u32 from) {
                  : "memory");
 }
 
+#if KV_CODE == KV_BF16
 // Where piece `piece` (8 elements) of a row of a tile lies, bytes from the tile's first:
 // copy_tile's panels and swizzle.
 DEVICE int piece_offset(int row, int piece) {
     return piece / 4 * KV_PANEL + row * 64 + (piece % 4 ^ row / 2 % 4) * 16;
 }
+#endif
 
 #if ROTATES
 // A lane's part of the head of a row at `from`, as attention takes it: 8 elements, and where it has
@@ -87,8 +105,8 @@ struct HeadPart {
     INSIDE void load(const u16 *from, const float *angles, bool is_value, const float *bias,
                      const float *weight) {
         Angles by;
-        low = load_once(from + 8 * max(first, 0));
-        high = load_once(from + 8 * max(second, 0));
+        low = load_product(from + 8 * max(first, 0));
+        high = load_product(from + 8 * max(second, 0));
         by.load(angles + (second < 0 ? 0 : 8 * first));
 #if QKV_BIAS || QK_NORM
         float factor = 1.0f;
@@ -111,6 +129,7 @@ struct HeadPart {
         if (first >= 0) *(uint4 *)(head + 8 * first) = low;
         if (second >= 0) *(uint4 *)(head + 8 * second) = high;
     }
+#if KV_CODE == KV_BF16
     // The same lane's copy of a stored head into row `row` of a tile.
     INSIDE void place(const u16 *head, u8 *tile, int row) const {
         if (first >= 0)
@@ -118,14 +137,48 @@ struct HeadPart {
         if (second >= 0)
             *(uint4 *)(tile + piece_offset(row, second)) = *(const uint4 *)(head + 8 * second);
     }
+#endif
 };
 #define ROTATION_ARGUMENTS , const float *table BIAS_ARGUMENT NORM_ARGUMENTS
+
+#if KV_CODE != KV_BF16
+// A new key or value, bf16 in shared memory, into its codes and behind them its scales there, and
+// if `cached` into the cache. By a whole warp.
+DEVICE void encode_fresh(u16 *fresh, bool cached, u8 *codes, u8 *scales) {
+    const int lane = threadIdx.x % 32;
+    u8 *own = (u8 *)fresh;
+    u16 v[KV_GROUPS];
+    __syncwarp();
+#pragma unroll
+    for (int c = 0; c < KV_GROUPS; c++) v[c] = fresh[32 * c + lane];
+    __syncwarp();
+    kv_encode(v, own, own + KV_ROW, lane);
+    __syncwarp();
+    if (!cached) return;
+    if (lane < KV_PIECES) ((uint4 *)codes)[lane] = ((const uint4 *)own)[lane];
+    if (lane < KV_SCALES) scales[lane] = own[KV_ROW + lane];
+}
+#endif
 #else
 #define ROTATION_ARGUMENTS
 #endif
 
+// A tile of `k` or `v` from `page`, as far as there are rows.
+#if KV_CODE == KV_BF16
+#define COPY_TILE(k, rows)                                                                         \
+    copy_tile<PREFILL_KEYS>(k##_tiles + tile % RING * TILE_BYTES,                                  \
+                            k##_cache + offset_of(page, HEAD_DIM), HEAD_DIM, rows,                 \
+                            ROTATES && tile == last ? own_row : -1)
+#else
+#define COPY_TILE(k, rows)                                                                         \
+    copy_codes(k##_tiles + tile % RING * TILE_BYTES, k##_cache + offset_of(page, KV_ROW),          \
+               k##_scales + offset_of(page, KV_SCALES), rows,                                      \
+               ROTATES && tile == last ? own_row : -1)
+#endif
+
 KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
-    attention_single(const u16 *q, u16 *k_cache, u16 *v_cache, const int4 *tiles, const int *tables,
+    attention_single(const u16 *q, KvUnit *k_cache, KvUnit *v_cache,
+                     SCALE_ARGUMENTS const int4 *tiles, const int *tables,
                      u16 *out ROTATION_ARGUMENTS) {
     let_next_kernel_start();
     // The host wrote these before the step's first kernel.
@@ -140,27 +193,27 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
 
     extern __shared__ __align__(128) u8 shared[];
     __shared__ __align__(16) float scores[2][QUERIES][PITCH];
-    const u32 k_tiles = shared_address(shared), v_tiles = k_tiles + RING * KV_BYTES;
+    const u32 k_tiles = shared_address(shared), v_tiles = k_tiles + RING * TILE_BYTES;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, r = lane / 4, t = lane % 4;
 
     const int begin = WINDOW > 0 ? max(past - WINDOW + 1, 0) / PREFILL_KEYS : 0;
     const int last = past / PREFILL_KEYS, end = last + 1;
     const int own_row = past % PREFILL_KEYS; // of the last tile
     auto page_of = [&](int tile) { return __ldg(pages + min(tile, last)); };
-    auto offset_of = [&](int page) {
-        return ((u64)page * KV_HEADS + kv_head) * (PREFILL_KEYS * HEAD_DIM);
+    auto offset_of = [&](int page, int of_row) {
+        return ((u64)page * KV_HEADS + kv_head) * (PREFILL_KEYS * of_row);
     };
-    auto copy = [&](u32 to, const u16 *cache, int tile, int page) {
-        if (tile < end)
-            copy_tile<PREFILL_KEYS>(to + tile % RING * KV_BYTES, cache + offset_of(page), HEAD_DIM,
-                                    past + 1 - tile * PREFILL_KEYS,
-                                    ROTATES && tile == last ? own_row : -1);
+    auto copy_keys = [&](int tile, int page) {
+        if (tile < end) COPY_TILE(k, past + 1 - tile * PREFILL_KEYS);
+    };
+    auto copy_values = [&](int tile, int page) {
+        if (tile < end) COPY_TILE(v, past + 1 - tile * PREFILL_KEYS);
     };
     int first_pages[RING + 1];
 #pragma unroll
     for (int i = 0; i <= RING; ++i) first_pages[i] = page_of(begin + i);
-    auto copy_first_keys = [&](int i) { copy(k_tiles, k_cache, begin + i, first_pages[i]); };
-    auto copy_first_values = [&](int i) { copy(v_tiles, v_cache, begin + i, first_pages[i]); };
+    auto copy_first_keys = [&](int i) { copy_keys(begin + i, first_pages[i]); };
+    auto copy_first_values = [&](int i) { copy_values(begin + i, first_pages[i]); };
 
     u32 query[KEY_STEPS][2 * HALVES]; // the fragment's row r, and r + 8
 #if ROTATES
@@ -168,7 +221,13 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
     HeadPart part;
     auto place_fresh = [&](int is_value) {
         if (warp != (queries + is_value) % WARPS) return;
-        part.place(fresh[is_value], shared + (is_value * RING + last % RING) * KV_BYTES, own_row);
+        u8 *tile = shared + (is_value * RING + last % RING) * TILE_BYTES;
+#if KV_CODE == KV_BF16
+        part.place(fresh[is_value], tile, own_row);
+#else
+        if (lane < KV_PIECES)
+            *(uint4 *)(tile + code_offset(own_row, lane)) = ((const uint4 *)fresh[is_value])[lane];
+#endif
     };
     copy_first_keys(0);
     commit_copies();
@@ -196,8 +255,18 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
         part.load(q + (u64)of.x * QKV_WIDTH + head * HEAD_DIM, table + (u64)of.x * 2 * ROTARY_HALF,
                   is_value, head_bias, weight);
         part.store(is_query ? rotated[vector] : fresh[is_value]);
+#if KV_CODE == KV_BF16
         if (!is_query && query_tile == 0)
-            part.store((is_value ? v_cache : k_cache) + offset_of(own_page) + own_row * HEAD_DIM);
+            part.store((is_value ? v_cache : k_cache) + offset_of(own_page, HEAD_DIM) +
+                       own_row * HEAD_DIM);
+#else
+        if (!is_query)
+            encode_fresh(fresh[is_value], query_tile == 0,
+                         (is_value ? v_cache : k_cache) + offset_of(own_page, KV_ROW) +
+                             own_row * KV_ROW,
+                         (is_value ? v_scales : k_scales) + offset_of(own_page, KV_SCALES) +
+                             own_row * KV_SCALES);
+#endif
     }
     if (last < begin + RING) place_fresh(0);
     if (last < begin + RING - 1) place_fresh(1);
@@ -228,9 +297,16 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
 #pragma unroll
             for (int high = 0; high < 2; ++high) {
                 const int row = r + 8 * h;
+#if KV_CODE == KV_BF16
                 const u16 *from =
                     rows + min(row, queries - 1) * HEAD_DIM + 16 * step + 8 * high + 2 * t;
                 query[step][2 * h + high] = row < queries ? *(const u32 *)from : 0;
+#else
+                const u16 *from = rows + min(row, queries - 1) * HEAD_DIM;
+                const u32 two = two_of(from, key_element(step, high, t, 0),
+                                       key_element(step, high, t, 1));
+                query[step][2 * h + high] = row < queries ? two : 0;
+#endif
             }
     // a0 .. a3 of an mma from a row's two words and those of the row 8 below.
     auto multiply = [&](float (&c)[4], const u32 (&a)[2 * HALVES], u32 b0, u32 b1) {
@@ -238,20 +314,74 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
                  HALVES == 2 ? a[2 * HALVES - 1] : 0, b0, b1);
     };
 
+#if KV_CODE != KV_BF16
+    // A tile's scales of keys, or of values. Of the new token they are not among them.
+    auto scales_of = [&](int is_value, int tile) {
+        return shared + (is_value * RING + tile % RING) * TILE_BYTES + SCALES_AT;
+    };
+    // The code of the scale of a row's group.
+    auto scale_code = [&](int is_value, int tile, int key, int group) -> u32 {
+#if ROTATES
+        if (tile == last && key == own_row) return ((const u8 *)fresh[is_value])[KV_ROW + group];
+#endif
+        return scales_of(is_value, tile)[key * KV_SCALES + group];
+    };
+    // Those of a value and the one behind it as a pair of bf16: of none, which the last tile has
+    // behind the new one, 0, since what lies there must not meet a weight of 0.
+    auto value_pair = [&](int tile, int key, int group) {
+        const u32 low = scale_code(1, tile, key, group), high = scale_code(1, tile, key + 1, group);
+        const int there = tile == last ? own_row - key : 1;
+        return (there < 0 ? 0 : scale_bf16(low)) | (there < 1 ? 0 : scale_bf16(high)) << 16;
+    };
+#endif
+
     // This warp's 16 keys of a tile.
     auto score = [&](int tile) {
-        const u32 base = k_tiles + tile % RING * KV_BYTES;
+        const u32 base = k_tiles + tile % RING * TILE_BYTES;
+        float c[2][4] = {};
+#if KV_CODE != KV_BF16
+#pragma unroll
+        for (int piece = 0; piece < KV_PIECES; piece += 2) {
+            const int row = 16 * warp + lane / 8 % 2 * 8 + lane % 8;
+            u32 words[4]; // of two pieces, each of keys 0 to 7 and 8 to 15
+            load_matrices(words, base + code_offset(row, min(piece + lane / 16, KV_PIECES - 1)));
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int own = piece + i / 2;
+                if (own >= KV_PIECES) break;
+#if KV_CODE == KV_INT4
+                const u32 scale = scale_bf16(scale_code(0, tile, 16 * warp + i % 2 * 8 + r, own));
+                const PairScale by(scale | scale << 16);
+#pragma unroll
+                for (int step = 0; step < 2; ++step)
+                    multiply(c[i % 2], query[2 * own + step], scaled_pair(words[i], 2 * step, by),
+                             scaled_pair(words[i], 2 * step + 1, by));
+#else
+                multiply(c[i % 2], query[own], code_pair(words[i], 0), code_pair(words[i], 1));
+#endif
+            }
+        }
+#if KV_CODE != KV_INT4
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float scale =
+                kv_scale(scale_code(0, tile, 16 * warp + i / 2 * 8 + 2 * t + i % 2, 0));
+#pragma unroll
+            for (int h = 0; h < HALVES; ++h) c[i / 2][2 * h + i % 2] *= scale;
+        }
+#endif
+#else
         const int key = 16 * warp + lane / 16 * 8 + lane % 8;
         u32 keys[KEY_STEPS][4];
 #pragma unroll
         for (int step = 0; step < KEY_STEPS; ++step)
             load_matrices(keys[step], base + piece_offset(key, 2 * step + lane / 8 % 2));
-        float c[2][4] = {};
 #pragma unroll
         for (int step = 0; step < KEY_STEPS; ++step) {
             multiply(c[0], query[step], keys[step][0], keys[step][1]);
             multiply(c[1], query[step], keys[step][2], keys[step][3]);
         }
+#endif
 #pragma unroll
         for (int h = 0; h < HALVES; ++h)
             if (r + 8 * h < QUERIES)
@@ -283,6 +413,11 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
     // Their softmax, each warp for itself, and this warp's columns of the output.
     auto attend = [&](int tile, Scores s, bool masked) {
         u32 weights[VALUE_STEPS][2 * HALVES];
+#if KV_CODE == KV_FP8 || KV_CODE == KV_INT8
+        u32 scales[2 * VALUE_STEPS];
+#pragma unroll
+        for (int i = 0; i < 2 * VALUE_STEPS; ++i) scales[i] = value_pair(tile, 8 * i + 2 * t, 0);
+#endif
 #pragma unroll
         for (int h = 0; h < HALVES; ++h) {
 #ifdef SOFT_CAP_BITS
@@ -301,8 +436,49 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
 #pragma unroll
             for (int i = 0; i < 2 * VALUE_STEPS; ++i)
                 weights[i / 2][2 * h + i % 2] = bf16_pair(s.of[h][2 * i], s.of[h][2 * i + 1]);
+#if KV_CODE == KV_FP8 || KV_CODE == KV_INT8
+#pragma unroll
+            for (int i = 0; i < 2 * VALUE_STEPS; ++i) {
+                u32 &weight = weights[i / 2][2 * h + i % 2];
+                weight = pair_times(weight, scales[i]);
+            }
+#endif
         }
-        const u32 base = v_tiles + tile % RING * KV_BYTES;
+        const u32 base = v_tiles + tile % RING * TILE_BYTES;
+#if KV_CODE != KV_BF16
+#if KV_CODE == KV_INT4
+        PairScale scales[2 * VALUE_STEPS];
+#endif
+#pragma unroll
+        for (int n = 0; n < OUT_BLOCKS; ++n) {
+            const int block = warp * OUT_BLOCKS + n, piece = block / KV_PARTS;
+            const int part = block % KV_PARTS;
+#if KV_CODE == KV_INT4
+            // A piece is a group. A lane makes the scales of two of its values, and has others'.
+            if (n == 0 || part == 0) {
+                const u32 own = value_pair(tile, 2 * lane, piece);
+#pragma unroll
+                for (int i = 0; i < 2 * VALUE_STEPS; ++i)
+                    scales[i] = PairScale(__shfl_sync(0xffffffffu, own, 4 * i + t));
+            }
+#endif
+#pragma unroll
+            for (int step = 0; step < VALUE_STEPS; step += 2) {
+                u32 words[4]; // of eight values each
+                load_transposed(words, base + code_offset(16 * step + lane, piece));
+#pragma unroll
+                for (int i = 0; i < 2; ++i)
+#if KV_CODE == KV_INT4
+                    multiply(o[n], weights[step + i],
+                             scaled_pair(words[2 * i], part, scales[2 * (step + i)]),
+                             scaled_pair(words[2 * i + 1], part, scales[2 * (step + i) + 1]));
+#else
+                    multiply(o[n], weights[step + i], code_pair(words[2 * i], part),
+                             code_pair(words[2 * i + 1], part));
+#endif
+            }
+        }
+#else
 #pragma unroll
         for (int step = 0; step < VALUE_STEPS; ++step) {
             const int key = 16 * step + lane / 8 % 2 * 8 + lane % 8;
@@ -318,6 +494,7 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
                              values[3]);
             }
         }
+#endif
     };
 
     score(begin);
@@ -331,8 +508,8 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
         const Scores s = load_scores(tile);
         const int next_page = page_of(tile + RING + 1);
         // The tile before's values and this one's keys are no longer in use.
-        copy(v_tiles, v_cache, tile + RING - 1, values_page);
-        copy(k_tiles, k_cache, tile + RING, keys_page);
+        copy_values(tile + RING - 1, values_page);
+        copy_keys(tile + RING, keys_page);
         commit_copies();
         values_page = keys_page, keys_page = next_page;
         score(tile + 1);
@@ -346,6 +523,34 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
     }
     attend(last, load_scores(last), true);
 
+#if KV_CODE != KV_BF16
+    // Two columns of a lane are not neighbours: through shared memory, where the tiles were.
+    u16 *staged = (u16 *)shared;
+    static_assert(QUERIES * HEAD_DIM * 2 <= DYNAMIC_SHARED, "the output");
+    sync_threads(1, THREADS);
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h) {
+        float sum = running_sum[h];
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        const float inverse = 1.0f / sum;
+        if (r + 8 * h < queries)
+#pragma unroll
+            for (int i = 0; i < 2 * OUT_BLOCKS; ++i) {
+                const int block = warp * OUT_BLOCKS + i / 2, n = 2 * t + i % 2;
+                const int column = KV_PARTS * (block / KV_PARTS * 8 + n) + block % KV_PARTS;
+                staged[(r + 8 * h) * HEAD_DIM + column] =
+                    bf16_of(o[i / 2][2 * h + i % 2] * inverse);
+            }
+    }
+    sync_threads(1, THREADS);
+    for (int index = threadIdx.x; index < queries * (HEAD_DIM / 2); index += THREADS) {
+        const int query = index / (HEAD_DIM / 2), word = index % (HEAD_DIM / 2);
+        const int segment = (first_head + query) * (HEAD_DIM / 32) + word / 16;
+        ((u32 *)out)[(u64)of.x * (OUT_STRIDE / 2) + output_word(segment, word % 16)] =
+            staged_word(staged + query * HEAD_DIM, word);
+    }
+#else
 #pragma unroll
     for (int h = 0; h < HALVES; ++h) {
         float sum = running_sum[h];
@@ -371,6 +576,7 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
 #endif
         }
     }
+#endif
     constexpr int PADDING =
         OUT_STRIDE / 32 - HEADS * (HEAD_DIM / 32); // segments beyond the last head
     if (PADDING > 0 && blockIdx.x == gridDim.x - 1)

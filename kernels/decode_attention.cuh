@@ -20,7 +20,7 @@
 //              1: [pages, KV_HEADS, PAGE_TOKENS, KV_UNITS], and `pages` has the sequence's, in
 //              order
 //   S1, S2     scales of keys and of values, u8 [KV_HEADS, capacity, KV_SCALES], where rows have
-//              any
+//              any; PAGED = 1: [pages, KV_HEADS, PAGE_TOKENS, KV_SCALES]
 //   SUMS       parts, f32 [HEADS, SPLITS, PART_FLOATS], tagged: output, maximum and sum of each
 //              block
 //   OUT        f32 [HEADS HEAD_DIM], tagged
@@ -61,7 +61,6 @@ constexpr int SCALE_TOKENS = (STAGE_TOKENS + 30) / 16 * 16;
 constexpr int VALUES_AT = STAGE_TOKENS * KV_ROW, SCALES_AT = 2 * VALUES_AT;
 constexpr int VALUE_SCALES_AT = SCALE_TOKENS * KV_SCALES; // behind those of keys
 static_assert(KV_ROW % 16 == 0 && SCALES_AT + 2 * VALUE_SCALES_AT <= WEIGHT_BYTES, "a slot");
-static_assert(!PAGED || KV_SCALES == 0, "pages have no scales");
 static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 256 && 2 * ROTARY_HALF <= HEAD_DIM &&
                   HEADS % KV_HEADS == 0,
               "shape");
@@ -92,10 +91,11 @@ struct Share {
 };
 
 #if PAGED
-// Where a token's row of a head begins among pages.
+static_assert(PAGE_TOKENS % 16 == 0, "16 tokens' scales are one page's");
+// Which of all rows in pages a token's of a head is.
 DEVICE u64 paged_row(const int *pages, int head, int token) {
     const u64 page = load_relaxed(pages + token / PAGE_TOKENS);
-    return ((page * KV_HEADS + head) * PAGE_TOKENS + token % PAGE_TOKENS) * KV_UNITS;
+    return (page * KV_HEADS + head) * PAGE_TOKENS + token % PAGE_TOKENS;
 }
 #endif
 
@@ -117,11 +117,22 @@ DEVICE void produce_cache(const Words &phase, Pump &pump, int past, const int *p
 #if PAGED
             for (int done = 0; done < count;) {
                 const int rows = min(count - done, PAGE_TOKENS - (token + done) % PAGE_TOKENS);
-                const u64 at = paged_row(pages, blockIdx.x / SPLITS, token + done);
+                const u64 at = paged_row(pages, blockIdx.x / SPLITS, token + done) * KV_UNITS;
                 pump.copy(slot + done * KV_ROW, keys + at, rows * KV_ROW);
                 pump.copy(slot + (STAGE_TOKENS + done) * KV_ROW, values + at, rows * KV_ROW);
                 done += rows;
             }
+            if constexpr (KV_SCALES > 0)
+                for (int done = 0; done < scales;) {
+                    const int rows =
+                        min(scales - done, PAGE_TOKENS - (from + done) % PAGE_TOKENS);
+                    const u64 at = paged_row(pages, blockIdx.x / SPLITS, from + done) * KV_SCALES;
+                    u8 *to = slot + SCALES_AT + done * KV_SCALES;
+                    pump.copy(to, phase.pointer<const u8>(S1) + at, rows * KV_SCALES);
+                    pump.copy(to + VALUE_SCALES_AT, phase.pointer<const u8>(S2) + at,
+                              rows * KV_SCALES);
+                    done += rows;
+                }
 #else
             pump.copy(slot, keys + (head + token) * KV_UNITS, count * KV_ROW);
             pump.copy(slot + VALUES_AT, values + (head + token) * KV_UNITS, count * KV_ROW);
@@ -241,13 +252,14 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
     const float *qkv = phase.pointer<const float>(X);
     float *parts = phase.pointer<float>(SUMS), *out = phase.pointer<float>(OUT);
 #if PAGED
-    const u64 row = paged_row(pages, kv_head, past);
+    const u64 own = paged_row(pages, kv_head, past);
 #else
-    const u64 row = ((u64)kv_head * phase.at(FIRST1) + past) * KV_UNITS;
+    const u64 own = (u64)kv_head * phase.at(FIRST1) + past;
 #endif
+    const u64 row = own * KV_UNITS;
     KvUnit *key_row = phase.pointer<KvUnit>(W0) + row, *value_row = phase.pointer<KvUnit>(W1) + row;
 #if KV_CODE != KV_BF16
-    const u64 scale_row = ((u64)kv_head * phase.at(FIRST1) + past) * KV_SCALES;
+    const u64 scale_row = own * KV_SCALES;
     u8 *key_scales = phase.pointer<u8>(S1) + scale_row;
     u8 *value_scales = phase.pointer<u8>(S2) + scale_row;
 #endif

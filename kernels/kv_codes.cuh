@@ -32,6 +32,12 @@ typedef u8 KvUnit;
 constexpr int KV_UNITS = HEAD_DIM, KV_SCALES = 1;
 #endif
 constexpr int KV_ROW = KV_UNITS * sizeof(KvUnit); // bytes
+// A kernel's arguments beside keys and values, where these have scales.
+#if KV_CODE == KV_BF16
+#define SCALE_ARGUMENTS
+#else
+#define SCALE_ARGUMENTS u8 *k_scales, u8 *v_scales,
+#endif
 constexpr u32 KV_INFINITE = 0x7f80; // a bf16's bits without its sign
 
 // What the values of a row's, or of a group's, codes are multiplied with. Of one that is not finite

@@ -3,7 +3,8 @@
 // PAGED = 1: rows of many sequences, whose keys and values go into pages of PAGE_TOKENS tokens:
 //   seen     for each row {place: page * PAGE_TOKENS + token, 1 with LongRoPE's long factors, 0,
 //            position}
-//   k_cache, v_cache  bf16 [pages, KV_HEADS, PAGE_TOKENS, HEAD_DIM]
+//   k_cache, v_cache  KvUnit [pages, KV_HEADS, PAGE_TOKENS, KV_UNITS], bf16 or codes; of codes
+//   k_scales, v_scales  u8 [pages, KV_HEADS, PAGE_TOKENS, KV_SCALES]  (kv_codes.cuh)
 //   inv_freq f32 [2, ROTARY_HALF], of the short and of the long factors
 //
 // rotation_table    table[i, :, j] = attention_factor (cos, sin)(p inv_freq[j]) for the position p
@@ -17,7 +18,8 @@
 //   qkv      bf16 [rows, (HEADS + 2 KV_HEADS) HEAD_DIM]
 //   q_out    bf16 [rows, HEADS HEAD_DIM]
 //   k_cache, v_cache  bf16 [KV_HEADS, capacity, HEAD_DIM]
-//   grid: rows, block: ROPE_THREADS. Bound by memory: a thread moves 8 elements at a time.
+//   grid: rows, block: ROPE_THREADS. Bound by memory: a thread moves 8 elements at a time. Keys and
+//   values that are to be codes are put together in shared memory, and a warp encodes a head.
 //
 // Where a family has them, before the rotation:
 //   QKV_BIAS = 1   bias f32 [(HEADS + 2 KV_HEADS) HEAD_DIM] is added to queries, keys and values
@@ -31,8 +33,14 @@
 //
 // Macros: HEADS, KV_HEADS, HEAD_DIM, ROTARY_HALF (multiple of 8), PACKED, PAGED, PAGE_TOKENS (with
 // PAGED), BLOCK_THREADS (of rope_and_cache); QKV_BIAS; QK_NORM, EPS_BITS and the numbers PER_HEAD,
-// WHOLE_WIDTH.
+// WHOLE_WIDTH; in pages KV_CODE and what it may be.
 #include "rotate.cuh"
+#if KV_CODE == KV_BF16 // or neither of them is there
+typedef u16 KvUnit;
+#define SCALE_ARGUMENTS
+#else
+#include "kv_codes.cuh"
+#endif
 
 #ifndef PACKED
 #define PACKED 0
@@ -43,6 +51,9 @@
 
 constexpr int ROPE_THREADS = 256;
 static_assert(ROPE_THREADS == BLOCK_THREADS, "as smq-engine launches it");
+#if KV_CODE != KV_BF16
+static_assert(PAGED, "codes lie in pages");
+#endif
 
 KERNEL rotation_table(const float *inv_freq, float attention_factor, int past, const int4 *seen,
                       float *table) {
@@ -60,14 +71,19 @@ KERNEL rotation_table(const float *inv_freq, float attention_factor, int past, c
 
 KERNEL __launch_bounds__(ROPE_THREADS)
 #if PAGED
-    rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, const int4 *seen,
+    rope_and_cache(const u16 *qkv, u16 *q_out, KvUnit *k_cache, KvUnit *v_cache,
+                   SCALE_ARGUMENTS const int4 *seen,
                    const float *table BIAS_ARGUMENT NORM_ARGUMENTS) {
     let_next_kernel_start();
     const int row = blockIdx.x, place = seen[row].x, page = place / PAGE_TOKENS,
               token = place % PAGE_TOKENS;
+#if KV_CODE == KV_BF16
     auto cached = [&](int kv_head) {
         return (((u64)page * KV_HEADS + kv_head) * PAGE_TOKENS + token) * HEAD_DIM;
     };
+#else
+    __shared__ __align__(16) u16 fresh[2 * KV_HEADS * HEAD_DIM]; // of keys, then of values
+#endif
 #else
     rope_and_cache(const u16 *qkv, u16 *q_out, u16 *k_cache, u16 *v_cache, int capacity, int past,
                    const float *table BIAS_ARGUMENT NORM_ARGUMENTS) {
@@ -80,8 +96,12 @@ KERNEL __launch_bounds__(ROPE_THREADS)
     auto destination = [&](int head) {
         if (head < HEADS) return q_out + ((u64)row * HEADS + head) * HEAD_DIM;
         const int kv_head = head - HEADS;
+#if KV_CODE == KV_BF16
         return kv_head < KV_HEADS ? k_cache + cached(kv_head)
                                   : v_cache + cached(kv_head - KV_HEADS);
+#else
+        return fresh + kv_head * HEAD_DIM;
+#endif
     };
 
     // All loads first. 8 elements and the 8 that they rotate with; then what is only copied: the
@@ -146,15 +166,15 @@ KERNEL __launch_bounds__(ROPE_THREADS)
     for (int round = 0; round < PAIR_ROUNDS; ++round) {
         const int index = min(round * ROPE_THREADS + (int)threadIdx.x, PAIRS - 1);
         const u16 *x = from + index / HEAD_PAIRS * HEAD_DIM + index % HEAD_PAIRS * 8;
-        low[round] = load_once(x);
-        high[round] = load_once(x + ROTARY_HALF);
+        low[round] = load_product(x);
+        high[round] = load_product(x + ROTARY_HALF);
         angles[round].load(table + row * 2 * ROTARY_HALF + index % HEAD_PAIRS * 8);
     }
 #pragma unroll
     for (int round = 0; round < COPY_ROUNDS; ++round) {
         int head, i;
         copied(min(round * ROPE_THREADS + (int)threadIdx.x, COPIES - 1), head, i);
-        copies[round] = load_once(from + head * HEAD_DIM + i);
+        copies[round] = load_product(from + head * HEAD_DIM + i);
     }
 #pragma unroll
     for (int round = 0; round < PAIR_ROUNDS; ++round) {
@@ -189,4 +209,18 @@ KERNEL __launch_bounds__(ROPE_THREADS)
 #endif
         *(uint4 *)(destination(head) + i) = copies[round];
     }
+#if KV_CODE != KV_BF16
+    __syncthreads();
+    const int lane = threadIdx.x % 32;
+    for (int vector = threadIdx.x / 32; vector < 2 * KV_HEADS; vector += ROPE_THREADS / 32) {
+        const bool is_value = vector >= KV_HEADS;
+        const u64 at =
+            ((u64)page * KV_HEADS + vector % KV_HEADS) * PAGE_TOKENS + token;
+        u16 v[KV_GROUPS];
+#pragma unroll
+        for (int c = 0; c < KV_GROUPS; c++) v[c] = fresh[vector * HEAD_DIM + 32 * c + lane];
+        kv_encode(v, (is_value ? v_cache : k_cache) + at * KV_ROW,
+                  (is_value ? v_scales : k_scales) + at * KV_SCALES, lane);
+    }
+#endif
 }

@@ -2,7 +2,7 @@
 # memcheck and racecheck of every kernel at work on the bundled checkpoint: each way of storing
 # weights, a short prompt and one of over 1024 tokens, each with decode steps, scores of many
 # sequences packed into one pass, steps of many sequences with their keys and values in pages, each
-# way of storing keys and values, and calibrations.
+# way of storing keys and values, of one sequence and in pages, and calibrations.
 #
 #     kernels/sanitize.sh [OUT_DIR]
 #
@@ -49,9 +49,10 @@ check() { # TOOL MODEL WORK
         command=(eval hellaswag "$file" --data tests/fixtures/eval/hellaswag.jsonl)
     # Twice a number of sequences for the warm-up, whose steps are recorded, and once more,
     # replayed.
-    [ "$work" = many ] &&
-        command=(bench "$file" --sequences 1,3,20 --prompt-tokens 70 --output-tokens 4 --warmup 2
-            --repeats 1)
+    local many=(bench "$file" --sequences 1,3,20 --prompt-tokens 70 --output-tokens 4 --warmup 2
+        --repeats 1)
+    [ "$work" = many ] && command=("${many[@]}")
+    [[ $work = pages-* ]] && command=("${many[@]}" --kv-cache "${work#pages-}")
     [ "$work" = lines ] && command=(eval lambada "$file" --data "$out/lines.jsonl")
     local program=smq-run
     if [ "$work" = calibrate ]; then
@@ -98,5 +99,6 @@ for tool in memcheck racecheck; do
     done
     for cache in fp8 int8 int4; do
         echo "$tool int4 cache-$cache"
+        echo "$tool int4 pages-$cache"
     done
 done | grep -E "${ONLY:-.}" | xargs -P "${JOBS:-4}" -L 1 bash -c 'check "$@"' check

@@ -59,6 +59,10 @@ const HEADERS: &[(&str, &str)] = &[
         "attention.cuh",
         include_str!("../../../kernels/attention.cuh"),
     ),
+    (
+        "attention_codes.cuh",
+        include_str!("../../../kernels/attention_codes.cuh"),
+    ),
     ("best.cuh", include_str!("../../../kernels/best.cuh")),
     ("common.cuh", include_str!("../../../kernels/common.cuh")),
     (

@@ -1,5 +1,5 @@
-//! The cache of one sequence: where its rows lie, and what a prompt's pass does where they have
-//! fewer bits than bf16 (`kernels/kv_cache.cu`, `spec/cache.md`).
+//! The cache of one sequence, or of many in pages: where its rows lie, and what a prompt's pass of
+//! one does where they have fewer bits than bf16 (`kernels/kv_cache.cu`, `spec/cache.md`).
 
 use super::args::Args;
 use super::contract::Defines;
@@ -7,7 +7,7 @@ use super::kernels::{Call, Kernels};
 use super::launch::Launch;
 use super::memory::Span;
 use crate::error::Result;
-use crate::kv::KvCode;
+use crate::kv::{KvCacheFormat, KvCode};
 use smq_model::ModelConfig;
 
 /// The kernels that widen and encode rows.
@@ -16,7 +16,8 @@ pub const KV_FILE: &str = "kv_cache.cu";
 const THREADS: usize = 256;
 
 /// The keys and values of every layer: bf16 `[kv_heads, capacity, head_dim]` each, or codes and
-/// behind them scales. Where they are not bf16, one layer's room in bf16 comes behind all.
+/// behind them scales; in pages, each of them `[pages, kv_heads, tokens of a page, …]`. Where those
+/// of one sequence are not bf16, one layer's room in bf16 comes behind all.
 #[derive(Debug, Clone, Copy)]
 pub struct Cache {
     /// Layer 0's keys, then its values, then layer 1's.
@@ -43,7 +44,8 @@ pub struct KvRows {
 }
 
 impl Cache {
-    /// A cache of `capacity` positions in `span`, which has [`Cache::bytes`] of them.
+    /// A cache of `capacity` positions in `span`, which has [`Cache::bytes`] of them, or in pages
+    /// [`Cache::bytes_of_rows`].
     #[must_use]
     pub fn new(span: Span, c: &ModelConfig, code: KvCode, capacity: usize) -> Self {
         let row = code.row(c.head_dim);
@@ -55,12 +57,15 @@ impl Cache {
         }
     }
 
-    /// Bytes that `capacity` positions take.
+    /// Bytes that `capacity` positions of one sequence take.
     #[must_use]
     pub fn bytes(c: &ModelConfig, code: KvCode, capacity: usize) -> usize {
-        let row = code.row(c.head_dim);
-        let layer = 2 * c.kv_heads * capacity * (row.codes + row.scales);
-        c.layers * layer + 2 * Self::wide_bytes(c, code, capacity)
+        Self::bytes_of_rows(c, code, capacity) + 2 * Self::wide_bytes(c, code, capacity)
+    }
+
+    /// Bytes of the rows themselves, without the room of a layer in bf16: pages have none.
+    pub(super) fn bytes_of_rows(c: &ModelConfig, code: KvCode, capacity: usize) -> usize {
+        capacity * KvCacheFormat::Coded(code).bytes_per_token(c)
     }
 
     /// Bytes of one layer's keys in bf16, where that is not how they are held.
@@ -78,20 +83,26 @@ impl Cache {
         (keys, keys + self.side_bytes as u64)
     }
 
-    /// Where else a layer's keys and values are, which are not bf16 in the cache; `None` of those
-    /// that are.
+    /// Addresses of the scales of a layer's keys and values; `None` where these have none.
+    #[must_use]
+    pub fn scales(&self, c: &ModelConfig, index: usize) -> Option<[u64; 2]> {
+        let row = self.code.row(c.head_dim);
+        let codes = (c.kv_heads * self.capacity * row.codes) as u64;
+        let (keys, values) = self.layer(index);
+        (row.scales > 0).then_some([keys + codes, values + codes])
+    }
+
+    /// Where else one sequence's keys and values of a layer are, which are not bf16 in the cache;
+    /// `None` of those that are.
     #[must_use]
     pub fn coded(&self, c: &ModelConfig, index: usize) -> Option<KvRows> {
+        let scales = self.scales(c, index)?;
         let wide_bytes = Self::wide_bytes(c, self.code, self.capacity) as u64;
-        if wide_bytes == 0 {
-            return None;
-        }
         let (keys, values) = self.layer(index);
-        let codes = (c.kv_heads * self.capacity * self.code.row(c.head_dim).codes) as u64;
         let wide = self.span.ptr() + (2 * c.layers * self.side_bytes) as u64;
         Some(KvRows {
             codes: [keys, values],
-            scales: [keys + codes, values + codes],
+            scales,
             wide: [wide, wide + wide_bytes],
             capacity: self.capacity,
         })

@@ -132,7 +132,7 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
 /// Heads that `rope.cu` norms together: a thread each.
 const MOST_NORMED_HEADS: usize = ROPE_THREADS as usize;
 
-/// How keys and values of one sequence are held, where the kernels know that.
+/// How keys and values are held, where the kernels know that.
 pub(super) fn kv_cache(format: Option<KvCacheFormat>) -> Result<KvCode> {
     match format {
         None => Ok(KvCode::Bf16),
@@ -144,17 +144,23 @@ pub(super) fn kv_cache(format: Option<KvCacheFormat>) -> Result<KvCode> {
     }
 }
 
-/// As [`kv_cache`], of many sequences in pages.
-pub(super) fn kv_cache_in_pages(format: Option<KvCacheFormat>) -> Result<KvCode> {
-    match kv_cache(format)? {
-        KvCode::Bf16 => Ok(KvCode::Bf16),
-        other @ (KvCode::Fp8 | KvCode::Int8 | KvCode::Int4) => {
-            let other = KvCacheFormat::Coded(other);
+/// Shared memory that a block of `rope.cu` has for the keys and values of a row, which it encodes
+/// there: what a block has without asking, less what norms take.
+const FRESH_BYTES: usize = 46 << 10;
+
+/// Refuses pages of fewer bits than bf16 where `rope.cu` has no room for a token's keys and values.
+pub(super) fn pages(c: &ModelConfig, code: KvCode) -> Result<()> {
+    let bytes = 2 * size_of::<u16>() * c.kv_heads * c.head_dim;
+    match code {
+        KvCode::Fp8 | KvCode::Int8 | KvCode::Int4 if bytes > FRESH_BYTES => {
+            let format = KvCacheFormat::Coded(code);
             Err(Error::config(format!(
-                "--kv-cache {other} does not run with --device cuda for many sequences at once, or \
-                 with guessed tokens, only bf16; leave it out, or run with --device cpu"
+                "--kv-cache {format} does not run with --device cuda for many sequences at once, or \
+                 with guessed tokens, where a token's keys and values of a layer take {bytes} bytes \
+                 in bf16, at most {FRESH_BYTES}; leave it out, or run with --device cpu"
             )))
         }
+        KvCode::Bf16 | KvCode::Fp8 | KvCode::Int8 | KvCode::Int4 => Ok(()),
     }
 }
 

@@ -44,8 +44,10 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
     if beyond_one_kernel(&c, sms).is_empty() {
         let step = step_plan(&c, &model, sms)?.defines;
         let with = |more: Defines| ("decode.cu", [&step[..], &more].concat());
-        list.extend(KvCode::SMALLER.map(|code| with(kv_defines(code))));
-        list.extend([with(paged_defines().into()), with(Defines::new())]);
+        for code in [KvCode::Bf16].into_iter().chain(KvCode::SMALLER) {
+            let paged = [&kv_defines(code)[..], &paged_defines()].concat();
+            list.extend([with(kv_defines(code)), with(paged)]);
+        }
     } else {
         list.push(("logits.cu", logits_defines(&c)));
     }
@@ -55,7 +57,7 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
         list.push(("leave.cu", leave_defines(&c, ROW_THREADS)));
     }
     for window in windows(&c) {
-        for kind in Attention::ALL.into_iter().filter(|kind| kind.fits(&c)) {
+        for kind in Attention::all().filter(|kind| kind.fits(&c)) {
             let defines = |order| kind.defines(&c, window, order);
             list.extend([0, 1].map(|order| (kind.file(), defines(order))));
         }
@@ -66,7 +68,10 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
         }
     };
     for rows in Rows::ALL {
-        add(("rope.cu", rope_defines(&c, rows)));
+        add(("rope.cu", rope_defines(&c, rows, KvCode::Bf16)));
+    }
+    for code in KvCode::SMALLER {
+        add(("rope.cu", rope_defines(&c, Rows::Paged, code)));
     }
     let one = std::slice::from_ref::<DeviceMatrix>;
     let out = match leaves {
@@ -163,11 +168,11 @@ mod tests {
             ("rows.cu", 1),
             ("choose.cu", 1),
             ("gemm_bf16.cu", 20),
-            ("rope.cu", 3),
-            ("attention_prefill.cu", 10),
-            ("attention_single.cu", 12),
+            ("rope.cu", 6),
+            ("attention_prefill.cu", 16),
+            ("attention_single.cu", 36),
             ("swiglu_bf16.cu", 4),
-            ("decode.cu", 5),
+            ("decode.cu", 8),
             ("kv_cache.cu", 3),
         ];
         assert!(all.iter().all(|(file, n)| count(file) == *n), "{files:?}");

@@ -25,6 +25,7 @@ use super::row_count::RowCount;
 use super::rows::{RowProducts, Target, joins_gate_and_up, reads_int4_order};
 use super::weights::DeviceMatrix;
 use crate::error::{Error, Result};
+use crate::kv::KvCode;
 use attention::{Attention, ROPE_THREADS, Rows, Windowed, rope_defines, table_call};
 use between::{Left, Next, leave_kernel};
 use buffers::Buffers;
@@ -122,10 +123,10 @@ impl Prefill {
             kernels.get("rows.cu", defines, name)
         };
         // Packed sequences are what evaluations need.
-        for kind in Attention::ALL.into_iter().filter(|k| k.rows == Rows::One) {
+        for kind in Attention::all().filter(|k| k.rows == Rows::One) {
             kind.of_windows(kernels, c)?;
         }
-        rope(kernels, c, Rows::One)?;
+        rope(kernels, c, Rows::One, KvCode::Bf16)?;
         Ok(Self {
             embed: rows("embed_rows")?,
             norm: rows("norm_rows")?,
@@ -201,14 +202,14 @@ impl Prefill {
             None => Rows::One,
             Some(_) => Rows::Packed,
         };
-        let kind = Attention::of(c, m, rows);
+        let kind = Attention::of(c, m, rows, KvCode::Bf16);
         let pass = Pass {
             m,
             past,
             alike: false,
             kind,
             attention: kind.of_windows(kernels, c)?,
-            rope: Some(rope(kernels, c, rows)?),
+            rope: Some(rope(kernels, c, rows, kind.code)?),
             inv_freq: state.inv_freq.map(Span::ptr),
             tokens: b.tokens.ptr(),
             seen: b.seen.map(Span::ptr),
@@ -262,11 +263,21 @@ impl Prefill {
         } = parts;
         let layer = &model.layers[index];
         let stream = kernels.gpu().main();
-        // Kernels read and write bf16: where the cache is not, in one layer's room for it.
-        let coded = cache.coded(c, index);
+        // Kernels of one sequence read and write bf16: where the cache is not, in one layer's room
+        // for it. Those of many have codes, with scales beside them.
+        let (coded, scales) = match &pass.tiles {
+            None => (cache.coded(c, index), None),
+            Some(_) => (None, cache.scales(c, index)),
+        };
         let (keys, values) = match &coded {
             None => cache.layer(index),
             Some(rows) => (rows.wide[0], rows.wide[1]),
+        };
+        let cached = |args: Args| {
+            let addresses = [keys, values]
+                .into_iter()
+                .chain(scales.into_iter().flatten());
+            addresses.fold(args, Args::ptr)
         };
         let one = std::slice::from_ref::<DeviceMatrix>;
         let Pass { m, past, kind, .. } = *pass;
@@ -277,16 +288,12 @@ impl Prefill {
         let o_order = reads_int4_order(one(&layer.o), n);
         let down_order = reads_int4_order(one(&layer.down), n);
         let width = (c.heads + 2 * c.kv_heads) * c.head_dim;
-        let rope_args = Args::new()
-            .ptr(b.qkv.ptr())
-            .ptr(b.q.ptr())
-            .ptr(keys)
-            .ptr(values);
+        let rope_args = cached(Args::new().ptr(b.qkv.ptr()).ptr(b.q.ptr()));
         let queries = match pass.rope {
             Some(_) => b.q.ptr(),
             None => b.qkv.ptr(),
         };
-        let attention_args = Args::new().ptr(queries).ptr(keys).ptr(values);
+        let attention_args = cached(Args::new().ptr(queries));
         let window = c.windows.layer(index);
         let (attention_kernels, seen) = pass.of_window(window)?;
         let (rope_args, attention_args, attention_launch) = match &pass.tiles {
@@ -424,6 +431,6 @@ impl Pass {
 }
 
 /// The kernel that rotates rows of a kind and writes their keys and values.
-fn rope(kernels: &Kernels, c: &ModelConfig, rows: Rows) -> Result<Arc<Kernel>> {
-    kernels.get("rope.cu", rope_defines(c, rows), "rope_and_cache")
+fn rope(kernels: &Kernels, c: &ModelConfig, rows: Rows, code: KvCode) -> Result<Arc<Kernel>> {
+    kernels.get("rope.cu", rope_defines(c, rows, code), "rope_and_cache")
 }

@@ -2,15 +2,15 @@
 
 use serde_json::{Value, json};
 use smq_engine::cuda::{
-    Attention, Bf16Cut, Cut, ROW_THREADS, Rows, SMS, SwigluCut, Target, leave_defines, leaves,
-    logits_defines, rope_defines, row_defines, windows,
+    Attention, Bf16Cut, Cut, ROW_THREADS, SMS, SwigluCut, Target, leave_defines, leaves,
+    logits_defines, row_defines, windows,
 };
 use smq_format::ScaleChoice;
 use smq_model::ModelConfig;
 use smq_model::architecture::Activation;
 
 use crate::variants::{
-    Layer, Shape, Variant, formats, int4, matrix, of_smaller_caches, smaller_caches, step,
+    Layer, Shape, Variant, formats, int4, matrix, of_cache, of_caches, of_smaller_caches, step,
 };
 
 /// A config of each family with what it has beyond the others, of the sizes of a well-known model's
@@ -100,20 +100,20 @@ fn of_family((name, config): &(&'static str, Value)) -> Vec<Variant> {
         let defines = leave_defines(&c, ROW_THREADS);
         cases.push(("leave.cu", String::new(), defines));
     }
-    cases.extend(smaller_caches(&c));
-    for rows in Rows::ALL {
-        cases.push(("rope.cu", format!("{rows:?}"), rope_defines(&c, rows)));
-    }
+    cases.extend(of_caches(&c));
     let windows = windows(&c);
-    for kind in Attention::ALL.into_iter().filter(|kind| kind.fits(&c)) {
+    for kind in Attention::all().filter(|kind| kind.fits(&c)) {
         let Attention {
             warpgroups,
             rows,
             ring,
+            code,
         } = kind;
         for (i, window) in windows.iter().enumerate() {
-            let case =
-                format!("window {window:?}, {warpgroups} warpgroups, {rows:?}, {ring} tiles");
+            let cache = of_cache(code);
+            let case = format!(
+                "window {window:?}, {warpgroups} warpgroups, {rows:?}, {ring} tiles{cache}"
+            );
             let defines = kind.defines(&c, *window, (i % 2) as i64);
             cases.push((kind.file(), case, defines));
         }

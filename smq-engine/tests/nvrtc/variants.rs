@@ -106,6 +106,7 @@ fn of_shape(s: &Shape) -> Vec<Variant> {
         if matches!(format, Format::Bf16) {
             let mut paged = step(&c, &layer.products());
             paged.extend(paged_defines());
+            cases.extend(of_smaller_caches(&format!("{stored}, paged"), &paged));
             cases.push(("decode.cu", format!("{stored}, paged"), paged));
             for (part, w, target) in layer.parts() {
                 cases.extend(of_many_sequences(part, &w, target));
@@ -160,18 +161,18 @@ pub(crate) type Case = (&'static str, String, Defines);
 fn of_any_weights(c: &ModelConfig) -> Vec<Case> {
     let mut cases = vec![("rows.cu", String::new(), row_defines(c, SMS))];
     cases.push(("choose.cu", String::new(), choose_defines(c.vocab)));
-    cases.extend(smaller_caches(c));
-    for rows in Rows::ALL {
-        cases.push(("rope.cu", format!("{rows:?}"), rope_defines(c, rows)));
-    }
-    for kind in Attention::ALL {
+    cases.extend(of_caches(c));
+    for kind in Attention::all() {
         let Attention {
             warpgroups,
             rows,
             ring,
+            code,
         } = kind;
         for order in [0, 1] {
-            let case = format!("order {order}, {warpgroups} warpgroups, {rows:?}, {ring} tiles");
+            let cache = of_cache(code);
+            let case =
+                format!("order {order}, {warpgroups} warpgroups, {rows:?}, {ring} tiles{cache}");
             let defines = kind.defines(c, c.windows.alike(), order);
             cases.push((kind.file(), case, defines));
         }
@@ -179,20 +180,37 @@ fn of_any_weights(c: &ModelConfig) -> Vec<Case> {
     cases
 }
 
-/// What a prompt's pass does with caches of fewer bits than bf16.
-pub(crate) fn smaller_caches(c: &ModelConfig) -> [Case; 3] {
-    KvCode::SMALLER.map(|code| {
+/// The rotation of every kind of rows, and what a prompt's pass does with caches of fewer bits than
+/// bf16.
+pub(crate) fn of_caches(c: &ModelConfig) -> Vec<Case> {
+    let rope = |rows, code| {
+        let case = format!("{rows:?}{}", of_cache(code));
+        ("rope.cu", case, rope_defines(c, rows, code))
+    };
+    let mut cases: Vec<Case> = Rows::ALL.map(|rows| rope(rows, KvCode::Bf16)).into();
+    for code in KvCode::SMALLER {
         let cache = KvCacheFormat::Coded(code).to_string();
-        (KV_FILE, cache, kv_cache_defines(c, code))
-    })
+        cases.push((KV_FILE, cache, kv_cache_defines(c, code)));
+        cases.push(rope(Rows::Paged, code));
+    }
+    cases
+}
+
+/// A cache, where it is not bf16, behind a case's name.
+pub(crate) fn of_cache(code: KvCode) -> String {
+    match code {
+        KvCode::Bf16 => String::new(),
+        KvCode::Fp8 | KvCode::Int8 | KvCode::Int4 => {
+            format!(", {} cache", KvCacheFormat::Coded(code))
+        }
+    }
 }
 
 /// A step with these caches.
 pub(crate) fn of_smaller_caches(stored: &str, step: &[(&'static str, i64)]) -> [Case; 3] {
     KvCode::SMALLER.map(|code| {
-        let cache = KvCacheFormat::Coded(code);
         let defines = [step, &kv_defines(code)].concat();
-        ("decode.cu", format!("{stored}, {cache} cache"), defines)
+        ("decode.cu", format!("{stored}{}", of_cache(code)), defines)
     })
 }
 

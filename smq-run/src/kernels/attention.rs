@@ -178,7 +178,7 @@ fn decode(lab: &mut Lab<'_>, layer: &'static str, code: KvCode, cached: usize) -
                 input: None,
                 output: i,
             };
-            let scales = cache.coded(&c, i).map_or([0; 2], |rows| rows.scales);
+            let scales = cache.scales(&c, i).unwrap_or_default();
             let phase = Phase::attention(cache.layer(i), capacity, &buffers, uses);
             phase.scaled(scales).0
         })

@@ -8,10 +8,10 @@ use super::host::{bf16s, sample};
 use super::lab::{Floor, Lab, of};
 use super::reference::{Worst, int4_order};
 use super::report::{Check, KernelReport};
-use smq_engine::Result;
 use smq_engine::cuda::{
     Args, Attention, Call, Launch, ROPE_THREADS, Rows, rope_defines, table_launch,
 };
+use smq_engine::{KvCode, Result};
 
 pub(super) const ROWS: [usize; 3] = [128, 512, 2048];
 /// Rows whose attention is compared, all heads of each.
@@ -35,10 +35,10 @@ fn prefill(lab: &mut Lab<'_>, m: usize, with_rope: bool, with_attention: bool) -
     let c = lab.config.clone();
     let (d, heads) = (c.head_dim, c.kv_heads);
     let width = heads * d;
-    let kind = Attention::of(&c, m, Rows::One);
+    let kind = Attention::of(&c, m, Rows::One, KvCode::Bf16);
     let rope_kernel = |name| {
         lab.kernels
-            .get("rope.cu", rope_defines(&c, Rows::One), name)
+            .get("rope.cu", rope_defines(&c, Rows::One, kind.code), name)
     };
     let capacity = m.next_multiple_of(CAPACITY_STEP);
     let side = heads * capacity * d;

@@ -8,7 +8,7 @@ use smq_convert::{LevelChoice, Method, ScaleChoice};
 use smq_engine::cuda::CudaBatch;
 use smq_engine::sample::{Adjustments, Sampler};
 use smq_engine::serve::{BatchEngine, BatchOptions, Choice, Chosen, Chunk, Computed, Scores};
-use smq_engine::{CpuEngine, Engine};
+use smq_engine::{CpuEngine, Engine, KvCacheFormat, KvCode};
 use smq_model::{GenerationSettings, Source};
 
 use crate::Outcome;
@@ -18,16 +18,21 @@ use crate::reference::{Path, Reference};
 /// Tokens of the cache: enough for every test here.
 const KV_TOKENS: usize = 65_536;
 
-fn engine(source: &Source) -> CudaBatch {
-    opened(source, false).unwrap()
+fn engine(source: &Source, cache: Cache) -> CudaBatch {
+    opened(source, false, cache).unwrap()
 }
+
+/// How keys and values are held, where that is not as the GPU computes them.
+pub(crate) type Cache = Option<KvCode>;
 
 pub(crate) fn opened(
     source: &Source,
     fast_nondeterministic: bool,
+    cache: Cache,
 ) -> smq_engine::Result<CudaBatch> {
     let options = BatchOptions {
         fast_nondeterministic,
+        kv_cache: cache.map(KvCacheFormat::Coded),
         kv_tokens: Some(KV_TOKENS),
         max_rows: 64,
         ..BatchOptions::default()
@@ -78,17 +83,14 @@ fn computed(engine: &mut CudaBatch, mut chunks: Vec<Chunk<'_>>) -> Vec<Computed>
 }
 
 /// Each token's log-probability in one step over prompts on both sides of a page's end and of
-/// LongRoPE's switch, against the CPU.
-pub(crate) fn scores(model: &Model, vocab: Option<u32>) -> Outcome {
+/// LongRoPE's switch, against the CPU with the same cache.
+pub(crate) fn scores(model: &Model, vocab: Option<u32>, cache: Cache) -> Outcome {
     let source = model.open();
-    let mut engine = engine(&source);
+    let mut engine = engine(&source, cache);
     let mut random = StdRng::seed_from_u64(1);
     let mut free = Free::of(&engine, &mut random);
     let lengths = [2, 63, 64, 65, 200, 700];
-    let tokens = |n| match vocab {
-        None => sample_tokens(n),
-        Some(vocab) => any_tokens(n, vocab),
-    };
+    let tokens = |n| tokens_of(vocab, n);
     let sequences: Vec<Sequence> = lengths
         .iter()
         .map(|n| Sequence::new(&tokens(*n), 0, &engine, &mut free))
@@ -106,14 +108,13 @@ pub(crate) fn scores(model: &Model, vocab: Option<u32>) -> Outcome {
         choice: None,
     });
     let found = computed(&mut engine, chunks.collect());
-    let mut cpu = CpuEngine::load(&source).unwrap();
+    let mut cpu = CpuEngine::load(&source).unwrap().with_cache(twin(cache));
     for (sequence, found) in sequences.iter().zip(found) {
         let len = sequence.tokens.len();
         let expected = cpu.scores(&sequence.tokens).unwrap();
-        let reference = Reference::of_pass(&source, &sequence.tokens, [len]);
         // The largest logit of one position stands for all; both the token's logit and the
         // logarithm of the sum may be off.
-        let bound = 3.0 * reference.bound(len, Path::WidenedPrompt);
+        let bound = 3.0 * bound(&source, &sequence.tokens, cache);
         assert_eq!(found.scores.len(), len - 1);
         for (at, (found, expected)) in found.scores.iter().zip(&expected).enumerate() {
             let off = (f64::from(found.log_prob) - expected.log_prob).abs();
@@ -132,27 +133,54 @@ pub(crate) fn scores(model: &Model, vocab: Option<u32>) -> Outcome {
     Ok(())
 }
 
+/// A text, or of other vocabularies any tokens.
+fn tokens_of(vocab: Option<u32>, n: usize) -> Vec<u32> {
+    match vocab {
+        None => sample_tokens(n),
+        Some(vocab) => any_tokens(n, vocab),
+    }
+}
+
+/// The CPU's cache that says what the GPU should.
+fn twin(cache: Cache) -> KvCacheFormat {
+    cache.map_or(KvCacheFormat::F32, KvCacheFormat::Coded)
+}
+
+/// How far the logits behind `tokens` may be off.
+fn bound(source: &Source, tokens: &[u32], cache: Cache) -> f64 {
+    let len = tokens.len();
+    // With fewer bits every position says how far a tie may lead.
+    let lengths = if cache.is_some() { 1..=len } else { len..=len };
+    let reference = Reference::of_pass(source, tokens, lengths, twin(cache));
+    let path = Path::WidenedPrompt;
+    reference.bound(len, path) * reference.allowance(path)
+}
+
 pub(crate) fn scores_c0() -> Outcome {
-    scores(&Model::fixture(), None)
+    scores(&Model::fixture(), None, None)
 }
 
 pub(crate) fn scores_int4() -> Outcome {
-    scores(&Model::fixture().quantized(E5M5, "all"), None)
+    scores(&Model::fixture().quantized(E5M5, "all"), None, None)
 }
 
 pub(crate) fn scores_lut4() -> Outcome {
     let method = lut4_method(ScaleChoice::e5(3), 128, LevelChoice::Learned);
-    scores(&Model::fixture().quantized_as(method, "all"), None)
+    scores(&Model::fixture().quantized_as(method, "all"), None, None)
 }
 
 pub(crate) fn scores_nf4() -> Outcome {
-    scores(&Model::fixture().quantized_as(Method::Nf4, "all"), None)
+    scores(
+        &Model::fixture().quantized_as(Method::Nf4, "all"),
+        None,
+        None,
+    )
 }
 
 /// Projections apart, queries in groups, groups of 64.
 pub(crate) fn scores_llama_int4() -> Outcome {
     let model = Model::synthetic(&llama()).quantized_in_groups(E5M5, "all", 64);
-    scores(&model, Some(1000))
+    scores(&model, Some(1000), None)
 }
 
 /// The next tokens of `sequence` with their log-probabilities' bits.
@@ -198,11 +226,11 @@ fn alone(engine: &mut CudaBatch, prompt: &[u32], free: &mut Free) -> Text {
 
 /// The same tokens and the same bits of their log-probabilities whatever is in a step beside them,
 /// however prompts are cut, wherever the pages are.
-pub(crate) fn invariant(model: &Model) -> Outcome {
+pub(crate) fn invariant(model: &Model, vocab: Option<u32>, cache: Cache) -> Outcome {
     let source = model.open();
-    let mut engine = engine(&source);
+    let mut engine = engine(&source, cache);
     let mut random = StdRng::seed_from_u64(2);
-    let long = sample_tokens(4096);
+    let long = tokens_of(vocab, 4096);
     let prompts: Vec<&[u32]> = (0..40)
         .map(|i| {
             let len = match i % 8 {
@@ -293,38 +321,34 @@ pub(crate) fn invariant(model: &Model) -> Outcome {
 }
 
 pub(crate) fn invariant_c0() -> Outcome {
-    invariant(&Model::fixture())
+    invariant(&Model::fixture(), None, None)
 }
 
 /// With a head in bf16, and in int4.
 pub(crate) fn invariant_int4() -> Outcome {
-    invariant(&Model::fixture().quantized(E5M5, "all"))?;
-    invariant(&Model::fixture().quantized(E5M5, WITH_HEAD))
+    invariant(&Model::fixture().quantized(E5M5, "all"), None, None)?;
+    invariant(&Model::fixture().quantized(E5M5, WITH_HEAD), None, None)
 }
 
 /// With int4 in the MLP alone.
 pub(crate) fn invariant_c4() -> Outcome {
-    invariant(&Model::fixture().quantized(E5M5, "mlp"))
+    invariant(&Model::fixture().quantized(E5M5, "mlp"), None, None)
 }
 
 /// A sequence alone by the kernel of one sequence, its pages in any order, on both sides of a
 /// page's end and of LongRoPE's switch: the log-probabilities of its tokens against the CPU's.
-pub(crate) fn fast_alone(model: &Model, vocab: Option<u32>) -> Outcome {
+pub(crate) fn fast_alone(model: &Model, vocab: Option<u32>, cache: Cache) -> Outcome {
     let source = model.open();
-    let mut engine = opened(&source, true).unwrap();
-    let mut cpu = CpuEngine::load(&source).unwrap();
+    let mut engine = opened(&source, true, cache).unwrap();
+    let mut cpu = CpuEngine::load(&source).unwrap().with_cache(twin(cache));
     let mut random = StdRng::seed_from_u64(4);
     for len in [1, 55, 63, 64, 130, 700] {
         let mut free = Free::of(&engine, &mut random);
-        let mut tokens = match vocab {
-            None => sample_tokens(len),
-            Some(vocab) => any_tokens(len, vocab),
-        };
+        let mut tokens = tokens_of(vocab, len);
         let text = alone(&mut engine, &tokens, &mut free);
         tokens.extend(text.iter().map(|(token, _)| *token));
         let expected = cpu.scores(&tokens).unwrap();
-        let reference = Reference::of_pass(&source, &tokens, [tokens.len()]);
-        let bound = 3.0 * reference.bound(tokens.len(), Path::WidenedPrompt);
+        let bound = 3.0 * bound(&source, &tokens, cache);
         for (at, ((_, found), expected)) in text.iter().zip(&expected[len - 1..]).enumerate() {
             let off = (f64::from(f32::from_bits(*found)) - expected.log_prob).abs();
             if off.is_nan() || off > bound {
@@ -338,32 +362,40 @@ pub(crate) fn fast_alone(model: &Model, vocab: Option<u32>) -> Outcome {
 }
 
 pub(crate) fn fast_c0() -> Outcome {
-    fast_alone(&Model::fixture(), None)
+    fast_alone(&Model::fixture(), None, None)
 }
 
 pub(crate) fn fast_int4() -> Outcome {
-    fast_alone(&Model::fixture().quantized(E5M5, WITH_HEAD), None)
+    fast_alone(&Model::fixture().quantized(E5M5, WITH_HEAD), None, None)
 }
 
 /// Projections apart, queries in groups.
 pub(crate) fn fast_llama_int4() -> Outcome {
     let model = Model::synthetic(&llama()).quantized_in_groups(E5M5, "all", 64);
-    fast_alone(&model, Some(1000))
+    fast_alone(&model, Some(1000), None)
 }
 
 pub(crate) fn invariant_lut4() -> Outcome {
     let method = lut4_method(ScaleChoice::e5(3), 128, LevelChoice::Learned);
-    invariant(&Model::fixture().quantized_as(method, WITH_HEAD))
+    let model = Model::fixture().quantized_as(method, WITH_HEAD);
+    invariant(&model, None, None)
 }
 
 pub(crate) fn scores_fp8() -> Outcome {
-    scores(&Model::fixture().quantized_as(Method::Fp8, "all"), None)
+    scores(
+        &Model::fixture().quantized_as(Method::Fp8, "all"),
+        None,
+        None,
+    )
 }
 
 /// By cuBLASLt, whose algorithm is one for all steps.
 pub(crate) fn invariant_fp8() -> Outcome {
-    invariant(&Model::fixture().quantized_as(Method::Fp8, "mlp"))?;
-    invariant(&Model::fixture().quantized_as(Method::Fp8, "all"))
+    for target in ["mlp", "all"] {
+        let model = Model::fixture().quantized_as(Method::Fp8, target);
+        invariant(&model, None, None)?;
+    }
+    Ok(())
 }
 
 /// The GPU draws what the host draws from the same logits, but for numbers that fall between two
@@ -372,7 +404,7 @@ pub(crate) fn choices() -> Outcome {
     const DRAWS: usize = 400;
     let model = Model::fixture().quantized(E5M5, "all");
     let source = model.open();
-    let mut engine = engine(&source);
+    let mut engine = engine(&source, None);
     let vocab = engine.config().vocab;
     let mut random = StdRng::seed_from_u64(3);
     let mut free = Free::of(&engine, &mut random);

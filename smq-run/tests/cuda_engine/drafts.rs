@@ -5,6 +5,7 @@ use smq_engine::cuda::CudaBatch;
 use smq_engine::serve::{
     Asked, BatchOptions, Constraint, Drafter, Event, NgramDrafter, Request, RequestId, Scheduler,
 };
+use smq_engine::{KvCacheFormat, KvCode};
 use smq_model::GenerationSettings;
 
 use crate::Outcome;
@@ -122,9 +123,10 @@ fn run(scheduler: &mut Scheduler<CudaBatch>) -> Vec<Text> {
     texts
 }
 
-fn drafts(model: &Model) -> Outcome {
+pub(crate) fn drafts(model: &Model, cache: Option<KvCode>) -> Outcome {
     let source = model.open();
     let options = BatchOptions {
+        kv_cache: cache.map(KvCacheFormat::Coded),
         kv_tokens: Some(16_384),
         max_rows: 64,
         ..BatchOptions::default()
@@ -159,13 +161,13 @@ fn drafts(model: &Model) -> Outcome {
 }
 
 pub(crate) fn c0() -> Outcome {
-    drafts(&Model::fixture())
+    drafts(&Model::fixture(), None)
 }
 
 pub(crate) fn int4() -> Outcome {
-    drafts(&Model::fixture().quantized(E5M5, WITH_HEAD))
+    drafts(&Model::fixture().quantized(E5M5, WITH_HEAD), None)
 }
 
 pub(crate) fn fp8() -> Outcome {
-    drafts(&Model::fixture().quantized_as(Method::Fp8, "all"))
+    drafts(&Model::fixture().quantized_as(Method::Fp8, "all"), None)
 }

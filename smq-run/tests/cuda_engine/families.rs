@@ -318,13 +318,13 @@ pub(crate) fn nf4() -> Outcome {
 pub(crate) fn batch_scores() -> Outcome {
     let int4 = converted("int4", |model| model.quantized(E5M5, "all"));
     of_each(models().into_iter().chain(int4), |model| {
-        batch::scores(model, None)
+        batch::scores(model, None, None)
     })
 }
 
 /// The same bits whatever is in a step beside a row.
 pub(crate) fn batch_invariant() -> Outcome {
-    of_each(models(), batch::invariant)
+    of_each(models(), |model| batch::invariant(model, None, None))
 }
 
 /// A sequence alone by the kernel of one sequence; models that it does not compute are refused.
@@ -332,18 +332,14 @@ pub(crate) fn batch_fast() -> Outcome {
     let (refused, taken): (Vec<_>, Vec<_>) = models()
         .into_iter()
         .partition(|(name, _)| BY_PROMPTS.contains(&name.as_str()));
-    of_each(refused, |model| match batch::opened(&model.open(), true) {
-        Err(error)
-            if error
-                .to_string()
-                .contains("leave out --fast-nondeterministic") =>
-        {
-            Ok(())
+    of_each(refused, |model| {
+        match batch::opened(&model.open(), true, None).map_err(|e| e.to_string()) {
+            Err(error) if error.contains("leave out --fast-nondeterministic") => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(_) => Err("it was not refused".into()),
         }
-        Err(error) => Err(error.to_string().into()),
-        Ok(_) => Err("it was not refused".into()),
     })?;
-    of_each(taken, |model| batch::fast_alone(model, Some(VOCAB)))
+    of_each(taken, |model| batch::fast_alone(model, Some(VOCAB), None))
 }
 
 /// Packed sequences against each by itself.

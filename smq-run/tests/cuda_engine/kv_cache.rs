@@ -1,5 +1,5 @@
-//! Caches of fewer bits than bf16: logits against the CPU with the same cache, the same bits on
-//! every run, and what is refused.
+//! Caches of fewer bits than bf16, of one sequence and in pages: logits against the CPU with the
+//! same cache, the same bits on every run and beside any other sequences, and what is refused.
 //!
 //! An element that lies near a tie is rounded the other way here or there, by a step of its format:
 //! what follows is held to the twin's distance from f32, for the twin meets the same ties
@@ -7,6 +7,7 @@
 
 use std::ops::ControlFlow;
 
+use libtest_mimic::Failed;
 use serde_json::{Value, json};
 use smq_engine::cuda::{CudaBatch, CudaEngine};
 use smq_engine::serve::BatchOptions;
@@ -16,7 +17,7 @@ use smq_model::Source;
 use crate::logits::{DECODED, decoding, of_prompts};
 use crate::models::{self, E5M5, Model, any_tokens, sample_tokens};
 use crate::reference::{Path, Reference};
-use crate::{Outcome, none, same_bits, stale};
+use crate::{Outcome, batch, drafts, none, same_bits, stale};
 
 /// Decode steps after a prompt.
 const STEPS: usize = 8;
@@ -71,9 +72,12 @@ pub(crate) fn logits(code: KvCode) -> Outcome {
     none(failures)
 }
 
+/// Tokens of the vocabulary of [`models_of_shapes`].
+const VOCAB: u32 = 1000;
+
 /// Heads of every size, shared or not; a window that begins anywhere in a tile; norms of queries
 /// and keys; and a family whose steps the kernels of prompts make.
-pub(crate) fn shapes(code: KvCode) -> Outcome {
+fn models_of_shapes() -> Vec<(String, Model)> {
     let mut window = models::phi(384, 6, 2);
     window["sliding_window"] = 50.into();
     let of_family = |class: &str, model_type: &str, heads: [usize; 3], more: Value| {
@@ -92,8 +96,7 @@ pub(crate) fn shapes(code: KvCode) -> Outcome {
     let gemma = json!({
         "sliding_window": 48, "query_pre_attn_scalar": 224, "tie_word_embeddings": true,
     });
-    let mut failures = Vec::new();
-    for (name, config) in [
+    let all = [
         ("heads of 96", models::phi(384, 4, 4)),
         ("heads of 128, of which four share", models::phi(512, 4, 1)),
         ("heads of 64 with a window", window),
@@ -106,14 +109,60 @@ pub(crate) fn shapes(code: KvCode) -> Outcome {
             "Gemma 2, heads of 256",
             of_family("Gemma2ForCausalLM", "gemma2", [4, 2, 256], gemma),
         ),
-    ] {
-        let model = Model::synthetic(&config);
+    ];
+    let made = |(name, config): (&str, Value)| (name.to_owned(), Model::synthetic(&config));
+    all.into_iter().map(made).collect()
+}
+
+pub(crate) fn shapes(code: KvCode) -> Outcome {
+    let mut failures = Vec::new();
+    for (name, model) in models_of_shapes() {
         let source = model.open();
-        let tokens = any_tokens(130 + STEPS, 1000);
+        let tokens = any_tokens(130 + STEPS, VOCAB);
         let prompts = [1, 5, 64, 130];
-        failures.extend(of(name, &source, code, &tokens, &prompts, false));
+        failures.extend(of(&name, &source, code, &tokens, &prompts, false));
     }
     none(failures)
+}
+
+/// Many sequences, whose keys and values are codes in pages, against the CPU with the same cache;
+/// each with the same bits however it is cut and whatever it is computed beside, and with guessed
+/// tokens.
+pub(crate) fn pages(code: KvCode) -> Outcome {
+    let model = Model::fixture();
+    batch::scores(&model, None, Some(code))?;
+    batch::invariant(&model, None, Some(code))?;
+    batch::invariant(&model.quantized(E5M5, "all"), None, Some(code))?;
+    drafts::drafts(&model, Some(code))
+}
+
+/// All shapes at once: what takes long is to compile for each.
+pub(crate) fn pages_shapes(code: KvCode) -> Outcome {
+    let of = |model: &Model| -> Outcome {
+        batch::scores(model, Some(VOCAB), Some(code))?;
+        batch::invariant(model, Some(VOCAB), Some(code))
+    };
+    let models = models_of_shapes();
+    let failures = std::thread::scope(|scope| {
+        let started = models.iter().map(|(name, model)| {
+            let test = scope.spawn(|| of(model).err());
+            (name, test)
+        });
+        let started: Vec<_> = started.collect();
+        let failure = |(name, test): (&String, std::thread::ScopedJoinHandle<'_, _>)| {
+            let failed: Failed = test.join().unwrap()?;
+            Some(format!("{name}: {}", failed.message().unwrap_or("failed")))
+        };
+        started.into_iter().filter_map(failure).collect()
+    });
+    none(failures)
+}
+
+/// One sequence alone by the kernel of one sequence, over pages of codes.
+pub(crate) fn pages_fast(code: KvCode) -> Outcome {
+    batch::fast_alone(&Model::fixture(), None, Some(code))?;
+    let int4 = Model::synthetic(&models::llama()).quantized_in_groups(E5M5, "all", 64);
+    batch::fast_alone(&int4, Some(VOCAB), Some(code))
 }
 
 /// Greedy text and log-probabilities twice, the second time in a cache that has grown.
@@ -175,15 +224,15 @@ pub(crate) fn refused() -> Outcome {
         loaded.map(|e| e.to_string()),
         &["--kv-cache f32", "--device cpu"],
     );
-    for code in KvCode::SMALLER {
-        let options = BatchOptions {
-            kv_tokens: Some(1024),
-            kv_cache: Some(KvCacheFormat::Coded(code)),
-            ..BatchOptions::default()
-        };
-        let loaded = CudaBatch::load(&source, &options).err();
-        let words = ["many sequences", "only bf16", "--device cpu"];
-        check(loaded.map(|e| e.to_string()), &words);
-    }
+    let options = BatchOptions {
+        kv_tokens: Some(1024),
+        kv_cache: Some(KvCacheFormat::F32),
+        ..BatchOptions::default()
+    };
+    let loaded = CudaBatch::load(&source, &options).err();
+    check(
+        loaded.map(|e| e.to_string()),
+        &["--kv-cache f32", "--device cpu"],
+    );
     none(failures)
 }

@@ -82,6 +82,11 @@ fn tests() -> Vec<(String, Test)> {
         add(&name("logits"), Box::new(move || kv_cache::logits(code)));
         add(&name("shapes"), Box::new(move || kv_cache::shapes(code)));
         add(&name("repeats"), Box::new(move || kv_cache::repeats(code)));
+        add(&name("pages"), Box::new(move || kv_cache::pages(code)));
+        let shapes = move || kv_cache::pages_shapes(code);
+        add(&name("pages_shapes"), Box::new(shapes));
+        let fast = move || kv_cache::pages_fast(code);
+        add(&name("pages_fast"), Box::new(fast));
     }
     let fixed: [(&str, Plain); 61] = [
         ("batch_scores_c0", batch::scores_c0),

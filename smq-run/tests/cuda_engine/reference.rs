@@ -61,13 +61,13 @@ impl Reference {
         Self::with(source, tokens, lengths, format, |len| len)
     }
 
-    /// All of `tokens` are one sequence, whose length decides them.
+    /// All of `tokens` are one sequence, whose length decides them, with keys and values held so.
     pub(crate) fn of_pass(
         source: &Source,
         tokens: &[u32],
         lengths: impl IntoIterator<Item = usize>,
+        format: KvCacheFormat,
     ) -> Self {
-        let format = KvCacheFormat::F32;
         Self::with(source, tokens, lengths, format, |_| tokens.len())
     }
 
@@ -102,6 +102,16 @@ impl Reference {
     pub(crate) fn bound(&self, len: usize, path: Path) -> f64 {
         let largest = self.exact[&len].iter().fold(0.0_f32, |m, v| m.max(v.abs()));
         path.roundings(self.layers).sqrt() * UNIT_ROUNDOFF * f64::from(largest) + F32_TOLERANCE
+    }
+
+    /// How much of its bound a logit may use with keys and values in fewer bits than bf16. An
+    /// element near a tie goes the other way by a whole step. That is rare and large: the worst of a
+    /// few positions says little of another few, so that of all counts.
+    pub(crate) fn allowance(&self, path: Path) -> f64 {
+        match self.coded {
+            true => (SPREAD * self.twin_worst(path)).max(1.0),
+            false => 1.0,
+        }
     }
 
     /// The largest part of its bound that any logit of the twin used, after any length.
@@ -242,13 +252,10 @@ impl<'r> Case<'r> {
             self.twin_worst
         );
         println!("{line}");
-        // With a cache of fewer bits an element near a tie goes the other way by a whole step. That
-        // is rare and large: the worst of a case's few positions says little of another few.
-        let of_twin = match self.reference.coded {
-            true => self.reference.twin_worst(self.path),
-            false => self.twin_worst,
+        let most = match self.reference.coded {
+            true => self.reference.allowance(self.path),
+            false => (SPREAD * self.twin_worst).max(1.0),
         };
-        let most = (SPREAD * of_twin).max(1.0);
         let fine = gpu <= spread * twin + F32_TOLERANCE && self.worst.0 <= most;
         (!fine).then_some(line)
     }

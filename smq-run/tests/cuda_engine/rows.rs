@@ -3,7 +3,7 @@
 use smq_convert::Method;
 use smq_engine::Engine;
 use smq_engine::cuda::CudaEngine;
-use smq_engine::{Continuations, TokenScore};
+use smq_engine::{Continuations, KvCacheFormat, TokenScore};
 use smq_model::Source;
 
 use crate::models::{self, E5M5, Model, any_tokens, sample_tokens};
@@ -83,7 +83,7 @@ fn rows_of(name: &str, source: &Source, kept: &[(usize, usize)], path: Path) -> 
         }
         // One pass, so the whole sequence's length decides the factors of every row.
         let lengths = len - keep + 1..=len;
-        let reference = Reference::of_pass(source, tokens, lengths.clone());
+        let reference = Reference::of_pass(source, tokens, lengths.clone(), KvCacheFormat::F32);
         let mut case = Case::new(name.clone(), &reference, path);
         for (len, row) in lengths.zip(&got) {
             case.add(len, row);

@@ -14,6 +14,7 @@ use crate::cuda::prefill::{ROW_THREADS, padded, row_defines, swiglu_launch};
 use crate::cuda::rows::{RowProducts, Target};
 use crate::cuda::weights::{DeviceLayer, DeviceMatrix, DeviceModel, Format};
 use crate::error::{Error, Result};
+use crate::kv::KvCode;
 use crate::model::Stage;
 use smq_model::ModelConfig;
 
@@ -150,9 +151,11 @@ impl Streams {
                 .ptr(self.plain.x.ptr()),
         };
         let table = Call {
-            kernel: common
-                .kernels
-                .get("rope.cu", rope_defines(c, Rows::One), "rotation_table")?,
+            kernel: common.kernels.get(
+                "rope.cu",
+                rope_defines(c, Rows::One, KvCode::Bf16),
+                "rotation_table",
+            )?,
             launch: table_launch(c, self.window),
             args: Args::new()
                 .ptr(self.inv_freq.ptr())
@@ -339,9 +342,11 @@ impl Streams {
             .span
             .part(2 * window * m * out.stride, 2 * m * out.stride)?;
         let rope = Call {
-            kernel: common
-                .kernels
-                .get("rope.cu", rope_defines(c, Rows::One), "rope_and_cache")?,
+            kernel: common.kernels.get(
+                "rope.cu",
+                rope_defines(c, Rows::One, KvCode::Bf16),
+                "rope_and_cache",
+            )?,
             launch: Launch::new(m, ROPE_THREADS).overlap(),
             args: Args::new()
                 .ptr(qkv.ptr())
@@ -352,7 +357,7 @@ impl Streams {
                 .i32(0)
                 .ptr(self.rotations.ptr()),
         };
-        let kind = Attention::of(c, m, Rows::One);
+        let kind = Attention::of(c, m, Rows::One, KvCode::Bf16);
         let [attention, _] = kind.kernels(&common.kernels, c, c.windows.alike())?;
         let attention = Call {
             kernel: attention,

@@ -326,7 +326,7 @@ fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Result<Vec<Phase>> {
             ..Buffers::default()
         };
         let attention = Phase::attention(cache.layer(i), cache.capacity, &attention, uses(i));
-        let scales = cache.coded(c, i).map_or([0; 2], |rows| rows.scales);
+        let scales = cache.scales(c, i).unwrap_or_default();
         // A window that no sequence outgrows is none.
         let window = c.windows.layer(i).filter(|w| *w < c.max_positions);
         let qk_norm = layer.qk_norm.map_or([0; 2], |norms| norms.map(Span::ptr));

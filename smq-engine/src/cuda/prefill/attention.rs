@@ -8,10 +8,12 @@ use crate::cuda::contract::{BLOCK_SHARED_BYTES, Defines, attention_defines};
 use crate::cuda::decode::Parts;
 use crate::cuda::family::{self, Rotation};
 use crate::cuda::kernels::{Call, Kernels};
+use crate::cuda::kv::kv_defines;
 use crate::cuda::launch::Launch;
 use crate::cuda::module::Kernel;
 use crate::cuda::needs::SMS;
 use crate::error::Result;
+use crate::kv::KvCode;
 use smq_model::ModelConfig;
 
 /// Positions of a tile of keys, and of a page of the paged cache.
@@ -21,8 +23,9 @@ const ONE_WARPGROUP_UP_TO: usize = 512;
 
 /// Threads of a block of `attention_single.cu`.
 const SINGLE_THREADS: u32 = 128;
-/// Tiles of keys, and of values, that it may have room for.
+/// Tiles of keys, and of values, that it may have room for; of codes, which are smaller.
 const SINGLE_RINGS: [usize; 3] = [2, 3, 4];
+const CODED_RINGS: [usize; 2] = [4, 8];
 /// Queries of a block: rows of an mma.
 const SINGLE_QUERIES: usize = 16;
 /// Shared memory of a multiprocessor, and what the system takes of it for each block.
@@ -113,16 +116,35 @@ pub struct Attention {
     pub rows: Rows,
     /// Tiles of keys, and of values, that a block has room for.
     pub ring: usize,
+    /// How keys and values are held, where these lie in pages; bf16 of others.
+    pub code: KvCode,
 }
 
 impl Attention {
-    /// Every way that a pass may need.
-    pub const ALL: [Self; 11] = {
+    /// Every way that a pass may need: first those over bf16.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let coded = KvCode::SMALLER.into_iter().flat_map(|code| {
+            let of = move |rows, ring| Self {
+                warpgroups: 1,
+                rows,
+                ring,
+                code,
+            };
+            let single = CODED_RINGS
+                .into_iter()
+                .flat_map(move |ring| [Rows::Single, Rows::Distinct].map(|rows| of(rows, ring)));
+            [of(Rows::Paged, 2)].into_iter().chain(single)
+        });
+        Self::OVER_BF16.into_iter().chain(coded)
+    }
+
+    const OVER_BF16: [Self; 11] = {
         const fn kind(warpgroups: usize, rows: Rows, ring: usize) -> Attention {
             Attention {
                 warpgroups,
                 rows,
                 ring,
+                code: KvCode::Bf16,
             }
         }
         [
@@ -140,8 +162,8 @@ impl Attention {
         ]
     };
 
-    /// That of `m` rows of a model.
-    pub fn of(c: &ModelConfig, m: usize, rows: Rows) -> Self {
+    /// That of `m` rows of a model, whose keys and values are held so where they lie in pages.
+    pub fn of(c: &ModelConfig, m: usize, rows: Rows, code: KvCode) -> Self {
         let warpgroups = match rows {
             Rows::One | Rows::Packed if m > ONE_WARPGROUP_UP_TO => 2,
             Rows::One | Rows::Packed | Rows::Paged | Rows::Single | Rows::Distinct => 1,
@@ -150,20 +172,26 @@ impl Attention {
             warpgroups,
             rows,
             ring,
+            code,
         };
         if !rows.are_single() {
             return with_ring(2);
         }
         // The longest ring with which all blocks are at work at once hides the memory's latency
-        // best; where they come one after the other anyhow, two a multiprocessor do as well.
+        // best; where they come one after the other anyhow, two a multiprocessor do as well. Of
+        // codes four do, since these keep a multiprocessor's schedulers busy, too.
+        let (rings, enough): (&[usize], _) = match code {
+            KvCode::Bf16 => (&SINGLE_RINGS, 2),
+            KvCode::Fp8 | KvCode::Int8 | KvCode::Int4 => (&CODED_RINGS, 4),
+        };
         let blocks = (m * single_blocks(c)).div_ceil(SMS);
         let longest = |blocks| {
-            let mut rings = SINGLE_RINGS.into_iter().rev().map(with_ring);
+            let mut rings = rings.iter().rev().map(|ring| with_ring(*ring));
             rings.find(|a| a.fits(c) && a.blocks(c) >= blocks)
         };
         longest(blocks)
-            .or_else(|| longest(2))
-            .unwrap_or(with_ring(SINGLE_RINGS[0]))
+            .or_else(|| longest(enough))
+            .unwrap_or(with_ring(rings[0]))
     }
 
     /// Its macros in layers with this window; `order` is that of the output, 1 for int4.
@@ -190,6 +218,7 @@ impl Attention {
         if self.rotates() {
             defines.extend(family::qkv_defines(c));
         }
+        defines.extend(kv_defines(self.code));
         defines
     }
 
@@ -242,14 +271,17 @@ impl Attention {
         64 * self.warpgroups
     }
 
-    /// Dynamic shared memory of a block, bytes: its queries, and its tiles of keys and of values.
+    /// Dynamic shared memory of a block, bytes: its queries, and its tiles of keys and of values. A
+    /// block of single tokens reads codes as they are; the others widen a tile of each.
     fn shared(self, c: &ModelConfig) -> usize {
-        let queries = if self.rows.are_single() {
-            0
-        } else {
-            self.tile()
+        let row = self.code.row(c.head_dim);
+        let tiles = 2 * self.ring * KEYS * (row.codes + row.scales);
+        let wide = match (self.rows.are_single(), self.code) {
+            (true, _) => 0,
+            (false, KvCode::Bf16) => self.tile(),
+            (false, KvCode::Fp8 | KvCode::Int8 | KvCode::Int4) => self.tile() + 2 * KEYS,
         };
-        2 * c.head_dim * (queries + 2 * self.ring * KEYS)
+        2 * c.head_dim * wide + tiles
     }
 
     /// Blocks of single tokens that a multiprocessor has shared memory for.
@@ -287,13 +319,14 @@ impl Attention {
     }
 }
 
-/// The macros of `rope.cu`.
-pub fn rope_defines(c: &ModelConfig, rows: Rows) -> Defines {
+/// The macros of `rope.cu`; `code` is how keys and values in pages are held.
+pub fn rope_defines(c: &ModelConfig, rows: Rows, code: KvCode) -> Defines {
     let mut defines = attention_defines(c, c.windows.alike());
     defines.extend(rows.defines());
     defines.push(("PAGE_TOKENS", KEYS as i64));
     defines.push(("BLOCK_THREADS", ROPE_THREADS.into()));
     defines.extend(family::qkv_defines(c));
+    defines.extend(kv_defines(code));
     defines
 }
 
@@ -307,7 +340,7 @@ pub(super) fn table_call(
     let Parts {
         kernels, config: c, ..
     } = parts;
-    let defines = rope_defines(c, pass.kind.rows);
+    let defines = rope_defines(c, pass.kind.rows, pass.kind.code);
     Ok(Call {
         kernel: kernels.get("rope.cu", defines, "rotation_table")?,
         launch: table_launch(c, pass.m),

@@ -66,7 +66,8 @@ impl Prefill {
             true => Rows::of_single(parts.config, inputs.drafted),
             false => Rows::Paged,
         };
-        let kind = Attention::of(parts.config, inputs.rows, rows);
+        let code = parts.cache.code;
+        let kind = Attention::of(parts.config, inputs.rows, rows, code);
         let pass = Pass {
             m: inputs.rows,
             past: 0,
@@ -75,7 +76,7 @@ impl Prefill {
             attention: kind.of_windows(parts.kernels, parts.config)?,
             rope: match kind.rotates() {
                 true => None,
-                false => Some(rope(parts.kernels, parts.config, rows)?),
+                false => Some(rope(parts.kernels, parts.config, rows, code)?),
             },
             inv_freq: inputs.inv_freq,
             tokens: inputs.tokens,

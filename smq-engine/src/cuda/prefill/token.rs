@@ -17,6 +17,7 @@ use crate::cuda::row_count::RowCount;
 use crate::cuda::rows::{Target, reads_int4_order};
 use crate::cuda::state;
 use crate::error::Result;
+use crate::kv::KvCode;
 use smq_model::ModelConfig;
 
 /// Threads of a block of `finish_logits`; each has four logits.
@@ -57,14 +58,14 @@ impl Prefill {
         } = parts;
         self.reserve(parts, 1, false)?;
         let b = self.buffers()?;
-        let kind = Attention::of(c, 1, Rows::One);
+        let kind = Attention::of(c, 1, Rows::One, KvCode::Bf16);
         let pass = Pass {
             m: 1,
             past,
             alike: true,
             kind,
             attention: kind.of_windows(kernels, c)?,
-            rope: Some(rope(kernels, c, Rows::One)?),
+            rope: Some(rope(kernels, c, Rows::One, kind.code)?),
             inv_freq: state.inv_freq.map(Span::ptr),
             tokens: state.next_token()?.ptr(),
             seen: b.seen.map(Span::ptr),

@@ -43,12 +43,13 @@ impl CudaBatch {
     /// # Errors
     /// As [`CudaBatch::load`].
     pub(crate) fn load_on(gpu: Arc<Gpu>, source: &Source, options: &BatchOptions) -> Result<Self> {
-        let code = limits::kv_cache_in_pages(options.kv_cache)?;
+        let code = limits::kv_cache(options.kv_cache)?;
         let mut config = ModelConfig::of(source)?;
         if let Some(max) = options.max_tokens {
             config.max_positions = config.max_positions.min(max);
         }
         limits::check(&config, gpu.sm_count() as usize)?;
+        limits::pages(&config, code)?;
         if options.fast_nondeterministic {
             limits::alone(&config, gpu.sm_count() as usize)?;
         }
@@ -61,12 +62,7 @@ impl CudaBatch {
         })?;
         let (placed, state, mut prefill) = made;
         let (model, _) = placed.upload(&gpu, staging)?;
-        let none = Cache {
-            span: Span::at(0, 0),
-            capacity: 0,
-            side_bytes: 0,
-            code,
-        };
+        let none = Cache::new(Span::at(0, 0), &config, code, 0);
         prefill.reserve_steps(&Parts {
             kernels: &kernels,
             config: &config,
@@ -83,7 +79,7 @@ impl CudaBatch {
         let inv_freq = DeviceBuffer::new(&gpu, size_of_val(&half[..]), "rotary frequencies")?;
         inv_freq.upload(stream, 0, &half)?;
 
-        let of_page = Cache::bytes(&config, code, KEYS);
+        let of_page = Cache::bytes_of_rows(&config, code, KEYS);
         let free = gpu.memory()?.0.saturating_sub(LEFT_FREE) / 10 * 9;
         // One more for rows that fill up a recorded step.
         let pages = match options.kv_tokens {
@@ -98,12 +94,7 @@ impl CudaBatch {
         }
         let memory = DeviceBuffer::new(&gpu, (pages + 1) * of_page, "the KV cache")?;
         memory.fill(stream, 0)?;
-        let cache = Cache {
-            span: memory.span(),
-            capacity: (pages + 1) * KEYS,
-            side_bytes: memory.bytes() / (2 * config.layers),
-            code,
-        };
+        let cache = Cache::new(memory.span(), &config, code, (pages + 1) * KEYS);
         let max_rows = options.max_rows.min(WANTED_ROWS);
         let of_tables = 4 * WANTED_ROWS * config.max_positions.div_ceil(KEYS).min(pages);
         let arrays = Layout::new(STEP_ROWS, STEP_ROWS, STEP_ROWS)?.bytes + of_tables;

@@ -30,7 +30,7 @@ use super::state::State;
 use super::weights::DeviceModel;
 use crate::engine::{check_ids, check_len};
 use crate::error::{Error, Result};
-use crate::kv::{KvCacheFormat, KvCode};
+use crate::kv::KvCacheFormat;
 use crate::report::GpuInfo;
 use crate::sample::{Sampler, not_finite};
 use crate::serve::{BatchEngine, Chosen, Chunk, Computed, choose};
@@ -418,7 +418,7 @@ impl BatchEngine for CudaBatch {
     }
 
     fn kv_format(&self) -> KvCacheFormat {
-        KvCacheFormat::Coded(KvCode::Bf16)
+        KvCacheFormat::Coded(self.cache.code)
     }
 
     fn max_rows(&self) -> usize {

@@ -1,0 +1,146 @@
+// Tiles of keys and values that are cached in fewer bits than bf16 (kv_codes.cuh), in shared memory
+// as they are cached, and what attention multiplies of them.
+//
+// A tile is PREFILL_KEYS rows of KV_PIECES pieces of 16 bytes, swizzled so that eight rows' pieces
+// lie in different banks, and behind them the rows' scales. What an mma takes of it is pairs of
+// bf16: a word of codes has KV_PARTS pairs, each of which takes every KV_PARTS-th code of the word,
+// since two of them then come apart by one mask. A product's k, or n, goes by another name for the
+// same element, and what is added up is the same:
+//
+//   keys     k = 16 step + 2 t + e and 8 more, of word `4 piece + t` of a row: pairs 0 and 1 of it
+//            in one step, and, of int4, 2 and 3 in the next (key_element)
+//   values   n of a block of eight columns, of which KV_PARTS share a piece: in each kernel the
+//            order that it meets them in, which its output is put back from
+//
+// attention_prefill.cu and attention_single.cu give k the same elements, so that a row has the same
+// bits by either.
+//
+// Macros: as attention.cuh.
+#pragma once
+#include "attention.cuh"
+
+constexpr int KV_PIECES = KV_ROW / 16;
+constexpr int KV_PARTS = KV_CODE == KV_INT4 ? 4 : 2;
+constexpr int CODES_BYTES = PREFILL_KEYS * (KV_ROW + KV_SCALES); // of a tile
+constexpr int SCALES_AT = PREFILL_KEYS * KV_ROW;                 // in a tile
+static_assert(PREFILL_KEYS * KV_SCALES % 16 == 0 && KV_ROW % 16 == 0, "whole pieces");
+
+// Where piece `piece` of a row lies in its tile. The largest power of two that divides the number
+// of pieces, and so the stride of rows, says how many rows apart two meet in the same bank.
+DEVICE int code_offset(int row, int piece) {
+    constexpr int EVEN = KV_PIECES & -KV_PIECES, BANKS = EVEN < 8 ? EVEN : 8;
+    return row * KV_ROW + (piece ^ row / (8 / BANKS) % BANKS) * 16;
+}
+
+// A tile from its page: codes and scales of the head's first row on. Rows from `end` on are not
+// looked at, so they are not read; nor is row `skipped`, but for its scale, which means nothing.
+DEVICE void copy_codes(u32 to, const u8 *codes, const u8 *scales, int end, int skipped = -1) {
+    constexpr int PIECES = PREFILL_KEYS * KV_PIECES;
+#pragma unroll
+    for (int pass = 0; pass * THREADS < PIECES; ++pass) {
+        const int index = pass * THREADS + threadIdx.x;
+        const int row = index / KV_PIECES, piece = index % KV_PIECES;
+        if (PIECES % THREADS != 0 && index >= PIECES) break;
+        if (row == skipped) continue;
+        const bool valid = row < end;
+        copy_async(to + code_offset(row, piece), codes + (valid ? index * 16 : 0), valid);
+    }
+    constexpr int SCALE_PIECES = PREFILL_KEYS * KV_SCALES / 16;
+    static_assert(SCALE_PIECES <= THREADS, "one each");
+    if (threadIdx.x < SCALE_PIECES)
+        copy_async(to + SCALES_AT + threadIdx.x * 16, scales + threadIdx.x * 16, true);
+}
+
+// ---- products of pairs of bf16 ----
+
+DEVICE u32 pair_times(u32 a, u32 b) {
+    u32 product;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    return product;
+}
+
+// What a scale's code stands for, as bf16: exact.
+DEVICE u32 scale_bf16(u32 code) { return __float_as_uint(kv_scale(code)) >> 16; }
+
+// What a pair's two values are multiplied with.
+struct PairScale {
+    u32 factors;
+#if KV_CODE == KV_INT4
+    u32 offsets; // -136 of them: at most seven bits
+#endif
+    INSIDE PairScale() {}
+    INSIDE explicit PairScale(u32 pair) : factors(pair) {
+#if KV_CODE == KV_INT4
+        offsets = pair_times(pair, 0xc308c308u);
+#endif
+    }
+};
+
+#if KV_CODE == KV_INT4
+// Nibbles `part` and part + 4 of a word, times their scales.
+DEVICE u32 scaled_pair(u32 word, int part, PairScale by) {
+    u32 pair;
+    // 136 + q, as in int4_pair.
+    asm("lop3.b32 %0, %1, 0x000f000f, 0x43084308, 0x6a;" : "=r"(pair) : "r"(word >> 4 * part));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(pair)
+        : "r"(pair), "r"(by.factors), "r"(by.offsets));
+    return pair;
+}
+#else
+// Bytes `part` and part + 2 of a word, without their scales.
+DEVICE u32 code_pair(u32 word, int part) {
+#if KV_CODE == KV_FP8
+    // An exponent of bias 7 in the place of one of bias 127, subnormals included.
+    const u32 there = word << 8 * (1 - part);
+    return pair_times(there & 0x80008000u | there >> 4 & 0x07f007f0u, 0x7b807b80u);
+#else
+    // 128 + the seven low bits, less 128 or, of a negative one, 256.
+    const u32 there = word >> 8 * part;
+    u32 pair;
+    asm("sub.rn.bf16x2 %0, %1, %2;"
+        : "=r"(pair)
+        : "r"(there & 0x007f007fu | 0x43004300u), "r"(there & 0x00800080u | 0x43004300u));
+    return pair;
+#endif
+}
+DEVICE u32 scaled_pair(u32 word, int part, PairScale by) {
+    return pair_times(code_pair(word, part), by.factors);
+}
+#endif
+
+// ---- which element is which ----
+
+// Element e (0, 1) of the pair that lane t of a quad has as k = 2 t + 8 high + e of a step.
+DEVICE int key_element(int step, int high, int t, int e) {
+#if KV_CODE == KV_INT4
+    return 32 * (step / 2) + 8 * t + 2 * (step % 2) + high + 4 * e;
+#else
+    return 16 * step + 4 * t + high + 2 * e;
+#endif
+}
+
+// Where a piece of eight elements of a row lies in a tile of panels (copy_tile) of `panel` bytes.
+DEVICE int wide_offset(int panel, int row, int piece) {
+    return piece / 4 * panel + row * 64 + (piece % 4 ^ row / 2 % 4) * 16;
+}
+
+// The elements of KV_PARTS pieces of queries in the order of keys' k: word t of piece i.
+DEVICE u32 query_word(const u32 *words, int i, int t) {
+    const int first = KV_PARTS * t + i / 2;
+    return __byte_perm(words[first], words[first + KV_PARTS / 2], i % 2 ? 0x7632 : 0x5410);
+}
+
+// The pair of bf16 from two elements of a row.
+DEVICE u32 two_of(const u16 *row, int low, int high) { return row[low] | (u32)row[high] << 16; }
+
+// Word `word` of a head's output (output_word), from its HEAD_DIM elements in shared memory.
+DEVICE u32 staged_word(const u16 *row, int word) {
+    const int segment = 32 * (word / 16), pair = word % 16;
+#if X_INT4
+    const int low = segment + pair / 4 * 8 + pair % 4;
+    return two_of(row, low, low + 4);
+#else
+    return *(const u32 *)(row + segment + 2 * pair);
+#endif
+}
