@@ -26,25 +26,26 @@ constexpr int SCALES_AT = PREFILL_KEYS * KV_ROW;                 // in a tile
 static_assert(PREFILL_KEYS * KV_SCALES % 16 == 0 && KV_ROW % 16 == 0, "whole pieces");
 
 // Where piece `piece` of a row lies in its tile. The largest power of two that divides the number
-// of pieces, and so the stride of rows, says how many rows apart two meet in the same bank.
-DEVICE int code_offset(int row, int piece) {
-    constexpr int EVEN = KV_PIECES & -KV_PIECES, BANKS = EVEN < 8 ? EVEN : 8;
+// of pieces, and so the stride of rows, says how many rows apart two meet in the same bank. Eight
+// rows on it is the same.
+DEVICE u32 code_offset(u32 row, u32 piece) {
+    constexpr u32 EVEN = KV_PIECES & -KV_PIECES, BANKS = EVEN < 8 ? EVEN : 8;
     return row * KV_ROW + (piece ^ row / (8 / BANKS) % BANKS) * 16;
 }
 
 // A tile from its page: codes and scales of the head's first row on. Rows from `end` on are not
 // looked at, so they are not read; nor is row `skipped`, but for its scale, which means nothing.
+// Two threads have a row, of which each has every other piece.
 DEVICE void copy_codes(u32 to, const u8 *codes, const u8 *scales, int end, int skipped = -1) {
-    constexpr int PIECES = PREFILL_KEYS * KV_PIECES;
+    static_assert(THREADS == 2 * PREFILL_KEYS, "two threads a row");
+    const int row = threadIdx.x / 2, first = threadIdx.x % 2;
+    const bool valid = row < end;
+    const u8 *from = codes + (valid ? row * KV_ROW + first * 16 : 0);
+    if (row != skipped)
 #pragma unroll
-    for (int pass = 0; pass * THREADS < PIECES; ++pass) {
-        const int index = pass * THREADS + threadIdx.x;
-        const int row = index / KV_PIECES, piece = index % KV_PIECES;
-        if (PIECES % THREADS != 0 && index >= PIECES) break;
-        if (row == skipped) continue;
-        const bool valid = row < end;
-        copy_async(to + code_offset(row, piece), codes + (valid ? index * 16 : 0), valid);
-    }
+        for (int i = 0; i < KV_PIECES; i += 2)
+            if (i + 1 < KV_PIECES || first == 0)
+                copy_async(to + code_offset(row, first ^ i), from + 16 * i, valid);
     constexpr int SCALE_PIECES = PREFILL_KEYS * KV_SCALES / 16;
     static_assert(SCALE_PIECES <= THREADS, "one each");
     if (threadIdx.x < SCALE_PIECES)

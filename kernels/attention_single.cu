@@ -290,6 +290,33 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
 #endif
     wait_for_copies<RING - 1>();
     sync_threads(1, THREADS);
+#if KV_CODE != KV_BF16
+    // A tile's scales of keys, or of values.
+    auto scales_of = [&](int is_value, int tile) {
+        return shared + (is_value * RING + tile % RING) * TILE_BYTES + SCALES_AT;
+    };
+#if ROTATES
+    // The new token's into the last tile, once the copy has come over their place: each thread what
+    // lies in its own piece.
+    auto place_scales = [&](int is_value) {
+        if (threadIdx.x >= PREFILL_KEYS * KV_SCALES / 16) return;
+        u8 *to = scales_of(is_value, last);
+        const u8 *own = (const u8 *)fresh[is_value] + KV_ROW;
+#pragma unroll
+        for (int g = 0; g < KV_SCALES; ++g)
+            if ((own_row * KV_SCALES + g) / 16 == threadIdx.x) to[own_row * KV_SCALES + g] = own[g];
+    };
+    // What `tile`'s step begins with after its barrier: its values, and the next tile's keys.
+    auto place_for = [&](int tile) {
+        if (tile + 1 == last) place_scales(0);
+        if (tile == last) place_scales(1);
+    };
+    if (begin == last) {
+        place_scales(0);
+        sync_threads(1, THREADS);
+    }
+#endif
+#endif
 #pragma unroll
     for (int step = 0; step < KEY_STEPS; ++step)
 #pragma unroll
@@ -315,23 +342,22 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
     };
 
 #if KV_CODE != KV_BF16
-    // A tile's scales of keys, or of values. Of the new token they are not among them.
-    auto scales_of = [&](int is_value, int tile) {
-        return shared + (is_value * RING + tile % RING) * TILE_BYTES + SCALES_AT;
+    // The scales of an even row of a tile and of the one behind it, codes in bytes 0 and 1.
+    auto two_scales = [&](int is_value, int tile, int row, int group) -> u32 {
+        const u8 *from = scales_of(is_value, tile) + row * KV_SCALES + group;
+        return KV_SCALES == 1 ? *(const u16 *)from : from[0] | (u32)from[KV_SCALES] << 8;
     };
-    // The code of the scale of a row's group.
-    auto scale_code = [&](int is_value, int tile, int key, int group) -> u32 {
-#if ROTATES
-        if (tile == last && key == own_row) return ((const u8 *)fresh[is_value])[KV_ROW + group];
+    // Those of two values as a pair of bf16; in the last tile 0 behind the new one: what lies there
+    // must not meet a weight of 0.
+    auto value_pair = [&](int tile, bool is_last, int row, int group) {
+        const u32 codes = two_scales(1, tile, row, group);
+#if KV_CODE == KV_INT4
+        u32 pair = scale_bf16(codes & 255) | scale_bf16(codes >> 8) << 16;
+#else
+        u32 pair = __byte_perm(codes, 0, 0x4140) << 7; // exponents of bf16
 #endif
-        return scales_of(is_value, tile)[key * KV_SCALES + group];
-    };
-    // Those of a value and the one behind it as a pair of bf16: of none, which the last tile has
-    // behind the new one, 0, since what lies there must not meet a weight of 0.
-    auto value_pair = [&](int tile, int key, int group) {
-        const u32 low = scale_code(1, tile, key, group), high = scale_code(1, tile, key + 1, group);
-        const int there = tile == last ? own_row - key : 1;
-        return (there < 0 ? 0 : scale_bf16(low)) | (there < 1 ? 0 : scale_bf16(high)) << 16;
+        if (is_last && row + 1 > own_row) pair &= row > own_row ? 0 : 0xffffu;
+        return pair;
     };
 #endif
 
@@ -342,15 +368,18 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
 #if KV_CODE != KV_BF16
 #pragma unroll
         for (int piece = 0; piece < KV_PIECES; piece += 2) {
-            const int row = 16 * warp + lane / 8 % 2 * 8 + lane % 8;
-            u32 words[4]; // of two pieces, each of keys 0 to 7 and 8 to 15
-            load_matrices(words, base + code_offset(row, min(piece + lane / 16, KV_PIECES - 1)));
+            // Two pieces, each of keys 0 to 7 and 8 to 15; of an odd number the last one twice.
+            const int row = 16 * warp + lane % 16;
+            const int own_piece = piece + 1 < KV_PIECES ? piece ^ lane / 16 : piece;
+            u32 words[4];
+            load_matrices(words, base + code_offset(row, own_piece));
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const int own = piece + i / 2;
                 if (own >= KV_PIECES) break;
 #if KV_CODE == KV_INT4
-                const u32 scale = scale_bf16(scale_code(0, tile, 16 * warp + i % 2 * 8 + r, own));
+                const int key = 16 * warp + i % 2 * 8 + r;
+                const u32 scale = scale_bf16(scales_of(0, tile)[key * KV_SCALES + own]);
                 const PairScale by(scale | scale << 16);
 #pragma unroll
                 for (int step = 0; step < 2; ++step)
@@ -363,11 +392,11 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
         }
 #if KV_CODE != KV_INT4
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float scale =
-                kv_scale(scale_code(0, tile, 16 * warp + i / 2 * 8 + 2 * t + i % 2, 0));
+        for (int j = 0; j < 2; ++j) {
+            const u32 codes = two_scales(0, tile, 16 * warp + 8 * j + 2 * t, 0);
+            const float low = kv_scale(codes & 255), high = kv_scale(codes >> 8);
 #pragma unroll
-            for (int h = 0; h < HALVES; ++h) c[i / 2][2 * h + i % 2] *= scale;
+            for (int h = 0; h < HALVES; ++h) c[j][2 * h] *= low, c[j][2 * h + 1] *= high;
         }
 #endif
 #else
@@ -411,12 +440,14 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
         return s;
     };
     // Their softmax, each warp for itself, and this warp's columns of the output.
-    auto attend = [&](int tile, Scores s, bool masked) {
+    auto attend = [&](int tile, Scores s, bool is_last) {
+        const bool masked = WINDOW > 0 || is_last;
         u32 weights[VALUE_STEPS][2 * HALVES];
 #if KV_CODE == KV_FP8 || KV_CODE == KV_INT8
         u32 scales[2 * VALUE_STEPS];
 #pragma unroll
-        for (int i = 0; i < 2 * VALUE_STEPS; ++i) scales[i] = value_pair(tile, 8 * i + 2 * t, 0);
+        for (int i = 0; i < 2 * VALUE_STEPS; ++i)
+            scales[i] = value_pair(tile, is_last, 8 * i + 2 * t, 0);
 #endif
 #pragma unroll
         for (int h = 0; h < HALVES; ++h) {
@@ -449,32 +480,32 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
 #if KV_CODE == KV_INT4
         PairScale scales[2 * VALUE_STEPS];
 #endif
+        u32 words[VALUE_STEPS / 2][4]; // of a piece, of eight values each
 #pragma unroll
         for (int n = 0; n < OUT_BLOCKS; ++n) {
             const int block = warp * OUT_BLOCKS + n, piece = block / KV_PARTS;
-            const int part = block % KV_PARTS;
+            const int part = OUT_BLOCKS % KV_PARTS == 0 ? n % KV_PARTS : block % KV_PARTS;
 #if KV_CODE == KV_INT4
             // A piece is a group. A lane makes the scales of two of its values, and has others'.
             if (n == 0 || part == 0) {
-                const u32 own = value_pair(tile, 2 * lane, piece);
+                const u32 own = value_pair(tile, is_last, 2 * lane, piece);
 #pragma unroll
                 for (int i = 0; i < 2 * VALUE_STEPS; ++i)
                     scales[i] = PairScale(__shfl_sync(0xffffffffu, own, 4 * i + t));
             }
 #endif
+            if (OUT_BLOCKS % KV_PARTS != 0 || n % KV_PARTS == 0)
 #pragma unroll
-            for (int step = 0; step < VALUE_STEPS; step += 2) {
-                u32 words[4]; // of eight values each
-                load_transposed(words, base + code_offset(16 * step + lane, piece));
+                for (int half = 0; half < VALUE_STEPS / 2; ++half)
+                    load_transposed(words[half], base + code_offset(32 * half + lane, piece));
 #pragma unroll
-                for (int i = 0; i < 2; ++i)
+            for (int step = 0; step < VALUE_STEPS; ++step) {
+                const u32 *two = words[step / 2] + step % 2 * 2;
 #if KV_CODE == KV_INT4
-                    multiply(o[n], weights[step + i],
-                             scaled_pair(words[2 * i], part, scales[2 * (step + i)]),
-                             scaled_pair(words[2 * i + 1], part, scales[2 * (step + i) + 1]));
+                multiply(o[n], weights[step], scaled_pair(two[0], part, scales[2 * step]),
+                         scaled_pair(two[1], part, scales[2 * step + 1]));
 #else
-                    multiply(o[n], weights[step + i], code_pair(words[2 * i], part),
-                             code_pair(words[2 * i + 1], part));
+                multiply(o[n], weights[step], code_pair(two[0], part), code_pair(two[1], part));
 #endif
             }
         }
@@ -499,6 +530,9 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
 
     score(begin);
     wait_for_copies<RING - 2>();
+#if KV_CODE != KV_BF16 && ROTATES
+    place_for(begin);
+#endif
     sync_threads(1, THREADS);
     int values_page = first_pages[RING - 1], keys_page = first_pages[RING];
 #pragma unroll 1
@@ -513,12 +547,15 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
         commit_copies();
         values_page = keys_page, keys_page = next_page;
         score(tile + 1);
-        attend(tile, s, WINDOW > 0);
+        attend(tile, s, false);
 #if ROTATES
         if (tile + RING - 1 == last) place_fresh(1);
         if (tile + RING == last) place_fresh(0);
 #endif
         wait_for_copies<RING - 2>();
+#if KV_CODE != KV_BF16 && ROTATES
+        place_for(tile + 1);
+#endif
         sync_threads(1, THREADS);
     }
     attend(last, load_scores(last), true);
