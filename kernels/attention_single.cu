@@ -105,8 +105,8 @@ struct HeadPart {
     INSIDE void load(const u16 *from, const float *angles, bool is_value, const float *bias,
                      const float *weight) {
         Angles by;
-        low = load_product(from + 8 * max(first, 0));
-        high = load_product(from + 8 * max(second, 0));
+        low = load_once(from + 8 * max(first, 0));
+        high = load_once(from + 8 * max(second, 0));
         by.load(angles + (second < 0 ? 0 : 8 * first));
 #if QKV_BIAS || QK_NORM
         float factor = 1.0f;

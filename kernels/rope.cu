@@ -166,15 +166,15 @@ KERNEL __launch_bounds__(ROPE_THREADS)
     for (int round = 0; round < PAIR_ROUNDS; ++round) {
         const int index = min(round * ROPE_THREADS + (int)threadIdx.x, PAIRS - 1);
         const u16 *x = from + index / HEAD_PAIRS * HEAD_DIM + index % HEAD_PAIRS * 8;
-        low[round] = load_product(x);
-        high[round] = load_product(x + ROTARY_HALF);
+        low[round] = load_once(x);
+        high[round] = load_once(x + ROTARY_HALF);
         angles[round].load(table + row * 2 * ROTARY_HALF + index % HEAD_PAIRS * 8);
     }
 #pragma unroll
     for (int round = 0; round < COPY_ROUNDS; ++round) {
         int head, i;
         copied(min(round * ROPE_THREADS + (int)threadIdx.x, COPIES - 1), head, i);
-        copies[round] = load_product(from + head * HEAD_DIM + i);
+        copies[round] = load_once(from + head * HEAD_DIM + i);
     }
 #pragma unroll
     for (int round = 0; round < PAIR_ROUNDS; ++round) {

@@ -26,22 +26,6 @@ static_assert(QK_NORM == PER_HEAD || QK_NORM == WHOLE_WIDTH, "one of the two");
 #define NORM_ARGUMENTS
 #endif
 
-// 16 bytes of the product before, past L1. What ld.global.nc reads ptxas takes for constant, and may
-// read ahead of griddepcontrol.wait, before the product is there: it does so in rope.cu where keys
-// and values go through shared memory, and not where they do not.
-DEVICE uint4 load_product(const void *p) {
-#if KV_CODE == KV_BF16 // or neither of them is there
-    return load_once(p);
-#else
-    uint4 v;
-    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p)
-                 : "memory");
-    return v;
-#endif
-}
-
 DEVICE uint4 pack(const float v[8]) {
     return make_uint4(bf16_pair(v[0], v[1]), bf16_pair(v[2], v[3]), bf16_pair(v[4], v[5]),
                       bf16_pair(v[6], v[7]));
