@@ -341,13 +341,13 @@ DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole,
 #endif
     c.at = done.next;
 
-    // Who reads it publishes rows then, and the next one comes when all rows of later phases are
-    // there.
-    __shared__ float norm_factor;
+    // As the scratch: the barrier of the phase between parts the reading from the next writing.
+    __shared__ float norm_factors[2];
+    float *norm_factor = norm_factors + (c.partial != SCRATCH_AT);
     if (adds_squares && lane == 0)
-        norm_factor = 1.0f / sqrtf(done.square_sum / HIDDEN + __uint_as_float(EPS_BITS));
+        *norm_factor = 1.0f / sqrtf(done.square_sum / HIDDEN + __uint_as_float(EPS_BITS));
     sync_threads(1, CONSUMERS);
-    const float factor = normed ? norm_factor : 1.0f;
+    const float factor = normed ? *norm_factor : 1.0f;
 
     constexpr int parts = parts_of(s);
     auto row_sum = [&](int row) {
