@@ -235,6 +235,15 @@ struct Pump {
     INSIDE void end(int slots) { skip = ((skip - slots) % PRODUCERS + PRODUCERS) % PRODUCERS; }
 };
 
+// What every block reads is written COPIES times, each `stride` values behind the one before, and
+// each block reads its own: all would read the same few lines of L2 at the same time, and the part
+// of L2 with most of them is what all wait for.
+DEVICE void store_copies(float *p, int stride, float v, u32 tag) {
+#pragma unroll
+    for (int copy = 0; copy < COPIES; copy++) store_tagged(p + copy * stride, v, tag);
+}
+DEVICE int own_copy() { return blockIdx.x % COPIES; }
+
 // What a consumer carries from phase to phase.
 struct Consumer {
     Ring ring;
@@ -393,9 +402,9 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
             c.residual *= __uint_as_float(EMBEDDING_BITS);
 #endif
 #if PLAIN_INPUTS
-            store_tagged(hidden + row, c.residual, tag);
+            store_copies(hidden + row, HIDDEN, c.residual, tag);
 #else
-            store_tagged(hidden + row, c.residual * norm[row], tag);
+            store_copies(hidden + row, HIDDEN, c.residual * norm[row], tag);
 #endif
         }
         publish_squares(c.residual * c.residual, hidden_sums, tag, rows);

@@ -439,7 +439,7 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
             float sum = 0.0f;
 #pragma unroll
             for (int s = 0; s < SPLITS; s++) sum += weights[s] * values[s];
-            store_tagged(out + head * HEAD_DIM + d, sum / state.y, made.tag);
+            store_copies(out + head * HEAD_DIM + d, HEADS * HEAD_DIM, sum / state.y, made.tag);
         }
         if (pass + 1 < PASSES) sync_threads(1, CONSUMERS); // `outputs` are written again
     }

@@ -319,8 +319,8 @@ DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole,
     // The last warp's team has the fewest tiles.
     const bool adds_squares = normed && warp == WARPS - 1;
     const float *sums = phase.pointer<const float>(SUMS);
-    const Multiply m = {phase.pointer<const float>(X), adds_squares ? sums : nullptr, tag,
-                        tiles.count, c.at, partial};
+    const float *x = phase.pointer<const float>(X) + (tag.mask ? own_copy() * K : 0);
+    const Multiply m = {x, adds_squares ? sums : nullptr, tag, tiles.count, c.at, partial};
     Multiplied done = {};
     if constexpr (STORAGE == BF16) done = multiply_bf16<K>(m);
     if constexpr (STORAGE == INT4) done = multiply_int4<K>(m, scales, packed, c.exchange);
@@ -381,7 +381,8 @@ DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole,
 #pragma unroll 1
         for (int i = threadIdx.x; i < rows; i += CONSUMERS) {
             const float gate = row_sum(i / 4 * 8 + i % 4), up = row_sum(i / 4 * 8 + 4 + i % 4);
-            store_tagged(out + i, gate / (1.0f + expf(-gate_exponent(gate))) * up, out_tag);
+            const float y = gate / (1.0f + expf(-gate_exponent(gate))) * up;
+            store_copies(out + i, s.step * s.tiles[2], y, out_tag);
         }
     } else if (s.epilogue == RESIDUAL) {
         float y = 0.0f;
@@ -407,7 +408,7 @@ DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole,
 #endif
             y = c.residual + y;
             wait_for_copies();
-            store_tagged(out + threadIdx.x, y * next_norms[threadIdx.x], out_tag);
+            store_copies(out + threadIdx.x, HIDDEN, y * next_norms[threadIdx.x], out_tag);
             c.residual = y;
         }
         publish_squares(y * y, out_sums, out_tag, rows);

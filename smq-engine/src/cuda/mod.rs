@@ -80,7 +80,7 @@ pub use rows::{
     widen_defines,
 };
 pub use serve::{CudaBatch, choose_defines};
-pub use state::State;
+pub use state::{COPIES, State};
 pub use stream::Stream;
 pub use swiglu::{SwigluCut, fuses_bf16, swiglu_call};
 pub use tensor_map::TensorMap;

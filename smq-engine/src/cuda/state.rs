@@ -23,6 +23,10 @@ const TOKEN: usize = 2;
 const STEPS: usize = 3;
 const STATE_WORDS: usize = 4;
 
+/// How often a step writes what all of its blocks read, each copy for some of them (`decode.cu`
+/// says why).
+pub const COPIES: usize = 2;
+
 /// Blocks that share a key/value head's tokens: one block an SM where that is possible, at most 8.
 pub(super) fn splits(c: &ModelConfig, sms: usize) -> usize {
     let fits = |s: &usize| s * c.kv_heads <= sms && c.head_dim.is_multiple_of(4 * s);
@@ -44,6 +48,7 @@ pub(super) fn defines(c: &ModelConfig) -> Defines {
         ("RING", RING as i64),
         ("NOT_FINITE", NOT_FINITE.into()),
         ("EXCHANGED_FLOATS", part_floats(c) as i64),
+        ("COPIES", COPIES as i64),
     ]
 }
 
@@ -65,7 +70,7 @@ pub struct State {
     pub state: Span,
     /// `[rotary_dim / 2]`, of the factors in use, of each rotary embedding that layers may have.
     pub inv_freq: [Span; 2],
-    /// Inputs of the products after the two norms, `[hidden]` each.
+    /// Inputs of the products after the two norms, `[COPIES, hidden]` each.
     pub hidden: [Span; 2],
     /// Their partial sums of squares, `[SMs]` each.
     pub square_sums: [Span; 2],
@@ -109,7 +114,11 @@ impl State {
             let mut words = |n: usize| arena.take(4 * n);
             Ok((
                 [words(STATE_WORDS)?, words(half)?, words(half)?],
-                [words(c.hidden)?, words(c.hidden)?, words(c.hidden)?],
+                [
+                    words(COPIES * c.hidden)?,
+                    words(COPIES * c.hidden)?,
+                    words(c.hidden)?,
+                ],
                 [
                     words(sms)?,
                     words(sms)?,
@@ -117,8 +126,12 @@ impl State {
                     words(sms)?,
                     words(sms)?,
                 ],
-                [words(width + 2 * kv_width)?, words(parts)?, words(width)?],
-                [words(c.intermediate)?, words(c.vocab)?],
+                [
+                    words(width + 2 * kv_width)?,
+                    words(parts)?,
+                    words(COPIES * width)?,
+                ],
+                [words(COPIES * c.intermediate)?, words(c.vocab)?],
                 words(2 * sms)?,
             ))
         })?;

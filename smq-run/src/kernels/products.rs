@@ -10,7 +10,7 @@ use super::lab::{Floor, Lab, of};
 use super::reference::{Exact, Rows, Worst, products, swiglu};
 use super::report::{Check, KernelReport};
 use smq_engine::Result;
-use smq_engine::cuda::{Buffers, Call, Decoder, DeviceMatrix, Epilogue, Span, State, Uses};
+use smq_engine::cuda::{Buffers, COPIES, Call, Decoder, DeviceMatrix, Epilogue, Span, State, Uses};
 use smq_engine::linear::QuantizedX;
 use smq_model::ModelConfig;
 
@@ -193,7 +193,7 @@ fn product(
         lab.upload(&norm)?,
     );
     let state = State::new(&lab.gpu, &c)?;
-    let (out, out_sums) = (lab.poisoned(4 * rows)?, lab.poisoned(8 * sms)?);
+    let (out, out_sums) = (lab.poisoned(4 * COPIES * rows)?, lab.poisoned(8 * sms)?);
     let buffers = Buffers {
         x: x_there.ptr(),
         sums: sums_there.ptr(),
