@@ -2,9 +2,7 @@
 //! are only there where a family asks: without them the kernels' machine code is what it was.
 
 use super::contract::Defines;
-use smq_model::architecture::{
-    Activation, Multipliers, NormWeight, Norms, QkNorm, Rotations, Windows,
-};
+use smq_model::architecture::{Activation, Multipliers, Norms, QkNorm, Rotations, Windows};
 use smq_model::{ModelConfig, RopeConfig};
 
 /// How queries and keys are normed (`rope.cu`); 0 is not at all.
@@ -243,37 +241,6 @@ pub(super) fn beyond_one_kernel(c: &ModelConfig, sms: usize) -> Vec<&'static str
         (c.biases.mlp, "biases of the MLP"),
         (uneven, "other norms around attention than around the MLP"),
         (idle, "fewer rows than multiprocessors have work for"),
-    ];
-    let there = all.into_iter().filter(|(there, _)| *there);
-    there.map(|(_, what)| what).collect()
-}
-
-/// What a model's layers have beyond Llama's and Phi-3's.
-#[must_use]
-pub(super) fn beyond_llama(c: &ModelConfig) -> Vec<&'static str> {
-    let qk_norm = match c.architecture.qk_norm {
-        QkNorm::Absent => false,
-        QkNorm::PerHead(_) | QkNorm::WholeWidth(_) => true,
-    };
-    let gelu = match c.activation {
-        Activation::Silu => false,
-        Activation::GeluTanh => true,
-    };
-    // 1 is added when weights are loaded.
-    match c.architecture.norm_weight {
-        NormWeight::AsStored | NormWeight::OnePlus => {}
-    }
-    let factors = c.multipliers != Multipliers::of_head_dim(c.head_dim);
-    let caps = c.soft_caps.scores.is_some() || c.soft_caps.logits.is_some();
-    let all = [
-        (c.biases.qkv || c.biases.o || c.biases.mlp, "biases"),
-        (qk_norm, "norms of queries and keys"),
-        (leaves(c), "what lies between its blocks"),
-        (gelu, "the gate's function"),
-        (windows(c).len() > 1, "windows by layer"),
-        (rotations(c).len() > 1, "rotations by layer"),
-        (factors, "factors"),
-        (caps, "soft caps"),
     ];
     let there = all.into_iter().filter(|(there, _)| *there);
     there.map(|(_, what)| what).collect()

@@ -187,20 +187,6 @@ pub(super) fn heads(kv_heads: usize, sms: usize) -> Result<()> {
     }
 }
 
-/// Refuses to calibrate on the GPU what its kernels for that do not compute: they take a layer apart
-/// as Llama's and Phi-3's are.
-pub(super) fn calibration(c: &ModelConfig) -> Result<()> {
-    let beyond = super::family::beyond_llama(c);
-    match beyond.is_empty() {
-        true => Ok(()),
-        false => Err(Error::config(format!(
-            "this {} has {}, with which --device cuda does not calibrate; calibrate with --device cpu",
-            c.architecture.name,
-            beyond.join(", ")
-        ))),
-    }
-}
-
 /// Refuses a matrix whose sizes the products do not take.
 pub(super) fn sizes(m: &NamedMatrix, format: Format) -> Result<()> {
     // Rows start at 16 bytes, bf16's are whole lines of 128 bytes, NF4's whole blocks.
@@ -392,33 +378,6 @@ mod tests {
             json!({"model_type": "gemma3_text", "head_dim": 256}),
         ] {
             assert_eq!(refusal(keys.clone()), None, "{keys}");
-        }
-    }
-
-    #[test]
-    fn calibration_on_the_gpu_is_of_layers_as_llamas() {
-        let config = |keys: Value| {
-            let mut config = base();
-            let map = config.as_object_mut().unwrap();
-            map.extend(keys.as_object().unwrap().clone());
-            ModelConfig::from_json(config.to_string().as_bytes()).unwrap()
-        };
-        for model_type in ["llama", "phi3", "mistral"] {
-            let keys = json!({"model_type": model_type, "sliding_window": null});
-            assert!(calibration(&config(keys)).is_ok(), "{model_type}");
-        }
-        for (model_type, words) in [
-            ("qwen3", "norms of queries and keys"),
-            ("qwen2", "biases"),
-            ("smollm3", "rotations by layer"),
-            ("gemma2", "soft caps"),
-            ("granite", "factors"),
-            ("olmo2", "what lies between its blocks"),
-        ] {
-            let error = calibration(&config(family(model_type))).unwrap_err();
-            let message = error.to_string();
-            assert!(message.contains(words), "{message}");
-            assert!(message.contains("calibrate with --device cpu"), "{message}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A prompt's pass: many positions at once through every layer.
 
 pub(super) mod attention;
-mod between;
+pub(super) mod between;
 mod buffers;
 mod head;
 mod step;
@@ -26,8 +26,8 @@ use super::rows::{RowProducts, Target, joins_gate_and_up, reads_int4_order};
 use super::weights::DeviceMatrix;
 use crate::error::{Error, Result};
 use crate::kv::KvCode;
-use attention::{Attention, ROPE_THREADS, Rows, Windowed, rope_defines, table_call};
-use between::{Left, Next, leave_kernel};
+use attention::{Attention, ROPE_THREADS, Rows, TableRows, Windowed, rope, table_call};
+use between::{Joints, Left, Next};
 use buffers::Buffers;
 use smq_model::ModelConfig;
 pub(super) use step::{STEP_ROWS, StepInputs, Tiles, WANTED_ROWS};
@@ -71,13 +71,12 @@ pub fn swiglu_launch(intermediate: usize, m: usize) -> Launch {
 #[derive(Debug)]
 pub(super) struct Prefill {
     embed: Arc<Kernel>,
-    norm: Arc<Kernel>,
     swiglu: Arc<Kernel>,
     last_row: Arc<Kernel>,
     score: Arc<Kernel>,
     norm_some: Arc<Kernel>,
-    /// Between products, where a family does more there.
-    leave: Option<Arc<Kernel>>,
+    /// Between products.
+    joints: Joints,
     /// Behind the head, where something is.
     finish: Option<Arc<Kernel>>,
     products: RowProducts,
@@ -129,12 +128,11 @@ impl Prefill {
         rope(kernels, c, Rows::One, KvCode::Bf16)?;
         Ok(Self {
             embed: rows("embed_rows")?,
-            norm: rows("norm_rows")?,
             swiglu: rows("swiglu_rows")?,
             last_row: rows("last_row")?,
             score: rows("score_rows")?,
             norm_some: rows("norm_some_rows")?,
-            leave: leave_kernel(kernels, c)?,
+            joints: Joints::new(kernels, c)?,
             finish: head::finish_kernel(kernels, c)?,
             products: RowProducts::new(Blas::new(gpu, WORKSPACE)?, Arena::sizes().take(0)?),
             buffers: None,
@@ -246,8 +244,10 @@ impl Prefill {
         // SAFETY: every buffer holds at least `m` rows.
         unsafe {
             embed.run(stream)?;
-            for (rotation, table) in rotations(c).into_iter().enumerate().zip(b.rotations) {
-                table_call(parts, pass, rotation, table.ptr())?.run(stream)?;
+            let places = pass.inv_freq.into_iter().zip(b.rotations);
+            for (rotation, (inv_freq, table)) in rotations(c).into_iter().zip(places) {
+                let at = [inv_freq, table.ptr()];
+                table_call(kernels, c, pass.kind, pass.table_rows(), rotation, at)?.run(stream)?;
             }
         }
         (0..model.layers.len()).try_for_each(|i| self.layer(parts, b, i, pass))
@@ -333,7 +333,7 @@ impl Prefill {
                 None => rotating(attention_args),
             },
         };
-        let products = &self.products;
+        let (products, joints, rows) = (&self.products, &self.joints, b.between(m));
         // SAFETY: every buffer holds at least `m` rows (`reserve`), the cache `past + m` positions
         // or the pages of every row (the engine), and both live until the engine has waited for the
         // stream.
@@ -342,7 +342,10 @@ impl Prefill {
                 before: layer.norms.before_attention,
                 int4_order: reads_int4_order(&layer.qkv, n),
             };
-            self.enter(stream, b, m, index, next)?;
+            // The layer before has made it where there is more than a norm.
+            if index == 0 || !joints.needs_left() {
+                joints.enter(stream, rows, next)?;
+            }
             let qkv = Target::Bf16(b.qkv.ptr(), width);
             products.run(kernels, stream, &layer.qkv, n, &b.h, qkv)?;
             if let Some(rows) = coded.filter(|_| past > 0) {
@@ -356,17 +359,13 @@ impl Prefill {
                     .run(stream)?;
             }
             attention.run(stream)?;
-            let left = self.left(b);
+            let left = joints.target(rows);
             products.run(kernels, stream, one(&layer.o), n, &b.attended, left)?;
             let next = Next {
                 before: layer.norms.before_mlp,
                 int4_order: reads_int4_order(&layer.gate_up, n),
             };
-            let of_attention = Left {
-                bias: layer.biases.o,
-                after: layer.norms.after_attention,
-            };
-            self.leave_attention(stream, b, m, of_attention, next)?;
+            joints.leave_attention(stream, rows, Left::attention(layer), next)?;
             let joined = joins_gate_and_up(&layer.gate_up, n, down_order);
             if joined && layer.biases.gate_up.is_none() {
                 let activated = b.activated.span.ptr();
@@ -375,41 +374,16 @@ impl Prefill {
             } else {
                 let gate_up = Target::Bf16(b.gate_up.ptr(), 2 * c.intermediate);
                 products.run(kernels, stream, &layer.gate_up, n, &b.h, gate_up)?;
-                let swiglu = Call {
-                    kernel: self.swiglu.clone(),
-                    launch: swiglu_launch(c.intermediate, m),
-                    args: between::with(
-                        Args::new()
-                            .ptr(b.gate_up.ptr())
-                            .ptr(b.activated.span.ptr())
-                            .i32(i32::from(down_order)),
-                        layer.biases.gate_up,
-                    ),
-                };
-                swiglu.run(stream)?;
+                let at = [b.gate_up.ptr(), b.activated.span.ptr()];
+                let of = (*c, layer);
+                between::activation_call(self.swiglu.clone(), of, m, at, down_order).run(stream)?;
             }
             products.run(kernels, stream, one(&layer.down), n, &b.activated, left)?;
-            let of_mlp = Left {
-                bias: layer.biases.down,
-                after: layer.norms.after_mlp,
-            };
             let next = model.layers.get(index + 1).map(|next| Next {
                 before: next.norms.before_attention,
                 int4_order: reads_int4_order(&next.qkv, n),
             });
-            self.leave_mlp(stream, b, m, of_mlp, next)
-        }
-    }
-
-    fn norm_call(&self, x: u64, weight: Span, b: &Buffers, m: usize, int4_order: bool) -> Call {
-        Call {
-            kernel: self.norm.clone(),
-            launch: Launch::new(m, ROW_THREADS).overlap(),
-            args: Args::new()
-                .ptr(x)
-                .ptr(weight.ptr())
-                .ptr(b.h.span.ptr())
-                .i32(i32::from(int4_order)),
+            joints.leave_mlp(stream, rows, Left::mlp(layer), next)
         }
     }
 }
@@ -420,6 +394,15 @@ pub(super) fn padded(columns: usize) -> usize {
 }
 
 impl Pass {
+    /// The rows, as the tables of angles have them.
+    fn table_rows(&self) -> TableRows {
+        TableRows {
+            m: self.m,
+            past: self.past,
+            seen: self.seen[0],
+        }
+    }
+
     /// The attention of layers with this window, and what their rows see.
     fn of_window(&self, window: Option<usize>) -> Result<(&attention::Orders, u64)> {
         let missing = || Error::Cuda(format!("no attention with a window of {window:?} was made"));
@@ -428,9 +411,4 @@ impl Pass {
         let own = self.attention.len() > 1 && window.is_some() && self.tiles.is_none();
         Ok((kernels, self.seen[usize::from(own)]))
     }
-}
-
-/// The kernel that rotates rows of a kind and writes their keys and values.
-fn rope(kernels: &Kernels, c: &ModelConfig, rows: Rows, code: KvCode) -> Result<Arc<Kernel>> {
-    kernels.get("rope.cu", rope_defines(c, rows, code), "rope_and_cache")
 }

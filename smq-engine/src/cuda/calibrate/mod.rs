@@ -93,9 +93,7 @@ impl Calibrator {
         if let Some(longest) = windows.iter().map(Vec::len).max() {
             config.max_positions = config.max_positions.min(longest);
         }
-        limits::check(&config, gpu.sm_count() as usize)?;
-        limits::calibration(&config)?;
-        streams::check(&config, windows)?;
+        check(&config, windows, gpu.sm_count() as usize)?;
         let kernels = Kernels::new(gpu.clone());
         let placed = DeviceModel::place(&gpu, source, &config)?;
         let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);
@@ -148,8 +146,7 @@ impl Calibrator {
     /// # Errors
     /// [`Error::Cuda`] if the driver fails.
     pub fn enter_layer(&mut self, layer: usize) -> Result<()> {
-        let norm = self.model.layers[layer].norms.before_attention;
-        self.streams.norm(&self.common, norm)
+        self.streams.enter(&self.common, &self.model.layers[layer])
     }
 
     /// Sums over the tokens of what a stage reads: the diagonal of `H`.
@@ -239,8 +236,7 @@ impl Calibrator {
     /// # Errors
     /// As [`enter_layer`](Self::enter_layer).
     pub fn pass(&mut self, layer: usize, stage: Stage) -> Result<()> {
-        self.streams
-            .pass(&self.common, &self.model.layers[layer], stage)
+        self.streams.pass(&self.common, &self.model, layer, stage)
     }
 }
 
@@ -264,6 +260,13 @@ impl Common {
         const BLOCKS: usize = 4096;
         Launch::new(count.div_ceil(THREADS as usize).clamp(1, BLOCKS), THREADS)
     }
+}
+
+/// Refuses what a GPU of `sms` multiprocessors does not calibrate: of models, those that no prompt's
+/// pass computes either.
+fn check(c: &ModelConfig, windows: &[Vec<u32>], sms: usize) -> Result<()> {
+    limits::check(c, sms)?;
+    streams::check(c, windows)
 }
 
 /// What decides the sizes of buffers.
@@ -362,6 +365,20 @@ mod tests {
         let start = "calibrating on 102400 tokens takes 1.7 GB of GPU memory beside the model, and \
                      1.7 GB are free; give fewer --calibrate-tokens";
         assert!(message.starts_with(start), "{message}");
+    }
+
+    #[test]
+    fn every_family_is_calibrated() {
+        for architecture in &smq_model::architecture::ARCHITECTURES {
+            let keys = serde_json::json!({
+                "model_type": architecture.model_type, "vocab_size": 64, "hidden_size": 128,
+                "intermediate_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 64,
+            });
+            let c = ModelConfig::from_json(keys.to_string().as_bytes()).unwrap();
+            let windows = vec![vec![1; 64]; 4];
+            check(&c, &windows, 132).unwrap();
+        }
     }
 
     #[test]

@@ -6,11 +6,13 @@ use super::{Common, Sizes};
 use crate::cuda::activations::Activations;
 use crate::cuda::arena::Arena;
 use crate::cuda::args::Args;
+use crate::cuda::family::{leaves, rotation_of, rotations};
 use crate::cuda::kernels::Call;
 use crate::cuda::launch::Launch;
 use crate::cuda::memory::Span;
-use crate::cuda::prefill::attention::{Attention, ROPE_THREADS, Rows, rope_defines, table_launch};
-use crate::cuda::prefill::{ROW_THREADS, padded, row_defines, swiglu_launch};
+use crate::cuda::prefill::attention::{Attention, ROPE_THREADS, Rows, TableRows, rope, table_call};
+use crate::cuda::prefill::between::{Between, Joints, Left, Next, activation_call, qkv_args};
+use crate::cuda::prefill::{ROW_THREADS, padded, row_defines};
 use crate::cuda::rows::{RowProducts, Target};
 use crate::cuda::weights::{DeviceLayer, DeviceMatrix, DeviceModel, Format};
 use crate::error::{Error, Result};
@@ -27,7 +29,7 @@ const CHUNK: usize = 8192;
 struct Side {
     /// The residual stream, f32 `[tokens, hidden]`.
     x: Span,
-    /// What follows a norm.
+    /// What qkv, gate and up read.
     normed: Activations,
     /// What follows attention or the activation: as many columns as that has.
     wide: Span,
@@ -47,10 +49,12 @@ pub(super) struct Streams {
     /// bf16 `[kv_heads, window, head_dim]`.
     keys: Span,
     values: Span,
-    /// f32 `[window, 2, rotary_dim / 2]` (`rope.cu`).
-    rotations: Span,
-    /// f32 `[rotary_dim / 2]`.
-    inv_freq: Span,
+    /// f32 `[window, 2, rotary_dim / 2]` (`rope.cu`), of each rotary embedding that layers have.
+    rotations: [Span; 2],
+    /// f32 `[rotary_dim / 2]` of each.
+    inv_freq: [Span; 2],
+    /// f32 `[chunk, hidden]`: what leaves a block, where there is a kernel between.
+    left: Span,
     /// i32, one a token.
     ids: Span,
     /// bf16, a stage's matrices one behind the other.
@@ -58,7 +62,14 @@ pub(super) struct Streams {
     /// Which of them stand in for the model's.
     has_stand_in: Vec<bool>,
     /// After [`Streams::start`].
-    products: Option<RowProducts>,
+    compute: Option<Compute>,
+}
+
+/// What leads rows from a stage to the next.
+#[derive(Debug)]
+struct Compute {
+    products: RowProducts,
+    joints: Joints,
 }
 
 /// Refuses windows of several lengths, and tokens outside the vocabulary.
@@ -106,6 +117,8 @@ impl Streams {
         };
         let (plain, quantized) = (side()?, side()?);
         let cache = 2 * c.kv_heads * sizes.window * c.head_dim;
+        let rotary = 4 * c.rope.rotary_dim;
+        let others = usize::from(rotations(c).len() > 1);
         Ok(Self {
             window: sizes.window,
             windows: sizes.windows,
@@ -115,12 +128,16 @@ impl Streams {
             q: arena.take(2 * sizes.window * c.heads * c.head_dim)?,
             keys: arena.take(cache)?,
             values: arena.take(cache)?,
-            rotations: arena.take(4 * sizes.window * c.rope.rotary_dim)?,
-            inv_freq: arena.take(4 * (c.rope.rotary_dim / 2))?,
+            rotations: [
+                arena.take(sizes.window * rotary)?,
+                arena.take(sizes.window * rotary * others)?,
+            ],
+            inv_freq: [arena.take(rotary / 2)?, arena.take(rotary / 2 * others)?],
+            left: arena.take(if leaves(c) { 4 * chunk * c.hidden } else { 0 })?,
             ids: arena.take(4 * tokens)?,
             stand_ins: arena.take(2 * sizes.matrix_elems)?,
             has_stand_in: Vec::new(),
-            products: None,
+            compute: None,
         })
     }
 
@@ -136,10 +153,12 @@ impl Streams {
         products: RowProducts,
         windows: &[Vec<u32>],
     ) -> Result<()> {
-        self.products = Some(products);
+        self.compute = Some(Compute {
+            products,
+            joints: Joints::new(&common.kernels, &common.config)?,
+        });
         let (c, stream) = (&common.config, common.gpu().main());
         let ids: Vec<u32> = windows.concat();
-        let inv_freq = c.rope.inv_freq(c.rope.is_long(self.window));
         let embed = Call {
             kernel: common
                 .kernels
@@ -150,27 +169,25 @@ impl Streams {
                 .ptr(model.embedding.ptr())
                 .ptr(self.plain.x.ptr()),
         };
-        let table = Call {
-            kernel: common.kernels.get(
-                "rope.cu",
-                rope_defines(c, Rows::One, KvCode::Bf16),
-                "rotation_table",
-            )?,
-            launch: table_launch(c, self.window),
-            args: Args::new()
-                .ptr(self.inv_freq.ptr())
-                .f32(c.rope.attention_factor())
-                .i32(0)
-                .ptr(0)
-                .ptr(self.rotations.ptr()),
+        let (long, half) = (c.rope.is_long(self.window), c.rope.rotary_dim / 2);
+        let kind = Attention::of(c, self.window, Rows::One, KvCode::Bf16);
+        let rows = TableRows {
+            m: self.window,
+            past: 0,
+            seen: 0,
         };
         // SAFETY: all buffers are as large as the windows need, and what is copied outlives the
         // copies, which are waited for.
         unsafe {
             self.ids.copy_from(stream, &ids)?;
-            self.inv_freq.copy_from(stream, &inv_freq)?;
             embed.run(stream)?;
-            table.run(stream)?;
+            let places = self.inv_freq.into_iter().zip(self.rotations);
+            for (rotation, (inv_freq, table)) in rotations(c).into_iter().zip(places) {
+                // Pageable memory has been read when the call returns.
+                inv_freq.copy_from(stream, &rotation.inv_freq(long, half))?;
+                let at = [inv_freq.ptr(), table.ptr()];
+                table_call(&common.kernels, c, kind, rows, rotation, at)?.run(stream)?;
+            }
             self.quantized.x.copy_within(stream, self.plain.x)?;
         }
         stream.synchronize()
@@ -192,27 +209,33 @@ impl Streams {
         }
     }
 
-    /// Both streams' residuals through a norm.
-    pub(super) fn norm(&self, common: &Common, weight: Option<Span>) -> Result<()> {
-        let missing = || Error::Cuda("a layer without norms was given to calibration".into());
-        let weight = weight.ok_or_else(missing)?;
-        let kernel = common
-            .kernels
-            .get("rows.cu", rows_defines(common), "norm_rows")?;
+    /// Makes the input of a layer's first stage from both residual streams.
+    pub(super) fn enter(&self, common: &Common, layer: &DeviceLayer) -> Result<()> {
+        let joints = &self.compute()?.joints;
         for side in [&self.plain, &self.quantized] {
-            let call = Call {
-                kernel: kernel.clone(),
-                launch: Launch::new(self.tokens(), ROW_THREADS).overlap(),
-                args: Args::new()
-                    .ptr(side.x.ptr())
-                    .ptr(weight.ptr())
-                    .ptr(side.normed.span.ptr())
-                    .i32(0),
+            let rows = Between {
+                m: self.tokens(),
+                x: side.x.ptr(),
+                // Nothing leaves a block here.
+                left: 0,
+                h: side.normed.span.ptr(),
             };
-            // SAFETY: both buffers hold every token.
-            unsafe { call.run(common.gpu().main()) }?;
+            // SAFETY: both buffers hold every token, and live as long as the calibrator, which
+            // waits for the stream before it reads any.
+            unsafe {
+                joints.enter(
+                    common.gpu().main(),
+                    rows,
+                    plain(layer.norms.before_attention),
+                )
+            }?;
         }
         Ok(())
+    }
+
+    fn compute(&self) -> Result<&Compute> {
+        let missing = || Error::Cuda("the windows were not embedded".into());
+        self.compute.as_ref().ok_or_else(missing)
     }
 
     /// Where bf16 weights that stand in for a stage's matrix `index` are to lie, in the next pass.
@@ -245,10 +268,16 @@ impl Streams {
     pub(super) fn pass(
         &mut self,
         common: &Common,
-        layer: &DeviceLayer,
+        model: &DeviceModel,
+        layer: usize,
         stage: Stage,
     ) -> Result<()> {
-        let own = of_stage(layer, stage);
+        let place = Place {
+            index: layer,
+            layer: &model.layers[layer],
+            stage,
+        };
+        let own = of_stage(place.layer, stage);
         let mut first = 0;
         let mut stand_ins = Vec::new();
         for (i, matrix) in own.iter().enumerate() {
@@ -268,13 +297,10 @@ impl Streams {
         for (side, matrices) in [(&self.plain, own), (&self.quantized, &stand_ins[..])] {
             for first in (0..self.windows).step_by(chunk_windows(self.window)) {
                 let count = chunk_windows(self.window).min(self.windows - first);
-                self.chunk(common, side, matrices, stage, [first, count])?;
+                self.chunk(common, side, matrices, place, [first, count])?;
             }
         }
-        match stage {
-            Stage::O => self.norm(common, layer.norms.before_mlp),
-            Stage::Qkv | Stage::GateUp | Stage::Down => Ok(()),
-        }
+        Ok(())
     }
 
     /// `count` windows from `first` on through the products, and what follows each window by
@@ -284,13 +310,12 @@ impl Streams {
         common: &Common,
         side: &Side,
         matrices: &[DeviceMatrix],
-        stage: Stage,
+        place: Place<'_>,
         [first, count]: [usize; 2],
     ) -> Result<()> {
         let (c, stream) = (&common.config, common.gpu().main());
-        let products = self.products.as_ref();
-        let products =
-            products.ok_or_else(|| Error::Cuda("the windows were not embedded".into()))?;
+        let Place { layer, stage, .. } = place;
+        let Compute { products, joints } = self.compute()?;
         let (row, m) = (first * self.window, count * self.window);
         let of_rows = |all: Activations| -> Result<Activations> {
             Ok(Activations {
@@ -300,11 +325,16 @@ impl Streams {
             })
         };
         let input = of_rows(self.input(side, c, stage))?;
-        let x = side.x.part(4 * row * c.hidden, 4 * m * c.hidden)?;
+        let rows = Between {
+            m,
+            x: side.x.part(4 * row * c.hidden, 4 * m * c.hidden)?.ptr(),
+            left: self.left.ptr(),
+            h: of_rows(side.normed)?.span.ptr(),
+        };
         let target = match stage {
             Stage::Qkv => Target::Bf16(self.product.ptr(), (c.heads + 2 * c.kv_heads) * c.head_dim),
             Stage::GateUp => Target::Bf16(self.product.ptr(), 2 * c.intermediate),
-            Stage::O | Stage::Down => Target::Add(x.ptr()),
+            Stage::O | Stage::Down => joints.target(rows),
         };
         // SAFETY: every buffer holds the chunk's rows, and lives as long as the calibrator, which
         // waits for the stream before it reads any.
@@ -312,53 +342,60 @@ impl Streams {
         match stage {
             Stage::Qkv => {
                 let out = of_rows(self.input(side, c, Stage::O))?;
-                (0..count).try_for_each(|window| self.attend(common, window, &out))
+                (0..count).try_for_each(|window| self.attend(common, place, window, &out))
             }
             Stage::GateUp => {
                 let out = of_rows(self.input(side, c, Stage::Down))?;
-                let swiglu = Call {
-                    kernel: common
-                        .kernels
-                        .get("rows.cu", rows_defines(common), "swiglu_rows")?,
-                    launch: swiglu_launch(c.intermediate, m),
-                    args: Args::new()
-                        .ptr(self.product.ptr())
-                        .ptr(out.span.ptr())
-                        .i32(0),
-                };
+                let kernel = common
+                    .kernels
+                    .get("rows.cu", rows_defines(common), "swiglu_rows")?;
+                let at = [self.product.ptr(), out.span.ptr()];
+                let activation = activation_call(kernel, (c, layer), m, at, false);
                 // SAFETY: as above.
-                unsafe { swiglu.run(stream) }
+                unsafe { activation.run(stream) }
             }
-            Stage::O | Stage::Down => Ok(()),
+            Stage::O => {
+                let next = plain(layer.norms.before_mlp);
+                // SAFETY: as above.
+                unsafe { joints.leave_attention(stream, rows, Left::attention(layer), next) }
+            }
+            // SAFETY: as above.
+            Stage::Down => unsafe { joints.leave_mlp(stream, rows, Left::mlp(layer), None) },
         }
     }
 
     /// The attention of one window of the chunk whose queries, keys and values are in `product`.
-    fn attend(&self, common: &Common, window: usize, out: &Activations) -> Result<()> {
+    fn attend(
+        &self,
+        common: &Common,
+        place: Place<'_>,
+        window: usize,
+        out: &Activations,
+    ) -> Result<()> {
         let (c, stream, m) = (&common.config, common.gpu().main(), self.window);
         let width = (c.heads + 2 * c.kv_heads) * c.head_dim;
         let qkv = self.product.part(2 * window * m * width, 2 * m * width)?;
         let out = out
             .span
             .part(2 * window * m * out.stride, 2 * m * out.stride)?;
+        let angles = self.rotations[rotation_of(c, place.index)];
         let rope = Call {
-            kernel: common.kernels.get(
-                "rope.cu",
-                rope_defines(c, Rows::One, KvCode::Bf16),
-                "rope_and_cache",
-            )?,
+            kernel: rope(&common.kernels, c, Rows::One, KvCode::Bf16)?,
             launch: Launch::new(m, ROPE_THREADS).overlap(),
-            args: Args::new()
-                .ptr(qkv.ptr())
-                .ptr(self.q.ptr())
-                .ptr(self.keys.ptr())
-                .ptr(self.values.ptr())
-                .i32(m as i32)
-                .i32(0)
-                .ptr(self.rotations.ptr()),
+            args: qkv_args(
+                Args::new()
+                    .ptr(qkv.ptr())
+                    .ptr(self.q.ptr())
+                    .ptr(self.keys.ptr())
+                    .ptr(self.values.ptr())
+                    .i32(m as i32)
+                    .i32(0)
+                    .ptr(angles.ptr()),
+                place.layer,
+            ),
         };
         let kind = Attention::of(c, m, Rows::One, KvCode::Bf16);
-        let [attention, _] = kind.kernels(&common.kernels, c, c.windows.alike())?;
+        let [attention, _] = kind.kernels(&common.kernels, c, c.windows.layer(place.index))?;
         let attention = Call {
             kernel: attention,
             launch: kind.launch(c, m),
@@ -377,6 +414,22 @@ impl Streams {
             rope.run(stream)?;
             attention.run(stream)
         }
+    }
+}
+
+/// A stage of a layer.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    index: usize,
+    layer: &'a DeviceLayer,
+    stage: Stage,
+}
+
+/// An input in plain order, through a norm where there are weights.
+fn plain(before: Option<Span>) -> Next {
+    Next {
+        before,
+        int4_order: false,
     }
 }
 

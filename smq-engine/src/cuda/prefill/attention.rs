@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Pass, padded};
+use super::padded;
 use crate::cuda::args::Args;
 use crate::cuda::contract::{BLOCK_SHARED_BYTES, Defines, attention_defines};
-use crate::cuda::decode::Parts;
 use crate::cuda::family::{self, Rotation};
 use crate::cuda::kernels::{Call, Kernels};
 use crate::cuda::kv::kv_defines;
@@ -330,25 +329,46 @@ pub fn rope_defines(c: &ModelConfig, rows: Rows, code: KvCode) -> Defines {
     defines
 }
 
-/// The call that fills the table of a pass's angles, of rotary embedding `index`.
-pub(super) fn table_call(
-    parts: &Parts<'_>,
-    pass: &Pass,
-    (index, rotation): (usize, Rotation<'_>),
-    table: u64,
+/// The kernel that rotates rows of a kind and writes their keys and values.
+pub(in crate::cuda) fn rope(
+    kernels: &Kernels,
+    c: &ModelConfig,
+    rows: Rows,
+    code: KvCode,
+) -> Result<Arc<Kernel>> {
+    kernels.get("rope.cu", rope_defines(c, rows, code), "rope_and_cache")
+}
+
+/// Rows of a table of angles.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::cuda) struct TableRows {
+    /// How many.
+    pub m: usize,
+    /// Rows of the cache before them.
+    pub past: usize,
+    /// Where each row's position is, of rows that say it themselves.
+    pub seen: u64,
+}
+
+/// The call that fills the `table` of a pass's angles, of a rotary embedding whose frequencies are
+/// at `inv_freq`.
+pub(in crate::cuda) fn table_call(
+    kernels: &Kernels,
+    c: &ModelConfig,
+    kind: Attention,
+    rows: TableRows,
+    rotation: Rotation<'_>,
+    [inv_freq, table]: [u64; 2],
 ) -> Result<Call> {
-    let Parts {
-        kernels, config: c, ..
-    } = parts;
-    let defines = rope_defines(c, pass.kind.rows, pass.kind.code);
+    let defines = rope_defines(c, kind.rows, kind.code);
     Ok(Call {
         kernel: kernels.get("rope.cu", defines, "rotation_table")?,
-        launch: table_launch(c, pass.m),
+        launch: table_launch(c, rows.m),
         args: Args::new()
-            .ptr(pass.inv_freq[index])
+            .ptr(inv_freq)
             .f32(rotation.attention_factor())
-            .i32(pass.past as i32)
-            .ptr(pass.seen[0])
+            .i32(rows.past as i32)
+            .ptr(rows.seen)
             .ptr(table),
     })
 }

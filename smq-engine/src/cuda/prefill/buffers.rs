@@ -1,5 +1,6 @@
 //! The memory of a prompt's pass.
 
+use super::between::Between;
 use super::{LOGIT_ROWS, Prefill, padded};
 use crate::cuda::activations::Activations;
 use crate::cuda::arena::Arena;
@@ -43,6 +44,18 @@ pub(super) struct Buffers {
     _arena: Arena,
 }
 
+impl Buffers {
+    /// The first `m` rows between two products.
+    pub(super) fn between(&self, m: usize) -> Between {
+        Between {
+            m,
+            x: self.x.ptr(),
+            left: self.left.ptr(),
+            h: self.h.span.ptr(),
+        }
+    }
+}
+
 impl Prefill {
     pub(super) fn buffers(&self) -> Result<&Buffers> {
         let missing = || Error::Cuda("a prompt's activations were not allocated".into());
@@ -82,7 +95,7 @@ impl Prefill {
             .unwrap_or(0);
         let width = c.heads * c.head_dim;
         let (by_layer, two_rotations) = (windows(c).len() > 1, rotations(c).len() > 1);
-        let leaves = self.leave.is_some();
+        let leaves = self.joints.needs_left();
         let (arena, (mut buffers, scratch)) = Arena::build(gpu, "a prompt's activations", |a| {
             let mut activations = |columns: usize| -> Result<Activations> {
                 let stride = padded(columns);

@@ -158,8 +158,9 @@ impl Prefill {
         let int4 = reads_int4_order(head, m);
         let norm = match wanted {
             Wanted::From(row, m) => {
-                let x = b.x.ptr() + (4 * row * c.hidden) as u64;
-                self.norm_call(x, model.norm, b, m, int4)
+                let mut rows = b.between(m);
+                rows.x += (4 * row * c.hidden) as u64;
+                self.joints.norm_call(rows, model.norm, int4)
             }
             Wanted::Some(rows) => {
                 // SAFETY: the host array is read before the call returns; `tokens` holds LOGIT_ROWS

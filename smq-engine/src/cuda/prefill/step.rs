@@ -1,8 +1,8 @@
 //! A step of many sequences: a pass over rows whose keys and values lie in pages, and the logits of
 //! those that want them.
 
-use super::attention::{Attention, Rows};
-use super::{CHUNK, LOGIT_ROWS, Pass, Prefill, ROW_THREADS, rope};
+use super::attention::{Attention, Rows, rope};
+use super::{CHUNK, LOGIT_ROWS, Pass, Prefill, ROW_THREADS};
 use crate::cuda::args::Args;
 use crate::cuda::decode::Parts;
 use crate::cuda::kernels::Call;

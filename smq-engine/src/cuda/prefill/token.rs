@@ -4,8 +4,8 @@
 //! The token is where the step before left it, so that steps can be queued ahead; how many positions
 //! precede it the host knows.
 
-use super::attention::{Attention, Rows};
-use super::{CHUNK, Pass, Prefill, rope};
+use super::attention::{Attention, Rows, rope};
+use super::{CHUNK, Pass, Prefill};
 use crate::cuda::args::Args;
 use crate::cuda::contract::Defines;
 use crate::cuda::decode::Parts;
@@ -103,8 +103,10 @@ impl Prefill {
         let (b, stream) = (self.buffers()?, kernels.gpu().main());
         let head = std::slice::from_ref(&model.head);
         let n = RowCount { m: 1, alike: true };
-        let x = b.x.ptr() + (4 * row * c.hidden) as u64;
-        let norm = self.norm_call(x, model.norm, b, 1, reads_int4_order(head, n));
+        let mut rows = b.between(1);
+        rows.x += (4 * row * c.hidden) as u64;
+        let order = reads_int4_order(head, n);
+        let norm = self.joints.norm_call(rows, model.norm, order);
         let choose = Call {
             kernel: kernels.get("logits.cu", logits_defines(c), "choose_token")?,
             launch: Launch::new(1_u32, CHOOSE_THREADS).overlap(),
