@@ -303,10 +303,12 @@ fn inputs_of_families() -> Outcome {
         for (cpu, gpu) in cpu.tensors.iter().zip(&gpu.tensors) {
             let off = |of: fn(&ChosenTensor) -> f64| (of(cpu) - of(gpu)).abs() / of(cpu);
             let whole = off(|t| t.squared_whole);
+            // Of storage that nearly ties each side may choose another, whose error is another.
+            let alike = cpu.options == gpu.options;
             let error = off(|t| t.squared_error / t.squared_whole);
             let name = &cpu.name;
-            println!("{name}: {whole:.5} off, errors {error:.5}");
-            if whole > 0.001 || error > 0.05 {
+            println!("{name}: {whole:.5} off, errors {error:.5}, stored alike: {alike}");
+            if whole > 0.001 || (alike && error > 0.05) {
                 return Err(format!("{name}: {cpu:?} on the CPU, {gpu:?}").into());
             }
         }
