@@ -65,6 +65,25 @@ DEVICE void copy_tile(u32 to, const u16 *from, int stride, int end, int skipped 
                        skipped - row);
 }
 
+// Where piece `piece` (8 elements) of a row of such a tile lies, bytes from the tile's first.
+DEVICE int piece_offset(int row, int piece) {
+    return piece / 4 * KV_PANEL + row * 64 + (piece % 4 ^ row / 2 % 4) * 16;
+}
+
+// Four 8 x 8 matrices, a row of one from each lane: the fragments of keys; transposed: of values.
+DEVICE void load_matrices(u32 (&to)[4], u32 from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+}
+DEVICE void load_transposed(u32 (&to)[4], u32 from) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+}
+
 // ---- scores ----
 
 #ifdef SOFT_CAP_BITS

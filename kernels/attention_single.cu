@@ -47,7 +47,7 @@
 #include "attention_codes.cuh"
 #endif
 #if ROTATES
-#include "rotate.cuh"
+#include "head_part.cuh"
 #endif
 
 constexpr int WARPS = THREADS / 32;
@@ -68,97 +68,8 @@ static_assert(2 * RING * TILE_BYTES == DYNAMIC_SHARED, "RING tiles of keys and o
 static_assert(QUERIES * (2 * HEAD_DIM + 8 * PITCH) + 4 * HEAD_DIM <= STATIC_SHARED,
               "queries, scores, the new key and value");
 
-// Four 8 x 8 matrices, a row of one from each lane: the fragments of keys; transposed: of values.
-DEVICE void load_matrices(u32 (&to)[4], u32 from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(from)
-                 : "memory");
-}
-DEVICE void load_transposed(u32 (&to)[4], u32 from) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(from)
-                 : "memory");
-}
-
-#if KV_CODE == KV_BF16
-// Where piece `piece` (8 elements) of a row of a tile lies, bytes from the tile's first:
-// copy_tile's panels and swizzle.
-DEVICE int piece_offset(int row, int piece) {
-    return piece / 4 * KV_PANEL + row * 64 + (piece % 4 ^ row / 2 % 4) * 16;
-}
-#endif
-
 #if ROTATES
-// A lane's part of the head of a row at `from`, as attention takes it: 8 elements, and where it has
-// two pieces the 8 that they rotate with. A warp takes a head. A value is not normed and not
-// rotated.
-struct HeadPart {
-    int first, second; // pieces; -1: none
-    uint4 low, high;
-    INSIDE HeadPart() {
-        const int lane = threadIdx.x % 32, rest = lane - HEAD_PAIRS;
-        first = rest < 0 ? lane : rest < HEAD_REST ? HEAD_PAIRS + lane : -1;
-        second = rest < 0 ? lane + HEAD_PAIRS : -1;
-    }
-    INSIDE void load(const u16 *from, const float *angles, bool is_value, const float *bias,
-                     const float *weight) {
-        Angles by;
-        low = load_once(from + 8 * max(first, 0));
-        high = load_once(from + 8 * max(second, 0));
-        by.load(angles + (second < 0 ? 0 : 8 * first));
-#if QKV_BIAS || QK_NORM
-        float factor = 1.0f;
-#if QK_NORM
-        factor = norm_factor(head_squares(from, bias), HEAD_DIM);
-#endif
-        float a[8], b[8];
-        unpack(low, a);
-        unpack(high, b);
-        const int a_at = 8 * max(first, 0), b_at = 8 * max(second, 0);
-        adjust(a, bias + a_at, is_value ? nullptr : weight + a_at, factor);
-        adjust(b, bias + b_at, is_value ? nullptr : weight + b_at, factor);
-        if (!is_value && second >= 0) by.rotate(a, b);
-        low = pack(a), high = pack(b);
-#else
-        if (!is_value && second >= 0) by.rotate(low, high);
-#endif
-    }
-    INSIDE void store(u16 *head) const {
-        if (first >= 0) *(uint4 *)(head + 8 * first) = low;
-        if (second >= 0) *(uint4 *)(head + 8 * second) = high;
-    }
-#if KV_CODE == KV_BF16
-    // The same lane's copy of a stored head into row `row` of a tile.
-    INSIDE void place(const u16 *head, u8 *tile, int row) const {
-        if (first >= 0)
-            *(uint4 *)(tile + piece_offset(row, first)) = *(const uint4 *)(head + 8 * first);
-        if (second >= 0)
-            *(uint4 *)(tile + piece_offset(row, second)) = *(const uint4 *)(head + 8 * second);
-    }
-#endif
-};
 #define ROTATION_ARGUMENTS , const float *table BIAS_ARGUMENT NORM_ARGUMENTS
-
-#if KV_CODE != KV_BF16
-// A new key or value, bf16 in shared memory, into its codes and behind them its scales there, and
-// if `cached` into the cache. By a whole warp.
-DEVICE void encode_fresh(u16 *fresh, bool cached, u8 *codes, u8 *scales) {
-    const int lane = threadIdx.x % 32;
-    u8 *own = (u8 *)fresh;
-    u16 v[KV_GROUPS];
-    __syncwarp();
-#pragma unroll
-    for (int c = 0; c < KV_GROUPS; c++) v[c] = fresh[32 * c + lane];
-    __syncwarp();
-    kv_encode(v, own, own + KV_ROW, lane);
-    __syncwarp();
-    if (!cached) return;
-    if (lane < KV_PIECES) ((uint4 *)codes)[lane] = ((const uint4 *)own)[lane];
-    if (lane < KV_SCALES) scales[lane] = own[KV_ROW + lane];
-}
-#endif
 #else
 #define ROTATION_ARGUMENTS
 #endif
@@ -559,6 +470,14 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
         sync_threads(1, THREADS);
     }
     attend(last, load_scores(last), true);
+    float inverse[HALVES];
+#pragma unroll
+    for (int h = 0; h < HALVES; ++h) {
+        float sum = running_sum[h];
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        inverse[h] = 1.0f / sum;
+    }
 
 #if KV_CODE != KV_BF16
     // Two columns of a lane are not neighbours: through shared memory, where the tiles were.
@@ -566,20 +485,15 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
     static_assert(QUERIES * HEAD_DIM * 2 <= DYNAMIC_SHARED, "the output");
     sync_threads(1, THREADS);
 #pragma unroll
-    for (int h = 0; h < HALVES; ++h) {
-        float sum = running_sum[h];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        const float inverse = 1.0f / sum;
+    for (int h = 0; h < HALVES; ++h)
         if (r + 8 * h < queries)
 #pragma unroll
             for (int i = 0; i < 2 * OUT_BLOCKS; ++i) {
                 const int block = warp * OUT_BLOCKS + i / 2, n = 2 * t + i % 2;
                 const int column = KV_PARTS * (block / KV_PARTS * 8 + n) + block % KV_PARTS;
                 staged[(r + 8 * h) * HEAD_DIM + column] =
-                    bf16_of(o[i / 2][2 * h + i % 2] * inverse);
+                    bf16_of(o[i / 2][2 * h + i % 2] * inverse[h]);
             }
-    }
     sync_threads(1, THREADS);
     for (int index = threadIdx.x; index < queries * (HEAD_DIM / 2); index += THREADS) {
         const int query = index / (HEAD_DIM / 2), word = index % (HEAD_DIM / 2);
@@ -590,14 +504,10 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
 #else
 #pragma unroll
     for (int h = 0; h < HALVES; ++h) {
-        float sum = running_sum[h];
-        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-        const float inverse = 1.0f / sum;
         const int head = first_head + r + 8 * h;
 #pragma unroll
         for (int n = 0; n < OUT_BLOCKS; ++n) {
-            const float low = o[n][2 * h] * inverse, high = o[n][2 * h + 1] * inverse;
+            const float low = o[n][2 * h] * inverse[h], high = o[n][2 * h + 1] * inverse[h];
             const int block = warp * OUT_BLOCKS + n, segment = head * (HEAD_DIM / 32) + block / 4,
                       first = block % 4 * 4;
             u32 *to = (u32 *)out + (u64)of.x * (OUT_STRIDE / 2);

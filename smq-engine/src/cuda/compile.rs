@@ -130,6 +130,10 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/gemm_nf4_weights.cuh"),
     ),
     (
+        "head_part.cuh",
+        include_str!("../../../kernels/head_part.cuh"),
+    ),
+    (
         "kv_codes.cuh",
         include_str!("../../../kernels/kv_codes.cuh"),
     ),
