@@ -41,7 +41,7 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
         },
         activation: Activation::Silu | Activation::GeluTanh,
         rms_norm_eps: _,
-        max_positions,
+        max_positions: _,
         windows: Windows::Alike(_) | Windows::ByLayer(_),
         tables: Tables::Both | Tables::Embedding | Tables::Head,
         rope,
@@ -112,14 +112,7 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
             absent.join(", ")
         )));
     }
-    // Keys in the cache would be of many lengths' frequencies.
-    let fixed_up_to = ropes.iter().filter_map(|rope| rope.fixed_up_to()).min();
-    if let Some(limit) = fixed_up_to.filter(|most| max_positions > most) {
-        return Err(Error::config(format!(
-            "this {name} has dynamic scaling of its rotary embedding, which changes with every token beyond {limit}; \
-             --device cuda does not compute that: give --context {limit}, or run with --device cpu"
-        )));
-    }
+    longest(c, "--context")?;
     if !HEAD_DIMS.contains(head_dim) {
         return Err(Error::config(format!(
             "heads of {head_dim} elements do not run with --device cuda, only those of 32, 64, 96, 128 and 256; run \
@@ -127,6 +120,25 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
         )));
     }
     self::heads(*kv_heads, sms)
+}
+
+/// Refuses more positions than a rotary embedding is the same for: keys in the cache would be of
+/// many lengths' frequencies. `option` is what has fewer.
+pub(super) fn longest(c: &ModelConfig, option: &str) -> Result<()> {
+    let others = match &c.rotations {
+        Rotations::Alike | Rotations::Listed(_) => None,
+        Rotations::Windowed(other) => Some(other),
+    };
+    let fixed_up_to = std::iter::once(&c.rope).chain(others);
+    let fixed_up_to = fixed_up_to.filter_map(|rope| rope.fixed_up_to()).min();
+    match fixed_up_to.filter(|most| c.max_positions > *most) {
+        None => Ok(()),
+        Some(limit) => Err(Error::config(format!(
+            "this {} has dynamic scaling of its rotary embedding, which changes with every token beyond {limit}; \
+             --device cuda does not compute that: give {option} {limit}, or run with --device cpu",
+            c.architecture.name
+        ))),
+    }
 }
 
 /// Heads that `rope.cu` norms together: a thread each.

@@ -265,6 +265,7 @@ impl Common {
 /// Refuses what a GPU of `sms` multiprocessors does not calibrate: of models, those that no prompt's
 /// pass computes either.
 fn check(c: &ModelConfig, windows: &[Vec<u32>], sms: usize) -> Result<()> {
+    limits::longest(c, "--calibrate-window")?;
     limits::check(c, sms)?;
     streams::check(c, windows)
 }
@@ -379,6 +380,27 @@ mod tests {
             let windows = vec![vec![1; 64]; 4];
             check(&c, &windows, 132).unwrap();
         }
+    }
+
+    #[test]
+    fn windows_beyond_what_a_rotation_is_fixed_for_are_refused() {
+        let keys = serde_json::json!({
+            "model_type": "llama", "vocab_size": 64, "hidden_size": 128, "intermediate_size": 128,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64,
+            "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
+        });
+        let mut c = ModelConfig::from_json(keys.to_string().as_bytes()).unwrap();
+        let mut refusal = |window: usize| {
+            c.max_positions = window;
+            check(&c, &[vec![1; window]], 132).map_err(|error| error.to_string())
+        };
+        refusal(64).unwrap();
+        let message = refusal(65).unwrap_err();
+        assert!(message.contains("beyond 64"), "{message}");
+        assert!(
+            message.contains("give --calibrate-window 64, or run with"),
+            "{message}"
+        );
     }
 
     #[test]
