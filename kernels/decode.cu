@@ -49,7 +49,7 @@
 // Of the cut (smq-engine/src/cuda/decode/plan.rs): WARPS, PRODUCERS, SLOTS, LANDED, SLOT_BYTES,
 // WEIGHT_BYTES (of a slot), NESTED_BYTES, BOOK_BYTES, PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the
 // largest that a storage of these products needs, 0 with bf16 alone), NF4_TABLE_BYTES,
-// DYNAMIC_SHARED.
+// DYNAMIC_SHARED. COPIES: how often what all blocks read is written (store_copies).
 //
 // PAGED (0), PAGE_TOKENS: keys and values lie in pages (decode_attention.cuh), and the kernel's
 // last argument has the sequence's, i32 each.
@@ -236,8 +236,7 @@ struct Pump {
 };
 
 // What every block reads is written COPIES times, each `stride` values behind the one before, and
-// each block reads its own: all would read the same few lines of L2 at the same time, and the part
-// of L2 with most of them is what all wait for.
+// each block reads its own: all would read the same few lines of L2 at the same time.
 DEVICE void store_copies(float *p, int stride, float v, u32 tag) {
 #pragma unroll
     for (int copy = 0; copy < COPIES; copy++) store_tagged(p + copy * stride, v, tag);

@@ -84,9 +84,9 @@ pub struct State {
     pub qkv: Span,
     /// What the blocks of a head exchange, `[heads, splits, part_floats]`.
     pub attention_parts: Span,
-    /// `[heads head_dim]`.
+    /// `[COPIES, heads head_dim]`.
     pub attended: Span,
-    /// `[intermediate]`.
+    /// `[COPIES, intermediate]`.
     pub activated: Span,
     /// `[vocab]`.
     pub logits: Span,
