@@ -293,10 +293,10 @@ fn chosen(model: &Path) -> [Auto; 2] {
 /// and a sum over thousands of tokens and hundreds of rows averages them out but for their squares,
 /// some 1e-5, and for what attention or the MLP makes of them alike in many tokens. On the CPU with
 /// `Precision::Bf16`, which rounds where the GPU does, no sum is off by more than 3.2e-4, and no
-/// error of outputs by more than 1.4 %; on an H200 no sum by more than 2.8e-4. Of a dozen keys of configs that were left out on the CPU,
-/// Gemma 2's soft cap of scores changes sums least, by 1.2e-3, then SmolLM3's layers without
-/// rotation, by 2.2e-3; windows, biases, factors and Gemma 3's second rotation change some by 1.8 %
-/// and more.
+/// error of outputs by more than 1.4 %; on an H200 no sum by more than 2.8e-4. Of a dozen keys of
+/// configs that were left out on the CPU, Gemma 2's soft cap of scores changes sums least, by
+/// 1.2e-3, then SmolLM3's layers without rotation, by 2.2e-3; windows, biases, factors and Gemma
+/// 3's second rotation change some by 1.8 % and more.
 fn inputs_of_families() -> Outcome {
     of_families(|model| {
         let [cpu, gpu] = chosen(model);

@@ -262,8 +262,8 @@ impl Common {
     }
 }
 
-/// Refuses what a GPU of `sms` multiprocessors does not calibrate: of models, those that no prompt's
-/// pass computes either.
+/// Refuses what a GPU of `sms` multiprocessors does not calibrate: of models, those that no
+/// prompt's pass computes either.
 fn check(c: &ModelConfig, windows: &[Vec<u32>], sms: usize) -> Result<()> {
     limits::longest(c, "--calibrate-window")?;
     limits::check(c, sms)?;
