@@ -9,7 +9,7 @@ use smq_model::architecture::{
     Activation, Architecture, Biases, Multipliers, NormWeight, Norms, QkNorm, Rotations, SoftCaps,
     Windows,
 };
-use smq_model::{ModelConfig, NamedMatrix, Tables};
+use smq_model::{ModelConfig, NamedMatrix, RopeConfig, Tables};
 
 /// Elements of a head, of which there are kernels.
 const HEAD_DIMS: [usize; 5] = [32, 64, 96, 128, 256];
@@ -44,8 +44,8 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
         max_positions: _,
         windows: Windows::Alike(_) | Windows::ByLayer(_),
         tables: Tables::Both | Tables::Embedding | Tables::Head,
-        rope,
-        rotations,
+        rope: _,
+        rotations: _,
         multipliers:
             Multipliers {
                 embedding: _,
@@ -86,10 +86,7 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
         refused_flags: _,
         defaults: _,
     } = architecture;
-    let ropes = match rotations {
-        Rotations::Alike | Rotations::Listed(_) => [rope, rope],
-        Rotations::Windowed(other) => [rope, other],
-    };
+    let ropes = ropes(c);
     let whole_width = match qk_norm {
         QkNorm::Absent | QkNorm::PerHead(_) => false,
         QkNorm::WholeWidth(_) => true,
@@ -122,15 +119,19 @@ pub(super) fn check(c: &ModelConfig, sms: usize) -> Result<()> {
     self::heads(*kv_heads, sms)
 }
 
+/// The rotary embeddings that layers have, of which there may be one, twice.
+fn ropes(c: &ModelConfig) -> [&RopeConfig; 2] {
+    match &c.rotations {
+        Rotations::Alike | Rotations::Listed(_) => [&c.rope; 2],
+        Rotations::Windowed(other) => [&c.rope, other],
+    }
+}
+
 /// Refuses more positions than a rotary embedding is the same for: keys in the cache would be of
 /// many lengths' frequencies. `option` is what has fewer.
 pub(super) fn longest(c: &ModelConfig, option: &str) -> Result<()> {
-    let others = match &c.rotations {
-        Rotations::Alike | Rotations::Listed(_) => None,
-        Rotations::Windowed(other) => Some(other),
-    };
-    let fixed_up_to = std::iter::once(&c.rope).chain(others);
-    let fixed_up_to = fixed_up_to.filter_map(|rope| rope.fixed_up_to()).min();
+    let fixed_up_to = ropes(c).into_iter().filter_map(RopeConfig::fixed_up_to);
+    let fixed_up_to = fixed_up_to.min();
     match fixed_up_to.filter(|most| c.max_positions > *most) {
         None => Ok(()),
         Some(limit) => Err(Error::config(format!(
