@@ -65,9 +65,10 @@ DEVICE void copy_tile(u32 to, const u16 *from, int stride, int end, int skipped 
                        skipped - row);
 }
 
-// Where piece `piece` (8 elements) of a row of such a tile lies, bytes from the tile's first.
-DEVICE int piece_offset(int row, int piece) {
-    return piece / 4 * KV_PANEL + row * 64 + (piece % 4 ^ row / 2 % 4) * 16;
+// Where piece `piece` (8 elements) of a row of such a tile lies, bytes from the tile's first, with
+// panels of `panel` bytes.
+DEVICE int piece_offset(int row, int piece, int panel = KV_PANEL) {
+    return piece / 4 * panel + row * 64 + (piece % 4 ^ row / 2 % 4) * 16;
 }
 
 // Four 8 x 8 matrices, a row of one from each lane: the fragments of keys; transposed: of values.

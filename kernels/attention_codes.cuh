@@ -121,11 +121,6 @@ DEVICE int key_element(int step, int high, int t, int e) {
 #endif
 }
 
-// Where a piece of eight elements of a row lies in a tile of panels (copy_tile) of `panel` bytes.
-DEVICE int wide_offset(int panel, int row, int piece) {
-    return piece / 4 * panel + row * 64 + (piece % 4 ^ row / 2 % 4) * 16;
-}
-
 // The elements of KV_PARTS pieces of queries in the order of keys' k: word t of piece i.
 DEVICE u32 query_word(const u32 *words, int i, int t) {
     const int first = KV_PARTS * t + i / 2;

@@ -167,7 +167,7 @@ DEVICE void place_queries(u8 *tile, const u16 *from, int end) {
         }
 #pragma unroll
         for (int i = 0; i < KV_PARTS; ++i)
-            *(uint4 *)(tile + wide_offset(Q_PANEL, row, KV_PARTS * unit + i)) =
+            *(uint4 *)(tile + piece_offset(row, KV_PARTS * unit + i, Q_PANEL)) =
                 make_uint4(query_word(words, i, 0), query_word(words, i, 1),
                            query_word(words, i, 2), query_word(words, i, 3));
     }
@@ -186,7 +186,7 @@ DEVICE void widen_tile(u8 *wide, const u8 *tile, int end) {
         const PairScale by(scale | scale << 16);
 #pragma unroll
         for (int i = 0; i < KV_PARTS; ++i)
-            *(uint4 *)(wide + wide_offset(KV_PANEL, row, KV_PARTS * piece + i)) =
+            *(uint4 *)(wide + piece_offset(row, KV_PARTS * piece + i)) =
                 make_uint4(scaled_pair(codes.x, i, by), scaled_pair(codes.y, i, by),
                            scaled_pair(codes.z, i, by), scaled_pair(codes.w, i, by));
     }

@@ -68,6 +68,8 @@ static_assert(2 * RING * TILE_BYTES == DYNAMIC_SHARED, "RING tiles of keys and o
 static_assert(QUERIES * (2 * HEAD_DIM + 8 * PITCH) + 4 * HEAD_DIM <= STATIC_SHARED,
               "queries, scores, the new key and value");
 
+#include "attention_single_outputs.cuh"
+
 #if ROTATES
 #define ROTATION_ARGUMENTS , const float *table BIAS_ARGUMENT NORM_ARGUMENTS
 #else
@@ -479,51 +481,7 @@ KERNEL __launch_bounds__(THREADS, HEAD_DIM <= 96 ? 4 : HEAD_DIM <= 128 ? 3 : 1)
         inverse[h] = 1.0f / sum;
     }
 
-#if KV_CODE != KV_BF16
-    // Two columns of a lane are not neighbours: through shared memory, where the tiles were.
-    u16 *staged = (u16 *)shared;
-    static_assert(QUERIES * HEAD_DIM * 2 <= DYNAMIC_SHARED, "the output");
-    sync_threads(1, THREADS);
-#pragma unroll
-    for (int h = 0; h < HALVES; ++h)
-        if (r + 8 * h < queries)
-#pragma unroll
-            for (int i = 0; i < 2 * OUT_BLOCKS; ++i) {
-                const int block = warp * OUT_BLOCKS + i / 2, n = 2 * t + i % 2;
-                const int column = KV_PARTS * (block / KV_PARTS * 8 + n) + block % KV_PARTS;
-                staged[(r + 8 * h) * HEAD_DIM + column] =
-                    bf16_of(o[i / 2][2 * h + i % 2] * inverse[h]);
-            }
-    sync_threads(1, THREADS);
-    for (int index = threadIdx.x; index < queries * (HEAD_DIM / 2); index += THREADS) {
-        const int query = index / (HEAD_DIM / 2), word = index % (HEAD_DIM / 2);
-        const int segment = (first_head + query) * (HEAD_DIM / 32) + word / 16;
-        ((u32 *)out)[(u64)of.x * (OUT_STRIDE / 2) + output_word(segment, word % 16)] =
-            staged_word(staged + query * HEAD_DIM, word);
-    }
-#else
-#pragma unroll
-    for (int h = 0; h < HALVES; ++h) {
-        const int head = first_head + r + 8 * h;
-#pragma unroll
-        for (int n = 0; n < OUT_BLOCKS; ++n) {
-            const float low = o[n][2 * h] * inverse[h], high = o[n][2 * h + 1] * inverse[h];
-            const int block = warp * OUT_BLOCKS + n, segment = head * (HEAD_DIM / 32) + block / 4,
-                      first = block % 4 * 4;
-            u32 *to = (u32 *)out + (u64)of.x * (OUT_STRIDE / 2);
-#if X_INT4
-            // Columns 2 t and 2 t + 1 of eight; lanes t and t + 2 exchange one, for pairs (i, i +
-            // 4).
-            const float other = __shfl_xor_sync(0xffffffffu, t < 2 ? high : low, 2);
-            const u32 word = t < 2 ? bf16_pair(low, other) : bf16_pair(other, high);
-            if (r + 8 * h < queries)
-                to[output_word(segment, first + (t < 2 ? 2 * t : 2 * t - 3))] = word;
-#else
-            if (r + 8 * h < queries) to[output_word(segment, first + t)] = bf16_pair(low, high);
-#endif
-        }
-    }
-#endif
+    put_outputs(out, of.x, first_head, queries, o, inverse, shared);
     constexpr int PADDING =
         OUT_STRIDE / 32 - HEADS * (HEAD_DIM / 32); // segments beyond the last head
     if (PADDING > 0 && blockIdx.x == gridDim.x - 1)

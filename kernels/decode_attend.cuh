@@ -87,14 +87,6 @@ DEVICE void attend(Running &running, Row key, Row value, bool visible, const flo
 #if KV_CODE != KV_BF16
 static_assert(2 * (KV_ROW + KV_SCALES) <= 4 * HEAD_DIM, "encoded where a warp's outputs will be");
 
-// A key or value, bf16 in shared memory, into codes and scales there. By a whole warp.
-DEVICE void encode_new(const u16 *row, u8 *codes, u8 *scales, int lane) {
-    u16 v[KV_GROUPS];
-#pragma unroll
-    for (int c = 0; c < KV_GROUPS; c++) v[c] = row[32 * c + lane];
-    kv_encode(v, codes, scales, lane);
-}
-
 // These into the cache.
 DEVICE void cache_new(u8 *row, u8 *row_scales, const u8 *codes, const u8 *scales, int lane) {
     static_assert(KV_ROW <= 8 * 32, "eight bytes a lane");

@@ -342,8 +342,8 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
         const Row new_rows[2] = {{codes + KV_EIGHT * t, scales},
                                  {codes + KV_ROW + KV_EIGHT * t, scales + KV_SCALES}};
         if (has_new) {
-            encode_new(new_key, codes, scales, lane);
-            encode_new(new_value, codes + KV_ROW, scales + KV_SCALES, lane);
+            kv_encode_row(new_key, codes, scales, lane);
+            kv_encode_row(new_value, codes + KV_ROW, scales + KV_SCALES, lane);
             __syncwarp();
             if (pass == 0 && group == 0) {
                 cache_new(key_row, key_scales, codes, scales, lane);

@@ -62,10 +62,7 @@ KERNEL __launch_bounds__(KV_THREADS) encode_rows(LAYER_ARGUMENTS) {
     const int index = (blockIdx.x * KV_THREADS + threadIdx.x) / 32, lane = threadIdx.x % 32;
     if (index >= rows) return; // whole warps
     const Row row = ROW(index);
-    u16 v[KV_GROUPS];
-#pragma unroll
-    for (int c = 0; c < KV_GROUPS; c++) v[c] = row.wide[32 * c + lane];
-    kv_encode(v, row.codes, row.scales, lane);
+    kv_encode_row(row.wide, row.codes, row.scales, lane);
     __syncwarp();
     if (lane < HEAD_DIM / 8) row.widen(lane);
 }

@@ -111,6 +111,14 @@ DEVICE void kv_encode(const u16 v[KV_GROUPS], u8 *codes, u8 *scales, int lane) {
     if (lane == 0) scales[0] = (u8)(is_finite ? exponent : 255);
 #endif
 }
+
+// Of a row in bf16, which the codes do not overwrite.
+DEVICE void kv_encode_row(const u16 *row, u8 *codes, u8 *scales, int lane) {
+    u16 v[KV_GROUPS];
+#pragma unroll
+    for (int c = 0; c < KV_GROUPS; c++) v[c] = row[32 * c + lane];
+    kv_encode(v, codes, scales, lane);
+}
 #endif
 
 // Eight codes, of elements 8 i .. 8 i + 7 of a row, as values before they are multiplied with their

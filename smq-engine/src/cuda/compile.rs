@@ -63,6 +63,10 @@ const HEADERS: &[(&str, &str)] = &[
         "attention_codes.cuh",
         include_str!("../../../kernels/attention_codes.cuh"),
     ),
+    (
+        "attention_single_outputs.cuh",
+        include_str!("../../../kernels/attention_single_outputs.cuh"),
+    ),
     ("best.cuh", include_str!("../../../kernels/best.cuh")),
     ("common.cuh", include_str!("../../../kernels/common.cuh")),
     (
