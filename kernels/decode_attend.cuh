@@ -19,17 +19,20 @@ struct Running {
     float max[BATCH], sum[BATCH], out[BATCH][8 * CHUNKS];
 };
 
-// A token's key or value as it is cached: codes from this lane's first element on, and the scales.
+// A token's key or value as it is cached: where in `shared` its codes are, from this lane's first
+// element on, and the scales. Places and not pointers: of a pointer that may be one of two ptxas
+// does not know that it is to shared memory.
 struct Row {
-    const KvUnit *codes;
-    const u8 *scales;
-    INSIDE KvEight eight(int c) const { return *(const KvEight *)(codes + 4 * KV_EIGHT * c); }
+    int codes, scales_at;
+    INSIDE KvEight eight(int c) const {
+        return *(const KvEight *)(shared + codes + 4 * (int)sizeof(KvUnit) * KV_EIGHT * c);
+    }
     // What share c of the row is multiplied with, where each has its own.
     INSIDE float group_scale(int c) const {
-        return KV_SCALES > 1 ? kv_scale(scales[c]) : 1.0f;
+        return KV_SCALES > 1 ? kv_scale(shared[scales_at + c]) : 1.0f;
     }
     // What the whole row is, where it has one.
-    INSIDE float row_scale() const { return KV_SCALES == 1 ? kv_scale(scales[0]) : 1.0f; }
+    INSIDE float row_scale() const { return KV_SCALES == 1 ? kv_scale(shared[scales_at]) : 1.0f; }
 };
 
 // One token a quad. One that is not visible may hold anything.

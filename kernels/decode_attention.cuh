@@ -334,13 +334,16 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
         // fewer bits than bf16 it encodes it itself, where its outputs will be: the others need not
         // wait for it.
         const bool has_new = split == 0 && member == MEMBERS - 1;
+        const int own_part = t * (int)sizeof(KvEight);
 #if KV_CODE == KV_BF16
-        const Row new_rows[2] = {{new_key + 8 * t, nullptr}, {new_value + 8 * t, nullptr}};
+        const int new_at = c.partial + 4 * QUERIES * HEAD_DIM + own_part;
+        const Row new_rows[2] = {{new_at, 0}, {new_at + KV_ROW, 0}};
 #else
         u8 *codes = (u8 *)(outputs + (group * MEMBERS + member) * HEAD_DIM);
         u8 *scales = codes + 2 * KV_ROW;
-        const Row new_rows[2] = {{codes + KV_EIGHT * t, scales},
-                                 {codes + KV_ROW + KV_EIGHT * t, scales + KV_SCALES}};
+        const int new_at = codes - shared, new_scales = new_at + 2 * KV_ROW;
+        const Row new_rows[2] = {{new_at + own_part, new_scales},
+                                 {new_at + KV_ROW + own_part, new_scales + KV_SCALES}};
         if (has_new) {
             kv_encode_row(new_key, codes, scales, lane);
             kv_encode_row(new_value, codes + KV_ROW, scales + KV_SCALES, lane);
@@ -360,11 +363,10 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
 #pragma unroll 1
             for (; turn < (stage + 1) * (STAGE_TOKENS / 8); turn += MEMBERS) {
                 const int token = 8 * turn - stage * STAGE_TOKENS + quad;
-                const u8 *slot = c.ring.at(c.at);
-                const KvUnit *codes = (const KvUnit *)slot + token * KV_UNITS + KV_EIGHT * t;
-                const u8 *scales = slot + SCALES_AT + ((begin & 15) + token) * KV_SCALES;
-                const Row key = {codes, scales};
-                const Row value = {codes + STAGE_TOKENS * KV_UNITS, scales + VALUE_SCALES_AT};
+                const int slot = c.at.slot * SLOT_BYTES, at = slot + token * KV_ROW + own_part;
+                const int scales_at = slot + SCALES_AT + ((begin & 15) + token) * KV_SCALES;
+                const Row key = {at, scales_at};
+                const Row value = {at + STAGE_TOKENS * KV_ROW, scales_at + VALUE_SCALES_AT};
                 attend(running, stage < 0 ? new_rows[0] : key, stage < 0 ? new_rows[1] : value,
                        stage < 0 ? quad == 0 : begin + token < share.limit, own_queries);
             }
