@@ -337,6 +337,18 @@ DEVICE void bulk_copy(void *to_shared, const void *from, u32 bytes, u64 *barrier
         : "memory");
 }
 
+// A matrix as the copy engine sees it (PTX ISA, cp.async.bulk.tensor).
+struct __align__(64) tensor_map { u64 words[16]; };
+
+// Box at (column, row) of a matrix to shared memory.
+DEVICE void load_box(const tensor_map *map, u32 destination, u64 *barrier, int column, int row) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
+        "[%1, {%2, %3}], [%4];" ::"r"(destination),
+        "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
+        : "memory");
+}
+
 // Waits for the first `threads` threads of the block (whole warps) at barrier `id` (0 to 15).
 DEVICE void sync_threads(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

@@ -49,7 +49,8 @@
 // Of the cut (smq-engine/src/cuda/decode/plan.rs): WARPS, PRODUCERS, SLOTS, LANDED, SLOT_BYTES,
 // WEIGHT_BYTES (of a slot), NESTED_BYTES, BOOK_BYTES, PARTIAL_BYTES, EXCHANGE_BYTES (of a warp: the
 // largest that a storage of these products needs, 0 with bf16 alone), NF4_TABLE_BYTES,
-// DYNAMIC_SHARED. COPIES: how often what all blocks read is written (store_copies).
+// DYNAMIC_SHARED. COPIES: how often what all blocks read is written (store_copies). BOXES: whether
+// rows of any kind of product take more than a slot, so that they come as boxes of the matrix.
 //
 // PAGED (0), PAGE_TOKENS: keys and values lie in pages (decode_attention.cuh), and the kernel's
 // last argument has the sequence's, i32 each.
@@ -225,6 +226,9 @@ struct Pump {
     }
     INSIDE void copy(u8 *to, const void *from, int bytes) {
         bulk_copy(to, from, bytes, &ring.full[head.slot]);
+    }
+    INSIDE void box(u8 *to, const tensor_map *map, int column, int row) {
+        load_box(map, shared_address(to), &ring.full[head.slot], column, row);
     }
     INSIDE void done() {
         last = head;

@@ -54,7 +54,7 @@ template <int K> __device__ __noinline__ Multiplied multiply_bf16(Multiply m) {
         for (int chunk = 0; chunk < KSPLIT; chunk++) {
             ring.wait(m.at);
             if (chunk * WARPS + warp < LINES) {
-                const int stride = min(S.row_bytes - chunk * 128 * WARPS, 128 * WARPS);
+                constexpr int stride = S.slot_row_bytes;
                 const u8 *base = ring.at(m.at) + lane / 8 * stride + warp * 128 + lane % 8 * 16;
                 const uint4 low = *(const uint4 *)base, high = *(const uint4 *)(base + 4 * stride);
                 mma_bf16(acc, low.x, high.x, low.y, high.y, x[chunk].b[0], x[chunk].b[1]);

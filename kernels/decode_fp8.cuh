@@ -96,7 +96,7 @@ __device__ __noinline__ Multiplied multiply_fp8(Multiply m, LaneScales scales, u
                 scale = *(const float *)(slot + WEIGHT_BYTES + scales.run_offset +
                                          ((scales.bit & 127) + scales.offset) / 8);
             if (chunk * WARPS + warp < LINES) {
-                const int stride = min(S.row_bytes - chunk * 128 * WARPS, 128 * WARPS);
+                constexpr int stride = S.slot_row_bytes;
                 const u8 *base = slot + lane / 8 * stride + warp * 128 + lane % 8 * 16;
                 // What follows a short line in the slot may be NaN, which an x of 0 would not hide.
                 const bool there = K % 128 == 0 || 128 * (chunk * WARPS + warp) + lane % 8 * 16 < K;

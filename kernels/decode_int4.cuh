@@ -187,10 +187,6 @@ template <int K, int STORAGE> struct Team {
         return (LAST_LINES == TEAM_LINES || i < lines(mine)) &&
                (LINES % FOUR == 0 || line(mine, i) < LINES);
     }
-    // Bytes from row to row.
-    INSIDE int stride(int mine) const {
-        return KSPLIT == 1 ? S.row_bytes : min(S.row_bytes - slot(mine) * 128 * WARPS, 128 * WARPS);
-    }
     // Where its sum of a row goes among those of the others.
     INSIDE int part() const { return ROTATES ? member : warp; }
     // The x of its lines.
@@ -266,7 +262,7 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
             const Cursor at = m.at.after(tile * KSPLIT + of.slot(mine));
             ring.wait(at);
             const u8 *slot = ring.at(at);
-            const int stride = of.stride(mine);
+            constexpr int stride = Mine::S.slot_row_bytes;
             const u8 *base =
                 slot + lane / 8 * stride + of.first_line(mine) * 128 + first_byte(lane);
             float scale[SCALE_LOADS<TEAM_LINES>];

@@ -86,7 +86,7 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
             const u8 *slot = ring.at(at);
             Book first, last; // of lows and highs
             first.load(slot + (books & 0xffff)), last.load(slot + (books >> 16));
-            const int stride = of.stride(mine);
+            constexpr int stride = Mine::S.slot_row_bytes;
             const u8 *base =
                 slot + lane / 8 * stride + of.first_line(mine) * 128 + first_byte(lane);
             float scale[SCALE_LOADS<TEAM_LINES>];

@@ -120,7 +120,7 @@ __device__ __noinline__ Multiplied multiply_nf4(Multiply m, LaneScales scales, u
             const Cursor at = m.at.after(tile * KSPLIT + of.slot(mine));
             ring.wait(at);
             const u8 *slot = ring.at(at);
-            const int stride = of.stride(mine);
+            constexpr int stride = Mine::S.slot_row_bytes;
 #pragma unroll
             for (int i = 0; i < TEAM_LINES; i++) {
                 if (!of.has(mine, i)) break;

@@ -45,6 +45,7 @@ struct Shape {
     int k, storage, epilogue;
     bool paired;
     int row_bytes, lines, ksplit;
+    int slot_row_bytes; // from row to row of a tile in a slot
     int groups; // scale codes a row
     int step;     // outputs a tile
     int tiles[3]; // where segments end
@@ -52,6 +53,7 @@ struct Shape {
         : k(k), storage(storage), epilogue(epilogue), paired(epilogue == SWIGLU),
           row_bytes(storage == BF16 ? 2 * k : storage == FP8 ? k : k / 2),
           lines((row_bytes + 127) / 128), ksplit((lines + WARPS - 1) / WARPS),
+          slot_row_bytes(ksplit > 1 ? 128 * WARPS : row_bytes),
           groups(storage == FP8   ? 1
                  : storage == NF4 ? k / 64
                                   : (k + INT4_GROUP - 1) / INT4_GROUP),
@@ -102,6 +104,9 @@ DEVICE u32 nested_at(const Shape &s, int segment, u32 first1) {
     return (codes + 15) / 16 * 16;
 }
 
+constexpr int BOX_COLUMNS = 128 * WARPS / 8; // of 8 bytes
+static_assert(SLOT_BYTES % (BOXES ? 128 : 32) == 0, "a box lies at 128 bytes");
+
 DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
     const u8 *w0 = phase.pointer<const u8>(W0), *w1 = phase.pointer<const u8>(W1),
              *w2 = phase.pointer<const u8>(W2);
@@ -122,28 +127,25 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
     for (int i = 0; i < tiles.count; i++, chunk -= s.ksplit) {
         const Place place(s, tiles.first + i);
         const int segment = s.paired ? 0 : place.segment;
-        const u8 *from = (segment == 0 ? w0 : segment == 1 ? w1 : w2) + (u64)place.row * row_bytes;
-        const u8 *from1 = w1 + (u64)place.row * row_bytes; // the up projection's rows
+        const u8 *matrix = segment == 0 ? w0 : segment == 1 ? w1 : w2;
+        // The tile's second half: the up projection's rows.
+        const u8 *matrix1 = s.paired ? w1 : matrix;
+        const int row1 = s.paired ? place.row : place.row + 4;
 #pragma unroll 1
         for (; chunk < s.ksplit; chunk += PRODUCERS) {
-            // Bytes of a row in this slot.
-            const int bytes = min(row_bytes - chunk * 128 * WARPS, 128 * WARPS);
-            u8 *slot = pump.next(8 * bytes + code_bytes);
-            // Rows that are contiguous in the file are one copy.
+            u8 *slot = pump.next(8 * s.slot_row_bytes + code_bytes);
             if (s.ksplit > 1) {
-                const u8 *second = s.paired ? from1 : from + 4 * row_bytes;
-#pragma unroll
-                for (int row = 0; row < 4; row++) {
-                    pump.copy(slot + row * bytes, from + row * row_bytes + chunk * 128 * WARPS,
-                              bytes);
-                    pump.copy(slot + (4 + row) * bytes,
-                              second + row * row_bytes + chunk * 128 * WARPS, bytes);
-                }
+                // Parts of rows are boxes of 4 rows, by tensor maps in place of the matrices. What
+                // a box has beyond a row's end is zero.
+                const int column = chunk * BOX_COLUMNS;
+                pump.box(slot, (const tensor_map *)matrix, column, place.row);
+                pump.box(slot + WEIGHT_BYTES / 2, (const tensor_map *)matrix1, column, row1);
             } else if (s.paired) {
-                pump.copy(slot, from, 4 * bytes);
-                pump.copy(slot + 4 * bytes, from1, 4 * bytes);
+                pump.copy(slot, matrix + (u64)place.row * row_bytes, 4 * row_bytes);
+                pump.copy(slot + 4 * row_bytes, matrix1 + (u64)row1 * row_bytes, 4 * row_bytes);
             } else {
-                pump.copy(slot, from, 8 * bytes);
+                // Rows that are contiguous in the file are one copy.
+                pump.copy(slot, matrix + (u64)place.row * row_bytes, 8 * row_bytes);
             }
             if (s.storage != BF16)
 #pragma unroll 1

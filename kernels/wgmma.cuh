@@ -1,19 +1,7 @@
-// What products on Hopper's tensor cores share (PTX ISA, wgmma and cp.async.bulk.tensor; sm_90a):
-// boxes of a matrix by tensor map, descriptors of them in shared memory, and lists of accumulator
-// registers for the instructions' text.
+// What products on Hopper's tensor cores share (PTX ISA, wgmma; sm_90a): descriptors of boxes of a
+// matrix in shared memory, and lists of accumulator registers for the instructions' text.
 #pragma once
 #include "common.cuh"
-
-struct __align__(64) tensor_map { u64 words[16]; };
-
-// Box at (column, row) of a matrix to shared memory.
-DEVICE void load_box(const tensor_map *map, u32 destination, u64 *barrier, int column, int row) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
-        "[%1, {%2, %3}], [%4];" ::"r"(destination),
-        "l"(map), "r"(column), "r"(row), "r"(shared_address(barrier))
-        : "memory");
-}
 
 // The thread's warpgroup of its block, in a way that tells the compiler that a warp's lanes have
 // the same: descriptors that depend on it are then made by the uniform datapath. From threadIdx

@@ -6,8 +6,19 @@ use super::during::During;
 use super::memory::Span;
 use crate::error::{Error, Result};
 
-/// A matrix that kernels load in boxes, with the 128-byte swizzle; an argument by value
-/// ([`Args::value`](super::Args::value) of [`words`](TensorMap::words)).
+/// bf16 with the 128-byte swizzle.
+const BF16: (sys::CUtensorMapDataType, sys::CUtensorMapSwizzle) = (
+    sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+    sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+);
+/// 8 bytes of anything, as they lie.
+const WORDS: (sys::CUtensorMapDataType, sys::CUtensorMapSwizzle) = (
+    sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT64,
+    sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+);
+
+/// A matrix that kernels load in boxes; an argument by value
+/// ([`Args::value`](super::Args::value) of [`words`](TensorMap::words)), or somewhere in memory.
 #[derive(Debug, Clone, Copy)]
 pub struct TensorMap(CUtensorMap);
 
@@ -22,7 +33,30 @@ impl TensorMap {
     pub fn bf16(memory: Span, columns: usize, rows: usize, box_size: (u32, u32)) -> Result<Self> {
         memory.part(0, 2 * columns * rows)?;
         let sizes = [columns as u64, rows as u64];
-        Self::tiled(memory, sizes, [2 * columns as u64], box_size.into())
+        Self::tiled(
+            BF16,
+            memory.ptr(),
+            sizes,
+            [2 * columns as u64],
+            box_size.into(),
+        )
+    }
+
+    /// Of `rows` of `row_bytes` each from address `first` on, in boxes of `box_size` (columns of 8
+    /// bytes, rows), one row behind the other in shared memory. What a box has beyond a row's end
+    /// reads as zero.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] for what TMA does not take: an address or row that is no multiple of 16
+    /// bytes, a box of over 256 columns or rows.
+    pub(super) fn bytes(
+        first: u64,
+        row_bytes: usize,
+        rows: usize,
+        box_size: (u32, u32),
+    ) -> Result<Self> {
+        let sizes = [row_bytes as u64 / 8, rows as u64];
+        Self::tiled(WORDS, first, sizes, [row_bytes as u64], box_size.into())
     }
 
     /// Of the same, its rows in eights, one of the upper and one of the lower half in turns:
@@ -41,12 +75,14 @@ impl TensorMap {
         let row_bytes = 2 * columns as u64;
         let sizes = [columns as u64, 8, 2, rows as u64 / 16];
         let strides = [row_bytes, row_bytes * rows as u64 / 2, 8 * row_bytes];
-        Self::tiled(memory, sizes, strides, [box_columns, 8, 2, box_eights])
+        let box_size = [box_columns, 8, 2, box_eights];
+        Self::tiled(BF16, memory.ptr(), sizes, strides, box_size)
     }
 
     /// `strides`: bytes from one to the next in each dimension but the first.
     fn tiled<const N: usize, const STRIDES: usize>(
-        memory: Span,
+        (element, swizzle): (sys::CUtensorMapDataType, sys::CUtensorMapSwizzle),
+        first: u64,
         sizes: [u64; N],
         strides: [u64; STRIDES],
         box_size: [u32; N],
@@ -63,15 +99,15 @@ impl TensorMap {
         let result = unsafe {
             sys::cuTensorMapEncodeTiled(
                 &raw mut map,
-                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                element,
                 N as u32,
-                memory.ptr() as *mut _,
+                first as *mut _,
                 sizes.as_ptr(),
                 strides.as_ptr(),
                 box_size.as_ptr(),
                 [1; N].as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
@@ -79,8 +115,7 @@ impl TensorMap {
         match result {
             sys::CUresult::CUDA_SUCCESS => Ok(Self(map)),
             sys::CUresult::CUDA_ERROR_INVALID_VALUE => Err(Error::Cuda(format!(
-                "the GPU cannot load boxes of {box_size:?} from a matrix of {sizes:?} at {:#x}",
-                memory.ptr()
+                "the GPU cannot load boxes of {box_size:?} from a matrix of {sizes:?} at {first:#x}"
             ))),
             error => error.during("describing a matrix").map(|()| Self(map)),
         }

@@ -180,15 +180,14 @@ fn decode(lab: &mut Lab<'_>, layer: &'static str, code: KvCode, cached: usize) -
             };
             let scales = cache.scales(&c, i).unwrap_or_default();
             let phase = Phase::attention(cache.layer(i), capacity, &buffers, uses);
-            phase.scaled(scales).0
+            phase.scaled(scales)
         })
         .collect();
-    let program = lab.upload(&phases)?;
+    let program = decoder.program(&lab.gpu, phases)?;
     let calls: Vec<Call> = (0..layers)
         .map(|i| {
-            let bytes = size_of_val(&phases[0]);
-            let part = program.span().part(i * bytes, bytes)?;
-            Ok(decoder.call((part, 1), false, &c, &state, [Span::at(0, 0); 3]))
+            let nowhere = [Span::at(0, 0); 3];
+            Ok(decoder.call(program.phases(i, 1)?, false, &c, &state, nowhere))
         })
         .collect::<Result<_>>()?;
     lab.run(&calls[0])?;

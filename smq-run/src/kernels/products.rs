@@ -220,18 +220,15 @@ fn product(
             output: 0,
         };
         let w = matrices[i % matrices.len()];
-        Ok(decoder.product(&[w], epilogue, &buffers, uses)?.0)
+        decoder.product(&[w], epilogue, &buffers, uses)
     };
     let same = (0..IN_A_ROW).map(|i| phase(i, epilogues[0]));
     let row = same.chain([phase(IN_A_ROW, layer.epilogue)]);
-    let row = row.collect::<Result<Vec<_>>>()?;
-    let program = lab.upload(&row)?;
+    let program = decoder.program(&lab.gpu, row.collect::<Result<Vec<_>>>()?)?;
     let nowhere = Span::at(0, 0);
     let call = |first: usize, count: usize| -> Result<Call> {
-        let bytes = size_of_val(&row[0]);
-        let part = program.span().part(first * bytes, count * bytes)?;
         let tables = [nowhere, nowhere, norm_there.span()];
-        Ok(decoder.call((part, count), false, &c, &state, tables))
+        Ok(decoder.call(program.phases(first, count)?, false, &c, &state, tables))
     };
     lab.run(&call(IN_A_ROW, 1)?)?;
 

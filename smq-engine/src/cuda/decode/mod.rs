@@ -8,11 +8,12 @@ mod word;
 use std::sync::Arc;
 
 use super::args::Args;
+use super::device::Gpu;
 use super::family::{Rotation, rotation_of, rotations};
 use super::kernels::{Call, Kernels};
 use super::kv::{Cache, kv_defines};
 use super::launch::Launch;
-use super::memory::{DeviceBuffer, Span};
+use super::memory::Span;
 use super::module::Kernel;
 use super::prefill::attention::KEYS;
 use super::state::State;
@@ -21,7 +22,7 @@ use super::weights::{DeviceMatrix, DeviceModel};
 use crate::error::Result;
 use crate::kv::KvCode;
 use plan::{Epilogue, Kind, Plan};
-use program::{Buffers, Phase, Uses};
+use program::{Buffers, Phase, Program, Uses};
 use smq_model::ModelConfig;
 
 /// What a pass through the model works with.
@@ -125,6 +126,15 @@ impl Decoder {
         ))
     }
 
+    /// Puts phases on the GPU.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda) if the memory is not there, or for a matrix that cannot
+    /// be loaded in boxes.
+    pub fn program(&self, gpu: &Gpu, phases: Vec<Phase>) -> Result<Program> {
+        Program::new(gpu, &self.plan.kinds, phases)
+    }
+
     /// A call that works through `program`; `whole`: with the embedding before it. Tables:
     /// embedding, the first layer's two norms.
     #[must_use]
@@ -174,7 +184,7 @@ impl Decoder {
 pub(super) struct Step {
     whole: Call,
     head: Call,
-    _program: DeviceBuffer,
+    _program: Program,
 }
 
 impl Step {
@@ -203,14 +213,10 @@ impl Step {
             cache,
         } = *parts;
         let decoder = Decoder::of(kernels, c, &products(model), cache.code, paged)?;
-        let phases: Vec<[u32; word::WORDS]> =
-            phases(&decoder, parts)?.into_iter().map(|p| p.0).collect();
-        let memory = DeviceBuffer::new(
-            kernels.gpu(),
-            size_of_val(&phases[..]),
-            "a decode step's program",
-        )?;
-        memory.upload(kernels.gpu().main(), 0, &phases)?;
+        let phases = phases(&decoder, parts)?;
+        // The last phase is the head behind a prompt.
+        let count = phases.len() - 1;
+        let program = decoder.program(kernels.gpu(), phases)?;
         let first = &model.layers[0].norms;
         // Where there are no norms they are not read.
         let norm = |norm: Option<Span>| norm.unwrap_or(model.norm);
@@ -219,14 +225,12 @@ impl Step {
             norm(first.before_attention),
             norm(first.before_mlp),
         ];
-        let bytes = size_of_val(&phases[0]);
-        // The last phase is the head behind a prompt.
-        let count = phases.len() - 1;
-        let head = memory.span().part(count * bytes, bytes)?;
+        let whole = program.phases(0, count)?;
+        let head = program.phases(count, 1)?;
         Ok(Self {
-            whole: decoder.call((memory.span(), count), true, c, state, tables),
-            head: decoder.call((head, 1), false, c, state, tables),
-            _program: memory,
+            whole: decoder.call(whole, true, c, state, tables),
+            head: decoder.call(head, false, c, state, tables),
+            _program: program,
         })
     }
 

@@ -105,6 +105,8 @@ const NESTED_BYTES: usize = 48;
 const WARPS: usize = 12;
 /// Bytes of weights in a slot; scale codes follow.
 const WEIGHT_BYTES: usize = 8 * 128 * WARPS;
+/// Columns, of 8 bytes, and rows of a box of weights: half of a slot.
+pub(super) const BOX: (u32, u32) = (128 * WARPS as u32 / 8, 4);
 /// Warps of a block that copy, a slot each at a time: of 2, 3 and 4 the best, most of all where a
 /// row takes several slots (kernels/NOTES.md). A warp has as many registers among 16 as among 14.
 const PRODUCERS: usize = 4;
@@ -187,6 +189,25 @@ impl Kind {
         }
     }
 
+    /// Bytes of a row of weights.
+    pub(super) fn row_bytes(&self) -> usize {
+        match self.storage {
+            Storage::Bf16 => 2 * self.cols,
+            Storage::Fp8 => self.cols,
+            Storage::Int4 | Storage::Nf4 | Storage::Lut4 => self.cols / 2,
+        }
+    }
+
+    /// Whether a row takes several slots, which are then filled by tensor maps.
+    pub(super) fn is_boxed(&self) -> bool {
+        self.row_bytes() > 128 * WARPS
+    }
+
+    /// Rows of each matrix, of which those behind the last are 0.
+    pub(super) fn segments(&self) -> [usize; 3] {
+        self.segments
+    }
+
     /// Bytes in a slot behind its weights.
     fn code_bytes(&self, width: usize) -> usize {
         match self.storage {
@@ -262,7 +283,9 @@ impl Plan {
         let exchange = exchange.max().unwrap_or(0);
         let tables = kinds.iter().map(|k| k.storage.table_bytes());
         let tables = tables.max().unwrap_or(0);
-        let slot = (WEIGHT_BYTES + codes).next_multiple_of(32);
+        let boxes = kinds.iter().any(Kind::is_boxed);
+        // A box lies at 128 bytes.
+        let slot = (WEIGHT_BYTES + codes).next_multiple_of(if boxes { 128 } else { 32 });
         let queries = c.heads / c.kv_heads;
         let batch = queries.div_ceil(queries.div_ceil(256 / c.head_dim));
         let attention = 4 * (queries + 1 + batch * WARPS) * c.head_dim + 8 * batch * WARPS;
@@ -304,6 +327,7 @@ impl Plan {
             ("PRODUCERS", number(PRODUCERS)),
             ("SLOTS", number(slots)),
             ("LANDED", number(landed(slots))),
+            ("BOXES", boxes.into()),
             ("SLOT_BYTES", number(slot)),
             ("WEIGHT_BYTES", number(WEIGHT_BYTES)),
             ("NESTED_BYTES", number(NESTED_BYTES)),

@@ -1,9 +1,13 @@
 //! The phases of a decode step, as `decode.cu` reads them.
 
-use super::plan::{Epilogue, Kind};
+use super::plan::{BOX, Epilogue, Kind};
 use super::word;
 use crate::cuda::contract::TAG_MASK;
+use crate::cuda::device::Gpu;
+use crate::cuda::memory::{DeviceBuffer, Span};
+use crate::cuda::tensor_map::TensorMap;
 use crate::cuda::weights::DeviceMatrix;
+use crate::error::Result;
 
 /// Addresses that a phase reads and writes; those that it does not use are 0.
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,7 +37,66 @@ pub struct Uses {
 
 /// One phase.
 #[derive(Debug, Clone, Copy)]
-pub struct Phase(pub [u32; word::WORDS]);
+pub struct Phase([u32; word::WORDS]);
+
+/// Phases on a GPU, and behind them the tensor maps of the matrices that come as boxes, which the
+/// phases then have in place of the matrices.
+#[derive(Debug)]
+pub struct Program {
+    memory: DeviceBuffer,
+}
+
+/// Bytes of a phase.
+const PHASE_BYTES: usize = 4 * word::WORDS;
+/// Bytes of a tensor map, which lies at a multiple of 64.
+const MAP_BYTES: usize = 128;
+
+impl Program {
+    /// Of phases of products of these kinds.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda) if the memory is not there, or for a matrix that cannot
+    /// be loaded in boxes.
+    pub(super) fn new(gpu: &Gpu, kinds: &[Kind], mut phases: Vec<Phase>) -> Result<Self> {
+        const { assert!(PHASE_BYTES.is_multiple_of(64)) };
+        let boxed = |phase: &Phase| {
+            let kind = kinds.get(phase.0[word::KIND] as usize);
+            kind.filter(|kind| kind.is_boxed())
+        };
+        let matrices = |kind: &Kind| kind.segments().iter().filter(|rows| **rows > 0).count();
+        let count: usize = phases.iter().filter_map(boxed).map(matrices).sum();
+        let first = PHASE_BYTES * phases.len();
+        let bytes = first + MAP_BYTES * count;
+        let memory = DeviceBuffer::new(gpu, bytes, "a decode step's program")?;
+        let mut maps: Vec<[u64; 16]> = Vec::with_capacity(count);
+        for phase in &mut phases {
+            let Some(kind) = boxed(phase) else { continue };
+            for (i, rows) in kind.segments().into_iter().enumerate() {
+                if rows == 0 {
+                    continue;
+                }
+                let at = word::WEIGHTS + 2 * i;
+                let map = TensorMap::bytes(phase.address_at(at), kind.row_bytes(), rows, BOX)?;
+                let place = memory.span().ptr() + (first + MAP_BYTES * maps.len()) as u64;
+                phase.address(at, place);
+                maps.push(map.words());
+            }
+        }
+        let words: Vec<_> = phases.iter().map(|phase| phase.0).collect();
+        memory.upload(gpu.main(), 0, &words)?;
+        memory.upload(gpu.main(), first, &maps)?;
+        Ok(Self { memory })
+    }
+
+    /// `count` phases from `first` on.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda) if there are not so many.
+    pub fn phases(&self, first: usize, count: usize) -> Result<(Span, usize)> {
+        let span = self.memory.span();
+        Ok((span.part(PHASE_BYTES * first, PHASE_BYTES * count)?, count))
+    }
+}
 
 impl Phase {
     fn new(kind: u32, b: &Buffers, uses: Uses) -> Self {
@@ -55,6 +118,10 @@ impl Phase {
     fn address(&mut self, at: usize, address: u64) {
         self.0[at] = address as u32;
         self.0[at + 1] = (address >> 32) as u32;
+    }
+
+    fn address_at(&self, at: usize) -> u64 {
+        u64::from(self.0[at + 1]) << 32 | u64::from(self.0[at])
     }
 
     /// The product of `matrices`, kind `index` of the plan.
