@@ -279,6 +279,12 @@ template <bool MORE> DEVICE void set_registers() {
 }
 
 constexpr int ROW_TILES = HIDDEN / 8; // of a product into the residual stream
+// The block's index, read anew: what is worked out from it is no step's to keep in registers.
+DEVICE int block_index() {
+    int i;
+    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(i));
+    return i;
+}
 DEVICE int first_of(int tiles, int block) { return (int)((u32)tiles * (u32)block / GRID); }
 
 constexpr int MOST_WARPS = ((ROW_TILES + GRID - 1) / GRID * 8 + 31) / 32;

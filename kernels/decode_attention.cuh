@@ -25,13 +25,13 @@
 //              block
 //   OUT        f32 [HEADS HEAD_DIM], tagged
 //
-// SPLITS blocks share a key/value head and all queries of it; they divide the cached tokens evenly,
-// whatever `past` is. Keys and values of STAGE_TOKENS tokens come through the ring. Eight tokens
-// are a warp's turn, a quad of lanes takes a token and keeps its own running maximum, sum and
-// output: at one row the phase is bound by memory and latency, so tensor cores would not help, and
-// f32 arithmetic loses nothing. At the end the quads of a warp are added up, then the warps of a
-// block, then the blocks, each of which finishes a slice of HEAD_DIM. The order of additions is
-// fixed.
+// SPLITS blocks share a key/value head and all queries of it, or the first FEW_SPLITS of them where
+// there are fewer than FEW_TOKENS tokens; they divide the cached tokens evenly, whatever `past` is.
+// Keys and values of STAGE_TOKENS tokens come through the ring. Eight tokens are a warp's turn, a
+// quad of lanes takes a token and keeps its own running maximum, sum and output: at one row the
+// phase is bound by memory and latency, so tensor cores would not help, and f32 arithmetic loses
+// nothing. At the end the quads of a warp are added up, then the warps of a block, then the blocks,
+// each of which finishes a slice of HEAD_DIM. The order of additions is fixed.
 #pragma once
 #include "kv_codes.cuh"
 
@@ -50,8 +50,9 @@ constexpr int GROUPS = BATCHES > 5 && WARPS % 6 == 0   ? 6
                                                        : 1;
 constexpr int MEMBERS = WARPS / GROUPS;
 constexpr int PASSES = (BATCHES + GROUPS - 1) / GROUPS;
-constexpr int CHUNKS = HEAD_DIM / 32;    // eights of a token that a lane reads, from 32 c + 8 t on
-constexpr int SLICE = HEAD_DIM / SPLITS; // output elements that a block finishes
+constexpr int CHUNKS = HEAD_DIM / 32; // eights of a token that a lane reads, from 32 c + 8 t on
+// Few tokens are fewer blocks', whose exchange is shorter.
+constexpr int FEW_SPLITS = SPLITS < 8 ? SPLITS : 8, FEW_TOKENS = 1024;
 constexpr int PART_FLOATS = HEAD_DIM + 4;
 // A slot: codes of keys, of values, scales of keys, of values. A bulk copy begins at a multiple of
 // 16 bytes and takes as many, so that scales come for whole 16 tokens around those of the stage.
@@ -79,15 +80,18 @@ static_assert(4 * (QUERIES + 1 + BATCH * WARPS) * HEAD_DIM + 8 * BATCH * WARPS <
 
 // A block's tokens.
 struct Share {
+    int splits; // blocks of a head that have one
     int begin, limit, stages;
     INSIDE Share(int past, int window) {
         const int split = blockIdx.x % SPLITS;
         const int first = window > 0 ? max(past - window + 1, 0) : 0;
         const int groups = (past - first + 7) / 8;
-        begin = first + 8 * (int)((u64)groups * split / SPLITS);
-        limit = min(first + 8 * (int)((u64)groups * (split + 1) / SPLITS), past);
+        splits = past - first < FEW_TOKENS ? FEW_SPLITS : SPLITS;
+        begin = first + 8 * (int)((u64)groups * split / splits);
+        limit = min(first + 8 * (int)((u64)groups * (split + 1) / splits), past);
         stages = (max(limit - begin, 0) + STAGE_TOKENS - 1) / STAGE_TOKENS;
     }
+    INSIDE bool none() const { return (int)blockIdx.x % SPLITS >= splits; }
 };
 
 #if PAGED
@@ -106,6 +110,7 @@ DEVICE void produce_cache(const Words &phase, Pump &pump, int past, const int *p
 #endif
     const KvUnit *keys = phase.pointer<const KvUnit>(W0), *values = phase.pointer<const KvUnit>(W1);
     const Share share(past, WINDOW_OF(phase));
+    if (share.none()) return;
 #pragma unroll 1
     for (int pass = 0; pass < PASSES; pass++) {
 #pragma unroll 1
@@ -239,18 +244,87 @@ DEVICE void norm_heads(const Phase &phase, Tag tag, int kv_head, int split, floa
 }
 #endif
 
+// The last group with queries may have fewer; what is computed beyond is not used.
+DEVICE int first_query(int pass, int group) { return (pass * GROUPS + group) * BATCH; }
+DEVICE int first_computed(int pass, int group) {
+    return min(first_query(pass, group), QUERIES - BATCH);
+}
+
+// Where a block's part of a query is.
+DEVICE int part_at(int kv_head, int query, int split) {
+    return ((kv_head * QUERIES + query) * SPLITS + split) * PART_FLOATS;
+}
+
+// Tags a block's parts without values.
+DEVICE void tag_parts(float *parts, int kv_head, int split, u32 tag) {
+    static_assert(PART_FLOATS % 4 == 0, "16 bytes a store");
+    for (int i = threadIdx.x; i < QUERIES * PART_FLOATS / 4; i += CONSUMERS) {
+        float *to = parts + part_at(kv_head, i / (PART_FLOATS / 4), split);
+        store_relaxed_16(to + i % (PART_FLOATS / 4) * 4, make_uint4(tag, tag, tag, tag));
+    }
+}
+
+// Adds up the parts of a head's COUNT blocks, one element of this block's slice a thread.
+template <int COUNT>
+DEVICE void add_blocks(const float *parts, float *out, Tag made, int pass, int kv_head, int split) {
+    constexpr int SLICE = HEAD_DIM / COUNT;
+    for (int index = threadIdx.x; index < GROUPS * BATCH * SLICE; index += CONSUMERS) {
+        const int b = index / SLICE / GROUPS, group = index / SLICE % GROUPS;
+        const int d = split * SLICE + index % SLICE;
+        const int query = first_computed(pass, group) + b;
+        if (query < first_query(pass, group)) continue;
+        const int head = kv_head * QUERIES + query;
+        const float *from = parts + part_at(kv_head, query, 0);
+        float2 states[COUNT];
+        float values[COUNT], weights[COUNT];
+        u32 raw[COUNT][3];
+        bool here;
+        do { // all at once, and again
+            here = true;
+#pragma unroll
+            for (int s = 0; s < COUNT; s++) {
+                raw[s][0] = load_relaxed(from + s * PART_FLOATS + d);
+                raw[s][1] = load_relaxed(from + s * PART_FLOATS + HEAD_DIM);
+                raw[s][2] = load_relaxed(from + s * PART_FLOATS + HEAD_DIM + 1);
+            }
+#pragma unroll
+            for (int s = 0; s < COUNT; s++)
+                here &= made.on(raw[s][0]) && made.on(raw[s][1]) && made.on(raw[s][2]);
+        } while (!here);
+#pragma unroll
+        for (int s = 0; s < COUNT; s++) {
+            values[s] = untagged(raw[s][0]);
+            states[s] = make_float2(untagged(raw[s][1]), untagged(raw[s][2]));
+        }
+        const float2 state = merge_weights<COUNT>(weights, states);
+        float sum = 0.0f;
+#pragma unroll
+        for (int s = 0; s < COUNT; s++) sum += weights[s] * values[s];
+        store_copies(out + head * HEAD_DIM + d, HEADS * HEAD_DIM, sum / state.y, made.tag);
+    }
+}
+
 DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float *rope,
                           const int *pages) {
     if (blockIdx.x >= KV_HEADS * SPLITS) return;
-    take_scratch(c);
     const int split = blockIdx.x % SPLITS, kv_head = blockIdx.x / SPLITS;
+    const Tag made = {tag_of(c.steps, phase.at(USE_OUT)), TAG_MASK};
+    float *parts = phase.pointer<float>(SUMS);
+    const Share share(past, WINDOW_OF(phase));
+    if (share.none()) {
+        // Whoever reads this block's parts when it has some again must not take older ones for
+        // them.
+        tag_parts(parts, kv_head, split, made.tag);
+        return;
+    }
+    take_scratch(c);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane / 4, t = lane % 4;
     float *queries = (float *)(shared + c.partial);
     u16 *new_key = (u16 *)(queries + QUERIES * HEAD_DIM), *new_value = new_key + HEAD_DIM; // bf16
     float2 *states = (float2 *)(new_value + HEAD_DIM);  // [BATCH][WARPS]: max, sum
     float *outputs = (float *)(states + BATCH * WARPS); // [BATCH][WARPS][HEAD_DIM]
     const float *qkv = phase.pointer<const float>(X);
-    float *parts = phase.pointer<float>(SUMS), *out = phase.pointer<float>(OUT);
+    float *out = phase.pointer<float>(OUT);
 #if PAGED
     const u64 own = paged_row(pages, kv_head, past);
 #else
@@ -264,8 +338,6 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
     u8 *value_scales = phase.pointer<u8>(S2) + scale_row;
 #endif
     const Tag in = {tag_of(c.steps, phase.at(USE_IN)), phase.at(CHECK)};
-    const Tag made = {tag_of(c.steps, phase.at(USE_OUT)), TAG_MASK};
-    const Share share(past, WINDOW_OF(phase));
 #if ROTATIONS > 1
     rope += phase.at(BIAS1) * 2 * ROTARY_HALF;
 #endif
@@ -318,10 +390,7 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
 
     const int group = warp % GROUPS, member = warp / GROUPS;
     for (int pass = 0; pass < PASSES; pass++) {
-        // The last group with queries may have fewer; what is computed beyond is not used.
-        auto first_query = [&](int group) { return (pass * GROUPS + group) * BATCH; };
-        auto first_computed = [&](int group) { return min(first_query(group), QUERIES - BATCH); };
-        const float *own_queries = queries + first_computed(group) * HEAD_DIM + 8 * t;
+        const float *own_queries = queries + first_computed(pass, group) * HEAD_DIM + 8 * t;
         Running running;
 #pragma unroll
         for (int b = 0; b < BATCH; b++) {
@@ -393,56 +462,25 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
         for (int index = threadIdx.x; index < GROUPS * BATCH * HEAD_DIM; index += CONSUMERS) {
             const int b = index / HEAD_DIM / GROUPS, of = index / HEAD_DIM % GROUPS;
             const int d = index % HEAD_DIM;
-            const int query = first_computed(of) + b;
-            if (query < first_query(of)) continue; // another group's, or of the pass before
+            const int query = first_computed(pass, of) + b;
+            if (query < first_query(pass, of)) continue; // another group's, or of the pass before
             float weights[MEMBERS];
             const float2 state = merge_weights<MEMBERS>(weights, states + part(b, of, 0));
             float sum = 0.0f;
 #pragma unroll
             for (int m = 0; m < MEMBERS; m++)
                 sum += weights[m] * outputs[part(b, of, m) * HEAD_DIM + d];
-            float *to = parts + ((kv_head * QUERIES + query) * SPLITS + split) * PART_FLOATS;
+            float *to = parts + part_at(kv_head, query, split);
             store_tagged(to + d, sum, made.tag);
             if (d == 0) {
                 store_tagged(to + HEAD_DIM, state.x, made.tag);
                 store_tagged(to + HEAD_DIM + 1, state.y, made.tag);
             }
         }
-        // The head's blocks, one element of this block's slice a thread.
-        for (int index = threadIdx.x; index < GROUPS * BATCH * SLICE; index += CONSUMERS) {
-            const int b = index / SLICE / GROUPS, of = index / SLICE % GROUPS;
-            const int d = split * SLICE + index % SLICE;
-            const int query = first_computed(of) + b;
-            if (query < first_query(of)) continue;
-            const int head = kv_head * QUERIES + query;
-            const float *from = parts + head * SPLITS * PART_FLOATS;
-            float2 states_of[SPLITS];
-            float values[SPLITS], weights[SPLITS];
-            u32 raw[SPLITS][3];
-            bool here;
-            do { // all at once, and again
-                here = true;
-#pragma unroll
-                for (int s = 0; s < SPLITS; s++) {
-                    raw[s][0] = load_relaxed(from + s * PART_FLOATS + d);
-                    raw[s][1] = load_relaxed(from + s * PART_FLOATS + HEAD_DIM);
-                    raw[s][2] = load_relaxed(from + s * PART_FLOATS + HEAD_DIM + 1);
-                }
-#pragma unroll
-                for (int s = 0; s < SPLITS; s++)
-                    here &= made.on(raw[s][0]) && made.on(raw[s][1]) && made.on(raw[s][2]);
-            } while (!here);
-#pragma unroll
-            for (int s = 0; s < SPLITS; s++) {
-                values[s] = untagged(raw[s][0]);
-                states_of[s] = make_float2(untagged(raw[s][1]), untagged(raw[s][2]));
-            }
-            const float2 state = merge_weights<SPLITS>(weights, states_of);
-            float sum = 0.0f;
-#pragma unroll
-            for (int s = 0; s < SPLITS; s++) sum += weights[s] * values[s];
-            store_copies(out + head * HEAD_DIM + d, HEADS * HEAD_DIM, sum / state.y, made.tag);
-        }
+        if (FEW_SPLITS == SPLITS || share.splits == SPLITS)
+            add_blocks<SPLITS>(parts, out, made, pass, kv_head, split);
+        else
+            add_blocks<FEW_SPLITS>(parts, out, made, pass, kv_head, split);
         if (pass + 1 < PASSES) sync_threads(1, CONSUMERS); // `outputs` are written again
     }
 }

@@ -172,20 +172,23 @@ template <int K, int STORAGE> struct Team {
         : warp(threadIdx.x / 32), lane(threadIdx.x % 32), team(warp / FOUR), member(warp % FOUR) {}
     INSIDE int first_tile() const { return ROTATES ? team : 0; }
     static constexpr int TILE_STEP = ROTATES ? TEAMS : 1;
-    INSIDE int slot(int mine) const { return ROTATES ? mine : team + mine * TEAMS; }
+    static constexpr int SLOT_STEP = ROTATES ? 1 : TEAMS; // to a team's next slot of a tile
+    INSIDE int slot(int mine) const { return (ROTATES ? 0 : team) + mine * SLOT_STEP; }
     // From a slot of a team to its next: with ROTATES over the others' tiles, else from its last of
     // a tile, of which there are fewer than TEAMS behind, to its first of the next.
     static_assert((ROTATES ? (TEAMS - 1) * KSPLIT + 1 : 2 * TEAMS - 1) <= TEAM_GAP,
                   "what producers reckon with");
-    // Its lines of a slot, and the first of them there.
+    // Its lines of a slot, and the first of them there. Of those behind a row's last x is zero, so
+    // that the loop asks for none of them: what it does is the same for all warps and known where
+    // it is compiled, and the mmas of several lines can go in turns.
     INSIDE int lines(int mine) const {
         return LAST_LINES < TEAM_LINES && slot(mine) == KSPLIT - 1 ? LAST_LINES : TEAM_LINES;
     }
     INSIDE int first_line(int mine) const { return member * lines(mine); }
     INSIDE int line(int mine, int i) const { return slot(mine) * WARPS + first_line(mine) + i; }
-    INSIDE bool has(int mine, int i) const {
-        return (LAST_LINES == TEAM_LINES || i < lines(mine)) &&
-               (LINES % FOUR == 0 || line(mine, i) < LINES);
+    // The most lines that any team's slot `mine` gives a warp.
+    static constexpr INSIDE int most_lines(int mine) {
+        return mine * SLOT_STEP == KSPLIT - 1 ? LAST_LINES : TEAM_LINES;
     }
     // Where its sum of a row goes among those of the others.
     INSIDE int part() const { return ROTATES ? member : warp; }
@@ -204,24 +207,24 @@ template <int K, int STORAGE> struct Team {
 #pragma unroll
             for (int mine = 0; mine < MINE; mine++) {
                 if (mine > 0) sync_threads(1, CONSUMERS);
-                if (mine * WARPS + warp < LINES) exchange[warp].store(own[mine], lane);
+                if (warp < FOUR * most_lines(mine)) exchange[warp].store(own[mine], lane);
                 sync_threads(1, CONSUMERS);
 #pragma unroll
                 for (int i = 0; i < TEAM_LINES; i++)
-                    x[mine][i].load(exchange[min(first_line(mine) + i, LINES - 1 - mine * WARPS)],
-                                    lane);
+                    if (i < most_lines(mine)) x[mine][i].load(exchange[first_line(mine) + i], lane);
             }
         } else {
 #pragma unroll
             for (int mine = 0; mine < MINE; mine++) {
                 Elements<K, TEAM_LINES> raw;
                 raw.wait(m.x, m.tag, [&](int i) {
-                    return has(mine, i) ? min(256 * line(mine, i) + 8 * lane, K) : K;
+                    return i < lines(mine) ? 256 * line(mine, i) + 8 * lane : K;
                 });
                 Eight own[TEAM_LINES];
                 untag(own, raw.v);
 #pragma unroll
                 for (int i = 0; i < TEAM_LINES; i++) {
+                    if (i >= most_lines(mine)) break;
                     __syncwarp();
                     exchange[warp].store(own[i], lane);
                     __syncwarp();
@@ -272,8 +275,7 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
                 scale[n] = scales.load(slot, 2 * INT4_PARTS * line + scale_group(n, lane),
                                        Mine::S.groups, packed);
             }
-            // Of a line that is not there x is 0, where lines do not go around.
-            auto here = [&](int i) { return !Mine::ROTATES || of.has(mine, i); };
+            auto here = [&](int i) { return i < Mine::most_lines(mine); };
 #pragma unroll
             for (int first = 0; first < TEAM_LINES; first += TOGETHER) {
                 u32 lows[TOGETHER][4], highs[TOGETHER][4];

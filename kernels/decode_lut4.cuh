@@ -98,7 +98,7 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
             }
 #pragma unroll
             for (int i = 0; i < TEAM_LINES; i++) {
-                if (!of.has(mine, i)) break;
+                if (i >= Mine::most_lines(mine)) break;
                 const u8 *from = base + 128 * i;
                 const LimbsOfLane<true> &a = x[mine][i];
                 u32 lows[4], highs[4];

@@ -123,7 +123,7 @@ __device__ __noinline__ Multiplied multiply_nf4(Multiply m, LaneScales scales, u
             constexpr int stride = Mine::S.slot_row_bytes;
 #pragma unroll
             for (int i = 0; i < TEAM_LINES; i++) {
-                if (!of.has(mine, i)) break;
+                if (i >= Mine::most_lines(mine)) break;
                 const u8 *base = slot + r / 4 * stride + (of.first_line(mine) + i) * 128 + 8 * t;
                 const float absmax =
                     nf4_absmax_of(scales, slot, nested,

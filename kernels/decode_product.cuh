@@ -73,9 +73,9 @@ __constant__ Shape SHAPES[] = {
 // A block's share of a product.
 struct Tiles {
     int first, count;
-    INSIDE Tiles(const Shape &s) {
-        first = first_of(s.tiles[2], blockIdx.x);
-        count = first_of(s.tiles[2], blockIdx.x + 1) - first;
+    INSIDE Tiles(const Shape &s, int block) {
+        first = first_of(s.tiles[2], block);
+        count = first_of(s.tiles[2], block + 1) - first;
     }
 };
 
@@ -121,7 +121,7 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
 #endif
     const int code_bytes = runs * (run_bytes + beside);
     const int row_bytes = s.row_bytes;
-    const Tiles tiles(s);
+    const Tiles tiles(s, blockIdx.x);
     int chunk = pump.skip;
 #pragma unroll 1
     for (int i = 0; i < tiles.count; i++, chunk -= s.ksplit) {
@@ -264,7 +264,7 @@ DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole,
                     volatile u64 *mailbox) {
     constexpr Shape s = {K, STORAGE, EPILOGUE, ROWS0, ROWS1, ROWS2};
     static_assert((u64)s.tiles[2] * GRID < 1ull << 32, "what first_of reckons with");
-    const Tiles tiles(s);
+    const Tiles tiles(s, STORAGE == NF4 ? block_index() : (int)blockIdx.x);
     if (tiles.count == 0) return;
     take_scratch(c);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -28,6 +28,9 @@ const BY_PROMPTS: [&str; 3] = [
 ];
 /// The prompts of one sequence: on both sides of the window and of a tile of keys.
 const PROMPTS: [usize; 5] = [1, 40, 64, 130, 300];
+/// Likewise, and of the 1024 tokens from which on more blocks of decode.cu share a head: above,
+/// then below with steps that cross it, so that what these blocks left above must not be taken.
+const LONG_PROMPTS: [usize; 7] = [1, 40, 64, 130, 300, 1030, 1020];
 const STEPS: usize = 8;
 const GREEDY: usize = 40;
 
@@ -67,7 +70,7 @@ fn ready(models: Vec<(String, Model)>) -> Vec<(String, Model)> {
 /// attention's output has biases, and of models with work for fewer blocks than the GPU has: then
 /// the kernels of prompts do, a row at a time.
 fn of_sequence(name: &str, model: &Model, widened: bool) -> Vec<String> {
-    let tokens = sample_tokens(300 + STEPS);
+    let tokens = sample_tokens(1030 + STEPS);
     let source = model.open();
     let c = ModelConfig::of(&source).unwrap();
     let qkv = (c.heads + 2 * c.kv_heads) * c.head_dim;
@@ -78,7 +81,7 @@ fn of_sequence(name: &str, model: &Model, widened: bool) -> Vec<String> {
         (true, false) => Path::Prompt,
         (true, true) => Path::WidenedPrompt,
     };
-    let prompts = (&PROMPTS[..], STEPS);
+    let prompts = (&LONG_PROMPTS[..], STEPS);
     let mut failures = of_all(name, &source, None, &tokens, prompts, widened, decode);
     failures.extend(greedy(name, &mut CudaEngine::load(&source, None).unwrap()));
     failures
