@@ -279,7 +279,8 @@ template <bool MORE> DEVICE void set_registers() {
 }
 
 constexpr int ROW_TILES = HIDDEN / 8; // of a product into the residual stream
-// The block's index, read anew: what is worked out from it is no step's to keep in registers.
+// The block's index, read anew, so that nothing that is worked out from it is kept in registers for
+// the whole step.
 DEVICE int block_index() {
     int i;
     asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(i));

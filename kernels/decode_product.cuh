@@ -264,6 +264,7 @@ DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole,
                     volatile u64 *mailbox) {
     constexpr Shape s = {K, STORAGE, EPILOGUE, ROWS0, ROWS1, ROWS2};
     static_assert((u64)s.tiles[2] * GRID < 1ull << 32, "what first_of reckons with");
+    // NF4's products need the registers (kernels/NOTES.md, 38).
     const Tiles tiles(s, STORAGE == NF4 ? block_index() : (int)blockIdx.x);
     if (tiles.count == 0) return;
     take_scratch(c);

@@ -373,3 +373,31 @@ pub(crate) fn wide_mlp() -> Outcome {
     failures.extend(of_synthetic("wide MLP int4", &int4.open(), false));
     none(failures)
 }
+
+/// Rows of which four warps have no equal shares: 10 lines of 128 bytes in one slot of the ring (a
+/// hidden size of 2560), 14 in two (3584) and 38 in four (9728), and 7 (1792).
+pub(crate) fn uneven_rows() -> Outcome {
+    let sized = |hidden: usize, heads, kv_heads, intermediate: usize| {
+        let mut config = models::phi(hidden, heads, kv_heads);
+        config["intermediate_size"] = intermediate.into();
+        config["num_hidden_layers"] = 1.into();
+        Model::synthetic(&config)
+    };
+    let mut failures = Vec::new();
+    for (what, model) in [
+        ("2560 and 9728 columns", sized(2560, 20, 5, 9728)),
+        ("3584 and 1792 columns", sized(3584, 28, 4, 1792)),
+    ] {
+        let lut4 = lut4_method(models::E5M5, 128, LevelChoice::Learned);
+        for (scheme, quantized) in [
+            ("int4", model.quantized(models::E5M5, "all")),
+            ("NF4", model.quantized_as(Method::Nf4, "all")),
+            ("lut4", model.quantized_as(lut4, "all")),
+        ] {
+            let widened = scheme == "NF4";
+            let name = format!("{what}, {scheme}");
+            failures.extend(of_synthetic(&name, &quantized.open(), widened));
+        }
+    }
+    none(failures)
+}

@@ -88,7 +88,7 @@ fn tests() -> Vec<(String, Test)> {
         let fast = move || kv_cache::pages_fast(code);
         add(&name("pages_fast"), Box::new(fast));
     }
-    let fixed: [(&str, Plain); 61] = [
+    let fixed: [(&str, Plain); 62] = [
         ("batch_scores_c0", batch::scores_c0),
         ("batch_scores_int4", batch::scores_int4),
         ("batch_scores_lut4", batch::scores_lut4),
@@ -124,6 +124,7 @@ fn tests() -> Vec<(String, Test)> {
         ("logits_heads_of_96", logits::heads_of_96),
         ("logits_heads_of_128", logits::heads_of_128),
         ("logits_wide_mlp", logits::wide_mlp),
+        ("logits_uneven_rows", logits::uneven_rows),
         ("greedy_c0", greedy::unquantized),
         ("greedy_int4", greedy::int4),
         ("greedy_lut4", greedy::lut4),
