@@ -275,14 +275,13 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
                 scale[n] = scales.load(slot, 2 * INT4_PARTS * line + scale_group(n, lane),
                                        Mine::S.groups, packed);
             }
-            auto here = [&](int i) { return i < Mine::most_lines(mine); };
 #pragma unroll
             for (int first = 0; first < TEAM_LINES; first += TOGETHER) {
                 u32 lows[TOGETHER][4], highs[TOGETHER][4];
                 int d[TOGETHER][INT4_PARTS][4];
 #pragma unroll
                 for (int i = 0; i < TOGETHER; i++) {
-                    if (!here(first + i)) break;
+                    if (first + i >= Mine::most_lines(mine)) break;
                     const u8 *from = base + 128 * (first + i);
                     load_words(lows[i], from), load_words(highs[i], from + 4 * stride);
 #pragma unroll
@@ -296,7 +295,7 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
                 for (int w = 0; w < 4; w++)
 #pragma unroll
                     for (int i = 0; i < TOGETHER; i++) {
-                        if (!here(first + i)) break;
+                        if (first + i >= Mine::most_lines(mine)) break;
                         const u32 low = lows[i][w], high = highs[i][w];
                         const Limbs &a = x[mine][first + i];
                         mma_s8(d[i][w / PART_WORDS], low << 4 & 0xf0f0f0f0u,
@@ -305,7 +304,7 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
                     }
 #pragma unroll
                 for (int i = 0; i < TOGETHER; i++) {
-                    if (!here(first + i)) break;
+                    if (first + i >= Mine::most_lines(mine)) break;
 #pragma unroll
                     for (int part = 0; part < INT4_PARTS; part++)
 #pragma unroll
