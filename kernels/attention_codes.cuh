@@ -52,64 +52,6 @@ DEVICE void copy_codes(u32 to, const u8 *codes, const u8 *scales, int end, int s
         copy_async(to + SCALES_AT + threadIdx.x * 16, scales + threadIdx.x * 16, true);
 }
 
-// ---- products of pairs of bf16 ----
-
-DEVICE u32 pair_times(u32 a, u32 b) {
-    u32 product;
-    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-    return product;
-}
-
-// What a scale's code stands for, as bf16: exact.
-DEVICE u32 scale_bf16(u32 code) { return __float_as_uint(kv_scale(code)) >> 16; }
-
-// What a pair's two values are multiplied with.
-struct PairScale {
-    u32 factors;
-#if KV_CODE == KV_INT4
-    u32 offsets; // -136 of them: at most seven bits
-#endif
-    INSIDE PairScale() {}
-    INSIDE explicit PairScale(u32 pair) : factors(pair) {
-#if KV_CODE == KV_INT4
-        offsets = pair_times(pair, 0xc308c308u);
-#endif
-    }
-};
-
-#if KV_CODE == KV_INT4
-// Nibbles `part` and part + 4 of a word, times their scales.
-DEVICE u32 scaled_pair(u32 word, int part, PairScale by) {
-    u32 pair;
-    // 136 + q, as in int4_pair.
-    asm("lop3.b32 %0, %1, 0x000f000f, 0x43084308, 0x6a;" : "=r"(pair) : "r"(word >> 4 * part));
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
-        : "=r"(pair)
-        : "r"(pair), "r"(by.factors), "r"(by.offsets));
-    return pair;
-}
-#else
-// Bytes `part` and part + 2 of a word, without their scales.
-DEVICE u32 code_pair(u32 word, int part) {
-#if KV_CODE == KV_FP8
-    // An exponent of bias 7 in the place of one of bias 127, subnormals included.
-    const u32 there = word << 8 * (1 - part);
-    return pair_times(there & 0x80008000u | there >> 4 & 0x07f007f0u, 0x7b807b80u);
-#else
-    // 128 + the seven low bits, less 128 or, of a negative one, 256.
-    const u32 there = word >> 8 * part;
-    u32 pair;
-    asm("sub.rn.bf16x2 %0, %1, %2;"
-        : "=r"(pair)
-        : "r"(there & 0x007f007fu | 0x43004300u), "r"(there & 0x00800080u | 0x43004300u));
-    return pair;
-#endif
-}
-DEVICE u32 scaled_pair(u32 word, int part, PairScale by) {
-    return pair_times(code_pair(word, part), by.factors);
-}
-#endif
-
 // ---- which element is which ----
 
 // Element e (0, 1) of the pair that lane t of a quad has as k = 2 t + 8 high + e of a step.

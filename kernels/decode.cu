@@ -57,6 +57,9 @@
 //
 // KV_CODE (KV_BF16) and the numbers that it may be: how keys and values are cached (kv_codes.cuh).
 //
+// MANY_TOKENS (0): for steps behind many tokens. Attention is by teams of warps, and where queries
+// share keys by tensor cores (decode_attention.cuh, decode_attend_many.cuh).
+//
 // What both sides call by a number: PHASE_WORDS, WORD_KIND and so on (enum Word), ATTENTION_KIND,
 // SCALES_WIDTH_AT, SCALES_MANTISSA_AT; BF16, INT4, NF4, FP8, LUT4; STORE, RESIDUAL, SWIGLU, LOGITS;
 // EXCHANGED_FLOATS (of a block's part of attention); RING, NOT_FINITE and the places in `state`.
@@ -65,6 +68,9 @@
 
 #ifndef PAGED
 #define PAGED 0
+#endif
+#ifndef MANY_TOKENS
+#define MANY_TOKENS 0
 #endif
 #ifndef AFTER_NORM
 #define AFTER_NORM 0
@@ -187,22 +193,19 @@ DEVICE void fetch_words(u32 *to, const u32 *program, int phase) {
                      : "memory");
 }
 
-// Where teams of warps have slots of their own (decode_int4.cuh), a team goes from one of its slots
-// to its next one, at most TEAM_GAP later, whatever the others wait for, and so do the producers. A
-// barrier tells two uses of a slot in a row apart, and no more: whoever waits for a use has to know
-// that the one before it has arrived, or takes the one before that for it. So a slot is filled only
-// once all those LANDED or more before it are there: then whatever a team waits for next, the use
-// before it has arrived. A producer waits for those that the slot LANDED before it did not wait for
-// itself; none of them can have been filled anew, since that would have waited for this one.
-#if INT4_KINDS || NF4_KINDS || LUT4_KINDS
-#define APART 1
-#else
-#define APART 0
-#endif
+// Where teams of warps have slots of their own (decode_int4.cuh, decode_attend_many.cuh), a team
+// goes from one of its slots to its next one, at most TEAM_GAP later, whatever the others wait for,
+// and so do the producers. A barrier tells two uses of a slot in a row apart, and no more: whoever
+// waits for a use has to know that the one before it has arrived, or takes the one before that for
+// it. So a slot is filled only once all those LANDED or more before it are there: then whatever a
+// team waits for next, the use before it has arrived. A producer waits for those that the slot
+// LANDED before it did not wait for itself; none of them can have been filled anew, since that
+// would have waited for this one.
 constexpr int TEAM_GAP = 5;
 constexpr int WAITED_FOR = LANDED + PRODUCERS < 2 * LANDED ? LANDED + PRODUCERS : 2 * LANDED;
-static_assert(!APART || (LANDED + TEAM_GAP <= SLOTS && LANDED + WAITED_FOR - 1 <= SLOTS),
-              "uses of a slot are told apart");
+constexpr bool TOLD_APART = LANDED + TEAM_GAP <= SLOTS && LANDED + WAITED_FOR - 1 <= SLOTS;
+constexpr bool APART = INT4_KINDS + NF4_KINDS + LUT4_KINDS > 0 || (MANY_TOKENS && TOLD_APART);
+static_assert(!APART || TOLD_APART, "uses of a slot are told apart");
 
 // A producer's side, one thread's. Producers take slots in turns, and each has one on its way:
 // alone, one thread's latency from slot to slot would bound the step, and more than PRODUCERS slots

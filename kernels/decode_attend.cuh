@@ -14,6 +14,14 @@
 
 DEVICE float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 
+#ifdef SOFT_CAP_BITS
+// c tanh(x / c) as c (1 - 2 / (1 + exp(2 x / c))), in units of ln 2.
+DEVICE float capped_score(float score) {
+    const float cap = __uint_as_float(SOFT_CAP_BITS) * 1.4426950408889634f;
+    return cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(fminf(score, 100.0f)));
+}
+#endif
+
 // What a quad knows of the tokens that it has seen, for each query of the pass.
 struct Running {
     float max[BATCH], sum[BATCH], out[BATCH][8 * CHUNKS];
@@ -66,9 +74,7 @@ DEVICE void attend(Running &running, Row key, Row value, bool visible, const flo
         scores[b] += shuffle_xor(scores[b], 2);
         scores[b] *= key_scale;
 #ifdef SOFT_CAP_BITS
-        // c tanh(x / c) as c (1 - 2 / (1 + exp(2 x / c))), in units of ln 2.
-        const float cap = __uint_as_float(SOFT_CAP_BITS) * 1.4426950408889634f;
-        scores[b] = cap - __fdividef(2.0f * cap, 1.0f + exp2_fast(fminf(scores[b], 100.0f)));
+        scores[b] = capped_score(scores[b]);
 #endif
         if (!visible) scores[b] = MASKED;
         const float max = fmaxf(running.max[b], scores[b]);
@@ -90,7 +96,16 @@ DEVICE void attend(Running &running, Row key, Row value, bool visible, const flo
 #if KV_CODE != KV_BF16
 static_assert(2 * (KV_ROW + KV_SCALES) <= 4 * HEAD_DIM, "encoded where a warp's outputs will be");
 
-// These into the cache.
+// The new token's key and value, bf16, in the codes of the cache: both rows' codes, then their
+// scales. By a warp.
+DEVICE void encode_new(const u16 *key, const u16 *value, u8 *codes, int lane) {
+    u8 *scales = codes + 2 * KV_ROW;
+    kv_encode_row(key, codes, scales, lane);
+    kv_encode_row(value, codes + KV_ROW, scales + KV_SCALES, lane);
+    __syncwarp();
+}
+
+// A row of these into the cache.
 DEVICE void cache_new(u8 *row, u8 *row_scales, const u8 *codes, const u8 *scales, int lane) {
     static_assert(KV_ROW <= 8 * 32, "eight bytes a lane");
     if (lane < KV_ROW / 8) ((uint2 *)row)[lane] = ((const uint2 *)codes)[lane];

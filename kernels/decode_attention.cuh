@@ -50,6 +50,14 @@ constexpr int GROUPS = BATCHES > 5 && WARPS % 6 == 0   ? 6
                                                        : 1;
 constexpr int MEMBERS = WARPS / GROUPS;
 constexpr int PASSES = (BATCHES + GROUPS - 1) / GROUPS;
+// Whether many tokens are multiplied by tensor cores, for all queries at once.
+#define BY_TENSOR_CORES                                                                            \
+    (MANY_TOKENS && HEAD_DIM <= 128 && HEADS > KV_HEADS && HEADS <= 8 * KV_HEADS)
+// Of many tokens the warps that share queries form teams, each of which has slots of the ring of
+// its own, as in products: what a slot costs beside its turns, some 500 cycles, is paid by fewer.
+constexpr INSIDE int teams_of(int members) {
+    return !MANY_TOKENS || !APART ? 1 : members % 3 == 0 ? 3 : members % 2 == 0 ? 2 : 1;
+}
 constexpr int CHUNKS = HEAD_DIM / 32; // eights of a token that a lane reads, from 32 c + 8 t on
 // Few tokens are fewer blocks', whose exchange is shorter.
 constexpr int FEW_SPLITS = SPLITS < 8 ? SPLITS : 8, FEW_TOKENS = 1024;
@@ -156,6 +164,9 @@ DEVICE void produce_cache(const Words &phase, Pump &pump, int past, const int *p
 }
 
 #include "decode_attend.cuh"
+#if BY_TENSOR_CORES
+#include "decode_attend_many.cuh"
+#endif
 
 // What queries are multiplied with, so that their products with keys are in units of ln 2; with a
 // soft cap, twice their products' part of the cap.
@@ -244,11 +255,19 @@ DEVICE void norm_heads(const Phase &phase, Tag tag, int kv_head, int split, floa
 }
 #endif
 
-// The last group with queries may have fewer; what is computed beyond is not used.
-DEVICE int first_query(int pass, int group) { return (pass * GROUPS + group) * BATCH; }
-DEVICE int first_computed(int pass, int group) {
-    return min(first_query(pass, group), QUERIES - BATCH);
-}
+// Who has which queries in a pass: groups of warps. The last group with queries may have fewer;
+// what is computed beyond is not used.
+struct ByQuads {
+    static constexpr int GROUPS = ::GROUPS;
+    static INSIDE int first_query(int pass, int group) { return (pass * GROUPS + group) * BATCH; }
+    static INSIDE int first_computed(int pass, int group) {
+        return min(first_query(pass, group), QUERIES - BATCH);
+    }
+    // Which of a pass's parts is a warp's, of its query b. A group's lie one behind the other.
+    static INSIDE int part(int b, int group, int member) {
+        return (b * GROUPS + group) * MEMBERS + member;
+    }
+};
 
 // Where a block's part of a query is.
 DEVICE int part_at(int kv_head, int query, int split) {
@@ -264,15 +283,40 @@ DEVICE void tag_parts(float *parts, int kv_head, int split, u32 tag) {
     }
 }
 
+// Adds up the parts of the block's warps, one element a thread, to the block's.
+template <class Way>
+DEVICE void add_warps(const float *outputs, const float2 *states, float *parts, Tag made, int pass,
+                      int kv_head, int split) {
+    constexpr int GROUPS = Way::GROUPS, MEMBERS = WARPS / GROUPS;
+    for (int index = threadIdx.x; index < GROUPS * BATCH * HEAD_DIM; index += CONSUMERS) {
+        const int b = index / HEAD_DIM / GROUPS, of = index / HEAD_DIM % GROUPS;
+        const int d = index % HEAD_DIM;
+        const int query = Way::first_computed(pass, of) + b;
+        if (query < Way::first_query(pass, of)) continue; // another group's, or of the pass before
+        float weights[MEMBERS];
+        const float2 state = merge_weights<MEMBERS>(weights, states + Way::part(b, of, 0));
+        float sum = 0.0f;
+#pragma unroll
+        for (int m = 0; m < MEMBERS; m++)
+            sum += weights[m] * outputs[Way::part(b, of, m) * HEAD_DIM + d];
+        float *to = parts + part_at(kv_head, query, split);
+        store_tagged(to + d, sum, made.tag);
+        if (d == 0) {
+            store_tagged(to + HEAD_DIM, state.x, made.tag);
+            store_tagged(to + HEAD_DIM + 1, state.y, made.tag);
+        }
+    }
+}
+
 // Adds up the parts of a head's COUNT blocks, one element of this block's slice a thread.
-template <int COUNT>
+template <class Way, int COUNT>
 DEVICE void add_blocks(const float *parts, float *out, Tag made, int pass, int kv_head, int split) {
-    constexpr int SLICE = HEAD_DIM / COUNT;
+    constexpr int GROUPS = Way::GROUPS, SLICE = HEAD_DIM / COUNT;
     for (int index = threadIdx.x; index < GROUPS * BATCH * SLICE; index += CONSUMERS) {
         const int b = index / SLICE / GROUPS, group = index / SLICE % GROUPS;
         const int d = split * SLICE + index % SLICE;
-        const int query = first_computed(pass, group) + b;
-        if (query < first_query(pass, group)) continue;
+        const int query = Way::first_computed(pass, group) + b;
+        if (query < Way::first_query(pass, group)) continue;
         const int head = kv_head * QUERIES + query;
         const float *from = parts + part_at(kv_head, query, 0);
         float2 states[COUNT];
@@ -388,9 +432,41 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
     }
     sync_threads(1, CONSUMERS);
 
+#if BY_TENSOR_CORES
+    // The last warp takes the new token, as below.
+    const bool has_new = split == 0 && warp == WARPS - 1;
+#if KV_CODE == KV_BF16
+    const int new_at = c.partial + 4 * QUERIES * HEAD_DIM;
+#else
+    u8 *codes = (u8 *)(outputs + warp * HEAD_DIM), *scales = codes + 2 * KV_ROW;
+    const int new_at = codes - shared;
+    if (has_new) {
+        encode_new(new_key, new_value, codes, lane);
+        cache_new(key_row, key_scales, codes, scales, lane);
+        cache_new(value_row, value_scales, codes + KV_ROW, scales + KV_SCALES, lane);
+    }
+#endif
+    ByTensorCores all(queries, lane);
+    c.at = all.attend_share(c.at, share, has_new ? new_at : -1, lane);
+    __syncwarp(); // the outputs will be where the new token's codes are
+    all.add_lanes();
+    for (int round = 0; round < ByTensorCores::ROUNDS; round++) {
+        all.store(round, outputs, states, lane);
+        sync_threads(1, CONSUMERS);
+        add_warps<ByTensorCores>(outputs, states, parts, made, round, kv_head, split);
+        if (round + 1 < ByTensorCores::ROUNDS) sync_threads(1, CONSUMERS); // they are written again
+    }
+    for (int round = 0; round < ByTensorCores::ROUNDS; round++)
+        if (FEW_SPLITS == SPLITS || share.splits == SPLITS)
+            add_blocks<ByTensorCores, SPLITS>(parts, out, made, round, kv_head, split);
+        else
+            add_blocks<ByTensorCores, FEW_SPLITS>(parts, out, made, round, kv_head, split);
+#else
+    constexpr int CACHE_TEAMS = teams_of(MEMBERS), TEAM_MEMBERS = MEMBERS / CACHE_TEAMS;
     const int group = warp % GROUPS, member = warp / GROUPS;
     for (int pass = 0; pass < PASSES; pass++) {
-        const float *own_queries = queries + first_computed(pass, group) * HEAD_DIM + 8 * t;
+        const float *own_queries =
+            queries + ByQuads::first_computed(pass, group) * HEAD_DIM + 8 * t;
         Running running;
 #pragma unroll
         for (int b = 0; b < BATCH; b++) {
@@ -414,24 +490,28 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
         const Row new_rows[2] = {{new_at + own_part, new_scales},
                                  {new_at + KV_ROW + own_part, new_scales + KV_SCALES}};
         if (has_new) {
-            kv_encode_row(new_key, codes, scales, lane);
-            kv_encode_row(new_value, codes + KV_ROW, scales + KV_SCALES, lane);
-            __syncwarp();
+            encode_new(new_key, new_value, codes, lane);
             if (pass == 0 && group == 0) {
                 cache_new(key_row, key_scales, codes, scales, lane);
                 cache_new(value_row, value_scales, codes + KV_ROW, scales + KV_SCALES, lane);
             }
         }
 #endif
-        // Turns of eight tokens, counted through the stages; stage -1 is the new token's.
-        int turn = has_new ? member - MEMBERS : member;
+        // Turns of eight tokens, counted through the team's stages; one below 0 is the new token's.
+        const int team = CACHE_TEAMS > 1 ? member / TEAM_MEMBERS : 0,
+                  in_team = member - team * TEAM_MEMBERS;
+        [[maybe_unused]] const Cursor start = c.at;
+        if (CACHE_TEAMS > 1) c.at.advance(team);
+        int turn = has_new ? in_team - TEAM_MEMBERS : in_team;
 #pragma unroll 1
-        for (int stage = has_new ? -1 : 0; stage < share.stages; stage++) {
+        for (int stage = has_new ? team - CACHE_TEAMS : team; stage < share.stages;
+             stage += CACHE_TEAMS) {
             if (stage >= 0) c.ring.wait(c.at);
             const int begin = share.begin + stage * STAGE_TOKENS;
+            const int own = (stage - team) / CACHE_TEAMS; // among the team's
 #pragma unroll 1
-            for (; turn < (stage + 1) * (STAGE_TOKENS / 8); turn += MEMBERS) {
-                const int token = 8 * turn - stage * STAGE_TOKENS + quad;
+            for (; turn < (own + 1) * (STAGE_TOKENS / 8); turn += TEAM_MEMBERS) {
+                const int token = 8 * turn - own * STAGE_TOKENS + quad;
                 const int slot = c.at.slot * SLOT_BYTES, at = slot + token * KV_ROW + own_part;
                 const int scales_at = slot + SCALES_AT + ((begin & 15) + token) * KV_SCALES;
                 const Row key = {at, scales_at};
@@ -440,47 +520,28 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
                        stage < 0 ? quad == 0 : begin + token < share.limit, own_queries);
             }
             if (stage < 0) continue;
-            c.ring.release(c.at, 1);
-            c.at.advance();
+            c.ring.release(c.at, CACHE_TEAMS);
+            c.at.advance(CACHE_TEAMS);
         }
+        if (CACHE_TEAMS > 1) c.at = start.after(share.stages);
         __syncwarp(); // the outputs will be where the new token's codes are
         merge_quads(running, lane);
 
-        // The block's warps, one element a thread. A group's lie one behind the other.
-        auto part = [&](int b, int group, int member) {
-            return (b * GROUPS + group) * MEMBERS + member;
-        };
 #pragma unroll
         for (int b = 0; b < BATCH; b++) {
-            float *to = outputs + part(b, group, member) * HEAD_DIM + 8 * t + quad;
+            const int own = ByQuads::part(b, group, member);
+            float *to = outputs + own * HEAD_DIM + 8 * t + quad;
 #pragma unroll
             for (int i = 0; i < CHUNKS; i++) to[32 * i] = running.out[b][8 * i];
-            if (lane == 0)
-                states[part(b, group, member)] = make_float2(running.max[b], running.sum[b]);
+            if (lane == 0) states[own] = make_float2(running.max[b], running.sum[b]);
         }
         sync_threads(1, CONSUMERS);
-        for (int index = threadIdx.x; index < GROUPS * BATCH * HEAD_DIM; index += CONSUMERS) {
-            const int b = index / HEAD_DIM / GROUPS, of = index / HEAD_DIM % GROUPS;
-            const int d = index % HEAD_DIM;
-            const int query = first_computed(pass, of) + b;
-            if (query < first_query(pass, of)) continue; // another group's, or of the pass before
-            float weights[MEMBERS];
-            const float2 state = merge_weights<MEMBERS>(weights, states + part(b, of, 0));
-            float sum = 0.0f;
-#pragma unroll
-            for (int m = 0; m < MEMBERS; m++)
-                sum += weights[m] * outputs[part(b, of, m) * HEAD_DIM + d];
-            float *to = parts + part_at(kv_head, query, split);
-            store_tagged(to + d, sum, made.tag);
-            if (d == 0) {
-                store_tagged(to + HEAD_DIM, state.x, made.tag);
-                store_tagged(to + HEAD_DIM + 1, state.y, made.tag);
-            }
-        }
+        add_warps<ByQuads>(outputs, states, parts, made, pass, kv_head, split);
         if (FEW_SPLITS == SPLITS || share.splits == SPLITS)
-            add_blocks<SPLITS>(parts, out, made, pass, kv_head, split);
+            add_blocks<ByQuads, SPLITS>(parts, out, made, pass, kv_head, split);
         else
-            add_blocks<FEW_SPLITS>(parts, out, made, pass, kv_head, split);
+            add_blocks<ByQuads, FEW_SPLITS>(parts, out, made, pass, kv_head, split);
         if (pass + 1 < PASSES) sync_threads(1, CONSUMERS); // `outputs` are written again
     }
+#endif
 }

@@ -163,3 +163,63 @@ DEVICE void kv_four(u32 raw, float v[4]) {
 DEVICE void kv_values(KvEight raw, float v[8]) { kv_four(raw.x, v), kv_four(raw.y, v + 4); }
 #endif
 constexpr int KV_EIGHT = sizeof(KvEight) / sizeof(KvUnit);
+
+#if KV_CODE != KV_BF16
+// ---- products of pairs of bf16 ----
+
+DEVICE u32 pair_times(u32 a, u32 b) {
+    u32 product;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    return product;
+}
+
+// What a scale's code stands for, as bf16: exact.
+DEVICE u32 scale_bf16(u32 code) { return __float_as_uint(kv_scale(code)) >> 16; }
+
+// What a pair's two values are multiplied with.
+struct PairScale {
+    u32 factors;
+#if KV_CODE == KV_INT4
+    u32 offsets; // -136 of them: at most seven bits
+#endif
+    INSIDE PairScale() {}
+    INSIDE explicit PairScale(u32 pair) : factors(pair) {
+#if KV_CODE == KV_INT4
+        offsets = pair_times(pair, 0xc308c308u);
+#endif
+    }
+};
+
+#if KV_CODE == KV_INT4
+// Nibbles `part` and part + 4 of a word, times their scales.
+DEVICE u32 scaled_pair(u32 word, int part, PairScale by) {
+    u32 pair;
+    // 136 + q, as in int4_pair.
+    asm("lop3.b32 %0, %1, 0x000f000f, 0x43084308, 0x6a;" : "=r"(pair) : "r"(word >> 4 * part));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+        : "=r"(pair)
+        : "r"(pair), "r"(by.factors), "r"(by.offsets));
+    return pair;
+}
+#else
+// Bytes `part` and part + 2 of a word, without their scales.
+DEVICE u32 code_pair(u32 word, int part) {
+#if KV_CODE == KV_FP8
+    // An exponent of bias 7 in the place of one of bias 127, subnormals included.
+    const u32 there = word << 8 * (1 - part);
+    return pair_times(there & 0x80008000u | there >> 4 & 0x07f007f0u, 0x7b807b80u);
+#else
+    // 128 + the seven low bits, less 128 or, of a negative one, 256.
+    const u32 there = word >> 8 * part;
+    u32 pair;
+    asm("sub.rn.bf16x2 %0, %1, %2;"
+        : "=r"(pair)
+        : "r"(there & 0x007f007fu | 0x43004300u), "r"(there & 0x00800080u | 0x43004300u));
+    return pair;
+#endif
+}
+DEVICE u32 scaled_pair(u32 word, int part, PairScale by) {
+    return pair_times(code_pair(word, part), by.factors);
+}
+#endif
+#endif

@@ -74,6 +74,10 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/decode_attend.cuh"),
     ),
     (
+        "decode_attend_many.cuh",
+        include_str!("../../../kernels/decode_attend_many.cuh"),
+    ),
+    (
         "decode_attention.cuh",
         include_str!("../../../kernels/decode_attention.cuh"),
     ),

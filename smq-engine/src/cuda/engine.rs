@@ -252,7 +252,7 @@ impl CudaEngine {
     /// Queues a step of the token that is on the GPU, behind `past` cached positions.
     fn queue_step(&mut self, past: usize) -> Result<()> {
         if let Some(step) = self.step()? {
-            return step.run(self.gpu().main());
+            return step.run(self.gpu().main(), past);
         }
         let (parts, prefill) = self.pass()?;
         prefill.token(&parts, past)

@@ -58,7 +58,7 @@ pub use calibrate::{
 pub use contract::{BLOCK_SHARED_BYTES, Defines};
 pub use decode::plan::{Epilogue, Kind, Plan};
 pub use decode::program::{Buffers, Phase, Program, Uses};
-pub use decode::{Decoder, paged_defines};
+pub use decode::{Decoder, many_defines, many_from, paged_defines};
 pub use device::{Gpu, memory_in_use, pci_bus_id};
 pub use engine::CudaEngine;
 pub use family::{leave_defines, leaves, windows};

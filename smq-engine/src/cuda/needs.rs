@@ -1,7 +1,7 @@
 //! Every kernel that a model may need, known without a GPU, so that all can be compiled ahead.
 
 use super::contract::Defines;
-use super::decode::{paged_defines, step_plan};
+use super::decode::{many_defines, many_from, paged_defines, step_plan};
 use super::family::{beyond_one_kernel, leave_defines, leaves, windows};
 use super::fp8::fp8_defines;
 use super::gemm_bf16::Bf16Cut;
@@ -46,7 +46,11 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
         let with = |more: Defines| ("decode.cu", [&step[..], &more].concat());
         for code in [KvCode::Bf16].into_iter().chain(KvCode::SMALLER) {
             let paged = [&kv_defines(code)[..], &paged_defines()].concat();
-            list.extend([with(kv_defines(code)), with(paged)]);
+            let many = many_from(&c, code).filter(|from| *from < c.max_positions);
+            for of_cache in [kv_defines(code), paged] {
+                list.extend(many.map(|_| with([&of_cache[..], &many_defines()[..]].concat())));
+                list.push(with(of_cache));
+            }
         }
     } else {
         list.push(("logits.cu", logits_defines(&c)));

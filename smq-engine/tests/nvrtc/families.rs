@@ -10,7 +10,8 @@ use smq_model::ModelConfig;
 use smq_model::architecture::Activation;
 
 use crate::variants::{
-    Layer, Shape, Variant, formats, int4, matrix, of_cache, of_caches, of_smaller_caches, step,
+    Layer, Shape, Variant, formats, int4, matrix, of_cache, of_caches, of_many_tokens,
+    of_smaller_caches, step,
 };
 
 /// A config of each family with what it has beyond the others, of the sizes of a well-known model's
@@ -135,6 +136,7 @@ fn of_family((name, config): &(&'static str, Value)) -> Vec<Variant> {
             let step = step(&c, &layer.products());
             if how == "bf16" {
                 cases.extend(of_smaller_caches(how, &step));
+                cases.extend(of_many_tokens(how, &c, &step).into_iter().take(1));
             }
             cases.push(("decode.cu", how.to_owned(), step));
         }

@@ -4,8 +4,8 @@
 use smq_engine::cuda::{
     Attention, Bf16Cut, Cut, Defines, DeviceMatrix, Epilogue, Format, KV_FILE, Kind, Plan, Rows,
     SMS, Span, SwigluCut, Target, calibrate_defines, choose_defines, fp8_defines, fuses_bf16,
-    kv_cache_defines, kv_defines, measure, paged_defines, reads_int4_order, rope_defines,
-    row_defines, widen_defines,
+    kv_cache_defines, kv_defines, many_defines, many_from, measure, paged_defines,
+    reads_int4_order, rope_defines, row_defines, widen_defines,
 };
 use smq_engine::{KvCacheFormat, KvCode};
 use smq_format::scale::ScaleFormat;
@@ -101,12 +101,15 @@ fn of_shape(s: &Shape) -> Vec<Variant> {
         cases.push(("decode.cu", stored.to_owned(), step(&c, &layer.products())));
         cases.extend(fused_swiglu(&layer));
         if stored == "bf16" || stored == "int4" {
-            cases.extend(of_smaller_caches(stored, &step(&c, &layer.products())));
+            let step = step(&c, &layer.products());
+            cases.extend(of_smaller_caches(stored, &step));
+            cases.extend(of_many_tokens(stored, &c, &step));
         }
         if matches!(format, Format::Bf16) {
             let mut paged = step(&c, &layer.products());
             paged.extend(paged_defines());
             cases.extend(of_smaller_caches(&format!("{stored}, paged"), &paged));
+            cases.extend(of_many_tokens(&format!("{stored}, paged"), &c, &paged));
             cases.push(("decode.cu", format!("{stored}, paged"), paged));
             for (part, w, target) in layer.parts() {
                 cases.extend(of_many_sequences(part, &w, target));
@@ -204,6 +207,18 @@ pub(crate) fn of_cache(code: KvCode) -> String {
             format!(", {} cache", KvCacheFormat::Coded(code))
         }
     }
+}
+
+/// A step behind many tokens, with each cache with which it has a kernel of its own.
+pub(crate) fn of_many_tokens(stored: &str, c: &ModelConfig, step: &Defines) -> Vec<Case> {
+    let codes = [KvCode::Bf16].into_iter().chain(KvCode::SMALLER);
+    let of_code = |code| {
+        let defines = [&step[..], &kv_defines(code), &many_defines()].concat();
+        let case = format!("{stored}, many tokens{}", of_cache(code));
+        ("decode.cu", case, defines)
+    };
+    let codes = codes.filter(|code| many_from(c, *code).is_some());
+    codes.map(of_code).collect()
 }
 
 /// A step with these caches.

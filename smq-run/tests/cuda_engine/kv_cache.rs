@@ -9,10 +9,10 @@ use std::ops::ControlFlow;
 
 use libtest_mimic::Failed;
 use serde_json::{Value, json};
-use smq_engine::cuda::{CudaBatch, CudaEngine};
+use smq_engine::cuda::{CudaBatch, CudaEngine, many_from};
 use smq_engine::serve::BatchOptions;
 use smq_engine::{Engine, KvCacheFormat, KvCode, LoadOptions};
-use smq_model::Source;
+use smq_model::{ModelConfig, Source};
 
 use crate::logits::{DECODED, decoding, of_prompts};
 use crate::models::{self, E5M5, Model, any_tokens, sample_tokens};
@@ -155,6 +155,50 @@ pub(crate) fn pages_shapes(code: KvCode) -> Outcome {
         };
         started.into_iter().filter_map(failure).collect()
     });
+    none(failures)
+}
+
+/// Steps on both sides of the number of tokens from which on they have a kernel of their own, with
+/// queries that share keys and without. Scores are large, so that what a query gets is a few tokens', wherever
+/// among all these they are.
+pub(crate) fn many_tokens(code: KvCode) -> Outcome {
+    let of_heads = |heads: usize, kv_heads: usize, head_dim: usize| {
+        let config = json!({
+            "architectures": ["GraniteForCausalLM"], "model_type": "granite",
+            "torch_dtype": "bfloat16", "hidden_size": 384, "intermediate_size": 2176,
+            "num_hidden_layers": 2, "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads, "head_dim": head_dim, "vocab_size": 1000,
+            "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 16384,
+            "tie_word_embeddings": false, "embedding_multiplier": 12.0,
+            "attention_multiplier": 4.0, "residual_multiplier": 0.5, "logits_scaling": 0.25,
+        });
+        let name = format!("{heads} queries of {head_dim}, {kv_heads} keys");
+        (name, Model::synthetic(&config))
+    };
+    let models = match code {
+        KvCode::Bf16 => [(7, 1, 128), (6, 2, 64), (4, 2, 96), (8, 1, 32)],
+        KvCode::Fp8 | KvCode::Int8 | KvCode::Int4 => {
+            [(7, 1, 128), (6, 2, 64), (6, 6, 64), (4, 4, 96)]
+        }
+    };
+    let mut failures = Vec::new();
+    for (heads, kv_heads, head_dim) in models {
+        let (name, model) = of_heads(heads, kv_heads, head_dim);
+        let source = model.open();
+        let from = many_from(&ModelConfig::of(&source).unwrap(), code).unwrap();
+        let prompt = from - STEPS / 2;
+        let tokens = any_tokens(prompt + STEPS, VOCAB);
+        let format = match code {
+            KvCode::Bf16 => KvCacheFormat::F32,
+            KvCode::Fp8 | KvCode::Int8 | KvCode::Int4 => KvCacheFormat::Coded(code),
+        };
+        let reference = Reference::cached(&source, &tokens, prompt..=prompt + STEPS, format);
+        let mut engine = load(&source, code);
+        let name = format!("{name}, {code:?} cache");
+        let prompts = (&[prompt][..], STEPS);
+        let of_prompts = of_prompts(&name, &mut engine, &reference, &tokens, prompts, |_| false);
+        failures.extend(of_prompts);
+    }
     none(failures)
 }
 

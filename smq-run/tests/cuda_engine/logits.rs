@@ -375,7 +375,8 @@ pub(crate) fn wide_mlp() -> Outcome {
 }
 
 /// Rows of which four warps have no equal shares: 10 lines of 128 bytes in one slot of the ring (a
-/// hidden size of 2560), 14 in two (3584) and 38 in four (9728), and 7 (1792).
+/// hidden size of 2560), 14 in two (3584) and 38 in four (9728), and 7 (1792). Hidden sizes of which
+/// a GPU's blocks have no equal shares of tiles, so that they share half tiles.
 pub(crate) fn uneven_rows() -> Outcome {
     let sized = |hidden: usize, heads, kv_heads, intermediate: usize| {
         let mut config = models::phi(hidden, heads, kv_heads);
@@ -388,15 +389,31 @@ pub(crate) fn uneven_rows() -> Outcome {
         ("2560 and 9728 columns", sized(2560, 20, 5, 9728)),
         ("3584 and 1792 columns", sized(3584, 28, 4, 1792)),
     ] {
+        failures.extend(of_synthetic(&format!("{what}, bf16"), &model.open(), false));
         let lut4 = lut4_method(models::E5M5, 128, LevelChoice::Learned);
-        for (scheme, quantized) in [
-            ("int4", model.quantized(models::E5M5, "all")),
-            ("NF4", model.quantized_as(Method::Nf4, "all")),
-            ("lut4", model.quantized_as(lut4, "all")),
+        for (scheme, quantized, widened, decode) in [
+            (
+                "int4",
+                model.quantized(models::E5M5, "all"),
+                false,
+                Path::Decode,
+            ),
+            (
+                "NF4",
+                model.quantized_as(Method::Nf4, "all"),
+                true,
+                Path::Decode,
+            ),
+            ("lut4", model.quantized_as(lut4, "all"), false, Path::Decode),
+            (
+                "FP8",
+                model.quantized_as(Method::Fp8, "all"),
+                false,
+                Path::Fp8Decode,
+            ),
         ] {
-            let widened = scheme == "NF4";
             let name = format!("{what}, {scheme}");
-            failures.extend(of_synthetic(&name, &quantized.open(), widened));
+            failures.extend(of_synthetic_as(&name, &quantized.open(), widened, decode));
         }
     }
     none(failures)

@@ -88,6 +88,10 @@ fn tests() -> Vec<(String, Test)> {
         let fast = move || kv_cache::pages_fast(code);
         add(&name("pages_fast"), Box::new(fast));
     }
+    for code in [KvCode::Bf16].into_iter().chain(KvCode::SMALLER) {
+        let name = format!("kv_cache_many_tokens_{}", KvCacheFormat::Coded(code));
+        add(&name, Box::new(move || kv_cache::many_tokens(code)));
+    }
     let fixed: [(&str, Plain); 62] = [
         ("batch_scores_c0", batch::scores_c0),
         ("batch_scores_int4", batch::scores_int4),

@@ -19,7 +19,7 @@ use super::prefill::attention::KEYS;
 use super::state::State;
 use super::stream::Stream;
 use super::weights::{DeviceMatrix, DeviceModel};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kv::KvCode;
 use plan::{Epilogue, Kind, Plan};
 use program::{Buffers, Phase, Program, Uses};
@@ -54,6 +54,8 @@ pub(super) struct Paged {
 pub struct Decoder {
     plan: Plan,
     kernel: Arc<Kernel>,
+    /// The kernel for steps behind at least so many tokens.
+    many: Option<(usize, Arc<Kernel>)>,
     launch: Launch,
     paged: Option<Paged>,
 }
@@ -81,15 +83,15 @@ impl Decoder {
         products: &[(&[DeviceMatrix], Epilogue)],
         code: KvCode,
     ) -> Result<Self> {
-        Self::of(kernels, c, products, code, None)
+        Self::of(kernels, c, products, (code, 0), None)
     }
 
-    /// As [`Decoder::new`], where `paged` says so of a sequence in pages.
+    /// As [`Decoder::new`], for sequences of up to `longest` tokens, where `paged` says so in pages.
     fn of(
         kernels: &Kernels,
         c: &ModelConfig,
         products: &[(&[DeviceMatrix], Epilogue)],
-        code: KvCode,
+        (code, longest): (KvCode, usize),
         paged: Option<Paged>,
     ) -> Result<Self> {
         let sms = kernels.gpu().sm_count();
@@ -99,10 +101,17 @@ impl Decoder {
             plan.defines.extend(paged_defines());
         }
         let kernel = kernels.get("decode.cu", plan.defines.clone(), "decode")?;
+        let many = many_from(c, code).filter(|from| *from < longest);
+        let many = many.map(|from| {
+            let defines = [&plan.defines[..], &many_defines()].concat();
+            let kernel = kernels.get("decode.cu", defines, "decode")?;
+            Ok::<_, Error>((from, kernel))
+        });
         let launch = Launch::new(sms, plan.threads).shared(plan.shared).overlap();
         Ok(Self {
             plan,
             kernel,
+            many: many.transpose()?,
             launch,
             paged,
         })
@@ -183,6 +192,8 @@ impl Decoder {
 #[derive(Debug)]
 pub(super) struct Step {
     whole: Call,
+    /// The same behind at least so many tokens.
+    many: Option<(usize, Call)>,
     head: Call,
     _program: Program,
 }
@@ -212,7 +223,13 @@ impl Step {
             state,
             cache,
         } = *parts;
-        let decoder = Decoder::of(kernels, c, &products(model), cache.code, paged)?;
+        // Pages are any sequence's, up to the longest.
+        let longest = match paged {
+            None => cache.capacity,
+            Some(_) => c.max_positions,
+        };
+        let of_cache = (cache.code, longest);
+        let decoder = Decoder::of(kernels, c, &products(model), of_cache, paged)?;
         let phases = phases(&decoder, parts)?;
         // The last phase is the head behind a prompt.
         let count = phases.len() - 1;
@@ -227,20 +244,29 @@ impl Step {
         ];
         let whole = program.phases(0, count)?;
         let head = program.phases(count, 1)?;
+        let whole = decoder.call(whole, true, c, state, tables);
+        let head = decoder.call(head, false, c, state, tables);
+        let many = decoder.many.map(|(from, kernel)| {
+            let call = whole.clone();
+            (from, Call { kernel, ..call })
+        });
         Ok(Self {
-            whole: decoder.call(whole, true, c, state, tables),
-            head: decoder.call(head, false, c, state, tables),
+            whole,
+            many,
+            head,
             _program: program,
         })
     }
 
-    /// Queues a step.
+    /// Queues a step behind `past` tokens.
     ///
     /// # Errors
     /// [`Error::Cuda`](crate::Error::Cuda) if the driver refuses.
-    pub(super) fn run(&self, stream: &Stream) -> Result<()> {
+    pub(super) fn run(&self, stream: &Stream, past: usize) -> Result<()> {
+        let many = self.many.as_ref().filter(|(from, _)| past >= *from);
+        let call = many.map_or(&self.whole, |(_, call)| call);
         // SAFETY: the program has buffers of its model's and GPU's size, which the engine keeps.
-        unsafe { self.whole.run(stream) }
+        unsafe { call.run(stream) }
     }
 
     /// Queues only the head and the choice of a token, of what a prompt left.
@@ -251,6 +277,28 @@ impl Step {
         // SAFETY: as in `run`.
         unsafe { self.head.run(stream) }
     }
+}
+
+/// Tokens from which on a step has a kernel of its own, for many tokens, where that is faster:
+/// measured on an H200 (kernels/NOTES.md, 41 and 42).
+#[must_use]
+pub fn many_from(c: &ModelConfig, code: KvCode) -> Option<usize> {
+    // As `decode_attention.cuh` has it: by tensor cores where queries share keys.
+    let shared = c.heads > c.kv_heads;
+    let by_tensor_cores = shared && c.heads <= 8 * c.kv_heads && c.head_dim <= 128;
+    match code {
+        KvCode::Bf16 => by_tensor_cores.then_some(8192),
+        KvCode::Fp8 | KvCode::Int8 => (by_tensor_cores || !shared).then_some(8192),
+        // Widening takes more of the time, which both kernels do alike.
+        KvCode::Int4 if by_tensor_cores => Some(12288),
+        KvCode::Int4 => (!shared).then_some(8192),
+    }
+}
+
+/// The macro of `decode.cu` beside those of its plan, for steps behind many tokens.
+#[must_use]
+pub fn many_defines() -> [(&'static str, i64); 1] {
+    [("MANY_TOKENS", 1)]
 }
 
 /// The macros of `decode.cu` beside those of its plan, where keys and values lie in pages.

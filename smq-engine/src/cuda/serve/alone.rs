@@ -55,7 +55,7 @@ impl Alone {
         // of every step.
         unsafe { parts.state.place()?.copy_from(stream, place)? };
         self.chosen = self.chosen.wrapping_add(1);
-        self.steps[usize::from(long)].run(stream)?;
+        self.steps[usize::from(long)].run(stream, position as usize)?;
         Ok(parts.state.logits)
     }
 }
