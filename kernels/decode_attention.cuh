@@ -28,10 +28,11 @@
 // SPLITS blocks share a key/value head and all queries of it, or the first FEW_SPLITS of them where
 // there are fewer than FEW_TOKENS tokens; they divide the cached tokens evenly, whatever `past` is.
 // Keys and values of STAGE_TOKENS tokens come through the ring. Eight tokens are a warp's turn, a
-// quad of lanes takes a token and keeps its own running maximum, sum and output: at one row the
-// phase is bound by memory and latency, so tensor cores would not help, and f32 arithmetic loses
-// nothing. At the end the quads of a warp are added up, then the warps of a block, then the blocks,
-// each of which finishes a slice of HEAD_DIM. The order of additions is fixed.
+// quad of lanes takes a token and keeps its own running maximum, sum and output: behind few tokens
+// the phase is bound by memory and latency, so tensor cores would not help, and f32 arithmetic
+// loses nothing. (Behind many, where queries share keys, they do: decode_attend_many.cuh.) At the
+// end the quads of a warp are added up, then the warps of a block, then the blocks, each of which
+// finishes a slice of HEAD_DIM. The order of additions is fixed.
 #pragma once
 #include "kv_codes.cuh"
 
