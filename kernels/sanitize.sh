@@ -2,7 +2,8 @@
 # memcheck and racecheck of every kernel at work on the bundled checkpoint: each way of storing
 # weights, a short prompt and one of over 1024 tokens, each with decode steps, scores of many
 # sequences packed into one pass, steps of many sequences with their keys and values in pages, each
-# way of storing keys and values, of one sequence and in pages, and calibrations.
+# way of storing keys and values, of one sequence and in pages, steps behind many tokens, and
+# calibrations.
 #
 #     kernels/sanitize.sh [OUT_DIR]
 #
@@ -36,6 +37,21 @@ convert lut4-64 --scheme lut4 --levels nf4 --target all --group-size 64
 convert nf4 --scheme nf4 --target all
 convert fp8 --scheme fp8 --target all
 
+# Small models for steps behind so many tokens that those have a kernel of their own: whose queries
+# share keys, and whose do not.
+far() { # NAME KEYS
+    cat >"$out/$1.json" <<JSON
+{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
+ "hidden_size": 384, "intermediate_size": 2176, "num_hidden_layers": 1, "num_attention_heads": 6,
+ "num_key_value_heads": $2, "head_dim": 64, "vocab_size": 1000, "rms_norm_eps": 1e-5,
+ "rope_theta": 10000.0, "max_position_embeddings": 16384, "tie_word_embeddings": false}
+JSON
+    "$bin/smq-convert" synth --force --like "$out/$1.json" "$out/$1" >"$out/$1.log"
+    "$bin/smq-convert" --force --target all "$out/$1" "$out/$1.smq" >>"$out/$1.log"
+}
+far shared 2
+far own 6
+
 long=$(head -c 5000 tests/fixtures/sample.txt)
 grep . tests/fixtures/sample.txt | sed 's/"/\\"/g; s/.*/{"text": "&"}/' >"$out/lines.jsonl"
 check() { # TOOL MODEL WORK
@@ -53,6 +69,8 @@ check() { # TOOL MODEL WORK
         --repeats 1)
     [ "$work" = many ] && command=("${many[@]}")
     [[ $work = pages-* ]] && command=("${many[@]}" --kv-cache "${work#pages-}")
+    [[ $work = far-* ]] && command=(bench "$file" --prompt-tokens 12290 --output-tokens 4 --warmup 0
+        --repeats 1 --kv-cache "${work#far-}")
     [ "$work" = lines ] && command=(eval lambada "$file" --data "$out/lines.jsonl")
     local program=smq-run
     if [ "$work" = calibrate ]; then
@@ -100,5 +118,9 @@ for tool in memcheck racecheck; do
     for cache in fp8 int8 int4; do
         echo "$tool int4 cache-$cache"
         echo "$tool int4 pages-$cache"
+        echo "$tool own far-$cache"
+    done
+    for cache in bf16 fp8 int8 int4; do
+        echo "$tool shared far-$cache"
     done
 done | grep -E "${ONLY:-.}" | xargs -P "${JOBS:-4}" -L 1 bash -c 'check "$@"' check
