@@ -157,3 +157,96 @@ template <int N> DEVICE float2 merge_weights(float weights[N], const float2 *par
     }
     return whole;
 }
+
+// Who has which queries in a pass: groups of warps. The last group with queries may have fewer;
+// what is computed beyond is not used.
+struct ByQuads {
+    static constexpr int GROUPS = ::GROUPS;
+    static INSIDE int first_query(int pass, int group) { return (pass * GROUPS + group) * BATCH; }
+    static INSIDE int first_computed(int pass, int group) {
+        return min(first_query(pass, group), QUERIES - BATCH);
+    }
+    // Which of a pass's parts is a warp's, of its query b. A group's lie one behind the other.
+    static INSIDE int part(int b, int group, int member) {
+        return (b * GROUPS + group) * MEMBERS + member;
+    }
+};
+
+// Where a block's part of a query is.
+DEVICE int part_at(int kv_head, int query, int split) {
+    return ((kv_head * QUERIES + query) * SPLITS + split) * PART_FLOATS;
+}
+
+// Tags a block's parts without values.
+DEVICE void tag_parts(float *parts, int kv_head, int split, u32 tag) {
+    static_assert(PART_FLOATS % 4 == 0, "16 bytes a store");
+    for (int i = threadIdx.x; i < QUERIES * PART_FLOATS / 4; i += CONSUMERS) {
+        float *to = parts + part_at(kv_head, i / (PART_FLOATS / 4), split);
+        store_relaxed_16(to + i % (PART_FLOATS / 4) * 4, make_uint4(tag, tag, tag, tag));
+    }
+}
+
+// Adds up the parts of the block's warps, one element a thread, to the block's.
+template <class Way>
+DEVICE void add_warps(const float *outputs, const float2 *states, float *parts, Tag made, int pass,
+                      int kv_head, int split) {
+    constexpr int GROUPS = Way::GROUPS, MEMBERS = WARPS / GROUPS;
+    for (int index = threadIdx.x; index < GROUPS * BATCH * HEAD_DIM; index += CONSUMERS) {
+        const int b = index / HEAD_DIM / GROUPS, of = index / HEAD_DIM % GROUPS;
+        const int d = index % HEAD_DIM;
+        const int query = Way::first_computed(pass, of) + b;
+        if (query < Way::first_query(pass, of)) continue; // another group's, or of the pass before
+        float weights[MEMBERS];
+        const float2 state = merge_weights<MEMBERS>(weights, states + Way::part(b, of, 0));
+        float sum = 0.0f;
+#pragma unroll
+        for (int m = 0; m < MEMBERS; m++)
+            sum += weights[m] * outputs[Way::part(b, of, m) * HEAD_DIM + d];
+        float *to = parts + part_at(kv_head, query, split);
+        store_tagged(to + d, sum, made.tag);
+        if (d == 0) {
+            store_tagged(to + HEAD_DIM, state.x, made.tag);
+            store_tagged(to + HEAD_DIM + 1, state.y, made.tag);
+        }
+    }
+}
+
+// Adds up the parts of a head's COUNT blocks, one element of this block's slice a thread.
+template <class Way, int COUNT>
+DEVICE void add_blocks(const float *parts, float *out, Tag made, int pass, int kv_head, int split) {
+    constexpr int GROUPS = Way::GROUPS, SLICE = HEAD_DIM / COUNT;
+    for (int index = threadIdx.x; index < GROUPS * BATCH * SLICE; index += CONSUMERS) {
+        const int b = index / SLICE / GROUPS, group = index / SLICE % GROUPS;
+        const int d = split * SLICE + index % SLICE;
+        const int query = Way::first_computed(pass, group) + b;
+        if (query < Way::first_query(pass, group)) continue;
+        const int head = kv_head * QUERIES + query;
+        const float *from = parts + part_at(kv_head, query, 0);
+        float2 states[COUNT];
+        float values[COUNT], weights[COUNT];
+        u32 raw[COUNT][3];
+        bool here;
+        do { // all at once, and again
+            here = true;
+#pragma unroll
+            for (int s = 0; s < COUNT; s++) {
+                raw[s][0] = load_relaxed(from + s * PART_FLOATS + d);
+                raw[s][1] = load_relaxed(from + s * PART_FLOATS + HEAD_DIM);
+                raw[s][2] = load_relaxed(from + s * PART_FLOATS + HEAD_DIM + 1);
+            }
+#pragma unroll
+            for (int s = 0; s < COUNT; s++)
+                here &= made.on(raw[s][0]) && made.on(raw[s][1]) && made.on(raw[s][2]);
+        } while (!here);
+#pragma unroll
+        for (int s = 0; s < COUNT; s++) {
+            values[s] = untagged(raw[s][0]);
+            states[s] = make_float2(untagged(raw[s][1]), untagged(raw[s][2]));
+        }
+        const float2 state = merge_weights<COUNT>(weights, states);
+        float sum = 0.0f;
+#pragma unroll
+        for (int s = 0; s < COUNT; s++) sum += weights[s] * values[s];
+        store_copies(out + head * HEAD_DIM + d, HEADS * HEAD_DIM, sum / state.y, made.tag);
+    }
+}
