@@ -159,8 +159,8 @@ pub(crate) fn pages_shapes(code: KvCode) -> Outcome {
 }
 
 /// Steps on both sides of the number of tokens from which on they have a kernel of their own, with
-/// queries that share keys and without. Scores are large, so that what a query gets is a few tokens', wherever
-/// among all these they are.
+/// queries that share keys and without. Scores are large, so that what a query gets is a few
+/// tokens', wherever among all these they are.
 pub(crate) fn many_tokens(code: KvCode) -> Outcome {
     let of_heads = |heads: usize, kv_heads: usize, head_dim: usize| {
         let config = json!({

@@ -375,8 +375,8 @@ pub(crate) fn wide_mlp() -> Outcome {
 }
 
 /// Rows of which four warps have no equal shares: 10 lines of 128 bytes in one slot of the ring (a
-/// hidden size of 2560), 14 in two (3584) and 38 in four (9728), and 7 (1792). Hidden sizes of which
-/// a GPU's blocks have no equal shares of tiles, so that they share half tiles.
+/// hidden size of 2560), 14 in two (3584) and 38 in four (9728), and 7 (1792). Nor have a GPU's
+/// blocks equal shares of these hidden sizes' tiles.
 pub(crate) fn uneven_rows() -> Outcome {
     let sized = |hidden: usize, heads, kv_heads, intermediate: usize| {
         let mut config = models::phi(hidden, heads, kv_heads);

@@ -86,7 +86,8 @@ impl Decoder {
         Self::of(kernels, c, products, (code, 0), None)
     }
 
-    /// As [`Decoder::new`], for sequences of up to `longest` tokens, where `paged` says so in pages.
+    /// As [`Decoder::new`], for sequences of up to `longest` tokens, in pages where `paged` says
+    /// so.
     fn of(
         kernels: &Kernels,
         c: &ModelConfig,
