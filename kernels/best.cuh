@@ -19,10 +19,11 @@ struct Best {
         for (int d = 16; d > 0; d /= 2)
             take(__shfl_xor_sync(0xffffffffu, value, d), __shfl_xor_sync(0xffffffffu, row, d));
     }
+    INSIDE bool is_finite() const { return value - value == 0.0f; }
     // One thread's: makes it the token behind `chosen` others, in `state` and in the host's
     // mailbox.
     INSIDE void hand_over(u32 chosen, int *state, volatile u64 *mailbox) const {
-        const bool finite = value - value == 0.0f;
+        const bool finite = is_finite();
         state[STATE_POSITION] += 1;
         state[STATE_CHOSEN] = (int)(chosen + 1);
         state[STATE_TOKEN] = finite ? (int)row : 0;

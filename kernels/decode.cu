@@ -21,8 +21,9 @@
 //          host's mailbox, so that a step needs nothing from the host. Of equals the lowest id
 //          wins, and NaN wins over all, so that it is not lost.
 //
-// state: STATE_POSITION: tokens in the cache, STATE_CHOSEN: tokens chosen, STATE_TOKEN: token,
-//   STATE_STEPS: whole steps done.
+// state: STATE_POSITION: tokens in the cache, STATE_CHOSEN: tokens chosen, STATE_TOKEN: token;
+//   STATE_STEPS: whole steps done, STATE_CHOICES: choices made, each of these by this kernel, between
+//   whose steps may be another's.
 // mailbox: RING u64 in host memory, slot chosen % RING = (chosen + 1) << 32 | id; the host knows a
 //   new entry by its upper half. An id of NOT_FINITE says that a logit was not finite.
 //
@@ -60,12 +61,20 @@
 // MANY_TOKENS (0): for steps behind many tokens. Attention is by teams of warps, and where queries
 // share keys by tensor cores (decode_attention.cuh, decode_attend_many.cuh).
 //
+// ROWS (1): tokens a step, the one that was chosen last and behind it guesses, which the kernel's last
+// arguments are. What follows from each is what a step of that token alone would give, to the last
+// bit. Weights are read once for all of them. Buffers that hold a value for a row of activations
+// have those of each token, one token's behind the other's.
+//
 // What both sides call by a number: PHASE_WORDS, WORD_KIND and so on (enum Word), ATTENTION_KIND,
 // SCALES_WIDTH_AT, SCALES_MANTISSA_AT; BF16, INT4, NF4, FP8, LUT4; STORE, RESIDUAL, SWIGLU, LOGITS;
 // EXCHANGED_FLOATS (of a block's part of attention); RING, NOT_FINITE and the places in `state`.
 
 #include "common.cuh"
 
+#ifndef ROWS
+#define ROWS 1
+#endif
 #ifndef PAGED
 #define PAGED 0
 #endif
@@ -86,6 +95,8 @@
 #endif
 
 #define CONSUMERS (32 * WARPS)
+static_assert(ROWS == 1 || ROWS == 2, "one guess at most");
+constexpr int ANGLES = ROTATIONS * 2 * ROTARY_HALF; // cosines and sines of a token
 static_assert(SLOTS % PRODUCERS == 0, "a slot is always the same producer's");
 static_assert(WEIGHT_BYTES == 8 * 128 * WARPS && WEIGHT_BYTES <= SLOT_BYTES,
               "a slot has 8 rows of a line a warp, then scale codes");
@@ -292,12 +303,17 @@ DEVICE int block_index() {
 DEVICE int first_of(int tiles, int block) { return (int)((u32)tiles * (u32)block / GRID); }
 
 constexpr int MOST_WARPS = ((ROW_TILES + GRID - 1) / GRID * 8 + 31) / 32;
-static_assert(MOST_WARPS <= WARPS, "one thread a row");
+static_assert(ROWS * MOST_WARPS <= WARPS, "one thread a row of each token");
+// Of the residual stream a thread has row own_row() of the block's, of token own_token().
+constexpr int TOKEN_THREADS = 32 * MOST_WARPS;
+DEVICE u32 own_token() { return ROWS == 1 ? 0 : threadIdx.x / TOKEN_THREADS; }
+DEVICE u32 own_row() { return ROWS == 1 ? threadIdx.x : threadIdx.x % TOKEN_THREADS; }
+DEVICE bool has_row(int rows) { return own_row() < rows && own_token() < ROWS; }
 
 // Weights of the block's rows in the next norm, each its row's thread's. They come from memory by a
 // copy that nobody waits for until they are used: a register would be waited for at the next call,
 // some thousand cycles in which the block publishes nothing and asks for nothing.
-__shared__ float next_norms[32 * MOST_WARPS];
+__shared__ float next_norms[ROWS * TOKEN_THREADS];
 DEVICE void ask_for_norm(const float *norm) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(
                      shared_address(next_norms + threadIdx.x)),
@@ -308,18 +324,20 @@ DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory");
 
 // 2^-22 relative.
 DEVICE void publish_squares(float square, float *sums, u32 tag, int rows) {
-    __shared__ float squares[MOST_WARPS];
+    __shared__ float squares[ROWS * MOST_WARPS];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (warp >= MOST_WARPS) return;
+    if (warp >= ROWS * MOST_WARPS) return;
     square = warp_sum(square);
     if (MOST_WARPS > 1) {
         if (lane == 0) squares[warp] = square;
-        sync_threads(2, 32 * MOST_WARPS);
-        square = squares[0];
-        for (int v = 1; v < MOST_WARPS; v++) square += squares[v];
-        sync_threads(2, 32 * MOST_WARPS);
+        sync_threads(2, ROWS * TOKEN_THREADS);
+        const float *own = squares + MOST_WARPS * own_token();
+        square = own[0];
+        for (int v = 1; v < MOST_WARPS; v++) square += own[v];
+        sync_threads(2, ROWS * TOKEN_THREADS);
     }
-    if (threadIdx.x == 0 && rows > 0) store_tagged(sums + blockIdx.x, square, tag);
+    if (own_row() == 0 && rows > 0)
+        store_tagged(sums + GRID * own_token() + blockIdx.x, square, tag);
 }
 
 #include "decode_kinds.cuh"
@@ -333,15 +351,21 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
 #if ROTATIONS > 1
            , const float *other_inv_freq, float other_attention_factor
 #endif
+#if ROWS > 1
+           , int guess
+#endif
 #if PAGED
            , const int *pages) {
 #else
     ) {
     const int *const pages = nullptr;
 #endif
+#if ROWS == 1
+    constexpr int guess = 0;
+#endif
     let_next_kernel_start();
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    __shared__ float rope[ROTATIONS * 2 * ROTARY_HALF];
+    __shared__ float rope[ROWS * ANGLES];
     const Ring ring = Cursor::ring();
     if (threadIdx.x == 0) {
         for (int s = 0; s < SLOTS; s++) {
@@ -394,38 +418,44 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
     u8 *exchange = nullptr;
 #endif
     Consumer c = {ring, {0, 0}, (u32)state[STATE_STEPS], SCRATCH_AT, exchange, 0.0f};
-    for (int i = threadIdx.x; i < ROTARY_HALF; i += CONSUMERS) {
-        float angle = (float)past * inv_freq[i];
-        rope[i] = cosf(angle) * attention_factor;
-        rope[ROTARY_HALF + i] = sinf(angle) * attention_factor;
+#pragma unroll 1
+    for (int token = 0; token < ROWS; token++) {
+        float *own = rope + token * ANGLES;
+        for (int i = threadIdx.x; i < ROTARY_HALF; i += CONSUMERS) {
+            float angle = (float)(past + token) * inv_freq[i];
+            own[i] = cosf(angle) * attention_factor;
+            own[ROTARY_HALF + i] = sinf(angle) * attention_factor;
 #if ROTATIONS > 1
-        angle = (float)past * other_inv_freq[i];
-        rope[2 * ROTARY_HALF + i] = cosf(angle) * other_attention_factor;
-        rope[3 * ROTARY_HALF + i] = sinf(angle) * other_attention_factor;
+            angle = (float)(past + token) * other_inv_freq[i];
+            own[2 * ROTARY_HALF + i] = cosf(angle) * other_attention_factor;
+            own[3 * ROTARY_HALF + i] = sinf(angle) * other_attention_factor;
 #endif
+        }
     }
     const int first = 8 * first_of(ROW_TILES, blockIdx.x),
               rows = 8 * first_of(ROW_TILES, blockIdx.x + 1) - first;
-    const int row = first + threadIdx.x;
+    const int row = first + own_row();
     if (whole) {
         const u32 tag = tag_of(c.steps, 0);
-        if (threadIdx.x < rows) {
-            c.residual = bf16_to_f32(embedding[(u64)(u32)state[STATE_TOKEN] * HIDDEN + row]);
+        float *own_hidden = hidden + own_token() * COPIES * HIDDEN;
+        if (has_row(rows)) {
+            const u32 token = own_token() == 0 ? state[STATE_TOKEN] : guess;
+            c.residual = bf16_to_f32(embedding[(u64)token * HIDDEN + row]);
 #ifdef EMBEDDING_BITS
             c.residual *= __uint_as_float(EMBEDDING_BITS);
 #endif
 #if PLAIN_INPUTS
-            store_copies(hidden + row, HIDDEN, c.residual, tag);
+            store_copies(own_hidden + row, HIDDEN, c.residual, tag);
 #else
-            store_copies(hidden + row, HIDDEN, c.residual * norm[row], tag);
+            store_copies(own_hidden + row, HIDDEN, c.residual * norm[row], tag);
 #endif
         }
         publish_squares(c.residual * c.residual, hidden_sums, tag, rows);
     }
 #if PLAIN_INPUTS
-    if (threadIdx.x < rows) next_norms[threadIdx.x] = 1.0f;
+    if (has_row(rows)) next_norms[threadIdx.x] = 1.0f;
 #else
-    if (first_norm && threadIdx.x < rows) ask_for_norm(first_norm + row);
+    if (first_norm && has_row(rows)) ask_for_norm(first_norm + row);
 #endif
     sync_threads(1, CONSUMERS);
 
@@ -437,7 +467,7 @@ KERNEL __launch_bounds__(CONSUMERS + 32 * PRODUCERS, 1)
 #define CONSUME(i)                                                                                 \
     else if (kind == i)                                                                            \
         consume<KIND##i##_K, KIND##i##_STORAGE, KIND##i##_EPILOGUE, KIND##i##_SEG0,                \
-                KIND##i##_SEG1, KIND##i##_SEG2>(phase, c, state, whole, mailbox);
+                KIND##i##_SEG1, KIND##i##_SEG2>(phase, c, state, whole, mailbox, guess);
         FOR_KINDS(CONSUME)
         phase = next;
     }

@@ -25,6 +25,10 @@
 //              block
 //   OUT        f32 [HEADS HEAD_DIM], tagged
 //
+// Of several tokens (ROWS) each goes over the cache as it would alone, so that its sums are added up
+// as they would be then. The tokens ahead of it in the step are not in the cache yet: in their places
+// it takes them from shared memory, as they will be cached.
+//
 // SPLITS blocks share a key/value head and all queries of it, or the first FEW_SPLITS of them where
 // there are fewer than FEW_TOKENS tokens; they divide the cached tokens evenly, whatever `past` is.
 // Keys and values of STAGE_TOKENS tokens come through the ring. Eight tokens are a warp's turn, a
@@ -63,6 +67,8 @@ constexpr int CHUNKS = HEAD_DIM / 32; // eights of a token that a lane reads, fr
 // Few tokens are fewer blocks', whose exchange is shorter.
 constexpr int FEW_SPLITS = SPLITS < 8 ? SPLITS : 8, FEW_TOKENS = 1024;
 constexpr int PART_FLOATS = HEAD_DIM + 4;
+constexpr int QKV_ELEMS = (HEADS + 2 * KV_HEADS) * HEAD_DIM; // of a token
+constexpr int ALL_PARTS = HEADS * SPLITS * PART_FLOATS; // of a token
 // A slot: codes of keys, of values, scales of keys, of values. A bulk copy begins at a multiple of
 // 16 bytes and takes as many, so that scales come for whole 16 tokens around those of the stage.
 constexpr int STAGE_TOKENS =
@@ -76,10 +82,14 @@ static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 256 && 2 * ROTARY_HALF <= HEAD_D
               "shape");
 static_assert(PART_FLOATS == EXCHANGED_FLOATS, "what smq-engine leaves room for");
 static_assert(HEAD_DIM % SPLITS == 0 && SPLITS * KV_HEADS <= GRID && STAGE_TOKENS >= 8, "shape");
-// Scratch: rotated queries, times log2(e) / sqrt(HEAD_DIM); the new key and value; maxima and sums;
-// outputs.
-static_assert(4 * (QUERIES + 1 + BATCH * WARPS) * HEAD_DIM + 8 * BATCH * WARPS <= PARTIAL_BYTES,
+// Scratch: rotated queries, times log2(e) / sqrt(HEAD_DIM); the new key and value; of several tokens
+// their codes, too; maxima and sums; outputs.
+constexpr int NEW_CODES = ROWS > 1 && KV_CODE != KV_BF16 ? 4 * HEAD_DIM : 0; // bytes a token
+static_assert(ROWS * (4 * (QUERIES + 1) * HEAD_DIM + NEW_CODES) + 4 * BATCH * WARPS * HEAD_DIM +
+                      8 * BATCH * WARPS <=
+                  PARTIAL_BYTES,
               "scratch");
+static_assert(ROWS == 1 || !MANY_TOKENS, "the kernel for many tokens is of one");
 
 #if LAYER_WINDOWS
 #define WINDOW_OF(phase) (int)phase.at(BIAS0)
@@ -118,15 +128,19 @@ DEVICE void produce_cache(const Words &phase, Pump &pump, int past, const int *p
     const u64 head = (u64)(blockIdx.x / SPLITS) * phase.at(FIRST1);
 #endif
     const KvUnit *keys = phase.pointer<const KvUnit>(W0), *values = phase.pointer<const KvUnit>(W1);
-    const Share share(past, WINDOW_OF(phase));
-    if (share.none()) return;
 #pragma unroll 1
-    for (int pass = 0; pass < PASSES; pass++) {
+    for (int pass = 0; pass < ROWS * PASSES; pass++) {
+        const int row = ROWS == 1 ? 0 : pass / PASSES;
+        const Share share(past + row, WINDOW_OF(phase));
+        if (share.none()) continue;
+        const int limit = min(share.limit, past); // what is cached
 #pragma unroll 1
         for (int stage = pump.skip; stage < share.stages; stage += PRODUCERS) {
-            const int token = share.begin + stage * STAGE_TOKENS,
-                      count = min(share.limit - token, STAGE_TOKENS);
-            const int from = token & ~15, scales = ((token + count + 15) & ~15) - from;
+            const int token = share.begin + stage * STAGE_TOKENS;
+            int count = min(limit - token, STAGE_TOKENS);
+            if (ROWS > 1) count = max(count, 0);
+            const int from = token & ~15,
+                      scales = ROWS > 1 && count == 0 ? 0 : ((token + count + 15) & ~15) - from;
             u8 *slot = pump.next(2 * (count * KV_ROW + scales * KV_SCALES));
 #if PAGED
             for (int done = 0; done < count;) {
@@ -148,6 +162,10 @@ DEVICE void produce_cache(const Words &phase, Pump &pump, int past, const int *p
                     done += rows;
                 }
 #else
+            if (ROWS > 1 && count == 0) {
+                pump.done();
+                continue;
+            }
             pump.copy(slot, keys + (head + token) * KV_UNITS, count * KV_ROW);
             pump.copy(slot + VALUES_AT, values + (head + token) * KV_UNITS, count * KV_ROW);
             if constexpr (KV_SCALES > 0) {
@@ -183,77 +201,12 @@ DEVICE float query_scale() {
     return scale;
 }
 
+// Whether a block works out new keys and values. Of several tokens, what is one's new token is
+// another's last cached one, whichever block has that.
+DEVICE bool takes_new(int split) { return ROWS > 1 || split == 0; }
+
 #if QK_NORM
-static_assert(QUERIES + 2 <= BATCH * WARPS, "staged where the outputs will be");
-static_assert(HEADS * HEAD_DIM % 4 == 0 && KV_HEADS * HEAD_DIM % 4 == 0, "16 bytes a load");
-
-#if QK_NORM == WHOLE_WIDTH
-// The sum of squares of `count` values, of this thread's share.
-DEVICE float own_squares(const float *x, int count, Tag tag) {
-    float squares = 0.0f;
-    for (int i = 4 * threadIdx.x; i < count; i += 4 * CONSUMERS) {
-        uint4 v;
-        do v = load_relaxed_16(x + i);
-        while (!tag.on(v));
-        const float a = untagged(v.x), b = untagged(v.y), c = untagged(v.z), d = untagged(v.w);
-        squares += (a * a + b * b) + (c * c + d * d);
-    }
-    return squares;
-}
-#endif
-
-// The block's queries, and in block 0 of a head the new key and value behind them, normed but for
-// the value.
-DEVICE void norm_heads(const Phase &phase, Tag tag, int kv_head, int split, float *staged) {
-    const float *qkv = phase.pointer<const float>(X);
-    const float *q_norm = phase.pointer<const float>(W2), *k_norm = phase.pointer<const float>(S0);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#if QK_NORM == WHOLE_WIDTH
-    __shared__ float sums[2][WARPS];
-    const float of_queries = warp_sum(own_squares(qkv, HEADS * HEAD_DIM, tag));
-    const float of_keys =
-        split == 0 ? warp_sum(own_squares(qkv + HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM, tag)) : 0.0f;
-    if (lane == 0) sums[0][warp] = of_queries, sums[1][warp] = of_keys;
-    sync_threads(1, CONSUMERS);
-#endif
-    const int vectors = split == 0 ? QUERIES + 2 : QUERIES;
-    for (int vector = warp; vector < vectors; vector += WARPS) {
-        const bool is_query = vector < QUERIES, is_key = vector == QUERIES;
-        const int head = is_query ? kv_head * QUERIES + vector : kv_head;
-        const float *x =
-            qkv + (is_query ? head : HEADS + (is_key ? 0 : KV_HEADS) + head) * HEAD_DIM;
-        float v[CHUNKS], squares = 0.0f;
-        u32 raw[CHUNKS];
-        bool here;
-        do { // all at once, and again
-            here = true;
-#pragma unroll
-            for (int i = 0; i < CHUNKS; i++) raw[i] = load_relaxed(x + 32 * i + lane);
-#pragma unroll
-            for (int i = 0; i < CHUNKS; i++) here &= tag.on(raw[i]);
-        } while (!here);
-#pragma unroll
-        for (int i = 0; i < CHUNKS; i++) v[i] = untagged(raw[i]), squares += v[i] * v[i];
-        if (is_query || is_key) {
-#if QK_NORM == WHOLE_WIDTH
-            squares = 0.0f;
-            for (int w = 0; w < WARPS; w++) squares += sums[is_key][w];
-            const int count = (is_key ? KV_HEADS : HEADS) * HEAD_DIM;
-            const float *weights = (is_key ? k_norm : q_norm) + head * HEAD_DIM;
-#else
-            squares = warp_sum(squares);
-            const int count = HEAD_DIM;
-            const float *weights = is_key ? k_norm : q_norm;
-#endif
-            const float factor = 1.0f / sqrtf(squares / count + __uint_as_float(EPS_BITS));
-#pragma unroll
-            for (int i = 0; i < CHUNKS; i++) v[i] *= factor * weights[32 * i + lane];
-        }
-#pragma unroll
-        for (int i = 0; i < CHUNKS; i++) staged[vector * HEAD_DIM + 32 * i + lane] = v[i];
-    }
-    sync_threads(1, CONSUMERS);
-}
+#include "decode_norm_heads.cuh"
 #endif
 
 DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float *rope,
@@ -262,83 +215,112 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
     const int split = blockIdx.x % SPLITS, kv_head = blockIdx.x / SPLITS;
     const Tag made = {tag_of(c.steps, phase.at(USE_OUT)), TAG_MASK};
     float *parts = phase.pointer<float>(SUMS);
-    const Share share(past, WINDOW_OF(phase));
+    const Share share(past + ROWS - 1, WINDOW_OF(phase));
     if (share.none()) {
         // Whoever reads this block's parts when it has some again must not take older ones for
         // them.
-        tag_parts(parts, kv_head, split, made.tag);
+        for (int row = 0; row < ROWS; row++)
+            tag_parts(parts + row * ALL_PARTS, kv_head, split, made.tag);
         return;
     }
     take_scratch(c);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, quad = lane / 4, t = lane % 4;
     float *queries = (float *)(shared + c.partial);
-    u16 *new_key = (u16 *)(queries + QUERIES * HEAD_DIM), *new_value = new_key + HEAD_DIM; // bf16
-    float2 *states = (float2 *)(new_value + HEAD_DIM);  // [BATCH][WARPS]: max, sum
+    u16 *new_rows = (u16 *)(queries + ROWS * QUERIES * HEAD_DIM); // bf16 [ROWS][2][HEAD_DIM]
+    u8 *new_codes = (u8 *)(new_rows + ROWS * 2 * HEAD_DIM);       // [ROWS][NEW_CODES]
+    float2 *states = (float2 *)(new_codes + ROWS * NEW_CODES); // [BATCH][WARPS]: max, sum
     float *outputs = (float *)(states + BATCH * WARPS); // [BATCH][WARPS][HEAD_DIM]
     const float *qkv = phase.pointer<const float>(X);
     float *out = phase.pointer<float>(OUT);
-#if PAGED
-    const u64 own = paged_row(pages, kv_head, past);
-#else
-    const u64 own = (u64)kv_head * phase.at(FIRST1) + past;
-#endif
-    const u64 row = own * KV_UNITS;
-    KvUnit *key_row = phase.pointer<KvUnit>(W0) + row, *value_row = phase.pointer<KvUnit>(W1) + row;
-#if KV_CODE != KV_BF16
-    const u64 scale_row = own * KV_SCALES;
-    u8 *key_scales = phase.pointer<u8>(S1) + scale_row;
-    u8 *value_scales = phase.pointer<u8>(S2) + scale_row;
-#endif
     const Tag in = {tag_of(c.steps, phase.at(USE_IN)), phase.at(CHECK)};
 #if ROTATIONS > 1
     rope += phase.at(BIAS1) * 2 * ROTARY_HALF;
 #endif
+    // Where the first new token is cached; the next one is behind it.
+#if PAGED
+    static_assert(ROWS == 1, "the next one may be in another page");
+    const u64 own = paged_row(pages, kv_head, past);
+#else
+    const u64 own = (u64)kv_head * phase.at(FIRST1) + past;
+#endif
+    const u64 at = own * KV_UNITS;
+    KvUnit *key_row = phase.pointer<KvUnit>(W0) + at, *value_row = phase.pointer<KvUnit>(W1) + at;
+#if KV_CODE != KV_BF16
+    const u64 scales_at = own * KV_SCALES;
+    u8 *key_scales = phase.pointer<u8>(S1) + scales_at;
+    u8 *value_scales = phase.pointer<u8>(S2) + scales_at;
+#endif
+    // Tokens whose heads are made at a time: normed ones are staged in one place.
+    constexpr int MADE_AT_ONCE = QK_NORM ? 1 : ROWS;
+#pragma unroll 1
+    for (int first = 0; first < ROWS; first += MADE_AT_ONCE) {
 #if QK_NORM
-    float *staged = outputs; // [QUERIES + 2][HEAD_DIM], before the outputs are written
-    norm_heads(phase, in, kv_head, split, staged);
+        float *staged = outputs; // [QUERIES + 2][HEAD_DIM], before the outputs are written
+        if (first > 0) sync_threads(1, CONSUMERS); // the token before has been read there
+        norm_heads(phase, qkv + first * QKV_ELEMS, in, kv_head, split, staged);
 #endif
 
-    // Block 0 of a head has the fewest old tokens, so it takes the new one.
-    const int pairs = (split == 0 ? QUERIES + 2 : QUERIES) * (HEAD_DIM / 2);
-    for (int index = threadIdx.x; index < pairs; index += CONSUMERS) {
-        const int vector = index / (HEAD_DIM / 2), i = index % (HEAD_DIM / 2);
-        const bool is_query = vector < QUERIES, is_key = vector == QUERIES;
-        const int head =
-            is_query ? kv_head * QUERIES + vector : HEADS + (is_key ? 0 : KV_HEADS) + kv_head;
-        const bool rotates = i < ROTARY_HALF;
-        const int low = rotates ? i : 2 * i, high = rotates ? i + ROTARY_HALF : 2 * i + 1;
+        // Block 0 of a head has the fewest old tokens, so it takes the new one.
+        const int vectors = takes_new(split) ? QUERIES + 2 : QUERIES;
+        const int pairs = vectors * (HEAD_DIM / 2);
+        for (int index = threadIdx.x; index < MADE_AT_ONCE * pairs; index += CONSUMERS) {
+            const int row = MADE_AT_ONCE == 1 ? first : index / pairs;
+            const int vector = index / (HEAD_DIM / 2) - (row - first) * vectors,
+                      i = index % (HEAD_DIM / 2);
+            const bool is_query = vector < QUERIES, is_key = vector == QUERIES;
+            const float *own_rope = rope + row * ANGLES;
+            const int head =
+                is_query ? kv_head * QUERIES + vector : HEADS + (is_key ? 0 : KV_HEADS) + kv_head;
+            const bool rotates = i < ROTARY_HALF;
+            const int low = rotates ? i : 2 * i, high = rotates ? i + ROTARY_HALF : 2 * i + 1;
 #if QK_NORM
-        float a = staged[vector * HEAD_DIM + low], b = staged[vector * HEAD_DIM + high];
+            float a = staged[vector * HEAD_DIM + low], b = staged[vector * HEAD_DIM + high];
 #else
-        const float *x = qkv + head * HEAD_DIM;
-        u32 raw_a, raw_b;
-        do raw_a = load_relaxed(x + low), raw_b = load_relaxed(x + high);
-        while (!in.on(raw_a) || !in.on(raw_b));
-        float a = untagged(raw_a), b = untagged(raw_b);
+            const float *x = qkv + row * QKV_ELEMS + head * HEAD_DIM;
+            u32 raw_a, raw_b;
+            do raw_a = load_relaxed(x + low), raw_b = load_relaxed(x + high);
+            while (!in.on(raw_a) || !in.on(raw_b));
+            float a = untagged(raw_a), b = untagged(raw_b);
 #endif
-        if (rotates && (is_query || is_key)) {
-            const float cosine = rope[i], sine = rope[ROTARY_HALF + i];
-            const float rotated = a * cosine - b * sine;
-            b = b * cosine + a * sine;
-            a = rotated;
-        }
-        if (is_query) {
-            const float scale = query_scale();
-            queries[vector * HEAD_DIM + low] = a * scale;
-            queries[vector * HEAD_DIM + high] = b * scale;
-        } else {
-            u16 *copy = is_key ? new_key : new_value;
+            if (rotates && (is_query || is_key)) {
+                const float cosine = own_rope[i], sine = own_rope[ROTARY_HALF + i];
+                const float rotated = a * cosine - b * sine;
+                b = b * cosine + a * sine;
+                a = rotated;
+            }
+            if (is_query) {
+                const float scale = query_scale();
+                float *query = queries + (row * QUERIES + vector) * HEAD_DIM;
+                query[low] = a * scale;
+                query[high] = b * scale;
+            } else {
+                u16 *copy = new_rows + (2 * row + !is_key) * HEAD_DIM;
+                copy[low] = bf16_of(a);
+                copy[high] = bf16_of(b);
 #if KV_CODE == KV_BF16
-            u16 *cached = is_key ? key_row : value_row;
-            copy[low] = cached[low] = bf16_of(a);
-            copy[high] = cached[high] = bf16_of(b);
-#else
-            copy[low] = bf16_of(a);
-            copy[high] = bf16_of(b);
+                if (ROWS > 1 && split > 0) continue; // block 0 of the head caches it
+                u16 *cached = (is_key ? key_row : value_row) + row * KV_UNITS;
+                cached[low] = bf16_of(a);
+                cached[high] = bf16_of(b);
 #endif
+            }
         }
     }
     sync_threads(1, CONSUMERS);
+#if ROWS > 1 && KV_CODE != KV_BF16
+    if (warp < ROWS) {
+        const u16 *new_key = new_rows + warp * 2 * HEAD_DIM;
+        u8 *codes = new_codes + warp * NEW_CODES, *scales = codes + 2 * KV_ROW;
+        encode_new(new_key, new_key + HEAD_DIM, codes, lane);
+        if (split == 0) {
+            const int row = warp * KV_UNITS, scale = warp * KV_SCALES;
+            cache_new((u8 *)(key_row + row), key_scales + scale, codes, scales, lane);
+            cache_new((u8 *)(value_row + row), value_scales + scale, codes + KV_ROW,
+                      scales + KV_SCALES, lane);
+        }
+    }
+    sync_threads(1, CONSUMERS);
+#endif
 
 #if BY_TENSOR_CORES
     // The last warp takes the new token, as below.
@@ -346,6 +328,7 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
 #if KV_CODE == KV_BF16
     const int new_at = c.partial + 4 * QUERIES * HEAD_DIM;
 #else
+    const u16 *new_key = new_rows, *new_value = new_key + HEAD_DIM;
     u8 *codes = (u8 *)(outputs + warp * HEAD_DIM), *scales = codes + 2 * KV_ROW;
     const int new_at = codes - shared;
     if (has_new) {
@@ -372,9 +355,27 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
 #else
     constexpr int CACHE_TEAMS = teams_of(MEMBERS), TEAM_MEMBERS = MEMBERS / CACHE_TEAMS;
     const int group = warp % GROUPS, member = warp / GROUPS;
-    for (int pass = 0; pass < PASSES; pass++) {
+    auto finish = [&](int row, int pass, int splits) {
+        const float *from = parts + row * ALL_PARTS;
+        float *to = out + row * COPIES * HEADS * HEAD_DIM;
+        if (FEW_SPLITS == SPLITS || splits == SPLITS)
+            add_blocks<ByQuads, SPLITS>(from, to, made, pass, kv_head, split);
+        else
+            add_blocks<ByQuads, FEW_SPLITS>(from, to, made, pass, kv_head, split);
+    };
+#if ROWS > 1
+#pragma unroll 1 // code that is read once a layer
+#endif
+    for (int index = 0; index < ROWS * PASSES; index++) {
+        const int row = ROWS == 1 ? 0 : index / PASSES, pass = index - row * PASSES;
+        const Share own_share = ROWS == 1 ? share : Share(past + row, WINDOW_OF(phase));
+        float *own_parts = parts + row * ALL_PARTS;
+        if (ROWS > 1 && own_share.none()) {
+            tag_parts(own_parts, kv_head, split, made.tag);
+            continue;
+        }
         const float *own_queries =
-            queries + ByQuads::first_computed(pass, group) * HEAD_DIM + 8 * t;
+            queries + (row * QUERIES + ByQuads::first_computed(pass, group)) * HEAD_DIM + 8 * t;
         Running running;
 #pragma unroll
         for (int b = 0; b < BATCH; b++) {
@@ -389,14 +390,25 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
         const bool has_new = split == 0 && member == MEMBERS - 1;
         const int own_part = t * (int)sizeof(KvEight);
 #if KV_CODE == KV_BF16
-        const int new_at = c.partial + 4 * QUERIES * HEAD_DIM + own_part;
-        const Row new_rows[2] = {{new_at, 0}, {new_at + KV_ROW, 0}};
+        const int new_at = c.partial + 4 * ROWS * QUERIES * HEAD_DIM + own_part;
+        auto new_row = [&](int row, int is_value) {
+            return Row{new_at + (2 * row + is_value) * KV_ROW, 0};
+        };
+#elif ROWS > 1
+        const int new_at = new_codes - shared;
+        auto new_row = [&](int row, int is_value) {
+            const int at = new_at + row * NEW_CODES;
+            return Row{at + is_value * KV_ROW + own_part,
+                       at + 2 * KV_ROW + is_value * KV_SCALES};
+        };
 #else
+        const u16 *new_key = new_rows, *new_value = new_key + HEAD_DIM;
         u8 *codes = (u8 *)(outputs + (group * MEMBERS + member) * HEAD_DIM);
         u8 *scales = codes + 2 * KV_ROW;
         const int new_at = codes - shared, new_scales = new_at + 2 * KV_ROW;
-        const Row new_rows[2] = {{new_at + own_part, new_scales},
-                                 {new_at + KV_ROW + own_part, new_scales + KV_SCALES}};
+        auto new_row = [&](int, int is_value) {
+            return Row{new_at + is_value * KV_ROW + own_part, new_scales + is_value * KV_SCALES};
+        };
         if (has_new) {
             encode_new(new_key, new_value, codes, lane);
             if (pass == 0 && group == 0) {
@@ -412,26 +424,31 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
         if (CACHE_TEAMS > 1) c.at.advance(team);
         int turn = has_new ? in_team - TEAM_MEMBERS : in_team;
 #pragma unroll 1
-        for (int stage = has_new ? team - CACHE_TEAMS : team; stage < share.stages;
+        for (int stage = has_new ? team - CACHE_TEAMS : team; stage < own_share.stages;
              stage += CACHE_TEAMS) {
             if (stage >= 0) c.ring.wait(c.at);
-            const int begin = share.begin + stage * STAGE_TOKENS;
+            const int begin = own_share.begin + stage * STAGE_TOKENS;
             const int own = (stage - team) / CACHE_TEAMS; // among the team's
 #pragma unroll 1
             for (; turn < (own + 1) * (STAGE_TOKENS / 8); turn += TEAM_MEMBERS) {
                 const int token = 8 * turn - own * STAGE_TOKENS + quad;
                 const int slot = c.at.slot * SLOT_BYTES, at = slot + token * KV_ROW + own_part;
                 const int scales_at = slot + SCALES_AT + ((begin & 15) + token) * KV_SCALES;
-                const Row key = {at, scales_at};
-                const Row value = {at + STAGE_TOKENS * KV_ROW, scales_at + VALUE_SCALES_AT};
-                attend(running, stage < 0 ? new_rows[0] : key, stage < 0 ? new_rows[1] : value,
-                       stage < 0 ? quad == 0 : begin + token < share.limit, own_queries);
+                Row key = {at, scales_at};
+                Row value = {at + STAGE_TOKENS * KV_ROW, scales_at + VALUE_SCALES_AT};
+                if (ROWS > 1 && begin + token >= past) {
+                    const int ahead = min(begin + token - past, ROWS - 1);
+                    key = new_row(ahead, 0), value = new_row(ahead, 1);
+                }
+                attend(running, stage < 0 ? new_row(row, 0) : key,
+                       stage < 0 ? new_row(row, 1) : value,
+                       stage < 0 ? quad == 0 : begin + token < own_share.limit, own_queries);
             }
             if (stage < 0) continue;
             c.ring.release(c.at, CACHE_TEAMS);
             c.at.advance(CACHE_TEAMS);
         }
-        if (CACHE_TEAMS > 1) c.at = start.after(share.stages);
+        if (CACHE_TEAMS > 1) c.at = start.after(own_share.stages);
         __syncwarp(); // the outputs will be where the new token's codes are
         merge_quads(running, lane);
 
@@ -444,12 +461,15 @@ DEVICE void consume_cache(const Phase &phase, Consumer &c, int past, const float
             if (lane == 0) states[own] = make_float2(running.max[b], running.sum[b]);
         }
         sync_threads(1, CONSUMERS);
-        add_warps<ByQuads>(outputs, states, parts, made, pass, kv_head, split);
-        if (FEW_SPLITS == SPLITS || share.splits == SPLITS)
-            add_blocks<ByQuads, SPLITS>(parts, out, made, pass, kv_head, split);
-        else
-            add_blocks<ByQuads, FEW_SPLITS>(parts, out, made, pass, kv_head, split);
-        if (pass + 1 < PASSES) sync_threads(1, CONSUMERS); // `outputs` are written again
+        add_warps<ByQuads>(outputs, states, own_parts, made, pass, kv_head, split);
+        if (ROWS == 1) finish(row, pass, own_share.splits);
+        if (index + 1 < ROWS * PASSES) sync_threads(1, CONSUMERS); // `outputs` are written again
+    }
+#pragma unroll 1
+    for (int index = 0; ROWS > 1 && index < ROWS * PASSES; index++) {
+        const int row = index / PASSES;
+        const Share own_share(past + row, WINDOW_OF(phase));
+        if (!own_share.none()) finish(row, index % PASSES, own_share.splits);
     }
 #endif
 }

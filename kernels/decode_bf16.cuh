@@ -1,10 +1,12 @@
 // bf16 weights of a decode product (decode_product.cuh).
 //
 // 128 bytes of a row are 64 columns, a half is 32. mma.m16n8k16 in f32; x = hi + lo, bf16 each
-// (2^-17), one a column. Every warp has a line of each slot.
+// (2^-17), one a column. A half has four columns of b, so that a second token takes no more products.
+// Every warp has a line of each slot.
 #pragma once
 
-// Column r = lane / 4 of b is part r % 4 (hi, lo, none, none) of half r / 4.
+// Column r = lane / 4 of b is part r % 4 (hi, lo of the first token, of the second or none) of half
+// r / 4.
 struct Parts {
     u32 b[4];
 };
@@ -17,7 +19,7 @@ DEVICE Parts to_parts(uint4 a, uint4 b, int lane) {
     for (int i = 0; i < 4; i++) {
         float low = untagged(bits[2 * i]), high = untagged(bits[2 * i + 1]);
         u32 hi = bf16_pair(low, high), lo = bf16_pair(low - bf16_low(hi), high - bf16_high(hi));
-        out.b[i] = part == 0 ? hi : part == 1 ? lo : 0;
+        out.b[i] = part == 0 ? hi : part == 1 ? lo : ROWS == 1 ? 0 : part == 2 ? hi : lo;
     }
     return out;
 }
@@ -33,9 +35,9 @@ template <int K> __device__ __noinline__ Multiplied multiply_bf16(Multiply m) {
     for (int first = 0; first < KSPLIT; first += BATCH) {
         // A lane's 8 of 64 columns, the lanes of hi and lo alike, the others none.
         Elements<K, BATCH> raw;
-        raw.wait(m.x, m.tag, [&](int i) {
+        raw.wait(m.x + (ROWS == 1 ? 0 : r % 4 / 2 * X_STRIDE<K>), m.tag, [&](int i) {
             const int line = (first + i) * WARPS + warp;
-            return first + i < KSPLIT && line < LINES && r % 4 < 2
+            return first + i < KSPLIT && line < LINES && r % 4 < 2 * ROWS
                        ? 64 * line + 32 * (r / 4) + 8 * t
                        : K;
         });
@@ -63,10 +65,14 @@ template <int K> __device__ __noinline__ Multiplied multiply_bf16(Multiply m) {
             ring.release(m.at, 1);
             m.at.advance();
         }
-        const float total =
-            add_lanes(counts ? acc[0] + acc[1] : 0.0f, counts ? acc[2] + acc[3] : 0.0f, lane);
-        if ((lane & 6) == 0 && warp < LINES)
-            m.part(8 * tile + 4 * (lane % 2) + lane / 8, warp) = total;
+#pragma unroll
+        for (int token = 0; token < ROWS; token++) {
+            const bool own = counts && (ROWS == 1 || t % 2 == token);
+            const float total =
+                add_lanes(own ? acc[0] + acc[1] : 0.0f, own ? acc[2] + acc[3] : 0.0f, lane);
+            if ((lane & 6) == 0 && warp < LINES)
+                m.part(token, 8 * tile + 4 * (lane % 2) + lane / 8, warp) = total;
+        }
     }
     return {m.at, squares.sum(m.sums, m.tag, lane)};
 }

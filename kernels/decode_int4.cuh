@@ -37,7 +37,14 @@ template <bool BOOK> struct __align__(16) LimbsOfLine {
     // with BOOK of its first or last 4.
     u32 limbs[3][64];
     float unit[2];    // of the fixed point over 16, of each half; BOOK: not over 16
-    INSIDE void store(const Eight &x, int lane) {
+    // Of several tokens a function of its own: for each line of each it would be longer than all else
+    // of a product, and a step reads all of its code once a layer.
+#if ROWS > 1
+    __device__ __noinline__
+#else
+    INSIDE
+#endif
+    void store(Eight x, int lane) {
         const u32 largest = x.largest;
         // 2^(21 - e) with 2^e <= largest < 2^(e + 1): |fixed point| < 2^22. Tiny groups keep a
         // finite factor, and a group with an element that is not finite gets a unit that is NaN, so
@@ -192,43 +199,49 @@ template <int K, int STORAGE> struct Team {
     }
     // Where its sum of a row goes among those of the others.
     INSIDE int part() const { return ROTATES ? member : warp; }
-    // The x of its lines.
+    // The x of its lines, of one token after the other: asked for all at once they come no sooner
+    // (kernels/NOTES.md, 45).
     template <class Part>
-    INSIDE void load(Part (&x)[MINE][TEAM_LINES], const Multiply &m, u8 *scratch) const {
+    INSIDE void load(Part (&x)[ROWS][MINE][TEAM_LINES], const Multiply &m, u8 *scratch) const {
         typename Part::Line *exchange = (typename Part::Line *)scratch;
-        if constexpr (ROTATES) {
-            // Every line by one warp, a slot's at a time.
-            Elements<K, KSPLIT> raw;
-            raw.wait(m.x, m.tag, [&](int i) {
-                return i * WARPS + warp < LINES ? 256 * (i * WARPS + warp) + 8 * lane : K;
-            });
-            Eight own[KSPLIT];
-            untag(own, raw.v);
 #pragma unroll
-            for (int mine = 0; mine < MINE; mine++) {
-                if (mine > 0) sync_threads(1, CONSUMERS);
-                if (warp < FOUR * most_lines(mine)) exchange[warp].store(own[mine], lane);
-                sync_threads(1, CONSUMERS);
-#pragma unroll
-                for (int i = 0; i < TEAM_LINES; i++)
-                    if (i < most_lines(mine)) x[mine][i].load(exchange[first_line(mine) + i], lane);
-            }
-        } else {
-#pragma unroll
-            for (int mine = 0; mine < MINE; mine++) {
-                Elements<K, TEAM_LINES> raw;
-                raw.wait(m.x, m.tag, [&](int i) {
-                    return i < lines(mine) ? 256 * line(mine, i) + 8 * lane : K;
+        for (int token = 0; token < ROWS; token++) {
+            const float *from = m.x + token * X_STRIDE<K>;
+            if constexpr (ROTATES) {
+                // Every line by one warp, a slot's at a time.
+                Elements<K, KSPLIT> raw;
+                raw.wait(from, m.tag, [&](int i) {
+                    return i * WARPS + warp < LINES ? 256 * (i * WARPS + warp) + 8 * lane : K;
                 });
-                Eight own[TEAM_LINES];
+                Eight own[KSPLIT];
                 untag(own, raw.v);
 #pragma unroll
-                for (int i = 0; i < TEAM_LINES; i++) {
-                    if (i >= most_lines(mine)) break;
-                    __syncwarp();
-                    exchange[warp].store(own[i], lane);
-                    __syncwarp();
-                    x[mine][i].load(exchange[warp], lane);
+                for (int mine = 0; mine < MINE; mine++) {
+                    if (token + mine > 0) sync_threads(1, CONSUMERS);
+                    if (warp < FOUR * most_lines(mine)) exchange[warp].store(own[mine], lane);
+                    sync_threads(1, CONSUMERS);
+#pragma unroll
+                    for (int i = 0; i < TEAM_LINES; i++)
+                        if (i < most_lines(mine))
+                            x[token][mine][i].load(exchange[first_line(mine) + i], lane);
+                }
+            } else {
+#pragma unroll
+                for (int mine = 0; mine < MINE; mine++) {
+                    Elements<K, TEAM_LINES> raw;
+                    raw.wait(from, m.tag, [&](int i) {
+                        return i < lines(mine) ? 256 * line(mine, i) + 8 * lane : K;
+                    });
+                    Eight own[TEAM_LINES];
+                    untag(own, raw.v);
+#pragma unroll
+                    for (int i = 0; i < TEAM_LINES; i++) {
+                        if (i >= most_lines(mine)) break;
+                        __syncwarp();
+                        exchange[warp].store(own[i], lane);
+                        __syncwarp();
+                        x[token][mine][i].load(exchange[warp], lane);
+                    }
                 }
             }
         }
@@ -244,7 +257,7 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
     const int lane = of.lane, r = lane / 4, t = lane % 4;
     const Ring ring = m.at.ring();
 
-    Limbs x[MINE][TEAM_LINES];
+    Limbs x[ROWS][MINE][TEAM_LINES];
     of.load(x, m, scratch);
     SquareSums squares;
     squares.load(m.sums, lane);
@@ -258,7 +271,7 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
     scales.advance(0, of.first_tile());
 #pragma unroll 1
     for (int tile = of.first_tile(); tile < m.count; tile += Mine::TILE_STEP) {
-        float sum[2] = {}; // rows lane / 8 and 4 + lane / 8
+        float sum[ROWS][2] = {}; // rows lane / 8 and 4 + lane / 8
 #pragma unroll
         for (int mine = 0; mine < MINE; mine++) {
             if (!Mine::ROTATES && of.slot(mine) >= KSPLIT) break;
@@ -278,16 +291,17 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
 #pragma unroll
             for (int first = 0; first < TEAM_LINES; first += TOGETHER) {
                 u32 lows[TOGETHER][4], highs[TOGETHER][4];
-                int d[TOGETHER][INT4_PARTS][4];
+                int d[TOGETHER][ROWS][INT4_PARTS][4];
 #pragma unroll
                 for (int i = 0; i < TOGETHER; i++) {
                     if (first + i >= Mine::most_lines(mine)) break;
                     const u8 *from = base + 128 * (first + i);
                     load_words(lows[i], from), load_words(highs[i], from + 4 * stride);
 #pragma unroll
-                    for (int part = 0; part < INT4_PARTS; part++)
+                    for (int part = 0; part < ROWS * INT4_PARTS; part++)
 #pragma unroll
-                        for (int c = 0; c < 4; c++) d[i][part][c] = INT_IN_FLOAT;
+                        for (int c = 0; c < 4; c++)
+                            d[i][part / INT4_PARTS][part % INT4_PARTS][c] = INT_IN_FLOAT;
                 }
                 // All of the slot is in registers: it can be filled again.
                 if (first + TOGETHER >= TEAM_LINES) ring.release(at, TEAMS);
@@ -297,10 +311,13 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
                     for (int i = 0; i < TOGETHER; i++) {
                         if (first + i >= Mine::most_lines(mine)) break;
                         const u32 low = lows[i][w], high = highs[i][w];
-                        const Limbs &a = x[mine][first + i];
-                        mma_s8(d[i][w / PART_WORDS], low << 4 & 0xf0f0f0f0u,
-                               high << 4 & 0xf0f0f0f0u, low & 0xf0f0f0f0u, high & 0xf0f0f0f0u,
-                               a.b[2 * w], a.b[2 * w + 1]);
+#pragma unroll
+                        for (int token = 0; token < ROWS; token++) {
+                            const Limbs &a = x[token][mine][first + i];
+                            mma_s8(d[i][token][w / PART_WORDS], low << 4 & 0xf0f0f0f0u,
+                                   high << 4 & 0xf0f0f0f0u, low & 0xf0f0f0f0u, high & 0xf0f0f0f0u,
+                                   a.b[2 * w], a.b[2 * w + 1]);
+                        }
                     }
 #pragma unroll
                 for (int i = 0; i < TOGETHER; i++) {
@@ -313,18 +330,25 @@ __device__ __noinline__ Multiplied multiply_int4(Multiply m, LaneScales scales, 
                             const int holder =
                                 scale_lane(first + i, 4 * h + lane / 8, r % 2, part);
                             const float s = __shfl_sync(0xffffffffu, scale[load], holder);
-                            const int *sums = d[i][part] + 2 * h;
-                            const float exact = fmaf(__int_as_float(sums[0]), limb0, base0) +
-                                                fmaf(__int_as_float(sums[1]), limb1, base1);
-                            sum[h] = fmaf(exact, x[mine][first + i].scale * s, sum[h]);
+#pragma unroll
+                            for (int token = 0; token < ROWS; token++) {
+                                const int *sums = d[i][token][part] + 2 * h;
+                                const float exact = fmaf(__int_as_float(sums[0]), limb0, base0) +
+                                                    fmaf(__int_as_float(sums[1]), limb1, base1);
+                                sum[token][h] = fmaf(exact, x[token][mine][first + i].scale * s,
+                                                     sum[token][h]);
+                            }
                         }
                 }
             }
         }
         scales.advance(tile, Mine::TILE_STEP);
-        const float total = add_lanes(sum[0], sum[1], lane);
-        if ((lane & 6) == 0)
-            m.part(8 * tile + 4 * (lane % 2) + lane / 8, of.part()) = total;
+#pragma unroll
+        for (int token = 0; token < ROWS; token++) {
+            const float total = add_lanes(sum[token][0], sum[token][1], lane);
+            if ((lane & 6) == 0)
+                m.part(token, 8 * tile + 4 * (lane % 2) + lane / 8, of.part()) = total;
+        }
     }
     return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
 }

@@ -65,7 +65,7 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
     const int lane = of.lane, r = lane / 4, t = lane % 4;
     const Ring ring = m.at.ring();
 
-    LimbsOfLane<true> x[MINE][TEAM_LINES];
+    LimbsOfLane<true> x[ROWS][MINE][TEAM_LINES];
     of.load(x, m, scratch);
     SquareSums squares;
     squares.load(m.sums, lane);
@@ -77,7 +77,7 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
     scales.advance(0, of.first_tile());
 #pragma unroll 1
     for (int tile = of.first_tile(); tile < m.count; tile += Mine::TILE_STEP) {
-        float sum[2] = {}; // rows lane / 8 and 4 + lane / 8
+        float sum[ROWS][2] = {}; // rows lane / 8 and 4 + lane / 8
 #pragma unroll
         for (int mine = 0; mine < MINE; mine++) {
             if (!Mine::ROTATES && of.slot(mine) >= KSPLIT) break;
@@ -100,43 +100,57 @@ __device__ __noinline__ Multiplied multiply_lut4(Multiply m, LaneScales scales, 
             for (int i = 0; i < TEAM_LINES; i++) {
                 if (i >= Mine::most_lines(mine)) break;
                 const u8 *from = base + 128 * i;
-                const LimbsOfLane<true> &a = x[mine][i];
                 u32 lows[4], highs[4];
                 load_words(lows, from), load_words(highs, from + 4 * stride);
 #pragma unroll
                 for (int part = 0; part < INT4_PARTS; part++) {
                     // Of the lower and of the upper half, apart, because an mma waits for the one
                     // before it.
-                    int d[4] = {INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT, INT_IN_FLOAT}, e[4] = {};
+                    int d[ROWS][4], e[ROWS][4] = {};
+#pragma unroll
+                    for (int c = 0; c < 4 * ROWS; c++) d[c / 4][c % 4] = INT_IN_FLOAT;
 #pragma unroll
                     for (int w = part * PART_WORDS; w < (part + 1) * PART_WORDS; w++) {
                         const Looked low(first, lows[w]), high(last, highs[w]);
-                        mma_s8(d, low.lower[0], high.lower[0], low.lower[1], high.lower[1],
-                               a.b[2 * w], a.b[2 * w + 1]);
-                        mma_s8(e, low.upper[0], high.upper[0], low.upper[1], high.upper[1],
-                               a.b[2 * w], a.b[2 * w + 1]);
-                        if (LUT4_SHIFTED)
-                            mma_s8(d, first.shift, last.shift, first.shift, last.shift, a.b[2 * w],
-                                   a.b[2 * w + 1]);
+#pragma unroll
+                        for (int token = 0; token < ROWS; token++) {
+                            const u32 b0 = x[token][mine][i].b[2 * w],
+                                      b1 = x[token][mine][i].b[2 * w + 1];
+                            mma_s8(d[token], low.lower[0], high.lower[0], low.lower[1],
+                                   high.lower[1], b0, b1);
+                            mma_s8(e[token], low.upper[0], high.upper[0], low.upper[1],
+                                   high.upper[1], b0, b1);
+                            if (LUT4_SHIFTED)
+                                mma_s8(d[token], first.shift, last.shift, first.shift, last.shift,
+                                       b0, b1);
+                        }
                     }
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
                         const int holder = scale_lane(i, 4 * h + lane / 8, r % 2, part);
                         const float s =
                             __shfl_sync(0xffffffffu, scale[scale_load(i, part)], holder);
-                        const float exact =
-                            fmaf(__int_as_float(d[2 * h] + e[2 * h]), limb0, base0) +
-                            fmaf(__int_as_float(d[2 * h + 1] + e[2 * h + 1]), limb1, base1);
-                        sum[h] = fmaf(exact, a.scale * s, sum[h]);
+#pragma unroll
+                        for (int token = 0; token < ROWS; token++) {
+                            const int *lower = d[token] + 2 * h, *upper = e[token] + 2 * h;
+                            const float exact =
+                                fmaf(__int_as_float(lower[0] + upper[0]), limb0, base0) +
+                                fmaf(__int_as_float(lower[1] + upper[1]), limb1, base1);
+                            sum[token][h] =
+                                fmaf(exact, x[token][mine][i].scale * s, sum[token][h]);
+                        }
                     }
                 }
             }
             ring.release(at, TEAMS);
         }
         scales.advance(tile, Mine::TILE_STEP);
-        const float total = add_lanes(sum[0], sum[1], lane);
-        if ((lane & 6) == 0)
-            m.part(8 * tile + 4 * (lane % 2) + lane / 8, of.part()) = total;
+#pragma unroll
+        for (int token = 0; token < ROWS; token++) {
+            const float total = add_lanes(sum[token][0], sum[token][1], lane);
+            if ((lane & 6) == 0)
+                m.part(token, 8 * tile + 4 * (lane % 2) + lane / 8, of.part()) = total;
+        }
     }
     return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
 }

@@ -103,7 +103,7 @@ __device__ __noinline__ Multiplied multiply_nf4(Multiply m, LaneScales scales, u
     const int lane = of.lane, r = lane / 4, t = lane % 4;
     const Ring ring = m.at.ring();
 
-    Halves x[MINE][TEAM_LINES];
+    Halves x[ROWS][MINE][TEAM_LINES];
     of.load(x, m, scratch);
     SquareSums squares;
     squares.load(m.sums, lane);
@@ -113,7 +113,7 @@ __device__ __noinline__ Multiplied multiply_nf4(Multiply m, LaneScales scales, u
     scales.advance(0, of.first_tile());
 #pragma unroll 1
     for (int tile = of.first_tile(); tile < m.count; tile += Mine::TILE_STEP) {
-        float sum = 0.0f;
+        float sum[ROWS] = {};
 #pragma unroll
         for (int mine = 0; mine < MINE; mine++) {
             if (!Mine::ROTATES && of.slot(mine) >= KSPLIT) break;
@@ -128,9 +128,8 @@ __device__ __noinline__ Multiplied multiply_nf4(Multiply m, LaneScales scales, u
                 const float absmax =
                     nf4_absmax_of(scales, slot, nested,
                                   min(4 * of.line(mine, i) + t, Mine::S.groups - 1));
-                const Halves &a = x[mine][i];
                 u32 words[4][2];
-                float d[2][4] = {};
+                float d[ROWS][2][4] = {};
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     const uint2 v = *(const uint2 *)(base + 2 * e * stride + 32 * (r % 4 ^ e));
@@ -149,22 +148,34 @@ __device__ __noinline__ Multiplied multiply_nf4(Multiply m, LaneScales scales, u
                     for (int byte = 0; byte < 4; byte += 2)
 #pragma unroll
                         for (int g = 0; g < 2; g++)
-                            mma_f16(d[g], pairs[byte][2 * g], pairs[byte][2 * g + 1],
-                                    pairs[byte + 1][2 * g], pairs[byte + 1][2 * g + 1],
-                                    a.b[4 * j + byte], a.b[4 * j + byte + 1]);
+#pragma unroll
+                            for (int token = 0; token < ROWS; token++) {
+                                const Halves &a = x[token][mine][i];
+                                mma_f16(d[token][g], pairs[byte][2 * g], pairs[byte][2 * g + 1],
+                                        pairs[byte + 1][2 * g], pairs[byte + 1][2 * g + 1],
+                                        a.b[4 * j + byte], a.b[4 * j + byte + 1]);
+                            }
                 }
                 // Of the lane's eight sums, the pair of the load that counts.
-                const float low = second ? d[1][0] + d[1][1] : d[0][0] + d[0][1],
-                            high = second ? d[1][2] + d[1][3] : d[0][2] + d[0][3];
-                const float exact = odd ? high : low;
-                sum = fmaf(exact, a.unit * absmax, sum); // of a block that is not there exact is 0
+#pragma unroll
+                for (int token = 0; token < ROWS; token++) {
+                    const float *d0 = d[token][0], *d1 = d[token][1];
+                    const float low = second ? d1[0] + d1[1] : d0[0] + d0[1],
+                                high = second ? d1[2] + d1[3] : d0[2] + d0[3];
+                    const float exact = odd ? high : low; // 0 of a block that is not there
+                    sum[token] = fmaf(exact, x[token][mine][i].unit * absmax, sum[token]);
+                }
             }
             ring.release(at, TEAMS);
         }
         scales.advance(tile, Mine::TILE_STEP);
-        sum += __shfl_xor_sync(0xffffffffu, sum, 5); // the row's other blocks
-        sum += __shfl_xor_sync(0xffffffffu, sum, 10);
-        if (r % 4 == 0) m.part(8 * tile + nf4_row(lane), of.part()) = sum;
+#pragma unroll
+        for (int token = 0; token < ROWS; token++) {
+            float all = sum[token];
+            all += __shfl_xor_sync(0xffffffffu, all, 5); // the row's other blocks
+            all += __shfl_xor_sync(0xffffffffu, all, 10);
+            if (r % 4 == 0) m.part(token, 8 * tile + nf4_row(lane), of.part()) = all;
+        }
     }
     return {m.at.after(m.count * KSPLIT), squares.sum(m.sums, m.tag, lane)};
 }

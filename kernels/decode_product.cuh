@@ -170,6 +170,9 @@ DEVICE void produce(const Shape &s, const Words &phase, Pump &pump) {
     pump.end(tiles.count * s.ksplit);
 }
 
+// From one token's x to the next one's, of K columns.
+template <int K> constexpr int X_STRIDE = COPIES * K;
+
 #include "decode_input.cuh"
 
 // ---- the product ----
@@ -211,14 +214,15 @@ struct LaneScales {
 
 // What a phase's multiplication gets and leaves.
 struct Multiply {
-    const float *x, *sums; // input; its blocks' sums of squares, or null in all warps but one
-    Tag tag;               // of both
-    int count;             // tiles
+    // Input of the first token; its blocks' sums of squares, or null in all warps but one a token.
+    const float *x, *sums;
+    Tag tag;   // of both
+    int count; // tiles
     Cursor at;
-    int partial; // where in `shared`, f32 [8 count][WARPS]
+    int partial; // where in `shared`, f32 [ROWS][8 count][WARPS]
     // Of the sum of a row of the tiles, the part that a warp has.
-    INSIDE float &part(int row, int warp) const {
-        return ((float *)(shared + partial))[row * WARPS + warp];
+    INSIDE float &part(int token, int row, int warp) const {
+        return ((float *)(shared + partial))[(token * 8 * count + row) * WARPS + warp];
     }
 };
 struct Multiplied {
@@ -235,7 +239,7 @@ DEVICE float add_lanes(float row0, float row4, int lane) {
     return keep + __shfl_xor_sync(0xffffffffu, keep, 4);
 }
 
-// The sums over K of `count` tiles' rows, in parts of warps: partial[8 tile + row][part]. They are
+// The sums over K of `count` tiles' rows, in parts of warps: partial[token][8 tile + row][part]. They are
 // functions of their own for each K, and not inlined: a step goes through all of its code once a
 // layer, so code is read from the instruction cache or from memory.
 //
@@ -260,8 +264,8 @@ constexpr INSIDE int parts_of(const Shape &s) {
 // Compiled for each kind of product: what is known of it then is not computed in each layer, on a
 // path on which every block waits for the last one.
 template <int K, int STORAGE, int EPILOGUE, int ROWS0, int ROWS1, int ROWS2>
-DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole,
-                    volatile u64 *mailbox) {
+DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole, volatile u64 *mailbox,
+                    int guess) {
     constexpr Shape s = {K, STORAGE, EPILOGUE, ROWS0, ROWS1, ROWS2};
     static_assert((u64)s.tiles[2] * GRID < 1ull << 32, "what first_of reckons with");
     // NF4's products need the registers (kernels/NOTES.md, 38).
@@ -311,7 +315,7 @@ DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole,
         s.epilogue == STORE      ? (QKV_BIAS ? phase.pointer<const float>(NEXT_NORM) : nullptr)
         : s.epilogue == RESIDUAL ? (AFTER_NORM ? phase.pointer<const float>(W1) : nullptr)
                                  : nullptr;
-    if (of_rows && threadIdx.x < rows) of_row = of_rows[first_row + threadIdx.x];
+    if (of_rows && own_row() < rows) of_row = of_rows[first_row + own_row()];
 #endif
     int partial = c.partial;
     if (s.epilogue == LOGITS) {
@@ -319,9 +323,11 @@ DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole,
         sync_threads(1, CONSUMERS);
         partial = SCRATCH_AT;
     }
-    // The last warp's team has the fewest tiles.
-    const bool adds_squares = normed && warp == WARPS - 1;
-    const float *sums = phase.pointer<const float>(SUMS);
+    // The last warp's team has the fewest tiles. Of each token one of its warps adds up.
+    static_assert(ROWS <= FOUR, "a warp of the last team a token");
+    const bool adds_squares = normed && (ROWS == 1 ? warp == WARPS - 1 : warp >= WARPS - ROWS);
+    const int squares_of = ROWS == 1 ? 0 : WARPS - 1 - warp; // where it does
+    const float *sums = phase.pointer<const float>(SUMS) + GRID * squares_of;
     const float *x = phase.pointer<const float>(X) + (tag.mask ? own_copy() * K : 0);
     const Multiply m = {x, adds_squares ? sums : nullptr, tag, tiles.count, c.at, partial};
     Multiplied done = {};
@@ -345,17 +351,26 @@ DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole,
     c.at = done.next;
 
     // As the scratch: the barrier of the phase between parts the reading from the next writing.
-    __shared__ float norm_factors[2];
-    float *norm_factor = norm_factors + (c.partial != SCRATCH_AT);
+    __shared__ float norm_factors[2 * ROWS];
+    float *norm_factor = norm_factors + (c.partial != SCRATCH_AT) * ROWS;
     if (adds_squares && lane == 0)
-        *norm_factor = 1.0f / sqrtf(done.square_sum / HIDDEN + __uint_as_float(EPS_BITS));
+        norm_factor[squares_of] =
+            1.0f / sqrtf(done.square_sum / HIDDEN + __uint_as_float(EPS_BITS));
     sync_threads(1, CONSUMERS);
-    const float factor = normed ? *norm_factor : 1.0f;
+
+    // All threads have outputs of a token's, but for the residual stream's.
+    constexpr int threads = CONSUMERS / ROWS;
+    const u32 token = s.epilogue == RESIDUAL ? own_token()
+                      : ROWS == 1            ? 0
+                                             : threadIdx.x / threads,
+              thread = s.epilogue == RESIDUAL ? own_row() : threadIdx.x - token * threads;
+    const float factor = normed ? norm_factor[token] : 1.0f;
 
     constexpr int parts = parts_of(s);
+    const int first_sum = ROWS == 1 ? 0 : (int)token * 8 * tiles.count;
     auto row_sum = [&](int row) {
         float y = 0.0f;
-        const float4 *from = (const float4 *)(shared + partial) + row * (WARPS / 4);
+        const float4 *from = (const float4 *)(shared + partial) + (first_sum + row) * (WARPS / 4);
 #pragma unroll
         for (int v = 0; v < WARPS / 4; v++) {
             if (4 * v >= parts) break;
@@ -367,61 +382,66 @@ DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole,
         }
         return y * factor;
     };
-    float *out = phase.pointer<float>(OUT) + first_row, *out_sums = phase.pointer<float>(OUT_SUMS);
+    // Of what all blocks read there are copies.
+    constexpr int copies = s.epilogue == STORE || s.epilogue == LOGITS ? 1 : COPIES,
+                  columns = s.step * s.tiles[2];
+    float *out = phase.pointer<float>(OUT) + token * copies * columns + first_row,
+          *out_sums = phase.pointer<float>(OUT_SUMS);
     const u32 out_tag = tag_of(c.steps, phase.at(USE_OUT));
     if (s.epilogue == STORE) {
 #if QKV_BIAS
 #pragma unroll 1
-        for (int i = threadIdx.x; i < rows; i += CONSUMERS)
-            store_tagged(out + i, row_sum(i) + (i < CONSUMERS ? of_row : of_rows[first_row + i]),
+        for (int i = thread; i < rows; i += threads)
+            store_tagged(out + i, row_sum(i) + (i < threads ? of_row : of_rows[first_row + i]),
                          out_tag);
 #else
 #pragma unroll 1
-        for (int i = threadIdx.x; i < rows; i += CONSUMERS)
+        for (int i = thread; i < rows; i += threads)
             store_tagged(out + i, row_sum(i), out_tag);
 #endif
     } else if (s.epilogue == SWIGLU) {
 #pragma unroll 1
-        for (int i = threadIdx.x; i < rows; i += CONSUMERS) {
+        for (int i = thread; i < rows; i += threads) {
             const float gate = row_sum(i / 4 * 8 + i % 4), up = row_sum(i / 4 * 8 + 4 + i % 4);
             const float y = gate / (1.0f + expf(-gate_exponent(gate))) * up;
-            store_copies(out + i, s.step * s.tiles[2], y, out_tag);
+            store_copies(out + i, columns, y, out_tag);
         }
     } else if (s.epilogue == RESIDUAL) {
         float y = 0.0f;
 #if AFTER_NORM
-        float z = threadIdx.x < rows ? row_sum(threadIdx.x) : 0.0f;
+        float z = has_row(rows) ? row_sum(thread) : 0.0f;
         float *product_sums = phase.pointer<float>(SUMS);
         publish_squares(z * z, product_sums, out_tag, rows);
-        if (threadIdx.x - lane < rows) { // a warp with rows
+        if (thread - lane < rows && token < ROWS) { // a warp with rows
+            product_sums += GRID * token;
             SquareSums squares;
             squares.load(product_sums, lane);
             const float sum = squares.sum(product_sums, {out_tag, TAG_MASK}, lane);
             z *= 1.0f / sqrtf(sum / HIDDEN + __uint_as_float(EPS_BITS)) * of_row;
         }
 #endif
-        if (threadIdx.x < rows) {
+        if (has_row(rows)) {
 #if AFTER_NORM
             y = z;
 #else
-            y = row_sum(threadIdx.x);
+            y = row_sum(thread);
 #endif
 #ifdef RESIDUAL_BITS
             y *= __uint_as_float(RESIDUAL_BITS);
 #endif
             y = c.residual + y;
             wait_for_copies();
-            store_copies(out + threadIdx.x, HIDDEN, y * next_norms[threadIdx.x], out_tag);
+            store_copies(out + thread, HIDDEN, y * next_norms[threadIdx.x], out_tag);
             c.residual = y;
         }
         publish_squares(y * y, out_sums, out_tag, rows);
         // For the next of these phases, long before it.
         const float *norms = phase.pointer<const float>(NEXT_NORM);
-        if (norms && threadIdx.x < rows) ask_for_norm(norms + first_row + threadIdx.x);
+        if (norms && has_row(rows)) ask_for_norm(norms + first_row + thread);
     } else {
         Best best = {LEAST, 0x3fffffffu};
 #pragma unroll 1
-        for (int i = threadIdx.x; i < rows; i += CONSUMERS) {
+        for (int i = thread; i < rows; i += threads) {
             const float y = finished(row_sum(i));
             out[i] = y;
             best.take(y, first_row + i);
@@ -431,14 +451,17 @@ DEVICE void consume(const Phase &phase, Consumer &c, int *state, int whole,
         if (lane == 0) bests[warp] = best;
         sync_threads(1, CONSUMERS);
         u64 *entries = (u64 *)out_sums;
-        if (threadIdx.x == 0) {
-            for (int v = 1; v < WARPS; v++) best.take(bests[v].value, bests[v].row);
-            const u64 entry = (u64)((((u32)state[STATE_CHOSEN] + 1) & 3) << 30 | best.row) << 32 |
+        if (thread == 0) {
+            const Best *own = bests + token * (threads / 32);
+            for (int v = 1; v < threads / 32; v++) best.take(own[v].value, own[v].row);
+            const u64 entry = (u64)((((u32)state[STATE_CHOICES] + 1) & 3) << 30 | best.row) << 32 |
                               __float_as_uint(best.value);
-            asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(entries + blockIdx.x),
+            asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(entries + GRID * token +
+                                                                     blockIdx.x),
                          "l"(entry)
                          : "memory");
         }
-        if (blockIdx.x == GRID - 1 && warp == 0) choose(s, entries, state, whole, mailbox, lane);
+        if (blockIdx.x == GRID - 1 && warp == 0)
+            choose(s, entries, state, whole, mailbox, guess, lane);
     }
 }

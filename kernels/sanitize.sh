@@ -2,15 +2,15 @@
 # memcheck and racecheck of every kernel at work on the bundled checkpoint: each way of storing
 # weights, a short prompt and one of over 1024 tokens, each with decode steps, scores of many
 # sequences packed into one pass, steps of many sequences with their keys and values in pages, each
-# way of storing keys and values, of one sequence and in pages, steps behind many tokens, and
-# calibrations.
+# way of storing keys and values, of one sequence and in pages, steps behind many tokens, steps with
+# a guess, and calibrations.
 #
 #     kernels/sanitize.sh [OUT_DIR]
 #
 # Needs a GPU and compute-sanitizer (CUDA's own). SMQ_BIN is where the release binaries are, JOBS
-# how many run at once (racecheck takes gigabytes of memory each), ONLY which runs are wanted, as a
-# pattern of their names ("racecheck int4 many"). One line a run; the tools' own reports stay in
-# OUT_DIR. Fails if any run reports anything.
+# how many run at once (racecheck takes gigabytes of memory each, behind many tokens more than 18),
+# ONLY which runs are wanted, as a pattern of their names ("racecheck int4 many"). One line a run;
+# the tools' own reports stay in OUT_DIR. Fails if any run reports anything.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -71,6 +71,8 @@ check() { # TOOL MODEL WORK
     [[ $work = pages-* ]] && command=("${many[@]}" --kv-cache "${work#pages-}")
     [[ $work = far-* ]] && command=(bench "$file" --prompt-tokens 12290 --output-tokens 4 --warmup 0
         --repeats 1 --kv-cache "${work#far-}")
+    [ "$work" = guesses ] && command=(bench "$file" --guesses --prompt-tokens 70 --output-tokens 6
+        --warmup 0 --repeats 1)
     [ "$work" = lines ] && command=(eval lambada "$file" --data "$out/lines.jsonl")
     local program=smq-run
     if [ "$work" = calibrate ]; then
@@ -108,7 +110,7 @@ export bin out model long
 export SMQ_SANITIZE=1 # README.md
 for tool in memcheck racecheck; do
     for name in bf16 int4 int4-mlp-f32 int4-signed-64 int4-32 lut4 lut4-64 nf4 fp8; do
-        for work in short long endings lines many; do
+        for work in short long endings lines many guesses; do
             echo "$tool $name $work"
         done
     done

@@ -1,5 +1,6 @@
 //! Timed generation on synthetic prompts, over the same path as `generate`.
 
+pub(crate) mod guesses;
 pub(crate) mod sequences;
 
 use std::time::Duration;
@@ -43,6 +44,40 @@ impl Default for BenchOptions {
             repeats: 3,
             seed: 42,
         }
+    }
+}
+
+impl BenchOptions {
+    /// Refuses what cannot be timed with a longest context of `limit` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Input`] if they ask for nothing, for more than the context, or for too many runs.
+    pub(crate) fn check(&self, limit: usize) -> Result<()> {
+        let Self {
+            prompt_tokens,
+            output_tokens,
+            warmup,
+            repeats,
+            ..
+        } = *self;
+        if prompt_tokens == 0 || output_tokens == 0 || repeats == 0 {
+            return Err(Error::Input(
+                "prompt tokens, output tokens and repeats must be at least 1".into(),
+            ));
+        }
+        if prompt_tokens.saturating_add(output_tokens) > limit {
+            return Err(Error::Input(format!(
+                "{prompt_tokens} prompt and {output_tokens} output tokens exceed the model's \
+                 longest context of {limit}"
+            )));
+        }
+        if warmup.max(repeats) > MAX_RUNS {
+            return Err(Error::Input(format!(
+                "{warmup} warm-up runs and {repeats} repeats: at most {MAX_RUNS} of each can be \
+                 timed"
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -140,24 +175,8 @@ pub(crate) fn bench(
         repeats,
         seed,
     } = *options;
-    if prompt_tokens == 0 || output_tokens == 0 || repeats == 0 {
-        return Err(Error::Input(
-            "prompt tokens, output tokens and repeats must be at least 1".into(),
-        ));
-    }
-    let limit = engine.config().max_positions;
-    if prompt_tokens.saturating_add(output_tokens) > limit {
-        return Err(Error::Input(format!(
-            "{prompt_tokens} prompt and {output_tokens} output tokens exceed the model's longest \
-             context of {limit}"
-        )));
-    }
+    options.check(engine.config().max_positions)?;
     let prompt = synthetic_prompt(prompt_tokens, engine.config().vocab, seed);
-    if warmup.max(repeats) > MAX_RUNS {
-        return Err(Error::Input(format!(
-            "{warmup} warm-up runs and {repeats} repeats: at most {MAX_RUNS} of each can be timed"
-        )));
-    }
     let mut runs = Vec::with_capacity(repeats);
     for i in 0..warmup + repeats {
         let timing = run_once(engine, &prompt, output_tokens)?;

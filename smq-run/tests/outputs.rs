@@ -197,9 +197,15 @@ fn absurd_numbers_are_refused_or_obeyed() {
         "--prompt-tokens",
         "1",
     ];
-    let cases: [(&[&str], &[&str], &str); 6] = [
+    let many = ["bench", model, "--sequences", "2"];
+    let guesses = ["bench", model, "--guesses"];
+    let cases: [(&[&str], &[&str], &str); 10] = [
         (&bench, &["--repeats", &max], "at most 1000000"),
         (&bench, &["--warmup", &max], "at most 1000000"),
+        (&many, &["--warmup", &max], "at most 1000000"),
+        (&many, &["--prompt-tokens", &max], "longest context"),
+        (&guesses, &["--repeats", &max], "at most 1000000"),
+        (&guesses, &["--output-tokens", &max], "longest context"),
         (
             &["bench", model],
             &["--prompt-tokens", &max],

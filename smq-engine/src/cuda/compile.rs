@@ -110,6 +110,10 @@ const HEADERS: &[(&str, &str)] = &[
         include_str!("../../../kernels/decode_lut4.cuh"),
     ),
     (
+        "decode_norm_heads.cuh",
+        include_str!("../../../kernels/decode_norm_heads.cuh"),
+    ),
+    (
         "decode_nf4.cuh",
         include_str!("../../../kernels/decode_nf4.cuh"),
     ),

@@ -1,9 +1,11 @@
 //! The engine: one sequence on the GPU.
 
+mod guessing;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::decode::{Parts, Step, step_plan};
+use super::decode::{GuessingStep, Parts, Step, step_plan};
 use super::device::Gpu;
 use super::family::{beyond_one_kernel, rotations};
 use super::kernels::Kernels;
@@ -20,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::kv::{KvCacheFormat, KvCacheReport, KvCode};
 use crate::load::LoadOptions;
 use crate::report::{GpuInfo, LoadReport};
+pub use guessing::CudaGuessing;
 use smq_model::ModelConfig;
 use smq_model::Source;
 
@@ -52,6 +55,11 @@ pub struct CudaEngine {
     tokens: Vec<u32>,
     /// Steps queued since the start: which mailbox entry comes next.
     steps: u32,
+    /// Where a step would begin on the GPU, where that is known: the position, the number of tokens
+    /// chosen, the token.
+    place: Option<[u32; 3]>,
+    /// Buffers of steps with guesses, once there are any.
+    guessing: Option<State>,
     logits: Vec<f32>,
 }
 
@@ -59,6 +67,8 @@ pub struct CudaEngine {
 struct Sequence {
     /// Before the memory that it uses; none of a family whose steps the kernels of prompts make.
     step: Option<Step>,
+    /// The step with guesses, once one was asked for.
+    guessing: Option<GuessingStep>,
     cache: Cache,
     _memory: DeviceBuffer,
 }
@@ -127,6 +137,8 @@ impl CudaEngine {
             long: false,
             tokens: Vec::new(),
             steps: 0,
+            place: None,
+            guessing: None,
             logits: Vec::new(),
         };
         engine.set_factors(false)?;
@@ -187,6 +199,7 @@ impl CudaEngine {
         let step = self.in_one_kernel.then(|| Step::new(&parts));
         self.sequence = Some(Sequence {
             step: step.transpose()?,
+            guessing: None,
             cache,
             _memory: memory,
         });
@@ -220,8 +233,7 @@ impl CudaEngine {
         let from = if switch || grow { 0 } else { past };
         let stream = self.kernels.gpu().main().clone();
         if let ([token], true) = (&self.tokens[from..], from > 0) {
-            // SAFETY: the host array outlives the copy, which is done when the call returns.
-            unsafe { self.state.next_token()?.copy_from(&stream, &[*token])? };
+            self.go_to([from as u32, self.steps, *token])?;
             self.queue_step(from)?;
         } else {
             let pending = self.tokens[from..].to_vec();
@@ -231,16 +243,28 @@ impl CudaEngine {
                 true => prefill.run(&parts, &pending, from)?,
                 false => prefill.run_and_choose(&parts, &pending, from)?,
             }
-            // The choice moves the position on by one.
-            let position = [len as u32 - 1];
-            // SAFETY: as above.
-            unsafe { self.state.position()?.copy_from(&stream, &position)? };
+            if one_kernel {
+                // The choice moves the position on by one, and takes no token.
+                self.place = None;
+                self.go_to([len as u32 - 1, self.steps, 0])?;
+            }
             if let Some(step) = self.step()? {
                 step.run_head(&stream)?;
             }
         }
         self.steps = self.steps.wrapping_add(1);
+        self.place = None;
         Ok(switch && past > 0)
+    }
+
+    /// Has the next step begin there. The steps before are done, or end there.
+    fn go_to(&mut self, place: [u32; 3]) -> Result<()> {
+        if self.place != Some(place) {
+            let stream = self.kernels.gpu().main();
+            // SAFETY: the host array outlives the copy, which is done when the call returns.
+            unsafe { self.state.place()?.copy_from(stream, &place)? };
+        }
+        Ok(())
     }
 
     fn step(&self) -> Result<Option<&Step>> {

@@ -60,7 +60,7 @@ pub use decode::plan::{Epilogue, Kind, Plan};
 pub use decode::program::{Buffers, Phase, Program, Uses};
 pub use decode::{Decoder, many_defines, many_from, paged_defines};
 pub use device::{Gpu, memory_in_use, pci_bus_id};
-pub use engine::CudaEngine;
+pub use engine::{CudaEngine, CudaGuessing};
 pub use family::{leave_defines, leaves, windows};
 pub use fp8::{QuantizedRows, fp8_defines};
 pub use gemm_bf16::Bf16Cut;

@@ -1,7 +1,7 @@
 //! Every kernel that a model may need, known without a GPU, so that all can be compiled ahead.
 
 use super::contract::Defines;
-use super::decode::{many_defines, many_from, paged_defines, step_plan};
+use super::decode::{guessing_plan, many_defines, many_from, paged_defines, step_plan};
 use super::family::{beyond_one_kernel, leave_defines, leaves, windows};
 use super::fp8::fp8_defines;
 use super::gemm_bf16::Bf16Cut;
@@ -50,6 +50,13 @@ pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Res
             for of_cache in [kv_defines(code), paged] {
                 list.extend(many.map(|_| with([&of_cache[..], &many_defines()[..]].concat())));
                 list.push(with(of_cache));
+            }
+        }
+        // Where its scratch leaves room for the ring, steps with guesses.
+        if let Ok(guessing) = guessing_plan(&c, &model, sms) {
+            for code in [KvCode::Bf16].into_iter().chain(KvCode::SMALLER) {
+                let defines = [&guessing.defines[..], &kv_defines(code)].concat();
+                list.push(("decode.cu", defines));
             }
         }
     } else {

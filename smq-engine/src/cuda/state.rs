@@ -1,5 +1,6 @@
 //! What a decode step keeps on the GPU between its kernels, and how its tokens reach the host.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::arena::Arena;
@@ -21,7 +22,11 @@ const POSITION: usize = 0;
 const CHOSEN: usize = 1;
 const TOKEN: usize = 2;
 const STEPS: usize = 3;
-const STATE_WORDS: usize = 4;
+const CHOICES: usize = 4;
+/// [`STEPS`] and [`CHOICES`] of steps of several tokens.
+const GUESSING_STEPS: usize = 5;
+const GUESSING_CHOICES: usize = 6;
+const STATE_WORDS: usize = 7;
 
 /// How often a step writes what all of its blocks read, each copy for some of them (`decode.cu`
 /// says why).
@@ -41,13 +46,18 @@ fn part_floats(c: &ModelConfig) -> usize {
     c.head_dim + 4
 }
 
-/// What `decode.cu` knows of these buffers.
-pub(super) fn defines(c: &ModelConfig) -> Defines {
+/// What `decode.cu`, of `rows` tokens a step, knows of these buffers.
+pub(super) fn defines(c: &ModelConfig, rows: usize) -> Defines {
+    let (steps, choices) = match rows {
+        1 => (STEPS, CHOICES),
+        _ => (GUESSING_STEPS, GUESSING_CHOICES),
+    };
     vec![
         ("STATE_POSITION", POSITION as i64),
         ("STATE_CHOSEN", CHOSEN as i64),
         ("STATE_TOKEN", TOKEN as i64),
-        ("STATE_STEPS", STEPS as i64),
+        ("STATE_STEPS", steps as i64),
+        ("STATE_CHOICES", choices as i64),
         ("RING", RING as i64),
         ("NOT_FINITE", NOT_FINITE.into()),
         ("EXCHANGED_FLOATS", part_floats(c) as i64),
@@ -66,10 +76,12 @@ pub(super) fn choice_defines() -> Defines {
     ]
 }
 
-/// Buffers of one sequence's step, f32 where not said otherwise.
+/// Buffers of one sequence's step, f32 where not said otherwise. Those that hold a value for a row of
+/// activations have, for steps of several tokens, those of each token, one's behind the other's.
 #[derive(Debug)]
 pub struct State {
-    /// i32: position, tokens chosen, token, whole steps done (`decode.cu`).
+    /// i32: position, tokens chosen, token; whole steps done and choices made by the kernel of one
+    /// token, and the same of several (`decode.cu`).
     pub state: Span,
     /// `[rotary_dim / 2]`, of the factors in use, of each rotary embedding that layers may have.
     pub inv_freq: [Span; 2],
@@ -96,7 +108,7 @@ pub struct State {
     /// Each block's largest logit, its row above it: u64 `[SMs]`.
     pub best: Span,
     /// u64 `[RING]`, in host memory.
-    pub mailbox: PinnedBuffer,
+    pub mailbox: Arc<PinnedBuffer>,
     _arena: Arena,
 }
 
@@ -106,6 +118,23 @@ impl State {
     /// # Errors
     /// [`Error::Cuda`] if the memory is not there.
     pub fn new(gpu: &Gpu, c: &ModelConfig) -> Result<Self> {
+        Self::of_rows(gpu, c, 1)
+    }
+
+    /// Others for steps of `rows` tokens, which go on from the same place.
+    ///
+    /// # Errors
+    /// As [`State::new`].
+    pub(super) fn beside(&self, gpu: &Gpu, c: &ModelConfig, rows: usize) -> Result<Self> {
+        Ok(Self {
+            state: self.state,
+            inv_freq: self.inv_freq,
+            mailbox: self.mailbox.clone(),
+            ..Self::of_rows(gpu, c, rows)?
+        })
+    }
+
+    fn of_rows(gpu: &Gpu, c: &ModelConfig, rows: usize) -> Result<Self> {
         let sms = gpu.sm_count() as usize;
         let mut mailbox = PinnedBuffer::mapped(gpu, 8 * RING)?;
         mailbox.as_mut_slice::<u64>().fill(0);
@@ -114,9 +143,11 @@ impl State {
         let kv_width = c.kv_heads * c.head_dim;
         let parts = c.heads * splits(c, sms) * part_floats(c);
         let (arena, spans) = Arena::build(gpu, "a decode step's buffers", |arena| {
-            let mut words = |n: usize| arena.take(4 * n);
+            let mut fixed = |n: usize| arena.take(4 * n);
+            let place = [fixed(STATE_WORDS)?, fixed(half)?, fixed(half)?];
+            let mut words = |n: usize| arena.take(4 * rows * n);
             Ok((
-                [words(STATE_WORDS)?, words(half)?, words(half)?],
+                place,
                 [
                     words(COPIES * c.hidden)?,
                     words(COPIES * c.hidden)?,
@@ -163,17 +194,9 @@ impl State {
             activated,
             logits,
             best,
-            mailbox,
+            mailbox: Arc::new(mailbox),
             _arena: arena,
         })
-    }
-
-    /// Where a step finds the number of tokens that the cache holds, an i32.
-    ///
-    /// # Errors
-    /// As [`Span::part`].
-    pub(super) fn position(&self) -> Result<Span> {
-        self.state.part(4 * POSITION, 4)
     }
 
     /// Where a step finds its token, an i32.

@@ -46,6 +46,11 @@ pub trait BatchEngine: Send {
     /// It decides how many tokens are worth guessing, and no token.
     fn draft_cost(&self) -> f64;
 
+    /// Tokens of a draft that a step takes at most.
+    fn most_drafts(&self) -> usize {
+        usize::MAX
+    }
+
     /// The room that the pages are.
     fn kv_cache(&self) -> KvCacheReport {
         let tokens = self.pages() * self.page_tokens();
@@ -110,6 +115,14 @@ impl<T: BatchEngine + ?Sized> BatchEngine for Box<T> {
 
     fn draft_cost(&self) -> f64 {
         (**self).draft_cost()
+    }
+
+    fn most_drafts(&self) -> usize {
+        (**self).most_drafts()
+    }
+
+    fn kv_cache(&self) -> KvCacheReport {
+        (**self).kv_cache()
     }
 
     fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<Vec<Result<Computed>>> {

@@ -4,7 +4,7 @@ use smq_model::Source;
 
 use super::batch::BatchEngine;
 use super::cpu::CpuBatch;
-use crate::cuda::CudaBatch;
+use crate::cuda::{CudaBatch, CudaGuessing};
 use crate::error::Result;
 use crate::kv::KvCacheFormat;
 use crate::load::Opening;
@@ -44,6 +44,26 @@ impl Default for BatchOptions {
             max_tokens: None,
             fast_nondeterministic: false,
         }
+    }
+}
+
+/// Loads a model onto a device for one sequence at a time whose tokens are guessed. On a GPU they are
+/// bit for bit those of [`load`](crate::load::load)'s engine where the model has steps with guesses,
+/// and otherwise, and on a CPU, those of [`load_batch`].
+///
+/// # Errors
+/// As [`load_batch`].
+pub fn load_guessing<'s>(
+    source: &'s Source,
+    device: impl Into<Opening>,
+    options: &BatchOptions,
+) -> Result<Box<dyn BatchEngine + 's>> {
+    let Some(gpu) = device.into().finish()? else {
+        return Ok(Box::new(CpuBatch::load(source, options)?));
+    };
+    match CudaGuessing::load_on(&gpu, source, options)? {
+        Some(engine) => Ok(Box::new(engine)),
+        None => Ok(Box::new(CudaBatch::load_on(gpu, source, options)?)),
     }
 }
 

@@ -69,7 +69,7 @@ mod warm;
 pub(crate) use batch::choose;
 pub use batch::{BatchEngine, Choice, Chosen, Chunk, Computed, LogProbs, Scores};
 pub use cpu::CpuBatch;
-pub use load::{BatchOptions, CPU_KV_TOKENS, load_batch};
+pub use load::{BatchOptions, CPU_KV_TOKENS, load_batch, load_guessing};
 pub use pages::{Pages, page_hash};
 pub use request::{Constraint, Counters, Event, Request, RequestId};
 pub use scheduler::Scheduler;

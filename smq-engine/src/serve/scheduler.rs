@@ -264,6 +264,7 @@ impl<E: BatchEngine> Scheduler<E> {
         let (mut asked, mut places) = (Vec::new(), Vec::new());
         for (place, s) in self.running.iter().enumerate() {
             let most = s.most_drafts(&config.rope).min(*most).min(room);
+            let most = most.min(self.engine.most_drafts());
             let most = most.min(s.pace.tokens(cost));
             if most > 0 {
                 room -= most;

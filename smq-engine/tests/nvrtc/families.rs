@@ -11,7 +11,7 @@ use smq_model::architecture::Activation;
 
 use crate::variants::{
     Layer, Shape, Variant, formats, int4, matrix, of_cache, of_caches, of_many_tokens,
-    of_smaller_caches, step,
+    of_smaller_caches, step, with_a_guess,
 };
 
 /// A config of each family with what it has beyond the others, of the sizes of a well-known model's
@@ -137,6 +137,7 @@ fn of_family((name, config): &(&'static str, Value)) -> Vec<Variant> {
             if how == "bf16" {
                 cases.extend(of_smaller_caches(how, &step));
                 cases.extend(of_many_tokens(how, &c, &step).into_iter().take(1));
+                cases.extend(with_a_guess(how, &c, &layer.products()));
             }
             cases.push(("decode.cu", how.to_owned(), step));
         }

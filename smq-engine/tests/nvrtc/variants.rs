@@ -99,6 +99,9 @@ fn of_shape(s: &Shape) -> Vec<Variant> {
     for (stored, format) in formats() {
         let layer = Layer::new(s, |rows, cols| matrix(rows, cols, format));
         cases.push(("decode.cu", stored.to_owned(), step(&c, &layer.products())));
+        if s.fused || stored == "int4" {
+            cases.extend(with_a_guess(stored, &c, &layer.products()));
+        }
         cases.extend(fused_swiglu(&layer));
         if stored == "bf16" || stored == "int4" {
             let step = step(&c, &layer.products());
@@ -106,6 +109,9 @@ fn of_shape(s: &Shape) -> Vec<Variant> {
             cases.extend(of_many_tokens(stored, &c, &step));
         }
         if matches!(format, Format::Bf16) {
+            if let Some((_, case, step)) = with_a_guess(stored, &c, &layer.products()) {
+                cases.extend(of_smaller_caches(&case, &step));
+            }
             let mut paged = step(&c, &layer.products());
             paged.extend(paged_defines());
             cases.extend(of_smaller_caches(&format!("{stored}, paged"), &paged));
@@ -266,13 +272,26 @@ fn of_many_rows(case: &str, w: &DeviceMatrix, target: Target, fused: bool) -> Ve
     cases
 }
 
+/// A step of one sequence with a guess; none where its scratch leaves the ring no room.
+pub(crate) fn with_a_guess(
+    stored: &str,
+    c: &ModelConfig,
+    products: &[(Vec<DeviceMatrix>, Epilogue)],
+) -> Option<Case> {
+    let plan = Plan::of_rows(c, &kinds(products), SMS, 2).ok()?;
+    Some(("decode.cu", format!("{stored}, a guess"), plan.defines))
+}
+
 /// The macros of a decode step of these products.
 pub(crate) fn step(c: &ModelConfig, products: &[(Vec<DeviceMatrix>, Epilogue)]) -> Defines {
+    Plan::new(c, &kinds(products), SMS).unwrap().defines
+}
+
+fn kinds(products: &[(Vec<DeviceMatrix>, Epilogue)]) -> Vec<(Kind, Defines)> {
     let kind = |(m, epilogue): &(Vec<DeviceMatrix>, Epilogue)| {
         (Kind::new(m, *epilogue), m[0].scale_defines().to_vec())
     };
-    let kinds: Vec<_> = products.iter().map(kind).collect();
-    Plan::new(c, &kinds, SMS).unwrap().defines
+    products.iter().map(kind).collect()
 }
 
 /// As `smq-convert --mbits auto` may choose: every product of a layer bf16 in one and int4 in

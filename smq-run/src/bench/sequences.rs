@@ -52,7 +52,7 @@ pub(crate) fn bench_sequences<E: BatchEngine>(
     let (pages, page_tokens, rows) = (engine.pages(), engine.page_tokens(), engine.max_rows());
     let pages_each = (o.prompt_tokens + o.output_tokens).div_ceil(page_tokens);
     for n in &o.sequences {
-        if *n == 0 || *n > rows || n * pages_each > pages {
+        if *n == 0 || *n > rows || n.saturating_mul(pages_each) > pages {
             return Err(Error::Input(format!(
                 "{n} sequences of {} tokens were asked for; at once the engine runs 1 to {rows}, \
                  and the KV cache has room for {} of that length",

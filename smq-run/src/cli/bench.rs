@@ -9,8 +9,10 @@ use comfy_table::{CellAlignment, Table};
 use indicatif::DecimalBytes;
 use serde::Serialize;
 
+use super::draft::NGRAM_TOKENS;
 use super::generate::at_least_one;
 use super::{Global, Opened};
+use crate::bench::guesses::{Guesses, GuessesReport, bench_guesses};
 use crate::bench::sequences::{SequencesOptions, SequencesReport, bench_sequences};
 use crate::bench::{BenchOptions, BenchReport, bench};
 use crate::measure::Machine;
@@ -20,6 +22,7 @@ use smq_convert::number::{count, fixed, fixed_or};
 use smq_engine::serve::BatchOptions;
 use smq_engine::{GpuInfo, KvCacheReport, Summary};
 use smq_format::Output;
+use smq_model::ModelConfig;
 
 /// Two of the largest pages: sequences end within one, and none begins before there is one more for
 /// each that runs.
@@ -49,6 +52,10 @@ pub(super) struct BenchArgs {
     /// says
     #[arg(long, requires = "sequences")]
     fast_nondeterministic: bool,
+    /// Steps of one sequence that compute guessed tokens, as generate's --speculate has them: without
+    /// guesses, with guesses that all come true, and with guesses of which none does
+    #[arg(long, conflicts_with = "sequences")]
+    guesses: bool,
     #[command(flatten)]
     json: JsonArgs,
 }
@@ -64,8 +71,15 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
     let opened = Opened::for_engine(&args.model, global)?;
     let json = create(args.json.target(), &opened.inputs(&[]))?;
     let to_stdout = is_stdout(json.as_ref());
+    if !args.sequences.is_empty() || args.guesses {
+        let limit = ModelConfig::of(&opened.source)?.max_positions;
+        options.check(opened.context.map_or(limit, |context| limit.min(context)))?;
+    }
     if !args.sequences.is_empty() {
         return run_sequences(args, &opened, json);
+    }
+    if args.guesses {
+        return run_guesses(&options, &opened, json);
     }
     let (mut engine, load) = opened.load()?;
     let report = bench(&mut *engine, &opened.source, load, &options)?;
@@ -99,7 +113,8 @@ fn run_sequences(args: &BenchArgs, opened: &Opened, json: Option<Output>) -> any
         repeats: args.repeats,
     };
     let most = options.sequences.iter().max().copied().unwrap_or(0);
-    let kv_tokens = most * (options.prompt_tokens + options.output_tokens + PAGE_SLACK);
+    let each = options.prompt_tokens + options.output_tokens + PAGE_SLACK;
+    let kv_tokens = most.saturating_mul(each);
     let engine = opened.load_batch(&BatchOptions {
         kv_tokens: Some(kv_tokens),
         max_rows: most,
@@ -125,6 +140,97 @@ fn run_sequences(args: &BenchArgs, opened: &Opened, json: Option<Output>) -> any
         print_sequences(&file)?;
     }
     Ok(())
+}
+
+/// What `--guesses` writes as JSON.
+#[derive(Debug, Serialize)]
+struct GuessesFile<'a> {
+    version: &'static str,
+    model: String,
+    device: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<GpuInfo>,
+    machine: Machine,
+    kv_cache: KvCacheReport,
+    options: &'a BenchOptions,
+    results: &'a [GuessesReport],
+}
+
+fn run_guesses(
+    options: &BenchOptions,
+    opened: &Opened,
+    json: Option<Output>,
+) -> anyhow::Result<()> {
+    let kv_tokens = options.prompt_tokens + options.output_tokens + PAGE_SLACK;
+    let engine = opened.load_guessing(&BatchOptions {
+        kv_tokens: Some(kv_tokens),
+        max_rows: 1,
+        ..BatchOptions::default()
+    })?;
+    let (device, gpu) = (engine.device(), engine.gpu().cloned());
+    let kv_cache = engine.kv_cache();
+    let results = bench_guesses(engine, options, NGRAM_TOKENS)?;
+    let to_stdout = is_stdout(json.as_ref());
+    let file = GuessesFile {
+        version: env!("CARGO_PKG_VERSION"),
+        model: opened.source.path().display().to_string(),
+        device,
+        gpu,
+        machine: Machine::this(),
+        kv_cache,
+        options,
+        results: &results,
+    };
+    put_json(json, &file)?;
+    if !to_stdout {
+        print_guesses(&file)?;
+    }
+    Ok(())
+}
+
+fn print_guesses(file: &GuessesFile<'_>) -> std::io::Result<()> {
+    let mut out = smq_convert::cli::stdout();
+    let o = file.options;
+    let on = file.gpu.as_ref().map_or(&file.machine.cpu, |gpu| &gpu.name);
+    writeln!(
+        out,
+        "{} on {} ({on}); {} prompt + {} output tokens, {} warm-up, {} repeats",
+        file.model,
+        file.device,
+        count(o.prompt_tokens),
+        count(o.output_tokens),
+        count(o.warmup),
+        count(o.repeats)
+    )?;
+    writeln!(out, "KV cache: {}", room(&file.kv_cache))?;
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_header([
+        "guesses",
+        "step p50, ms",
+        "p95",
+        "guessed a step",
+        "tokens a step",
+        "decode, tokens/s",
+    ]);
+    for r in file.results {
+        let guesses = match r.guesses {
+            Guesses::None => "none",
+            Guesses::Right => "all right",
+            Guesses::Wrong => "all wrong",
+        };
+        table.add_row([
+            guesses.to_owned(),
+            fixed(r.step_ms.p50, 3),
+            fixed(r.step_ms.p95, 3),
+            fixed(r.guessed_per_step, 2),
+            fixed(r.tokens_per_step, 2),
+            fixed(r.decode_tokens_per_s, 1),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    writeln!(out, "{table}")
 }
 
 fn print_sequences(file: &SequencesFile<'_>) -> std::io::Result<()> {

@@ -21,7 +21,7 @@ use smq_engine::{Engine, Result};
 use smq_model::{ModelConfig, Source, Spelling, Tokenizer};
 
 /// Most tokens that the text's repeats guess at a time.
-const NGRAM_TOKENS: usize = 8;
+pub(super) const NGRAM_TOKENS: usize = 8;
 /// Tokens of a page of a draft model on a CPU. Each guess computes the text from its last whole
 /// page on.
 const DRAFT_PAGE_TOKENS: usize = 2;
@@ -161,7 +161,7 @@ impl<'m> Generator<'m> {
             ..BatchOptions::default()
         };
         let guessing = draft.load(opened, global, &options)?;
-        let mut scheduler = Scheduler::new(opened.load_batch(&options)?)?;
+        let mut scheduler = Scheduler::new(opened.load_guessing(&options)?)?;
         if let Some((drafter, most)) = guessing {
             scheduler.speculate(drafter, most);
         }

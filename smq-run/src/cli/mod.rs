@@ -30,9 +30,12 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::eval::task::{Prompts, Task};
 use smq_convert::cli::{print_note, print_notes};
-use smq_engine::serve::{BatchEngine, BatchOptions, load_batch};
+use smq_engine::serve::{BatchEngine, BatchOptions, load_batch, load_guessing};
 use smq_engine::{Device, Engine, KvCacheFormat, LoadOptions, Opening};
 use smq_model::Source;
+
+/// An engine of many sequences, or why there is none.
+type Loaded<'s> = smq_engine::Result<Box<dyn BatchEngine + 's>>;
 
 /// Run a .smq file or a Hugging Face checkpoint directory: generate text, time it, evaluate it.
 #[derive(Debug, Parser)]
@@ -261,13 +264,29 @@ impl Opened {
 
     /// The engine of many sequences.
     fn load_batch(&self, options: &BatchOptions) -> anyhow::Result<Box<dyn BatchEngine + '_>> {
+        self.load_many(options, load_batch)
+    }
+
+    /// The engine of one sequence whose tokens are guessed.
+    fn load_guessing(&self, options: &BatchOptions) -> anyhow::Result<Box<dyn BatchEngine + '_>> {
+        self.load_many(options, load_guessing)
+    }
+
+    fn load_many<'s, F>(
+        &'s self,
+        options: &BatchOptions,
+        load: F,
+    ) -> anyhow::Result<Box<dyn BatchEngine + 's>>
+    where
+        F: FnOnce(&'s Source, Opening, &BatchOptions) -> Loaded<'s>,
+    {
         let path = self.source.path().display();
         let options = BatchOptions {
             max_tokens: self.context,
             kv_cache: self.kv_cache,
             ..options.clone()
         };
-        let engine = load_batch(&self.source, self.device_to_load(), &options)
+        let engine = load(&self.source, self.device_to_load(), &options)
             .with_context(|| format!("cannot load {path}"))?;
         for note in &engine.config().notes {
             print_note(note);

@@ -3,7 +3,8 @@
 use smq_convert::Method;
 use smq_engine::cuda::CudaBatch;
 use smq_engine::serve::{
-    Asked, BatchOptions, Constraint, Drafter, Event, NgramDrafter, Request, RequestId, Scheduler,
+    Asked, BatchEngine, BatchOptions, Constraint, Drafter, Event, NgramDrafter, Request, RequestId,
+    Scheduler,
 };
 use smq_engine::{KvCacheFormat, KvCode};
 use smq_model::GenerationSettings;
@@ -14,10 +15,10 @@ use crate::models::{E5M5, Model, WITH_HEAD, sample_tokens};
 const NEW: usize = 80;
 
 /// What a request comes to: tokens with the bits of their log-probabilities and of the likeliest.
-type Text = Vec<(u32, Option<(u32, Vec<u32>)>)>;
+pub(crate) type Text = Vec<(u32, Option<(u32, Vec<u32>)>)>;
 
 /// Guesses a text that is known, and something else at every seventh place.
-struct Known(Vec<Vec<u32>>);
+pub(crate) struct Known(pub(crate) Vec<Vec<u32>>);
 
 impl Drafter for Known {
     fn draft(&mut self, asked: &[Asked<'_>]) -> Vec<smq_engine::Result<Vec<u32>>> {
@@ -67,7 +68,7 @@ impl Constraint for Half {
 
 /// Prompts about the ends of pages and LongRoPE's switch, chosen from in every way: greedy and
 /// drawn on the GPU, with penalties, and (without a plan) on the host.
-fn requests() -> Vec<Request> {
+pub(crate) fn requests() -> Vec<Request> {
     let tokens = sample_tokens(2048);
     let jsons = [
         "{}",
@@ -94,10 +95,13 @@ fn requests() -> Vec<Request> {
     lengths.iter().enumerate().map(request).collect()
 }
 
-fn run(scheduler: &mut Scheduler<CudaBatch>) -> Vec<Text> {
+pub(crate) fn run<E: BatchEngine>(
+    scheduler: &mut Scheduler<E>,
+    requests: Vec<Request>,
+) -> Vec<Text> {
     let mut texts = Vec::new();
     let mut ids = Vec::new();
-    for request in requests() {
+    for request in requests {
         ids.push(scheduler.submit(request).unwrap());
         texts.push(Text::new());
     }
@@ -123,6 +127,15 @@ fn run(scheduler: &mut Scheduler<CudaBatch>) -> Vec<Text> {
     texts
 }
 
+/// What guesses these texts.
+pub(crate) fn known(requests: Vec<Request>, texts: &[Text]) -> Known {
+    let known = requests.into_iter().zip(texts).map(|(request, text)| {
+        let new = text.iter().map(|(token, _)| *token);
+        request.prompt.into_iter().chain(new).collect()
+    });
+    Known(known.collect())
+}
+
 pub(crate) fn drafts(model: &Model, cache: Option<KvCode>) -> Outcome {
     let source = model.open();
     let options = BatchOptions {
@@ -132,17 +145,13 @@ pub(crate) fn drafts(model: &Model, cache: Option<KvCode>) -> Outcome {
         ..BatchOptions::default()
     };
     let scheduler = || Scheduler::new(CudaBatch::load(&source, &options).unwrap()).unwrap();
-    let plain = run(&mut scheduler());
-    let known = requests().into_iter().zip(&plain).map(|(request, text)| {
-        let new = text.iter().map(|(token, _)| *token);
-        request.prompt.into_iter().chain(new).collect()
-    });
-    let known = Known(known.collect());
+    let plain = run(&mut scheduler(), requests());
+    let known = known(requests(), &plain);
     let drafters: [Box<dyn Drafter>; 2] = [Box::new(NgramDrafter::default()), Box::new(known)];
     for (i, drafter) in drafters.into_iter().enumerate() {
         let mut scheduler = scheduler();
         scheduler.speculate(drafter, 12);
-        let guessed = run(&mut scheduler);
+        let guessed = run(&mut scheduler, requests());
         for (at, (found, expected)) in guessed.iter().zip(&plain).enumerate() {
             if found != expected {
                 return Err(format!(

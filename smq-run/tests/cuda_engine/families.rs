@@ -15,13 +15,14 @@ use crate::logits::of_all;
 use crate::models::{self, E5M5, Model, any_tokens, sample_tokens};
 use crate::reference::{Path, argmax};
 use crate::{Outcome, batch, none, rows};
-use checkpoints::{VOCAB, configs};
+pub(crate) use checkpoints::VOCAB;
+use checkpoints::configs;
 
 #[path = "../../../smq-convert/tests/families/mod.rs"]
 mod checkpoints;
 
 /// Models whose steps of one sequence are made by the kernels of prompts.
-const BY_PROMPTS: [&str; 3] = [
+pub(crate) const BY_PROMPTS: [&str; 3] = [
     "Qwen3 with biases",
     "Llama with biases",
     "Llama that is small",
@@ -38,7 +39,7 @@ fn made(config: &Value) -> Model {
 }
 
 /// A small model of each family, not quantized.
-fn models() -> Vec<(String, Model)> {
+pub(crate) fn models() -> Vec<(String, Model)> {
     let made = |(name, config): (&str, Value)| (name.to_owned(), made(&config));
     ready(configs().into_iter().map(made).collect())
 }

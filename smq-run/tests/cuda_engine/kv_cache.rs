@@ -73,11 +73,11 @@ pub(crate) fn logits(code: KvCode) -> Outcome {
 }
 
 /// Tokens of the vocabulary of [`models_of_shapes`].
-const VOCAB: u32 = 1000;
+pub(crate) const VOCAB: u32 = 1000;
 
 /// Heads of every size, shared or not; a window that begins anywhere in a tile; norms of queries
 /// and keys; and a family whose steps the kernels of prompts make.
-fn models_of_shapes() -> Vec<(String, Model)> {
+pub(crate) fn models_of_shapes() -> Vec<(String, Model)> {
     let mut window = models::phi(384, 6, 2);
     window["sliding_window"] = 50.into();
     let of_family = |class: &str, model_type: &str, heads: [usize; 3], more: Value| {

@@ -18,6 +18,7 @@ mod errors;
 mod families;
 mod given;
 mod greedy;
+mod guessing;
 mod kv_cache;
 mod log_probs;
 mod logits;
@@ -92,7 +93,7 @@ fn tests() -> Vec<(String, Test)> {
         let name = format!("kv_cache_many_tokens_{}", KvCacheFormat::Coded(code));
         add(&name, Box::new(move || kv_cache::many_tokens(code)));
     }
-    let fixed: [(&str, Plain); 62] = [
+    let fixed: [(&str, Plain); 65] = [
         ("batch_scores_c0", batch::scores_c0),
         ("batch_scores_int4", batch::scores_int4),
         ("batch_scores_lut4", batch::scores_lut4),
@@ -157,6 +158,9 @@ fn tests() -> Vec<(String, Test)> {
         ("families_batch_fast", families::batch_fast),
         ("families_continuations", families::continuations),
         ("families_dynamic_rope", families::dynamic_rope),
+        ("guessing_weights", guessing::weights),
+        ("guessing_caches", guessing::caches),
+        ("guessing_families", guessing::of_families),
         ("bad_requests", errors::bad_requests),
         ("unsupported_models", errors::unsupported_models),
         ("damaged_weights", errors::damaged_weights),

@@ -1,6 +1,7 @@
 //! A decode step: one kernel that works through a program of phases, every product and attention of
 //! a token.
 
+mod phases;
 pub(super) mod plan;
 pub(super) mod program;
 mod word;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use super::args::Args;
 use super::device::Gpu;
-use super::family::{Rotation, rotation_of, rotations};
+use super::family::{Rotation, rotations};
 use super::kernels::{Call, Kernels};
 use super::kv::{Cache, kv_defines};
 use super::launch::Launch;
@@ -21,6 +22,7 @@ use super::stream::Stream;
 use super::weights::{DeviceMatrix, DeviceModel};
 use crate::error::{Error, Result};
 use crate::kv::KvCode;
+use phases::{phases, products};
 use plan::{Epilogue, Kind, Plan};
 use program::{Buffers, Phase, Program, Uses};
 use smq_model::ModelConfig;
@@ -48,6 +50,35 @@ pub(super) struct Paged {
     /// The numbers of its pages in order, i32 each.
     pub pages: u64,
 }
+
+/// What a step is of.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// A token, of a sequence whose keys and values may lie in pages.
+    One(Option<Paged>),
+    /// A token and guesses at what comes behind it, [`STEP_ROWS`] in all.
+    Guessing,
+}
+
+impl Way {
+    fn rows(self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Guessing => STEP_ROWS,
+        }
+    }
+
+    fn paged(self) -> Option<Paged> {
+        match self {
+            Self::One(paged) => paged,
+            Self::Guessing => None,
+        }
+    }
+}
+
+/// Tokens of a step of one sequence that has guesses: with one guess a warp's activations fit its
+/// registers.
+pub(super) const STEP_ROWS: usize = 2;
 
 /// The kernel for one model's products.
 #[derive(Debug, Clone)]
@@ -83,26 +114,26 @@ impl Decoder {
         products: &[(&[DeviceMatrix], Epilogue)],
         code: KvCode,
     ) -> Result<Self> {
-        Self::of(kernels, c, products, (code, 0), None)
+        Self::of(kernels, c, products, (code, 0), Way::One(None))
     }
 
-    /// As [`Decoder::new`], for sequences of up to `longest` tokens, in pages where `paged` says
-    /// so.
+    /// As [`Decoder::new`], for sequences of up to `longest` tokens.
     fn of(
         kernels: &Kernels,
         c: &ModelConfig,
         products: &[(&[DeviceMatrix], Epilogue)],
         (code, longest): (KvCode, usize),
-        paged: Option<Paged>,
+        way: Way,
     ) -> Result<Self> {
         let sms = kernels.gpu().sm_count();
-        let mut plan = plan_of(c, products, sms as usize)?;
+        let mut plan = plan_of(c, products, sms as usize, way.rows())?;
         plan.defines.extend(kv_defines(code));
+        let paged = way.paged();
         if paged.is_some() {
             plan.defines.extend(paged_defines());
         }
         let kernel = kernels.get("decode.cu", plan.defines.clone(), "decode")?;
-        let many = many_from(c, code).filter(|from| *from < longest);
+        let many = many_from(c, code).filter(|from| *from < longest && way.rows() == 1);
         let many = many.map(|from| {
             let defines = [&plan.defines[..], &many_defines()].concat();
             let kernel = kernels.get("decode.cu", defines, "decode")?;
@@ -205,7 +236,7 @@ impl Step {
     /// # Errors
     /// As [`Decoder::new`]; [`Error::Cuda`](crate::Error::Cuda) if the memory is not there.
     pub(super) fn new(parts: &Parts<'_>) -> Result<Self> {
-        Self::of(parts, None)
+        Self::of(parts, Way::One(None))
     }
 
     /// As [`Step::new`] of a sequence whose keys and values lie in pages of the cache.
@@ -213,10 +244,10 @@ impl Step {
     /// # Errors
     /// As [`Step::new`].
     pub(super) fn paged(parts: &Parts<'_>, paged: Paged) -> Result<Self> {
-        Self::of(parts, Some(paged))
+        Self::of(parts, Way::One(Some(paged)))
     }
 
-    fn of(parts: &Parts<'_>, paged: Option<Paged>) -> Result<Self> {
+    fn of(parts: &Parts<'_>, way: Way) -> Result<Self> {
         let Parts {
             kernels,
             config: c,
@@ -225,12 +256,12 @@ impl Step {
             cache,
         } = *parts;
         // Pages are any sequence's, up to the longest.
-        let longest = match paged {
+        let longest = match way.paged() {
             None => cache.capacity,
             Some(_) => c.max_positions,
         };
         let of_cache = (cache.code, longest);
-        let decoder = Decoder::of(kernels, c, &products(model), of_cache, paged)?;
+        let decoder = Decoder::of(kernels, c, &products(model), of_cache, way)?;
         let phases = phases(&decoder, parts)?;
         // The last phase is the head behind a prompt.
         let count = phases.len() - 1;
@@ -259,6 +290,11 @@ impl Step {
         })
     }
 
+    /// Tokens below which all steps have the same arithmetic.
+    pub(super) fn alike_below(&self) -> usize {
+        self.many.as_ref().map_or(usize::MAX, |(from, _)| *from)
+    }
+
     /// Queues a step behind `past` tokens.
     ///
     /// # Errors
@@ -277,6 +313,43 @@ impl Step {
     pub(super) fn run_head(&self, stream: &Stream) -> Result<()> {
         // SAFETY: as in `run`.
         unsafe { self.head.run(stream) }
+    }
+}
+
+/// The step with guesses of one cache.
+#[derive(Debug)]
+pub(super) struct GuessingStep {
+    call: Call,
+    _program: Program,
+}
+
+impl GuessingStep {
+    /// Compiles the kernel and writes its program, of parts whose state is that of such steps.
+    ///
+    /// # Errors
+    /// As [`Step::new`].
+    pub(super) fn new(parts: &Parts<'_>) -> Result<Self> {
+        let Step {
+            whole, _program, ..
+        } = Step::of(parts, Way::Guessing)?;
+        Ok(Self {
+            call: whole,
+            _program,
+        })
+    }
+
+    /// Queues a step of the token that is on the GPU and of `guess` behind it.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`](crate::Error::Cuda) if the driver refuses.
+    pub(super) fn run(&self, stream: &Stream, guess: u32) -> Result<()> {
+        let args = self.call.args.clone().u32(guess);
+        let call = Call {
+            args,
+            ..self.call.clone()
+        };
+        // SAFETY: as in `Step::run`.
+        unsafe { call.run(stream) }
     }
 }
 
@@ -310,131 +383,23 @@ pub fn paged_defines() -> [(&'static str, i64); 2] {
 
 /// How `decode.cu` is cut for a model's steps.
 pub(super) fn step_plan(c: &ModelConfig, model: &DeviceModel, sms: usize) -> Result<Plan> {
-    plan_of(c, &products(model), sms)
+    plan_of(c, &products(model), sms, 1)
 }
 
-fn plan_of(c: &ModelConfig, products: &[(&[DeviceMatrix], Epilogue)], sms: usize) -> Result<Plan> {
+/// The same for steps with guesses.
+pub(super) fn guessing_plan(c: &ModelConfig, model: &DeviceModel, sms: usize) -> Result<Plan> {
+    plan_of(c, &products(model), sms, STEP_ROWS)
+}
+
+fn plan_of(
+    c: &ModelConfig,
+    products: &[(&[DeviceMatrix], Epilogue)],
+    sms: usize,
+    rows: usize,
+) -> Result<Plan> {
     let kinds: Vec<_> = products
         .iter()
         .map(|(m, epilogue)| (Kind::new(m, *epilogue), m[0].scale_defines().to_vec()))
         .collect();
-    Plan::new(c, &kinds, sms)
-}
-
-/// Every product of a model with what surrounds it.
-fn products(model: &DeviceModel) -> Vec<(&[DeviceMatrix], Epilogue)> {
-    let one = std::slice::from_ref::<DeviceMatrix>;
-    let mut list: Vec<_> = model
-        .layers
-        .iter()
-        .flat_map(|l| {
-            [
-                (&l.qkv[..], Epilogue::Store),
-                (one(&l.o), Epilogue::Residual),
-                (&l.gate_up[..], Epilogue::Swiglu),
-                (one(&l.down), Epilogue::Residual),
-            ]
-        })
-        .collect();
-    list.push((one(&model.head), Epilogue::Logits));
-    list
-}
-
-/// A whole step, and behind it the head alone with a prompt's input.
-fn phases(decoder: &Decoder, parts: &Parts<'_>) -> Result<Vec<Phase>> {
-    let Parts {
-        config: c,
-        model,
-        state: s,
-        cache,
-        ..
-    } = *parts;
-    let one = std::slice::from_ref::<DeviceMatrix>;
-    let address = |span: Option<Span>| span.map_or(0, Span::ptr);
-    let mut list = Vec::with_capacity(5 * c.layers + 2);
-    for (i, layer) in model.layers.iter().enumerate() {
-        // The norm behind `down`, and that behind the next `o`.
-        let following = model.layers.get(i + 1);
-        let next_norm = following.map_or(Some(model.norm), |l| l.norms.before_attention);
-        let uses = |output| Uses {
-            input: Some(i),
-            output,
-        };
-        list.push(decoder.product(
-            &layer.qkv,
-            Epilogue::Store,
-            &Buffers {
-                x: s.hidden[0].ptr(),
-                sums: s.square_sums[0].ptr(),
-                next_norm: address(layer.biases.qkv),
-                out: s.qkv.ptr(),
-                ..Buffers::default()
-            },
-            uses(i),
-        )?);
-        let attention = Buffers {
-            x: s.qkv.ptr(),
-            sums: s.attention_parts.ptr(),
-            out: s.attended.ptr(),
-            ..Buffers::default()
-        };
-        let attention = Phase::attention(cache.layer(i), cache.capacity, &attention, uses(i));
-        let scales = cache.scales(c, i).unwrap_or_default();
-        // A window that no sequence outgrows is none.
-        let window = c.windows.layer(i).filter(|w| *w < c.max_positions);
-        let qk_norm = layer.qk_norm.map_or([0; 2], |norms| norms.map(Span::ptr));
-        let attention = attention.of_layer(window.unwrap_or(0), rotation_of(c, i), qk_norm);
-        list.push(attention.scaled(scales));
-        let of_attention = decoder.product(
-            one(&layer.o),
-            Epilogue::Residual,
-            &Buffers {
-                x: s.attended.ptr(),
-                sums: s.product_sums[0].ptr(),
-                next_norm: address(next_norm),
-                out: s.hidden[1].ptr(),
-                out_sums: s.square_sums[1].ptr(),
-            },
-            uses(i),
-        )?;
-        list.push(of_attention.normed(address(layer.norms.after_attention)));
-        list.push(decoder.product(
-            &layer.gate_up,
-            Epilogue::Swiglu,
-            &Buffers {
-                x: s.hidden[1].ptr(),
-                sums: s.square_sums[1].ptr(),
-                out: s.activated.ptr(),
-                ..Buffers::default()
-            },
-            uses(i),
-        )?);
-        let of_mlp = decoder.product(
-            one(&layer.down),
-            Epilogue::Residual,
-            &Buffers {
-                x: s.activated.ptr(),
-                sums: s.product_sums[1].ptr(),
-                next_norm: address(following.and_then(|l| l.norms.before_mlp)),
-                out: s.hidden[0].ptr(),
-                out_sums: s.square_sums[0].ptr(),
-            },
-            uses(i + 1),
-        )?;
-        list.push(of_mlp.normed(address(layer.norms.after_mlp)));
-    }
-    let head = |x: Span, sums: Span, input| {
-        let buffers = Buffers {
-            x: x.ptr(),
-            sums: sums.ptr(),
-            out: s.logits.ptr(),
-            out_sums: s.best.ptr(),
-            ..Buffers::default()
-        };
-        let uses = Uses { input, output: 0 };
-        decoder.product(one(&model.head), Epilogue::Logits, &buffers, uses)
-    };
-    list.push(head(s.hidden[0], s.square_sums[0], Some(c.layers))?);
-    list.push(head(s.last_hidden, s.last_square_sums, None)?);
-    Ok(list)
+    Plan::of_rows(c, &kinds, sms, rows)
 }

@@ -75,6 +75,17 @@ impl Storage {
         }
     }
 
+    /// What a guess costs where most weights are stored so, as a part of a step: measured with
+    /// Phi-3.5-mini on an H200 (results/speculate).
+    fn guess_cost(self) -> f64 {
+        match self {
+            Self::Bf16 => 0.06,
+            Self::Fp8 => 0.22,
+            Self::Nf4 => 0.29,
+            Self::Int4 | Self::Lut4 => 0.44,
+        }
+    }
+
     /// Bytes copied for one run beside its scale codes: scales of these, or a code book.
     fn nested_bytes(self) -> usize {
         match self {
@@ -226,9 +237,10 @@ impl Kind {
         }
     }
 
-    /// Bytes of a phase's scratch that its partial sums take on one of `sms` blocks.
-    fn sum_bytes(&self, sms: usize) -> usize {
-        let bytes = 4 * 8 * self.max_tiles(sms) * WARPS;
+    /// Bytes of a phase's scratch that its partial sums take on one of `sms` blocks, of `rows`
+    /// tokens.
+    fn sum_bytes(&self, sms: usize, rows: usize) -> usize {
+        let bytes = 4 * 8 * self.max_tiles(sms) * WARPS * rows;
         match self.epilogue {
             // The last product takes both phases' scratch.
             Epilogue::Logits => bytes.div_ceil(2),
@@ -265,6 +277,19 @@ impl Plan {
     /// [`Error::Model`] for a model with too many heads or too many kinds of product, or one whose
     /// rows do not fit shared memory.
     pub fn new(c: &ModelConfig, products: &[(Kind, Defines)], sms: usize) -> Result<Self> {
+        Self::of_rows(c, products, sms, 1)
+    }
+
+    /// As [`Plan::new`], for steps of `rows` tokens: the last one, and guesses at what comes.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn of_rows(
+        c: &ModelConfig,
+        products: &[(Kind, Defines)],
+        sms: usize,
+        rows: usize,
+    ) -> Result<Self> {
         let (mut kinds, mut scales) = (Vec::new(), Vec::new());
         for (kind, format) in products {
             push_new(&mut kinds, kind.alike());
@@ -288,10 +313,12 @@ impl Plan {
         let slot = (WEIGHT_BYTES + codes).next_multiple_of(if boxes { 128 } else { 32 });
         let queries = c.heads / c.kv_heads;
         let batch = queries.div_ceil(queries.div_ceil(256 / c.head_dim));
-        let attention = 4 * (queries + 1 + batch * WARPS) * c.head_dim + 8 * batch * WARPS;
+        // Of several tokens each has its queries and its new key and value, which may have codes.
+        let of_token = if rows > 1 { queries + 2 } else { queries + 1 };
+        let attention = 4 * (rows * of_token + batch * WARPS) * c.head_dim + 8 * batch * WARPS;
         let partial = kinds
             .iter()
-            .map(|k| k.sum_bytes(sms))
+            .map(|k| k.sum_bytes(sms, rows))
             .chain([attention])
             .max()
             .unwrap_or(0)
@@ -300,9 +327,10 @@ impl Plan {
         let beside_ring = 128 + 2 * partial + PRODUCERS * 2 * 4 * word::WORDS;
         // What is static: angles, the ring's barriers, weights of the next norm, what warps exchange,
         // tables, and some hundred bytes of others.
-        let angles = 4 * c.rope.rotary_dim * family::rotations(c).len();
-        let norms = 4 * (8 * (c.hidden / 8).div_ceil(sms)).next_multiple_of(32);
-        let fixed = angles + 16 * MOST_SLOTS + norms + WARPS * exchange + tables + 384;
+        let angles = 4 * rows * c.rope.rotary_dim * family::rotations(c).len();
+        let norms = 4 * rows * (8 * (c.hidden / 8).div_ceil(sms)).next_multiple_of(32);
+        let others = 320 + 64 * rows;
+        let fixed = angles + 16 * MOST_SLOTS + norms + WARPS * exchange + tables + others;
         let slots = BLOCK_SHARED_BYTES.saturating_sub(fixed + beside_ring) / slot;
         // Where teams of warps have slots of their own, they are told apart by two rounds of them.
         let rounds = match kinds.iter().any(|k| k.storage.is_by_teams()) {
@@ -358,8 +386,11 @@ impl Plan {
             ),
         ]);
         defines.extend(word::defines());
-        defines.extend(state::defines(c));
+        defines.extend(state::defines(c, rows));
         defines.extend(family::step_defines(c));
+        if rows > 1 {
+            defines.push(("ROWS", number(rows)));
+        }
         // The int4 products' groups are alike (`DeviceModel`), those of the others the largest.
         let group = kinds.iter().map(|k| k.group).min();
         defines.push(("INT4_GROUP", number(group.unwrap_or(LARGEST_GROUP))));
@@ -394,6 +425,13 @@ impl Plan {
 }
 
 impl Plan {
+    /// What computing a guess costs, as a part of a step, by the dearest of the ways in which
+    /// weights are stored.
+    pub(in crate::cuda) fn guess_cost(&self) -> f64 {
+        let costs = self.kinds.iter().map(|kind| kind.storage.guess_cost());
+        costs.fold(0.0, f64::max)
+    }
+
     /// The number by which the kernel knows a kind of product.
     ///
     /// # Errors

@@ -86,7 +86,12 @@ fn matrix(rows: usize, cols: usize, format: Format) -> DeviceMatrix {
 }
 
 /// What `decode.cu` asks of its macros and its launch.
-fn check(what: &str, plan: &Plan, products: &[(Vec<DeviceMatrix>, Epilogue)], sms: usize) {
+fn check(
+    what: &str,
+    plan: &Plan,
+    products: &[(Vec<DeviceMatrix>, Epilogue)],
+    (sms, tokens): (usize, usize),
+) {
     let get = |name: &str| {
         let mut found = plan.defines.iter().filter(|d| d.0 == name);
         let value = found.next().unwrap_or_else(|| panic!("no {name}")).1;
@@ -107,9 +112,11 @@ fn check(what: &str, plan: &Plan, products: &[(Vec<DeviceMatrix>, Epilogue)], sm
     );
     // Weights of the next norm, a float for each row of a block, in whole warps.
     let norms = 4 * (8 * (get("HIDDEN") / 8).div_ceil(sms)).next_multiple_of(32);
-    let mut fixed = 16 * slots + WARPS * get("EXCHANGE_BYTES") + 8 * get("ROTARY_HALF") + norms;
+    let mut fixed = 16 * slots + WARPS * get("EXCHANGE_BYTES");
+    // Of several tokens each has its own.
+    fixed += tokens * (8 * get("ROTARY_HALF") + norms);
     // Partial results of warps: of the best logit, of squares, of maxima.
-    fixed += 384;
+    fixed += 320 + 64 * tokens;
     if get("NF4_KINDS") > 0 {
         // Static shared memory, of which there are 48 KiB at most.
         fixed += 4 * (256 * 32 + 256);
@@ -159,21 +166,27 @@ fn check(what: &str, plan: &Plan, products: &[(Vec<DeviceMatrix>, Epilogue)], sm
         } else {
             partial
         };
-        assert!(sums <= scratch, "{what}");
+        assert!(tokens * sums <= scratch, "{what}");
     }
 }
 
-/// The one combination that leaves a ring too few slots to tell them apart: f32 scales of groups of
-/// 32, of a wide MLP and with a large vocabulary in the same format.
-fn widest_scales(name: &str, format: Format) -> bool {
-    let widest = matches!(
-        format,
+/// The combinations that leave a ring too few slots to tell them apart: f32 scales of a wide MLP and
+/// with a large vocabulary in the same format, of groups of 32, or of any where the scratch is of
+/// two tokens.
+fn widest_scales(name: &str, format: Format, tokens: usize) -> bool {
+    let wide = |group| group == 32 || tokens == 2;
+    let widest = match format {
         Format::Int4 {
             format: ScaleFormat::F32,
-            group: 32,
+            group,
             ..
-        }
-    );
+        } => wide(group),
+        Format::Bf16
+        | Format::Int4 { .. }
+        | Format::Nf4 { .. }
+        | Format::Fp8 { .. }
+        | Format::Lut4 { .. } => false,
+    };
     name == "Llama-3-8B" && widest
 }
 
@@ -210,12 +223,12 @@ fn every_product_of_the_tested_models_fits() {
                 .iter()
                 .map(|(m, e)| (Kind::new(m, *e), m[0].scale_defines().to_vec()))
                 .collect();
-            for sms in [132, 114, 144] {
-                let what = format!("{name}, {format:?}, {sms} SMs");
-                match Plan::new(&c, &kinds, sms) {
-                    Ok(plan) => check(&what, &plan, &products, sms),
+            for (sms, tokens) in [(132, 1), (114, 1), (144, 1), (132, 2), (144, 2)] {
+                let what = format!("{name}, {format:?}, {sms} SMs, {tokens} tokens");
+                match Plan::of_rows(&c, &kinds, sms, tokens) {
+                    Ok(plan) => check(&what, &plan, &products, (sms, tokens)),
                     // Its tiles' scales alone take as much room as their weights.
-                    Err(error) if widest_scales(name, format) => {
+                    Err(error) if widest_scales(name, format, tokens) => {
                         assert!(
                             error.to_string().contains("bytes of shared memory"),
                             "{error}"
@@ -292,7 +305,7 @@ fn storage_chosen_for_each_product_fits() {
         let plan = Plan::new(&config(hidden, heads, kv_heads, head), &kinds, 132).unwrap();
         assert_eq!(plan.kinds.len(), 9);
         assert!(plan.defines.contains(&("SCALE_WIDTH", 0)));
-        check(&format!("{shape:?}"), &plan, &products, 132);
+        check(&format!("{shape:?}"), &plan, &products, (132, 1));
     }
 }
 
