@@ -56,6 +56,7 @@ impl CudaEngine {
         let step = self.sequence.as_ref().and_then(|s| s.guessing.as_ref());
         let step = step.ok_or_else(|| Error::Cuda("the sequence has no cache".into()))?;
         step.run(self.kernels.gpu().main(), guess)?;
+        self.place = None;
         self.tokens.extend([token, guess]);
         Ok(())
     }
@@ -140,27 +141,39 @@ impl CudaGuessing {
         };
         let plain = choice.sampler.is_greedy() && choice.allowed.is_none() && choice.top.is_none();
         match plain {
-            true => Ok(self.most_likely(guess)),
+            true => match self.most_likely(guess) {
+                Err(error @ Error::Input(_)) => Ok(Err(error)),
+                computed => computed.map(Ok),
+            },
             false => self.by_logits(chunk, guess),
         }
     }
 
     /// The token that the GPU found most likely behind the last step's, and behind `guess` if that
-    /// is it. An error is the sequence's, as the tokens' are not finite.
+    /// is it; [`Error::Input`] where a logit is not finite.
     fn most_likely(&mut self, guess: Option<u32>) -> Result<Computed> {
         let engine = &mut self.engine;
-        // A step without a guess has been counted.
-        let first = engine.steps.wrapping_sub(u32::from(guess.is_none()));
-        let mut chosen = vec![engine.token(first)?];
-        if guess == Some(chosen[0]) {
-            chosen.push(engine.token(first.wrapping_add(1))?);
+        // Of a step without a guess it has been counted.
+        engine.steps = engine.steps.wrapping_add(u32::from(guess.is_some()));
+        let token = engine.token(engine.steps.wrapping_sub(1))?;
+        // A guess that was wrong is no part of the sequence.
+        let is_wrong = guess.is_some_and(|guess| guess != token);
+        let position = (engine.tokens.len() - usize::from(is_wrong)) as u32;
+        engine.place = Some([position, engine.steps, token]);
+        let mut chosen = vec![token];
+        if guess == Some(token) {
+            engine.place = None;
+            engine.steps = engine.steps.wrapping_add(1);
+            match engine.token(engine.steps.wrapping_sub(1)) {
+                Ok(next) => {
+                    engine.place = Some([position, engine.steps, next]);
+                    chosen.push(next);
+                }
+                // What came before it counts; it is the next step's first, and fails there.
+                Err(Error::Input(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
-        engine.steps = first.wrapping_add(chosen.len() as u32);
-        let rejected = usize::from(guess.is_some()) + 1 - chosen.len();
-        let position = engine.tokens.len() - rejected;
-        engine.place = chosen
-            .last()
-            .map(|last| [position as u32, engine.steps, *last]);
         let of = |token| Chosen {
             token,
             log_probs: None,
@@ -186,8 +199,7 @@ impl CudaGuessing {
         unsafe { state.logits.copy_to(stream, &mut self.logits)? };
         stream.synchronize()?;
         if guess.is_some() {
-            // The GPU may have counted one token or two; where it stands is set before its next
-            // step.
+            // The GPU may have counted one token or two, which its place then corrects.
             engine.steps = engine.steps.wrapping_add(STEP_ROWS as u32);
         }
         let mut computed = Computed::default();
