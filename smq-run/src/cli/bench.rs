@@ -19,7 +19,7 @@ use crate::measure::Machine;
 use crate::output::{create, is_stdout, put_json};
 use smq_convert::cli::JsonArgs;
 use smq_convert::number::{count, fixed, fixed_or};
-use smq_engine::serve::BatchOptions;
+use smq_engine::serve::{BatchEngine, BatchOptions};
 use smq_engine::{GpuInfo, KvCacheReport, Summary};
 use smq_format::Output;
 use smq_model::ModelConfig;
@@ -76,7 +76,8 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
         options.check(opened.context.map_or(limit, |context| limit.min(context)))?;
     }
     if !args.sequences.is_empty() {
-        return run_sequences(args, &opened, json);
+        let fast = args.fast_nondeterministic;
+        return run_sequences(&args.sequences, fast, &options, &opened, json);
     }
     if args.guesses {
         return run_guesses(&options, &opened, json);
@@ -90,9 +91,9 @@ pub(super) fn run(args: &BenchArgs, global: &Global) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What `--sequences` writes as JSON.
+/// What `--sequences` and `--guesses` write as JSON.
 #[derive(Debug, Serialize)]
-struct SequencesFile<'a> {
+struct BatchFile<'a, O, R> {
     version: &'static str,
     model: String,
     device: &'static str,
@@ -100,60 +101,101 @@ struct SequencesFile<'a> {
     gpu: Option<GpuInfo>,
     machine: Machine,
     kv_cache: KvCacheReport,
-    options: &'a SequencesOptions,
-    results: &'a [SequencesReport],
+    options: &'a O,
+    results: &'a [R],
 }
 
-fn run_sequences(args: &BenchArgs, opened: &Opened, json: Option<Output>) -> anyhow::Result<()> {
+impl<'a, O, R> BatchFile<'a, O, R> {
+    /// Without results yet.
+    fn new(opened: &Opened, engine: &dyn BatchEngine, options: &'a O) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            model: opened.source.path().display().to_string(),
+            device: engine.device(),
+            gpu: engine.gpu().cloned(),
+            machine: Machine::this(),
+            kv_cache: engine.kv_cache(),
+            options,
+            results: &[],
+        }
+    }
+
+    /// What was timed and where, and the table of it.
+    fn print(&self, timed: &BenchOptions, a: &str, mut table: Table) -> std::io::Result<()> {
+        let mut out = smq_convert::cli::stdout();
+        let on = self.gpu.as_ref().map_or(&self.machine.cpu, |gpu| &gpu.name);
+        writeln!(
+            out,
+            "{} on {} ({on}); {} prompt + {} output tokens{a}, {} warm-up, {} repeats",
+            self.model,
+            self.device,
+            count(timed.prompt_tokens),
+            count(timed.output_tokens),
+            count(timed.warmup),
+            count(timed.repeats)
+        )?;
+        writeln!(out, "KV cache: {}", room(&self.kv_cache))?;
+        for column in table.column_iter_mut() {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        writeln!(out, "{table}")
+    }
+}
+
+fn run_sequences(
+    sequences: &[usize],
+    fast_nondeterministic: bool,
+    timed: &BenchOptions,
+    opened: &Opened,
+    json: Option<Output>,
+) -> anyhow::Result<()> {
     let options = SequencesOptions {
-        sequences: args.sequences.clone(),
-        prompt_tokens: args.prompt_tokens,
-        output_tokens: args.output_tokens,
-        warmup: args.warmup,
-        repeats: args.repeats,
+        sequences: sequences.to_vec(),
+        prompt_tokens: timed.prompt_tokens,
+        output_tokens: timed.output_tokens,
+        warmup: timed.warmup,
+        repeats: timed.repeats,
     };
-    let most = options.sequences.iter().max().copied().unwrap_or(0);
+    let most = sequences.iter().max().copied().unwrap_or(0);
     let each = options.prompt_tokens + options.output_tokens + PAGE_SLACK;
-    let kv_tokens = most.saturating_mul(each);
     let engine = opened.load_batch(&BatchOptions {
-        kv_tokens: Some(kv_tokens),
+        kv_tokens: Some(most.saturating_mul(each)),
         max_rows: most,
-        fast_nondeterministic: args.fast_nondeterministic,
+        fast_nondeterministic,
         ..BatchOptions::default()
     })?;
-    let (device, gpu) = (engine.device(), engine.gpu().cloned());
-    let kv_cache = engine.kv_cache();
-    let results = bench_sequences(engine, &options)?;
+    let file = BatchFile::new(opened, &*engine, &options);
+    let results = &bench_sequences(engine, &options)?[..];
+    let file = BatchFile { results, ..file };
     let to_stdout = is_stdout(json.as_ref());
-    let file = SequencesFile {
-        version: env!("CARGO_PKG_VERSION"),
-        model: opened.source.path().display().to_string(),
-        device,
-        gpu,
-        machine: Machine::this(),
-        kv_cache,
-        options: &options,
-        results: &results,
-    };
     put_json(json, &file)?;
     if !to_stdout {
-        print_sequences(&file)?;
+        file.print(timed, " a sequence", sequences_table(results))?;
     }
     Ok(())
 }
 
-/// What `--guesses` writes as JSON.
-#[derive(Debug, Serialize)]
-struct GuessesFile<'a> {
-    version: &'static str,
-    model: String,
-    device: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gpu: Option<GpuInfo>,
-    machine: Machine,
-    kv_cache: KvCacheReport,
-    options: &'a BenchOptions,
-    results: &'a [GuessesReport],
+fn sequences_table(results: &[SequencesReport]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY).set_header([
+        "sequences",
+        "first tokens, ms",
+        "prompt, tokens/s",
+        "step p50, ms",
+        "p95",
+        "decode, tokens/s",
+    ]);
+    for r in results {
+        table.add_row([
+            count(r.sequences),
+            fixed(r.all_first_tokens_ms.p50, 2),
+            fixed(r.prompt_tokens_per_s, 0),
+            fixed_or(r.step_ms.map(|s| s.p50), 3, "-"),
+            fixed_or(r.step_ms.map(|s| s.p95), 3, "-"),
+            fixed_or(r.decode_tokens_per_s, 1, "-"),
+        ]);
+    }
+    table
 }
 
 fn run_guesses(
@@ -161,48 +203,23 @@ fn run_guesses(
     opened: &Opened,
     json: Option<Output>,
 ) -> anyhow::Result<()> {
-    let kv_tokens = options.prompt_tokens + options.output_tokens + PAGE_SLACK;
     let engine = opened.load_guessing(&BatchOptions {
-        kv_tokens: Some(kv_tokens),
+        kv_tokens: Some(options.prompt_tokens + options.output_tokens + PAGE_SLACK),
         max_rows: 1,
         ..BatchOptions::default()
     })?;
-    let (device, gpu) = (engine.device(), engine.gpu().cloned());
-    let kv_cache = engine.kv_cache();
-    let results = bench_guesses(engine, options, NGRAM_TOKENS)?;
+    let file = BatchFile::new(opened, &*engine, options);
+    let results = &bench_guesses(engine, options, NGRAM_TOKENS)?[..];
+    let file = BatchFile { results, ..file };
     let to_stdout = is_stdout(json.as_ref());
-    let file = GuessesFile {
-        version: env!("CARGO_PKG_VERSION"),
-        model: opened.source.path().display().to_string(),
-        device,
-        gpu,
-        machine: Machine::this(),
-        kv_cache,
-        options,
-        results: &results,
-    };
     put_json(json, &file)?;
     if !to_stdout {
-        print_guesses(&file)?;
+        file.print(options, "", guesses_table(results))?;
     }
     Ok(())
 }
 
-fn print_guesses(file: &GuessesFile<'_>) -> std::io::Result<()> {
-    let mut out = smq_convert::cli::stdout();
-    let o = file.options;
-    let on = file.gpu.as_ref().map_or(&file.machine.cpu, |gpu| &gpu.name);
-    writeln!(
-        out,
-        "{} on {} ({on}); {} prompt + {} output tokens, {} warm-up, {} repeats",
-        file.model,
-        file.device,
-        count(o.prompt_tokens),
-        count(o.output_tokens),
-        count(o.warmup),
-        count(o.repeats)
-    )?;
-    writeln!(out, "KV cache: {}", room(&file.kv_cache))?;
+fn guesses_table(results: &[GuessesReport]) -> Table {
     let mut table = Table::new();
     table.load_style(UTF8_HORIZONTAL_ONLY).set_header([
         "guesses",
@@ -212,7 +229,7 @@ fn print_guesses(file: &GuessesFile<'_>) -> std::io::Result<()> {
         "tokens a step",
         "decode, tokens/s",
     ]);
-    for r in file.results {
+    for r in results {
         let guesses = match r.guesses {
             Guesses::None => "none",
             Guesses::Right => "all right",
@@ -227,50 +244,7 @@ fn print_guesses(file: &GuessesFile<'_>) -> std::io::Result<()> {
             fixed(r.decode_tokens_per_s, 1),
         ]);
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    writeln!(out, "{table}")
-}
-
-fn print_sequences(file: &SequencesFile<'_>) -> std::io::Result<()> {
-    let mut out = smq_convert::cli::stdout();
-    let o = file.options;
-    let on = file.gpu.as_ref().map_or(&file.machine.cpu, |gpu| &gpu.name);
-    writeln!(
-        out,
-        "{} on {} ({on}); {} prompt + {} output tokens a sequence, {} warm-up, {} repeats",
-        file.model,
-        file.device,
-        count(o.prompt_tokens),
-        count(o.output_tokens),
-        count(o.warmup),
-        count(o.repeats)
-    )?;
-    writeln!(out, "KV cache: {}", room(&file.kv_cache))?;
-    let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_header([
-        "sequences",
-        "first tokens, ms",
-        "prompt, tokens/s",
-        "step p50, ms",
-        "p95",
-        "decode, tokens/s",
-    ]);
-    for r in file.results {
-        table.add_row([
-            count(r.sequences),
-            fixed(r.all_first_tokens_ms.p50, 2),
-            fixed(r.prompt_tokens_per_s, 0),
-            fixed_or(r.step_ms.map(|s| s.p50), 3, "-"),
-            fixed_or(r.step_ms.map(|s| s.p95), 3, "-"),
-            fixed_or(r.decode_tokens_per_s, 1, "-"),
-        ]);
-    }
-    for column in table.column_iter_mut() {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    writeln!(out, "{table}")
+    table
 }
 
 /// What a cache takes, in words.
