@@ -22,8 +22,8 @@
 //          wins, and NaN wins over all, so that it is not lost.
 //
 // state: STATE_POSITION: tokens in the cache, STATE_CHOSEN: tokens chosen, STATE_TOKEN: token;
-//   STATE_STEPS: whole steps done, STATE_CHOICES: choices made, each of these by this kernel, between
-//   whose steps may be another's.
+//   STATE_STEPS: whole steps done, STATE_CHOICES: choices made, each of these by this kernel,
+//   between whose steps may be another's.
 // mailbox: RING u64 in host memory, slot chosen % RING = (chosen + 1) << 32 | id; the host knows a
 //   new entry by its upper half. An id of NOT_FINITE says that a logit was not finite.
 //
@@ -61,8 +61,8 @@
 // MANY_TOKENS (0): for steps behind many tokens. Attention is by teams of warps, and where queries
 // share keys by tensor cores (decode_attention.cuh, decode_attend_many.cuh).
 //
-// ROWS (1): tokens a step, the one that was chosen last and behind it guesses, which the kernel's last
-// arguments are. What follows from each is what a step of that token alone would give, to the last
+// ROWS (1): tokens a step, the one that was chosen last and behind it a guess, which is the kernel's
+// last argument. What follows from each is what a step of that token alone would give, to the last
 // bit. Weights are read once for all of them. Buffers that hold a value for a row of activations
 // have those of each token, one token's behind the other's.
 //

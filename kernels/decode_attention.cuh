@@ -25,9 +25,9 @@
 //              block
 //   OUT        f32 [HEADS HEAD_DIM], tagged
 //
-// Of several tokens (ROWS) each goes over the cache as it would alone, so that its sums are added up
-// as they would be then. The tokens ahead of it in the step are not in the cache yet: in their places
-// it takes them from shared memory, as they will be cached.
+// Of several tokens (ROWS) each goes over the cache as it would alone, so that its sums are added
+// up as they would be then. The tokens ahead of it in the step are not in the cache yet: in their
+// places it takes them from shared memory, as they will be cached.
 //
 // SPLITS blocks share a key/value head and all queries of it, or the first FEW_SPLITS of them where
 // there are fewer than FEW_TOKENS tokens; they divide the cached tokens evenly, whatever `past` is.
@@ -82,8 +82,8 @@ static_assert(HEAD_DIM % 32 == 0 && HEAD_DIM <= 256 && 2 * ROTARY_HALF <= HEAD_D
               "shape");
 static_assert(PART_FLOATS == EXCHANGED_FLOATS, "what smq-engine leaves room for");
 static_assert(HEAD_DIM % SPLITS == 0 && SPLITS * KV_HEADS <= GRID && STAGE_TOKENS >= 8, "shape");
-// Scratch: rotated queries, times log2(e) / sqrt(HEAD_DIM); the new key and value; of several tokens
-// their codes, too; maxima and sums; outputs.
+// Scratch: rotated queries, times log2(e) / sqrt(HEAD_DIM); the new key and value; of several
+// tokens their codes, too; maxima and sums; outputs.
 constexpr int NEW_CODES = ROWS > 1 && KV_CODE != KV_BF16 ? 4 * HEAD_DIM : 0; // bytes a token
 static_assert(ROWS * (4 * (QUERIES + 1) * HEAD_DIM + NEW_CODES) + 4 * BATCH * WARPS * HEAD_DIM +
                       8 * BATCH * WARPS <=

@@ -1,8 +1,8 @@
 // bf16 weights of a decode product (decode_product.cuh).
 //
 // 128 bytes of a row are 64 columns, a half is 32. mma.m16n8k16 in f32; x = hi + lo, bf16 each
-// (2^-17), one a column. A half has four columns of b, so that a second token takes no more products.
-// Every warp has a line of each slot.
+// (2^-17), one a column. A half has four columns of b, so that a second token takes no more
+// products. Every warp has a line of each slot.
 #pragma once
 
 // Column r = lane / 4 of b is part r % 4 (hi, lo of the first token, of the second or none) of half

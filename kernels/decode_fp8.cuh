@@ -24,6 +24,7 @@ DEVICE u32 round_to_e4m3(float low, float high) {
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(two) : "f"(high), "f"(low));
     return two;
 }
+
 // The x of all tokens, each in its columns of b, and their scales.
 template <int K, int KSPLIT>
 DEVICE void load_fp8(u32 (&b)[KSPLIT][8], float (&x_scale)[ROWS], const Multiply &m, u8 *scratch) {
@@ -48,7 +49,8 @@ DEVICE void load_fp8(u32 (&b)[KSPLIT][8], float (&x_scale)[ROWS], const Multiply
         for (int i = 0; i < ROWS * KSPLIT; i++)
             if (m.tag.on(raw[i])) missing &= ~(1u << i);
     }
-    u32 largest[ROWS] = {}; // magnitudes compare as their bits do, NaN and infinity above all numbers
+    // Magnitudes compare as their bits do, NaN and infinity above all numbers.
+    u32 largest[ROWS] = {};
 #pragma unroll
     for (int i = 0; i < ROWS * KSPLIT; i++) {
         raw[i].x &= ~3u, raw[i].y &= ~3u, raw[i].z &= ~3u, raw[i].w &= ~3u; // without the tags

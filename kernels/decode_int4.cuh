@@ -37,8 +37,8 @@ template <bool BOOK> struct __align__(16) LimbsOfLine {
     // with BOOK of its first or last 4.
     u32 limbs[3][64];
     float unit[2];    // of the fixed point over 16, of each half; BOOK: not over 16
-    // Of several tokens a function of its own: for each line of each it would be longer than all else
-    // of a product, and a step reads all of its code once a layer.
+    // Of several tokens a function of its own: for each line of each it would be longer than all
+    // else of a product, and a step reads all of its code once a layer.
 #if ROWS > 1
     __device__ __noinline__
 #else

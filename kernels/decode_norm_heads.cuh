@@ -1,5 +1,5 @@
-// Norms of queries and keys in a decode step (decode_attention.cuh): of each head (PER_HEAD), or over
-// all queries and over all keys (WHOLE_WIDTH).
+// Norms of queries and keys in a decode step (decode_attention.cuh): of each head (PER_HEAD), or
+// over all queries and over all keys (WHOLE_WIDTH).
 #pragma once
 
 static_assert(QUERIES + 2 <= BATCH * WARPS, "staged where the outputs will be");

@@ -239,8 +239,8 @@ DEVICE float add_lanes(float row0, float row4, int lane) {
     return keep + __shfl_xor_sync(0xffffffffu, keep, 4);
 }
 
-// The sums over K of `count` tiles' rows, in parts of warps: partial[token][8 tile + row][part]. They are
-// functions of their own for each K, and not inlined: a step goes through all of its code once a
+// The sums over K of `count` tiles' rows, in parts of warps: partial[token][8 tile + row][part].
+// They are functions of their own for each K, and not inlined: a step goes through all of its code once a
 // layer, so code is read from the instruction cache or from memory.
 //
 // Teams of four warps, and the lines that a warp has in a slot.

@@ -103,12 +103,8 @@ impl CudaEngine {
     /// As [`CudaEngine::load_with`].
     pub(crate) fn load_on(gpu: Arc<Gpu>, source: &Source, options: &LoadOptions) -> Result<Self> {
         let code = limits::kv_cache(options.kv_cache)?;
-        let mut config = ModelConfig::of(source)?;
-        if let Some(max) = options.max_tokens {
-            config.max_positions = config.max_positions.min(max);
-        }
         let sms = gpu.sm_count() as usize;
-        limits::check(&config, sms)?;
+        let config = limits::config(source, options.max_tokens, sms)?;
         let in_one_kernel = beyond_one_kernel(&config, sms).is_empty();
         let kernels = Kernels::new(gpu.clone());
         let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);

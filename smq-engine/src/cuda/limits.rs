@@ -9,12 +9,30 @@ use smq_model::architecture::{
     Activation, Architecture, Biases, Multipliers, NormWeight, Norms, QkNorm, Rotations, SoftCaps,
     Windows,
 };
-use smq_model::{ModelConfig, NamedMatrix, RopeConfig, Tables};
+use smq_model::{ModelConfig, NamedMatrix, RopeConfig, Source, Tables};
 
 /// Elements of a head, of which there are kernels.
 const HEAD_DIMS: [usize; 5] = [32, 64, 96, 128, 256];
 /// Rows of every matrix are a multiple of this.
 const ROWS: usize = 8;
+
+/// The shape of a model whose sequences have at most `max_tokens` positions (by default those of the
+/// longest context), where a GPU of `sms` multiprocessors runs it.
+///
+/// # Errors
+/// As [`ModelConfig::of`] and [`check`].
+pub(super) fn config(
+    source: &Source,
+    max_tokens: Option<usize>,
+    sms: usize,
+) -> Result<ModelConfig> {
+    let mut config = ModelConfig::of(source)?;
+    if let Some(max) = max_tokens {
+        config.max_positions = config.max_positions.min(max);
+    }
+    check(&config, sms)?;
+    Ok(config)
+}
 
 /// Refuses a model that the kernels do not compute, on a GPU of `sms` multiprocessors.
 ///

@@ -16,7 +16,6 @@ use super::swiglu::{SwigluCut, fuses_bf16};
 use super::weights::{DeviceMatrix, DeviceModel, Format};
 use crate::error::Result;
 use crate::kv::KvCode;
-use smq_model::ModelConfig;
 use smq_model::Source;
 
 /// A kernel file and its macros.
@@ -31,11 +30,7 @@ pub const SMS: usize = 132;
 /// # Errors
 /// As [`CudaEngine::load`](super::CudaEngine::load), but for memory.
 pub fn kernels_of(source: &Source, max_tokens: Option<usize>, sms: usize) -> Result<Vec<Need>> {
-    let mut c = ModelConfig::of(source)?;
-    if let Some(max) = max_tokens {
-        c.max_positions = c.max_positions.min(max);
-    }
-    limits::check(&c, sms)?;
+    let c = limits::config(source, max_tokens, sms)?;
     let model = DeviceModel::sizes(source, &c)?;
     let mut list: Vec<Need> = vec![
         ("rows.cu", row_defines(&c, sms)),

@@ -76,8 +76,8 @@ pub(super) fn choice_defines() -> Defines {
     ]
 }
 
-/// Buffers of one sequence's step, f32 where not said otherwise. Those that hold a value for a row of
-/// activations have, for steps of several tokens, those of each token, one's behind the other's.
+/// Buffers of one sequence's step, f32 where not said otherwise. Those that hold a value for a row
+/// of activations have, for steps of several tokens, those of each token, one's behind the other's.
 #[derive(Debug)]
 pub struct State {
     /// i32: position, tokens chosen, token; whole steps done and choices made by the kernel of one

@@ -1,10 +1,12 @@
 //! Which engine runs many sequences, and how much it takes at once.
 
+use std::sync::Arc;
+
 use smq_model::Source;
 
 use super::batch::BatchEngine;
 use super::cpu::CpuBatch;
-use crate::cuda::{CudaBatch, CudaGuessing};
+use crate::cuda::{CudaBatch, CudaGuessing, Gpu};
 use crate::error::Result;
 use crate::kv::KvCacheFormat;
 use crate::load::Opening;
@@ -47,9 +49,9 @@ impl Default for BatchOptions {
     }
 }
 
-/// Loads a model onto a device for one sequence at a time whose tokens are guessed. On a GPU they are
-/// bit for bit those of [`load`](crate::load::load)'s engine where the model has steps with guesses,
-/// and otherwise, and on a CPU, those of [`load_batch`].
+/// Loads a model onto a device for one sequence at a time whose tokens are guessed. On a GPU they
+/// are bit for bit those of [`load`](crate::load::load)'s engine where the model has steps with
+/// guesses, and otherwise, and on a CPU, those of [`load_batch`].
 ///
 /// # Errors
 /// As [`load_batch`].
@@ -58,13 +60,13 @@ pub fn load_guessing<'s>(
     device: impl Into<Opening>,
     options: &BatchOptions,
 ) -> Result<Box<dyn BatchEngine + 's>> {
-    let Some(gpu) = device.into().finish()? else {
-        return Ok(Box::new(CpuBatch::load(source, options)?));
-    };
-    match CudaGuessing::load_on(&gpu, source, options)? {
-        Some(engine) => Ok(Box::new(engine)),
-        None => Ok(Box::new(CudaBatch::load_on(gpu, source, options)?)),
+    let gpu = device.into().finish()?;
+    if let Some(gpu) = &gpu
+        && let Some(engine) = CudaGuessing::load_on(gpu, source, options)?
+    {
+        return Ok(Box::new(engine));
     }
+    load_on(gpu, source, options)
 }
 
 /// Loads a model onto a device for many sequences at once.
@@ -76,7 +78,16 @@ pub fn load_batch<'s>(
     device: impl Into<Opening>,
     options: &BatchOptions,
 ) -> Result<Box<dyn BatchEngine + 's>> {
-    match device.into().finish()? {
+    load_on(device.into().finish()?, source, options)
+}
+
+/// On the CPU where there is no GPU.
+fn load_on<'s>(
+    gpu: Option<Arc<Gpu>>,
+    source: &'s Source,
+    options: &BatchOptions,
+) -> Result<Box<dyn BatchEngine + 's>> {
+    match gpu {
         Some(gpu) => Ok(Box::new(CudaBatch::load_on(gpu, source, options)?)),
         None => Ok(Box::new(CpuBatch::load(source, options)?)),
     }

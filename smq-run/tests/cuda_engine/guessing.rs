@@ -20,8 +20,8 @@ use crate::{Outcome, none};
 /// Tokens of a text of [`short_requests`].
 const NEW: usize = 24;
 
-/// Greedy texts and drawn ones behind prompts about the 1024 tokens from which on more blocks share a
-/// head, and about a tile's and a window's end.
+/// Greedy texts and drawn ones behind prompts about the 1024 tokens from which on more blocks share
+/// a head, and about a tile's and a window's end.
 fn short_requests(vocab: u32) -> Vec<Request> {
     let tokens = any_tokens(1100, vocab);
     let drawn = r#"{"do_sample": true, "temperature": 0.9, "top_k": 50}"#;

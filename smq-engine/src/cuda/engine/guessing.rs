@@ -1,5 +1,6 @@
 //! Steps of one sequence that compute a guess, too: the engine as a scheduler drives it that has
-//! its next tokens guessed. What it chooses is bit for bit what [`CudaEngine`] chooses without guesses.
+//! its next tokens guessed. What it chooses is bit for bit what [`CudaEngine`] chooses without
+//! guesses.
 
 use std::sync::Arc;
 
@@ -83,12 +84,8 @@ impl CudaGuessing {
         source: &Source,
         options: &BatchOptions,
     ) -> Result<Option<Self>> {
-        let mut config = ModelConfig::of(source)?;
-        if let Some(max) = options.max_tokens {
-            config.max_positions = config.max_positions.min(max);
-        }
         let sms = gpu.sm_count() as usize;
-        limits::check(&config, sms)?;
+        let config = limits::config(source, options.max_tokens, sms)?;
         let sizes = DeviceModel::sizes(source, &config)?;
         let in_one_kernel = beyond_one_kernel(&config, sms).is_empty();
         // Where its scratch leaves the ring no room there is none.

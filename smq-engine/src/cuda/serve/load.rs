@@ -22,7 +22,7 @@ use crate::cuda::upload::Staging;
 use crate::cuda::weights::DeviceModel;
 use crate::error::{Error, Result};
 use crate::serve::BatchOptions;
-use smq_model::{ModelConfig, Source};
+use smq_model::Source;
 
 /// Memory that is left to the driver and to libraries, bytes.
 const LEFT_FREE: usize = 1 << 30;
@@ -44,14 +44,11 @@ impl CudaBatch {
     /// As [`CudaBatch::load`].
     pub(crate) fn load_on(gpu: Arc<Gpu>, source: &Source, options: &BatchOptions) -> Result<Self> {
         let code = limits::kv_cache(options.kv_cache)?;
-        let mut config = ModelConfig::of(source)?;
-        if let Some(max) = options.max_tokens {
-            config.max_positions = config.max_positions.min(max);
-        }
-        limits::check(&config, gpu.sm_count() as usize)?;
+        let sms = gpu.sm_count() as usize;
+        let config = limits::config(source, options.max_tokens, sms)?;
         limits::pages(&config, code)?;
         if options.fast_nondeterministic {
-            limits::alone(&config, gpu.sm_count() as usize)?;
+            limits::alone(&config, sms)?;
         }
         let kernels = Kernels::new(gpu.clone());
         let bytes = usize::try_from(source.file_bytes()).unwrap_or(usize::MAX);

@@ -170,8 +170,8 @@ fn check(
     }
 }
 
-/// The combinations that may leave a ring too few slots to tell them apart, of a wide MLP and with a
-/// large vocabulary in the same format: f32 scales of groups of 32, and with two tokens, whose sums
+/// The combinations that may leave a ring too few slots to tell them apart, of a wide MLP and with
+/// a large vocabulary in the same format: f32 scales of groups of 32, and with two tokens, whose sums
 /// of 128,256 logits take 94 KB, wide scales and NF4's tables.
 fn widest(name: &str, format: Format, tokens: usize) -> bool {
     let widest_scales = matches!(
